@@ -1,0 +1,52 @@
+"""scshards: tokenized single cells in WebDataset shards, streamed into training.
+
+Names are loaded on first use, so that `import scshards` loads neither torch nor anndata.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from scshards._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from scshards.base.errors import ScshardsError as ScshardsError
+    from scshards.cells.batch import Batch as Batch
+    from scshards.cells.vocab import Vocab as Vocab
+    from scshards.pack.run import PackOptions as PackOptions
+    from scshards.pack.run import pack as pack
+    from scshards.pack.verify import verify as verify
+    from scshards.shards.codec import Cell as Cell
+    from scshards.shards.codec import decode_cell as decode_cell
+    from scshards.shards.codec import encode_cell as encode_cell
+    from scshards.shards.shardset import ShardSet as ShardSet
+    from scshards.stream.loader import CellLoader as CellLoader
+
+_HOME = {
+    "Batch": "cells.batch",
+    "Cell": "shards.codec",
+    "CellLoader": "stream.loader",
+    "PackOptions": "pack.run",
+    "ScshardsError": "base.errors",
+    "ShardSet": "shards.shardset",
+    "Vocab": "cells.vocab",
+    "decode_cell": "shards.codec",
+    "encode_cell": "shards.codec",
+    "pack": "pack.run",
+    "verify": "pack.verify",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'scshards' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"scshards.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

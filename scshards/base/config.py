@@ -1,0 +1,142 @@
+"""Dataclasses from TOML and `key=value`: unknown keys are refused with the nearest name.
+
+    file.toml --read_toml--> dict --override(["a.b=c"])--> dict --build(cls)--> frozen dataclass
+
+A config class is a frozen, keyword-only dataclass beside what it configures and checks itself in
+`__post_init__`, raising ConfigError. Called by train and the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from scshards.base.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The tables of a TOML file as a dict; ConfigError when it is absent or malformed."""
+    try:
+        with Path(path).open("rb") as f:
+            return tomllib.load(f)
+    except FileNotFoundError:
+        raise ConfigError("the config file does not exist", where=path) from None
+    except OSError as e:
+        raise ConfigError(f"the config file can't be read: {e.strerror}", where=path) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ConfigError(f"the config file is not valid TOML: {e}", where=path) from None
+
+
+def override(tables: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """A copy of `tables` with each `a.b=value` set; values are TOML, or else plain strings."""
+    out: dict[str, Any] = json.loads(json.dumps(tables))
+    for setting in settings:
+        name, eq, text = setting.partition("=")
+        if not eq or not name.strip():
+            raise ConfigError(
+                f"--set takes key=value, not {setting!r}", advice="for example --set optim.lr=1e-4"
+            )
+        at = out
+        *path, last = name.strip().split(".")
+        for part in path:
+            at = at.setdefault(part, {})
+            if not isinstance(at, dict):
+                raise ConfigError(f"{part!r} is a value, not a table", where=f"--set {setting}")
+        at[last] = _value(text.strip())
+    return out
+
+
+def build(cls: type[T], tables: Mapping[str, Any], where: str = "config") -> T:
+    """An instance of the dataclass `cls` from nested dicts.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown key (with the nearest known one), a value of another type, or whatever the
+        class itself refuses.
+    """
+    assert dataclasses.is_dataclass(cls)
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    values: dict[str, Any] = {}
+    for name, value in tables.items():
+        if name not in known:
+            raise ConfigError(
+                f"unknown key {name!r}", where=where, advice=did_you_mean(name, known)
+            )
+        values[name] = _convert(hints[name], value, f"{where}.{name}")
+    try:
+        return typing.cast(T, cls(**values))
+    except TypeError as e:
+        raise ConfigError(f"incomplete: {e}", where=where) from None
+
+
+def as_tables(config: Any) -> dict[str, Any]:
+    """The dataclass as plain nested dicts, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A line of advice that names the nearest known names, or all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(repr(n) for n in near) + "?"
+    shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    return f"known names: {shown}"
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        options = tuple(o for o in options if o is not type(None))
+        for option in options:
+            try:
+                return _convert(option, value, where)
+            except ConfigError:
+                if option is options[-1]:
+                    raise
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"a table is needed, not {value!r}", where=where)
+        return build(hint, value, where)
+    if origin is typing.Literal:
+        allowed = typing.get_args(hint)
+        if value not in allowed:
+            raise ConfigError(
+                f"{value!r} is not one of {', '.join(map(repr, allowed))}", where=where
+            )
+        return value
+    if origin is tuple:
+        item = typing.get_args(hint)[0]
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"a list is needed, not {value!r}", where=where)
+        return tuple(_convert(item, v, where) for v in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is bool or isinstance(value, bool):
+        ok = hint is bool and isinstance(value, bool)
+    else:
+        ok = isinstance(value, hint) if isinstance(hint, type) else True
+    if not ok:
+        raise ConfigError(f"{value!r} is not a {getattr(hint, '__name__', hint)}", where=where)
+    return value

@@ -1,0 +1,221 @@
+"""Files and objects behind one face: local paths and any fsspec URL (s3://, ...).
+
+A `Storage` is a root; every path given to it is relative to that root. Writes are atomic: a reader
+sees the whole file or none. Errors come out as StorageError and never carry credentials. This is
+the only module that knows fsspec. Called by shards, pack, stream and train.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from scshards.base.errors import ConfigError, StorageError
+
+_SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(::|://)")
+
+
+class Storage:
+    """A root folder on disk or a prefix in an object store.
+
+    Parameters
+    ----------
+    url
+        A local path or an fsspec URL such as ``s3://bucket/prefix``.
+    options
+        What the fsspec file system is made with. For S3, endpoint, region and credentials come from
+        the usual AWS environment variables and profiles when they are not given here.
+    """
+
+    def __init__(self, url: str | os.PathLike[str], options: Mapping[str, Any] | None = None):
+        self.url = os.fspath(url)
+        self.options = dict(options or {})
+        self.is_local = is_local(self.url)
+        self._fs: Any
+        if self.is_local:
+            path = self.url.removeprefix("file://")
+            self._root = str(Path(path).expanduser().absolute())
+            self._fs = None
+        else:
+            import fsspec
+
+            with _translated(redact(self.url)):
+                try:
+                    self._fs, self._root = fsspec.core.url_to_fs(self.url, **self.options)
+                except (ValueError, ImportError, TypeError) as e:
+                    raise StorageError(
+                        f"no file system for this address: {e}",
+                        where=redact(self.url),
+                        advice="give a local path or an fsspec URL such as s3://bucket/prefix",
+                    ) from None
+                # A listing that was cached before somebody else wrote would hide new files.
+                self._fs.use_listings_cache = False
+        self._root = self._root.rstrip("/") or "/"
+
+    def at(self, path: str) -> str:
+        """The full address of a relative path, without credentials, for messages."""
+        root = redact(self.url).rstrip("/")
+        return f"{root}/{path}" if path else root
+
+    def child(self, path: str) -> Storage:
+        """The same store, rooted one or more folders further down."""
+        return Storage(f"{self.url.rstrip('/')}/{path}", self.options)
+
+    def exists(self, path: str) -> bool:
+        with _translated(self.at(path)):
+            if self.is_local:
+                return Path(self._full(path)).exists()
+            self._fs.invalidate_cache()
+            return bool(self._fs.exists(self._full(path)))
+
+    def list(self, path: str = "") -> list[str]:
+        """Relative paths of all files below `path`, sorted; empty when there is none."""
+        full = self._full(path)
+        with _translated(self.at(path)):
+            if self.is_local:
+                root = Path(self._root)
+                found = (p for p in Path(full).rglob("*") if p.is_file())
+                return sorted(p.relative_to(root).as_posix() for p in found)
+            self._fs.invalidate_cache()
+            try:
+                names = self._fs.find(full)
+            except FileNotFoundError:
+                return []
+            return sorted(n[len(self._root) :].lstrip("/") for n in names)
+
+    def size(self, path: str) -> int:
+        with _translated(self.at(path)):
+            if self.is_local:
+                return Path(self._full(path)).stat().st_size
+            return int(self._fs.size(self._full(path)))
+
+    def read(self, path: str, start: int = 0, end: int | None = None) -> bytes:
+        """The bytes [start, end) of a file; StorageError when fewer are there."""
+        with _translated(self.at(path)):
+            if self.is_local:
+                with Path(self._full(path)).open("rb") as f:
+                    f.seek(start)
+                    data = f.read() if end is None else f.read(end - start)
+            else:
+                data = self._fs.cat_file(self._full(path), start=start or None, end=end)
+        if end is not None and len(data) != end - start:
+            raise StorageError(
+                f"the file ends early: {len(data)} bytes instead of {end - start} from byte {start}",
+                where=self.at(path),
+                advice="it is truncated or was overwritten; run scshards verify on its shard set",
+            )
+        return data
+
+    def open(self, path: str = "") -> BinaryIO:
+        """A seekable binary file for reading; remote files are read in ranges as needed."""
+        with _translated(self.at(path)):
+            if self.is_local:
+                return Path(self._full(path)).open("rb")
+            return self._fs.open(self._full(path), "rb")  # type: ignore[no-any-return]
+
+    def write(self, path: str, data: bytes | memoryview) -> None:
+        """Publish `data` at `path`: all of it or nothing, replacing what was there."""
+        full = self._full(path)
+        with _translated(self.at(path)):
+            if not self.is_local:
+                self._fs.pipe_file(full, bytes(data))
+                return
+            target = Path(full)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+            try:
+                with os.fdopen(handle, "wb") as f:
+                    f.write(data)
+                    f.flush()
+                    os.fsync(f.fileno())
+                Path(temporary).chmod(0o644)  # mkstemp makes it 0600
+                os.replace(temporary, target)  # noqa: PTH105
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+
+    def remove(self, path: str) -> None:
+        """Delete a file; nothing happens when it is not there."""
+        with _translated(self.at(path)):
+            if self.is_local:
+                Path(self._full(path)).unlink(missing_ok=True)
+            elif self._fs.exists(self._full(path)):
+                self._fs.rm_file(self._full(path))
+
+    def remove_tree(self, path: str) -> None:
+        """Delete everything below `path`, folders too."""
+        with _translated(self.at(path)):
+            if self.is_local:
+                shutil.rmtree(self._full(path), ignore_errors=False)
+            else:
+                self._fs.rm(self._full(path), recursive=True)
+
+    def _full(self, path: str) -> str:
+        return f"{self._root.rstrip('/')}/{path}" if path else self._root
+
+
+def is_local(url: str) -> bool:
+    """Whether an address is a plain path (or file://) and not a URL of some store."""
+    return url.startswith("file://") or not _SCHEME.match(url)
+
+
+def redact(url: str) -> str:
+    """The address without a user and password in it and without query parameters."""
+    url = re.sub(r"(://)[^/@]*@", r"\1", url)
+    return url if is_local(url) else url.partition("?")[0]
+
+
+def parse_options(text: str | None) -> dict[str, Any]:
+    """`--storage-options JSON` as a dict."""
+    if not text:
+        return {}
+    try:
+        options = json.loads(text)
+    except json.JSONDecodeError as e:
+        # The text may hold a secret: say where it breaks, not what it says.
+        raise ConfigError(
+            f"--storage-options is not valid JSON (at character {e.pos})",
+            advice="for example --storage-options '{\"anon\": true}'",
+        ) from None
+    if not isinstance(options, dict):
+        raise ConfigError("--storage-options takes a JSON object")
+    return options
+
+
+@contextlib.contextmanager
+def _translated(where: str) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except FileNotFoundError:
+        raise StorageError(
+            "no such file or bucket", where=where, advice="check the address"
+        ) from None
+    except PermissionError:
+        raise StorageError(
+            "access denied",
+            where=where,
+            advice="check the permissions, or the AWS credentials and endpoint in the environment",
+        ) from None
+    except OSError as e:
+        raise StorageError(
+            f"the storage failed: {e.strerror or type(e).__name__}", where=where
+        ) from e
+    except Exception as e:
+        # botocore's and aiohttp's errors are not OSErrors; their class name is all that is
+        # certain to be free of credentials.
+        if type(e).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
+            raise StorageError(
+                f"the object store failed: {type(e).__name__}",
+                where=where,
+                advice="check endpoint, region and credentials (AWS_* variables or a profile)",
+            ) from None
+        raise

@@ -55,7 +55,7 @@ def draws(key: int, counters: NDArray[np.integer]) -> NDArray[np.uint64]:
 
 def uniforms(key: int, counters: NDArray[np.integer]) -> NDArray[np.float64]:
     """A float64 in [0, 1) for each counter, from the top 53 bits of its draw."""
-    return (draws(key, counters) >> np.uint64(11)) * (1.0 / (1 << 53))
+    return (draws(key, counters) >> np.uint64(11)).astype(np.float64) / (1 << 53)
 
 
 def permutation(key: int, n: int) -> NDArray[np.int64]:

@@ -118,7 +118,7 @@ class Storage:
         with _translated(self.at(path)):
             if self.is_local:
                 return Path(self._full(path)).open("rb")
-            return self._fs.open(self._full(path), "rb")  # type: ignore[no-any-return]
+            return self._fs.open(self._full(path), "rb")
 
     def write(self, path: str, data: bytes | memoryview) -> None:
         """Publish `data` at `path`: all of it or nothing, replacing what was there."""

@@ -1,0 +1,200 @@
+"""Rows of a count matrix -> tokenized cells: match genes, check values, drop zeros, order by id.
+
+    columns --match_genes--> GeneMatch     CSR rows --tokenize_rows(match)--> TokenRows
+
+Called by pack (for shards) and train.embed (for files). The kernel walks each row once: values are
+put at their token in a dense scratch row and read back along a bit set, so ids come out ascending
+and columns that share a token are added up, without sorting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base.errors import ValueKindError
+from scshards.cells import kernels
+from scshards.cells.vocab import Vocab
+
+ValueKind = Literal["counts", "float"]
+
+_FAULTS = {
+    kernels.NEGATIVE: "is negative",
+    kernels.NAN: "is not a number (NaN)",
+    kernels.INFINITE: "is infinite",
+    kernels.FRACTION: "is not a whole number",
+    kernels.HUGE: "is too large for a count (2^63 or more)",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeneMatch:
+    """How the gene columns of one matrix map to a vocabulary.
+
+    Attributes
+    ----------
+    tokens
+        int32 [columns]: the token id of each column, -1 when it is not in the vocabulary.
+    n_tokens
+        Size of the vocabulary.
+    matched, unmatched, merged
+        Columns with a token; without one; and, of the matched, those whose token an earlier
+        column has already.
+    unmatched_names
+        The first names without a token, for messages.
+    """
+
+    tokens: NDArray[np.int32]
+    n_tokens: int
+    matched: int
+    unmatched: int
+    merged: int
+    unmatched_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenRows:
+    """Tokenized cells, CSR-like: row i is the slice indptr[i]:indptr[i + 1].
+
+    Attributes
+    ----------
+    indptr
+        int64 [rows + 1].
+    genes
+        int32 [values]: token ids, ascending within a row.
+    values
+        uint64 (counts) or float32 (float) [values], never zero.
+    unmatched_values
+        How many non-zero values lay in columns without a token.
+    """
+
+    indptr: NDArray[np.int64]
+    genes: NDArray[np.int32]
+    values: NDArray[Any]
+    unmatched_values: int
+
+    def __len__(self) -> int:
+        return len(self.indptr) - 1
+
+
+def match_genes(names: Sequence[str], vocab: Vocab) -> GeneMatch:
+    """Look every column's gene up in the vocabulary."""
+    tokens = vocab.ids(names)
+    known = tokens[tokens >= 0]
+    missing = np.flatnonzero(tokens < 0)
+    return GeneMatch(
+        tokens=tokens,
+        n_tokens=len(vocab),
+        matched=len(known),
+        unmatched=len(missing),
+        merged=len(known) - len(np.unique(known)),
+        unmatched_names=tuple(str(names[i]) for i in missing[:10]),
+    )
+
+
+def tokenize_rows(
+    indptr: NDArray[np.integer],
+    indices: NDArray[np.integer],
+    data: NDArray[Any],
+    match: GeneMatch,
+    kind: ValueKind,
+    *,
+    first_row: int = 0,
+    where: object = None,
+) -> TokenRows:
+    """Tokenize CSR rows; column indices may be unsorted and repeated.
+
+    Parameters
+    ----------
+    indptr, indices, data
+        The rows; `data` of any numeric dtype.
+    match
+        Of the matrix these rows come from.
+    kind
+        "counts" wants whole numbers and adds up columns that share a token; "float" keeps
+        float32 values.
+    first_row, where
+        Row number of the first row and name of the matrix, for messages.
+
+    Raises
+    ------
+    ValueKindError
+        For a negative, NaN or infinite value, a fraction under "counts", or, under "float", two
+        values of one cell for one token. Values in unmatched columns are checked too.
+    """
+    data = _plain_dtype(data, first_row, where)
+    indptr = np.ascontiguousarray(indptr, np.int64)
+    indices = np.ascontiguousarray(indices, np.int32)
+    assert len(indices) == len(data) == indptr[-1] - indptr[0]
+    counts = kind == "counts"
+    genes = np.empty(len(data), np.int32)
+    values = np.empty(len(data), np.uint64 if counts else np.float32)
+    out_indptr = np.empty(len(indptr), np.int64)
+    scratch = np.zeros(match.n_tokens, values.dtype)
+    bits = np.zeros((match.n_tokens + 63) // 64, np.uint64)
+    fault, row, at, unmatched, repeated_row = kernels.tokenize(
+        indptr, indices, data, match.tokens, counts, scratch, bits, out_indptr, genes, values
+    )
+    if fault:
+        value, column = data[at], int(indices[at])
+        raise ValueKindError(
+            f"the value {value} {_FAULTS[fault]}",
+            where=f"{where}: row {first_row + row}, column {column}",
+            advice=_value_advice(fault),
+        )
+    if repeated_row >= 0 and not counts:
+        raise ValueKindError(
+            "two columns of one cell share a token, and only counts can be added up",
+            where=f"{where}: row {first_row + repeated_row}",
+            advice="make the gene names unique, or pack the counts instead",
+        )
+    m = int(out_indptr[-1])
+    return TokenRows(
+        indptr=out_indptr, genes=genes[:m], values=values[:m], unmatched_values=int(unmatched)
+    )
+
+
+def dense_to_csr(
+    block: NDArray[Any],
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[Any]]:
+    """indptr int64, indices int32 and data of a dense block [rows, columns]; NaN is non-zero."""
+    rows, columns = np.nonzero(block)
+    indptr = np.zeros(block.shape[0] + 1, np.int64)
+    np.cumsum(np.bincount(rows, minlength=block.shape[0]), out=indptr[1:])
+    return indptr, columns.astype(np.int32), block[rows, columns]
+
+
+def _value_advice(fault: int) -> str:
+    if fault == kernels.FRACTION:
+        return (
+            "choose the matrix that holds counts with --layer NAME or --raw, or keep the values as "
+            "they are with --values float"
+        )
+    if fault == kernels.NEGATIVE:
+        return "scaled data can't be packed: choose the matrix that holds counts (--layer, --raw)"
+    return "repair the matrix, or choose another with --layer or --raw"
+
+
+def _plain_dtype(data: NDArray[Any], first_row: int, where: object) -> NDArray[Any]:
+    """The values as one of four dtypes, so that four kernels are compiled and not twelve."""
+    if data.dtype.kind == "b" or (data.dtype.kind in "iu" and data.dtype.itemsize < 4):
+        return np.ascontiguousarray(data, np.int32)
+    if data.dtype.kind == "u":
+        if data.dtype.itemsize == 8 and len(data) and int(data.max()) >= 1 << 63:
+            raise ValueKindError(
+                f"the value {int(data.max())} {_FAULTS[kernels.HUGE]}",
+                where=f"{where}: at or after row {first_row}",
+            )
+        return np.ascontiguousarray(data, np.int64)
+    if data.dtype.kind == "f" and data.dtype.itemsize == 2:
+        return np.ascontiguousarray(data, np.float32)
+    if data.dtype.kind in "if":
+        # A native, contiguous copy only where the stored one is not.
+        return np.ascontiguousarray(data, data.dtype.newbyteorder("="))
+    raise ValueKindError(
+        f"values of dtype {data.dtype} are not numbers", where=where, advice="choose another matrix"
+    )

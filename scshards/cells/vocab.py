@@ -1,0 +1,158 @@
+"""The vocabulary: gene <-> token id, special tokens, fingerprint. File format: scGPT's vocab.json.
+
+Ids are 0 .. n-1 without gaps. Called by pack (matching), stream (`<cls>`, `<pad>`), train, the CLI.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base.errors import VocabError
+
+PAD, CLS, EOC = "<pad>", "<cls>", "<eoc>"
+SPECIALS = (PAD, CLS, EOC)
+"""scGPT's special tokens, appended in this order when a vocabulary lacks them."""
+
+
+class Vocab:
+    """An immutable mapping of tokens to ids 0 .. n-1.
+
+    Parameters
+    ----------
+    tokens
+        All tokens in the order of their ids, special tokens included or not.
+
+    Raises
+    ------
+    VocabError
+        When a token appears twice or is not a non-empty string.
+    """
+
+    def __init__(self, tokens: Iterable[str], *, where: object = None) -> None:
+        self._tokens = tuple(tokens)
+        self._ids = {t: i for i, t in enumerate(self._tokens)}
+        if len(self._ids) != len(self._tokens):
+            seen: set[str] = set()
+            twice = next(t for t in self._tokens if t in seen or seen.add(t))  # type: ignore[func-returns-value]
+            raise VocabError(f"the token {twice!r} appears twice", where=where)
+        if not self._tokens:
+            raise VocabError("the vocabulary is empty", where=where)
+        if not all(isinstance(t, str) and t for t in self._tokens):
+            raise VocabError("every token must be a non-empty string", where=where)
+        self._fingerprint: str | None = None
+
+    @classmethod
+    def from_genes(cls, genes: Iterable[str]) -> Vocab:
+        """A vocabulary of distinct genes in alphabetical order, special tokens appended."""
+        return cls(sorted(set(genes) - set(SPECIALS))).with_specials()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Vocab:
+        """Read a `{token: id}` JSON file, in any order of its entries; ids stay as they are."""
+        try:
+            data = Path(path).read_bytes()
+        except FileNotFoundError:
+            raise VocabError("the vocabulary file does not exist", where=path) from None
+        except OSError as e:
+            raise VocabError(f"the vocabulary can't be read: {e.strerror}", where=path) from None
+        return cls.from_json(data, where=path)
+
+    @classmethod
+    def from_json(cls, data: bytes | str, *, where: object = None) -> Vocab:
+        """Parse the text of a vocabulary file; VocabError says what is wrong with it."""
+        try:
+            mapping = json.loads(data)
+        except (json.JSONDecodeError, UnicodeDecodeError) as e:
+            raise VocabError(f"the vocabulary is not valid JSON: {e}", where=where) from None
+        if not isinstance(mapping, dict):
+            raise VocabError("a vocabulary is a JSON object {token: id}", where=where)
+        return cls.from_dict(mapping, where=where)
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, int], *, where: object = None) -> Vocab:
+        """From `{token: id}`; the ids must be 0 .. n-1, each once."""
+        # A token given twice collapses into one entry and leaves a gap in the ids, so it is caught.
+        if any(type(i) is not int for i in mapping.values()):
+            token = next(t for t, i in mapping.items() if type(i) is not int)
+            raise VocabError(f"the id of {token!r} is no integer: {mapping[token]!r}", where=where)
+        tokens = sorted(mapping, key=mapping.__getitem__)
+        for expected, token in enumerate(tokens):
+            if mapping[token] != expected:
+                raise VocabError(
+                    f"no token has the id {expected}; {token!r} has {mapping[token]}",
+                    where=where,
+                    advice="ids must be consecutive integers from 0, each used once",
+                )
+        return cls(tokens, where=where)
+
+    def with_specials(self) -> Vocab:
+        """This vocabulary with `<pad>`, `<cls>` and `<eoc>` appended where missing, as scGPT does."""
+        missing = [t for t in SPECIALS if t not in self._ids]
+        return Vocab(self._tokens + tuple(missing)) if missing else self
+
+    def to_dict(self) -> dict[str, int]:
+        """`{token: id}` in the order of the ids."""
+        return dict(self._ids)
+
+    def to_json(self) -> bytes:
+        """The file's bytes: one entry a line, in the order of the ids."""
+        return json.dumps(self._ids, indent=0, ensure_ascii=False).encode() + b"\n"
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        return self._tokens
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the tokens in id order, each as UTF-8 and a newline; 64 hex digits."""
+        if self._fingerprint is None:
+            text = "".join(f"{t}\n" for t in self._tokens)
+            self._fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        return self._fingerprint
+
+    @property
+    def pad_id(self) -> int:
+        return self._special(PAD)
+
+    @property
+    def cls_id(self) -> int:
+        return self._special(CLS)
+
+    def ids(self, genes: Iterable[str]) -> NDArray[np.int32]:
+        """The id of each gene, int32; -1 where unknown. Special tokens are no genes: -1 too."""
+        get = self._ids.get
+        special = {t for t in SPECIALS if t in self._ids}
+        return np.fromiter((-1 if g in special else get(g, -1) for g in genes), dtype=np.int32)
+
+    def __getitem__(self, token: str) -> int:
+        return self._ids[token]
+
+    def __contains__(self, token: object) -> bool:
+        return token in self._ids
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocab) and self._tokens == other._tokens
+
+    def __hash__(self) -> int:
+        return hash(self._tokens)
+
+    def __repr__(self) -> str:
+        return f"Vocab({len(self)} tokens, {self.fingerprint[:12]})"
+
+    def _special(self, token: str) -> int:
+        if token not in self._ids:
+            raise VocabError(
+                f"the vocabulary has no {token} token",
+                advice="add the special tokens with `scshards vocab import FILE -o NEW`",
+            )
+        return self._ids[token]

@@ -1,0 +1,190 @@
+"""Cell <-> bytes: the payload of one tar member (format 1, docs/format.md).
+
+A member is the msgpack map {"n", "genes", "values"[, "labels"]} in this order, every item in its
+shortest form. `encode_rows` makes many members at once for pack; `decode_cell` reads one for people
+and tests. The stream reads members with `shards.kernels` directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base.errors import FormatError
+from scshards.cells.tokenizer import TokenRows, ValueKind
+from scshards.shards import kernels
+
+EXTENSION = "cell.msgpack"
+
+STATUS = {
+    kernels.BAD_STRUCTURE: "the member is not a cell of format 1",
+    kernels.BAD_VARINT: "a varint is cut short or overlong",
+    kernels.BAD_ORDER: "gene ids do not ascend",
+    kernels.ID_TOO_LARGE: "a gene id is outside the vocabulary",
+    kernels.BAD_COUNT: "the number of genes or values differs from n",
+}
+"""What a kernel's status code means."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One decoded cell.
+
+    Attributes
+    ----------
+    genes
+        int32 [n]: token ids, ascending.
+    values
+        uint64 [n] counts, or float32 [n].
+    labels
+        {column: category code, or number}; empty when the shard set keeps none.
+    """
+
+    genes: NDArray[np.int32]
+    values: NDArray[Any]
+    labels: dict[str, int | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelColumn:
+    """One obs column of a block of cells: int64 codes (-1 missing) or float64 numbers (NaN missing)."""
+
+    name: str
+    values: NDArray[Any]
+
+    @property
+    def is_number(self) -> bool:
+        return bool(self.values.dtype.kind == "f")
+
+
+def encode_rows(
+    rows: TokenRows, labels: Sequence[LabelColumn] = ()
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The members of a block of cells.
+
+    Parameters
+    ----------
+    rows
+        Tokenized cells, counts (uint64) or float32.
+    labels
+        Columns of as many values as there are cells.
+
+    Returns
+    -------
+    payload uint8, and ends int64 [cells]: cell i is payload[ends[i - 1]:ends[i]].
+    """
+    n = len(rows)
+    assert all(len(c.values) == n for c in labels)
+    codes = np.full((n, len(labels)), -1, np.int64)
+    numbers = np.zeros((n, len(labels)), np.uint64)
+    is_number = np.array([c.is_number for c in labels], np.bool_)
+    for j, column in enumerate(labels):
+        if column.is_number:
+            numbers[:, j] = np.ascontiguousarray(column.values, np.float64).view(np.uint64)
+        else:
+            codes[:, j] = column.values
+    names = [msgpack.packb(c.name) for c in labels]
+    name_ends = np.cumsum([len(b) for b in names], dtype=np.int64)
+    names_flat = np.frombuffer(b"".join(names), np.uint8)
+
+    if rows.values.dtype == np.uint64:
+        counts, raw = rows.values, np.zeros(0, np.uint8)
+        value_bytes = _varint_bytes(int(counts.max()) if len(counts) else 0)
+    else:
+        counts = np.zeros(0, np.uint64)
+        raw = np.ascontiguousarray(rows.values, np.dtype("<f4")).view(np.uint8)
+        value_bytes = 4
+    gene_bytes = _varint_bytes(int(rows.genes.max()) if len(rows.genes) else 0)
+    bound = len(rows.genes) * (gene_bytes + value_bytes) + n * (
+        64 + len(names_flat) + 9 * len(labels)
+    )
+    payload = np.empty(bound, np.uint8)
+    ends = np.empty(n, np.int64)
+    size = kernels.encode_members(
+        rows.indptr, rows.genes, counts, raw, names_flat, name_ends, codes, numbers, is_number,
+        payload, ends,
+    )  # fmt: skip
+    assert size <= bound
+    return payload[:size], ends
+
+
+def encode_cell(
+    genes: Sequence[int] | NDArray[np.integer],
+    values: Sequence[float] | NDArray[Any],
+    labels: Mapping[str, int | float] | None = None,
+    *,
+    kind: ValueKind = "counts",
+) -> bytes:
+    """The member of one cell; genes must ascend. For tests and small tools: pack encodes blocks."""
+    ids = np.asarray(genes, np.int32)
+    if ids.ndim != 1 or len(ids) != len(values):
+        raise FormatError(f"{len(ids)} genes but {len(values)} values")
+    if len(ids) and (ids[0] < 0 or (np.diff(ids) <= 0).any()):
+        raise FormatError("gene ids must ascend", advice="sort them, and add up repeated genes")
+    rows = TokenRows(
+        indptr=np.array([0, len(ids)], np.int64),
+        genes=ids,
+        values=np.asarray(values, np.uint64 if kind == "counts" else np.float32),
+        unmatched_values=0,
+    )
+    columns = [
+        LabelColumn(name=k, values=np.array([v], np.float64 if isinstance(v, float) else np.int64))
+        for k, v in (labels or {}).items()
+    ]
+    return bytes(encode_rows(rows, columns)[0])
+
+
+def decode_cell(payload: bytes, *, kind: ValueKind = "counts", where: object = None) -> Cell:
+    """The cell in a member's bytes.
+
+    Parameters
+    ----------
+    payload
+        The bytes of one `*.cell.msgpack` member.
+    kind
+        "counts" or "float", as the manifest's `values.kind` says.
+    where
+        Named in an error: the shard and key.
+
+    Raises
+    ------
+    FormatError
+        When the bytes are not a cell of format 1.
+    """
+    src = np.frombuffer(payload, np.uint8)
+    fields = np.zeros(kernels.MEMBER_FIELDS, np.int64)
+    check_status(kernels.parse_member(src, 0, len(src), fields), where)
+    n, g0, g1, v0, v1, labels_at = (int(x) for x in fields)
+    genes = np.empty(n, np.int32)
+    check_status(kernels.decode_genes(src, g0, g1, n, 1 << 31, genes), where)
+    values: NDArray[Any]
+    if kind == "counts":
+        values = np.empty(n, np.uint64)
+        check_status(kernels.decode_counts(src, v0, v1, n, values), where)
+    else:
+        check_status(kernels.OK if v1 - v0 == 4 * n else kernels.BAD_COUNT, where)
+        values = np.frombuffer(payload, "<f4", n, v0).astype(np.float32)
+    labels = {}
+    if labels_at >= 0:
+        try:
+            labels = msgpack.unpackb(payload[labels_at:])
+        except (msgpack.UnpackException, ValueError):
+            check_status(kernels.BAD_STRUCTURE, where)
+    return Cell(genes=genes, values=values, labels=labels)
+
+
+def check_status(status: int, where: object) -> None:
+    """Raise the FormatError that a kernel's status stands for."""
+    if status != kernels.OK:
+        raise FormatError(
+            STATUS[status], where=where, advice="run scshards verify on the shard set"
+        )
+
+
+def _varint_bytes(largest: int) -> int:
+    return max(1, -(-largest.bit_length() // 7))

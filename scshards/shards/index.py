@@ -1,0 +1,84 @@
+"""One shard's index: a parquet file with a row per cell, in the order of the tar.
+
+Columns: key (text), offset and size (where the member's payload lies in the uncompressed tar),
+n_genes, total (sum of the values), source, row, and `obs.<column>` for each obs column that was kept
+(int32 category code, or float64). Called by pack.writer, pack.verify and stream.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base.errors import FormatError
+from scshards.cells.batch import format_key
+
+OWN_COLUMNS = ("key", "offset", "size", "n_genes", "total", "source", "row")
+OBS_PREFIX = "obs."
+
+
+def write_index(
+    *,
+    offset: NDArray[np.int64],
+    size: NDArray[np.int64],
+    n_genes: NDArray[np.int64],
+    total: NDArray[np.float64],
+    source: NDArray[np.int64],
+    row: NDArray[np.int64],
+    labels: Mapping[str, NDArray[Any]],
+) -> bytes:
+    """The parquet bytes of an index; the same bytes for the same rows.
+
+    `labels` maps each kept obs column to int codes (-1 missing) or float64 numbers (NaN missing).
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    keys = [format_key(s, r) for s, r in zip(source.tolist(), row.tolist(), strict=True)]
+    columns: dict[str, Any] = {
+        "key": pa.array(keys, pa.string()),
+        "offset": pa.array(offset, pa.int64()),
+        "size": pa.array(size, pa.int64()),
+        "n_genes": pa.array(n_genes, pa.int32()),
+        "total": pa.array(total, pa.float64()),
+        "source": pa.array(source, pa.int32()),
+        "row": pa.array(row, pa.int64()),
+    }
+    for name, values in labels.items():
+        kind = pa.float64() if values.dtype.kind == "f" else pa.int32()
+        columns[OBS_PREFIX + name] = pa.array(values, kind)
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out, compression="zstd", store_schema=False)
+    return out.getvalue()
+
+
+def read_index(
+    data: bytes, columns: Sequence[str] | None = None, *, where: object = None
+) -> dict[str, NDArray[Any]]:
+    """Columns of an index as numpy arrays, by name; all of them when `columns` is None.
+
+    Raises
+    ------
+    FormatError
+        When the bytes are no parquet file or a column is missing.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # use_threads=False: the readers are threads already, and a pool of pools helps nobody.
+        table = pq.read_table(
+            pa.BufferReader(data),
+            columns=None if columns is None else list(columns),
+            use_threads=False,
+        )
+    except (pa.ArrowException, OSError) as e:
+        raise FormatError(f"the index can't be read: {e}", where=where) from None
+    missing = [c for c in columns or OWN_COLUMNS if c not in table.column_names]
+    if missing:
+        raise FormatError(f"the index has no column {missing[0]!r}", where=where)
+    return {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}

@@ -1,0 +1,174 @@
+"""One shard's tar: members one after another, cut into chunks with a checksum each.
+
+    payloads --build_tar--> tar bytes --seal--> stored bytes + chunk table
+
+A chunk is a run of whole members of about CHUNK_BYTES: the unit that is read, checked and, in
+`.tar.zst`, compressed (each chunk is one zstd frame, so a chunk can be read alone while the file as a
+whole stays an ordinary `.tar.zst`). Called by pack.writer, pack.verify and stream.reader.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tarfile
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base.errors import ChecksumError, FormatError
+from scshards.cells.batch import format_key
+from scshards.shards import kernels
+from scshards.shards.codec import EXTENSION
+
+Compression = Literal["none", "zstd"]
+
+CHUNK_BYTES = 1 << 20
+"""A chunk begins with the first member at or after each multiple of this in the uncompressed tar."""
+
+ZSTD_LEVEL = 3
+MAX_SOURCES, MAX_ROWS = 10**6, 10**10
+_END = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunks:
+    """The chunk table of a shard: arrays of one entry a chunk.
+
+    Attributes
+    ----------
+    cells
+        int64: cells in each chunk.
+    stored
+        int64: its bytes in the file.
+    raw
+        int64: its bytes of uncompressed tar; equal to `stored` in a plain tar.
+    sums
+        uint64: XXH64 (seed 0) of its stored bytes.
+    """
+
+    cells: NDArray[np.int64]
+    stored: NDArray[np.int64]
+    raw: NDArray[np.int64]
+    sums: NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+
+def member_name(source: int, row: int) -> str:
+    """The tar name of a cell: its key and the extension."""
+    return f"{format_key(source, row)}.{EXTENSION}"
+
+
+def build_tar(
+    payload: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    sources: NDArray[np.integer],
+    rows: NDArray[np.integer],
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The tar of the members payload[starts[i]:starts[i] + sizes[i]], in this order.
+
+    Returns
+    -------
+    The tar (uint8, with its two closing zero blocks) and where each member's data begins (int64).
+    """
+    padded = (sizes + 511) // 512 * 512 + 512
+    out = np.empty(int(padded.sum()) + _END, np.uint8)
+    offsets = np.empty(len(sizes), np.int64)
+    size = kernels.write_tar(
+        payload,
+        np.ascontiguousarray(starts, np.int64),
+        np.ascontiguousarray(sizes, np.int64),
+        _template(),
+        0,
+        np.ascontiguousarray(sources, np.int64),
+        np.ascontiguousarray(rows, np.int64),
+        out,
+        offsets,
+    )
+    assert size + _END == len(out)
+    out[size:] = 0
+    return out, offsets
+
+
+def seal(
+    tar: NDArray[np.uint8], offsets: NDArray[np.int64], compression: Compression
+) -> tuple[NDArray[np.uint8], Chunks]:
+    """Cut a tar into chunks, compress them if asked, and sum them.
+
+    Returns
+    -------
+    The bytes to store (uint8) and the chunk table.
+    """
+    heads = np.append(offsets - 512, len(tar))
+    # The first member at or after each multiple of CHUNK_BYTES opens a chunk.
+    marks = np.arange(0, len(tar), CHUNK_BYTES)
+    first = np.unique(np.searchsorted(heads[:-1], marks))
+    first = first[first < len(offsets)]
+    if len(first) == 0:
+        first = np.zeros(1, np.int64)
+    bounds = np.append(heads[first], len(tar))
+    bounds[0] = 0
+    cells = np.diff(np.append(first, len(offsets)))
+    raw = np.diff(bounds)
+    if compression == "none":
+        stored_bytes, stored = tar, raw
+    else:
+        import zstandard
+
+        compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True)
+        frames = [
+            np.frombuffer(compressor.compress(tar[a:b].data), np.uint8)
+            for a, b in itertools.pairwise(bounds.tolist())
+        ]
+        stored_bytes, stored = np.concatenate(frames), np.array([len(f) for f in frames])
+    ends = np.cumsum(stored)
+    sums = [kernels.xxh64(stored_bytes[e - s : e]) for s, e in zip(stored, ends, strict=True)]
+    table = Chunks(
+        cells=cells.astype(np.int64),
+        stored=stored.astype(np.int64),
+        raw=raw.astype(np.int64),
+        sums=np.array(sums, np.uint64),
+    )
+    return stored_bytes, table
+
+
+def open_chunk(
+    stored: NDArray[np.uint8], raw_size: int, checksum: int, compression: Compression, where: str
+) -> NDArray[np.uint8]:
+    """The uncompressed bytes of one chunk, after its checksum was found right.
+
+    Raises
+    ------
+    ChecksumError
+        When the bytes are not those that were packed.
+    FormatError
+        When a right checksum covers bytes that are no zstd frame of `raw_size` bytes.
+    """
+    if int(kernels.xxh64(stored)) != checksum:
+        raise ChecksumError(
+            "the bytes of a chunk are not those that were packed",
+            where=where,
+            advice="restore the shard from a good copy, or pack it again",
+        )
+    if compression == "none":
+        return stored
+    import zstandard
+
+    try:
+        raw = zstandard.ZstdDecompressor().decompress(stored.data, max_output_size=raw_size)
+    except zstandard.ZstdError as e:
+        raise FormatError(f"a chunk can't be decompressed: {e}", where=where) from None
+    if len(raw) != raw_size:
+        raise FormatError(f"a chunk has {len(raw)} bytes instead of {raw_size}", where=where)
+    return np.frombuffer(raw, np.uint8)
+
+
+def _template() -> NDArray[np.uint8]:
+    """A ustar header with zeros for key, size and checksum; no time, no owner: the same everywhere."""
+    info: Any = tarfile.TarInfo(member_name(0, 0))
+    info.mode, info.mtime = 0o644, 0
+    return np.frombuffer(info.tobuf(tarfile.USTAR_FORMAT), np.uint8).copy()

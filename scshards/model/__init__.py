@@ -1,0 +1,1 @@
+"""Floor 3: an scGPT-shaped encoder of cells, its loss, and scGPT's checkpoints. Reads batches only."""

@@ -1,0 +1,45 @@
+"""The stack of post-norm transformer layers, as in scGPT. Called by model.transformer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from scshards.model.attention import SelfAttention
+
+
+class EncoderLayer(nn.Module):
+    """x = norm1(x + attention(x)); x = norm2(x + feed_forward(x)), with ReLU between two linears."""
+
+    def __init__(self, d_model: int, n_heads: int, d_hid: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(d_model, n_heads, dropout)
+        self.linear1 = nn.Linear(d_model, d_hid)
+        self.linear2 = nn.Linear(d_hid, d_model)
+        self.norm1 = nn.LayerNorm(d_model, eps=1e-5)
+        self.norm2 = nn.LayerNorm(d_model, eps=1e-5)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BLD: Tensor, is_pad_BL: Tensor) -> Tensor:
+        """float [B, L, D] and bool [B, L] to float [B, L, D]."""
+        x_BLD = self.norm1(x_BLD + self.dropout(self.self_attn(x_BLD, is_pad_BL)))
+        hidden_BLF = self.dropout(torch.relu(self.linear1(x_BLD)))
+        return self.norm2(x_BLD + self.dropout(self.linear2(hidden_BLF)))
+
+
+class Encoder(nn.Module):
+    """`n_layers` layers in turn. There is no positional encoding: a cell is a set of genes."""
+
+    def __init__(
+        self, n_layers: int, d_model: int, n_heads: int, d_hid: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            EncoderLayer(d_model, n_heads, d_hid, dropout) for _ in range(n_layers)
+        )
+
+    def forward(self, x_BLD: Tensor, is_pad_BL: Tensor) -> Tensor:
+        """float [B, L, D] and bool [B, L] to float [B, L, D]."""
+        for layer in self.layers:
+            x_BLD = layer(x_BLD, is_pad_BL)
+        return x_BLD

@@ -1,0 +1,90 @@
+"""The command line, `scshards COMMAND`: this file finds the command, its file does the work.
+
+Each command is a click object named `command` in scshards.cli.<name>, imported only when it is asked
+for, so that `scshards --help` answers at once. A ScshardsError becomes `error: ...` on standard error
+and exit code 1; with SCSHARDS_DEBUG=1 it keeps its traceback. Called by the console script and
+`python -m scshards`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from scshards._version import __version__
+from scshards.base.config import did_you_mean
+from scshards.base.errors import ScshardsError
+
+COMMANDS = {
+    "vocab": "Build, import or check a gene vocabulary.",
+    "pack": "Pack cells into a shard set.",
+    "verify": "Check every byte, count and cell of a shard set.",
+    "info": "Show what a shard set holds.",
+    "train": "Train a model on a shard set.",
+    "evaluate": "Measure a model on held-out cells, beside the baselines.",
+    "embed": "Write a model's cell embeddings into an h5ad file.",
+    "plot": "Draw a run's loss curve and embeddings.",
+}
+"""{command: its line in the help}; the module scshards.cli.<command> holds it."""
+
+INTERRUPTED = 130
+"""The shell's exit code for a program that Ctrl-C ended."""
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands are listed from COMMANDS and imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        found: click.Command = importlib.import_module(f"scshards.cli.{cmd_name}").command
+        return found
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}: {did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # click would import every command here to ask for its help.
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:
+        """Run a command and end the process with its exit code."""
+        try:
+            extra["standalone_mode"] = False
+            code = super().main(args, *rest, **extra)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Whoever read our output has gone, as `head` does: no more to say, nor at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except click.Abort:
+            click.echo("interrupted", err=True)
+            sys.exit(INTERRUPTED)
+        except click.ClickException as e:
+            e.show()
+            sys.exit(e.exit_code)
+        except ScshardsError as e:
+            if os.environ.get("SCSHARDS_DEBUG") == "1":
+                raise
+            click.echo(f"error: {e}", err=True)
+            sys.exit(1)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="scshards")
+def main() -> None:
+    """Pack tokenized single cells into WebDataset shards and stream them into training."""

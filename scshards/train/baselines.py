@@ -1,0 +1,71 @@
+"""What a model has to beat: two predictions of a masked value that need no model.
+
+* Each gene's mean over the training cells that express it (the overall mean for genes that no
+  training cell expresses).
+* Each cell's own mean, over its values that are not masked.
+
+Both are in the units of the targets, on the very values that the model is scored on. Called by
+evaluate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base.progress import Progress
+from scshards.cells.batch import Batch
+from scshards.stream.loader import CellLoader
+from scshards.train.setup import Ranks
+
+
+@dataclass(frozen=True)
+class GeneMeans:
+    """float64 [V] mean of each token's values, and the mean over all values."""
+
+    by_token: NDArray[np.float64]
+    overall: float
+
+
+def gene_means(loader: CellLoader, n_tokens: int, ranks: Ranks, progress: Progress) -> GeneMeans:
+    """Each gene's mean over the cells of `loader`, which is read once."""
+    sums, counts = np.zeros(n_tokens), np.zeros(n_tokens)
+    for batch in loader:
+        is_gene, genes, values = _genes(batch)
+        at = genes[is_gene]
+        sums += np.bincount(at, values[is_gene], minlength=n_tokens)
+        counts += np.bincount(at, minlength=n_tokens)
+        progress.add(int((batch.weight > 0).sum()))
+    both = np.array(ranks.total([*sums, *counts]))
+    sums, counts = both[:n_tokens], both[n_tokens:]
+    overall = float(sums.sum() / max(counts.sum(), 1))
+    means = np.divide(sums, counts, out=np.full(n_tokens, overall), where=counts > 0)
+    return GeneMeans(means, overall)
+
+
+def baseline_errors(loader: CellLoader, means: GeneMeans, ranks: Ranks) -> tuple[float, float, int]:
+    """Mean squared errors of the gene-mean and the cell-mean baseline, and the values scored."""
+    by_gene = by_cell = 0.0
+    n = 0
+    for batch in loader:
+        is_gene, genes, values = _genes(batch)
+        masked = batch.is_masked.numpy() & is_gene
+        seen = is_gene & ~masked
+        n_seen = seen.sum(axis=1)
+        own = np.where(
+            n_seen > 0, (values * seen).sum(axis=1) / np.maximum(n_seen, 1), means.overall
+        )
+        by_gene += float((np.square(values - means.by_token[genes]) * masked).sum())
+        by_cell += float((np.square(values - own[:, None]) * masked).sum())
+        n += int(masked.sum())
+    by_gene, by_cell, total = ranks.total([by_gene, by_cell, n])
+    return by_gene / max(total, 1), by_cell / max(total, 1), int(total)
+
+
+def _genes(batch: Batch) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float64]]:
+    """Where genes are (not `<cls>`, padding or a row that only fills up), ids and true values."""
+    is_gene = ~batch.is_pad.numpy() & (batch.weight.numpy() > 0)[:, None]
+    is_gene[:, 0] = False
+    return is_gene, batch.genes.numpy().astype(np.int64), batch.targets.numpy().astype(np.float64)

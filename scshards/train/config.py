@@ -1,0 +1,226 @@
+"""What a training run is made of: data, model, optimizer, run; from TOML and `key=value`.
+
+    [data]  what a batch looks like     [model] the encoder's sizes
+    [optim] AdamW and its schedule      [run]   how long, how big a batch, what to save and show
+
+The resolved config goes into RUN/config.json. Called by the loop, `evaluate` and the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from scshards.base.config import as_tables, build, override, read_toml
+from scshards.base.errors import ConfigError
+
+MAY_CHANGE = frozenset(
+    {
+        "data.threads",
+        "run.steps",
+        "run.epochs",
+        "run.micro_batch",
+        "run.eval_every",
+        "run.save_every",
+        "run.keep_last",
+        "run.log_every",
+        "run.device",
+    }
+)
+"""Keys that a resumed run may set anew: none of them changes which batch a step sees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """How cells become batches; the names are those of `CellLoader`."""
+
+    max_length: int = 1200
+    """Tokens per cell, `<cls>` included; longer cells are sampled anew in every epoch."""
+    mask_ratio: float = 0.4
+    """The share of a cell's values that the model has to predict."""
+    n_bins: int = 51
+    """Bins per cell (bin 0 is zero); 0 leaves the counts as they are."""
+    tie_break: Literal["high", "random"] = "high"
+    """Which bin equal values get: the highest, or a random one of those they span."""
+    pad_value: float = -2.0
+    mask_value: float = -1.0
+    lanes: int = 64
+    """Readers that an epoch is dealt to; world sizes that divide it see the same global batches."""
+    shuffle_buffer: int = 16384
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        _check(self.max_length >= 2, "data.max_length", "must be at least 2 (<cls> and one gene)")
+        _check(0 < self.mask_ratio < 1, "data.mask_ratio", "must lie between 0 and 1, e.g. 0.4")
+        _check(self.n_bins == 0 or self.n_bins >= 3, "data.n_bins", "must be 0 or at least 3")
+        _check(self.lanes >= 1, "data.lanes", "must be at least 1")
+        _check(self.shuffle_buffer >= 1, "data.shuffle_buffer", "must be at least 1")
+        _check(self.threads >= 1, "data.threads", "must be at least 1")
+        _check(
+            self.pad_value < 0 and self.mask_value < 0 and self.pad_value != self.mask_value,
+            "data.mask_value",
+            "pad_value and mask_value must be negative and differ, so that no count equals them",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The encoder's sizes; the defaults are those of the published whole-human scGPT."""
+
+    d_model: int = 512
+    n_heads: int = 8
+    d_hid: int = 512
+    n_layers: int = 12
+    dropout: float = 0.2
+    mvc: bool = True
+    """Whether the cell embedding must predict the masked values too."""
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_heads", "d_hid", "n_layers"):
+            _check(getattr(self, name) >= 1, f"model.{name}", "must be at least 1")
+        _check(
+            self.d_model % self.n_heads == 0,
+            "model.n_heads",
+            f"must divide model.d_model ({self.d_model})",
+        )
+        _check(0 <= self.dropout < 1, "model.dropout", "must be at least 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSettings:
+    """AdamW, gradient clipping and the learning rate's schedule."""
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    """Of matrices only: never of embeddings, biases and norms. 0 makes AdamW plain Adam."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up; None: 3% of the run, at most 10,000."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    min_lr_ratio: float = 0.0
+    """Where the cosine ends, as a share of `lr`."""
+    clip: float = 1.0
+    """The global gradient norm is clipped to this."""
+
+    def __post_init__(self) -> None:
+        _check(self.lr > 0, "optim.lr", "must be above 0")
+        _check(
+            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+            "optim.betas",
+            "must be two numbers, each at least 0 and below 1",
+        )
+        _check(self.eps > 0, "optim.eps", "must be above 0")
+        _check(self.weight_decay >= 0, "optim.weight_decay", "must be at least 0")
+        _check((self.warmup_steps or 0) >= 0, "optim.warmup_steps", "must be at least 0")
+        _check(0 <= self.min_lr_ratio <= 1, "optim.min_lr_ratio", "must lie between 0 and 1")
+        _check(self.clip > 0, "optim.clip", "must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How long to train, on how big a batch, and how often to log, evaluate and save."""
+
+    steps: int | None = None
+    """Optimizer steps; or give `epochs`. Neither: one epoch."""
+    epochs: int | None = None
+    batch_size: int = 64
+    """Cells per optimizer step, over all ranks."""
+    micro_batch: int | None = None
+    """Cells per rank and forward pass; None: the rank's whole share of the batch at once."""
+    mvc_weight: float = 1.0
+    log_every: int = 10
+    eval_every: int = 500
+    save_every: int = 1000
+    keep_last: int = 2
+    """Checkpoints that are kept; older ones are removed after each save."""
+    seed: int = 0
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`; under torchrun each process takes its own device."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 runs the forward pass under autocast; the weights stay float32. `auto`: bf16 on CUDA."""
+
+    def __post_init__(self) -> None:
+        _check(
+            self.steps is None or self.epochs is None,
+            "run.steps",
+            "give run.steps or run.epochs, not both",
+        )
+        counts = ("batch_size", "log_every", "eval_every", "save_every", "keep_last")
+        for name in (*counts, "steps", "epochs", "micro_batch"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, f"run.{name}", "must be at least 1")
+        _check(self.mvc_weight >= 0, "run.mvc_weight", "must be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that a run is told, apart from where the shards are and where to write."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+    @classmethod
+    def read(cls, file: str | Path | None = None, settings: Iterable[str] = ()) -> TrainConfig:
+        """The config of a TOML file (or the defaults) with `a.b=value` settings on top."""
+        tables = read_toml(file) if file is not None else {}
+        return build(cls, override(tables, settings))
+
+    def tables(self) -> dict[str, Any]:
+        """The resolved config as plain nested dicts, ready for JSON."""
+        return as_tables(self)
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the whole run."""
+        return self.run.steps or (self.run.epochs or 1) * steps_per_epoch
+
+    def rank_batch(self, world_size: int) -> tuple[int, int]:
+        """Cells per rank and step, and cells per rank and forward pass.
+
+        Raises
+        ------
+        ConfigError
+            When the batch can't be cut into equal micro-batches; says which numbers fit.
+        """
+        batch, micro = self.run.batch_size, self.run.micro_batch
+        unit = (micro or 1) * world_size
+        if batch % unit == 0:
+            return batch // world_size, micro or batch // world_size
+        below, above = batch - batch % unit, batch - batch % unit + unit
+        sizes = " or ".join(str(n) for n in (below, above) if n)
+        advice = f"run.batch_size={sizes} fits"
+        if micro and batch % world_size == 0:
+            share = batch // world_size
+            fits = max(d for d in range(1, min(micro, share) + 1) if share % d == 0)
+            advice += f"; so does run.micro_batch={fits}"
+        each = f"{micro} cells in each micro-batch on " if micro else ""
+        ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
+        raise ConfigError(
+            f"a batch of {batch} cells can't be dealt equally: {each}{ranks} needs a multiple "
+            f"of {unit}",
+            where="run.batch_size",
+            advice=advice,
+        )
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The keys (`table.key`) whose values differ, each with the old and the new value."""
+    a, b = _flat(old), _flat(new)
+    return {k: (a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k)}
+
+
+def _flat(tables: dict[str, Any]) -> dict[str, Any]:
+    return {
+        f"{table}.{key}": list(value) if isinstance(value, tuple) else value
+        for table, keys in tables.items()
+        for key, value in keys.items()
+    }
+
+
+def _check(ok: bool, where: str, what: str) -> None:
+    if not ok:
+        raise ConfigError(f"{where}: {what}", where=where)

@@ -1,0 +1,182 @@
+"""How well masked values of held-out cells are predicted: the model, and beside it two baselines.
+
+The masks are the same in every evaluation of a shard set. Called by the loop (the model alone) and
+by `scshards evaluate` (all three, into RUN/evaluation.json).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from scshards.base.errors import ConfigError
+from scshards.base.progress import Progress
+from scshards.model.scgpt import load_model
+from scshards.model.transformer import CellModel
+from scshards.stream.loader import CellLoader
+from scshards.train.baselines import baseline_errors, gene_means
+from scshards.train.data import has_split, once_loader
+from scshards.train.folder import RunFolder
+from scshards.train.setup import Ranks, ranks
+from scshards.train.step import summed_errors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Mean squared errors over all masked values of a split, in the units of the targets."""
+
+    masked_mse: float
+    mvc_mse: float | None
+    n_masked: int
+    n_cells: int
+
+    def tables(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A model and two baselines on the same masked values; all errors are mean squared ones."""
+
+    split: str
+    n_cells: int
+    n_masked: int
+    model: float
+    mvc: float | None
+    gene_mean: float
+    cell_mean: float
+
+    @property
+    def margin(self) -> float:
+        """How far the model is below the better baseline: 0.15 is 15% below it."""
+        return 1 - self.model / min(self.gene_mean, self.cell_mean)
+
+    def tables(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"margin": self.margin}
+
+
+@torch.no_grad()
+def validate(
+    model: CellModel,
+    loader: CellLoader,
+    ranks: Ranks,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Score | None:
+    """The model's score over one pass of `loader`; None when a rank was asked to stop meanwhile.
+
+    Every rank must call it; all get the same score.
+    """
+    model.eval()
+    loader.set_epoch(0)
+    sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
+    n_cells = 0
+    has_mvc = False
+    for batch in loader:
+        if ranks.any(should_stop()):
+            return None
+        n_cells += int((batch.weight > 0).sum())
+        batch = batch.to(ranks.device, non_blocking=True)
+        with ranks.autocast():
+            out = model(batch.genes, batch.values, batch.is_pad)
+        masked, mvc, count = summed_errors(out, batch)
+        has_mvc = mvc is not None
+        sums += torch.stack([masked, torch.zeros_like(masked) if mvc is None else mvc, count])
+    masked_sum, mvc_sum, n_masked, cells = ranks.total([*sums.tolist(), n_cells])
+    n = max(n_masked, 1.0)
+    return Score(
+        masked_mse=masked_sum / n,
+        mvc_mse=mvc_sum / n if has_mvc else None,
+        n_masked=int(n_masked),
+        n_cells=int(cells),
+    )
+
+
+def evaluate_run(
+    folder: str,
+    root: str,
+    *,
+    split: str = "valid",
+    batch_size: int = 64,
+    device: str = "auto",
+    storage_options: Mapping[str, Any] | None = None,
+    shown: bool = True,
+) -> Evaluation:
+    """RUN's best model and the baselines on a split; written to RUN/evaluation.json as well.
+
+    Parameters
+    ----------
+    folder
+        What `scshards train -o` wrote.
+    root
+        The shard set: its train split gives the baselines their means.
+    split, batch_size, device
+        The cells to score, cells per forward pass, and where.
+
+    Raises
+    ------
+    ConfigError
+        When `folder` is no run, the shard set has no such split, or another vocabulary.
+    """
+    run = RunFolder(folder)
+    config = run.config()
+    with ranks(device, config.run.precision) as here:
+
+        def loader(split: str, max_length: int | None = None) -> CellLoader:
+            return once_loader(
+                root,
+                config.data,
+                here,
+                split,
+                batch_size,
+                max_length=max_length,
+                storage_options=storage_options,
+            )
+
+        with closing(loader(split)) as scored:
+            shardset = scored.shardset
+            if not has_split(shardset, split):
+                raise ConfigError(f"the split {split!r} has no cells", where=root)
+            loaded = load_model(str(run.path))
+            _check_vocab(loaded.vocab, shardset.vocab.to_dict(), folder, root)
+            score = validate(loaded.model.to(here.device), scored, here)
+            assert score is not None
+
+            train = shardset.manifest.splits["train"]
+            longest = 1 + max(s.max_genes for s in train)
+            cells = shardset.manifest.cells("train")
+            shown = shown and here.is_main
+            with (
+                closing(loader("train", longest)) as whole,
+                Progress("gene means", cells, shown=shown) as progress,
+            ):
+                means = gene_means(whole, len(shardset.vocab), here, progress)
+            scored.set_epoch(0)
+            by_gene, by_cell, n = baseline_errors(scored, means, here)
+        assert n == score.n_masked, "the model and the baselines were scored on other values"
+        evaluation = Evaluation(
+            split=split,
+            n_cells=score.n_cells,
+            n_masked=score.n_masked,
+            model=score.masked_mse,
+            mvc=score.mvc_mse,
+            gene_mean=by_gene,
+            cell_mean=by_cell,
+        )
+        if here.is_main:
+            run.write("evaluation.json", evaluation.tables())
+    return evaluation
+
+
+def _check_vocab(ours: dict[str, int], theirs: dict[str, int], folder: str, root: str) -> None:
+    if ours != theirs:
+        raise ConfigError(
+            "the model was trained with another vocabulary than these shards were packed with",
+            where=f"{folder}, {root}",
+            advice=f"pack the cells with --vocab {folder}/vocab.json",
+        )

@@ -1,0 +1,234 @@
+"""The story of a run, top to bottom: `train`.
+
+    shards -> loader -> [ step -> log -> evaluate -> save ] until the last step or a signal
+
+It runs alone or under torchrun, and always starts from the latest complete checkpoint in RUN: a run
+that was stopped goes on as if it had not been. Called by `scshards train` and by users.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from scshards.base.progress import Progress
+from scshards.cells.vocab import Vocab
+from scshards.model.config import ModelConfig
+from scshards.model.scgpt import write_folder
+from scshards.model.transformer import CellModel
+from scshards.train import checkpoint
+from scshards.train.checkpoint import TrainState
+from scshards.train.config import TrainConfig
+from scshards.train.data import endless, has_split, once_loader, train_loader
+from scshards.train.evaluate import validate
+from scshards.train.folder import RunFolder
+from scshards.train.metrics import MetricsLog, Window
+from scshards.train.optim import make_optimizer, warmup
+from scshards.train.preempt import StopSignals
+from scshards.train.setup import ranks
+from scshards.train.step import Stepper
+from scshards.train.summary import Summary
+
+
+def train(
+    root: str,
+    folder: str | Path,
+    config: TrainConfig,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    shown: bool = True,
+) -> Summary:
+    """Train on a shard set until the last step, or until a signal asks to stop.
+
+    Parameters
+    ----------
+    root
+        The shard set: a path or a URL.
+    folder
+        The run's local folder. The same call on the same folder resumes.
+    config
+        Data, model, optimizer and run settings.
+    storage_options
+        For the shard set's file system.
+    shown
+        Show progress on standard error (on the first rank).
+
+    Raises
+    ------
+    ConfigError, OutputExistsError
+        Before anything is written, when config, shard set and folder do not fit together.
+    CheckpointError
+        When the checkpoint to resume from is damaged.
+    ScshardsError
+        When the loss or the gradient stops being finite.
+    """
+    with ExitStack() as stack:
+        signals = stack.enter_context(StopSignals())
+        here = stack.enter_context(ranks(config.run.device, config.run.precision))
+        shown = shown and here.is_main
+        run = RunFolder(folder)
+        changed = run.check(config)
+
+        # Cells: one batch of the loader is this rank's share of one step, on any number of ranks.
+        rank_batch, micro_batch = config.rank_batch(here.world_size)
+        loader = train_loader(root, config, here, rank_batch, storage_options)
+        stack.enter_context(closing(loader))
+        steps_per_epoch = len(loader)
+        total = config.total_steps(steps_per_epoch)
+        warmup(config.optim, total)  # refuses a warm-up that is longer than the run
+        vocab = loader.shardset.vocab
+        valid = None
+        if has_split(loader.shardset, "valid"):
+            valid = once_loader(
+                root, config.data, here, "valid", micro_batch, storage_options=storage_options
+            )
+            stack.enter_context(closing(valid))
+
+        # Model: made from the seed, the same on every rank.
+        model = CellModel(_model_config(config, vocab), seed=config.run.seed).to(here.device)
+        optimizer = make_optimizer(model, config.optim)
+
+        # Resume: every rank looks at RUN before the first one writes there.
+        state = TrainState()
+        if saved := checkpoint.complete(run.checkpoints):
+            state = checkpoint.load(saved[-1], model, optimizer)
+            loader.load_state_dict(state.loader)
+        here.barrier()
+        if here.is_main:
+            run.claim(config, root)
+        log = MetricsLog(run.metrics, state.step, enabled=here.is_main)
+        if shown:
+            for name, (old, new) in changed.items():
+                print(
+                    f"changed since this run started: {name} was {old}, is {new}", file=sys.stderr
+                )
+        start, spent, began = state.step, state.seconds, time.perf_counter()
+        stepper = Stepper(
+            model, optimizer, config, here, micro_batch=micro_batch, total_steps=total
+        )
+        window = Window(here, config.run.mvc_weight)
+        batches = endless(loader)
+        every = config.run
+        train_mse: float | None = None
+        note, valid_note, stopped = "", "", False
+        progress = stack.enter_context(
+            Progress(
+                "train" if start == 0 else f"train, on from step {start}",
+                max(total - start, 0),
+                "steps",
+                shown=shown and start < total,
+            )
+        )
+
+        def publish() -> None:
+            if here.is_main:
+                write_folder(str(run.path), model, vocab.to_dict(), _args(config, state.step))
+
+        def save() -> None:
+            state.seconds = spent + time.perf_counter() - began
+            state.loader = loader.state_dict()
+            if here.is_main:
+                checkpoint.save(run.checkpoints, state, model, optimizer, keep_last=every.keep_last)
+
+        def assess() -> bool:
+            """Score the valid split, publish the best model; False when asked to stop meanwhile."""
+            nonlocal valid_note
+            is_due = state.step % every.eval_every == 0 or state.step == total
+            if valid is None or not is_due or state.evaluated_step == state.step:
+                return True
+            score = validate(model, valid, here, should_stop=lambda: bool(signals))
+            if score is None:
+                return False
+            best = state.best_masked_mse
+            is_best = best is None or score.masked_mse < best
+            if is_best:
+                state.best_step, state.best_masked_mse = state.step, score.masked_mse
+                publish()
+            state.evaluated_step = state.step
+            epoch = state.step / steps_per_epoch
+            log.write("valid", state.step, epoch=epoch, **score.tables(), is_best=is_best)
+            valid_note = f", valid {score.masked_mse:.4g}"
+            return True
+
+        if start:  # a run that was stopped at an evaluation makes up for it
+            stopped = not assess()
+            save()
+        while state.step < total and not stopped:
+            t0 = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - t0
+            result = stepper.step(batch, state.step, stop=bool(signals))
+            window.add(result, seconds=time.perf_counter() - t0, waited=waited)
+            state.step += 1
+            stopped = result.stop  # agreed by all ranks: a signal to one of them is enough
+            if state.step % every.log_every == 0 or stopped or state.step == total:
+                line = window.close()
+                log.write("train", state.step, epoch=state.step / steps_per_epoch, **line)
+                train_mse = line["masked_mse"]
+                note = _note(state.step, line) + valid_note
+            progress.add(1, note)
+            stopped = stopped or not assess()
+            if state.step % every.save_every == 0 or stopped or state.step == total:
+                save()
+
+        if state.best_step is None:  # nothing to choose by: the latest model is the best there is
+            publish()
+        here.barrier()  # nobody leaves before everything is written
+        return Summary(
+            run=str(run.path),
+            start=start,
+            step=state.step,
+            total_steps=total,
+            epochs=state.step / steps_per_epoch,
+            cells=state.step * config.run.batch_size,
+            parameters=sum(p.numel() for p in model.parameters()),
+            ranks=here.world_size,
+            device=str(here.device),
+            precision="bf16" if here.bf16 else "fp32",
+            seconds=state.seconds,
+            train_masked_mse=train_mse,
+            best_step=state.best_step,
+            best_masked_mse=state.best_masked_mse,
+            stopped_by=(signals.caught or "a signal to another rank") if stopped else None,
+        )
+
+
+def _model_config(config: TrainConfig, vocab: Vocab) -> ModelConfig:
+    m, d = config.model, config.data
+    return ModelConfig(
+        n_tokens=len(vocab),
+        pad_id=vocab.pad_id,
+        d_model=m.d_model,
+        n_heads=m.n_heads,
+        d_hid=m.d_hid,
+        n_layers=m.n_layers,
+        dropout=m.dropout,
+        mvc=m.mvc,
+        pad_value=d.pad_value,
+        mask_value=d.mask_value,
+        n_bins=d.n_bins,
+        max_length=d.max_length,
+    )
+
+
+def _args(config: TrainConfig, step: int) -> dict[str, Any]:
+    """What args.json says about the training, in scGPT's words, and where in it the model is."""
+    return {
+        "input_style": "binned" if config.data.n_bins else "normed_raw",
+        "mask_ratio": config.data.mask_ratio,
+        "batch_size": config.run.batch_size,
+        "lr": config.optim.lr,
+        "seed": config.run.seed,
+        "scshards": {"step": step, "config": config.tables()},
+    }
+
+
+def _note(step: int, line: Mapping[str, Any]) -> str:
+    return (
+        f"step {step}, masked MSE {line['masked_mse']:.4g}, lr {line['lr']:.2e}, "
+        f"{line['cells_per_s']:,.0f} cells/s, data wait {100 * line['data_wait']:.1f}%"
+    )

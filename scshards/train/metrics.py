@@ -1,0 +1,109 @@
+"""metrics.jsonl: one JSON object per log step and per evaluation; and the sums behind them.
+
+    {"kind": "train", "step": 20, "epoch": 0.4, "loss": ..., "masked_mse": ..., "cells_per_s": ...}
+    {"kind": "valid", "step": 20, "epoch": 0.4, "masked_mse": ..., "mvc_mse": ..., "is_best": true}
+
+`docs/training.md` lists every field. Called by the loop; read by plot.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scshards.train.setup import Ranks
+from scshards.train.step import StepResult
+
+
+class MetricsLog:
+    """Appends lines to metrics.jsonl; lines of steps after `step` are dropped first.
+
+    A run that is resumed at step 20 takes step 21 again, so what an earlier start wrote about it,
+    and a line that was cut off, would stand there twice.
+    """
+
+    def __init__(self, path: Path, step: int, *, enabled: bool = True) -> None:
+        self._path, self._enabled = path, enabled
+        if not enabled:
+            return
+        kept = [m for m in read_metrics(path) if m["step"] <= step] if step else []
+        temporary = path.with_suffix(".partial")
+        temporary.write_text("".join(json.dumps(m) + "\n" for m in kept))
+        temporary.replace(path)
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Append one line; NaN and infinity become null."""
+        if not self._enabled:
+            return
+        line = {"kind": kind, "step": step} | {k: _plain(v) for k, v in values.items()}
+        with self._path.open("a") as f:
+            f.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a metrics.jsonl; [] when there is no file."""
+    if not path.exists():
+        return []
+    out = []
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            out.append(json.loads(line))
+    return out
+
+
+class Window:
+    """What the steps since the last log line add up to."""
+
+    def __init__(self, ranks: Ranks, mvc_weight: float) -> None:
+        self._ranks, self._mvc_weight = ranks, mvc_weight
+        self._last: StepResult | None = None
+        self._clear()
+
+    def add(self, result: StepResult, *, seconds: float, waited: float) -> None:
+        """Count one step that took `seconds`, `waited` of them for its batch."""
+        self._sums += result.sums
+        self._n_masked += result.n_masked
+        self._tokens += torch.tensor([result.tokens, result.padded_tokens, result.cells])
+        self._seconds += seconds
+        self._waited += waited
+        self._steps += 1
+        self._last = result
+
+    def close(self) -> dict[str, Any]:
+        """The window's metrics over all ranks, and an empty window; every rank must call it."""
+        assert self._last is not None
+        r = self._ranks
+        masked, mvc, tokens, padded, cells, seconds, waited = r.total(
+            [*self._sums.tolist(), *self._tokens.tolist(), self._seconds, self._waited]
+        )
+        n = max(self._n_masked, 1)
+        wall = seconds / r.world_size
+        values = {
+            "steps": self._steps,
+            "loss": (masked + self._mvc_weight * mvc) / n,
+            "masked_mse": masked / n,
+            "mvc_mse": mvc / n if self._last.has_mvc else None,
+            "lr": self._last.lr,
+            "grad_norm": self._last.grad_norm,
+            "cells_per_s": cells / wall,
+            "tokens_per_s": tokens / wall,
+            "padded_tokens_per_s": padded / wall,
+            "data_wait": waited / seconds,
+            "memory_bytes": r.memory(),
+        }
+        self._clear()
+        return values
+
+    def _clear(self) -> None:
+        self._sums = torch.zeros(2, dtype=torch.float64)
+        self._tokens = torch.zeros(3, dtype=torch.int64)
+        self._n_masked = self._steps = 0
+        self._seconds = self._waited = 0.0
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,142 @@
+"""Where a run computes: ranks, device, precision; and the few words that ranks say to each other.
+
+Started plainly there is one rank and no process group. Under torchrun the ranks meet through gloo
+on CPU and nccl on CUDA; what `Ranks` itself sends is a handful of float64 on the CPU, always through
+gloo, so that agreeing never waits for a GPU. Called by the loop, evaluate and the baselines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from scshards.base.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all of them, and its device."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    bf16: bool = False
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over all ranks; the same numbers on every rank."""
+        if self.world_size == 1:
+            return [float(v) for v in values]
+        t = torch.tensor(list(values), dtype=torch.float64)
+        dist.all_reduce(t)
+        return [float(v) for v in t]
+
+    def total_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A CPU tensor summed over all ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up on any rank; every rank gets the same answer."""
+        return self.total([float(flag)])[0] > 0
+
+    def gather(self, thing: Any) -> list[Any]:
+        """The (small) thing of every rank, in order of rank, on every rank."""
+        if self.world_size == 1:
+            return [thing]
+        things: list[Any] = [None] * self.world_size
+        dist.all_gather_object(things, thing)
+        return things
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.total([0.0])
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 autocast on this device, or nothing at all in fp32."""
+        if not self.bf16:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def memory(self) -> int:
+        """Bytes: the most that this process's CUDA tensors took, or its resident memory."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        with open("/proc/self/statm") as f:  # noqa: PTH123
+            return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextlib.contextmanager
+def ranks(device: str = "auto", precision: str = "auto") -> Iterator[Ranks]:
+    """This process's `Ranks`; joins the group that torchrun names, and leaves it at the end.
+
+    Raises
+    ------
+    ConfigError
+        For a device that is not there, or a precision that it can't do.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    place = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    bf16 = _bf16(precision, place)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+        # cuDNN's attention gives NaN gradients for some padded lengths (pytorch#196678).
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    joined = world_size > 1 and not dist.is_initialized()
+    if joined:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
+    rank = dist.get_rank() if world_size > 1 else 0
+    try:
+        yield Ranks(rank, world_size, place, bf16)
+    finally:
+        if joined:
+            dist.destroy_process_group()
+
+
+def is_first_process() -> bool:
+    """Whether this process is alone, or the first of those that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"no such device: {name!r}", where="run.device", advice="use auto, cpu, cuda or cuda:N"
+        )
+    if device.type == "cpu":
+        return device
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = local_rank if device.index is None else device.index
+    if index >= count:
+        raise ConfigError(
+            f"CUDA device {index} is not there: this machine has {count}",
+            where="run.device",
+            advice="use run.device=cpu, or start at most one process per GPU",
+        )
+    return torch.device("cuda", index)
+
+
+def _bf16(precision: str, device: torch.device) -> bool:
+    able = device.type == "cpu" or torch.cuda.is_bf16_supported()
+    if precision == "bf16" and not able:
+        raise ConfigError(
+            "this GPU has no bf16", where="run.precision", advice="use run.precision=fp32"
+        )
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and able)

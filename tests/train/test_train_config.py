@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+
+from scshards.base.errors import ConfigError, OutputExistsError
+from scshards.train.config import MAY_CHANGE, TrainConfig, differences
+from scshards.train.folder import RunFolder
+
+
+def test_file_and_settings_make_one_config(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("[optim]\nlr = 1e-3\nbetas = [0.9, 0.95]\n[run]\nsteps = 7\n")
+    config = TrainConfig.read(file, ["optim.lr=2e-3", "run.precision=bf16", "model.mvc=false"])
+    assert config.optim.lr == 2e-3
+    assert config.optim.betas == (0.9, 0.95)
+    assert config.run.steps == 7
+    assert config.run.precision == "bf16"
+    assert config.model.mvc is False
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("optim.lrr=1", "did you mean 'lr'"),
+        ("optm.lr=1", "did you mean 'optim'"),
+        ("run.batchsize=1", "did you mean 'batch_size'"),
+        ("data.tie_break=low", "'high', 'random'"),
+        ("data.mask_ratio=1.5", "between 0 and 1"),
+        ("model.n_heads=7", "must divide"),
+        ("optim.betas=[0.9]", "two numbers"),
+        ("run.batch_size=0", "at least 1"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_what_is_right(setting, said):
+    with pytest.raises(ConfigError) as e:
+        TrainConfig.read(None, [setting])
+    assert said in str(e.value)
+
+
+def test_steps_and_epochs_exclude_each_other():
+    with pytest.raises(ConfigError, match="not both"):
+        TrainConfig.read(None, ["run.steps=1", "run.epochs=1"])
+    assert TrainConfig.read(None, ["run.steps=30"]).total_steps(7) == 30
+    assert TrainConfig.read(None, ["run.epochs=3"]).total_steps(7) == 21
+    assert TrainConfig.read(None, []).total_steps(7) == 7
+
+
+def test_a_batch_that_can_not_be_dealt_names_the_numbers_that_fit():
+    config = TrainConfig.read(None, ["run.batch_size=100", "run.micro_batch=16"])
+    with pytest.raises(ConfigError) as e:
+        config.rank_batch(2)
+    assert "batch_size=96 or 128" in str(e.value)
+    assert "micro_batch=10" in str(e.value)  # 50 cells a rank: 5 micro-batches of 10
+    assert TrainConfig.read(None, ["run.batch_size=96", "run.micro_batch=16"]).rank_batch(2) == (
+        48,
+        16,
+    )
+    assert TrainConfig.read(None, ["run.batch_size=96"]).rank_batch(3) == (32, 32)
+    with pytest.raises(ConfigError, match="3 ranks"):
+        TrainConfig.read(None, ["run.batch_size=64"]).rank_batch(3)
+
+
+def test_a_run_is_resumed_with_its_own_config_only(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    config = TrainConfig.read(None, ["run.steps=10"])
+    assert folder.check(config) == {}
+    folder.claim(config, "s3://key:secret@host/shards")
+    assert folder.config() == config
+    assert "secret" not in (tmp_path / "run" / "config.json").read_text()
+
+    longer = TrainConfig.read(None, ["run.steps=20", "run.log_every=3"])
+    assert folder.check(longer) == {"run.steps": (10, 20), "run.log_every": (10, 3)}
+    other = TrainConfig.read(None, ["run.steps=10", "optim.lr=1.0", "model.n_layers=2"])
+    with pytest.raises(ConfigError) as e:
+        folder.check(other)
+    assert "optim.lr is 0.0001 there, 1.0 now" in str(e.value)
+    assert "model.n_layers is 12 there, 2 now" in str(e.value)
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(OutputExistsError, match="not a run"):
+        RunFolder(tmp_path).check(TrainConfig())
+    with pytest.raises(ConfigError, match="not the folder of a run"):
+        RunFolder(tmp_path).config()
+    with pytest.raises(ConfigError, match="local"):
+        RunFolder("s3://bucket/run")
+
+
+def test_what_may_change_are_keys_that_exist():
+    known = differences({}, TrainConfig().tables()).keys()
+    # Keys whose default is None do not differ from an absent one.
+    assert known | {"run.steps", "run.epochs", "run.micro_batch"} >= MAY_CHANGE

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from train_support import small_batch, small_config, small_model
+
+from scshards.base.errors import ScshardsError
+from scshards.train.setup import Ranks
+from scshards.train.step import Stepper, cut
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+def _stepper(model, config, micro_batch):
+    sgd = torch.optim.SGD(model.parameters(), lr=0.0)
+    return Stepper(model, sgd, config, ALONE, micro_batch=micro_batch, total_steps=10)
+
+
+def _weights(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def test_micro_batches_make_the_same_step_as_the_whole_batch():
+    batch = small_batch(8)
+    masked = [int(m.is_masked.sum()) for m in cut(batch, 2)]
+    assert len(set(masked)) > 1, "the micro-batches must differ, or a mean of means would pass"
+    config = small_config("optim.clip=1e9")
+    start = _weights(small_model())
+    results, after = {}, {}
+    for micro in (8, 4, 2, 1):
+        model = small_model()
+        results[micro] = _stepper(model, config, micro).step(batch, 9)
+        after[micro] = _weights(model)
+    for micro in (4, 2, 1):
+        assert results[micro].n_masked == results[8].n_masked == int(batch.is_masked.sum())
+        torch.testing.assert_close(results[micro].sums, results[8].sums, rtol=1e-6, atol=0)
+        assert results[micro].grad_norm == pytest.approx(results[8].grad_norm, rel=1e-5)
+        torch.testing.assert_close(after[micro], after[8], rtol=0, atol=1e-6)
+    moved = max((after[8][k] - start[k]).abs().max() for k in start)
+    assert moved > 1e-4, "the step must have done something"
+
+
+def test_the_loss_is_the_mean_over_all_masked_values():
+    batch = small_batch(6, weight=[1, 1, 1, 1, 0, 1])
+    with torch.no_grad():
+        out = small_model()(batch.genes, batch.values, batch.is_pad)
+    result = _stepper(small_model(), small_config(), 2).step(batch, 0)
+    targets, masked = batch.targets.double().numpy(), batch.is_masked.numpy().copy()
+    masked[4] = False
+    for i, predictions in enumerate((out.predictions, out.mvc_predictions)):
+        errors = (predictions.double().numpy() - targets)[masked]
+        assert result.sums[i].item() == pytest.approx(np.square(errors).sum(), rel=1e-5)
+    assert result.n_masked == masked.sum()
+
+
+def test_pieces_are_the_batch_without_needless_padding():
+    batch = small_batch(7)
+    pieces = list(cut(batch, 3))
+    assert [len(p) for p in pieces] == [3, 3, 1]
+    assert torch.cat([p.keys for p in pieces]).equal(batch.keys)
+    for i, p in enumerate(pieces):
+        width = p.genes.shape[1]
+        assert not p.is_pad[:, width - 1].all()
+        rows = slice(3 * i, 3 * i + 3)
+        assert p.targets.equal(batch.targets[rows, :width])
+        assert batch.is_pad[rows, width:].all()
+    (whole,) = cut(batch, 7)
+    assert whole is batch
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_cells():
+    batch = small_batch(4)
+    batch.targets[2, 1] = float("nan")
+    batch.is_masked[2, 1] = True
+    model = small_model()
+    before = _weights(model)
+    with pytest.raises(ScshardsError) as e:
+        _stepper(model, small_config(), 2).step(batch, 11)
+    assert "step 12: the loss is not finite" in str(e.value)
+    assert "000007-0000000002" in str(e.value)
+    torch.testing.assert_close(_weights(model), before, rtol=0, atol=0)
+
+
+def test_dropout_is_a_function_of_seed_and_step():
+    def sums(step, seed=0):
+        torch.rand(step + 3)  # whatever was drawn before must not matter
+        stepper = _stepper(small_model(dropout=0.3), small_config(f"run.seed={seed}"), 2)
+        return stepper.step(small_batch(4), step).sums.tolist()
+
+    assert sums(3) == sums(3)
+    assert sums(3) != sums(4)
+    assert sums(3) != sums(3, seed=1)
+
+
+def test_two_ranks_take_the_step_of_one(tmp_path):
+    worker = Path(__file__).with_name("step_worker.py")
+    for n in (1, 2):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        done = subprocess.run(
+            [*launch, f"--nproc-per-node={n}", str(worker), str(tmp_path / f"{n}.pt")],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
+    assert one["n_masked"] == two["n_masked"]
+    assert two["shares"][0] != two["shares"][1], "the ranks must hold different numbers"
+    assert one["sums"] == pytest.approx(two["sums"], rel=1e-6)
+    assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-5)
+    torch.testing.assert_close(two["weights"], one["weights"], rtol=0, atol=1e-6)

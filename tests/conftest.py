@@ -1,11 +1,23 @@
-"""What all tests share: generated cells, the real data folder, one S3 server."""
+"""What all tests share: the real data folder, one S3 server."""
 
 from __future__ import annotations
 
 import os
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+# Set before anything imports numba, torch or matplotlib.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+S3_START_S = 60
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +30,80 @@ def real_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"SCSHARDS_REAL_DATA is not a folder: {path}")
     return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3:
+    """A running S3 server and an empty bucket on it.
+
+    `url` is the bucket's address, `env` what a process needs in its environment to reach it, and
+    `options` the same as storage options, for tests that change one of them.
+    """
+
+    url: str
+    env: dict[str, str]
+    options: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Environment variables that lead to an S3 server, started once for all tests."""
+    folder = tmp_path_factory.mktemp("s3")
+    access, secret = "scshards:tests", "s3cret/of+the=tests"
+    script = Path(__file__).with_name("s3_server.py")
+    with (folder / "stderr.txt").open("wb") as stderr:
+        server = subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(script), str(folder), access, secret],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+        )
+    assert server.stdin is not None and server.stdout is not None
+    try:
+        readable, _, _ = select.select([server.stdout], [], [], S3_START_S)
+        line = server.stdout.readline().decode().split() if readable else []
+        if line[:1] != ["READY"]:
+            said = (folder / "stderr.txt").read_text()
+            pytest.fail(f"the S3 server did not start in {S3_START_S} s: {said}")
+        yield {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{line[1]}",
+            "AWS_ACCESS_KEY_ID": access,
+            "AWS_SECRET_ACCESS_KEY": secret,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            # Nobody's own profile may change what the tests reach.
+            "AWS_CONFIG_FILE": str(folder / "no-config"),
+            "AWS_SHARED_CREDENTIALS_FILE": str(folder / "no-credentials"),
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+    finally:
+        server.stdin.close()
+        try:
+            server.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+@pytest.fixture
+def s3(s3_server: dict[str, str], request: pytest.FixtureRequest, monkeypatch) -> Iterator[S3]:
+    """A bucket of this test's own, and the environment that leads to it."""
+    import s3fs
+
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    # Instances are cached by their options and would remember another test's environment.
+    s3fs.S3FileSystem.clear_instance_cache()
+    bucket = f"test-{abs(hash(request.node.nodeid)) % 10**12}"
+    s3fs.S3FileSystem().mkdir(bucket)
+    yield S3(
+        url=f"s3://{bucket}",
+        env=dict(s3_server),
+        options={
+            "endpoint_url": s3_server["AWS_ENDPOINT_URL"],
+            "key": s3_server["AWS_ACCESS_KEY_ID"],
+            "secret": s3_server["AWS_SECRET_ACCESS_KEY"],
+        },
+    )
+    s3fs.S3FileSystem.clear_instance_cache()

@@ -59,7 +59,7 @@ def tokenize(indptr, indices, data, tokens, counts, scratch, bits, out_indptr, g
             while word:
                 low = word & (~word + np.uint64(1))
                 # Trailing zeros of `word`: the exponent of its lowest bit.
-                t = base + _exponent(low)
+                t = base + exponent(low)
                 genes[n] = t
                 values[n] = scratch[t]
                 n += 1
@@ -68,8 +68,8 @@ def tokenize(indptr, indices, data, tokens, counts, scratch, bits, out_indptr, g
     return 0, 0, 0, unmatched, repeated_row
 
 
-@nb.njit(nogil=True, cache=True, inline="always")
-def _exponent(power):
+@nb.njit(nogil=True, inline="always")
+def exponent(power):
     """log2 of a power of two, by counting the ones below it."""
     x = power - np.uint64(1)
     x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))

@@ -37,7 +37,7 @@ def bin_values(
     n_bins
         Bins in all, 51 in scGPT; at least 2.
     uniforms
-        One draw in [0, 1) for each value breaks ties at random; None breaks them to the highest.
+        One draw in (0, 1] for each value breaks ties at random; None breaks them to the highest.
 
     Returns
     -------

@@ -1,0 +1,1 @@
+"""Floor 3: shards -> batches. The order is a pure function of (manifest, seed, epoch)."""

@@ -1,0 +1,187 @@
+"""Members -> Batch: decode, bin, sample, mask, pad. Called by stream.loader and train.embed.
+
+A Collator is used by several threads at once; each has scratch space of its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scshards.base import seeds
+from scshards.base.errors import ConfigError, FormatError
+from scshards.cells.batch import KEY_ROW_BITS, Batch, format_key
+from scshards.cells.tokenizer import ValueKind
+from scshards.cells.values import TieBreak
+from scshards.cells.vocab import Vocab
+from scshards.shards.codec import STATUS
+from scshards.shards.kernels import MEMBER_FIELDS, OK
+from scshards.stream import kernels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CollateOptions:
+    """How cells become a batch.
+
+    Attributes
+    ----------
+    max_length
+        Tokens of a row at most, `<cls>` included; a longer cell is sampled without replacement.
+    mask_ratio
+        Share of genes masked, each gene of each cell by a draw of its own; in [0, 1).
+    n_bins
+        scGPT's value bins (51); 0 keeps the values as they are.
+    tie_break
+        Which bin equal values get: "high" (scGPT's pretraining) or "random" (its releases).
+    pad_value, mask_value
+        What the model sees at padding and where masked.
+    cls_value
+        What it sees at `<cls>`; None for pad_value, as in scGPT's pretraining.
+    """
+
+    max_length: int = 1200
+    mask_ratio: float = 0.4
+    n_bins: int = 51
+    tie_break: TieBreak = "high"
+    pad_value: float = -2.0
+    mask_value: float = -1.0
+    cls_value: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_length < 2:
+            raise ConfigError(f"max_length is at least 2 (<cls> and a gene), not {self.max_length}")
+        if not 0 <= self.mask_ratio < 1:
+            raise ConfigError(f"mask_ratio is in [0, 1), not {self.mask_ratio}")
+        if self.n_bins != 0 and self.n_bins < 2:
+            raise ConfigError(f"n_bins is 0 (values as they are) or at least 2, not {self.n_bins}")
+        if self.tie_break not in ("high", "random"):
+            raise ConfigError(f"tie_break is 'high' or 'random', not {self.tie_break!r}")
+
+
+class Collator:
+    """Makes batches from members.
+
+    Parameters
+    ----------
+    options
+        See CollateOptions.
+    vocab
+        Gives `<cls>`, `<pad>` and the bound on gene ids.
+    kind
+        "counts" or "float", as the manifest says.
+    seed
+        Of masks, samples and ties.
+    labels
+        {column: "category" or "number"} of the label columns that come with each member.
+    """
+
+    def __init__(
+        self,
+        options: CollateOptions,
+        vocab: Vocab,
+        kind: ValueKind,
+        seed: int,
+        labels: Mapping[str, Literal["category", "number"]] | None = None,
+    ) -> None:
+        self.options = options
+        self._n_tokens = len(vocab)
+        self._specials = np.array([vocab.cls_id, vocab.pad_id], np.int32)
+        cls_value = options.pad_value if options.cls_value is None else options.cls_value
+        self._fills = np.array([cls_value, options.pad_value, options.mask_value], np.float32)
+        self._quantiles = np.linspace(0, 1, options.n_bins - 1) if options.n_bins else np.zeros(0)
+        self._mask_limit = np.uint64(int(options.mask_ratio * 2**32))
+        self._kind, self._seed = kind, seed
+        self._labels = dict(labels or {})
+        self._local = threading.local()
+
+    def collate(
+        self,
+        data: NDArray[np.uint8],
+        starts: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+        keys: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        epoch: int,
+    ) -> Batch:
+        """The batch of the members data[starts[i]:starts[i] + sizes[i]].
+
+        Parameters
+        ----------
+        data
+            uint8, writable or not.
+        starts, sizes
+            int64 [B]; a size of 0 makes a row of weight 0.
+        keys
+            int64 [B]: with seed and epoch, they decide masks, samples and ties.
+        labels
+            int64 [B, columns]: codes, or the bits of float64 numbers.
+
+        Raises
+        ------
+        FormatError
+            For a member that is not a cell of format 1, naming its key.
+        """
+        scratch = self._scratch()
+        lengths = np.empty(len(starts), np.int64)
+        self._check(kernels.measure(data, starts, sizes, scratch.fields, lengths), keys)
+        shape = (len(starts), min(self.options.max_length, int(lengths.max()) + 1))
+        genes = np.empty(shape, np.int32)
+        values, targets = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        is_masked, is_pad = np.empty(shape, np.bool_), np.empty(shape, np.bool_)
+        status = kernels.collate(
+            data, starts, sizes, keys, self._n_tokens, self._kind == "counts", self._quantiles,
+            self.options.tie_break == "random", self._mask_limit, self._key("sample", epoch),
+            self._key("mask", epoch), self._key("tie", epoch), self._specials, self._fills,
+            scratch.fields, scratch.ids, scratch.counts, scratch.floats, scratch.bits, scratch.left,
+            scratch.right, scratch.edges, genes, values, targets, is_masked, is_pad,
+        )  # fmt: skip
+        self._check(status, keys)
+        columns: dict[str, torch.Tensor] = {}
+        for j, (name, kind) in enumerate(self._labels.items()):
+            column = np.ascontiguousarray(labels[:, j])
+            if kind == "number":
+                column = np.where(sizes > 0, column.view(np.float64), np.nan)
+            columns[name] = torch.from_numpy(column)
+        return Batch(
+            genes=torch.from_numpy(genes),
+            values=torch.from_numpy(values),
+            targets=torch.from_numpy(targets),
+            is_masked=torch.from_numpy(is_masked),
+            is_pad=torch.from_numpy(is_pad),
+            keys=torch.from_numpy(keys.copy()),
+            labels=columns,
+            weight=torch.from_numpy((sizes > 0).astype(np.float32)),
+        )
+
+    def _key(self, name: str, epoch: int) -> np.uint64:
+        return np.uint64(seeds.key(self._seed, name, epoch))
+
+    def _check(self, result: tuple[int, int], keys: NDArray[np.int64]) -> None:
+        status, member = result
+        if status != OK:
+            key = int(keys[member])
+            name = format_key(key >> KEY_ROW_BITS, key & ((1 << KEY_ROW_BITS) - 1))
+            raise FormatError(
+                STATUS[status],
+                where=f"cell {name}",
+                advice="run scshards verify on the shard set",
+            )
+
+    def _scratch(self) -> Any:
+        if not hasattr(self._local, "fields"):
+            n = self._n_tokens
+            self._local.fields = np.zeros(MEMBER_FIELDS, np.int64)
+            self._local.ids = np.empty(n, np.int32)
+            self._local.counts = np.empty(n, np.uint64)
+            self._local.floats = np.empty(n, np.float32)
+            self._local.bits = np.zeros((n + 63) // 64, np.uint64)
+            self._local.left = np.zeros(kernels.TABLE, np.int32)
+            self._local.right = np.zeros(kernels.TABLE, np.int32)
+            self._local.edges = np.zeros(len(self._quantiles))
+        return self._local

@@ -1,0 +1,319 @@
+"""CellLoader: a shard set's cells as masked, padded batches, in an order that is exact at any scale.
+
+    for epoch in range(10):
+        for batch in loader:            # one epoch, or the rest of one after load_state_dict
+            ...
+            state = loader.state_dict() # small JSON; valid on any world and batch size
+
+Reading, checking, shuffling and collating run on threads (compiled loops that release the GIL), a
+few batches ahead; the order is that of stream.plan whatever their number. Called by users and train.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from scshards.base.errors import ConfigError, StateError
+from scshards.cells.batch import Batch
+from scshards.cells.values import TieBreak
+from scshards.shards.shardset import ShardSet
+from scshards.stream.collate import CollateOptions, Collator
+from scshards.stream.dealer import Block, blocks
+from scshards.stream.fetch import ChunkSource
+from scshards.stream.plan import EpochPlan, Share, fitting_lanes, plan_epoch, steps
+
+STATE_VERSION = 1
+_FETCHERS_LOCAL, _FETCHERS_REMOTE = 2, 16
+
+
+class CellLoader:
+    """Streams a split of a shard set; iterating yields `cells.batch.Batch`.
+
+    Parameters
+    ----------
+    root
+        The shard set: a local path or an fsspec URL.
+    split
+        Which split to read.
+    batch_size
+        Cells in a batch on each rank.
+    max_length, mask_ratio, n_bins, tie_break, pad_value, mask_value, cls_value
+        See CollateOptions.
+    seed, epoch
+        With the shard set they decide order, samples, masks and ties.
+    rank, world_size
+        Which share to read; None takes them from torch.distributed when it is initialised, else 0
+        and 1.
+    lanes
+        K of stream.plan. World sizes that divide it get the same global batches; another world
+        size takes the largest multiple of itself that fits.
+    shuffle
+        False reads the cells in the order of the shards, lane by lane in turn; with lanes=1, in order.
+    shuffle_buffer
+        Cells in the shuffle buffers of all lanes, and so of all ranks, together.
+    drop_last
+        True (training) drops the cells that do not fill a global batch, less than one of them. False
+        (evaluation) gives every cell once and fills the last batch up with rows of weight 0.
+    threads
+        Threads that shuffle and collate.
+    storage_options
+        Passed to the file system.
+
+    Raises
+    ------
+    ConfigError
+        For an option out of range, an unknown split, or fewer cells than one global batch.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        split: str = "train",
+        batch_size: int = 64,
+        max_length: int = 1200,
+        mask_ratio: float = 0.4,
+        n_bins: int = 51,
+        tie_break: TieBreak = "high",
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        lanes: int = 64,
+        shuffle: bool = True,
+        shuffle_buffer: int = 8192,
+        drop_last: bool = True,
+        threads: int = 2,
+        pad_value: float = -2.0,
+        mask_value: float = -1.0,
+        cls_value: float | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        for name, value in (
+            ("batch_size", batch_size),
+            ("lanes", lanes),
+            ("shuffle_buffer", shuffle_buffer),
+            ("threads", threads),
+        ):
+            if value < 1:
+                raise ConfigError(f"{name} is at least 1, not {value}")
+        if epoch < 0:
+            raise ConfigError(f"epoch is at least 0, not {epoch}")
+        self.rank, self.world_size = _topology(rank, world_size)
+        self.shardset = ShardSet(root, storage_options)
+        self.split, self.batch_size, self.seed = split, batch_size, seed
+        self.drop_last = drop_last
+        self._shards = self.shardset.shards(split)
+        self._shuffle, self._buffer, self._threads = shuffle, shuffle_buffer, threads
+        self._wanted_lanes = lanes
+        self._lanes = fitting_lanes(lanes, self.world_size)
+        self._epoch, self._position = epoch, 0
+        self._running = False
+        manifest = self.shardset.manifest
+        self._fingerprint = manifest.fingerprint(split)
+        self._columns = {name: info.kind for name, info in manifest.labels.items()}
+        self._collator = Collator(
+            CollateOptions(
+                max_length=max_length,
+                mask_ratio=mask_ratio,
+                n_bins=n_bins,
+                tie_break=tie_break,
+                pad_value=pad_value,
+                mask_value=mask_value,
+                cls_value=cls_value,
+            ),
+            self.shardset.vocab,
+            manifest.value_kind,
+            seed,
+            self._columns,
+        )
+        if drop_last and self.cells < self.global_batch:
+            raise ConfigError(
+                f"the split {split!r} has {self.cells} cells, fewer than one global batch of "
+                f"{self.global_batch} ({batch_size} on each of {self.world_size} ranks)",
+                where=self.shardset.storage.at(""),
+                advice="use a smaller batch_size, or drop_last=False for evaluation",
+            )
+
+    @property
+    def cells(self) -> int:
+        """Cells of the split."""
+        return sum(s.cells for s in self._shards)
+
+    @property
+    def global_batch(self) -> int:
+        """Cells in a batch over all ranks."""
+        return self.batch_size * self.world_size
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is being read, or that the next iteration reads."""
+        return self._epoch
+
+    @property
+    def lanes(self) -> int:
+        """The lanes of this epoch."""
+        return self._lanes
+
+    @property
+    def dropped_cells(self) -> int:
+        """Cells that this iteration leaves out because they do not fill a global batch."""
+        return (self.cells - self._position) % self.global_batch if self.drop_last else 0
+
+    def __len__(self) -> int:
+        """Batches that iterating now yields on every rank: a whole epoch's, or what is left of one."""
+        return steps(self.cells - self._position, self.global_batch, self.drop_last)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin with this epoch next. Without it, each iteration goes on to the following epoch."""
+        self._refuse_while_running("set_epoch")
+        if epoch < 0:
+            raise ConfigError(f"epoch is at least 0, not {epoch}")
+        if epoch != self._epoch:
+            self._start_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands after the batches handed out: plain JSON, the same on all ranks."""
+        return {
+            "version": STATE_VERSION,
+            "fingerprint": self._fingerprint,
+            "split": self.split,
+            "seed": self.seed,
+            "shuffle": self._shuffle,
+            "shuffle_buffer": self._buffer,
+            "epoch": self._epoch,
+            "lanes": self._lanes,
+            "position": self._position,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a state was taken, on this world and batch size.
+
+        Raises
+        ------
+        StateError
+            When iteration has begun, or the state is of another shard set, seed or order.
+        """
+        self._refuse_while_running("load_state_dict")
+        own = self.state_dict()
+        if set(state) != set(own):
+            raise StateError(
+                "this is not the state of a CellLoader",
+                where=f"keys {sorted(state)}",
+                advice=f"a state has the keys {sorted(own)}",
+            )
+        for name in ("version", "fingerprint", "split", "seed", "shuffle", "shuffle_buffer"):
+            if state[name] != own[name]:
+                raise StateError(
+                    f"the state has another {name}: {state[name]!r} instead of {own[name]!r}",
+                    where=self.shardset.storage.at(""),
+                    advice="make the loader as it was made when the state was taken",
+                )
+        epoch, lanes, position = (state[k] for k in ("epoch", "lanes", "position"))
+        if (
+            not all(type(x) is int for x in (epoch, lanes, position))
+            or epoch < 0
+            or lanes < 1
+            or not 0 <= position <= self.cells
+        ):
+            raise StateError(
+                f"the state can't be: epoch {epoch!r}, lanes {lanes!r}, position {position!r}",
+                advice=f"the split has {self.cells} cells; the state was damaged",
+            )
+        self._epoch, self._position = epoch, position
+        # Nothing of the epoch was read yet: it may as well take the lanes that fit this world size.
+        self._lanes = lanes if position else fitting_lanes(self._wanted_lanes, self.world_size)
+
+    def plan(self) -> EpochPlan:
+        """The order of the epoch, on integers."""
+        return plan_epoch(
+            [s.cells for s in self._shards],
+            seed=self.seed,
+            epoch=self._epoch,
+            lanes=self._lanes,
+            shuffle=self._shuffle,
+            shuffle_buffer=self._buffer,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._refuse_while_running("iter")
+        self._running = True
+        try:
+            for batch in self._batches(len(self)):
+                # Counted before the trainer sees it: a state taken while it works on this batch
+                # goes on with the next one.
+                self._position = min(self._position + self.global_batch, self.cells)
+                yield batch
+            self._start_epoch(self._epoch + 1)
+        finally:
+            self._running = False
+
+    def _batches(self, count: int) -> Iterator[Batch]:
+        share = Share(
+            begin=self._position,
+            end=self.cells,
+            rank=self.rank,
+            world_size=self.world_size,
+            batch_size=self.batch_size,
+            lanes=self._lanes,
+        )
+        source = ChunkSource(
+            self.shardset, self.split, list(self._columns), indexes_kept=2 * self._lanes
+        )
+        n_fetchers = _FETCHERS_LOCAL if self.shardset.storage.is_local else _FETCHERS_REMOTE
+        workers = ThreadPoolExecutor(self._threads, "scshards-collate")
+        fetchers = ThreadPoolExecutor(n_fetchers, "scshards-fetch")
+        try:
+            dealt = blocks(self.plan(), share, count, source, fetchers)
+            following: Future[Block | None] = workers.submit(next, dealt, None)
+            while (block := following.result()) is not None:
+                # The next block is dealt while this one is collated.
+                following = workers.submit(next, dealt, None)
+                batches = deque(
+                    workers.submit(self._collate, block, i) for i in range(block.batches)
+                )
+                while batches:
+                    yield batches.popleft().result()
+        finally:
+            workers.shutdown(wait=True, cancel_futures=True)
+            fetchers.shutdown(wait=True, cancel_futures=True)
+
+    def _collate(self, block: Block, i: int) -> Batch:
+        rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
+        return self._collator.collate(
+            block.data,
+            block.starts[rows],
+            block.sizes[rows],
+            block.keys[rows],
+            block.labels[rows],
+            self._epoch,
+        )
+
+    def _start_epoch(self, epoch: int) -> None:
+        self._epoch, self._position = epoch, 0
+        self._lanes = fitting_lanes(self._wanted_lanes, self.world_size)
+
+    def _refuse_while_running(self, what: str) -> None:
+        if self._running:
+            raise StateError(
+                f"{what} was called while the loader is being iterated",
+                advice="finish or close the running iterator first",
+            )
+
+
+def _topology(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    if (rank is None) != (world_size is None):
+        raise ConfigError("rank and world_size are given together or not at all")
+    if rank is None or world_size is None:
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+        return 0, 1
+    if not 0 <= rank < world_size:
+        raise ConfigError(f"rank {rank} is not in a world of {world_size}")
+    return rank, world_size

@@ -1,0 +1,172 @@
+"""The order of an epoch, on integers alone: which cell comes at which position, and to which rank.
+
+    shards, permuted, laid end to end:  |--7--|---2---|-5-|------0------| ...      the line, N cells
+    cut into K lanes, equal to one cell: |lane 0|lane 1|lane 2| ... |lane K-1|
+    each lane read in order through a shuffle buffer (stream.shuffle)
+    position p = the (p // K)-th cell that lane p % K emits
+    rank r of W takes the positions p = r mod W; global batch t is W * batch_size positions in a row
+
+When W divides K a rank has whole lanes. When it does not (an epoch resumed on another world size) it
+reads more lanes and keeps its share, and the next epoch takes lanes that fit. Either way each position
+goes to exactly one rank, and the state of an epoch is one integer: positions consumed. Called by
+stream.loader; stream.reader asks it where a lane's cells lie.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base import seeds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochPlan:
+    """The line of an epoch and its lanes.
+
+    Attributes
+    ----------
+    order
+        int64 [shards]: shard ordinals along the line.
+    starts
+        int64 [shards + 1]: where each of them begins on the line.
+    lanes
+        K.
+    buffer
+        Cells in the shuffle buffer of one lane; 1 keeps the line's order.
+    seed, epoch
+        What the lanes' shuffle keys are made of.
+    """
+
+    order: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    lanes: int
+    buffer: int
+    seed: int
+    epoch: int
+
+    @property
+    def cells(self) -> int:
+        """N, the cells of the epoch."""
+        return int(self.starts[-1])
+
+    def lane_cells(self, lane: int) -> int:
+        """How many cells a lane has: N // K, and one more in the first N % K lanes."""
+        return self.cells // self.lanes + (lane < self.cells % self.lanes)
+
+    def lane_start(self, lane: int) -> int:
+        """Where a lane begins on the line."""
+        q, r = divmod(self.cells, self.lanes)
+        return lane * q + min(lane, r)
+
+    def lane_key(self, lane: int) -> int:
+        """The key of the lane's shuffle buffer."""
+        return seeds.key(self.seed, "lane", self.epoch, lane)
+
+    def runs(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """The line [start, stop) as (shard ordinal, first cell, end cell) in order."""
+        out = []
+        i = int(np.searchsorted(self.starts, start, side="right")) - 1
+        while start < stop:
+            end = min(stop, int(self.starts[i + 1]))
+            if end > start:
+                base = int(self.starts[i])
+                out.append((int(self.order[i]), start - base, end - base))
+            start = end
+            i += 1
+        return out
+
+
+def plan_epoch(
+    shard_cells: Sequence[int] | NDArray[np.integer],
+    *,
+    seed: int,
+    epoch: int,
+    lanes: int,
+    shuffle: bool,
+    shuffle_buffer: int,
+) -> EpochPlan:
+    """The plan of an epoch from the number of cells of each shard.
+
+    Parameters
+    ----------
+    shard_cells
+        In manifest order.
+    lanes
+        K, at least 1.
+    shuffle
+        False keeps the shards in order and every lane's buffer at one cell.
+    shuffle_buffer
+        Cells over all lanes together; each lane has its K-th part, at least 1.
+    """
+    cells = np.asarray(shard_cells, np.int64)
+    if shuffle:
+        order = seeds.permutation(seeds.key(seed, "shards", epoch), len(cells))
+    else:
+        order = np.arange(len(cells))
+    starts = np.zeros(len(cells) + 1, np.int64)
+    np.cumsum(cells[order], out=starts[1:])
+    buffer = max(1, shuffle_buffer // lanes) if shuffle else 1
+    return EpochPlan(order=order, starts=starts, lanes=lanes, buffer=buffer, seed=seed, epoch=epoch)
+
+
+def fitting_lanes(lanes: int, world_size: int) -> int:
+    """The largest multiple of the world size that is at most `lanes`, or the world size itself."""
+    return max(world_size, lanes - lanes % world_size)
+
+
+def steps(remaining: int, global_batch: int, drop_last: bool) -> int:
+    """Batches that every rank makes of the remaining positions."""
+    return remaining // global_batch if drop_last else -(-remaining // global_batch)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """A rank's share of the positions [begin, end) of an epoch.
+
+    `begin` may be any position, not only a multiple of the global batch: an epoch resumes wherever it
+    was left, on any world and batch size.
+    """
+
+    begin: int
+    end: int
+    rank: int
+    world_size: int
+    batch_size: int
+    lanes: int
+
+    @property
+    def global_batch(self) -> int:
+        return self.world_size * self.batch_size
+
+    def my_lanes(self) -> list[int]:
+        """The lanes that hold a position of this rank."""
+        common = math.gcd(self.lanes, self.world_size)
+        return [k for k in range(self.lanes) if (k - self.rank) % common == 0]
+
+    def emissions(self, lane: int, position: int) -> int:
+        """How many cells the lane emits at positions before `position`."""
+        return max(0, -(-(position - lane) // self.lanes))
+
+    def stride(self) -> int:
+        """Of the cells that one of its lanes emits, this rank keeps every stride-th."""
+        return self.world_size // math.gcd(self.lanes, self.world_size)
+
+    def first_mine(self, lane: int, emission: int) -> int:
+        """The first emission of the lane, from `emission` on, that is this rank's."""
+        for j in range(emission, emission + self.stride()):
+            if (j * self.lanes + lane - self.rank) % self.world_size == 0:
+                return j
+        raise AssertionError("a lane that holds no position of this rank")
+
+    def rows(self, positions: NDArray[np.int64], begin: int) -> NDArray[np.int64]:
+        """Row of each of this rank's positions, counted from position `begin` of the epoch.
+
+        Row i is in local batch i // batch_size. `begin` is where a batch starts.
+        """
+        first = begin + (self.rank - begin) % self.world_size
+        return (positions - first) // self.world_size

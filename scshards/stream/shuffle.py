@@ -1,0 +1,65 @@
+"""The shuffle buffer of a lane, as integers: which input cell comes out at which emission.
+
+Emission j draws one of the m cells in the buffer with the lane's key and the counter j, then puts the
+next input cell in its place (or, at the lane's end, the buffer's last). So the order is a function
+of (cells, buffer size, key), and the state at any emission can be replayed without reading a byte.
+Called by stream.reader, whose kernel moves the bytes by the same steps, and by tests.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.shards.kernels import draw
+
+FILLED, NEXT_INPUT, EMITTED = 0, 1, 2
+"""Places in a buffer's state: cells in it, the next input cell, cells emitted so far."""
+
+
+def new_state(buffer: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Empty slots (int64 [buffer]: which input cell) and the state (int64 [3])."""
+    return np.zeros(buffer, np.int64), np.zeros(3, np.int64)
+
+
+def lane_order(cells: int, buffer: int, key: int) -> NDArray[np.int64]:
+    """The input cell of every emission of a lane, int64 [cells]."""
+    slots, state = new_state(buffer)
+    out = np.empty(cells, np.int64)
+    _emit(slots, state, cells, np.uint64(key), cells, out)
+    return out
+
+
+def replay(
+    slots: NDArray[np.int64], state: NDArray[np.int64], cells: int, key: int, emissions: int
+) -> None:
+    """Advance an empty buffer by `emissions`, keeping only what is left in it."""
+    _emit(slots, state, cells, np.uint64(key), emissions, np.empty(0, np.int64))
+
+
+@nb.njit(nogil=True, inline="always")
+def pick(key, emission, filled):  # type: ignore[no-untyped-def]
+    """The slot that an emission takes out of `filled` ones: a draw scaled to the range."""
+    return np.int64(((draw(key, emission) >> np.uint64(32)) * np.uint64(filled)) >> np.uint64(32))
+
+
+@nb.njit(nogil=True, cache=True)
+def _emit(slots, state, cells, key, count, out):  # type: ignore[no-untyped-def]
+    filled, following, emitted = state[0], state[1], state[2]
+    for i in range(count):
+        while filled < len(slots) and following < cells:
+            slots[filled] = following
+            filled += 1
+            following += 1
+        r = pick(key, emitted, filled)
+        if i < len(out):
+            out[i] = slots[r]
+        emitted += 1
+        if following < cells:
+            slots[r] = following
+            following += 1
+        else:
+            filled -= 1
+            slots[r] = slots[filled]
+    state[0], state[1], state[2] = filled, following, emitted

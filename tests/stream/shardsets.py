@@ -1,0 +1,115 @@
+"""Small shard sets made straight from the shard floor, with every value known. Used by stream's tests."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scshards.base.storage import Storage
+from scshards.cells.tokenizer import TokenRows
+from scshards.cells.vocab import Vocab
+from scshards.shards.codec import LabelColumn, encode_rows
+from scshards.shards.index import write_index
+from scshards.shards.manifest import LabelInfo, Manifest, ShardInfo, SourceInfo
+from scshards.shards.tar import build_tar, seal
+
+
+@dataclass
+class Known:
+    """A shard set and the cells that were put in, by key."""
+
+    root: Path
+    vocab: Vocab
+    genes: dict[int, np.ndarray]
+    values: dict[int, np.ndarray]
+    donor: dict[int, int]
+
+
+def make_set(
+    root: Path,
+    shard_cells: list[int],
+    *,
+    n_genes: int = 40,
+    longest: int = 12,
+    kind: str = "counts",
+    compression: str = "none",
+    seed: int = 0,
+    top: int = 30,
+    split: str = "train",
+) -> Known:
+    """Write shards of the given sizes; cells are random, keys are consecutive rows of source 0."""
+    rng = np.random.default_rng(seed)
+    storage = Storage(root)
+    vocab = Vocab([f"g{i}" for i in range(n_genes)]).with_specials()
+    known = Known(root, vocab, {}, {}, {})
+    shards = []
+    row = 0
+    for i, cells in enumerate(shard_cells):
+        lengths = rng.integers(1, longest + 1, cells)
+        genes = [np.sort(rng.choice(n_genes, n, replace=False)).astype(np.int32) for n in lengths]
+        if kind == "counts":
+            values = [rng.integers(1, top + 1, n).astype(np.uint64) for n in lengths]
+        else:
+            values = [rng.uniform(0.1, 9, n).astype(np.float32) for n in lengths]
+        donor = rng.integers(-1, 3, cells)
+        age = rng.uniform(20, 80, cells)
+        rows = TokenRows(
+            indptr=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
+            genes=np.concatenate(genes),
+            values=np.concatenate(values),
+            unmatched_values=0,
+        )
+        labels = [LabelColumn(name="donor", values=donor), LabelColumn(name="age", values=age)]
+        payload, ends = encode_rows(rows, labels)
+        sizes = np.diff(np.concatenate(([0], ends)))
+        keys = np.arange(row, row + cells)
+        tar, offsets = build_tar(payload, ends - sizes, sizes, np.zeros(cells, np.int64), keys)
+        stored, chunks = seal(tar, offsets, compression)
+        index = write_index(
+            offset=offsets,
+            size=sizes,
+            n_genes=lengths,
+            total=np.array([v.sum() for v in values], float),
+            source=np.zeros(cells, np.int64),
+            row=keys,
+            labels={"donor": donor, "age": age},
+        )
+        name = f"{split}/{i:06d}"
+        path = name + (".tar" if compression == "none" else ".tar.zst")
+        storage.write(path, stored.tobytes())
+        storage.write(f"{name}.parquet", index)
+        shards.append(
+            ShardInfo(
+                path=path,
+                cells=cells,
+                tokens=int(lengths.sum()),
+                max_genes=int(lengths.max()),
+                bytes=len(stored),
+                sha256=hashlib.sha256(stored).hexdigest(),
+                index_path=f"{name}.parquet",
+                index_bytes=len(index),
+                index_sha256=hashlib.sha256(index).hexdigest(),
+                chunks=chunks,
+            )  # fmt: skip
+        )
+        for k in range(cells):
+            known.genes[row + k] = genes[k]
+            known.values[row + k] = values[k]
+            known.donor[row + k] = int(donor[k])
+        row += cells
+    storage.write("vocab.json", vocab.to_json())
+    manifest = Manifest(
+        vocab_size=len(vocab), vocab_fingerprint=vocab.fingerprint, value_kind=kind, compression=compression,
+        labels={"donor": LabelInfo(kind="category", categories=("a", "b", "c")), "age": LabelInfo(kind="number")},
+        splits={split: tuple(shards)},
+        sources=(
+            SourceInfo(name="made", rows=row, kept=row, columns=n_genes, matched=n_genes, unmatched=0,
+                       merged=0, values=0, unmatched_values=0),
+        ),
+        options={"seed": seed},
+    )  # fmt: skip
+    storage.write("manifest.json", manifest.to_json())
+    return known

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from scshards.base.errors import ConfigError, StorageError
 
+_TEMPORARY = ".tmp"
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(::|://)")
 
 
@@ -64,6 +65,11 @@ class Storage:
         root = redact(self.url).rstrip("/")
         return f"{root}/{path}" if path else root
 
+    @property
+    def local_path(self) -> Path | None:
+        """Where the root is on this machine, absolute; None when it is in a store."""
+        return Path(self._root) if self.is_local else None
+
     def child(self, path: str) -> Storage:
         """The same store, rooted one or more folders further down."""
         return Storage(f"{self.url.rstrip('/')}/{path}", self.options)
@@ -76,13 +82,16 @@ class Storage:
             return bool(self._fs.exists(self._full(path)))
 
     def list(self, path: str = "") -> list[str]:
-        """Relative paths of all files below `path`, sorted; empty when there is none."""
+        """Relative paths of all files below `path`, sorted; empty when there is none.
+
+        What a write that was killed has left behind is not among them.
+        """
         full = self._full(path)
         with _translated(self.at(path)):
             if self.is_local:
                 root = Path(self._root)
                 found = (p for p in Path(full).rglob("*") if p.is_file())
-                return sorted(p.relative_to(root).as_posix() for p in found)
+                return sorted(p.relative_to(root).as_posix() for p in found if not _is_temporary(p))
             self._fs.invalidate_cache()
             try:
                 names = self._fs.find(full)
@@ -103,8 +112,10 @@ class Storage:
                 with Path(self._full(path)).open("rb") as f:
                     f.seek(start)
                     data = f.read() if end is None else f.read(end - start)
+            elif start == end:
+                data = b""  # an HTTP range can't be empty
             else:
-                data = self._fs.cat_file(self._full(path), start=start or None, end=end)
+                data = self._read_remote(path, start, end)
         if end is not None and len(data) != end - start:
             raise StorageError(
                 f"the file ends early: {len(data)} bytes instead of {end - start} from byte {start}",
@@ -129,7 +140,9 @@ class Storage:
                 return
             target = Path(full)
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+            handle, temporary = tempfile.mkstemp(
+                prefix=f".{target.name}.", suffix=_TEMPORARY, dir=target.parent
+            )
             try:
                 with os.fdopen(handle, "wb") as f:
                     f.write(data)
@@ -157,6 +170,16 @@ class Storage:
             else:
                 self._fs.rm(self._full(path), recursive=True)
 
+    def _read_remote(self, path: str, start: int, end: int | None) -> bytes:
+        full = self._full(path)
+        try:
+            return bytes(self._fs.cat_file(full, start=start or None, end=end))
+        except OSError:
+            # S3 answers a range that begins after the end with an error of no certain type.
+            if start and self._fs.exists(full) and start >= int(self._fs.size(full)):
+                return b""
+            raise
+
     def _full(self, path: str) -> str:
         return f"{self._root.rstrip('/')}/{path}" if path else self._root
 
@@ -168,7 +191,9 @@ def is_local(url: str) -> bool:
 
 def redact(url: str) -> str:
     """The address without a user and password in it and without query parameters."""
-    url = re.sub(r"(://)[^/@]*@", r"\1", url)
+    url = re.sub(r"(://)[^/]*@", r"\1", url)
+    # A secret may hold slashes. `user:` at the front gives it away, unless a port stands there.
+    url = re.sub(r"(://)[^/@:]+:(?!\d+/)[^@]*@", r"\1", url)
     return url if is_local(url) else url.partition("?")[0]
 
 
@@ -187,6 +212,10 @@ def parse_options(text: str | None) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ConfigError("--storage-options takes a JSON object")
     return options
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.suffix == _TEMPORARY
 
 
 @contextlib.contextmanager
@@ -209,6 +238,16 @@ def _translated(where: str) -> Iterator[None]:
         raise StorageError(
             f"the storage failed: {e.strerror or type(e).__name__}", where=where
         ) from e
+    except TypeError as e:
+        # File systems connect late, so that an option they do not know comes out here.
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(e))
+        if unknown is None:
+            raise
+        raise ConfigError(
+            f"the storage knows no option {unknown[1]!r}",
+            where=where,
+            advice="correct --storage-options",
+        ) from None
     except Exception as e:
         # botocore's and aiohttp's errors are not OSErrors; their class name is all that is
         # certain to be free of credentials.

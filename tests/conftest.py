@@ -6,16 +6,22 @@ import os
 import select
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 # Set before anything imports numba, torch or matplotlib.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# A compiled loop's first call takes seconds; a failure must be found again, so no random seeds.
+settings.register_profile("scshards", deadline=None, derandomize=True)
+settings.load_profile("scshards")
 
 S3_START_S = 60
 
@@ -85,7 +91,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, st
 
 
 @pytest.fixture
-def s3(s3_server: dict[str, str], request: pytest.FixtureRequest, monkeypatch) -> Iterator[S3]:
+def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     """A bucket of this test's own, and the environment that leads to it."""
     import s3fs
 
@@ -95,7 +101,7 @@ def s3(s3_server: dict[str, str], request: pytest.FixtureRequest, monkeypatch) -
         monkeypatch.setenv(name, value)
     # Instances are cached by their options and would remember another test's environment.
     s3fs.S3FileSystem.clear_instance_cache()
-    bucket = f"test-{abs(hash(request.node.nodeid)) % 10**12}"
+    bucket = f"test-{uuid.uuid4().hex}"
     s3fs.S3FileSystem().mkdir(bucket)
     yield S3(
         url=f"s3://{bucket}",

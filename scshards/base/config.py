@@ -8,9 +8,9 @@ A config class is a frozen, keyword-only dataclass beside what it configures and
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
-import json
 import tomllib
 import types
 import typing
@@ -38,7 +38,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def override(tables: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
     """A copy of `tables` with each `a.b=value` set; values are TOML, or else plain strings."""
-    out: dict[str, Any] = json.loads(json.dumps(tables))
+    out: dict[str, Any] = copy.deepcopy(dict(tables))
     for setting in settings:
         name, eq, text = setting.partition("=")
         if not eq or not name.strip():
@@ -97,9 +97,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"v = {text}")["v"]
+        parsed = tomllib.loads(f"v = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return parsed["v"] if len(parsed) == 1 else text
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -46,11 +46,11 @@ def key(seed: int, *parts: str | int) -> int:
 
 def draws(key: int, counters: NDArray[np.integer]) -> NDArray[np.uint64]:
     """64 random bits for each counter, shape and order as `counters`."""
-    c = np.asarray(counters).astype(np.uint64)
+    c = np.atleast_1d(counters).astype(np.uint64)  # numpy warns when a lone number wraps around
     x = (c + np.uint64(1)) * np.uint64(GOLDEN) + np.uint64(key)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    return (x ^ (x >> np.uint64(31))).reshape(np.shape(counters))
 
 
 def uniforms(key: int, counters: NDArray[np.integer]) -> NDArray[np.float64]:

@@ -93,7 +93,7 @@ def make_set(
                 index_bytes=len(index),
                 index_sha256=hashlib.sha256(index).hexdigest(),
                 chunks=chunks,
-            )  # fmt: skip
+            )
         )
         for k in range(cells):
             known.genes[row + k] = genes[k]

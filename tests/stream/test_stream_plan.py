@@ -1,0 +1,162 @@
+"""The order of an epoch on integers: lanes, positions, ranks, shuffle buffers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scshards.base import seeds
+from scshards.stream.plan import EpochPlan, Share, fitting_lanes, plan_epoch, steps
+from scshards.stream.shuffle import lane_order, new_state, replay
+
+shard_sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda s: sum(s) > 0)
+
+
+def plan_of(sizes: list[int], lanes: int, shuffle: bool = True, epoch: int = 0) -> EpochPlan:
+    return plan_epoch(
+        sizes, seed=3, epoch=epoch, lanes=lanes, shuffle=shuffle, shuffle_buffer=5 * lanes
+    )
+
+
+def cells_in_order(plan: EpochPlan) -> list[tuple[int, int]]:
+    """(shard, cell) at every position, written out plainly: the second formula for the whole order."""
+    line = [
+        (shard, c)
+        for shard in plan.order.tolist()
+        for c in range(
+            int(
+                plan.starts[list(plan.order).index(shard) + 1]
+                - plan.starts[list(plan.order).index(shard)]
+            )
+        )
+    ]
+    lanes = []
+    at = 0
+    for k in range(plan.lanes):
+        n = plan.cells // plan.lanes + (1 if k < plan.cells % plan.lanes else 0)
+        stretch = line[at : at + n]
+        lanes.append([stretch[i] for i in shuffled(n, plan.buffer, plan.lane_key(k))])
+        at += n
+    return [lanes[p % plan.lanes][p // plan.lanes] for p in range(plan.cells)]
+
+
+def shuffled(n: int, buffer: int, key: int) -> list[int]:
+    """The shuffle buffer as a plain Python list."""
+    waiting, held, out = list(range(n)), [], []
+    for j in range(n):
+        while len(held) < buffer and waiting:
+            held.append(waiting.pop(0))
+        draw = seeds.mix64(key + (j + 1) * seeds.GOLDEN)
+        r = ((draw >> 32) * len(held)) >> 32
+        out.append(held[r])
+        if waiting:
+            held[r] = waiting.pop(0)
+        else:
+            held[r] = held[-1]
+            held.pop()
+    return out
+
+
+@given(n=st.integers(0, 200), buffer=st.integers(1, 50), key=st.integers(0, 2**64 - 1))
+def test_lane_order_is_the_plain_buffer(n: int, buffer: int, key: int) -> None:
+    order = lane_order(n, buffer, key)
+    assert order.tolist() == shuffled(n, buffer, key)
+    assert sorted(order.tolist()) == list(range(n))
+
+
+@given(n=st.integers(1, 200), buffer=st.integers(1, 50), data=st.data())
+def test_replay_holds_what_was_not_emitted(n: int, buffer: int, data: st.DataObject) -> None:
+    j = data.draw(st.integers(0, n))
+    slots, state = new_state(buffer)
+    replay(slots, state, n, 9, j)
+    left = set(slots[: state[0]].tolist()) | set(range(int(state[1]), n))
+    assert left == set(range(n)) - set(lane_order(n, buffer, 9)[:j].tolist())
+
+
+@given(sizes=shard_sizes, lanes=st.integers(1, 80), shuffle=st.booleans())
+def test_lanes_cut_the_line(sizes: list[int], lanes: int, shuffle: bool) -> None:
+    plan = plan_of(sizes, lanes, shuffle)
+    counts = [plan.lane_cells(k) for k in range(lanes)]
+    assert sum(counts) == sum(sizes) == plan.cells
+    assert max(counts) - min(counts) <= 1
+    assert [plan.lane_start(k) for k in range(lanes)] == np.concatenate(([0], np.cumsum(counts)))[
+        :-1
+    ].tolist()
+    runs = [
+        r
+        for k in range(lanes)
+        for r in plan.runs(plan.lane_start(k), plan.lane_start(k) + counts[k])
+    ]
+    cells = [(s, c) for s, a, b in runs for c in range(a, b)]
+    assert sorted(cells) == [(s, c) for s, n in enumerate(sizes) for c in range(n)]
+
+
+@settings(max_examples=200)
+@given(
+    sizes=shard_sizes,
+    lanes=st.integers(1, 20),
+    world=st.integers(1, 16),
+    batch=st.integers(1, 9),
+    data=st.data(),
+)
+def test_every_position_goes_to_one_rank(
+    sizes: list[int], lanes: int, world: int, batch: int, data: st.DataObject
+) -> None:
+    n = sum(sizes)
+    begin = data.draw(st.integers(0, n))
+    order = cells_in_order(plan_of(sizes, lanes))
+    assert len(set(order)) == n
+    dealt: dict[int, tuple[int, int, int]] = {}
+    for rank in range(world):
+        share = Share(
+            begin=begin, end=n, rank=rank, world_size=world, batch_size=batch, lanes=lanes
+        )
+        for lane in share.my_lanes():
+            start, until = share.emissions(lane, begin), share.emissions(lane, n)
+            first = share.first_mine(lane, start)
+            mine = np.arange(first, until, share.stride()) * lanes + lane
+            assert ((mine - rank) % world == 0).all()
+            for p, row in zip(mine.tolist(), share.rows(mine, begin).tolist(), strict=True):
+                assert p not in dealt
+                dealt[p] = (rank, row // batch, row % batch)
+    assert sorted(dealt) == list(range(begin, n))
+    # Global batch t is GB positions in a row, a batch of each rank, every row of it at most once.
+    for p, (_, t, _) in dealt.items():
+        assert (p - begin) // (world * batch) == t
+    assert len(set(dealt.values())) == len(dealt)
+
+
+@given(remaining=st.integers(0, 1000), gb=st.integers(1, 64))
+def test_steps(remaining: int, gb: int) -> None:
+    full, all_ = steps(remaining, gb, True), steps(remaining, gb, False)
+    assert 0 <= remaining - full * gb < gb
+    assert all_ - full == (remaining % gb > 0)
+
+
+@given(lanes=st.integers(1, 100), world=st.integers(1, 40))
+def test_fitting_lanes(lanes: int, world: int) -> None:
+    k = fitting_lanes(lanes, world)
+    assert k % world == 0 and k >= world
+    assert k in (lanes, world) or lanes - k < world
+    if lanes % world == 0:
+        assert k == lanes
+
+
+def test_the_order_is_new_every_epoch_and_seed() -> None:
+    orders = {tuple(cells_in_order(plan_of([30, 20, 50], 4, epoch=e))) for e in range(20)}
+    assert len(orders) == 20
+    other = plan_epoch([30, 20, 50], seed=4, epoch=0, lanes=4, shuffle=True, shuffle_buffer=20)
+    assert tuple(cells_in_order(other)) not in orders
+
+
+def test_without_shuffle_one_lane_keeps_the_order() -> None:
+    order = cells_in_order(plan_of([3, 0, 4], 1, shuffle=False))
+    assert order == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1), (2, 2), (2, 3)]
+
+
+@pytest.mark.parametrize("lanes", [1, 7, 64])
+def test_the_buffer_is_shared_by_the_lanes(lanes: int) -> None:
+    plan = plan_epoch([5000], seed=0, epoch=0, lanes=lanes, shuffle=True, shuffle_buffer=640)
+    assert plan.buffer == 640 // lanes

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-NEGATIVE, NAN, INFINITE, FRACTION, HUGE = 1, 2, 3, 4, 5
-"""Faults of a value."""
+NEGATIVE, NAN, INFINITE, FRACTION, HUGE, UNFIT, NO_COLUMN = 1, 2, 3, 4, 5, 6, 7
+"""Faults of a value; NO_COLUMN of its place."""
 
 
 @nb.njit(nogil=True, cache=True)
@@ -38,7 +38,13 @@ def tokenize(indptr, indices, data, tokens, counts, scratch, bits, out_indptr, g
                     return HUGE, row, i, unmatched, repeated_row
                 if np.int64(v) != v:
                     return FRACTION, row, i, unmatched, repeated_row
-            t = tokens[indices[i]]
+            elif np.float32(v) == 0 or np.float32(v) == np.inf:
+                return UNFIT, row, i, unmatched, repeated_row
+            # A damaged file may point anywhere, and this loop reads without bounds checks.
+            column = indices[i]
+            if column < 0 or column >= len(tokens):
+                return NO_COLUMN, row, i, unmatched, repeated_row
+            t = tokens[column]
             if t < 0:
                 unmatched += 1
                 continue

@@ -16,18 +16,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import ValueKindError
+from scshards.base.errors import SourceError, ValueKindError
 from scshards.cells import kernels
 from scshards.cells.vocab import Vocab
 
 ValueKind = Literal["counts", "float"]
 
+_DAMAGED = "the file is damaged: restore it from a good copy"
 _FAULTS = {
     kernels.NEGATIVE: "is negative",
     kernels.NAN: "is not a number (NaN)",
     kernels.INFINITE: "is infinite",
     kernels.FRACTION: "is not a whole number",
     kernels.HUGE: "is too large for a count (2^63 or more)",
+    kernels.UNFIT: "is too large or too small for a float32",
 }
 
 
@@ -125,11 +127,16 @@ def tokenize_rows(
     ValueKindError
         For a negative, NaN or infinite value, a fraction under "counts", or, under "float", two
         values of one cell for one token. Values in unmatched columns are checked too.
+    SourceError
+        When indptr or indices are not those of a CSR matrix with these columns.
     """
     data = _plain_dtype(data, first_row, where)
     indptr = np.ascontiguousarray(indptr, np.int64)
     indices = np.ascontiguousarray(indices, np.int32)
-    assert len(indices) == len(data) == indptr[-1] - indptr[0]
+    if (np.diff(indptr) < 0).any() or not len(indices) == len(data) == indptr[-1] - indptr[0]:
+        raise SourceError(
+            "the row pointers of the matrix do not fit its values", where=where, advice=_DAMAGED
+        )
     counts = kind == "counts"
     genes = np.empty(len(data), np.int32)
     values = np.empty(len(data), np.uint64 if counts else np.float32)
@@ -139,6 +146,12 @@ def tokenize_rows(
     fault, row, at, unmatched, repeated_row = kernels.tokenize(
         indptr, indices, data, match.tokens, counts, scratch, bits, out_indptr, genes, values
     )
+    if fault == kernels.NO_COLUMN:
+        raise SourceError(
+            f"a value lies in column {int(indices[at])} of {len(match.tokens)}",
+            where=f"{where}: row {first_row + row}",
+            advice=_DAMAGED,
+        )
     if fault:
         value, column = data[at], int(indices[at])
         raise ValueKindError(

@@ -32,7 +32,7 @@ class Vocab:
     Raises
     ------
     VocabError
-        When a token appears twice or is not a non-empty string.
+        When a token appears twice or is not a non-empty line of text.
     """
 
     def __init__(self, tokens: Iterable[str], *, where: object = None) -> None:
@@ -46,6 +46,12 @@ class Vocab:
             raise VocabError("the vocabulary is empty", where=where)
         if not all(isinstance(t, str) and t for t in self._tokens):
             raise VocabError("every token must be a non-empty string", where=where)
+        try:
+            self._text = "".join(f"{t}\n" for t in self._tokens).encode()
+        except UnicodeEncodeError:
+            raise VocabError("a token is not valid Unicode text", where=where) from None
+        if self._text.count(b"\n") != len(self._tokens):
+            raise VocabError("a token holds a line break", where=where)
         self._fingerprint: str | None = None
 
     @classmethod
@@ -69,7 +75,7 @@ class Vocab:
         """Parse the text of a vocabulary file; VocabError says what is wrong with it."""
         try:
             mapping = json.loads(data)
-        except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
             raise VocabError(f"the vocabulary is not valid JSON: {e}", where=where) from None
         if not isinstance(mapping, dict):
             raise VocabError("a vocabulary is a JSON object {token: id}", where=where)
@@ -113,8 +119,7 @@ class Vocab:
     def fingerprint(self) -> str:
         """SHA-256 over the tokens in id order, each as UTF-8 and a newline; 64 hex digits."""
         if self._fingerprint is None:
-            text = "".join(f"{t}\n" for t in self._tokens)
-            self._fingerprint = hashlib.sha256(text.encode()).hexdigest()
+            self._fingerprint = hashlib.sha256(self._text).hexdigest()
         return self._fingerprint
 
     @property

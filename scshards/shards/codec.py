@@ -20,6 +20,8 @@ from scshards.cells.tokenizer import TokenRows, ValueKind
 from scshards.shards import kernels
 
 EXTENSION = "cell.msgpack"
+MAX_TOKENS = MAX_CODES = 1 << 31
+"""Token ids and category codes are below this, so that an int32 holds them."""
 
 STATUS = {
     kernels.BAD_STRUCTURE: "the member is not a cell of format 1",
@@ -120,22 +122,41 @@ def encode_cell(
     *,
     kind: ValueKind = "counts",
 ) -> bytes:
-    """The member of one cell; genes must ascend. For tests and small tools: pack encodes blocks."""
-    ids = np.asarray(genes, np.int32)
-    if ids.ndim != 1 or len(ids) != len(values):
-        raise FormatError(f"{len(ids)} genes but {len(values)} values")
-    if len(ids) and (ids[0] < 0 or (np.diff(ids) <= 0).any()):
+    """The member of one cell, for tests and small tools: pack encodes blocks.
+
+    Raises
+    ------
+    FormatError
+        When the genes do not ascend, a value is not above 0 or, of counts, not whole, or a label is
+        neither a category code (an int, -1 when missing) nor a number (a float).
+    """
+    ids, given = np.asarray(genes), np.asarray(values)
+    if ids.ndim != 1 or ids.shape != given.shape:
+        raise FormatError(f"{ids.size} genes but {given.size} values")
+    if ids.size and (ids.dtype.kind not in "iu" or ids[0] < 0 or ids[-1] >= MAX_TOKENS):
+        raise FormatError(f"gene ids are whole numbers from 0 to {MAX_TOKENS - 1}")
+    if (ids[1:] <= ids[:-1]).any():
         raise FormatError("gene ids must ascend", advice="sort them, and add up repeated genes")
+    if given.dtype.kind not in "iuf":
+        raise FormatError(f"values of dtype {given.dtype} can't be stored")
+    if kind == "counts" and (given % 1 != 0).any():
+        raise FormatError("counts must be whole numbers", advice="store the values as kind='float'")
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored: NDArray[Any] = given.astype(np.uint64 if kind == "counts" else np.float32)
+    if not ((given > 0) & (stored > 0) & (stored < np.inf)).all():
+        raise FormatError("values must be above 0", advice="leave out genes without a value")
     rows = TokenRows(
         indptr=np.array([0, len(ids)], np.int64),
-        genes=ids,
-        values=np.asarray(values, np.uint64 if kind == "counts" else np.float32),
+        genes=ids.astype(np.int32),
+        values=stored,
         unmatched_values=0,
     )
-    columns = [
-        LabelColumn(name=k, values=np.array([v], np.float64 if isinstance(v, float) else np.int64))
-        for k, v in (labels or {}).items()
-    ]
+    columns = []
+    for name, label in (labels or {}).items():
+        if not _is_label(label):
+            raise FormatError(f"{label!r} is no label", where=name)
+        column = np.array([label], np.float64 if isinstance(label, float) else np.int64)
+        columns.append(LabelColumn(name=name, values=column))
     return bytes(encode_rows(rows, columns)[0])
 
 
@@ -161,7 +182,7 @@ def decode_cell(payload: bytes, *, kind: ValueKind = "counts", where: object = N
     check_status(kernels.parse_member(src, 0, len(src), fields), where)
     n, g0, g1, v0, v1, labels_at = (int(x) for x in fields)
     genes = np.empty(n, np.int32)
-    check_status(kernels.decode_genes(src, g0, g1, n, 1 << 31, genes), where)
+    check_status(kernels.decode_genes(src, g0, g1, n, MAX_TOKENS, genes), where)
     values: NDArray[Any]
     if kind == "counts":
         values = np.empty(n, np.uint64)
@@ -172,8 +193,13 @@ def decode_cell(payload: bytes, *, kind: ValueKind = "counts", where: object = N
     labels = {}
     if labels_at >= 0:
         try:
-            labels = msgpack.unpackb(payload[labels_at:])
+            # Labels are flat: with these limits, hostile bytes can't ask for memory.
+            labels = msgpack.unpackb(payload[labels_at:], max_array_len=0, max_ext_len=0)
         except (msgpack.UnpackException, ValueError):
+            check_status(kernels.BAD_STRUCTURE, where)
+        if not isinstance(labels, dict) or not all(
+            isinstance(name, str) and _is_label(v) for name, v in labels.items()
+        ):
             check_status(kernels.BAD_STRUCTURE, where)
     return Cell(genes=genes, values=values, labels=labels)
 
@@ -184,6 +210,14 @@ def check_status(status: int, where: object) -> None:
         raise FormatError(
             STATUS[status], where=where, advice="run scshards verify on the shard set"
         )
+
+
+def _is_label(value: object) -> bool:
+    """A category code, -1 when missing, or a number, NaN when missing."""
+    if isinstance(value, float):
+        return True
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and -1 <= int(value) < MAX_CODES  # type: ignore[call-overload]
 
 
 def _varint_bytes(largest: int) -> int:

@@ -1,4 +1,4 @@
-"""Compiled loops over shard bytes: varints, members, tar headers, checksums. They release the GIL.
+"""Compiled loops over shard bytes: varints, members, tar headers. They release the GIL.
 
 Called by shards.codec and shards.tar (which turn status codes into errors) and by stream's kernels.
 Every reader here takes explicit bounds and returns a status instead of reading past them, so that
@@ -21,8 +21,6 @@ MEMBER_FIELDS = 6
 """What `parse_member` fills: n, genes start and end, values start and end, labels start (or -1)."""
 
 _U64 = np.uint64
-_P1, _P2, _P3 = _U64(0x9E3779B185EBCA87), _U64(0xC2B2AE3D27D4EB4F), _U64(0x165667B19E3779F9)
-_P4, _P5 = _U64(0x85EBCA77C2B2AE63), _U64(0x27D4EB2F165667C5)
 _GOLDEN = _U64(0x9E3779B97F4A7C15)
 
 # The field names of a member as msgpack strings.
@@ -141,6 +139,8 @@ def decode_counts(src, start, end, n, out):
                     return BAD_VARINT
                 e = _U64(src[p])
                 p += 1
+                if shift == 63 and e > 1:
+                    return BAD_VARINT
                 c |= (e & _U64(127)) << _U64(shift)
                 shift += 7
                 if e < 128:
@@ -255,54 +255,6 @@ def write_tar(payload, starts, sizes, template, digits_at, sources, rows, out, o
             out[p] = 0
             p += 1
     return p
-
-
-@nb.njit(nogil=True, cache=True)
-def xxh64(data):
-    """XXH64 with seed 0 of uint8 [n], by Yann Collet's specification, on a little-endian machine."""
-    n = len(data)
-    words = data[: n - n % 8].view(np.uint64)
-    w = 0
-    if n >= 32:
-        v1, v2, v3, v4 = _P1 + _P2, _P2, _U64(0), _U64(0) - _P1
-        while w + 4 <= len(words):
-            v1 = _round(v1, words[w])
-            v2 = _round(v2, words[w + 1])
-            v3 = _round(v3, words[w + 2])
-            v4 = _round(v4, words[w + 3])
-            w += 4
-        h = _rotate(v1, 1) + _rotate(v2, 7) + _rotate(v3, 12) + _rotate(v4, 18)
-        for v in (v1, v2, v3, v4):
-            h = (h ^ _round(_U64(0), v)) * _P1 + _P4
-    else:
-        h = _P5
-    h += _U64(n)
-    while w < len(words):
-        h = _rotate(h ^ _round(_U64(0), words[w]), 27) * _P1 + _P4
-        w += 1
-    p = 8 * len(words)
-    if p + 4 <= n:
-        four = np.uint64(0)
-        for k in range(4):
-            four |= _U64(data[p + k]) << _U64(8 * k)
-        h = _rotate(h ^ (four * _P1), 23) * _P2 + _P3
-        p += 4
-    while p < n:
-        h = _rotate(h ^ (_U64(data[p]) * _P5), 11) * _P1
-        p += 1
-    h = (h ^ (h >> _U64(33))) * _P2
-    h = (h ^ (h >> _U64(29))) * _P3
-    return h ^ (h >> _U64(32))
-
-
-@nb.njit(nogil=True, inline="always")
-def _rotate(x, r):
-    return (x << _U64(r)) | (x >> _U64(64 - r))
-
-
-@nb.njit(nogil=True, inline="always")
-def _round(acc, lane):
-    return _rotate(acc + lane * _P2, 31) * _P1
 
 
 @nb.njit(nogil=True)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scshards.base.errors import FormatError
 from scshards.cells.tokenizer import ValueKind
@@ -20,6 +22,9 @@ from scshards.shards.tar import Chunks, Compression
 MANIFEST = "manifest.json"
 VOCAB = "vocab.json"
 FORMAT_NAME, FORMAT_VERSION = "scshards", 1
+GENES_ENCODING = "delta-leb128"
+VALUES_ENCODING = {"counts": "leb128", "float": "float32-le"}
+_OPEN = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,12 +140,6 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The file's bytes: indented, with one line for each shard."""
-        lines: list[str] = []
-
-        def shard(info: ShardInfo) -> str:
-            lines.append(json.dumps(_shard_to_json(info), ensure_ascii=False))
-            return f"@shard {len(lines) - 1}@"
-
         tree = {
             "format": FORMAT_NAME,
             "version": FORMAT_VERSION,
@@ -149,10 +148,10 @@ class Manifest:
                 "size": self.vocab_size,
                 "fingerprint": self.vocab_fingerprint,
             },
-            "genes": {"encoding": "delta-leb128"},
+            "genes": {"encoding": GENES_ENCODING},
             "values": {
                 "kind": self.value_kind,
-                "encoding": "leb128" if self.value_kind == "counts" else "float32-le",
+                "encoding": VALUES_ENCODING[self.value_kind],
             },
             "compression": self.compression,
             "labels": {
@@ -166,26 +165,22 @@ class Manifest:
                     "cells": sum(s.cells for s in shards),
                     "tokens": sum(s.tokens for s in shards),
                     "bytes": sum(s.bytes for s in shards),
-                    "shards": [shard(s) for s in shards],
+                    "shards": [_shard_to_json(s) for s in shards],
                 }
                 for name, shards in self.splits.items()
             },
             "sources": [_source_to_json(s) for s in self.sources],
             "options": dict(self.options),
         }
-        text = json.dumps(tree, indent=1, ensure_ascii=False)
-        head, *rest = text.split('"@shard ')
-        for part in rest:
-            number, _, after = part.partition('@"')
-            head += lines[int(number)] + after
-        return head.encode() + b"\n"
+        # A file name that is no UTF-8 comes as lone surrogates, which JSON spells with a backslash.
+        return _layout(tree).encode(errors="backslashreplace") + b"\n"
 
     @classmethod
     def from_json(cls, data: bytes | str, *, where: object = None) -> Manifest:
         """Parse a manifest; FormatError says what is wrong with it."""
         try:
             tree = json.loads(data)
-        except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
             raise FormatError(f"the manifest is not valid JSON: {e}", where=where) from None
         if not isinstance(tree, dict) or tree.get("format") != FORMAT_NAME:
             raise FormatError("this is not the manifest of a shard set", where=where)
@@ -196,41 +191,50 @@ class Manifest:
                 advice="read it with the version of scshards that packed it",
             )
         try:
-            manifest = cls(
-                vocab_size=tree["vocab"]["size"],
-                vocab_fingerprint=tree["vocab"]["fingerprint"],
-                value_kind=tree["values"]["kind"],
-                compression=tree["compression"],
-                labels={
-                    name: LabelInfo(kind=c["kind"], categories=tuple(c.get("categories", ())))
-                    for name, c in tree["labels"].items()
-                },
-                splits={
-                    name: tuple(_shard_from_json(s) for s in split["shards"])
-                    for name, split in tree["splits"].items()
-                },
-                sources=tuple(SourceInfo(**_flat_source(s)) for s in tree["sources"]),
-                options=tree["options"],
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            return cls._from_tree(tree)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
+            missing = "there is no " if isinstance(e, KeyError) else ""
             raise FormatError(
-                f"the manifest is incomplete: {type(e).__name__} {e}",
+                f"the manifest is damaged: {missing}{e}",
                 where=where,
                 advice="restore it from a good copy, or pack again",
             ) from None
-        if manifest.value_kind not in ("counts", "float") or manifest.compression not in (
-            "none",
-            "zstd",
+
+    @classmethod
+    def _from_tree(cls, tree: dict[str, Any]) -> Manifest:
+        kind, compression = tree["values"]["kind"], tree["compression"]
+        if (
+            VALUES_ENCODING.get(kind) != tree["values"]["encoding"]
+            or tree["genes"]["encoding"] != GENES_ENCODING
+            or compression not in ("none", "zstd")
         ):
-            raise FormatError("the manifest names an unknown encoding", where=where)
-        for name, shards in manifest.splits.items():
-            for s in shards:
-                if s.cells != int(s.chunks.cells.sum()) or s.bytes != int(s.chunks.stored.sum()):
-                    raise FormatError(
-                        f"the chunks of {s.path} do not add up to the shard",
-                        where=f"{where} ({name})",
-                    )
-        return manifest
+            raise ValueError("it names an encoding that format 1 does not have")
+        return cls(
+            vocab_size=_number(tree["vocab"]["size"]),
+            vocab_fingerprint=_text(tree["vocab"]["fingerprint"]),
+            value_kind=kind,
+            compression=compression,
+            labels={name: _label_from_json(c) for name, c in tree["labels"].items()},
+            splits={name: _split_from_json(split) for name, split in tree["splits"].items()},
+            sources=tuple(_source_from_json(s) for s in tree["sources"]),
+            options=dict(tree["options"]),
+        )
+
+
+def _layout(value: Any, depth: int = 0) -> str:
+    """Indented JSON text in which whatever lies `_OPEN` deep, such as a shard, is one line."""
+    if depth == _OPEN or not isinstance(value, dict | list) or not value:
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict):
+        items = [
+            f"{json.dumps(k, ensure_ascii=False)}: {_layout(v, depth + 1)}"
+            for k, v in value.items()
+        ]
+    else:
+        items = [_layout(v, depth + 1) for v in value]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    pad = "\n" + " " * depth
+    return opening + ",".join(f"{pad} {item}" for item in items) + pad + closing
 
 
 def _shard_to_json(s: ShardInfo) -> dict[str, Any]:
@@ -250,25 +254,47 @@ def _shard_to_json(s: ShardInfo) -> dict[str, Any]:
     }
 
 
+def _split_from_json(tree: dict[str, Any]) -> tuple[ShardInfo, ...]:
+    shards = tuple(_shard_from_json(s) for s in tree["shards"])
+    for name in ("cells", "tokens", "bytes"):
+        if sum(getattr(s, name) for s in shards) != tree[name]:
+            raise ValueError(f"the {name} of the shards do not add up to those of their split")
+    return shards
+
+
 def _shard_from_json(tree: dict[str, Any]) -> ShardInfo:
-    chunks, index = tree["chunks"], tree["index"]
-    stored = np.array(chunks["bytes"], np.int64)
-    raw = np.array(chunks["raw_bytes"], np.int64) if "raw_bytes" in chunks else stored
-    sums = np.array([int(x, 16) for x in chunks["xxh64"].split()], np.uint64)
-    cells = np.array(chunks["cells"], np.int64)
-    if not len(cells) == len(stored) == len(raw) == len(sums):
-        raise ValueError(f"the chunk table of {tree['path']} is uneven")
-    return ShardInfo(
-        path=tree["path"],
-        cells=tree["cells"],
-        tokens=tree["tokens"],
-        max_genes=tree["max_genes"],
-        bytes=tree["bytes"],
-        sha256=tree["sha256"],
-        index_path=index["path"],
-        index_bytes=index["bytes"],
-        index_sha256=index["sha256"],
-        chunks=Chunks(cells=cells, stored=stored, raw=raw, sums=sums),
+    path, chunks, index = _path(tree["path"]), tree["chunks"], tree["index"]
+    stored = _numbers(chunks["bytes"])
+    table = Chunks(
+        cells=_numbers(chunks["cells"]),
+        stored=stored,
+        raw=_numbers(chunks["raw_bytes"]) if "raw_bytes" in chunks else stored,
+        sums=np.array([int(x, 16) for x in chunks["xxh64"].split()], np.uint64),
+    )
+    if not len(table.cells) == len(table.stored) == len(table.raw) == len(table.sums):
+        raise ValueError(f"the chunk table of {path} is uneven")
+    shard = ShardInfo(
+        path=path,
+        cells=_number(tree["cells"]),
+        tokens=_number(tree["tokens"]),
+        max_genes=_number(tree["max_genes"]),
+        bytes=_number(tree["bytes"]),
+        sha256=_text(tree["sha256"]),
+        index_path=_path(index["path"]),
+        index_bytes=_number(index["bytes"]),
+        index_sha256=_text(index["sha256"]),
+        chunks=table,
+    )
+    if shard.cells != table.cells.sum() or shard.bytes != table.stored.sum():
+        raise ValueError(f"the chunks of {path} do not add up to the shard")
+    return shard
+
+
+def _label_from_json(tree: dict[str, Any]) -> LabelInfo:
+    if tree["kind"] not in ("category", "number"):
+        raise ValueError(f"{tree['kind']!r} is no kind of label")
+    return LabelInfo(
+        kind=tree["kind"], categories=tuple(_text(c) for c in tree.get("categories", ()))
     )
 
 
@@ -286,11 +312,40 @@ def _source_to_json(s: SourceInfo) -> dict[str, Any]:
     }
 
 
-def _flat_source(tree: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": tree["name"],
-        **tree["cells"],
-        **tree["genes"],
-        "values": tree["values"]["stored"],
-        "unmatched_values": tree["values"]["unmatched"],
-    }
+def _source_from_json(tree: dict[str, Any]) -> SourceInfo:
+    cells, genes, values = tree["cells"], tree["genes"], tree["values"]
+    return SourceInfo(
+        name=_text(tree["name"]),
+        rows=_number(cells["rows"]),
+        kept=_number(cells["kept"]),
+        dropped={_text(reason): _number(n) for reason, n in cells["dropped"].items()},
+        columns=_number(genes["columns"]),
+        matched=_number(genes["matched"]),
+        unmatched=_number(genes["unmatched"]),
+        merged=_number(genes["merged"]),
+        values=_number(values["stored"]),
+        unmatched_values=_number(values["unmatched"]),
+    )
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} stands where a number from 0 belongs")
+    return value
+
+
+def _numbers(values: Any) -> NDArray[np.int64]:
+    return np.array([_number(v) for v in values], np.int64)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} stands where text belongs")
+    return value
+
+
+def _path(value: Any) -> str:
+    """A path below the root: a manifest must not lead its reader to other files."""
+    if not re.fullmatch(r"\w[\w-]*/\w[\w.-]*", _text(value)):
+        raise ValueError(f"{value!r} is no path of a shard")
+    return str(value)

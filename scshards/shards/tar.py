@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scshards.base.errors import ChecksumError, FormatError
 from scshards.cells.batch import format_key
 from scshards.shards import kernels
+from scshards.shards.checksum import xxh64
 from scshards.shards.codec import EXTENSION
 
 Compression = Literal["none", "zstd"]
@@ -126,7 +127,7 @@ def seal(
         ]
         stored_bytes, stored = np.concatenate(frames), np.array([len(f) for f in frames])
     ends = np.cumsum(stored)
-    sums = [kernels.xxh64(stored_bytes[e - s : e]) for s, e in zip(stored, ends, strict=True)]
+    sums = [xxh64(stored_bytes[e - s : e]) for s, e in zip(stored, ends, strict=True)]
     table = Chunks(
         cells=cells.astype(np.int64),
         stored=stored.astype(np.int64),
@@ -148,7 +149,7 @@ def open_chunk(
     FormatError
         When a right checksum covers bytes that are no zstd frame of `raw_size` bytes.
     """
-    if int(kernels.xxh64(stored)) != checksum:
+    if int(xxh64(stored)) != checksum:
         raise ChecksumError(
             "the bytes of a chunk are not those that were packed",
             where=where,
@@ -159,11 +160,13 @@ def open_chunk(
     import zstandard
 
     try:
-        raw = zstandard.ZstdDecompressor().decompress(stored.data, max_output_size=raw_size)
+        # The frame's own word for its size is what the decompressor allocates: check it first.
+        size = zstandard.frame_content_size(stored.data)
+        if size != raw_size:
+            raise FormatError(f"a chunk has {size} bytes instead of {raw_size}", where=where)
+        raw = zstandard.ZstdDecompressor().decompress(stored.data)
     except zstandard.ZstdError as e:
         raise FormatError(f"a chunk can't be decompressed: {e}", where=where) from None
-    if len(raw) != raw_size:
-        raise FormatError(f"a chunk has {len(raw)} bytes instead of {raw_size}", where=where)
     return np.frombuffer(raw, np.uint8)
 
 

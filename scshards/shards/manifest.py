@@ -25,6 +25,7 @@ FORMAT_NAME, FORMAT_VERSION = "scshards", 1
 GENES_ENCODING = "delta-leb128"
 VALUES_ENCODING = {"counts": "leb128", "float": "float32-le"}
 _OPEN = 4
+_SEAL = ',\n "sha256": "'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,7 +140,7 @@ class Manifest:
         return h.hexdigest()
 
     def to_json(self) -> bytes:
-        """The file's bytes: indented, with one line for each shard."""
+        """The file's bytes: indented, one line for each shard, and last the SHA-256 of all before it."""
         tree = {
             "format": FORMAT_NAME,
             "version": FORMAT_VERSION,
@@ -173,7 +174,8 @@ class Manifest:
             "options": dict(self.options),
         }
         # A file name that is no UTF-8 comes as lone surrogates, which JSON spells with a backslash.
-        return _layout(tree).encode(errors="backslashreplace") + b"\n"
+        body = _layout(tree).removesuffix("\n}").encode(errors="backslashreplace")
+        return body + f'{_SEAL}{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
 
     @classmethod
     def from_json(cls, data: bytes | str, *, where: object = None) -> Manifest:
@@ -219,6 +221,12 @@ class Manifest:
             sources=tuple(_source_from_json(s) for s in tree["sources"]),
             options=dict(tree["options"]),
         )
+
+
+def seal_holds(data: bytes) -> bool:
+    """Whether a manifest's bytes are those that were written, by the SHA-256 in its last field."""
+    body, seal, rest = data.rpartition(_SEAL.encode())
+    return bool(seal) and rest == f'{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
 
 
 def _layout(value: Any, depth: int = 0) -> str:

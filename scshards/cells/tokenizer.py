@@ -132,7 +132,9 @@ def tokenize_rows(
     """
     data = _plain_dtype(data, first_row, where)
     indptr = np.ascontiguousarray(indptr, np.int64)
-    indices = np.ascontiguousarray(indices, np.int32)
+    given, indices = indices, np.ascontiguousarray(indices, np.int32)
+    if given.dtype.itemsize > 4 and not np.array_equal(given, indices):
+        raise SourceError("a column number is too large", where=where, advice=_DAMAGED)
     if (np.diff(indptr) < 0).any() or not len(indices) == len(data) == indptr[-1] - indptr[0]:
         raise SourceError(
             "the row pointers of the matrix do not fit its values", where=where, advice=_DAMAGED

@@ -93,7 +93,7 @@ class OptimSettings:
     """AdamW, gradient clipping and the learning rate's schedule."""
 
     lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.0
     """Of matrices only: never of embeddings, biases and norms. 0 makes AdamW plain Adam."""

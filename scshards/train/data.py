@@ -5,10 +5,9 @@ Called by the loop, evaluate and the baselines.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
-from scshards.base.errors import ConfigError
 from scshards.cells.batch import Batch
 from scshards.shards.shardset import ShardSet
 from scshards.stream.loader import CellLoader
@@ -26,15 +25,9 @@ def train_loader(
     rank_batch: int,
     storage_options: Mapping[str, Any] | None = None,
 ) -> CellLoader:
-    """The endless, shuffled training stream: one batch is this rank's share of one step.
-
-    Raises
-    ------
-    ConfigError
-        When the train split has fewer cells than one global batch.
-    """
+    """The shuffled training stream: one batch is this rank's share of one step."""
     data = config.data
-    loader = CellLoader(
+    return CellLoader(
         root,
         split="train",
         batch_size=rank_batch,
@@ -46,14 +39,6 @@ def train_loader(
         threads=data.threads,
         storage_options=storage_options,
     )
-    if len(loader) == 0:
-        cells = loader.shardset.manifest.cells("train")
-        raise ConfigError(
-            f"the train split has {cells:,} cells, which is less than one batch",
-            where="run.batch_size",
-            advice=f"use at most {cells:,} cells a batch, or pack more cells",
-        )
-    return loader
 
 
 def once_loader(
@@ -88,8 +73,8 @@ def has_split(shardset: ShardSet, split: str) -> bool:
     return split in shardset.manifest.splits and shardset.manifest.cells(split) > 0
 
 
-def endless(loader: CellLoader) -> Iterator[Batch]:
-    """The rest of this epoch, then one epoch after the other."""
+def endless(loader: CellLoader) -> Generator[Batch]:
+    """The rest of this epoch, then one epoch after the other; close it to end the loader's threads."""
     while True:
         yield from loader
 
@@ -105,5 +90,5 @@ def _shape(data: DataSettings) -> dict[str, Any]:
     }
 
 
-def _place(ranks: Ranks) -> dict[str, int]:
+def _place(ranks: Ranks) -> dict[str, Any]:
     return {"rank": ranks.rank, "world_size": ranks.world_size}

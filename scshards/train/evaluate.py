@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,26 +137,22 @@ def evaluate_run(
                 storage_options=storage_options,
             )
 
-        with closing(loader(split)) as scored:
-            shardset = scored.shardset
-            if not has_split(shardset, split):
-                raise ConfigError(f"the split {split!r} has no cells", where=root)
-            loaded = load_model(str(run.path))
-            _check_vocab(loaded.vocab, shardset.vocab.to_dict(), folder, root)
-            score = validate(loaded.model.to(here.device), scored, here)
-            assert score is not None
+        scored = loader(split)
+        shardset = scored.shardset
+        if not has_split(shardset, split):
+            raise ConfigError(f"the split {split!r} has no cells", where=root)
+        loaded = load_model(str(run.path))
+        _check_vocab(loaded.vocab, shardset.vocab.to_dict(), folder, root)
+        score = validate(loaded.model.to(here.device), scored, here)
+        assert score is not None
 
-            train = shardset.manifest.splits["train"]
-            longest = 1 + max(s.max_genes for s in train)
-            cells = shardset.manifest.cells("train")
-            shown = shown and here.is_main
-            with (
-                closing(loader("train", longest)) as whole,
-                Progress("gene means", cells, shown=shown) as progress,
-            ):
-                means = gene_means(whole, len(shardset.vocab), here, progress)
-            scored.set_epoch(0)
-            by_gene, by_cell, n = baseline_errors(scored, means, here)
+        train = shardset.manifest.splits["train"]
+        longest = 1 + max(s.max_genes for s in train)
+        cells = shardset.manifest.cells("train")
+        with Progress("gene means", cells, shown=shown and here.is_main) as progress:
+            means = gene_means(loader("train", longest), len(shardset.vocab), here, progress)
+        scored.set_epoch(0)
+        by_gene, by_cell, n = baseline_errors(scored, means, here)
         assert n == score.n_masked, "the model and the baselines were scored on other values"
         evaluation = Evaluation(
             split=split,

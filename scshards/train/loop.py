@@ -76,7 +76,6 @@ def train(
         # Cells: one batch of the loader is this rank's share of one step, on any number of ranks.
         rank_batch, micro_batch = config.rank_batch(here.world_size)
         loader = train_loader(root, config, here, rank_batch, storage_options)
-        stack.enter_context(closing(loader))
         steps_per_epoch = len(loader)
         total = config.total_steps(steps_per_epoch)
         warmup(config.optim, total)  # refuses a warm-up that is longer than the run
@@ -86,7 +85,6 @@ def train(
             valid = once_loader(
                 root, config.data, here, "valid", micro_batch, storage_options=storage_options
             )
-            stack.enter_context(closing(valid))
 
         # Model: made from the seed, the same on every rank.
         model = CellModel(_model_config(config, vocab), seed=config.run.seed).to(here.device)
@@ -111,7 +109,7 @@ def train(
             model, optimizer, config, here, micro_batch=micro_batch, total_steps=total
         )
         window = Window(here, config.run.mvc_weight)
-        batches = endless(loader)
+        batches = stack.enter_context(closing(endless(loader)))
         every = config.run
         train_mse: float | None = None
         note, valid_note, stopped = "", "", False

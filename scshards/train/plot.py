@@ -18,8 +18,11 @@ from scshards.train.folder import RunFolder
 from scshards.train.metrics import read_metrics
 
 KEY = "X_scshards"
-MOST_CATEGORIES = 10
-"""Categories with a colour of their own; the smaller ones share grey."""
+PALETTE = (
+    *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd"),
+    *("#8c564b", "#e377c2", "#bcbd22", "#17becf", "#1b3a6b"),
+)
+"""For the largest categories; the smaller ones share grey."""
 
 _INK, _SOFT, _GRID = "#222222", "#777777", "#e6e6e6"
 
@@ -70,6 +73,7 @@ def plot(
         "axes.titlesize": 13,
         "axes.titleweight": "bold",
         "axes.titlelocation": "left",
+        "axes.titlepad": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.edgecolor": _SOFT,
@@ -81,6 +85,7 @@ def plot(
         figure, axes = plt.subplots(
             1, n, figsize=(6.4 * n, 5.0), layout="constrained", squeeze=False
         )
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
         _loss(axes[0][0], metrics, baselines)
         for i, path in enumerate(embeddings):
             _embedding(axes[0][1 + i], path, per_panel[i] if per_panel else None)
@@ -114,7 +119,10 @@ def _loss(ax: Any, metrics: list[dict[str, Any]], baselines: dict[str, Any]) -> 
         for kind in ("train", "valid")
     )
     ax.plot(*_columns(train), color="#7fb3d5", lw=1.6, label="training cells")
-    ax.plot(*_columns(valid), color="#08519c", lw=2.2, marker="o", ms=4.5, label="held-out cells")
+    best = f" (best {min(mse for _, mse in valid):.1f})" if valid else ""
+    ax.plot(
+        *_columns(valid), color="#08519c", lw=2.2, marker="o", ms=4.5, label="held-out cells" + best
+    )
     levels = []
     for key, label, color in (
         ("gene_mean", "each gene's mean", "#d95f0e"),
@@ -133,7 +141,8 @@ def _loss(ax: Any, metrics: list[dict[str, Any]], baselines: dict[str, Any]) -> 
     ax.set(xlabel="step", ylabel="mean squared error", title="Masked values")
     ax.grid(axis="y", color=_GRID, lw=0.8)
     ax.set_axisbelow(True)
-    ax.legend(loc="upper right")
+    if ax.lines:
+        ax.legend(loc="upper right")
 
 
 def _embedding(ax: Any, path: str, column: str | None) -> None:
@@ -159,16 +168,13 @@ def _embedding(ax: Any, path: str, column: str | None) -> None:
 
 
 def _categories(ax: Any, xy: NDArray[Any], labels: NDArray[Any], dots: dict[str, Any]) -> None:
-    import matplotlib
-
     names, counts = np.unique(labels, return_counts=True)
     names = names[np.argsort(-counts, kind="stable")]
-    palette = matplotlib.colormaps["tab10"].colors
-    own, rest = names[:MOST_CATEGORIES], names[MOST_CATEGORIES:]
+    own, rest = names[: len(PALETTE)], names[len(PALETTE) :]
     if len(rest):
         at = np.isin(labels, rest)
         ax.scatter(*xy[at].T, color="#c8c8c8", label=f"{len(rest)} others", **dots)
-    for name, color in zip(own, palette, strict=False):
+    for color, name in zip(PALETTE, own, strict=False):
         ax.scatter(*xy[labels == name].T, color=color, label=_short(name), **dots)
     handles, texts = ax.get_legend_handles_labels()
     if len(rest):

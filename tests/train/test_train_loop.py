@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from train_support import small_config
+
+from scshards.base.errors import ConfigError
+from scshards.model.scgpt import load_model
+from scshards.train import loop
+from scshards.train.checkpoint import complete
+from scshards.train.loop import train
+from scshards.train.metrics import read_metrics
+from scshards.train.step import Stepper
+
+DROPOUT = "model.dropout=0.1"
+
+
+def _weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    path = run / "checkpoints" / f"step-{step:08d}" / "model.pt"
+    return torch.load(path, weights_only=True)
+
+
+def _assert_same_run(a: Path, b: Path, step: int) -> None:
+    theirs = _weights(b, step)
+    for name, tensor in _weights(a, step).items():
+        assert tensor.equal(theirs[name]), name
+    timing = ("cells_per_s", "tokens_per_s", "padded_tokens_per_s", "data_wait", "memory_bytes")
+    lines = [
+        [{k: v for k, v in m.items() if k not in timing} for m in read_metrics(r / "metrics.jsonl")]
+        for r in (a, b)
+    ]
+    assert lines[0] == lines[1]
+    best = [torch.load(r / "best_model.pt", weights_only=True) for r in (a, b)]
+    assert all(best[0][k].equal(best[1][k]) for k in best[0])
+
+
+@pytest.fixture(scope="module")
+def straight(shards, tmp_path_factory) -> Path:
+    """20 steps with dropout and micro-batches, never stopped; a checkpoint at 10 and at 20."""
+    run = tmp_path_factory.mktemp("straight") / "run"
+    summary = train(shards, run, small_config(DROPOUT, "run.micro_batch=8"), shown=False)
+    assert (summary.start, summary.step, summary.stopped_by) == (0, 20, None)
+    return run
+
+
+def test_a_run_writes_all_that_it_promises(straight, shards):
+    names = {p.name for p in straight.iterdir()}
+    assert names == {
+        "args.json",
+        "best_model.pt",
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "vocab.json",
+    }
+    assert [p.name for p in complete(straight / "checkpoints")] == [
+        "step-00000010",
+        "step-00000020",
+    ]
+    lines = read_metrics(straight / "metrics.jsonl")
+    assert [(m["kind"], m["step"]) for m in lines] == [
+        ("train", 5),
+        ("train", 10),
+        ("valid", 10),
+        ("train", 15),
+        ("train", 20),
+        ("valid", 20),
+    ]
+    assert lines[3]["masked_mse"] < lines[0]["masked_mse"]
+    assert all(m["cells_per_s"] > 0 and 0 <= m["data_wait"] < 1 for m in lines if "lr" in m)
+    args = json.loads((straight / "args.json").read_text())
+    assert (args["embsize"], args["nlayers"], args["max_seq_len"]) == (16, 2, 40)
+    assert args["scshards"]["config"]["optim"]["lr"] == 3e-3
+    loaded = load_model(str(straight))
+    best = min((m for m in lines if m["kind"] == "valid"), key=lambda m: m["masked_mse"])
+    weights = _weights(straight, best["step"])
+    assert all(v.equal(weights[k]) for k, v in loaded.model.state_dict().items())
+    assert len(loaded.vocab) == 63
+
+
+def test_ten_steps_and_ten_more_are_twenty(straight, shards, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    shutil.rmtree(run / "checkpoints" / "step-00000020")  # as if killed after step 10
+    (run / "best_model.pt").unlink()
+    shutil.copy(straight / "best_model.pt", run)
+    summary = train(shards, run, small_config(DROPOUT, "run.micro_batch=8"), shown=False)
+    assert (summary.start, summary.step) == (10, 20)
+    _assert_same_run(run, straight, 20)
+
+
+def test_saving_changes_nothing(straight, shards, tmp_path):
+    config = small_config(DROPOUT, "run.micro_batch=8", "run.save_every=1000")
+    train(shards, tmp_path / "run", config, shown=False)
+    _assert_same_run(tmp_path / "run", straight, 20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_saves_and_the_same_call_goes_on(straight, shards, tmp_path, monkeypatch, number):
+    run, config = tmp_path / "run", small_config(DROPOUT, "run.micro_batch=8")
+    take = Stepper.step
+
+    def signalled(self, batch, step, **kw):
+        if step == 14:
+            os.kill(os.getpid(), number)  # arrives while step 15 is being taken
+        return take(self, batch, step, **kw)
+
+    monkeypatch.setattr(Stepper, "step", signalled)
+    summary = train(shards, run, config, shown=False)
+    assert summary.stopped_by == number.name
+    assert summary.step in (15, 16), "after the step in progress, or the next"
+    assert complete(run / "checkpoints")[-1].name == f"step-{summary.step:08d}"
+    assert "the same command goes on" in summary.text()
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+    monkeypatch.undo()
+    again = train(shards, run, config, shown=False)
+    assert (again.start, again.step, again.stopped_by) == (summary.step, 20, None)
+    theirs = _weights(straight, 20)
+    assert all(v.equal(theirs[k]) for k, v in _weights(run, 20).items())
+
+
+def test_a_stop_during_an_evaluation_is_made_up_for(straight, shards, tmp_path, monkeypatch):
+    run, config = tmp_path / "run", small_config(DROPOUT, "run.micro_batch=8")
+
+    def stopped(model, loader, ranks, *, should_stop):
+        if not calls:
+            calls.append(1)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return assess(model, loader, ranks, should_stop=should_stop)
+
+    calls, assess = [], loop.validate
+    monkeypatch.setattr(loop, "validate", stopped)
+    summary = train(shards, run, config, shown=False)
+    assert (summary.step, summary.stopped_by, summary.best_step) == (10, "SIGTERM", None)
+    again = train(shards, run, config, shown=False)
+    assert (again.start, again.step) == (10, 20)
+    _assert_same_run(run, straight, 20)
+
+
+def test_a_finished_run_has_nothing_left_to_do(straight, shards, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    before = (run / "metrics.jsonl").read_bytes()
+    config = small_config(DROPOUT, "run.micro_batch=8")
+    summary = train(shards, run, config, shown=False)
+    assert (summary.start, summary.step) == (20, 20)
+    assert "nothing was left to do" in summary.text()
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_more_steps_go_on_and_the_schedule_stretches(straight, shards, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    config = small_config(DROPOUT, "run.micro_batch=8", "run.steps=25")
+    assert train(shards, run, config).step == 25
+    assert "run.steps was 20, is 25" in capsys.readouterr().err
+    rates = {m["step"]: m["lr"] for m in read_metrics(run / "metrics.jsonl") if "lr" in m}
+    assert rates[25] < rates[15]
+
+
+def test_another_config_is_refused_and_nothing_is_touched(straight, shards):
+    before = {p: p.stat().st_mtime_ns for p in straight.rglob("*")}
+    with pytest.raises(ConfigError, match=r"model\.dropout is 0\.1 there, 0\.2 now"):
+        train(shards, straight, small_config("run.micro_batch=8"), shown=False)
+    assert {p: p.stat().st_mtime_ns for p in straight.rglob("*")} == before
+
+
+def test_what_can_not_be_trained_leaves_no_folder(shards, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(ConfigError, match="fewer than one global batch"):
+        train(shards, run, small_config("run.batch_size=4096"), shown=False)
+    with pytest.raises(ConfigError, match="longer than the run"):
+        train(shards, run, small_config("optim.warmup_steps=21"), shown=False)
+    with pytest.raises(ConfigError, match="no such device"):
+        train(shards, run, small_config("run.device=abacus"), shown=False)
+    with pytest.raises(ConfigError, match="multiple of 7"):
+        train(shards, run, small_config("run.micro_batch=7"), shown=False)
+    assert not run.exists()
+
+
+def test_bf16_and_no_mvc_train_too(shards, tmp_path):
+    config = small_config("run.precision=bf16", "model.mvc=false", "run.steps=10")
+    summary = train(shards, tmp_path / "run", config, shown=False)
+    assert summary.precision == "bf16"
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert all(m["mvc_mse"] is None for m in lines)
+    assert lines[0]["loss"] == lines[0]["masked_mse"] > 0
+    weights = _weights(tmp_path / "run", 10)
+    assert {t.dtype for t in weights.values()} == {torch.float32}

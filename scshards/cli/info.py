@@ -1,0 +1,45 @@
+"""`scshards info`: what a shard set holds, by its manifest alone."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.command("info")
+@click.argument("root")
+@click.option("--storage-options", metavar="JSON", help="For the file system of ROOT.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as JSON on standard output.")
+def command(root: str, storage_options: str | None, as_json: bool) -> None:
+    """Show the splits, labels and inputs of the shard set ROOT.
+
+    It reads the manifest only; `scshards verify` looks at the shards.
+    """
+    from scshards.base.storage import parse_options
+    from scshards.pack import report
+    from scshards.shards.shardset import ShardSet
+
+    shard_set = ShardSet(root, parse_options(storage_options))
+    manifest = shard_set.manifest
+    if as_json:
+        click.echo(json.dumps(report.summary(manifest), ensure_ascii=False))
+        return
+    click.echo(
+        f"{shard_set.storage.at('')}: {manifest.value_kind} of a vocabulary of "
+        f"{manifest.vocab_size:,} tokens, "
+        + (
+            "uncompressed"
+            if manifest.compression == "none"
+            else f"{manifest.compression}-compressed"
+        )
+    )
+    parts = [report.split_table(manifest), report.source_table(manifest)]
+    if manifest.labels:
+        parts.insert(1, report.label_table(manifest))
+    for part in parts:
+        click.echo(f"\n{part}")
+    options = ", ".join(
+        f"{name} {v}" for name, v in manifest.options.items() if v not in (None, [])
+    )
+    click.echo(f"\npacked with: {options}")

@@ -1,0 +1,54 @@
+"""`scshards verify`: is a shard set what its manifest says? Exit code 1 when it is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import click
+
+
+@click.command("verify")
+@click.argument("root")
+@click.option(
+    "--show",
+    default=20,
+    show_default=True,
+    type=click.IntRange(min=0, max=1000),
+    help="How many faults to list; all are counted.",
+)
+@click.option("--storage-options", metavar="JSON", help="For the file system of ROOT.")
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON on standard output.")
+@click.pass_context
+def command(
+    ctx: click.Context, root: str, show: int, storage_options: str | None, as_json: bool
+) -> None:
+    """Check every checksum, count, index row and payload of the shard set ROOT.
+
+    Each fault is named with its shard and its cell. The exit code is 0 when there is none, else 1.
+    """
+    from scshards.base.progress import size, table
+    from scshards.base.storage import parse_options
+    from scshards.pack.verify import verify
+
+    report = verify(root, parse_options(storage_options))
+    if as_json:
+        tree = dataclasses.asdict(report)
+        tree["faults"] = tree["faults"][:show]
+        click.echo(json.dumps({"ok": report.ok, **tree}, ensure_ascii=False))
+    elif report.ok:
+        click.echo(
+            f"{report.cells:,} cells in {report.shards:,} shards ({size(report.bytes)}): "
+            "every byte, count and cell is as it was packed"
+        )
+    else:
+        if show:
+            rows = [(f.shard or "(all)", f.cell or "-", f.what) for f in report.faults[:show]]
+            click.echo(table(("shard", "cell", "fault"), rows))
+        more = report.n_faults - min(show, len(report.faults))
+        click.echo(
+            f"\n{report.n_faults:,} faults" + (f", {more:,} of them not listed" if more else ""),
+            err=True,
+        )
+    if not report.ok:
+        ctx.exit(1)

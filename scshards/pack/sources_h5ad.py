@@ -1,0 +1,302 @@
+"""h5ad files: today's layout and those of older anndata versions, local or behind any fsspec URL.
+
+Only what is asked for is read: the names of var, single obs columns, and blocks of one matrix. Called by
+pack.sources.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base.config import did_you_mean
+from scshards.base.errors import SourceError
+from scshards.base.storage import Storage
+from scshards.pack.sources import (
+    BLOCK_ROWS,
+    BLOCK_VALUES,
+    Block,
+    Source,
+    display_name,
+    missing_column,
+)
+from scshards.pack.sources_matrix import Csc, Csr, Dense, Matrix, reading
+
+_INDEX_NAMES = ("_index", "index")
+
+
+class H5ad(Source):
+    """One h5ad file; see Source for what it offers and pack.sources.open_source for its arguments."""
+
+    def __init__(
+        self,
+        url: str,
+        ordinal: int,
+        *,
+        gene_column: str | None,
+        layer: str | None,
+        raw: bool,
+        storage_options: Mapping[str, Any] | None,
+        scratch: Path | None,
+    ):
+        self.name, self.ordinal = display_name(url), ordinal
+        self._gene_column, self._scratch = gene_column, scratch
+        with contextlib.ExitStack() as stack:
+            self._file = _open_file(url, self.name, storage_options, stack)
+            with reading(self.name):
+                self._set_matrix(layer, raw)
+            self._check_names()
+            self._closing = stack.pop_all()
+
+    def close(self) -> None:
+        if isinstance(self._matrix, Csc):
+            self._matrix.close()
+        self._closing.close()
+
+    @cached_property
+    def genes(self) -> Sequence[str]:
+        return self.names_in(self._gene_column)
+
+    @cached_property
+    def gene_columns(self) -> Sequence[str]:
+        with reading(f"{self.name}: {self._var}"):
+            return [c for c in _columns(self._file[self._var]) if self._is_text(self._var, c)]
+
+    def names_in(self, gene_column: str | None) -> Sequence[str]:
+        where = f"{self.name}: {self._var}"
+        with reading(where):
+            frame = self._file[self._var]
+            if gene_column is None:
+                names = _text(self._values(frame, _index_name(frame)))
+            elif gene_column in (known := _columns(frame)):
+                names = _text(self._values(frame, gene_column))
+            else:
+                raise missing_column(gene_column, known, frame="var", where=where)
+        if len(names) != self.n_columns:
+            raise SourceError(
+                f"there are {len(names):,} gene names for {self.n_columns:,} columns", where=where
+            )
+        return names
+
+    @cached_property
+    def obs_columns(self) -> Sequence[str]:
+        if "obs" not in self._file:
+            return []
+        with reading(f"{self.name}: obs"):
+            return _columns(self._file["obs"])
+
+    def obs(self, column: str) -> Any:
+        where = f"{self.name}: obs"
+        if column not in self.obs_columns:
+            raise missing_column(column, self.obs_columns, frame="obs", where=where)
+        with reading(f"{where}, column {column!r}"):
+            values = self._values(self._file["obs"], column)
+            if len(values) != self.n_rows:
+                raise SourceError(
+                    f"the column has {len(values):,} values for {self.n_rows:,} cells",
+                    where=f"{where}, column {column!r}",
+                )
+        return values
+
+    @property
+    def is_log1p(self) -> bool:
+        return "uns" in self._file and "log1p" in self._file["uns"]
+
+    @property
+    def needs_transposing(self) -> bool:
+        return isinstance(self._matrix, Csc)
+
+    def transpose(self) -> None:
+        if isinstance(self._matrix, Csc):
+            self._matrix.transpose()
+
+    def blocks(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        max_rows: int = BLOCK_ROWS,
+        max_values: int = BLOCK_VALUES,
+    ) -> Iterator[Block]:
+        stop = self.n_rows if stop is None else stop
+        assert 0 <= start <= stop <= self.n_rows
+        return self._matrix.blocks(start, stop, max_rows, max_values)
+
+    def sample(self, n_values: int) -> NDArray[Any]:
+        return self._matrix.sample(n_values)
+
+    def other_samples(self, n_values: int) -> Iterator[tuple[str, NDArray[Any]]]:
+        for name, option in self._matrices().items():
+            if name == self._matrix_path:
+                continue
+            try:
+                with reading(self.name):
+                    matrix = self._open_matrix(name, f"{self.name}: {name}")
+                values = matrix.sample(n_values)
+            except SourceError:
+                continue  # it can't be chosen anyway, so it is not named
+            yield option, values
+
+    def _set_matrix(self, layer: str | None, raw: bool) -> None:
+        known = self._matrices()
+        if layer is not None:
+            path, wanted = f"layers/{layer}", f"layer {layer!r}"
+        elif raw:
+            path, wanted = next((p for p in known if p.startswith("raw")), "raw/X"), "raw matrix"
+        else:
+            path, wanted = "X", "matrix X"
+        if path not in known:
+            layers = [p.removeprefix("layers/") for p in known if p.startswith("layers/")]
+            if layer is not None and layers:
+                advice = did_you_mean(layer, layers)
+            else:
+                advice = "it has: " + (", ".join(known) or "no matrix at all")
+            raise SourceError(f"the file has no {wanted}", where=self.name, advice=advice)
+        self._matrix_path = path
+        self.matrix_name = path.replace("raw.", "raw/")
+        self._var = {"raw/X": "raw/var", "raw.X": "raw.var"}.get(path, "var")
+        self._matrix = self._open_matrix(path, f"{self.name}: {self.matrix_name}")
+        self.n_rows, self.n_columns = self._matrix.shape
+        self.n_values = self._matrix.n_values
+
+    def _matrices(self) -> dict[str, str]:
+        """{its path in the file: the option that chooses it} of all matrices, X first."""
+        found = {"X": "the default, X"} if "X" in self._file else {}
+        if isinstance(self._file.get("layers"), h5py.Group):
+            found |= {f"layers/{name}": f"--layer {name}" for name in self._file["layers"]}
+        for path in ("raw/X", "raw.X"):  # the latter before anndata 0.7
+            if path in self._file:
+                found[path] = "--raw"
+        return found
+
+    def _open_matrix(self, path: str, where: str) -> Matrix:
+        node = self._file[path]
+        if isinstance(node, h5py.Dataset):
+            return Dense(node, where)
+        kind = _attr(node, "encoding-type") or _attr(node, "h5sparse_format")
+        shape = node.attrs.get("shape", node.attrs.get("h5sparse_shape"))
+        if kind not in ("csr", "csc", "csr_matrix", "csc_matrix") or shape is None:
+            raise SourceError(
+                f"the matrix has the encoding {kind!r}; CSR, CSC and dense can be read", where=where
+            )
+        parts = (node["indptr"], node["indices"], node["data"], (int(shape[0]), int(shape[1])))
+        if kind.startswith("csr"):
+            return Csr(*parts, where)
+        return Csc(*parts, where, self._scratch)
+
+    def _check_names(self) -> None:
+        """The frames must fit the matrix: their sizes are the first thing that damage shows in."""
+        if self._var not in self._file:
+            raise SourceError(f"the file has no {self._var}", where=self.name)
+        if "obs" in self._file:
+            with reading(f"{self.name}: obs"):
+                frame = self._file["obs"]
+                index = frame if isinstance(frame, h5py.Dataset) else frame[_index_name(frame)]
+                n = int(index.shape[0])
+            if n != self.n_rows:
+                raise SourceError(
+                    f"obs has {n:,} rows and the matrix has {self.n_rows:,}", where=self.name
+                )
+
+    def _values(self, frame: h5py.Group | h5py.Dataset, column: str) -> Any:
+        """One column of obs or var, decoded, in any of anndata's layouts."""
+        import pandas as pd
+
+        if isinstance(frame, h5py.Dataset):  # before anndata 0.7: one table, categories in uns
+            values = frame.fields(column)[:]
+            categories = self._file.get(f"uns/{column}_categories")
+            if categories is not None:
+                return pd.Categorical.from_codes(values, _text(_read(categories)))
+            return np.array(_text(values), object) if values.dtype.kind in "SO" else values
+        node = frame[column]
+        if isinstance(node, h5py.Dataset) and "categories" in node.attrs:  # anndata 0.7
+            return pd.Categorical.from_codes(
+                node[:], _read(self._file[node.attrs["categories"]]).tolist()
+            )
+        return _read(node)
+
+    def _is_text(self, frame: str, column: str) -> bool:
+        """Whether a column may hold names, by its type alone where that is enough."""
+        node = self._file[frame]
+        if isinstance(node, h5py.Dataset):
+            return bool(node.dtype[column].kind in "SO")
+        node = node[column]
+        if isinstance(node, h5py.Dataset):
+            return "categories" in node.attrs or node.dtype.kind in "SO"
+        if _attr(node, "encoding-type") == "categorical":
+            return not isinstance(node["categories"], h5py.Dataset) or (
+                node["categories"].dtype.kind in "SO"
+            )
+        return "string" in (_attr(node, "encoding-type") or "")
+
+
+def _open_file(
+    url: str, name: str, options: Mapping[str, Any] | None, stack: contextlib.ExitStack
+) -> h5py.File:
+    storage = Storage(url, options)
+    stream = stack.enter_context(storage.open())
+    # A path is read faster than a Python file. No lock: nobody writes through here, and network
+    # file systems often can't lock.
+    target = storage.local_path or stream
+    try:
+        return stack.enter_context(h5py.File(target, "r", locking=False))
+    except (OSError, RuntimeError, ValueError) as e:
+        text = " ".join(str(e).split())
+        raise SourceError(
+            f"this is not a readable h5ad (HDF5) file: {text}",
+            where=name,
+            advice="check that it is an h5ad file and was copied or downloaded completely",
+        ) from None
+
+
+def _read(node: h5py.Group | h5py.Dataset) -> Any:
+    from anndata.io import read_elem
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "this file was written by an older version"
+        return read_elem(node)
+
+
+def _columns(frame: h5py.Group | h5py.Dataset) -> list[str]:
+    index = _index_name(frame)
+    if isinstance(frame, h5py.Dataset):
+        return [c for c in frame.dtype.names if c != index]
+    listed = [c.decode() if isinstance(c, bytes) else str(c) for c in frame.attrs["column-order"]]
+    return [c for c in listed if c in frame]
+
+
+def _index_name(frame: h5py.Group | h5py.Dataset) -> str:
+    if isinstance(frame, h5py.Dataset):
+        names = frame.dtype.names
+        if not names:
+            raise ValueError("this is no table")
+        return next((n for n in _INDEX_NAMES if n in names), names[0])
+    name = _attr(frame, "_index") or next((n for n in _INDEX_NAMES if n in frame), None)
+    if name is None:
+        raise KeyError("this table has no index, so its rows have no names")
+    return name
+
+
+def _attr(node: h5py.Group | h5py.Dataset, name: str) -> str | None:
+    value = node.attrs.get(name)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _text(values: Any) -> list[str]:
+    """Names as text; "" where one is missing."""
+    import pandas as pd
+
+    values = np.asarray(values, object)
+    missing = pd.isna(values)
+    return [
+        "" if gone else v.decode() if isinstance(v, bytes) else str(v)
+        for v, gone in zip(values.tolist(), missing.tolist(), strict=True)
+    ]

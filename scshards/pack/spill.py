@@ -1,0 +1,158 @@
+"""Spill files: what pass 1 leaves in the scratch folder for pass 2, one per task.
+
+    SpillWriter.add(cells of a block) ... close()      000012.bin, then 000012.npy
+    read_shard(segments) -> payloads and one record per cell
+
+A spill file is a row of runs. A run holds the cells that fit in one buffer, grouped by shard: first all
+their records, then all their members. The directory (.npy) has a row for each shard in each run, and is
+written last, so that a directory that is there says that its spill is whole. Called by pack.scatter and
+pack.writer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.pack import kernels
+from scshards.pack.sources_matrix import scratch_writes
+
+RUN_BYTES = 1 << 26
+"""How many bytes of members are grouped in memory."""
+
+SEGMENT = np.dtype(
+    [
+        ("shard", "<i4"),
+        ("task", "<i4"),
+        ("source", "<i4"),
+        ("cells", "<i8"),
+        ("records_at", "<i8"),
+        ("members_at", "<i8"),
+        ("bytes", "<i8"),
+    ]
+)
+"""A shard's cells in one run: how many, where their records and members are, bytes of members."""
+
+
+def record_dtype(labels: Sequence[str]) -> np.dtype[Any]:
+    """What is known of a cell beside its member; `labels` are the kinds of its labels."""
+    fields = [("row", "<i8"), ("size", "<i8"), ("n_genes", "<i4"), ("total", "<f8")]
+    fields += [
+        (f"label-{i}", "<f8" if kind == "number" else "<i4") for i, kind in enumerate(labels)
+    ]
+    return np.dtype(fields)
+
+
+class SpillWriter:
+    """Writes one task's spill; a context manager that leaves no directory when it fails."""
+
+    def __init__(self, folder: Path, task: int, source: int) -> None:
+        self._path, self._task, self._source = folder / f"{task:06d}.bin", task, source
+        self._members = np.empty(RUN_BYTES, np.uint8)
+        self._grouped = np.empty(RUN_BYTES, np.uint8)
+        self._used = 0
+        self._records: list[NDArray[Any]] = []
+        self._shards: list[NDArray[np.int32]] = []
+        self._segments: list[NDArray[Any]] = []
+        self._at = 0
+
+    def __enter__(self) -> SpillWriter:
+        with scratch_writes(self._path):
+            self._file = self._path.open("wb")
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        with self._file:
+            if kind is None:
+                self._flush()
+        if kind is None:
+            directory = self._path.with_suffix(".npy")
+            temporary = directory.with_suffix(".part")
+            with scratch_writes(self._path):
+                with temporary.open("wb") as f:
+                    np.save(f, np.concatenate([np.empty(0, SEGMENT), *self._segments]))
+                os.replace(temporary, directory)  # noqa: PTH105
+
+    def add(
+        self, shards: NDArray[np.int32], records: NDArray[Any], members: NDArray[np.uint8]
+    ) -> None:
+        """Add cells: their shards, their records, and their members one after another."""
+        if self._used + len(members) > len(self._members):
+            self._flush()
+        if len(members) > len(self._members):
+            self._members = np.empty(len(members), np.uint8)
+            self._grouped = np.empty(len(members), np.uint8)
+        self._members[self._used : self._used + len(members)] = members
+        self._used += len(members)
+        self._shards.append(shards)
+        self._records.append(records)
+
+    def _flush(self) -> None:
+        if not self._records:
+            return
+        shards, records = np.concatenate(self._shards), np.concatenate(self._records)
+        order = np.argsort(shards, kind="stable")
+        sizes = records["size"]
+        n = kernels.gather_slices(
+            self._members, np.cumsum(sizes) - sizes, sizes, order, self._grouped
+        )
+        assert n == self._used
+        shards, records = shards[order], records[order]
+        first = np.flatnonzero(np.append(True, shards[1:] != shards[:-1]))
+        ends = np.append(0, np.cumsum(records["size"]))
+        segments = np.empty(len(first), SEGMENT)
+        segments["shard"], segments["task"], segments["source"] = (
+            shards[first], self._task, self._source,
+        )  # fmt: skip
+        segments["cells"] = np.diff(np.append(first, len(shards)))
+        segments["records_at"] = self._at + first * records.dtype.itemsize
+        segments["members_at"] = self._at + records.nbytes + ends[first]
+        segments["bytes"] = np.diff(np.append(ends[first], ends[-1]))
+        with scratch_writes(self._path):
+            self._file.write(records.data)
+            self._file.write(self._grouped[:n].data)
+        self._at += records.nbytes + n
+        self._segments.append(segments)
+        self._records, self._shards, self._used = [], [], 0
+
+
+def read_shard(
+    folder: Path, segments: NDArray[Any], dtype: np.dtype[Any]
+) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.int64]]:
+    """The members (one after another), records and source ordinals of the cells of one shard.
+
+    Parameters
+    ----------
+    folder
+        Of the spill files.
+    segments
+        The shard's rows of all directories, ordered by task.
+    dtype
+        Of the records.
+    """
+    members = np.empty(int(segments["bytes"].sum()), np.uint8)
+    records = np.empty(int(segments["cells"].sum()), dtype)
+    p = q = 0
+    for task, group in itertools.groupby(segments, key=lambda s: int(s["task"])):
+        with (folder / f"{task:06d}.bin").open("rb", buffering=0) as f:
+            for s in group:
+                n, size = int(s["cells"]), int(s["bytes"])
+                _read_into(f, int(s["records_at"]), records[p : p + n].view(np.uint8))
+                _read_into(f, int(s["members_at"]), members[q : q + size])
+                p, q = p + n, q + size
+    return members, records, np.repeat(segments["source"].astype(np.int64), segments["cells"])
+
+
+def _read_into(f: Any, at: int, out: NDArray[np.uint8]) -> None:
+    f.seek(at)
+    view = out.data
+    while len(view):
+        n = f.readinto(view)
+        assert n, "a spill file is shorter than its directory says"
+        view = view[n:]

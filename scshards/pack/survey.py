@@ -1,0 +1,314 @@
+"""Look at one input before anything is packed: does it fit, and which of its cells are kept?
+
+    survey(SurveyTask) -> Survey        and, in the scratch folder, arrays that the tasks of pass 1 read:
+                                        tokens.npy, split.npy, label-0.npy, ...
+
+Every refusal that can be known without reading the whole matrix is raised here. Called by pack.run, in
+its worker processes.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base.errors import ConfigError, SourceError, ValueKindError
+from scshards.cells.tokenizer import GeneMatch, match_genes
+from scshards.cells.vocab import Vocab
+from scshards.pack import plan, where
+from scshards.pack.labels import Label, LabelSurvey, read_label
+from scshards.pack.options import PackOptions
+from scshards.pack.sources import Source, open_source
+from scshards.pack.sources_matrix import scratch_writes
+
+SAMPLE_VALUES = 1 << 20
+"""How many values are looked at to tell counts from others; pass 1 looks at all of them."""
+
+_WORTH_NAMING = 0.1
+"""The share of matching genes above which another column of var is suggested."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SurveyTask:
+    """One input to look at; `folder` is the pack's scratch folder, which holds vocab.json."""
+
+    url: str
+    ordinal: int
+    options: PackOptions
+    folder: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Survey:
+    """What pack.run must know of one input.
+
+    Attributes
+    ----------
+    ordinal, name, n_rows, n_values, needs_transposing
+        As the source says.
+    columns, matched, unmatched, merged
+        Gene columns and how they match the vocabulary.
+    cells
+        Cells of each split, before any is dropped for its genes.
+    dropped
+        {reason: cells} so far.
+    labels
+        The columns of `options.labels`.
+    fraction
+        A value that is no whole number, or None when none was seen.
+    is_empty
+        Whether no value was seen that is not zero.
+    is_log1p
+        Whether the file says that it is log-normalised.
+    advice
+        What to do when counts are wanted and there are fractions.
+    """
+
+    ordinal: int
+    name: str
+    n_rows: int
+    n_values: int
+    needs_transposing: bool
+    columns: int
+    matched: int
+    unmatched: int
+    merged: int
+    cells: tuple[int, ...]
+    dropped: dict[str, int]
+    labels: tuple[LabelSurvey, ...]
+    fraction: float | None
+    is_empty: bool
+    is_log1p: bool
+    advice: str
+
+
+def survey(task: SurveyTask) -> Survey:
+    """Look at one input.
+
+    Raises
+    ------
+    SourceError
+        When too few genes match, a column is missing or not a label, or the file is damaged.
+    ValueKindError
+        When a negative, NaN or infinite value is seen.
+    ConfigError
+        When `where` does not fit, or cells have no value of `split_by`.
+    """
+    options = task.options
+    with open_for_task(task.url, task.ordinal, options, task.folder) as source:
+        match = match_genes(source.genes, _vocab(task.folder))
+        _check_match(source, match, options, _vocab(task.folder))
+        kept = _kept(source, options)
+        labels = [_label(source, column).only(kept) for column in options.labels]
+        split = _split(source, kept, labels, options)
+        fraction, is_empty = check_values(source)
+        arrays: dict[str, NDArray[Any]] = {"tokens": match.tokens, "split": split}
+        arrays |= {f"label-{i}": label.values for i, label in enumerate(labels)}
+        folder = source_folder(task.folder, task.ordinal)
+        with scratch_writes(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, array in arrays.items():
+                np.save(folder / f"{name}.npy", array)
+        n_dropped = int((~kept).sum())
+        return Survey(
+            ordinal=source.ordinal,
+            name=source.name,
+            n_rows=source.n_rows,
+            n_values=source.n_values,
+            needs_transposing=source.needs_transposing,
+            columns=source.n_columns,
+            matched=match.matched,
+            unmatched=match.unmatched,
+            merged=match.merged,
+            cells=tuple(int((split == code).sum()) for code in range(len(options.splits))),
+            dropped={"where": n_dropped} if n_dropped else {},
+            labels=tuple(
+                LabelSurvey(
+                    kind=label.kind,
+                    categories=label.categories,
+                    all_missing=bool(label.missing.all()),
+                )
+                for label in labels
+            ),
+            fraction=fraction,
+            is_empty=is_empty,
+            is_log1p=source.is_log1p,
+            advice=""
+            if fraction is None
+            else _advice(
+                source,
+                "pack a file with counts, or keep the values as they are with --values float",
+            ),
+        )
+
+
+def open_for_task(url: str, ordinal: int, options: PackOptions, folder: str) -> Source:
+    """Open an input as the options say, with its place in the pack's scratch folder."""
+    return open_source(
+        url,
+        ordinal,
+        gene_column=options.gene_column,
+        layer=options.layer,
+        raw=options.raw,
+        storage_options=options.storage_options,
+        scratch=source_folder(folder, ordinal) / "transposed",
+    )
+
+
+def source_folder(folder: str, ordinal: int) -> Path:
+    """Where one input's arrays are in the scratch folder."""
+    return Path(folder) / f"source-{ordinal:06d}"
+
+
+def check_values(source: Source) -> tuple[float | None, bool]:
+    """Look at some of a matrix's values: (a fraction among them or None, whether all are zero).
+
+    Raises
+    ------
+    ValueKindError
+        When one of them is negative, NaN or infinite.
+    """
+    values = source.sample(SAMPLE_VALUES)
+    where = f"{source.name}: {source.matrix_name}"
+    fault = _fault(values)
+    if fault is not None:
+        value, what = fault
+        raise ValueKindError(
+            f"the matrix holds values that can't be packed: {value:g} is {what}",
+            where=where,
+            advice=_advice(source, "pack a file with counts"),
+        )
+    return _fraction(values), not values.any()
+
+
+def counts_elsewhere(source: Source) -> str | None:
+    """A line of advice that names the other matrices of the file that hold counts, if any do."""
+    whole, _ = _other_matrices(source)
+    return f"these matrices of the file hold whole numbers: {', '.join(whole)}" if whole else None
+
+
+def _other_matrices(source: Source) -> tuple[list[str], list[str]]:
+    """The options that choose the file's other matrices: of whole numbers, and of fractions."""
+    whole: list[str] = []
+    fractions: list[str] = []
+    for option, values in source.other_samples(SAMPLE_VALUES):
+        if _fault(values) is None and values.any():
+            (whole if _fraction(values) is None else fractions).append(option)
+    return whole, fractions
+
+
+def _advice(source: Source, otherwise: str) -> str:
+    whole, fractions = _other_matrices(source)
+    if whole:
+        return f"these matrices of the file hold whole numbers: {', '.join(whole)}"
+    advice = f"no other matrix of this file holds whole numbers: {otherwise}"
+    if fractions:
+        shown = ", ".join(f"{option} --values float" for option in fractions)
+        advice += f"; what could be packed from this file, as it is: {shown}"
+    return advice
+
+
+def _fault(values: NDArray[Any]) -> tuple[Any, str] | None:
+    if values.dtype.kind == "f":
+        for found, what in (
+            (np.isnan(values), "not a number"),
+            (np.isneginf(values) | np.isposinf(values), "infinite"),
+        ):
+            if found.any():
+                return values[found][0], what
+    if values.dtype.kind in "if" and (values < 0).any():
+        return values[values < 0][0], "negative"
+    return None
+
+
+def _fraction(values: NDArray[Any]) -> float | None:
+    if values.dtype.kind != "f":
+        return None
+    found = values[values != np.floor(values)]
+    return float(found[0]) if len(found) else None
+
+
+def _check_match(source: Source, match: GeneMatch, options: PackOptions, vocab: Vocab) -> None:
+    share = match.matched / source.n_columns if source.n_columns else 0.0
+    if source.n_columns and share >= options.min_match:
+        return
+    if not source.n_columns:
+        raise SourceError("the matrix has no gene columns", where=source.name)
+    here = "the index of var" if options.gene_column is None else f"var[{options.gene_column!r}]"
+    best, best_share = _best_names(source, options.gene_column, vocab)
+    if best_share > max(share, _WORTH_NAMING):
+        name = "its index (no --gene-column)" if best is None else f"--gene-column {best}"
+        advice = f"{name} would match {best_share:.0%}"
+    else:
+        advice = (
+            "name the column of var that holds the vocabulary's gene names with --gene-column; "
+            f"var has: {', '.join(source.gene_columns) or 'no other text columns'}"
+        )
+    if best_share < options.min_match:
+        advice += "; or lower --min-match to drop the unmatched genes"
+    raise SourceError(
+        f"only {match.matched:,} of {source.n_columns:,} genes ({share:.0%}) are in the vocabulary "
+        f"by {here}; not, for example: {', '.join(map(repr, match.unmatched_names[:5]))}",
+        where=source.name,
+        advice=advice,
+    )
+
+
+def _best_names(source: Source, tried: str | None, vocab: Vocab) -> tuple[str | None, float]:
+    """The column of var (None: its index) whose names match best, other than the one tried."""
+    best: tuple[str | None, float] = (None, -1.0)
+    for column in (None, *source.gene_columns):
+        if column != tried:
+            matched = match_genes(source.names_in(column), vocab).matched
+            if matched / source.n_columns > best[1]:
+                best = (column, matched / source.n_columns)
+    return best
+
+
+def _kept(source: Source, options: PackOptions) -> NDArray[np.bool_]:
+    if options.where is None:
+        return np.ones(source.n_rows, np.bool_)
+    expression = where.parse(options.where)
+    columns = {}
+    for column in expression.columns:
+        try:
+            columns[column] = source.obs(column)
+        except SourceError as e:
+            # A name that is in no column is a mistake in the expression.
+            raise ConfigError(e.what, where=f"{e.where}: --where", advice=e.advice) from None
+    return expression.mask(columns, source.n_rows, where=source.name)
+
+
+def _label(source: Source, column: str) -> Label:
+    return read_label(source.obs(column), where=f"{source.name}: obs, column {column!r}")
+
+
+def _split(
+    source: Source, kept: NDArray[np.bool_], labels: list[Label], options: PackOptions
+) -> NDArray[np.int8]:
+    if options.split_by is None:
+        keys = plan.cell_keys(source.ordinal, np.arange(source.n_rows))
+        split = plan.split_cells(options.seed, options.valid_fraction, keys)
+    else:
+        label = labels[options.labels.index(options.split_by)].as_category()
+        n_missing = int((label.missing & kept).sum())
+        if n_missing:
+            raise ConfigError(
+                f"{n_missing:,} cells have no value of {options.split_by!r}, so no split",
+                where=source.name,
+                advice=f'drop them with --where "`{options.split_by}` == `{options.split_by}`" '
+                "(true where there is a value)",
+            )
+        of_value = plan.split_values(options.seed, options.valid_fraction, label.categories)
+        split = np.append(of_value, np.int8(plan.DROPPED))[label.values]
+    return np.where(kept, split, plan.DROPPED).astype(np.int8)
+
+
+@functools.lru_cache(maxsize=1)
+def _vocab(folder: str) -> Vocab:
+    return Vocab.load(Path(folder) / "vocab.json")

@@ -1,0 +1,131 @@
+"""Vocabularies and inputs: build one from files, and see how files match one.
+
+Called by the command line (`scshards vocab`) and, for reading, by pack.run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scshards.base.errors import ConfigError, SourceError
+from scshards.base.storage import Storage, is_local
+from scshards.cells.tokenizer import match_genes
+from scshards.cells.vocab import SPECIALS, Vocab
+from scshards.pack import kernels
+from scshards.pack.sources import Source, open_source
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeneReport:
+    """How one input's gene columns match a vocabulary; the fields are those of GeneMatch."""
+
+    name: str
+    columns: int
+    matched: int
+    unmatched: int
+    merged: int
+    unmatched_names: tuple[str, ...]
+
+    @property
+    def share(self) -> float:
+        """Matched columns of all, 0 to 1."""
+        return self.matched / self.columns if self.columns else 0.0
+
+
+def build_vocab(
+    inputs: Sequence[str | os.PathLike[str]],
+    gene_column: str | None = None,
+    min_cells: int = 0,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Vocab:
+    """The genes of some inputs in alphabetical order, special tokens appended.
+
+    Parameters
+    ----------
+    inputs
+        h5ad files, local or remote.
+    gene_column
+        Column of var with the names; None takes the index.
+    min_cells
+        Leave out genes that have a value in fewer cells, over all inputs. 0 reads no matrix.
+    storage_options
+        For the file system.
+
+    Raises
+    ------
+    SourceError
+        When a file can't be used, or no gene is left.
+    """
+    if not inputs:
+        raise ConfigError("there is nothing to build a vocabulary from: no input was given")
+    cells: dict[str, int] = {}
+    for i, url in enumerate(inputs):
+        with open_source(
+            url, i, gene_column=gene_column, storage_options=storage_options
+        ) as source:
+            names = sorted(set(source.genes) - {"", *SPECIALS})
+            counts = _count_cells(source, names) if min_cells > 0 else [0] * len(names)
+            for name, n in zip(names, counts, strict=True):
+                cells[name] = cells.get(name, 0) + n
+    genes = [name for name, n in cells.items() if n >= min_cells]
+    if not genes:
+        raise SourceError(
+            f"no gene has a value in {min_cells:,} cells" if cells else "the inputs name no gene",
+            where=", ".join(map(str, inputs[:3])),
+        )
+    return Vocab.from_genes(genes)
+
+
+def check_vocab(
+    vocab: Vocab,
+    inputs: Sequence[str | os.PathLike[str]],
+    gene_column: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> list[GeneReport]:
+    """How each input matches a vocabulary, in the order of the inputs."""
+    reports = []
+    for i, url in enumerate(inputs):
+        with open_source(
+            url, i, gene_column=gene_column, storage_options=storage_options
+        ) as source:
+            match = match_genes(source.genes, vocab)
+            reports.append(
+                GeneReport(
+                    name=source.name,
+                    columns=source.n_columns,
+                    matched=match.matched,
+                    unmatched=match.unmatched,
+                    merged=match.merged,
+                    unmatched_names=match.unmatched_names,
+                )
+            )
+    return reports
+
+
+def read_vocab(
+    url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> Vocab:
+    """Read a vocabulary file, local or remote."""
+    if is_local(os.fspath(url)):
+        return Vocab.load(os.fspath(url).removeprefix("file://"))
+    storage = Storage(url, storage_options)
+    return Vocab.from_json(storage.read(""), where=storage.at(""))
+
+
+def _count_cells(source: Source, names: Sequence[str]) -> list[int]:
+    """In how many cells each name has a value; columns of the same name count once a cell."""
+    number = {name: i for i, name in enumerate(names)}
+    tokens = np.array([number.get(gene, -1) for gene in source.genes], np.int32)
+    cells = np.zeros(len(names), np.int64)
+    last_row = np.full(len(names), -1, np.int64)
+    for block in source.blocks():
+        kernels.count_cells(
+            block.indptr, block.indices, block.data, tokens, block.first_row, last_row, cells
+        )
+    counts: list[int] = cells.tolist()
+    return counts

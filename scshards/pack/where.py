@@ -1,0 +1,156 @@
+"""`--where EXPR`: which cells to keep, by their obs columns, in pandas query syntax.
+
+    parse(text) -> Where      its .columns are what has to be read
+    Where.mask({column: values}) -> bool per cell
+
+What reaches pandas is rebuilt from a syntax tree of names, constants, comparisons and arithmetic;
+calls, attributes, subscripts and `@` never do, so an expression can't reach a Python object.
+Called by pack.options (to refuse early) and pack.survey.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base.errors import ConfigError
+
+_PARTS = re.compile(
+    r"""(?P<text>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|`(?P<quoted>[^`]*)`|(?P<sign>[&|@`])"""
+)
+_ALLOWED = (
+    ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not, ast.Invert, ast.USub,
+    ast.UAdd, ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Compare,
+    ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.In, ast.NotIn, ast.Name, ast.Load,
+    ast.Constant, ast.List, ast.Tuple,
+)  # fmt: skip
+_REFUSED = {
+    ast.Call: "function calls",
+    ast.Attribute: "attributes (names with a dot; quote a column's name in backticks)",
+    ast.Subscript: "subscripts",
+    ast.Pow: "powers",
+    ast.Is: "`is` (compare with ==)",
+    ast.IsNot: "`is not` (compare with !=)",
+}
+_EXAMPLE = "for example: --where \"tissue == 'lung' and n_genes > 500\"; other names in `backticks`"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Where:
+    """A parsed expression.
+
+    Attributes
+    ----------
+    text
+        As it was given.
+    columns
+        The obs columns it names, in order of appearance.
+    """
+
+    text: str
+    columns: tuple[str, ...]
+    _query: str
+
+    def mask(self, obs: Mapping[str, Any], n_rows: int, *, where: object = None) -> NDArray[Any]:
+        """Which cells the expression is true for, bool [n_rows]; missing values are not true.
+
+        Parameters
+        ----------
+        obs
+            {column: values} with all of `columns`.
+        where
+            Named in an error: the input.
+
+        Raises
+        ------
+        ConfigError
+            When the expression does not fit the columns' types or gives no truth value per cell.
+        """
+        import pandas as pd
+
+        frame = pd.DataFrame(
+            {_placeholder(i): obs[c] for i, c in enumerate(self.columns)},
+            index=pd.RangeIndex(n_rows),
+        )
+        try:
+            result = frame.eval(
+                self._query, engine="python", parser="pandas", local_dict={}, global_dict={}
+            )
+        except Exception as e:
+            # pandas passes on whatever a column's type raises: TypeError, ValueError, UFuncTypeError...
+            raise ConfigError(
+                f"the expression {self.text!r} does not fit the columns: {self._named(str(e))}",
+                where=f"{where}: --where",
+            ) from None
+        kind = getattr(result, "dtype", None)
+        if not isinstance(result, pd.Series) or str(kind) not in ("bool", "boolean"):
+            raise ConfigError(
+                f"the expression {self.text!r} does not say true or false of each cell",
+                where=f"{where}: --where",
+                advice=_EXAMPLE,
+            )
+        return result.fillna(False).to_numpy(np.bool_)
+
+    def _named(self, message: str) -> str:
+        for i, column in reversed(list(enumerate(self.columns))):
+            message = message.replace(_placeholder(i), column)
+        return message
+
+
+def parse(text: str) -> Where:
+    """Parse an expression; ConfigError when it is malformed or more than an expression over columns."""
+    quoted: list[str] = []
+
+    def rewrite(part: re.Match[str]) -> str:
+        if part["text"] is not None:
+            return part["text"]
+        if part["quoted"] is not None:
+            quoted.append(part["quoted"])
+            return f" {_quoted(len(quoted) - 1)} "
+        if part["sign"] in ("@", "`"):
+            raise _refusal(text, f"{part['sign']!r} is not allowed here")
+        # pandas gives & and | the precedence of and and or.
+        return {"&": " and ", "|": " or "}[part["sign"]]
+
+    try:
+        tree = ast.parse(_PARTS.sub(rewrite, text).strip(), mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+        raise _refusal(text, f"it can't be parsed: {getattr(e, 'msg', e)}") from None
+    columns: list[str] = []
+    for node in ast.walk(tree):
+        if not isinstance(node, _ALLOWED):
+            raise _refusal(text, f"{_REFUSED.get(type(node), type(node).__name__)} are not allowed")
+        if isinstance(node, ast.Constant) and not isinstance(node.value, str | int | float | bool):
+            raise _refusal(text, f"{node.value!r} is no text or number")
+    # ast.walk goes by depth; names are numbered in the order in which they stand.
+    names = [n for n in ast.walk(tree) if isinstance(n, ast.Name)]
+    for name in sorted(names, key=lambda n: (n.lineno, n.col_offset)):
+        column = quoted[int(name.id[len(_QUOTED) :])] if name.id.startswith(_QUOTED) else name.id
+        if column not in columns:
+            columns.append(column)
+        name.id = _placeholder(columns.index(column))
+    if not columns:
+        raise _refusal(text, "it names no column of obs")
+    return Where(text=text, columns=tuple(columns), _query=ast.unparse(tree))
+
+
+_QUOTED = "_scshards_quoted_"
+
+
+def _quoted(number: int) -> str:
+    return f"{_QUOTED}{number}"
+
+
+def _placeholder(number: int) -> str:
+    """What a column is called inside pandas, so that its own name can be anything."""
+    return f"_column_{number}_"
+
+
+def _refusal(text: str, why: str) -> ConfigError:
+    return ConfigError(f"the expression {text!r}: {why}", where="--where", advice=_EXAMPLE)

@@ -1,4 +1,4 @@
-"""Small shard sets made straight from the shard floor, with every value known. Used by stream's tests."""
+"""Small shard sets made straight from the shard floor, with every value known. Used by the tests of shards and stream."""
 
 from __future__ import annotations
 

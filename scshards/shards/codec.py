@@ -130,7 +130,7 @@ def encode_cell(
         When the genes do not ascend, a value is not above 0 or, of counts, not whole, or a label is
         neither a category code (an int, -1 when missing) nor a number (a float).
     """
-    ids, given = np.asarray(genes), np.asarray(values)
+    ids, given = _array(genes), _array(values)
     if ids.ndim != 1 or ids.shape != given.shape:
         raise FormatError(f"{ids.size} genes but {given.size} values")
     if ids.size and (ids.dtype.kind not in "iu" or ids[0] < 0 or ids[-1] >= MAX_TOKENS):
@@ -210,6 +210,15 @@ def check_status(status: int, where: object) -> None:
         raise FormatError(
             STATUS[status], where=where, advice="run scshards verify on the shard set"
         )
+
+
+def _array(numbers: Sequence[float] | NDArray[Any]) -> NDArray[Any]:
+    if not isinstance(numbers, np.ndarray) and all(
+        isinstance(v, int) and 0 <= v < 1 << 64 for v in numbers
+    ):
+        # Left alone, numpy makes floats of a list that has numbers on both sides of 2^63.
+        return np.array(numbers, np.uint64)
+    return np.asarray(numbers)
 
 
 def _is_label(value: object) -> bool:

@@ -109,7 +109,9 @@ class Vocab:
 
     def to_json(self) -> bytes:
         """The file's bytes: one entry a line, in the order of the ids."""
-        return json.dumps(self._ids, indent=0, ensure_ascii=False).encode() + b"\n"
+        # What indent=0 writes, without its detour through the encoder in plain Python.
+        text = json.dumps(self._ids, ensure_ascii=False, separators=(",\n", ": "))
+        return f"{{\n{text[1:-1]}\n}}\n".encode()
 
     @property
     def tokens(self) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ class DataSettings:
     mask_value: float = -1.0
     lanes: int = 64
     """Readers that an epoch is dealt to; world sizes that divide it see the same global batches."""
-    shuffle_buffer: int = 16384
+    shuffle_buffer: int = 8192
     threads: int = 2
 
     def __post_init__(self) -> None:

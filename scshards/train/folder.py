@@ -56,7 +56,7 @@ class RunFolder:
                     advice="give a new folder with -o",
                 )
             return {}
-        changed = differences(self.read("config.json")["config"], config.tables())
+        changed = differences(self.config().tables(), config.tables())
         fixed = {k: v for k, v in changed.items() if k not in MAY_CHANGE}
         if fixed:
             shown = ", ".join(

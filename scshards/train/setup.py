@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -70,11 +72,11 @@ class Ranks:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def memory(self) -> int:
-        """Bytes: the most that this process's CUDA tensors took, or its resident memory."""
+        """Bytes: the most that this process's CUDA tensors took, or the process itself on CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        with open("/proc/self/statm") as f:  # noqa: PTH123
-            return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @contextlib.contextmanager
@@ -98,7 +100,9 @@ def ranks(device: str = "auto", precision: str = "auto") -> Iterator[Ranks]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
     rank = dist.get_rank() if world_size > 1 else 0
     try:
-        yield Ranks(rank, world_size, place, bf16)
+        # Dropout draws from torch's global generators, which are the caller's: they are put back.
+        with torch.random.fork_rng([place] if place.type == "cuda" else []):
+            yield Ranks(rank, world_size, place, bf16)
     finally:
         if joined:
             dist.destroy_process_group()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,19 +83,20 @@ def test_a_users_mistake_is_one_message_without_a_traceback(run, shards, tmp_pat
         assert out == ""
 
 
-def test_two_ranks_train_as_one(run, shards, tmp_path):
-    done = _call(*TWO, *_train(shards, tmp_path / "run", "model.dropout=0"), "--json")
+def test_two_ranks_go_on_with_what_one_began(run, shards, tmp_path):
+    resumed = tmp_path / "run"
+    shutil.copytree(run, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "step-00000020")
+    done = _call(*TWO, *_train(shards, resumed, "model.dropout=0"), "--json")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)  # of the first rank only
-    assert (summary["step"], summary["ranks"]) == (20, 2)
-    one, two = (read_metrics(r / "metrics.jsonl") for r in (run, tmp_path / "run"))
+    assert (summary["start"], summary["step"], summary["ranks"]) == (10, 20, 2)
+    one, two = (read_metrics(r / "metrics.jsonl") for r in (run, resumed))
     assert [(m["kind"], m["step"]) for m in one] == [(m["kind"], m["step"]) for m in two]
     for a, b in zip(one, two, strict=True):
-        # Adam makes steps of rounding errors where a gradient is nearly 0, so they grow with time.
-        assert b["masked_mse"] == pytest.approx(
-            a["masked_mse"], rel=1e-5 if a["step"] == 5 else 1e-3
-        )
-    assert one[0]["grad_norm"] == pytest.approx(two[0]["grad_norm"], rel=1e-3)
+        # The same cells and masks: all that differs is the order in which sums are rounded.
+        assert b["masked_mse"] == pytest.approx(a["masked_mse"], rel=1e-4)
+        assert b["mvc_mse"] == pytest.approx(a["mvc_mse"], rel=1e-4)
 
 
 def test_a_signal_to_one_rank_saves_and_ends_both_with_exit_code_0(shards, tmp_path):

@@ -144,6 +144,14 @@ def test_a_stop_during_an_evaluation_is_made_up_for(straight, shards, tmp_path, 
     _assert_same_run(run, straight, 20)
 
 
+def test_the_callers_random_state_is_left_alone(shards, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train(shards, tmp_path / "run", small_config(DROPOUT, "run.steps=2"), shown=False)
+    assert torch.rand(3).equal(expected)
+
+
 def test_a_finished_run_has_nothing_left_to_do(straight, shards, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(straight, run)
@@ -172,7 +180,8 @@ def test_another_config_is_refused_and_nothing_is_touched(straight, shards):
     assert {p: p.stat().st_mtime_ns for p in straight.rglob("*")} == before
 
 
-def test_what_can_not_be_trained_leaves_no_folder(shards, tmp_path):
+def test_what_can_not_be_trained_leaves_no_folder(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run = tmp_path / "run"
     with pytest.raises(ConfigError, match="fewer than one global batch"):
         train(shards, run, small_config("run.batch_size=4096"), shown=False)
@@ -180,6 +189,8 @@ def test_what_can_not_be_trained_leaves_no_folder(shards, tmp_path):
         train(shards, run, small_config("optim.warmup_steps=21"), shown=False)
     with pytest.raises(ConfigError, match="no such device"):
         train(shards, run, small_config("run.device=abacus"), shown=False)
+    with pytest.raises(ConfigError, match="this machine has 0"):
+        train(shards, run, small_config("run.device=cuda"), shown=False)
     with pytest.raises(ConfigError, match="multiple of 7"):
         train(shards, run, small_config("run.micro_batch=7"), shown=False)
     assert not run.exists()

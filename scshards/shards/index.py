@@ -70,15 +70,20 @@ def read_index(
     import pyarrow.parquet as pq
 
     try:
+        names = pq.read_schema(pa.BufferReader(data)).names
+        missing = [c for c in columns or OWN_COLUMNS if c not in names]
+        if missing:
+            raise FormatError(f"the index has no column {missing[0]!r}", where=where)
         # use_threads=False: the readers are threads already, and a pool of pools helps nobody.
         table = pq.read_table(
             pa.BufferReader(data),
             columns=None if columns is None else list(columns),
             use_threads=False,
         )
-    except (pa.ArrowException, OSError) as e:
+        return {
+            name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names
+        }
+    except FormatError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as e:
         raise FormatError(f"the index can't be read: {e}", where=where) from None
-    missing = [c for c in columns or OWN_COLUMNS if c not in table.column_names]
-    if missing:
-        raise FormatError(f"the index has no column {missing[0]!r}", where=where)
-    return {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}

@@ -39,10 +39,14 @@ def make_set(
     seed: int = 0,
     top: int = 30,
     split: str = "train",
+    url: str | None = None,
 ) -> Known:
-    """Write shards of the given sizes; cells are random, keys are consecutive rows of source 0."""
+    """Write shards of the given sizes; cells are random, keys are consecutive rows of source 0.
+
+    `url` writes to another store than the folder `root`.
+    """
     rng = np.random.default_rng(seed)
-    storage = Storage(root)
+    storage = Storage(url or root)
     vocab = Vocab([f"g{i}" for i in range(n_genes)]).with_specials()
     known = Known(root, vocab, {}, {}, {})
     shards = []

@@ -1,0 +1,132 @@
+"""Opening shard sets: what is read, what is checked, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shardsets import Known, make_set
+
+from scshards import ShardSet, Vocab, decode_cell
+from scshards.base.errors import ChecksumError, ConfigError, FormatError, StorageError
+from scshards.base.storage import Storage
+from scshards.shards.manifest import MANIFEST, VOCAB
+from scshards.shards.tar import Compression, open_chunk
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Known:
+    return make_set(tmp_path / "set", [5, 3])
+
+
+def test_what_a_set_holds(known: Known) -> None:
+    shards = ShardSet(known.root)
+    assert shards.vocab == known.vocab
+    assert [s.cells for s in shards.shards("train")] == [5, 3]
+    assert shards.manifest.cells("train") == 8
+    index = shards.index(shards.shards("train")[1])
+    assert index["row"].tolist() == [5, 6, 7]
+    assert index["n_genes"].tolist() == [len(known.genes[i]) for i in (5, 6, 7)]
+    assert index["obs.donor"].tolist() == [known.donor[i] for i in (5, 6, 7)]
+    some = shards.index(shards.shards("train")[0], ["offset", "size"])
+    assert set(some) == {"offset", "size"}
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_the_index_points_at_the_members(tmp_path: Path, compression: Compression) -> None:
+    known = make_set(tmp_path / "set", [6], compression=compression)
+    shards = ShardSet(known.root)
+    info = shards.shards("train")[0]
+    stored = np.frombuffer(shards.storage.read(info.path), np.uint8)
+    tar = np.concatenate(
+        [
+            open_chunk(stored[end - n : end], int(raw), int(checksum), compression, "here")
+            for end, n, raw, checksum in zip(
+                np.cumsum(info.chunks.stored),
+                info.chunks.stored,
+                info.chunks.raw,
+                info.chunks.sums,
+                strict=True,
+            )
+        ]
+    )
+    index = shards.index(info)
+    for i, (offset, size) in enumerate(zip(index["offset"], index["size"], strict=True)):
+        cell = decode_cell(tar[offset : offset + size].tobytes())
+        assert cell.genes.tolist() == known.genes[i].tolist()
+        assert cell.values.tolist() == known.values[i].tolist()
+        assert cell.labels["donor"] == known.donor[i]
+
+
+def test_other_stores() -> None:
+    shards = make_set(Path("unused"), [2], url="memory://shardset-test/root")
+    assert ShardSet("memory://shardset-test/root").manifest.cells("train") == 2
+    assert shards.vocab == ShardSet("memory://shardset-test/root").vocab
+
+
+def test_no_manifest_no_shard_set(tmp_path: Path, known: Known) -> None:
+    for root in (tmp_path / "absent", tmp_path):
+        with pytest.raises(StorageError, match=r"manifest\.json is missing") as caught:
+            ShardSet(root)
+        assert caught.value.where == str(root)
+    (known.root / MANIFEST).unlink()
+    with pytest.raises(StorageError, match="no complete shard set"):
+        ShardSet(known.root)
+
+
+def test_a_damaged_manifest(known: Known) -> None:
+    data = (known.root / MANIFEST).read_bytes()
+    (known.root / MANIFEST).write_bytes(data[: len(data) // 2])
+    with pytest.raises(FormatError) as caught:
+        ShardSet(known.root)
+    assert caught.value.where == str(known.root / MANIFEST)
+
+
+def test_the_wrong_vocabulary(known: Known) -> None:
+    other = Vocab([*known.vocab.tokens[1:], known.vocab.tokens[0]])
+    Storage(known.root).write(VOCAB, other.to_json())
+    shards = ShardSet(known.root)
+    with pytest.raises(ChecksumError, match="vocabulary is not the one"):
+        _ = shards.vocab
+    (known.root / VOCAB).unlink()
+    with pytest.raises(StorageError):
+        _ = ShardSet(known.root).vocab
+
+
+def test_a_vocabulary_in_another_order_of_entries_is_the_same(known: Known) -> None:
+    entries = list(known.vocab.to_dict().items())
+    (known.root / VOCAB).write_text(json.dumps(dict(reversed(entries))))
+    assert ShardSet(known.root).vocab == known.vocab
+
+
+def test_a_wrong_index(known: Known) -> None:
+    shards = ShardSet(known.root)
+    first, second = shards.shards("train")
+    storage = Storage(known.root)
+    data = storage.read(first.index_path)
+    storage.write(first.index_path, data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(ChecksumError, match="index is not the one") as caught:
+        shards.index(first)
+    assert caught.value.where == shards.storage.at(first.index_path)
+    storage.write(first.index_path, storage.read(second.index_path))
+    with pytest.raises(ChecksumError):
+        shards.index(first)
+    storage.remove(first.index_path)
+    with pytest.raises(StorageError, match="no such file"):
+        shards.index(first)
+
+
+def test_an_index_of_another_length(known: Known) -> None:
+    shards = ShardSet(known.root)
+    info = dataclasses.replace(shards.shards("train")[0], cells=6)
+    with pytest.raises(FormatError, match="5 rows for 6 cells"):
+        shards.index(info)
+
+
+def test_an_unknown_split_names_those_there_are(known: Known) -> None:
+    with pytest.raises(ConfigError, match="no split 'valid'") as caught:
+        ShardSet(known.root).shards("valid")
+    assert "train" in str(caught.value.advice)

@@ -100,19 +100,18 @@ class _Run:
     shown: bool
 
     def pack(self) -> Manifest:
-        folder = self.output.scratch
+        folder, vocab = self.output.scratch, self.vocab.to_json()
         with scratch_writes(folder):
-            (folder / VOCAB).write_bytes(self.vocab.to_json())
+            (folder / VOCAB).write_bytes(vocab)
         surveys = self._survey(str(folder))
         kind = self._value_kind(surveys)
         label_infos = self._unite_labels(surveys, folder)
-        self._check_splits([sum(s.cells[i] for s in surveys) for i in self._codes], surveys)
+        cells = [sum(s.cells[i] for s in surveys) for i in self._codes]
+        self._check_splits(cells, surveys)
         # First of all that is written there: an output that can't be written fails now.
-        self.output.storage.write(VOCAB, self.vocab.to_json())
+        self.output.storage.write(VOCAB, vocab)
         self._transpose(surveys, str(folder))
-        n_shards = plan.shard_counts(
-            [sum(s.cells[i] for s in surveys) for i in self._codes], self.options.cells_per_shard
-        )
+        n_shards = plan.shard_counts(cells, self.options.cells_per_shard)
         kinds = tuple(info.kind for info in label_infos.values())
         results = self._scatter(surveys, kind, kinds, n_shards, str(folder))
         sources = [self._source_info(i, s, results) for i, s in enumerate(surveys)]
@@ -135,10 +134,7 @@ class _Run:
         return range(len(self.options.splits))
 
     def _survey(self, folder: str) -> list[Survey]:
-        tasks = [
-            SurveyTask(url=url, ordinal=i, options=self.options, folder=folder)
-            for i, url in enumerate(self.urls)
-        ]
+        tasks = [self._look(i, folder) for i in range(len(self.urls))]
         surveys = []
         with self._progress("survey", len(tasks), "inputs") as bar:
             # A few inputs are looked at sooner than worker processes start.
@@ -149,6 +145,15 @@ class _Run:
         if self.options.workers is None and sum(s.n_values for s in surveys) < SMALL_VALUES:
             self.executor = Executor(1)
         return sorted(surveys, key=lambda s: s.ordinal)
+
+    def _look(self, ordinal: int, folder: str) -> SurveyTask:
+        return SurveyTask(
+            url=self.urls[ordinal],
+            ordinal=ordinal,
+            options=self.options,
+            folder=folder,
+            fingerprint=self.vocab.fingerprint,
+        )
 
     def _value_kind(self, surveys: list[Survey]) -> ValueKind:
         """Counts or float; see PackOptions.values."""
@@ -208,11 +213,7 @@ class _Run:
                 )
 
     def _transpose(self, surveys: list[Survey], folder: str) -> None:
-        tasks = [
-            SurveyTask(url=url, ordinal=i, options=self.options, folder=folder)
-            for i, (url, s) in enumerate(zip(self.urls, surveys, strict=True))
-            if s.needs_transposing
-        ]
+        tasks = [self._look(s.ordinal, folder) for s in surveys if s.needs_transposing]
         if tasks:
             with self._progress("transpose", len(tasks), "inputs") as bar:
                 for _ in self.executor.run(_transpose, tasks):

@@ -262,7 +262,11 @@ def _read(node: h5py.Group | h5py.Dataset) -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "this file was written by an older version"
-        return read_elem(node)
+        try:
+            return read_elem(node)
+        except Exception as e:
+            # anndata raises errors of its own and of its libraries for what it can't make sense of.
+            raise ValueError(str(e)) from e
 
 
 def _columns(frame: h5py.Group | h5py.Dataset) -> list[str]:

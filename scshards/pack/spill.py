@@ -83,6 +83,8 @@ class SpillWriter:
         self, shards: NDArray[np.int32], records: NDArray[Any], members: NDArray[np.uint8]
     ) -> None:
         """Add cells: their shards, their records, and their members one after another."""
+        if not len(records):
+            return
         if self._used + len(members) > len(self._members):
             self._flush()
         if len(members) > len(self._members):

@@ -41,6 +41,7 @@ class SurveyTask:
     ordinal: int
     options: PackOptions
     folder: str
+    fingerprint: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,8 +102,9 @@ def survey(task: SurveyTask) -> Survey:
     """
     options = task.options
     with open_for_task(task.url, task.ordinal, options, task.folder) as source:
-        match = match_genes(source.genes, _vocab(task.folder))
-        _check_match(source, match, options, _vocab(task.folder))
+        vocab = _vocab(task.folder, task.fingerprint)
+        match = match_genes(source.genes, vocab)
+        _check_match(source, match, options, vocab)
         kept = _kept(source, options)
         labels = [_label(source, column).only(kept) for column in options.labels]
         split = _split(source, kept, labels, options)
@@ -310,5 +312,8 @@ def _split(
 
 
 @functools.lru_cache(maxsize=1)
-def _vocab(folder: str) -> Vocab:
-    return Vocab.load(Path(folder) / "vocab.json")
+def _vocab(folder: str, fingerprint: str) -> Vocab:
+    """The pack's vocabulary; one process may see several packs use the same folder in turn."""
+    vocab = Vocab.load(Path(folder) / "vocab.json")
+    assert vocab.fingerprint == fingerprint
+    return vocab

@@ -195,9 +195,10 @@ class _Shard:
     def check_tar(self) -> bool:
         """Check the index's places and the tar around the members; whether members can be checked."""
         index, n = self._index, len(self._offset)
-        room = (self._size + 511) // 512 * 512 + 512
-        ok = (self._size >= 0) & (self._offset == np.cumsum(room) - room + 512)
-        ok &= self._offset + self._size <= len(self._raw)
+        # A member ends where the header of the next begins, the last at the two closing blocks.
+        ends = self._offset + (self._size + 511) // 512 * 512
+        ok = (self._size >= 0) & (ends == np.append(self._offset[1:] - 512, len(self._raw) - 1024))
+        ok &= (self._offset == 512) | (np.arange(n) > 0)
         self._flag(~ok, "its offset and size are not those of a member")
         named = [format_key(s, r) for s, r in zip(index["source"], index["row"], strict=True)]
         self._flag(

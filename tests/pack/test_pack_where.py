@@ -1,0 +1,112 @@
+"""--where: pandas query syntax over obs, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scshards.base.errors import ConfigError
+from scshards.pack.where import parse
+
+OBS = pd.DataFrame(
+    {
+        "tissue": pd.Categorical(["lung", None, "skin", "lung", "gut"]),
+        "n": [1, 2, 3, 4, 5],
+        "score": [0.5, np.nan, -1.0, 2.0, 0.0],
+        "ok": [True, False, True, True, False],
+        "maybe": pd.array([True, None, False, True, True], dtype="boolean"),
+        "cell type": ["T", "B", None, "it's", "T"],
+        "a-b.c/d": [1, 0, 1, 0, 1],
+        "@x": [5, 4, 3, 2, 1],
+    }
+)
+
+
+def mask(text: str) -> list[bool]:
+    where = parse(text)
+    return where.mask({c: OBS[c].array for c in where.columns}, len(OBS)).tolist()
+
+
+@pytest.mark.parametrize(
+    "text,want",
+    [
+        ("tissue == 'lung'", "10010"),
+        ("tissue in ['lung', 'gut'] and n > 1", "00011"),
+        ("tissue not in ('lung',) & n < 5", "01100"),
+        ("n == 1 | n == 5", "10001"),
+        ("not ok", "01001"),
+        ("~ok", "01001"),
+        ("maybe", "10011"),
+        ("1 < n <= 3", "01100"),
+        ("n % 2 == 1 and -n < -1", "00101"),
+        ("(n + score) * 2 > 3", "00111"),
+        ("score != score", "01000"),
+        ("score == score", "10111"),
+        ("`cell type` == 'T'", "10001"),
+        ("`cell type` == \"it's\"", "00010"),
+        ("`a-b.c/d` == 1 and `@x` >= 3", "10100"),
+        ("`cell type` == 'a|b & `c` @d'", "00000"),
+    ],
+)
+def test_masks(text: str, want: str) -> None:
+    assert mask(text) == [c == "1" for c in want]
+
+
+@given(st.integers(-1, 6), st.sampled_from(["<", "<=", ">", ">=", "==", "!="]), st.booleans())
+def test_masks_are_those_of_pandas(bound: int, sign: str, both: bool) -> None:
+    text = f"n {sign} {bound}" + (" and ok or score > 0" if both else "")
+    assert mask(text) == (OBS.eval(text)).tolist()
+
+
+def test_columns_are_those_named_in_order() -> None:
+    assert parse("b > 1 and `a x` == 'b' or b < c").columns == ("b", "a x", "c")
+
+
+@pytest.mark.parametrize(
+    "text,says",
+    [
+        ("n = 1", "can't be parsed"),
+        ("n >", "can't be parsed"),
+        ("", "can't be parsed"),
+        ("`n > 1", "not allowed"),
+        ("n > @limit", "'@' is not allowed"),
+        ("n.max() > 3", "function calls"),
+        ("abs(n) > 3", "function calls"),
+        ("tissue.str == 'x'", "attributes"),
+        ("n.__class__ == 1", "attributes"),
+        ("n[0] > 1", "subscripts"),
+        ("n ** 9 > 1", "powers"),
+        ("n is None", "`is`"),
+        ("[x for x in n]", "not allowed"),
+        ("lambda: n", "not allowed"),
+        ("n if ok else n", "not allowed"),
+        ("(m := n) > 1", "not allowed"),
+        ("f'{n}' == 'x'", "not allowed"),
+        ("n == b'x'", "no text or number"),
+        ("n == None", "no text or number"),
+        ("1 == 1", "names no column"),
+        ("n; import os", "can't be parsed"),
+    ],
+)
+def test_what_is_no_expression_over_columns(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match="--where") as e:
+        parse(text)
+    assert says in str(e.value)
+
+
+@pytest.mark.parametrize("text", ["n", "score + 1", "tissue > 'lung'", "tissue < 3", "n + 'a' == 1"])
+def test_expressions_that_do_not_fit_their_columns(text: str) -> None:
+    with pytest.raises(ConfigError, match="--where") as e:
+        mask(text)
+    assert "_column_" not in str(e.value), "messages name the columns"
+
+
+def test_no_rows() -> None:
+    where = parse("tissue == 'lung' and n > 1")
+    empty: dict[str, Any] = {"tissue": pd.Categorical([]), "n": np.zeros(0)}
+    assert where.mask(empty, 0).tolist() == []

@@ -1,151 +1,24 @@
-"""Inputs as pack sees them: named gene columns, obs columns, and rows in CSR blocks.
+"""Opens the inputs of pack: today h5ad files, local or behind any fsspec URL.
 
     open_source(url, ordinal, ...) -> Source     .genes, .obs(column), .blocks(start, stop)
 
-This file is the contract; sources_h5ad opens the files, sources_matrix reads their matrices. Called by
-pack.survey, pack.scatter and pack.vocabulary, and by train.embed.
+sources_base is the contract; sources_h5ad opens the files, sources_matrix reads their matrices. Called
+by pack.survey, pack.scatter and pack.vocabulary, and by train.embed.
 """
 
 from __future__ import annotations
 
-import abc
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from scshards.base.config import did_you_mean
-from scshards.base.errors import ConfigError, SourceError
-from scshards.base.storage import redact
+from scshards.base.errors import ConfigError
+from scshards.pack.sources_base import Block as Block
+from scshards.pack.sources_base import Source as Source
+from scshards.pack.sources_base import display_name as display_name
+from scshards.pack.sources_h5ad import H5ad
 from scshards.shards.tar import MAX_ROWS, MAX_SOURCES
-
-BLOCK_ROWS = 1 << 16
-BLOCK_VALUES = 1 << 21
-"""Most rows and values of a block: 2M values are 8 to 32 MB, whatever the cells are like."""
-
-
-class Block(NamedTuple):
-    """Some rows of a matrix.
-
-    Attributes
-    ----------
-    first_row
-        Number of its first row in the source.
-    indptr
-        int64 [rows + 1]; may begin above 0.
-    indices
-        int32 [values]: columns, in any order within a row, possibly repeated.
-    data
-        [values] of the stored dtype.
-    """
-
-    first_row: int
-    indptr: NDArray[np.int64]
-    indices: NDArray[np.int32]
-    data: NDArray[Any]
-
-
-class Source(abc.ABC):
-    """One open input; a context manager.
-
-    Attributes
-    ----------
-    name
-        As the input was given, without credentials.
-    ordinal
-        Its number among the inputs, the first half of its cells' keys.
-    n_rows, n_columns
-        Cells and gene columns.
-    n_values
-        Values stored in the matrix: the non-zero ones, or all of a dense matrix.
-    matrix_name
-        What is read: "X", "layers/NAME" or "raw/X".
-    """
-
-    name: str
-    ordinal: int
-    n_rows: int
-    n_columns: int
-    n_values: int
-    matrix_name: str
-
-    @property
-    @abc.abstractmethod
-    def genes(self) -> Sequence[str]:
-        """The names of the gene columns, "" where one is missing."""
-
-    @property
-    @abc.abstractmethod
-    def gene_columns(self) -> Sequence[str]:
-        """Columns of var that could name genes."""
-
-    @abc.abstractmethod
-    def names_in(self, gene_column: str | None) -> Sequence[str]:
-        """The names in a column of var, or in its index (None)."""
-
-    @property
-    @abc.abstractmethod
-    def obs_columns(self) -> Sequence[str]:
-        """The names of the obs columns."""
-
-    @abc.abstractmethod
-    def obs(self, column: str) -> Any:
-        """One obs column [n_rows]: a numpy array, or a pandas array where values can be missing.
-
-        Raises
-        ------
-        SourceError
-            When there is none of this name; it lists those that there are.
-        """
-
-    @property
-    @abc.abstractmethod
-    def is_log1p(self) -> bool:
-        """Whether the file itself says that its values are log-normalised."""
-
-    @property
-    @abc.abstractmethod
-    def needs_transposing(self) -> bool:
-        """Whether rows can be read only after the matrix was written out by rows."""
-
-    @abc.abstractmethod
-    def transpose(self) -> None:
-        """Write the matrix out by rows to `scratch`, in bounded memory, once for all processes."""
-
-    @abc.abstractmethod
-    def blocks(
-        self,
-        start: int = 0,
-        stop: int | None = None,
-        *,
-        max_rows: int = BLOCK_ROWS,
-        max_values: int = BLOCK_VALUES,
-    ) -> Iterator[Block]:
-        """The rows start:stop in order, in blocks of at most so many rows and values.
-
-        A single row with more than `max_values` values is a block of its own.
-        """
-
-    @abc.abstractmethod
-    def sample(self, n_values: int) -> NDArray[Any]:
-        """About so many of the matrix's values, from all over it."""
-
-    @abc.abstractmethod
-    def other_samples(self, n_values: int) -> Iterator[tuple[str, NDArray[Any]]]:
-        """(the option that chooses it, some values) of each other matrix of the file."""
-
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Close the file; remove what was written for it outside of `scratch`."""
-
-    def __enter__(self) -> Source:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 def open_source(
@@ -182,8 +55,6 @@ def open_source(
     StorageError
         When it can't be read at all.
     """
-    from scshards.pack.sources_h5ad import H5ad
-
     source = H5ad(
         os.fspath(url),
         ordinal,
@@ -199,14 +70,3 @@ def open_source(
             f"format 1 numbers {MAX_SOURCES:,} inputs of {MAX_ROWS:,} cells", where=source.name
         )
     return source
-
-
-def display_name(url: str | os.PathLike[str]) -> str:
-    """An input's name in messages and in the manifest: as given, without credentials."""
-    return redact(os.fspath(url))
-
-
-def missing_column(column: str, known: Sequence[str], *, frame: str, where: object) -> SourceError:
-    """The error for a column that a frame (obs, var) does not have."""
-    advice = did_you_mean(column, known) if known else f"{frame} has no columns"
-    return SourceError(f"{frame} has no column {column!r}", where=where, advice=advice)

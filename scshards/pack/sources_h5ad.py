@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scshards.base.config import did_you_mean
 from scshards.base.errors import SourceError
 from scshards.base.storage import Storage
-from scshards.pack.sources import (
+from scshards.pack.sources_base import (
     BLOCK_ROWS,
     BLOCK_VALUES,
     Block,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scshards.base.errors import ScshardsError, SourceError, StorageError
 from scshards.cells.tokenizer import dense_to_csr
 from scshards.pack import kernels
-from scshards.pack.sources import BLOCK_ROWS, BLOCK_VALUES, Block
+from scshards.pack.sources_base import BLOCK_ROWS, BLOCK_VALUES, Block
 
 SLAB_VALUES = 1 << 24
 """Most values of a dense matrix that are read at once, so that a row of its chunks is read whole."""

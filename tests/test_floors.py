@@ -34,10 +34,10 @@ FLOORS = {
 # {library: the modules that may import it}, as patterns over whole module names.
 LIBRARIES = {
     "torch": r"scshards\.(stream\.(collate|loader)|model\..*|train\..*)",
-    "anndata": r"scshards\.(pack\.sources\w*|atlas\..*|train\.embed)",
-    "h5py": r"scshards\.(pack\.sources\w*|atlas\..*|train\.embed)",
-    "zarr": r"scshards\.(pack\.sources\w*|atlas\..*|train\.embed)",
-    "scipy": r"scshards\.(pack\.sources\w*|atlas\..*|train\.embed)",
+    "anndata": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(embed|plot))",
+    "h5py": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(embed|plot))",
+    "zarr": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(embed|plot))",
+    "scipy": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(embed|plot))",
     "fsspec": r"scshards\.base\.storage",
     "s3fs": r"scshards\.base\.storage",
     "click": r"scshards\.cli(\..*)?",

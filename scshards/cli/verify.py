@@ -47,7 +47,7 @@ def command(
             click.echo(table(("shard", "cell", "fault"), rows))
         more = report.n_faults - min(show, len(report.faults))
         click.echo(
-            f"\n{report.n_faults:,} faults" + (f", {more:,} of them not listed" if more else ""),
+            f"\nfaults: {report.n_faults:,}" + (f", {more:,} of them not listed" if more else ""),
             err=True,
         )
     if not report.ok:

@@ -1,0 +1,60 @@
+"""scshards info: what the manifest says, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from shardsets import Known, make_set
+
+from scshards import ShardSet
+from scshards.base.errors import StorageError
+from scshards.cli.info import command
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(command, [str(a) for a in args], catch_exceptions=False)
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Known:
+    return make_set(tmp_path / "set", [20, 10])
+
+
+def test_tables(known: Known) -> None:
+    text = run(known.root).stdout
+    manifest = ShardSet(known.root).manifest
+    rows = [line.split() for line in text.splitlines()]
+    train = next(r for r in rows if r[:1] == ["train"])
+    assert train[1:4] == ["2", "30", f"{manifest.tokens('train'):,}"]
+    for name, label in manifest.labels.items():
+        assert next(r for r in rows if r[:1] == [name])[1] == label.kind
+    for source in manifest.sources:
+        assert any(r[:1] == [source.name] for r in rows)
+
+
+def test_json(known: Known) -> None:
+    tree = json.loads(run(known.root, "--json").stdout)
+    manifest = ShardSet(known.root).manifest
+    shards = manifest.splits["train"]
+    values = manifest.tokens("train")
+    assert tree["vocab"]["fingerprint"] == manifest.vocab_fingerprint
+    train = tree["splits"]["train"]
+    assert (train["shards"], train["cells"], train["values"]) == (2, 30, values)
+    assert train["bytes"] == sum(s.bytes for s in shards)
+    assert train["bytes_per_value"] == sum(s.bytes + s.index_bytes for s in shards) / values
+    assert train["values_per_cell"] == values / 30
+    assert train["most_values_in_a_cell"] == max(s.max_genes for s in shards)
+
+
+def test_shards_are_not_read(known: Known) -> None:
+    for path in known.root.glob("train/*"):
+        path.unlink()
+    assert run(known.root).exit_code == 0
+
+
+def test_no_shard_set(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"manifest\.json"):
+        run(tmp_path)

@@ -1,0 +1,140 @@
+"""scshards pack: every option arrives, results go to standard output, errors are short."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from click.testing import CliRunner, Result
+
+from scshards import PackOptions, ShardSet, Vocab
+from scshards.base.errors import ConfigError
+from scshards.cli.pack import command
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(command, [str(a) for a in args], catch_exceptions=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """a.h5ad, b.h5ad and vocab.json."""
+    rng = np.random.default_rng(0)
+    for i, name in enumerate("ab"):
+        x = rng.poisson(1, (30, 8)) + 1
+        obs = {"type": ["T", "B", "NK"] * 10, "donor": [f"d{j % 10}" for j in range(30)]}
+        made = anndata.AnnData(
+            sp.csr_matrix(x.astype(np.float32)),
+            obs=pd.DataFrame(obs, index=[f"{i}-{j}" for j in range(30)]),
+            var=pd.DataFrame(index=[f"G{j}" for j in range(8)]),
+        )
+        made.write_h5ad(tmp_path / f"{name}.h5ad")
+    (tmp_path / "vocab.json").write_bytes(Vocab.from_genes(f"G{j}" for j in range(8)).to_json())
+    return tmp_path
+
+
+def test_a_pack_and_its_tables(folder: Path) -> None:
+    result = run(
+        folder / "a.h5ad", folder / "b.h5ad", "-o", folder / "out", "--vocab", folder / "vocab.json",
+        "--obs", "type, donor", "--where", "type != 'NK'", "--valid-fraction", 0.3, "--split-by",
+        "donor", "--cells-per-shard", 9, "--seed", 5, "--compression", "zstd", "--workers", 1,
+    )  # fmt: skip
+    assert result.exit_code == 0
+    table, splits = result.stdout.split("\n\n")
+    header, _, first, second = table.splitlines()
+    assert header.split() == ["input", "cells", "kept", "where", "genes", "matched", "merged",
+                              "values", "unmatched"]  # fmt: skip
+    assert first.split()[:7] == [str(folder / "a.h5ad"), "30", "20", "10", "8", "8", "0"]
+    assert second.split()[0] == str(folder / "b.h5ad")
+    assert [line.split()[0] for line in splits.splitlines()[2:]] == ["train", "valid"]
+    assert "scatter: 40 cells" in result.stderr and "write: 40 cells" in result.stderr
+    manifest = ShardSet(folder / "out").manifest
+    assert list(manifest.labels) == ["type", "donor"]
+    assert manifest.splits["train"][0].path.endswith(".tar.zst")
+
+
+def test_every_option_arrives(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def note(*args: Any) -> None:
+        seen.extend(args)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("scshards.pack.run.pack", note)
+    with pytest.raises(ConfigError, match="enough"):
+        run(
+            "a", "s3://b/c", "-o", "root", "--vocab", "v", "--gene-column", "g", "--layer", "l",
+            "--obs", "x,y", "--obs", "z", "--cells-per-shard", 7, "--compression", "zstd",
+            "--no-shuffle", "--seed", 3, "--valid-fraction", 0.5, "--split-by", "d", "--min-genes", 9,
+            "--where", "n > 1", "--values", "float", "--workers", 4, "--min-match", 0.9,
+            "--scratch", "tmp", "--storage-options", '{"anon": true}',
+        )  # fmt: skip
+    assert seen[:3] == [("a", "s3://b/c"), "root", "v"]
+    assert seen[3] == PackOptions(
+        gene_column="g", layer="l", obs=("x", "y", "z"), cells_per_shard=7, compression="zstd",
+        shuffle=False, seed=3, valid_fraction=0.5, split_by="d", min_genes=9, where="n > 1",
+        values="float", workers=4, min_match=0.9, scratch="tmp", storage_options={"anon": True},
+    )  # fmt: skip
+    seen.clear()
+    with pytest.raises(ConfigError, match="enough"):
+        run("a", "-o", "root", "--vocab", "v")
+    assert seen[3] == PackOptions(), "the command line and the function have the same defaults"
+    seen.clear()
+    with pytest.raises(ConfigError, match="enough"):
+        run("a", "-o", "root", "--vocab", "v", "--raw")
+    assert seen[3] == PackOptions(raw=True)
+
+
+def test_json(folder: Path) -> None:
+    result = run(
+        folder / "a.h5ad", "-o", folder / "out", "--vocab", folder / "vocab.json", "--json",
+        "--min-genes", 0,
+    )  # fmt: skip
+    tree = json.loads(result.stdout)
+    assert tree["sources"][0]["kept"] == tree["splits"]["train"]["cells"] == 30
+    assert tree["values"] == "counts" and tree["options"]["min_genes"] == 0
+
+
+def test_options_that_click_refuses(folder: Path) -> None:
+    for bad in (
+        ["--valid-fraction", 1],
+        ["--values", "ints"],
+        ["--cells-per-shard", 0],
+        ["--workers", 0],
+        ["--min-match", 2],
+        ["--compression", "gzip"],
+    ):
+        result = run(folder / "a.h5ad", "-o", folder / "o", "--vocab", folder / "vocab.json", *bad)
+        assert result.exit_code == 2, bad
+    assert run("-o", folder / "o", "--vocab", "v").exit_code == 2
+
+
+def scshards(*args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "scshards", *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_an_error_is_short_and_exits_with_1(folder: Path) -> None:
+    run = scshards(
+        "pack", folder / "a.h5ad", "-o", folder / "out", "--vocab", folder / "vocab.json",
+        "--layer", "counts", "--storage-options", '{"secret": "hush"}',
+    )  # fmt: skip
+    assert run.returncode == 1 and run.stdout == ""
+    assert run.stderr.endswith(
+        f"error: the file has no layer 'counts'\n  where: {folder / 'a.h5ad'}\n  to do: it has: X\n"
+    )
+    assert not (folder / "out").exists()
+    run = scshards("pack", "x", "-o", "y", "--vocab", "v", "--storage-options", '{"secret": "hush"')
+    assert run.returncode == 1 and "hush" not in run.stderr and "Traceback" not in run.stderr

@@ -1,0 +1,73 @@
+"""scshards verify: exit code 0 for a whole set, 1 for any fault, each with its shard and cell."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+from scshards import PackOptions, Vocab, pack
+from scshards.base.errors import StorageError
+from scshards.cli.verify import command
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(command, [str(a) for a in args], catch_exceptions=False)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A shard set of two shards."""
+    x = np.random.default_rng(0).poisson(2, (30, 20)).astype(np.float32)
+    genes = [f"G{i}" for i in range(20)]
+    anndata.AnnData(x, var=pd.DataFrame(index=genes)).write_h5ad(tmp_path / "a.h5ad")
+    options = PackOptions(workers=1, shuffle=False, cells_per_shard=20)
+    pack(tmp_path / "a.h5ad", tmp_path / "set", Vocab.from_genes(genes), options, progress=False)
+    return tmp_path / "set"
+
+
+def flip(root: Path, at: int = -2000) -> None:
+    path = root / "train" / "000001.tar"
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_whole_set(root: Path) -> None:
+    result = run(root)
+    assert result.exit_code == 0, result.output
+    assert "30 cells in 2 shards" in result.stdout
+    tree = json.loads(run(root, "--json").stdout)
+    assert tree["ok"] and tree["cells"] == 30 and tree["n_faults"] == 0 and tree["faults"] == []
+
+
+def test_faults_are_listed_and_the_exit_code_is_1(root: Path) -> None:
+    flip(root)
+    result = run(root)
+    assert result.exit_code == 1
+    assert "train/000001.tar" in result.stdout and "SHA-256" in result.stdout
+    few = run(root, "--show", 1)
+    assert few.exit_code == 1 and len(few.stdout.strip().splitlines()) == 3
+    assert "of them not listed" in few.stderr
+    tree = json.loads(run(root, "--json").stdout)
+    assert not tree["ok"] and tree["faults"][0]["shard"] == "train/000001.tar"
+
+
+def test_no_shard_set(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="no complete shard set"):
+        run(tmp_path)
+
+
+def test_as_a_process(root: Path) -> None:
+    args = [sys.executable, "-m", "scshards", "verify", str(root)]
+    assert subprocess.run(args, capture_output=True, timeout=120).returncode == 0
+    flip(root)
+    bad = subprocess.run(args, capture_output=True, text=True, timeout=120)
+    assert bad.returncode == 1 and "faults" in bad.stderr and "Traceback" not in bad.stderr

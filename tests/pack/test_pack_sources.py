@@ -79,7 +79,12 @@ def test_dense_slabs_end_where_chunks_do(tmp_path: Path, monkeypatch: pytest.Mon
 
     class Watched:
         def __init__(self, data: Any) -> None:
-            self._data, self.chunks, self.shape, self.dtype = data, data.chunks, data.shape, data.dtype
+            self._data, self.chunks, self.shape, self.dtype = (
+                data,
+                data.chunks,
+                data.shape,
+                data.dtype,
+            )
 
         def __getitem__(self, rows: slice) -> Any:
             reads.append((rows.start, rows.stop))

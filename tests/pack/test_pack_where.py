@@ -48,7 +48,7 @@ def mask(text: str) -> list[bool]:
         ("score != score", "01000"),
         ("score == score", "10111"),
         ("`cell type` == 'T'", "10001"),
-        ("`cell type` == \"it's\"", "00010"),
+        ('`cell type` == "it\'s"', "00010"),
         ("`a-b.c/d` == 1 and `@x` >= 3", "10100"),
         ("`cell type` == 'a|b & `c` @d'", "00000"),
     ],
@@ -99,7 +99,9 @@ def test_what_is_no_expression_over_columns(text: str, says: str) -> None:
     assert says in str(e.value)
 
 
-@pytest.mark.parametrize("text", ["n", "score + 1", "tissue > 'lung'", "tissue < 3", "n + 'a' == 1"])
+@pytest.mark.parametrize(
+    "text", ["n", "score + 1", "tissue > 'lung'", "tissue < 3", "n + 'a' == 1"]
+)
 def test_expressions_that_do_not_fit_their_columns(text: str) -> None:
     with pytest.raises(ConfigError, match="--where") as e:
         mask(text)

@@ -19,7 +19,9 @@ from scshards.base.errors import FormatError
 from scshards.cells.tokenizer import TokenRows, ValueKind
 from scshards.shards import kernels
 
-EXTENSION = "cell.msgpack"
+EXTENSION = "cell.mp"
+"""Of a member's name; `mp` is how webdataset's own `.decode()` knows msgpack."""
+
 MAX_TOKENS = MAX_CODES = 1 << 31
 """Token ids and category codes are below this, so that an int32 holds them."""
 
@@ -166,7 +168,7 @@ def decode_cell(payload: bytes, *, kind: ValueKind = "counts", where: object = N
     Parameters
     ----------
     payload
-        The bytes of one `*.cell.msgpack` member.
+        The bytes of one `*.cell.mp` member.
     kind
         "counts" or "float", as the manifest's `values.kind` says.
     where

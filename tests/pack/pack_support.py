@@ -25,7 +25,7 @@ import scipy.sparse as sp
 
 from scshards import PackOptions, Vocab, pack
 
-MEMBER = "cell.msgpack"
+MEMBER = "cell.mp"
 
 
 def counts(n_cells: int, n_genes: int, *, seed: int = 0, dtype: Any = np.float32) -> Any:
@@ -110,9 +110,7 @@ def members(path: Path) -> Iterator[tuple[str, Any]]:
     import webdataset
 
     for sample in webdataset.WebDataset(str(path), shardshuffle=False).decode():
-        cell = sample[MEMBER]
-        # webdataset itself decodes some extensions of msgpack only.
-        yield sample["__key__"], msgpack.unpackb(cell) if isinstance(cell, bytes) else cell
+        yield sample["__key__"], sample[MEMBER]
 
 
 def leb128(data: bytes) -> list[int]:

@@ -83,7 +83,7 @@ def test_the_tar_header_by_its_table() -> None:
         np.array([1234]),
     )
     header = bytearray(512)
-    header[0:31] = b"000002-0000001234.cell.msgpack\0"
+    header[0:26] = b"000002-0000001234.cell.mp\0"
     header[100:108] = b"0000644\0"
     header[108:124] = b"0000000\0" * 2
     header[124:136] = f"{len(member):011o}\0".encode()

@@ -65,7 +65,7 @@ def test_tarfile_reads_it(members: list[tuple[int, int, bytes]]) -> None:
         contents = [t.extractfile(i).read() for i in infos]  # type: ignore[union-attr]
     assert contents == [m for _, _, m in members]
     for info, offset, (source, row, data) in zip(infos, offsets, members, strict=True):
-        assert info.name == f"{source:06d}-{row:010d}.cell.msgpack" == member_name(source, row)
+        assert info.name == f"{source:06d}-{row:010d}.cell.mp" == member_name(source, row)
         assert info.offset_data == offset
         assert tar[offset : offset + len(data)].tobytes() == data
         assert (info.mode, info.mtime, info.uid, info.gid) == (0o644, 0, 0, 0)
@@ -77,7 +77,7 @@ def test_the_bytes_are_those_that_tarfile_writes(members: list[tuple[int, int, b
     tar, _ = tar_of([m for _, _, m in members], [(s, r) for s, r, _ in members])
     out = io.BytesIO()
     for source, row, data in members:
-        info = tarfile.TarInfo(f"{source:06d}-{row:010d}.cell.msgpack")
+        info = tarfile.TarInfo(f"{source:06d}-{row:010d}.cell.mp")
         info.size, info.mode = len(data), 0o644
         out.write(info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512))
     out.write(bytes(1024))  # two closing blocks, and no padding to a "record" of 20 blocks
@@ -104,8 +104,7 @@ def test_stock_webdataset_gives_the_msgpack_map(tmp_path: Path) -> None:
     url = str(tmp_path / "000000.tar")
     stock: list[Any] = list(webdataset.WebDataset(url, shardshuffle=False))
     assert [s[EXTENSION] for s in stock] == [encode_cell(*c) for c in cells]
-    handler = webdataset.handle_extension(EXTENSION, msgpack.unpackb)
-    samples: list[Any] = list(webdataset.WebDataset(url, shardshuffle=False).decode(handler))
+    samples: list[Any] = list(webdataset.WebDataset(url, shardshuffle=False).decode())
     assert [s["__key__"] for s in samples] == [
         "000000-0000000004",
         "000000-0000000002",

@@ -76,7 +76,10 @@ class Output:
         if self._scratch_option is None and root:
             folder = root / SCRATCH
             with scratch_writes(folder):
-                folder.mkdir()
+                try:
+                    folder.mkdir()
+                except FileExistsError:
+                    raise _unfinished(self.storage) from None
             return folder
         parent = None
         if self._scratch_option is not None:
@@ -131,15 +134,22 @@ def _refuse_existing(storage: Storage) -> None:
     names = storage.list()
     if not names:
         return
+    if any(name.startswith(f"{SCRATCH}/") for name in names):
+        raise _unfinished(storage)
     if MANIFEST in names:
         what, advice = "there is a shard set already", "choose another output, or remove it first"
-    elif any(name.startswith(f"{SCRATCH}/") for name in names):
-        what = "there is a pack that did not finish, or is still running"
-        advice = "remove the folder once no pack is running there, then pack again"
     else:
         what = f"the output is not empty: it holds {names[0]}"
         advice = "choose another output, or empty it first"
     raise OutputExistsError(what, where=storage.at(""), advice=advice)
+
+
+def _unfinished(storage: Storage) -> OutputExistsError:
+    return OutputExistsError(
+        "there is a pack that did not finish, or is still running",
+        where=storage.at(""),
+        advice="remove the folder once no pack is running there, then pack again",
+    )
 
 
 def _missing_parents(path: Path) -> list[Path]:

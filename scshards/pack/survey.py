@@ -29,6 +29,9 @@ from scshards.pack.sources_matrix import scratch_writes
 SAMPLE_VALUES = 1 << 20
 """How many values are looked at to tell counts from others; pass 1 looks at all of them."""
 
+SAMPLE_PLACES = 16
+"""Where cells are left out: how many places are looked at, and how many rows at each."""
+
 _WORTH_NAMING = 0.1
 """The share of matching genes above which another column of var is suggested."""
 
@@ -108,7 +111,7 @@ def survey(task: SurveyTask) -> Survey:
         kept = _kept(source, options)
         labels = [_label(source, column).only(kept) for column in options.labels]
         split = _split(source, kept, labels, options)
-        fraction, is_empty = check_values(source)
+        fraction, is_empty = check_values(source, kept)
         arrays: dict[str, NDArray[Any]] = {"tokens": match.tokens, "split": split}
         arrays |= {f"label-{i}": label.values for i, label in enumerate(labels)}
         folder = source_folder(task.folder, task.ordinal)
@@ -167,15 +170,15 @@ def source_folder(folder: str, ordinal: int) -> Path:
     return Path(folder) / f"source-{ordinal:06d}"
 
 
-def check_values(source: Source) -> tuple[float | None, bool]:
-    """Look at some of a matrix's values: (a fraction among them or None, whether all are zero).
+def check_values(source: Source, kept: NDArray[np.bool_]) -> tuple[float | None, bool]:
+    """Look at some values of the kept rows: (a fraction among them or None, whether all are zero).
 
     Raises
     ------
     ValueKindError
         When one of them is negative, NaN or infinite.
     """
-    values = source.sample(SAMPLE_VALUES)
+    values = source.sample(SAMPLE_VALUES) if kept.all() else _sample_rows(source, kept)
     where = f"{source.name}: {source.matrix_name}"
     fault = _fault(values)
     if fault is not None:
@@ -186,6 +189,22 @@ def check_values(source: Source) -> tuple[float | None, bool]:
             advice=_advice(source, "pack a file with counts"),
         )
     return _fraction(values), not values.any()
+
+
+def _sample_rows(source: Source, kept: NDArray[np.bool_]) -> NDArray[Any]:
+    """Values of kept rows at some places: a cell that is left out may hold anything."""
+    rows = np.flatnonzero(kept)
+    places = (
+        np.unique(rows[np.linspace(0, len(rows) - 1, SAMPLE_PLACES).astype(int)])
+        if len(rows)
+        else rows
+    )
+    parts = []
+    for place in places.tolist():
+        for block in source.blocks(place, min(place + SAMPLE_PLACES, source.n_rows)):
+            of_value = np.repeat(np.arange(len(block.indptr) - 1), np.diff(block.indptr))
+            parts.append(block.data[kept[block.first_row + of_value]])
+    return np.concatenate(parts) if parts else np.zeros(0)
 
 
 def counts_elsewhere(source: Source) -> str | None:

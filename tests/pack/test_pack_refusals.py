@@ -62,7 +62,7 @@ def test_values_that_are_no_counts(
     x[13, 2] = value
     write(tmp_path / "a.h5ad", x, form=form)
     if not seen_early:
-        monkeypatch.setattr(survey, "check_values", lambda source: (None, False))
+        monkeypatch.setattr(survey, "check_values", lambda *_: (None, False))
     text = refused(tmp_path, ValueKindError, "a.h5ad", values=kind)
     assert seen_early or "row 13" in text
 
@@ -80,7 +80,7 @@ def test_fractions_are_refused_with_the_matrix_that_holds_counts(
     made.X = made.X * 0.5 + 0.25 * (made.X > 0)
     made.write_h5ad(tmp_path / "a.h5ad")
     if not seen_early:
-        monkeypatch.setattr(survey, "check_values", lambda source: (None, False))
+        monkeypatch.setattr(survey, "check_values", lambda *_: (None, False))
     text = refused(tmp_path, ValueKindError, "whole number", "--layer counts", "--raw", values=kind)
     assert "scaled" not in text
 
@@ -102,8 +102,7 @@ def test_counts_beside_log_normalised_values_are_refused(tmp_path: Path) -> None
 def test_the_row_of_a_bad_value_is_right_when_rows_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(survey, "SAMPLE_VALUES", 0)
-    monkeypatch.setattr(survey, "check_values", lambda source: (None, False))
+    monkeypatch.setattr(survey, "check_values", lambda *_: (None, False))
     x = counts(20, 6, dtype=np.float64)
     x[13, 2], x[4, 1] = 0.5, np.nan
     write(tmp_path / "a.h5ad", x, obs={"n": np.arange(20)})
@@ -309,6 +308,9 @@ def test_outputs_that_exist(tmp_path: Path) -> None:
     left = tmp_path / "left"
     (left / ".packing").mkdir(parents=True)
     (left / ".packing" / "000000.bin").write_bytes(b"x")
+    with pytest.raises(OutputExistsError, match="did not finish"):
+        quiet_pack(path, left, vocab_of(6))
+    (left / ".packing" / "000000.bin").unlink()
     with pytest.raises(OutputExistsError, match="did not finish"):
         quiet_pack(path, left, vocab_of(6))
     with pytest.raises(OutputExistsError, match="a file"):

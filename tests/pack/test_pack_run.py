@@ -250,6 +250,18 @@ def test_where_drops_cells_and_counts_them(tmp_path: Path) -> None:
         assert (source.rows, source.kept, dict(source.dropped)) == (40, 17, {"where": 23})
 
 
+@pytest.mark.parametrize("form", ["csr", "csc", "dense"])
+@pytest.mark.parametrize("bad", [np.nan, -1.0, 0.5])
+def test_cells_that_are_left_out_may_hold_anything(tmp_path: Path, form: str, bad: float) -> None:
+    x = counts(60, 10, dtype=np.float64)
+    odd = np.arange(60) % 3 == 1
+    x[odd] = np.where(x[odd] > 0, bad, 0)
+    path = write(tmp_path / "a.h5ad", x, form=form, obs={"assay": np.where(odd, "other", "10x")})
+    quiet_pack(path, tmp_path / "out", vocab_of(10), where="assay == '10x'")
+    want = expected(x, [f"G{i:03d}" for i in range(10)], vocab_of(10))
+    assert_holds(tmp_path / "out", {key(0, i): want[i] for i in np.flatnonzero(~odd)})
+
+
 def test_cells_with_few_genes_are_dropped_and_counted(tmp_path: Path) -> None:
     x = np.triu(np.ones((9, 8), np.int32))  # 8, 7, ... 1, 0 genes
     write(tmp_path / "a.h5ad", x)

@@ -44,7 +44,7 @@ import click
     default=0.5,
     show_default=True,
     type=click.FloatRange(0, 1),
-    help="Refuse an input of whose genes a smaller share is in the vocabulary.",
+    help="Refuse an input with a smaller share of its genes in the vocabulary.",
 )
 @click.option(
     "--values",

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from scshards.cells.batch import Batch as Batch
     from scshards.cells.vocab import Vocab as Vocab
     from scshards.pack.run import PackOptions as PackOptions
-    from scshards.pack.run import pack as pack
     from scshards.pack.verify import verify as verify
     from scshards.shards.codec import Cell as Cell
     from scshards.shards.codec import decode_cell as decode_cell
@@ -33,7 +32,6 @@ _HOME = {
     "Vocab": "cells.vocab",
     "decode_cell": "shards.codec",
     "encode_cell": "shards.codec",
-    "pack": "pack.run",
     "verify": "pack.verify",
 }
 

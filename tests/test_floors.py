@@ -295,8 +295,7 @@ def test_exported_names_resolve() -> None:
         assert getattr(scshards, name) is not None
     for name, home in scshards._HOME.items():
         found = getattr(importlib.import_module(f"scshards.{home}"), name)
-        # `scshards.pack` is a folder that can be called, for a function of the same name.
-        assert found is getattr(scshards, name) or (name == "pack" and callable(scshards.pack))
+        assert found is getattr(scshards, name)
     assert dir(scshards) == sorted(scshards.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         scshards.nothing  # noqa: B018

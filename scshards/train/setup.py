@@ -1,8 +1,8 @@
 """Where a run computes: ranks, device, precision; and the few words that ranks say to each other.
 
-Started plainly there is one rank and no process group. Under torchrun the ranks meet through gloo
-on CPU and nccl on CUDA; what `Ranks` itself sends is a handful of float64 on the CPU, always through
-gloo, so that agreeing never waits for a GPU. Called by the loop, evaluate and the baselines.
+Started plainly there is one rank and no process group. Under torchrun gradients are averaged through
+gloo on CPU and nccl on CUDA; what `Ranks` itself sends is a handful of numbers on the CPU, always
+through gloo, so that agreeing never waits for a GPU. Called by the loop, evaluate and the baselines.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from scshards.base.errors import ConfigError
 
@@ -65,6 +67,21 @@ class Ranks:
         """Wait until every rank is here."""
         self.total([0.0])
 
+    def wrapped(self, model: nn.Module) -> nn.Module:
+        """A model whose backward pass averages gradients over the ranks; alone, the model itself.
+
+        It has a process group of its own, nccl on CUDA: DDP never quite lets go of its group, and
+        that of `Ranks` has to end with `ranks`.
+        """
+        if self.world_size == 1:
+            return model
+        is_cuda = self.device.type == "cuda"
+        return DistributedDataParallel(
+            model,
+            device_ids=[self.device.index] if is_cuda else None,
+            process_group=dist.new_group(backend="nccl" if is_cuda else "gloo"),
+        )
+
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 autocast on this device, or nothing at all in fp32."""
         if not self.bf16:
@@ -97,15 +114,16 @@ def ranks(device: str = "auto", precision: str = "auto") -> Iterator[Ranks]:
         torch.backends.cuda.enable_cudnn_sdp(False)
     joined = world_size > 1 and not dist.is_initialized()
     if joined:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo")
+        dist.init_process_group("gloo")
     rank = dist.get_rank() if world_size > 1 else 0
-    try:
-        # Dropout draws from torch's global generators, which are the caller's: they are put back.
-        with torch.random.fork_rng([place] if place.type == "cuda" else []):
-            yield Ranks(rank, world_size, place, bf16)
-    finally:
-        if joined:
-            dist.destroy_process_group()
+    # Dropout draws from torch's global generators, which are the caller's: they are put back.
+    with torch.random.fork_rng([place] if place.type == "cuda" else []):
+        yield Ranks(rank, world_size, place, bf16)
+    # Not after an error: leaving can wait for ranks that know nothing of it.
+    if joined:
+        # Ends the threads of this group. One that were still letting go of a tensor while the
+        # interpreter ends would abort the process, after all its work is done.
+        dist.destroy_process_group()
 
 
 def is_first_process() -> bool:

@@ -83,10 +83,7 @@ class Stepper:
     ) -> None:
         self._model, self._optimizer, self._config, self._ranks = model, optimizer, config, ranks
         self._micro_batch, self._total_steps = micro_batch, total_steps
-        self._forward: nn.Module = model
-        if ranks.world_size > 1:
-            ids = [ranks.device.index] if ranks.device.type == "cuda" else None
-            self._forward = DistributedDataParallel(model, device_ids=ids)
+        self._forward = ranks.wrapped(model)
 
     def step(self, batch: Batch, step: int, *, stop: bool = False) -> StepResult:
         """Step number `step` (from 0) on this rank's share of its global batch.

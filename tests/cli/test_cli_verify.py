@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
-from scshards import PackOptions, Vocab, pack
+from scshards import PackOptions, Vocab
 from scshards.base.errors import StorageError
 from scshards.cli.verify import command
+from scshards.pack.run import pack
 
 
 def run(*args: object) -> Result:

@@ -23,7 +23,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
-from scshards import PackOptions, Vocab, pack
+from scshards import PackOptions, Vocab
+from scshards.pack.run import pack
 
 MEMBER = "cell.mp"
 

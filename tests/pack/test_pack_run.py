@@ -26,9 +26,10 @@ from pack_support import (
     write,
 )
 
-from scshards import PackOptions, ShardSet, Vocab, pack, verify
+from scshards import PackOptions, ShardSet, Vocab, verify
 from scshards.base.errors import ConfigError
 from scshards.pack import plan, spill
+from scshards.pack.run import pack
 from scshards.pack.sources_h5ad import H5ad
 
 

@@ -19,8 +19,9 @@ import pytest
 import scipy.sparse as sp
 import webdataset
 
-from scshards import PackOptions, Vocab, pack, verify
+from scshards import PackOptions, Vocab, verify
 from scshards.base.errors import ValueKindError
+from scshards.pack.run import pack
 from scshards.pack.vocabulary import build_vocab
 
 SYMBOLS = ["celltypist_demo", "scirpy_wu2020_200", "scmix_celseq2_5cl_p2_symbol_csr",

@@ -17,9 +17,10 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scshards import CellLoader, PackOptions, ShardSet, Vocab, pack, verify
+from scshards import CellLoader, PackOptions, ShardSet, Vocab, verify
 from scshards.base.errors import ChecksumError, OutputExistsError, ScshardsError, StorageError
 from scshards.base.storage import Storage
+from scshards.pack.run import pack
 
 CELLS, GENES = 120, 40
 

@@ -75,10 +75,10 @@ class Progress:
         if self.total:
             parts[0] += f" of {self.total:,} {self.unit} ({100 * self.done / self.total:.0f}%)"
             left = (self.total - self.done) / rate if rate else float("inf")
-            parts += [f"{rate:,.0f} {self.unit}/s", f"{duration(left)} left"]
+            parts += [f"{_rate(rate)} {self.unit}/s", f"{duration(left)} left"]
         else:
             parts[0] += f" {self.unit}"
-            parts += [f"{rate:,.0f} {self.unit}/s"]
+            parts += [f"{_rate(rate)} {self.unit}/s"]
         if self.note:
             parts.append(self.note)
         return ", ".join(parts)
@@ -98,7 +98,7 @@ class Progress:
             rate = self.done / max(self.seconds, 1e-9)
             self._print(
                 f"{self.label}: {self.done:,} {self.unit} in {duration(self.seconds)} "
-                f"({rate:,.0f} {self.unit}/s)"
+                f"({_rate(rate)} {self.unit}/s)"
             )
 
     def _print(self, text: str) -> None:
@@ -144,6 +144,11 @@ def size(n_bytes: float) -> str:
             return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.1f} TB"
+
+
+def _rate(rate: float) -> str:
+    """Two digits of a slow rate, whole numbers of a fast one."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def _show(value: object) -> str:

@@ -36,7 +36,7 @@ class ModelConfig:
         What stands for padding and for a masked value in `Batch.values`. Like the next two, a
         convention of the batches that the model is trained on: it goes into args.json.
     n_bins
-        Number of value bins, bin 0 (zero) included.
+        Number of value bins, bin 0 (zero) included; 0 for values as they are.
     max_length
         Most tokens in a cell, `<cls>` included.
 
@@ -83,7 +83,12 @@ class ModelConfig:
             self.mask_value,
             "it has to differ from pad_value",
         )
-        _check(self.n_bins >= 2, "n_bins", self.n_bins, "at least 2 are needed")
+        _check(
+            self.n_bins == 0 or self.n_bins >= 2,
+            "n_bins",
+            self.n_bins,
+            "at least 2 are needed, or 0 for values as they are",
+        )
         _check(self.max_length >= 2, "max_length", self.max_length, "<cls> and one gene are needed")
 
 

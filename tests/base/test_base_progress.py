@@ -57,7 +57,7 @@ def test_no_total(clock: Clock) -> None:
     with Progress("read", None, "files", stream=out) as p:
         clock.now += 10
         p.add(5)
-    assert out.getvalue().splitlines()[0] == "read: 5 files, 0 files/s"
+    assert out.getvalue().splitlines()[0] == "read: 5 files, 0.5 files/s"
 
 
 def test_silence(clock: Clock) -> None:

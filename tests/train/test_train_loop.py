@@ -205,3 +205,9 @@ def test_bf16_and_no_mvc_train_too(shards, tmp_path):
     assert lines[0]["loss"] == lines[0]["masked_mse"] > 0
     weights = _weights(tmp_path / "run", 10)
     assert {t.dtype for t in weights.values()} == {torch.float32}
+
+
+def test_counts_without_bins_train_too(shards, tmp_path):
+    train(shards, tmp_path / "run", small_config("data.n_bins=0", "run.steps=2"), shown=False)
+    args = load_model(str(tmp_path / "run")).args
+    assert (args["n_bins"], args["input_style"]) == (0, "normed_raw")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-from scshards.cells.kernels import exponent
+from scshards.cells.kernels import trailing_zeros
 from scshards.shards.kernels import (
     BAD_COUNT,
     OK,
@@ -85,12 +85,11 @@ def collate(
                 if n - 64 * w < 64:
                     word &= (_U64(1) << _U64(n - 64 * w)) - _U64(1)
                 while word:
-                    low = word & (~word + _U64(1))
-                    j = 64 * w + exponent(low)
+                    j = 64 * w + trailing_zeros(word)
                     genes[b, k] = ids[j]
                     targets[b, k] = floats[j]
                     k += 1
-                    word ^= low
+                    word &= word - _U64(1)
         base_mask = draw(mask_key, keys[b])
         values[b, 0] = fills[0]
         is_masked[b, 0] = False

@@ -1,23 +1,27 @@
-"""Opens the inputs of pack: today h5ad files, local or behind any fsspec URL.
+"""Opens the inputs of pack: h5ad files and 10x `.h5` files, local or behind any fsspec URL.
 
     open_source(url, ordinal, ...) -> Source     .genes, .obs(column), .blocks(start, stop)
 
-sources_base is the contract; sources_h5ad opens the files, sources_matrix reads their matrices. Called
-by pack.survey, pack.scatter and pack.vocabulary, and by train.embed.
+sources_base is the contract; sources_h5ad and sources_10x are the kinds of files, told apart by what is
+in them; sources_matrix reads their matrices. Called by pack.survey, pack.scatter and pack.vocabulary,
+and by train.embed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from scshards.base.errors import ConfigError
+from scshards.pack.sources_10x import TenXFile, is_10x, refuse_choice
 from scshards.pack.sources_base import Block as Block
 from scshards.pack.sources_base import Source as Source
 from scshards.pack.sources_base import display_name as display_name
 from scshards.pack.sources_h5ad import H5ad
+from scshards.pack.sources_hdf5 import open_hdf5
 from scshards.shards.tar import MAX_ROWS, MAX_SOURCES
 
 
@@ -31,12 +35,12 @@ def open_source(
     storage_options: Mapping[str, Any] | None = None,
     scratch: Path | None = None,
 ) -> Source:
-    """Open an h5ad file.
+    """Open an input, whose kind is told by what is in it.
 
     Parameters
     ----------
     url
-        A local path or an fsspec URL.
+        An h5ad file or a 10x `.h5` file: a local path or an fsspec URL.
     ordinal
         Its number among the inputs.
     gene_column
@@ -55,15 +59,26 @@ def open_source(
     StorageError
         When it can't be read at all.
     """
-    source = H5ad(
-        os.fspath(url),
-        ordinal,
-        gene_column=gene_column,
-        layer=layer,
-        raw=raw,
-        storage_options=storage_options,
-        scratch=scratch,
-    )
+    name = display_name(url)
+    source: Source
+    with contextlib.ExitStack() as on_error:
+        closing = on_error.enter_context(contextlib.ExitStack())
+        file = open_hdf5(os.fspath(url), name, storage_options, closing)
+        if is_10x(file):
+            refuse_choice(layer, raw, name)
+            source = TenXFile(file, closing, name, ordinal, gene_column=gene_column)
+        else:
+            source = H5ad(
+                file,
+                closing,
+                name,
+                ordinal,
+                gene_column=gene_column,
+                layer=layer,
+                raw=raw,
+                scratch=scratch,
+            )
+        on_error.pop_all()  # the source closes it from here on
     if source.n_rows > MAX_ROWS or ordinal >= MAX_SOURCES:
         source.close()
         raise ConfigError(

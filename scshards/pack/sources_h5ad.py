@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,42 +19,37 @@ from numpy.typing import NDArray
 
 from scshards.base.config import did_you_mean
 from scshards.base.errors import SourceError
-from scshards.base.storage import Storage
-from scshards.pack.sources_base import (
-    BLOCK_ROWS,
-    BLOCK_VALUES,
-    Block,
-    Source,
-    display_name,
-    missing_column,
-)
+from scshards.pack.sources_base import BLOCK_ROWS, BLOCK_VALUES, Block, Source, missing_column
+from scshards.pack.sources_hdf5 import text
 from scshards.pack.sources_matrix import Csc, Csr, Dense, Matrix, reading
 
 _INDEX_NAMES = ("_index", "index")
 
 
 class H5ad(Source):
-    """One h5ad file; see Source for what it offers and pack.sources.open_source for its arguments."""
+    """One h5ad file; see Source for what it offers and pack.sources.open_source for its arguments.
+
+    `closing` is closed with it, and holds the file.
+    """
 
     def __init__(
         self,
-        url: str,
+        file: h5py.File,
+        closing: contextlib.ExitStack,
+        name: str,
         ordinal: int,
         *,
         gene_column: str | None,
         layer: str | None,
         raw: bool,
-        storage_options: Mapping[str, Any] | None,
         scratch: Path | None,
     ):
-        self.name, self.ordinal = display_name(url), ordinal
+        self.name, self.ordinal = name, ordinal
+        self._file, self._closing = file, closing
         self._gene_column, self._scratch = gene_column, scratch
-        with contextlib.ExitStack() as stack:
-            self._file = _open_file(url, self.name, storage_options, stack)
-            with reading(self.name):
-                self._set_matrix(layer, raw)
-            self._check_names()
-            self._closing = stack.pop_all()
+        with reading(self.name):
+            self._set_matrix(layer, raw)
+        self._check_names()
 
     def close(self) -> None:
         if isinstance(self._matrix, Csc):
@@ -75,9 +70,9 @@ class H5ad(Source):
         with reading(where):
             frame = self._file[self._var]
             if gene_column is None:
-                names = _text(self._values(frame, _index_name(frame)))
+                names = text(self._values(frame, _index_name(frame)))
             elif gene_column in (known := _columns(frame)):
-                names = _text(self._values(frame, gene_column))
+                names = text(self._values(frame, gene_column))
             else:
                 raise missing_column(gene_column, known, frame="var", where=where)
         if len(names) != self.n_columns:
@@ -214,8 +209,8 @@ class H5ad(Source):
             values = frame.fields(column)[:]
             categories = self._file.get(f"uns/{column}_categories")
             if categories is not None:
-                return pd.Categorical.from_codes(values, _text(_read(categories)))
-            return np.array(_text(values), object) if values.dtype.kind in "SO" else values
+                return pd.Categorical.from_codes(values, text(_read(categories)))
+            return np.array(text(values), object) if values.dtype.kind in "SO" else values
         node = frame[column]
         if isinstance(node, h5py.Dataset) and "categories" in node.attrs:  # anndata 0.7
             return pd.Categorical.from_codes(
@@ -236,25 +231,6 @@ class H5ad(Source):
                 node["categories"].dtype.kind in "SO"
             )
         return "string" in (_attr(node, "encoding-type") or "")
-
-
-def _open_file(
-    url: str, name: str, options: Mapping[str, Any] | None, stack: contextlib.ExitStack
-) -> h5py.File:
-    storage = Storage(url, options)
-    stream = stack.enter_context(storage.open())
-    # A path is read faster than a Python file. No lock: nobody writes through here, and network
-    # file systems often can't lock.
-    target = storage.local_path or stream
-    try:
-        return stack.enter_context(h5py.File(target, "r", locking=False))
-    except (OSError, RuntimeError, ValueError) as e:
-        text = " ".join(str(e).split())
-        raise SourceError(
-            f"this is not a readable h5ad (HDF5) file: {text}",
-            where=name,
-            advice="check that it is an h5ad file and was copied or downloaded completely",
-        ) from None
 
 
 def _read(node: h5py.Group | h5py.Dataset) -> Any:
@@ -292,15 +268,3 @@ def _index_name(frame: h5py.Group | h5py.Dataset) -> str:
 def _attr(node: h5py.Group | h5py.Dataset, name: str) -> str | None:
     value = node.attrs.get(name)
     return value.decode() if isinstance(value, bytes) else value
-
-
-def _text(values: Any) -> list[str]:
-    """Names as text; "" where one is missing."""
-    import pandas as pd
-
-    values = np.asarray(values, object)
-    missing = pd.isna(values)
-    return [
-        "" if gone else v.decode() if isinstance(v, bytes) else str(v)
-        for v, gone in zip(values.tolist(), missing.tolist(), strict=True)
-    ]

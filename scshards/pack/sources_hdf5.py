@@ -1,0 +1,56 @@
+"""HDF5 files, local or behind any fsspec URL: what h5ad and 10x files have in common.
+
+Called by pack.sources, sources_h5ad and sources_10x.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import h5py
+import numpy as np
+
+from scshards.base.errors import SourceError
+from scshards.base.storage import Storage
+
+
+def open_hdf5(
+    url: str, name: str, options: Mapping[str, Any] | None, stack: contextlib.ExitStack
+) -> h5py.File:
+    """Open a file for reading; closing `stack` closes it.
+
+    Raises
+    ------
+    SourceError
+        When it is not HDF5, or not all of it.
+    StorageError
+        When it can't be read at all.
+    """
+    storage = Storage(url, options)
+    stream = stack.enter_context(storage.open())
+    # A path is read faster than a Python file. No lock: nobody writes through here, and network
+    # file systems often can't lock.
+    target = storage.local_path or stream
+    try:
+        return stack.enter_context(h5py.File(target, "r", locking=False))
+    except (OSError, RuntimeError, ValueError) as e:
+        said = " ".join(str(e).split())
+        raise SourceError(
+            f"this is not a readable h5ad (HDF5) file: {said}",
+            where=name,
+            advice="check that it is an h5ad file and was copied or downloaded completely",
+        ) from None
+
+
+def text(values: Any) -> list[str]:
+    """Names as text; "" where one is missing."""
+    import pandas as pd
+
+    values = np.asarray(values, object)
+    missing = pd.isna(values)
+    return [
+        "" if gone else v.decode() if isinstance(v, bytes) else str(v)
+        for v, gone in zip(values.tolist(), missing.tolist(), strict=True)
+    ]

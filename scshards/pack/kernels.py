@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numba as nb
 
-from scshards.shards.kernels import decode_counts, decode_genes, parse_member
+from scshards.shards.kernels import copy_bytes, decode_counts, decode_genes, parse_member
 
 
 @nb.njit(nogil=True, cache=True)
@@ -59,9 +59,8 @@ def gather_slices(src, starts, sizes, order, out):
     p = 0
     for k in range(len(order)):
         i = order[k]
-        a, n = starts[i], sizes[i]
-        out[p : p + n] = src[a : a + n]
-        p += n
+        copy_bytes(src, starts[i], sizes[i], out, p)
+        p += sizes[i]
     return p
 
 

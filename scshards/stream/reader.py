@@ -18,6 +18,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from scshards.shards.kernels import copy_bytes
 from scshards.stream.fetch import ChunkSource, LoadedChunk
 from scshards.stream.plan import EpochPlan
 from scshards.stream.shuffle import EMITTED, FILLED, NEXT_INPUT, new_state, pick, replay
@@ -235,7 +236,7 @@ def _pump(  # type: ignore[no-untyped-def]
                 if tail + size > len(out):
                     status = _NEED_ROOM
                     break
-                out[tail : tail + size] = arena[at[slot] : at[slot] + size]
+                copy_bytes(arena, at[slot], size, out, tail)
                 row = rows[(emitted - first) // stride]
                 out_starts[row] = tail
                 out_sizes[row] = size
@@ -250,7 +251,7 @@ def _pump(  # type: ignore[no-untyped-def]
                 continue
         i = place[0]
         tail = arena_state[0]
-        arena[tail : tail + need] = chunk[in_starts[i] : in_starts[i] + need]
+        copy_bytes(chunk, in_starts[i], need, arena, tail)
         at[slot], sizes[slot], keys[slot] = tail, need, in_keys[i]
         labels[slot] = in_labels[i]
         arena_state[0] = tail + need
@@ -265,9 +266,7 @@ def _compact(at, sizes, filled, arena):  # type: ignore[no-untyped-def]
     """Move the buffer's cells together at the arena's start; returns where they end."""
     tail = 0
     for slot in np.argsort(at[:filled]):
-        a, n = at[slot], sizes[slot]
-        for k in range(n):
-            arena[tail + k] = arena[a + k]
+        copy_bytes(arena, at[slot], sizes[slot], arena, tail)
         at[slot] = tail
-        tail += n
+        tail += sizes[slot]
     return tail

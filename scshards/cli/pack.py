@@ -129,7 +129,7 @@ def command(
     storage_options: str | None,
     as_json: bool,
 ) -> None:
-    """Pack the cells of h5ad files and 10x .h5 files into a shard set at ROOT.
+    """Pack the cells of h5ad files, 10x .h5 files and mtx folders into a shard set at ROOT.
 
     INPUT and ROOT are local paths or URLs such as s3://bucket/prefix. ROOT must be absent or empty.
     Every cell, gene and value that is left out is counted by its reason and shown at the end.

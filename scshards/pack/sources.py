@@ -1,10 +1,10 @@
-"""Opens the inputs of pack: h5ad files and 10x `.h5` files, local or behind any fsspec URL.
+"""Opens the inputs of pack: h5ad and 10x `.h5` files, local or behind any fsspec URL, and mtx folders.
 
     open_source(url, ordinal, ...) -> Source     .genes, .obs(column), .blocks(start, stop)
 
-sources_base is the contract; sources_h5ad and sources_10x are the kinds of files, told apart by what is
-in them; sources_matrix reads their matrices. Called by pack.survey, pack.scatter and pack.vocabulary,
-and by train.embed.
+sources_base is the contract; sources_h5ad, sources_10x and sources_mtx are the kinds of inputs, told
+apart by what is in them; sources_matrix reads their matrices. Called by pack.survey, pack.scatter and
+pack.vocabulary, and by train.embed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from scshards.base.errors import ConfigError
+from scshards.base.storage import Storage
 from scshards.pack.sources_10x import TenXFile, is_10x, refuse_choice
 from scshards.pack.sources_base import Block as Block
 from scshards.pack.sources_base import Source as Source
 from scshards.pack.sources_base import display_name as display_name
 from scshards.pack.sources_h5ad import H5ad
 from scshards.pack.sources_hdf5 import open_hdf5
+from scshards.pack.sources_mtx import MtxFolder, is_mtx_folder
 from scshards.shards.tar import MAX_ROWS, MAX_SOURCES
 
 
@@ -40,7 +42,7 @@ def open_source(
     Parameters
     ----------
     url
-        An h5ad file or a 10x `.h5` file: a local path or an fsspec URL.
+        An h5ad file or a 10x `.h5` file: a local path or an fsspec URL. Or a local mtx folder.
     ordinal
         Its number among the inputs.
     gene_column
@@ -50,7 +52,8 @@ def open_source(
     storage_options
         For the file system.
     scratch
-        Where `transpose` writes and other processes find it; None uses a temporary folder.
+        Where `transpose` writes and other processes find it, and where an mtx folder's matrix is
+        written as numbers; None uses a temporary folder.
 
     Raises
     ------
@@ -59,11 +62,42 @@ def open_source(
     StorageError
         When it can't be read at all.
     """
+    source = _opened(
+        os.fspath(url),
+        ordinal,
+        gene_column=gene_column,
+        layer=layer,
+        raw=raw,
+        storage_options=storage_options,
+        scratch=scratch,
+    )
+    if source.n_rows > MAX_ROWS or ordinal >= MAX_SOURCES:
+        source.close()
+        raise ConfigError(
+            f"format 1 numbers {MAX_SOURCES:,} inputs of {MAX_ROWS:,} cells", where=source.name
+        )
+    return source
+
+
+def _opened(
+    url: str,
+    ordinal: int,
+    *,
+    gene_column: str | None,
+    layer: str | None,
+    raw: bool,
+    storage_options: Mapping[str, Any] | None,
+    scratch: Path | None,
+) -> Source:
     name = display_name(url)
-    source: Source
+    folder = Storage(url, storage_options).local_path
+    if folder is not None and is_mtx_folder(folder):
+        refuse_choice(layer, raw, name)
+        return MtxFolder(folder, name, ordinal, gene_column=gene_column, scratch=scratch)
     with contextlib.ExitStack() as on_error:
         closing = on_error.enter_context(contextlib.ExitStack())
-        file = open_hdf5(os.fspath(url), name, storage_options, closing)
+        file = open_hdf5(url, name, storage_options, closing)
+        source: Source
         if is_10x(file):
             refuse_choice(layer, raw, name)
             source = TenXFile(file, closing, name, ordinal, gene_column=gene_column)
@@ -79,9 +113,4 @@ def open_source(
                 scratch=scratch,
             )
         on_error.pop_all()  # the source closes it from here on
-    if source.n_rows > MAX_ROWS or ordinal >= MAX_SOURCES:
-        source.close()
-        raise ConfigError(
-            f"format 1 numbers {MAX_SOURCES:,} inputs of {MAX_ROWS:,} cells", where=source.name
-        )
     return source

@@ -1,4 +1,4 @@
-"""10x Genomics' matrices: `.h5` files of Cell Ranger 2 and later.
+"""10x Genomics' matrices: `.h5` files of Cell Ranger 2 and later, and what mtx folders share with them.
 
     Cell Ranger 3 and later   /matrix/{data,indices,indptr,shape,barcodes,features/{id,name,...}}
     Cell Ranger 2             /GENOME/{data,indices,indptr,shape,barcodes,genes,gene_names}
@@ -6,11 +6,12 @@
 The matrix is stored as features x cells by columns, which is cells x features by rows. Names are those
 of scanpy.read_10x_h5: the index of var is the symbols, `gene_ids`, `feature_types` and `genome` are its
 columns. All features are gene columns; antibodies and other features that the vocabulary does not have
-are counted as unmatched. There are no obs columns. Called by pack.sources.
+are counted as unmatched. There are no obs columns. Called by pack.sources and sources_mtx.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -28,12 +29,7 @@ _COLUMN_OF = {"id": "gene_ids", "feature_type": "feature_types"}
 
 
 class TenX(Source):
-    """A matrix of features with nothing around it: no obs columns, no other matrices.
-
-    `_matrix` is set by those who open one.
-    """
-
-    _matrix: Matrix
+    """A matrix of features with nothing around it: no obs columns, no other matrices."""
 
     def __init__(
         self,
@@ -46,6 +42,11 @@ class TenX(Source):
         self.name, self.ordinal = name, ordinal
         self._features, self._gene_column = dict(features), gene_column
         self.n_columns = len(self._features[None])
+
+    @property
+    @abc.abstractmethod
+    def _matrix(self) -> Matrix:
+        """Where blocks and samples are read."""
 
     @cached_property
     def genes(self) -> Sequence[str]:
@@ -140,9 +141,13 @@ class TenXFile(TenX):
                     advice="the file is damaged or incomplete: copy or download it again",
                 )
             parts = (group["indptr"], group["indices"], group["data"])
-            self._matrix = Csr(*parts, (self.n_rows, n_features), where)
-        self.n_values = self._matrix.n_values
+            self._rows = Csr(*parts, (self.n_rows, n_features), where)
+        self.n_values = self._rows.n_values
         self._closing = closing
+
+    @property
+    def _matrix(self) -> Matrix:
+        return self._rows
 
     def close(self) -> None:
         self._closing.close()

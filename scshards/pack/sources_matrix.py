@@ -1,14 +1,14 @@
 """Matrices on disk, read by rows in bounded memory: CSR, dense, and CSC by an external transposition.
 
 They see arrays only through slices, `.shape`, `.dtype` and `.chunks`, as h5py and zarr offer them.
-Called by pack.sources_h5ad.
+Called by pack.sources_h5ad, sources_10x and sources_mtx.
 """
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -166,15 +166,22 @@ class Csc:
     def sample(self, n_values: int) -> NDArray[Any]:
         return _sample(self._data, n_values, self._where)
 
-    def _write_buckets(self, folder: Path) -> None:
+    def _columns(self) -> tuple[int, int, Callable[[int, int], NDArray[Any]]]:
+        """(the first value, the end of the values, a function that gives the columns of a:b)."""
         with reading(self._where):
             column_ptr = self._indptr[:].astype(np.int64)
         _check_indptr(column_ptr, self.n_values, self._where)
+
+        def of_values(a: int, b: int) -> NDArray[Any]:
+            inside = np.clip(column_ptr, a, b)
+            return np.repeat(np.arange(self.shape[1]), np.diff(inside))
+
+        return int(column_ptr[0]), int(column_ptr[-1]), of_values
+
+    def _write_buckets(self, folder: Path) -> None:
+        first, end, columns_of = self._columns()
         counts = np.zeros(self.shape[0], np.int64)
-        pieces = [
-            (a, min(a + BLOCK_VALUES, int(column_ptr[-1])))
-            for a in range(int(column_ptr[0]), int(column_ptr[-1]), BLOCK_VALUES)
-        ]
+        pieces = [(a, min(a + BLOCK_VALUES, end)) for a in range(first, end, BLOCK_VALUES)]
         for a, b in pieces:
             with reading(self._where):
                 rows = self._indices[a:b]
@@ -196,8 +203,7 @@ class Csc:
             for a, b in pieces:
                 with reading(self._where):
                     rows, values = self._indices[a:b], self._data[a:b]
-                inside = np.clip(column_ptr, a, b)
-                columns = np.repeat(np.arange(self.shape[1]), np.diff(inside))
+                columns = columns_of(a, b)
                 buckets = bucket_of_row[rows]
                 order = np.argsort(buckets, kind="stable")
                 ends = np.cumsum(np.bincount(buckets, minlength=len(cuts)))
@@ -217,6 +223,21 @@ class Csc:
         index = np.dtype(np.int32)
         values = self._data.dtype.newbyteorder("=")
         return (("rows.bin", index), ("columns.bin", index), ("values.bin", values))
+
+
+class Triplets(Csc):
+    """Values in any order, each with its row and column, which must be inside the matrix."""
+
+    def __init__(
+        self, rows: Any, columns: Any, data: Any, shape: tuple[int, int], where: str, scratch: Path
+    ):
+        self.shape, self._where = shape, where
+        self._indices, self._column_of, self._data = rows, columns, data
+        self.n_values = int(data.shape[0])
+        self._temporary, self._folder = None, scratch
+
+    def _columns(self) -> tuple[int, int, Callable[[int, int], NDArray[Any]]]:
+        return 0, self.n_values, lambda a, b: np.asarray(self._column_of[a:b])
 
 
 _DAMAGED = "the file is damaged or incomplete: copy or download it again"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import tempfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ from pack_support import assert_holds, counts, expected, key, quiet_pack, write
 
 from scshards import Vocab
 from scshards.base.errors import SourceError
-from scshards.pack.sources import open_source
+from scshards.pack import sources_matrix, sources_mtx
+from scshards.pack.sources import Source, open_source
 from scshards.pack.vocabulary import build_vocab
 
 
@@ -126,3 +130,190 @@ def test_a_file_of_cell_ranger(real_data: Path, tmp_path: Path) -> None:
     want = {key(0, i): cell for i, cell in enumerate(expected(x.tocsr(), genes, vocab))}
     assert len(want) == 1107
     assert_holds(tmp_path / "out", want)
+
+
+ORDERS = ["by cell", "by gene", "any"]
+
+
+def write_mtx(
+    folder: Path,
+    x: Any,
+    *,
+    order: str = "by cell",
+    version: int = 3,
+    field: str = "integer",
+    end: str = "\n",
+) -> Path:
+    """A matrix (cells x genes) as an mtx folder: .gz and three columns, or plain and two."""
+    folder.mkdir(parents=True)
+    cells, genes = np.nonzero(x)
+    if order == "by gene":
+        by = np.lexsort((cells, genes))
+    else:
+        by = np.arange(len(cells))
+    if order == "any":
+        by = np.random.default_rng(0).permutation(by)
+    form = "{:d}" if field == "integer" else "{!r}"
+    lines = [f"%%MatrixMarket matrix coordinate {field} general", "%metadata_json: {}"]
+    lines.append(f"{x.shape[1]} {x.shape[0]} {len(cells)}")
+    for i in by:
+        value = form.format(x[cells[i], genes[i]].item())
+        lines.append(f"{genes[i] + 1} {cells[i] + 1} {value}")
+    more = "\tGene Expression" if version == 3 else ""
+    texts = {
+        "matrix.mtx": lines,
+        "barcodes.tsv": [f"C{i}-1" for i in range(x.shape[0])],
+        "features.tsv" if version == 3 else "genes.tsv": [
+            f"E{i:03d}\tG{i:03d}{more}" for i in range(x.shape[1])
+        ],
+    }
+    for name, rows in texts.items():
+        data = "".join(row + end for row in rows).encode()
+        if version == 3:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(data))
+        else:
+            (folder / name).write_bytes(data)
+    return folder
+
+
+def dense(source: Source, start: int, stop: int, **limits: int) -> np.ndarray:
+    """The rows start:stop as the source's blocks give them."""
+    out = np.zeros((stop - start, source.n_columns))
+    at = start
+    for block in source.blocks(start, stop, **limits):
+        n = len(block.indptr) - 1
+        assert block.first_row == at
+        rows = np.repeat(np.arange(at - start, at - start + n), np.diff(block.indptr))
+        np.add.at(out, (rows, block.indices), block.data)
+        at += n
+    assert at == stop
+    return out
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("version", [2, 3])
+def test_cells_of_a_folder_come_back(tmp_path: Path, order: str, version: int) -> None:
+    x = counts(41, 17, dtype=np.int64)
+    x[5] = 0
+    x[7, 3] = 70_000
+    folder = write_mtx(tmp_path / "a", x, order=order, version=version)
+    genes = [f"G{i:03d}" for i in range(17)]
+    vocab = Vocab.from_genes(genes[2:])
+    for workers in (1, 2):
+        out = tmp_path / f"out{workers}"
+        manifest = quiet_pack(folder, out, vocab, min_genes=0, workers=workers)
+        want = {key(0, i): cell for i, cell in enumerate(expected(x, genes, vocab))}
+        assert_holds(out, want)
+        first = manifest.sources[0]
+        assert (first.name, first.rows, first.matched) == (str(folder), 41, 15)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("text_bytes", [7, 100, 1 << 23])
+def test_blocks_of_a_folder(
+    tmp_path: Path, order: str, text_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources_mtx, "TEXT_BYTES", text_bytes)
+    monkeypatch.setattr(sources_matrix, "BLOCK_VALUES", 40)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    x = counts(30, 12) * np.float32(0.37)
+    x[:2] = x[-3:] = 0
+    folder = write_mtx(tmp_path / "a", x, order=order, field="real", end="\r\n")
+    with open_source(folder, scratch=tmp_path / "scratch") as source:
+        assert (source.n_rows, source.n_columns) == x.shape
+        assert source.n_values == np.count_nonzero(x)
+        assert source.needs_transposing == (order != "by cell")
+        source.transpose()
+        assert sorted(source.sample(10**6)) == sorted(x[x != 0].astype(float))
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "scratch").rglob("*")}
+    for scratch in (tmp_path / "scratch", None):
+        with open_source(folder, scratch=scratch) as source:
+            for start, stop in ((0, 30), (0, 1), (7, 19), (29, 30), (4, 4)):
+                for limits in ({}, {"max_rows": 4}, {"max_values": 15}):
+                    assert (dense(source, start, stop, **limits) == x[start:stop]).all()
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "scratch").rglob("*")} == made
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_names_of_a_folder(tmp_path: Path) -> None:
+    with open_source(write_mtx(tmp_path / "3", counts(4, 3)[:, :3].astype(int))) as source:
+        assert source.genes == ["G000", "G001", "G002"]
+        assert source.gene_columns == ["gene_ids", "feature_types"]
+        assert source.names_in("gene_ids") == ["E000", "E001", "E002"]
+    with open_source(write_mtx(tmp_path / "2", counts(4, 3).astype(int), version=2)) as source:
+        assert source.gene_columns == ["gene_ids"] and not list(source.obs_columns)
+
+
+def test_a_folder_without_values(tmp_path: Path) -> None:
+    x = np.zeros((3, 4), int)
+    with open_source(write_mtx(tmp_path / "a", x)) as source:
+        assert (dense(source, 0, 3) == x).all() and len(source.sample(10)) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (("matrix.mtx", "integer general", "pattern general"), ("first line", "integer general")),
+        (("matrix.mtx", "integer general", "integer symmetric"), ("symmetric",)),
+        (("matrix.mtx", "coordinate", "array"), ("array",)),
+        (("matrix.mtx", "4 5 20\n", ""), ("4 features", "5 barcodes")),
+        (("matrix.mtx", "4 5 20\n", "4 6 20\n"), ("6 cells", "5 barcodes")),
+        (("matrix.mtx", "4 5 20\n", "4 5 21\n"), ("20 entries", "21")),
+        (("matrix.mtx", "4 5 20\n", "sizes\n"), ("line with its sizes",)),
+        (("matrix.mtx", "\n2 1 ", "\n0 1 "), ("outside",)),
+        (("matrix.mtx", "\n2 1 ", "\n2 6 "), ("outside",)),
+        (("matrix.mtx", "\n2 1 ", "\n1.5 1 "), ("outside",)),
+        (("matrix.mtx", "\n2 1 ", "\n2 x "), ("three numbers",)),
+        (("matrix.mtx", "\n2 1 ", "\n2 "), ("three numbers",)),
+        (("matrix.mtx", "\n2 1 ", "\n2 1 nan"), ("three numbers", "below 2^53")),
+        (("genes.tsv", "E001\t", ""), ("fewer than two columns",)),
+    ],
+)
+def test_folders_that_are_refused(
+    tmp_path: Path, change: tuple[str, str, str], parts: tuple[str, ...]
+) -> None:
+    folder = write_mtx(tmp_path / "a", np.full((5, 4), 3), version=2)
+    name, old, new = change
+    text = (folder / name).read_text()
+    assert old in text
+    (folder / name).write_text(text.replace(old, new, 1))
+    with pytest.raises(SourceError) as refused, open_source(folder) as source:
+        source.sample(10)
+    assert str(folder) in str(refused.value)
+    assert any(part in str(refused.value) for part in parts)
+
+
+def test_a_folder_that_lacks_or_cuts_a_file(tmp_path: Path) -> None:
+    for name in ("barcodes.tsv.gz", "features.tsv.gz"):
+        folder = write_mtx(tmp_path / name, np.full((5, 4), 3))
+        (folder / name).unlink()
+        with pytest.raises(SourceError, match=f"no {name.removesuffix('.gz')}"):
+            open_source(folder)
+    folder = write_mtx(tmp_path / "cut", counts(500, 20).astype(int))
+    path = folder / "matrix.mtx.gz"
+    path.write_bytes(path.read_bytes()[:-400])
+    with pytest.raises(SourceError, match="can't be read"), open_source(folder) as source:
+        source.sample(10)
+    with pytest.raises(SourceError, match="no raw matrix"):
+        open_source(folder, raw=True)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_memory_does_not_grow_with_the_text(
+    tmp_path: Path, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources_matrix, "BLOCK_VALUES", 5_000)
+    monkeypatch.setattr(sources_mtx, "TEXT_BYTES", 50_000)
+    peaks = []
+    for n in (200, 1600):
+        x = 1 + np.random.default_rng(0).poisson(1, (n, 50))
+        folder = write_mtx(tmp_path / f"{n}", x, order=order)
+        tracemalloc.start()
+        with open_source(folder) as source:
+            total = sum(b.data.sum() for b in source.blocks(max_rows=100, max_values=5_000))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert total == x.sum()
+    # A copy of the matrix is 600 bytes a row; names and pointers of a row are about 100.
+    assert peaks[1] < peaks[0] + 250 * 1400, peaks

@@ -132,6 +132,8 @@ def command(
     """Pack the cells of h5ad files, 10x .h5 files and mtx folders into a shard set at ROOT.
 
     INPUT and ROOT are local paths or URLs such as s3://bucket/prefix. ROOT must be absent or empty.
+    An INPUT may be a quoted pattern, 'data/*.h5ad', or a directory (a URL with a slash at its end),
+    which stands for all .h5ad and .h5 files below it, and local mtx folders.
     Every cell, gene and value that is left out is counted by its reason and shown at the end.
 
     \b

@@ -53,8 +53,9 @@ def build(
     min_cells: int,
     storage_options: str | None,
 ) -> None:
-    """Make a vocabulary of all genes of h5ad files, in alphabetical order.
+    """Make a vocabulary of all genes of the inputs, in alphabetical order.
 
+    An INPUT is what `scshards pack` takes: a file, an mtx folder, a quoted pattern, a directory.
     Genes are symbols or Ensembl ids, as the files name them.
     """
     from scshards.base.storage import parse_options
@@ -102,7 +103,7 @@ def check(
     storage_options: str | None,
     as_json: bool,
 ) -> None:
-    """Show how many genes of each h5ad file are in a vocabulary.
+    """Show how many genes of each input are in a vocabulary.
 
     "merged" are columns that share a gene with an earlier one: pack adds their counts up.
     """

@@ -27,10 +27,10 @@ from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
 from scshards.pack import labels, plan
 from scshards.pack.executors import Executor, all_cores
+from scshards.pack.inputs import Input, expand
 from scshards.pack.options import PackOptions as PackOptions
 from scshards.pack.output import Output
 from scshards.pack.scatter import Scattered, ScatterTask, scatter
-from scshards.pack.sources import display_name
 from scshards.pack.sources_matrix import scratch_writes
 from scshards.pack.spill import SEGMENT
 from scshards.pack.survey import Survey, SurveyTask, open_for_task, source_folder, survey
@@ -41,8 +41,6 @@ from scshards.shards.manifest import MANIFEST, VOCAB, LabelInfo, Manifest, Shard
 SMALL_VALUES = 1 << 25
 """Below so many values, starting worker processes takes longer than the work."""
 
-Input = str | os.PathLike[str]
-
 
 def pack(
     inputs: Input | Sequence[Input],
@@ -51,12 +49,13 @@ def pack(
     options: PackOptions | None = None,
     progress: bool = True,
 ) -> Manifest:
-    """Pack the cells of h5ad files into a shard set.
+    """Pack the cells of h5ad and 10x files into a shard set.
 
     Parameters
     ----------
     inputs
-        h5ad files: local paths or fsspec URLs. Their order gives them their ordinals.
+        Files, mtx folders, globs and directories, local or fsspec URLs; see pack.inputs.expand. Their
+        order gives them their ordinals.
     root
         Where the shard set goes: a local folder or an fsspec URL, absent or empty.
     vocab
@@ -78,7 +77,7 @@ def pack(
         When options, vocabulary, inputs or output can't be used. Nothing is left at `root` then.
     """
     options = options or PackOptions()
-    urls = _urls(inputs)
+    urls = expand(inputs, options.storage_options)
     vocab = _load(vocab, options).with_specials()
     with (
         Output(os.fspath(root), options) as output,
@@ -316,16 +315,6 @@ class _Run:
     def _say(self, text: str) -> None:
         if self.shown:
             print(text, file=sys.stderr, flush=True)
-
-
-def _urls(inputs: Input | Sequence[Input]) -> list[str]:
-    urls = [os.fspath(u) for u in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)]
-    if not urls:
-        raise ConfigError("there is nothing to pack: no input was given")
-    if len(set(urls)) != len(urls):
-        twice = next(u for u in urls if urls.count(u) > 1)
-        raise ConfigError("an input is given twice", where=display_name(twice))
-    return urls
 
 
 def _load(vocab: Vocab | Input, options: PackOptions) -> Vocab:

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from scshards.base.errors import ConfigError, SourceError
+from scshards.base.errors import SourceError
 from scshards.base.storage import Storage, is_local
 from scshards.cells.tokenizer import match_genes
 from scshards.cells.vocab import SPECIALS, Vocab
 from scshards.pack import kernels
-from scshards.pack.sources import Source, open_source
+from scshards.pack.inputs import Input, expand
+from scshards.pack.sources import Source, display_name, open_source
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +39,7 @@ class GeneReport:
 
 
 def build_vocab(
-    inputs: Sequence[str | os.PathLike[str]],
+    inputs: Input | Sequence[Input],
     gene_column: str | None = None,
     min_cells: int = 0,
     storage_options: Mapping[str, Any] | None = None,
@@ -48,7 +49,7 @@ def build_vocab(
     Parameters
     ----------
     inputs
-        h5ad files, local or remote.
+        Files, mtx folders, globs and directories, local or remote; see pack.inputs.expand.
     gene_column
         Column of var with the names; None takes the index.
     min_cells
@@ -61,10 +62,9 @@ def build_vocab(
     SourceError
         When a file can't be used, or no gene is left.
     """
-    if not inputs:
-        raise ConfigError("there is nothing to build a vocabulary from: no input was given")
+    urls = expand(inputs, storage_options)
     cells: dict[str, int] = {}
-    for i, url in enumerate(inputs):
+    for i, url in enumerate(urls):
         with open_source(
             url, i, gene_column=gene_column, storage_options=storage_options
         ) as source:
@@ -76,20 +76,20 @@ def build_vocab(
     if not genes:
         raise SourceError(
             f"no gene has a value in {min_cells:,} cells" if cells else "the inputs name no gene",
-            where=", ".join(map(str, inputs[:3])),
+            where=", ".join(map(display_name, urls[:3])),
         )
     return Vocab.from_genes(genes)
 
 
 def check_vocab(
     vocab: Vocab,
-    inputs: Sequence[str | os.PathLike[str]],
+    inputs: Input | Sequence[Input],
     gene_column: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> list[GeneReport]:
-    """How each input matches a vocabulary, in the order of the inputs."""
+    """How each input matches a vocabulary, in the order of the inputs; they are given as to pack."""
     reports = []
-    for i, url in enumerate(inputs):
+    for i, url in enumerate(expand(inputs, storage_options)):
         with open_source(
             url, i, gene_column=gene_column, storage_options=storage_options
         ) as source:

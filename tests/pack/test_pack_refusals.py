@@ -220,7 +220,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "c.h5ad", "w") as f:
         f["something"] = [1]
     refused(tmp_path, SourceError, "no matrix X", inputs=tmp_path / "c.h5ad")
-    refused(tmp_path, StorageError, inputs=tmp_path)
+    # A directory stands for the files in it.
+    refused(tmp_path, SourceError, "not a readable h5ad", "a.h5ad", inputs=tmp_path)
 
 
 def damage(path: Path, change: Any) -> None:

@@ -1,0 +1,118 @@
+"""Inputs as a person names them: files, patterns, directories; local and on S3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pack_support import counts, quiet_pack, tree_sums, vocab_of, write
+
+from scshards.base.errors import ConfigError, StorageError
+from scshards.pack.inputs import expand
+from scshards.pack.vocabulary import build_vocab, check_vocab
+
+
+def tree(root: Path, *paths: str) -> Path:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"")
+    return root
+
+
+def names(root: Path | str, inputs: Any) -> list[str]:
+    return [url.removeprefix(f"{root}/") for url in expand(inputs)]
+
+
+def test_local_patterns_and_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tree(
+        tmp_path / "d",
+        *("b.h5ad", "a.h5ad", "a10.h5", "notes.txt", "deep/er/c.h5ad", "deep/x.h5ad", "deep/y.csv"),
+        *("run/matrix.mtx.gz", "run/barcodes.tsv.gz", "old/matrix.mtx", "empty/readme"),
+    )
+    everything = ["a.h5ad", "a10.h5", "b.h5ad", "deep/er/c.h5ad", "deep/x.h5ad", "old", "run"]
+    assert (
+        names(root, root) == names(root, f"{root}/") == names(root, f"file://{root}") == everything
+    )
+    assert names(root, f"{root}/*.h5ad") == ["a.h5ad", "b.h5ad"]
+    assert names(root, f"{root}/?.h5ad") == ["a.h5ad", "b.h5ad"]
+    assert names(root, f"{root}/[!b]*.h5*") == ["a.h5ad", "a10.h5"]
+    assert names(root, f"{root}/**/*.h5ad") == [e for e in everything if e.endswith(".h5ad")]
+    assert names(root, f"{root}/d*/*.h5ad") == ["deep/x.h5ad"]
+    assert names(root, f"{root}/[or]*") == ["old", "run"]
+    assert names(root, [f"{root}/deep", root / "b.h5ad"]) == [
+        "deep/er/c.h5ad",
+        "deep/x.h5ad",
+        "b.h5ad",
+    ]
+    assert names(root, root / "run") == ["run"]
+    assert names(root, root / "none.h5ad") == ["none.h5ad"]  # opening it says that it is not there
+    monkeypatch.chdir(root)
+    assert expand("*.h5ad") == ["a.h5ad", "b.h5ad"]
+    assert expand(".")[:2] == ["a.h5ad", "a10.h5"]
+
+
+def test_a_path_that_exists_is_no_pattern(tmp_path: Path) -> None:
+    tree(tmp_path, "a[1].h5ad", "a1.h5ad", "all*/b.h5ad")
+    assert names(tmp_path, tmp_path / "a[1].h5ad") == ["a[1].h5ad"]
+    assert names(tmp_path, tmp_path / "all*") == ["all*/b.h5ad"]
+
+
+def test_inputs_that_are_none(tmp_path: Path) -> None:
+    tree(tmp_path, "a.h5ad", "empty/readme")
+    for inputs, fault in (
+        ([], "no input was given"),
+        (f"{tmp_path}/*.h5", "no file matches"),
+        (f"{tmp_path}/nowhere/*.h5ad", "no file matches"),
+        (f"{tmp_path}/a**", "can't be used"),
+        (tmp_path / "empty", "holds no .h5ad"),
+        ("memory://nowhere/*.h5ad", "no file matches"),
+        ("memory://nowhere/", "no .h5ad or .h5 file below"),
+        ([tmp_path, tmp_path / "a.h5ad"], "given twice"),
+    ):
+        with pytest.raises(ConfigError, match=fault):
+            expand(inputs)
+        with pytest.raises(ConfigError, match=fault):
+            quiet_pack(inputs, tmp_path / "out", vocab_of(3))
+        with pytest.raises(ConfigError, match=fault):
+            build_vocab(inputs)
+    assert not (tmp_path / "out").exists()
+
+
+def test_packs_of_a_pattern_and_of_its_files(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "d" / f"{i}.h5ad", counts(9, 5, seed=i)) for i in _made(tmp_path)]
+    one = quiet_pack(paths, tmp_path / "one", vocab_of(5))
+    for i, inputs in enumerate((tmp_path / "d", f"{tmp_path}/d/*.h5ad")):
+        two = quiet_pack(inputs, tmp_path / f"two{i}", vocab_of(5))
+        assert (
+            [s.name for s in two.sources] == [s.name for s in one.sources] == list(map(str, paths))
+        )
+        assert tree_sums(tmp_path / f"two{i}") == tree_sums(tmp_path / "one")
+        assert [r.name for r in check_vocab(vocab_of(5), inputs)] == list(map(str, paths))
+        assert build_vocab(inputs) == build_vocab(paths)
+
+
+def _made(tmp_path: Path) -> range:
+    (tmp_path / "d").mkdir()
+    return range(3)
+
+
+def test_patterns_and_directories_on_s3(tmp_path: Path, s3: Any) -> None:
+    import s3fs
+
+    data = write(tmp_path / "x.h5ad", counts(6, 4)).read_bytes()
+    fs = s3fs.S3FileSystem()
+    for path in ("in/b.h5ad", "in/a.h5ad", "in/deep/er/c.h5ad", "in/a.csv", "in/x*.h5ad"):
+        fs.pipe_file(f"{s3.url}/{path}", data)
+    root = f"{s3.url}/in"
+    assert names(root, f"{root}/") == ["a.h5ad", "b.h5ad", "deep/er/c.h5ad", "x*.h5ad"]
+    assert names(root, f"{root}/[ab]*.h5ad") == ["a.h5ad", "b.h5ad"]
+    assert names(root, f"{root}/**/*.h5ad") == ["a.h5ad", "b.h5ad", "deep/er/c.h5ad", "x*.h5ad"]
+    assert names(s3.url, f"{s3.url}/*/b.h5ad") == ["in/b.h5ad"]
+    assert names(root, f"{root}/x*.h5ad") == ["x*.h5ad"]
+    manifest = quiet_pack(f"{root}/[ab]*.h5ad", tmp_path / "out", vocab_of(4))
+    assert [s.name for s in manifest.sources] == [f"{root}/a.h5ad", f"{root}/b.h5ad"]
+    with pytest.raises(ConfigError, match="no file matches"):
+        expand(f"{root}/*.h5")
+    with pytest.raises((ConfigError, StorageError)):
+        expand("s3://no-such-bucket-at-all/*.h5ad")

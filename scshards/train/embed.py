@@ -34,7 +34,9 @@ from scshards.base.storage import Storage, is_local
 from scshards.cells.tokenizer import GeneMatch, ValueKind, match_genes, tokenize_rows
 from scshards.cells.vocab import Vocab
 from scshards.model.scgpt import LoadedModel, load_model
-from scshards.pack.sources import Source, open_source
+from scshards.pack.sources import open_source
+from scshards.pack.sources_base import Source
+from scshards.pack.sources_h5ad import H5ad
 from scshards.shards.codec import encode_rows
 from scshards.stream.collate import CollateOptions, Collator
 from scshards.train.setup import Ranks, ranks
@@ -149,6 +151,12 @@ def embed(
     ):
         if here.world_size > 1:
             raise ConfigError("embed runs in one process", advice="start it without torchrun")
+        if not isinstance(cells, H5ad):
+            raise SourceError(
+                "embed writes a copy of an h5ad file, and this input is none",
+                where=cells.name,
+                advice="write it as h5ad with anndata or scanpy first",
+            )
         vocab = Vocab.from_dict(loaded.vocab, where=checkpoint)
         match = _matched(cells, vocab, options)
         with Progress("embed", cells.n_rows, "cells", shown=shown) as progress:

@@ -134,10 +134,24 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(
         embed(checkpoint, source, tmp_path / "o.h5ad", EmbedOptions(layer="nope"), shown=False)
     with pytest.raises(ConfigError):
         EmbedOptions(layer="a", raw=True)
+    mtx = tmp_path / "mtx"
+    mtx.mkdir()
+    (mtx / "matrix.mtx").write_text(
+        "%%MatrixMarket matrix coordinate integer general\n2 1 1\n1 1 3\n"
+    )
+    (mtx / "barcodes.tsv").write_text("A\n")
+    (mtx / "genes.tsv").write_text("E1\tG7\nE2\tG8\n")
+    with pytest.raises(SourceError, match="none"):
+        embed(checkpoint, str(mtx), tmp_path / "o.h5ad", shown=False)
     negative = str(write(tmp_path / "negative.h5ad", csr_matrix(counts - 1)))
     with pytest.raises(SourceError, match="negative"):
         embed(checkpoint, negative, tmp_path / "o.h5ad", shown=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.h5ad", "negative.h5ad", "there.h5ad"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "in.h5ad",
+        "mtx",
+        "negative.h5ad",
+        "there.h5ad",
+    ]
 
 
 def test_the_command(tmp_path: Path, checkpoint: str, counts: np.ndarray) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import shutil
 import statistics
 import tempfile
@@ -93,7 +92,13 @@ def _pack(inputs: list[str], out: str, options: dict[str, Any]) -> tuple[float, 
     start = time.perf_counter()
     pack(inputs, out, vocab, PackOptions(**options), progress=False)
     took = time.perf_counter() - start
-    return took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    return took, peak_bytes()
+
+
+def peak_bytes() -> float:
+    """The most memory this process has had. getrusage would count its parent's at the fork too."""
+    status = Path("/proc/self/status").read_text()
+    return float(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def seconds_to_read(path: Path) -> float:

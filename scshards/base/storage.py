@@ -70,10 +70,6 @@ class Storage:
         """Where the root is on this machine, absolute; None when it is in a store."""
         return Path(self._root) if self.is_local else None
 
-    def child(self, path: str) -> Storage:
-        """The same store, rooted one or more folders further down."""
-        return Storage(f"{self.url.rstrip('/')}/{path}", self.options)
-
     def exists(self, path: str) -> bool:
         with _translated(self.at(path)):
             if self.is_local:

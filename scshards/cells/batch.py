@@ -72,16 +72,6 @@ class Batch:
             weight=move(self.weight),
         )
 
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, for fast copies to a CUDA device."""
-        fields = {
-            f.name: getattr(self, f.name).pin_memory()
-            for f in dataclasses.fields(self)
-            if f.name != "labels"
-        }
-        labels = {k: v.pin_memory() for k, v in self.labels.items()}
-        return Batch(**fields, labels=labels)
-
     @property
     def cell_keys(self) -> list[str]:
         """The keys as the shards spell them, `SSSSSS-RRRRRRRRRR`."""

@@ -93,8 +93,8 @@ def test_open_seeks(store: Storage) -> None:
         assert f.seek(0, os.SEEK_END) == 25600
 
 
-def test_child_and_other_openings_see_each_other(store: Storage) -> None:
-    child = store.child("train")
+def test_deeper_roots_and_other_openings_see_each_other(store: Storage) -> None:
+    child = Storage(f"{store.url}/train", store.options)
     assert child.list() == []
     store.write("train/x", b"1")
     assert child.list() == ["x"] and child.read("x") == b"1"

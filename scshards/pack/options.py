@@ -45,8 +45,18 @@ class PackOptions:
         Share of the cells (or of the values of `split_by`) that go to the split "valid".
     split_by
         Column of obs whose values are never in two splits; it is kept as a label.
-    min_genes
-        Cells with fewer genes of the vocabulary are dropped.
+    test_fraction
+        The same for the split "test".
+    held_out
+        {"valid": values, "test": values} of `split_by` that are held out, in place of fractions.
+    unique
+        Column of obs: of the cells that share a value, over all inputs, only the first is kept.
+    min_genes, max_genes
+        Cells with fewer, or more, genes of the vocabulary are dropped.
+    min_counts
+        Cells whose values of the vocabulary's genes sum to less are dropped.
+    strip_versions
+        Match Ensembl ids without their version: ENSG00000141510.12 as ENSG00000141510.
     where
         Expression over obs in pandas query syntax; other cells are dropped.
     values
@@ -71,7 +81,13 @@ class PackOptions:
     seed: int = 0
     valid_fraction: float = 0.0
     split_by: str | None = None
+    test_fraction: float = 0.0
+    held_out: Mapping[str, tuple[str, ...]] | None = None
+    unique: str | None = None
     min_genes: int = 1
+    max_genes: int | None = None
+    min_counts: float | None = None
+    strip_versions: bool = False
     where: str | None = None
     values: Values = "auto"
     min_match: float = 0.5

@@ -249,18 +249,20 @@ class _Run:
         with self._progress("scatter", sum(s.cells for s in slices), "cells") as bar:
             for result in self.executor.run(scatter, tasks):
                 results.append(result)
-                bar.add(result.kept + result.too_few)
+                bar.add(result.kept + sum(result.dropped.values()))
         return sorted(results, key=lambda r: r.number)
 
     def _source_info(self, ordinal: int, s: Survey, results: list[Scattered]) -> SourceInfo:
         mine = [r for r in results if r.source == ordinal]
-        too_few = sum(r.too_few for r in mine)
-        reason = f"fewer than {self.options.min_genes} genes"
+        dropped = dict(s.dropped)
+        for r in mine:
+            for reason, n in r.dropped.items():
+                dropped[reason] = dropped.get(reason, 0) + n
         return SourceInfo(
             name=s.name,
             rows=s.n_rows,
             kept=sum(r.kept for r in mine),
-            dropped=s.dropped | ({reason: too_few} if too_few else {}),
+            dropped=dropped,
             columns=s.columns,
             matched=s.matched,
             unmatched=s.unmatched,
@@ -277,13 +279,10 @@ class _Run:
         n_shards: tuple[int, ...],
         folder: Path,
     ) -> dict[str, tuple[ShardInfo, ...]]:
-        cells = np.zeros(sum(n_shards), np.int64)
-        for r in results:
-            cells[r.shards] += r.shard_cells
+        firsts, cells = _merge_segments(folder, len(results), sum(n_shards))
         bounds = np.append(0, np.cumsum(n_shards))
         per_split = [int(cells[bounds[i] : bounds[i + 1]].sum()) for i in self._codes]
         self._check_splits(per_split, sources)
-        firsts = _merge_segments(folder, len(results), len(cells))
         tasks: dict[str, list[WriteTask]] = {}
         for i, split in enumerate(self.options.splits):
             # Shards that got no cell are left out, and the others numbered without gaps.
@@ -326,11 +325,18 @@ def _transpose(task: SurveyTask) -> None:
         source.transpose()
 
 
-def _merge_segments(folder: Path, n_tasks: int, n_shards: int) -> NDArray[np.int64]:
-    """Write all spills' directories as one, ordered by shard and task; where each shard begins."""
+def _merge_segments(
+    folder: Path, n_tasks: int, n_shards: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Write all spills' directories as one, ordered by shard and task.
+
+    Where each shard begins in it [shards + 1] comes back, and the cells of each [shards].
+    """
     with scratch_writes(folder):
         parts = [np.load(folder / f"{number:06d}.npy") for number in range(n_tasks)]
         segments = np.concatenate([np.empty(0, SEGMENT), *parts])
         segments = segments[np.argsort(segments["shard"], kind="stable")]
         np.save(folder / SEGMENTS, segments)
-    return np.searchsorted(segments["shard"], np.arange(n_shards + 1))
+    firsts = np.searchsorted(segments["shard"], np.arange(n_shards + 1))
+    cells = np.append(0, np.cumsum(segments["cells"]))
+    return firsts, np.diff(cells[firsts])

@@ -47,22 +47,19 @@ class Scattered:
     ----------
     number, source
         The task's and the source's.
-    kept, too_few
-        Cells packed, and dropped for too few genes.
-    values, unmatched_values
+    kept, dropped
+        Cells packed, and {reason: cells dropped} in this slice.
+    values, unmatched_values, bytes
         As in SourceInfo.
-    shards, shard_cells
-        The shards that got cells, and how many each.
     """
 
     number: int
     source: int
     kept: int
-    too_few: int
+    dropped: dict[str, int]
     values: int
     unmatched_values: int
-    shards: NDArray[np.int32]
-    shard_cells: NDArray[np.int64]
+    bytes: int
 
 
 def scatter(task: ScatterTask) -> Scattered:
@@ -94,8 +91,7 @@ def scatter(task: ScatterTask) -> Scattered:
         cells_per_shard=options.cells_per_shard,
     )
     wanted = np.flatnonzero(shards >= 0)
-    kept = values = unmatched = 0
-    shard_cells = np.zeros(sum(task.n_shards), np.int64)
+    kept = values = unmatched = n_bytes = 0
     with (
         open_for_task(task.url, s.source, options, task.folder) as source,
         SpillWriter(Path(task.folder), task.number, s.source) as spill,
@@ -116,19 +112,18 @@ def scatter(task: ScatterTask) -> Scattered:
             members, ends = encode_rows(cells, columns)
             mine = shards[rows - s.start]
             spill.add(mine, _records(rows, ends, cells, columns, task.labels), members)
-            shard_cells += np.bincount(mine, minlength=len(shard_cells))
             kept += len(rows)
+            n_bytes += len(members)
             values += len(cells.values)
-    used = np.flatnonzero(shard_cells)
+    too_few = s.cells - kept
     return Scattered(
         number=task.number,
         source=s.source,
         kept=kept,
-        too_few=s.cells - kept,
+        dropped={f"fewer than {options.min_genes} genes": too_few} if too_few else {},
         values=values,
         unmatched_values=unmatched,
-        shards=used.astype(np.int32),
-        shard_cells=shard_cells[used],
+        bytes=n_bytes,
     )
 
 

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
 LINE_EVERY_S = 10.0
 
+_NOT_SHOWN = ("Cc", "Cs", "Zl", "Zp")
+_NO_WIDTH = ("Mn", "Me", "Cf")
+_CUT = "..."
+
 
 class Progress:
-    """Counts towards a total, with rate and time left; a context manager.
+    """Counts towards a total, with rates and time left; a context manager.
 
     Parameters
     ----------
@@ -28,6 +33,8 @@ class Progress:
         The unit counted, such as ``"cells"``.
     shown
         False counts in silence.
+    initial
+        Units of the total that an earlier run has done: they are counted, but not into the rates.
     """
 
     def __init__(
@@ -37,10 +44,12 @@ class Progress:
         unit: str = "cells",
         *,
         shown: bool = True,
+        initial: int = 0,
         stream: TextIO | None = None,
     ) -> None:
         self.label, self.total, self.unit, self.shown = label, total, unit, shown
-        self.done = 0
+        self.initial = self.done = initial
+        self.bytes = 0
         self.note = ""
         self._stream = stream or sys.stderr
         self._start = self._last = time.monotonic()
@@ -49,16 +58,23 @@ class Progress:
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=total, unit=f" {unit}", desc=label, file=self._stream, unit_scale=True
+                total=total,
+                unit=f" {unit}",
+                desc=label,
+                file=self._stream,
+                unit_scale=True,
+                initial=initial,
             )
 
-    def add(self, n: int, note: str = "") -> None:
-        """Count `n` more units; `note` is shown at the end of the line."""
+    def add(self, n: int, note: str = "", *, bytes: int = 0) -> None:
+        """Count `n` more units and the bytes they took; `note` is shown at the end of the line."""
         self.done += n
+        self.bytes += bytes
         self.note = note
         if self._bar is not None:
-            if note:
-                self._bar.set_postfix_str(note, refresh=False)
+            postfix = ", ".join(part for part in (self._byte_rate(), note) if part)
+            if postfix:
+                self._bar.set_postfix_str(postfix, refresh=False)
             self._bar.update(n)
         elif self.shown and time.monotonic() - self._last >= LINE_EVERY_S:
             self._last = time.monotonic()
@@ -68,17 +84,20 @@ class Progress:
     def seconds(self) -> float:
         return time.monotonic() - self._start
 
+    @property
+    def rate(self) -> float:
+        """Units a second in this run."""
+        return (self.done - self.initial) / max(self.seconds, 1e-9)
+
     def line(self) -> str:
-        """One plain line: done, total, rate and time left."""
-        rate = self.done / max(self.seconds, 1e-9)
-        parts = [f"{self.label}: {self.done:,}"]
+        """One plain line: done, total, rates and time left."""
         if self.total:
-            parts[0] += f" of {self.total:,} {self.unit} ({100 * self.done / self.total:.0f}%)"
-            left = (self.total - self.done) / rate if rate else float("inf")
-            parts += [f"{_rate(rate)} {self.unit}/s", f"{duration(left)} left"]
+            share = 100 * self.done / self.total
+            parts = [f"{self.label}: {self.done:,} of {self.total:,} {self.unit} ({share:.0f}%)"]
+            left = (self.total - self.done) / self.rate if self.rate else float("inf")
+            parts += [*self._rates(), f"{duration(left)} left"]
         else:
-            parts[0] += f" {self.unit}"
-            parts += [f"{_rate(rate)} {self.unit}/s"]
+            parts = [f"{self.label}: {self.done:,} {self.unit}", *self._rates()]
         if self.note:
             parts.append(self.note)
         return ", ".join(parts)
@@ -95,35 +114,95 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         elif self.shown and kind is None:
-            rate = self.done / max(self.seconds, 1e-9)
+            before = f" ({self.initial:,} of them before)" if self.initial else ""
             self._print(
-                f"{self.label}: {self.done:,} {self.unit} in {duration(self.seconds)} "
-                f"({_rate(rate)} {self.unit}/s)"
+                f"{self.label}: {self.done:,} {self.unit}{before} in {duration(self.seconds)} "
+                f"({', '.join(self._rates())})"
             )
+
+    def _rates(self) -> list[str]:
+        rates = [f"{_rate(self.rate)} {self.unit}/s"]
+        return [*rates, self._byte_rate()] if self.bytes else rates
+
+    def _byte_rate(self) -> str:
+        return f"{size(self.bytes / max(self.seconds, 1e-9))}/s" if self.bytes else ""
 
     def _print(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """An aligned text table: numbers to the right with thousands marked, the rest to the left."""
-    rows = [list(r) for r in rows]
-    cells = [list(header)] + [[_show(v) for v in r] for r in rows]
-    widths = [max(len(r[i]) for r in cells) for i in range(len(header))]
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    total: Sequence[object] | None = None,
+) -> str:
+    """An aligned text table: numbers to the right with thousands marked, the rest to the left.
+
+    `total` is a last row below a line. Columns are aligned by what a terminal shows: wide characters
+    count twice. Nothing in a cell can break a line: control characters are spelled out.
+    """
+    body = [list(r) for r in rows]
+    every = body if total is None else [*body, list(total)]
+    cells = [[_show(v) for v in r] for r in (list[object](header), *every)]
+    widths = [max(display_width(r[i]) for r in cells) for i in range(len(header))]
     right = [
-        bool(rows) and all(isinstance(r[i], int | float) or r[i] is None for r in rows)
+        bool(every) and all(isinstance(r[i], int | float) or r[i] is None for r in every)
         for i in range(len(header))
     ]
     lines = []
     for r in cells:
-        lines.append(
-            "  ".join(
-                v.rjust(w) if to_right else v.ljust(w)
+        padded = (
+            pad + v if to_right else v + pad
+            for v, to_right, pad in (
+                (v, to_right, " " * (w - display_width(v)))
                 for v, w, to_right in zip(r, widths, right, strict=True)
-            ).rstrip()
+            )
         )
-    lines.insert(1, "  ".join("-" * w for w in widths))
+        lines.append("  ".join(padded).rstrip())
+    rule = "  ".join("-" * w for w in widths)
+    lines.insert(1, rule)
+    if total is not None:
+        lines.insert(-1, rule)
     return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Text that stays on its line and can be written anywhere: what can't be shown is spelled out.
+
+    Control characters, line separators and the lone surrogates of file names that are no UTF-8
+    become backslash escapes.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _NOT_SHOWN else c
+        for c in text
+    )
+
+
+def display_width(text: str) -> int:
+    """How many columns of a terminal a text takes: East Asian wide characters two, accents none."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0
+        if unicodedata.combining(c) or unicodedata.category(c) in _NO_WIDTH
+        else 2
+        if unicodedata.east_asian_width(c) in "WF"
+        else 1
+        for c in text
+    )
+
+
+def shorten(text: str, width: int) -> str:
+    """A text of at most `width` columns (5 or more): its beginning, `...` and more of its end."""
+    assert width > len(_CUT) + 1
+    if display_width(text) <= width:
+        return text
+    room = width - len(_CUT)
+    head, tail = _first(text, room // 3), _first(text[::-1], room - room // 3)[::-1]
+    return head + _CUT + tail
 
 
 def duration(seconds: float) -> str:
@@ -151,6 +230,16 @@ def _rate(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
+def _first(text: str, width: int) -> str:
+    """As much of the beginning of a text as fits into so many columns."""
+    used = 0
+    for i, c in enumerate(text):
+        used += display_width(c)
+        if used > width:
+            return text[:i]
+    return text
+
+
 def _show(value: object) -> str:
     if value is None:
         return "-"
@@ -160,4 +249,4 @@ def _show(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return str(value)
+    return printable(str(value))

@@ -50,7 +50,7 @@ def make_set(
     vocab = Vocab([f"g{i}" for i in range(n_genes)]).with_specials()
     known = Known(root, vocab, {}, {}, {})
     shards = []
-    row = 0
+    row = n_bytes = 0
     for i, cells in enumerate(shard_cells):
         lengths = rng.integers(1, longest + 1, cells)
         genes = [np.sort(rng.choice(n_genes, n, replace=False)).astype(np.int32) for n in lengths]
@@ -104,6 +104,7 @@ def make_set(
             known.values[row + k] = values[k]
             known.donor[row + k] = int(donor[k])
         row += cells
+        n_bytes += len(payload)
     storage.write("vocab.json", vocab.to_json())
     manifest = Manifest(
         vocab_size=len(vocab), vocab_fingerprint=vocab.fingerprint, value_kind=kind, compression=compression,
@@ -111,7 +112,7 @@ def make_set(
         splits={split: tuple(shards)},
         sources=(
             SourceInfo(name="made", rows=row, kept=row, columns=n_genes, matched=n_genes, unmatched=0,
-                       merged=0, values=0, unmatched_values=0),
+                       merged=0, values=sum(s.tokens for s in shards), unmatched_values=0, bytes=n_bytes),
         ),
         options={"seed": seed},
     )  # fmt: skip

@@ -269,6 +269,7 @@ class _Run:
             merged=s.merged,
             values=sum(r.values for r in mine),
             unmatched_values=sum(r.unmatched_values for r in mine),
+            bytes=sum(r.bytes for r in mine),
         )
 
     def _write(

@@ -111,6 +111,7 @@ class _Set:
         self._is_whole = True
         self._cells = np.zeros(len(manifest.sources), np.int64)
         self._values = np.zeros(len(manifest.sources), np.int64)
+        self._bytes = np.zeros(len(manifest.sources), np.int64)
         split_by = manifest.options.get("split_by")
         self._split_by = split_by if split_by in manifest.labels else None
         self._found: dict[str, set[Any]] = {split: set() for split in manifest.splits}
@@ -128,6 +129,7 @@ class _Set:
         n = len(self._cells)
         self._cells += np.bincount(source, minlength=n)
         self._values += np.bincount(source, index["n_genes"], minlength=n).astype(np.int64)
+        self._bytes += np.bincount(source, index["size"], minlength=n).astype(np.int64)
         if self._split_by is not None:
             self._found[split].update(np.unique(index[f"obs.{self._split_by}"]).tolist())
 
@@ -150,6 +152,7 @@ class _Set:
             for what, said, found in (
                 ("cells", s.kept, int(self._cells[i])),
                 ("values", s.values, int(self._values[i])),
+                ("bytes", s.bytes, int(self._bytes[i])),
             ):
                 if said != found:
                     faults.add(MANIFEST, None, f"{found:,} {what} of {s.name}, not {said:,}")

@@ -78,6 +78,8 @@ class SourceInfo:
         Gene columns; with a token; without one; sharing a token with an earlier column.
     values, unmatched_values
         Values stored; non-zero values of read cells that lay in unmatched columns.
+    bytes
+        Of its members, before padding and compression.
     """
 
     name: str
@@ -90,6 +92,7 @@ class SourceInfo:
     merged: int
     values: int
     unmatched_values: int
+    bytes: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -316,7 +319,7 @@ def _source_to_json(s: SourceInfo) -> dict[str, Any]:
             "unmatched": s.unmatched,
             "merged": s.merged,
         },
-        "values": {"stored": s.values, "unmatched": s.unmatched_values},
+        "values": {"stored": s.values, "unmatched": s.unmatched_values, "bytes": s.bytes},
     }
 
 
@@ -333,6 +336,7 @@ def _source_from_json(tree: dict[str, Any]) -> SourceInfo:
         merged=_number(genes["merged"]),
         values=_number(values["stored"]),
         unmatched_values=_number(values["unmatched"]),
+        bytes=_number(values["bytes"]),
     )
 
 

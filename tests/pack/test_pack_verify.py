@@ -139,6 +139,7 @@ def rewrite(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
         ("cells", lambda t: t["sources"][0]["cells"].update(kept=119, rows=119)),
         ("rows", lambda t: t["sources"][0]["cells"].update(rows=121)),
         ("values", lambda t: t["sources"][0]["values"].update(stored=5)),
+        ("bytes", lambda t: t["sources"][0]["values"].update(bytes=5)),
         ("add up", lambda t: t["sources"][0]["genes"].update(matched=39)),
         ("tokens", lambda t: t["vocab"].update(size=44)),
         ("vocabulary", lambda t: t["vocab"].update(fingerprint="0" * 64)),

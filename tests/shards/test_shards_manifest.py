@@ -62,7 +62,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         name=TEXT,
         dropped=st.dictionaries(TEXT, NUMBER, max_size=3),
         **dict.fromkeys(
-            ["rows", "kept", "columns", "matched", "unmatched", "merged", "values", "unmatched_values"],
+            ["rows", "kept", "columns", "matched", "unmatched", "merged", "values", "unmatched_values", "bytes"],
             NUMBER,
         ),
     )  # fmt: skip
@@ -151,7 +151,7 @@ def sample() -> Manifest:
         sources=(
             SourceInfo(
                 name="a.h5ad", rows=20, kept=14, dropped={"few genes": 6}, columns=12, matched=9,
-                unmatched=3, merged=1, values=140, unmatched_values=5,
+                unmatched=3, merged=1, values=140, unmatched_values=5, bytes=999,
             ),
         ),
         options={"seed": 0},

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from scshards.base.errors import ConfigError, StorageError
 from scshards.base.storage import Storage, is_local
@@ -23,13 +23,22 @@ SUFFIXES = (".h5ad", ".h5")
 
 Input = str | os.PathLike[str]
 
+
+class InputFile(NamedTuple):
+    """One input: where it is, and what messages and the manifest call it."""
+
+    url: str
+    name: str
+
+
+
 _GLOB_LOCAL = re.compile(r"[*?\[]")
 _GLOB_REMOTE = re.compile(r"[*\[]")  # a question mark begins the query of an https:// address
 
 
 def expand(
     inputs: Input | Sequence[Input], storage_options: Mapping[str, Any] | None = None
-) -> list[str]:
+) -> list[InputFile]:
     """The single inputs, in the order given; those of one glob or directory are sorted by name.
 
     Parameters
@@ -57,7 +66,7 @@ def expand(
         if url in seen:
             raise ConfigError("an input is given twice", where=display_name(url))
         seen.add(url)
-    return urls
+    return [InputFile(url, display_name(url)) for url in urls]
 
 
 def _expanded(url: str, options: Mapping[str, Any] | None) -> list[str]:

@@ -17,8 +17,8 @@ from scshards.base.storage import Storage, is_local
 from scshards.cells.tokenizer import match_genes
 from scshards.cells.vocab import SPECIALS, Vocab
 from scshards.pack import kernels
-from scshards.pack.inputs import Input, expand
-from scshards.pack.sources import Source, display_name, open_source
+from scshards.pack.inputs import Input, InputFile, expand
+from scshards.pack.sources import Source, open_source
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,12 +62,10 @@ def build_vocab(
     SourceError
         When a file can't be used, or no gene is left.
     """
-    urls = expand(inputs, storage_options)
+    files = expand(inputs, storage_options)
     cells: dict[str, int] = {}
-    for i, url in enumerate(urls):
-        with open_source(
-            url, i, gene_column=gene_column, storage_options=storage_options
-        ) as source:
+    for i, file in enumerate(files):
+        with _open(file, i, gene_column, storage_options) as source:
             names = sorted(set(source.genes) - {"", *SPECIALS})
             counts = _count_cells(source, names) if min_cells > 0 else [0] * len(names)
             for name, n in zip(names, counts, strict=True):
@@ -76,7 +74,7 @@ def build_vocab(
     if not genes:
         raise SourceError(
             f"no gene has a value in {min_cells:,} cells" if cells else "the inputs name no gene",
-            where=", ".join(map(display_name, urls[:3])),
+            where=", ".join(file.name for file in files[:3]),
         )
     return Vocab.from_genes(genes)
 
@@ -89,10 +87,8 @@ def check_vocab(
 ) -> list[GeneReport]:
     """How each input matches a vocabulary, in the order of the inputs; they are given as to pack."""
     reports = []
-    for i, url in enumerate(expand(inputs, storage_options)):
-        with open_source(
-            url, i, gene_column=gene_column, storage_options=storage_options
-        ) as source:
+    for i, file in enumerate(expand(inputs, storage_options)):
+        with _open(file, i, gene_column, storage_options) as source:
             match = match_genes(source.genes, vocab)
             reports.append(
                 GeneReport(
@@ -115,6 +111,21 @@ def read_vocab(
         return Vocab.load(os.fspath(url).removeprefix("file://"))
     storage = Storage(url, storage_options)
     return Vocab.from_json(storage.read(""), where=storage.at(""))
+
+
+def _open(
+    file: InputFile,
+    ordinal: int,
+    gene_column: str | None,
+    storage_options: Mapping[str, Any] | None,
+) -> Source:
+    return open_source(
+        file.url,
+        ordinal,
+        name=file.name,
+        gene_column=gene_column,
+        storage_options=storage_options,
+    )
 
 
 def _count_cells(source: Source, names: Sequence[str]) -> list[int]:

@@ -21,7 +21,7 @@ def tree(root: Path, *paths: str) -> Path:
 
 
 def names(root: Path | str, inputs: Any) -> list[str]:
-    return [url.removeprefix(f"{root}/") for url in expand(inputs)]
+    return [url.removeprefix(f"{root}/") for url, _ in expand(inputs)]
 
 
 def test_local_patterns_and_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,8 +48,8 @@ def test_local_patterns_and_directories(tmp_path: Path, monkeypatch: pytest.Monk
     assert names(root, root / "run") == ["run"]
     assert names(root, root / "none.h5ad") == ["none.h5ad"]  # opening it says that it is not there
     monkeypatch.chdir(root)
-    assert expand("*.h5ad") == ["a.h5ad", "b.h5ad"]
-    assert expand(".")[:2] == ["a.h5ad", "a10.h5"]
+    assert [i.url for i in expand("*.h5ad")] == ["a.h5ad", "b.h5ad"]
+    assert [i.url for i in expand(".")][:2] == ["a.h5ad", "a10.h5"]
 
 
 def test_a_path_that_exists_is_no_pattern(tmp_path: Path) -> None:

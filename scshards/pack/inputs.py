@@ -31,7 +31,6 @@ class InputFile(NamedTuple):
     name: str
 
 
-
 _GLOB_LOCAL = re.compile(r"[*?\[]")
 _GLOB_REMOTE = re.compile(r"[*\[]")  # a question mark begins the query of an https:// address
 

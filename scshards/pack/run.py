@@ -27,7 +27,7 @@ from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
 from scshards.pack import labels, plan
 from scshards.pack.executors import Executor, all_cores
-from scshards.pack.inputs import Input, expand
+from scshards.pack.inputs import Input, InputFile, expand
 from scshards.pack.options import PackOptions as PackOptions
 from scshards.pack.output import Output
 from scshards.pack.scatter import Scattered, ScatterTask, scatter
@@ -77,13 +77,13 @@ def pack(
         When options, vocabulary, inputs or output can't be used. Nothing is left at `root` then.
     """
     options = options or PackOptions()
-    urls = expand(inputs, options.storage_options)
+    files = expand(inputs, options.storage_options)
     vocab = _load(vocab, options).with_specials()
     with (
         Output(os.fspath(root), options) as output,
         Executor(options.workers or all_cores()) as executor,
     ):
-        run = _Run(urls, vocab, options, output, executor, progress)
+        run = _Run(files, vocab, options, output, executor, progress)
         return run.pack()
 
 
@@ -91,7 +91,7 @@ def pack(
 class _Run:
     """One pack under way: its phases in order, each a method."""
 
-    urls: list[str]
+    files: list[InputFile]
     vocab: Vocab
     options: PackOptions
     output: Output
@@ -133,7 +133,7 @@ class _Run:
         return range(len(self.options.splits))
 
     def _survey(self, folder: str) -> list[Survey]:
-        tasks = [self._look(i, folder) for i in range(len(self.urls))]
+        tasks = [self._look(i, folder) for i in range(len(self.files))]
         surveys = []
         with self._progress("survey", len(tasks), "inputs") as bar:
             # A few inputs are looked at sooner than worker processes start.
@@ -147,7 +147,7 @@ class _Run:
 
     def _look(self, ordinal: int, folder: str) -> SurveyTask:
         return SurveyTask(
-            url=self.urls[ordinal],
+            file=self.files[ordinal],
             ordinal=ordinal,
             options=self.options,
             folder=folder,
@@ -234,7 +234,7 @@ class _Run:
         tasks = [
             ScatterTask(
                 number=number,
-                url=self.urls[s.source],
+                file=self.files[s.source],
                 slice=s,
                 options=self.options,
                 kind=kind,
@@ -322,7 +322,7 @@ def _load(vocab: Vocab | Input, options: PackOptions) -> Vocab:
 
 
 def _transpose(task: SurveyTask) -> None:
-    with open_for_task(task.url, task.ordinal, task.options, task.folder) as source:
+    with open_for_task(task.file, task.ordinal, task.options, task.folder) as source:
         source.transpose()
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scshards.base.errors import ScshardsError, ValueKindError
 from scshards.cells.tokenizer import GeneMatch, TokenRows, ValueKind, tokenize_rows
 from scshards.pack import kernels, plan
+from scshards.pack.inputs import InputFile
 from scshards.pack.options import PackOptions
 from scshards.pack.sources import Block, Source
 from scshards.pack.spill import SpillWriter, record_dtype
@@ -29,7 +30,7 @@ class ScatterTask:
     """One slice to pack; `labels` are the kinds of `options.labels`, `n_shards` those of each split."""
 
     number: int
-    url: str
+    file: InputFile
     slice: plan.Slice
     options: PackOptions
     kind: ValueKind
@@ -93,7 +94,7 @@ def scatter(task: ScatterTask) -> Scattered:
     wanted = np.flatnonzero(shards >= 0)
     kept = values = unmatched = n_bytes = 0
     with (
-        open_for_task(task.url, s.source, options, task.folder) as source,
+        open_for_task(task.file, s.source, options, task.folder) as source,
         SpillWriter(Path(task.folder), task.number, s.source) as spill,
     ):
         for block in source.blocks(s.start + int(wanted[0]), s.start + int(wanted[-1]) + 1):

@@ -31,6 +31,7 @@ def open_source(
     url: str | os.PathLike[str],
     ordinal: int = 0,
     *,
+    name: str | None = None,
     gene_column: str | None = None,
     layer: str | None = None,
     raw: bool = False,
@@ -45,6 +46,8 @@ def open_source(
         An h5ad file or a 10x `.h5` file: a local path or an fsspec URL. Or a local mtx folder.
     ordinal
         Its number among the inputs.
+    name
+        What messages and the manifest call it; None takes the address, without credentials.
     gene_column
         Column of var with the gene names; None takes the index.
     layer, raw
@@ -64,6 +67,7 @@ def open_source(
     """
     source = _opened(
         os.fspath(url),
+        display_name(url) if name is None else name,
         ordinal,
         gene_column=gene_column,
         layer=layer,
@@ -81,6 +85,7 @@ def open_source(
 
 def _opened(
     url: str,
+    name: str,
     ordinal: int,
     *,
     gene_column: str | None,
@@ -89,7 +94,6 @@ def _opened(
     storage_options: Mapping[str, Any] | None,
     scratch: Path | None,
 ) -> Source:
-    name = display_name(url)
     folder = Storage(url, storage_options).local_path
     if folder is not None and is_mtx_folder(folder):
         refuse_choice(layer, raw, name)

@@ -21,6 +21,7 @@ from scshards.base.errors import ConfigError, SourceError, ValueKindError
 from scshards.cells.tokenizer import GeneMatch, match_genes
 from scshards.cells.vocab import Vocab
 from scshards.pack import plan, where
+from scshards.pack.inputs import InputFile
 from scshards.pack.labels import Label, LabelSurvey, read_label
 from scshards.pack.options import PackOptions
 from scshards.pack.sources import Source, open_source
@@ -40,7 +41,7 @@ _WORTH_NAMING = 0.1
 class SurveyTask:
     """One input to look at; `folder` is the pack's scratch folder, which holds vocab.json."""
 
-    url: str
+    file: InputFile
     ordinal: int
     options: PackOptions
     folder: str
@@ -104,7 +105,7 @@ def survey(task: SurveyTask) -> Survey:
         When `where` does not fit, or cells have no value of `split_by`.
     """
     options = task.options
-    with open_for_task(task.url, task.ordinal, options, task.folder) as source:
+    with open_for_task(task.file, task.ordinal, options, task.folder) as source:
         vocab = _vocab(task.folder, task.fingerprint)
         match = match_genes(source.genes, vocab)
         _check_match(source, match, options, vocab)
@@ -152,11 +153,12 @@ def survey(task: SurveyTask) -> Survey:
         )
 
 
-def open_for_task(url: str, ordinal: int, options: PackOptions, folder: str) -> Source:
+def open_for_task(file: InputFile, ordinal: int, options: PackOptions, folder: str) -> Source:
     """Open an input as the options say, with its place in the pack's scratch folder."""
     return open_source(
-        url,
+        file.url,
         ordinal,
+        name=file.name,
         gene_column=options.gene_column,
         layer=options.layer,
         raw=options.raw,

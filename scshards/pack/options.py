@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
 from scshards.pack import where as where_
+from scshards.pack.labels import text_of
 from scshards.shards.tar import Compression
 
 Values = Literal["auto", "counts", "float"]
+
+HELD_OUT = ("valid", "test")
+"""The splits beside "train", in the order of their codes."""
 
 _NOT_RECORDED = ("workers", "scratch", "storage_options")
 """Options that change neither a byte of the shards nor their meaning, or that hold secrets."""
@@ -46,11 +52,13 @@ class PackOptions:
     split_by
         Column of obs whose values are never in two splits; it is kept as a label.
     test_fraction
-        The same for the split "test".
+        The same for the split "test". It changes nothing about which cells are in "valid".
     held_out
-        {"valid": values, "test": values} of `split_by` that are held out, in place of fractions.
+        {"valid": values, "test": values} of `split_by` that are held out, in place of fractions;
+        numbers and booleans are taken as their text, as in labels.
     unique
-        Column of obs: of the cells that share a value, over all inputs, only the first is kept.
+        Column of obs: of the cells that share a value, over all inputs, only the first is kept; of
+        those that `where` keeps, and before any is dropped for its genes.
     min_genes, max_genes
         Cells with fewer, or more, genes of the vocabulary are dropped.
     min_counts
@@ -110,16 +118,12 @@ class PackOptions:
         _one_of("values", self.values, get_args(Values))
         if self.workers is not None:
             _at_least("workers", self.workers, 1)
-        if not 0 <= self.valid_fraction < 1 or math.isnan(self.valid_fraction):
-            raise ConfigError(f"{self.valid_fraction} is not in [0, 1)", where="valid_fraction")
-        if not 0 <= self.min_match <= 1 or math.isnan(self.min_match):
-            raise ConfigError(f"{self.min_match} is not in [0, 1]", where="min_match")
-        if self.split_by is not None and self.valid_fraction == 0:
-            raise ConfigError(
-                "split_by has nothing to split: valid_fraction is 0",
-                where="split_by",
-                advice="give the share of the cells to hold out, such as --valid-fraction 0.1",
-            )
+        self._check_limits()
+        self._check_splits()
+        for name in ("split_by", "unique"):
+            column = getattr(self, name)
+            if column is not None and (not isinstance(column, str) or not column):
+                raise ConfigError(f"{column!r} is not the name of a column", where=name)
         if self.where is not None:
             where_.parse(self.where)
 
@@ -132,13 +136,108 @@ class PackOptions:
     @property
     def splits(self) -> tuple[str, ...]:
         """The names of the splits, in the order of their codes."""
-        return ("train", "valid") if self.valid_fraction > 0 else ("train",)
+        if self.held_out is not None:
+            return ("train", *self.held_out)
+        shares = {"valid": self.valid_fraction, "test": self.test_fraction}
+        return ("train", *(name for name in HELD_OUT if shares[name] > 0))
 
     def recorded(self) -> dict[str, Any]:
-        """What the manifest says: all that decides over the bytes, and no secrets."""
+        """What the manifest says: all that decides over the bytes, ready for JSON, and no secrets."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         options["obs"] = list(self.obs)
+        if self.held_out is not None:
+            options["held_out"] = {name: list(values) for name, values in self.held_out.items()}
         return {name: v for name, v in options.items() if name not in _NOT_RECORDED}
+
+    def _check_limits(self) -> None:
+        """What a cell must have, and an input."""
+        if self.max_genes is not None:
+            _at_least("max_genes", self.max_genes, 1)
+            if self.max_genes < self.min_genes:
+                raise ConfigError(
+                    f"no cell has at least {self.min_genes} genes and at most {self.max_genes}",
+                    where="min_genes, max_genes",
+                )
+        if self.min_counts is not None:
+            object.__setattr__(self, "min_counts", _real("min_counts", self.min_counts))
+            if not 0 < self.min_counts < math.inf:
+                raise ConfigError(f"{self.min_counts} is not above 0", where="min_counts")
+        object.__setattr__(self, "min_match", _real("min_match", self.min_match))
+        if not 0 <= self.min_match <= 1:
+            raise ConfigError(f"{self.min_match} is not in [0, 1]", where="min_match")
+
+    def _check_splits(self) -> None:
+        for name in ("valid_fraction", "test_fraction"):
+            object.__setattr__(self, name, _real(name, getattr(self, name)))
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{getattr(self, name)} is not in [0, 1)", where=name)
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ConfigError(
+                f"{self.valid_fraction} and {self.test_fraction} leave nothing for the split 'train'",
+                where="valid_fraction, test_fraction",
+            )
+        has_fractions = self.valid_fraction + self.test_fraction > 0
+        if self.held_out is None:
+            if self.split_by is not None and not has_fractions:
+                raise ConfigError(
+                    "split_by has nothing to split: valid_fraction and test_fraction are 0",
+                    where="split_by",
+                    advice="give the share of the values to hold out, such as --valid-fraction 0.1, "
+                    "or name them in a --split-file",
+                )
+            return
+        if self.split_by is None:
+            raise ConfigError(
+                "values are held out of no column",
+                where="held_out",
+                advice='name the column of obs that has them: split_by, or `column = "..."` in the '
+                "split file",
+            )
+        if has_fractions:
+            raise ConfigError(
+                "choose either values that are held out, or fractions",
+                where="held_out, valid_fraction, test_fraction",
+            )
+        object.__setattr__(self, "held_out", _held_out(self.held_out))
+
+
+def _held_out(values: Mapping[str, Iterable[Any]]) -> dict[str, tuple[str, ...]]:
+    """{split: texts of its values, sorted}, in the order of the splits' codes."""
+    if not isinstance(values, Mapping) or not values:
+        raise ConfigError(
+            "it takes lists of values for the splits valid, test or both", where="held_out"
+        )
+    splits: dict[str, tuple[str, ...]] = {}
+    for name, listed in values.items():
+        if name not in HELD_OUT:
+            advice = "train gets all that is not held out"
+            raise ConfigError(
+                f"{name!r} is no split that values can be held out for",
+                where="held_out",
+                advice=advice if name == "train" else did_you_mean(str(name), HELD_OUT),
+            )
+        if isinstance(listed, str) or not isinstance(listed, Iterable):
+            raise ConfigError(f"{listed!r} is not a list of values", where=f"held_out: {name}")
+        splits[name] = tuple(sorted({_value(v, name) for v in listed}))
+        if not splits[name]:
+            raise ConfigError("no value is given", where=f"held_out: {name}")
+    both = set(splits.get("valid", ())) & set(splits.get("test", ()))
+    if both:
+        raise ConfigError(
+            f"values are in both valid and test: {', '.join(map(repr, sorted(both)[:5]))}",
+            where="held_out",
+        )
+    return {name: splits[name] for name in HELD_OUT if name in splits}
+
+
+def _value(value: Any, split: str) -> str:
+    if not isinstance(value, str | numbers.Real) or value != value:
+        raise ConfigError(
+            f"{value!r} is not text, a number or a boolean",
+            where=f"held_out: {split}",
+            advice="quote it, as the column has it",
+        )
+    return text_of(value)
 
 
 def _names(columns: Iterable[str] | str) -> tuple[str, ...]:
@@ -150,6 +249,12 @@ def _names(columns: Iterable[str] | str) -> tuple[str, ...]:
 def _at_least(name: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{value!r} is not a whole number of at least {least}", where=name)
+
+
+def _real(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        raise ConfigError(f"{value!r} is not a number", where=name)
+    return float(value)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

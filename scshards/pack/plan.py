@@ -3,7 +3,7 @@
 A cell is named by its key (`source << 40 | row`); what is decided about it depends on nothing but the
 seed, its key and how many cells there are in all: not on workers, blocks or tasks.
 
-    split    a hash of (seed, key), or of (seed, value of an obs column)
+    split    a hash of (seed, key), or of (seed, value of an obs column), or the values as listed
     shard    shuffled: a hash of (seed, key) over the split's shards; else its rank in the split, cut
              every `cells_per_shard`
     place    shuffled: by another hash; else by key
@@ -13,7 +13,7 @@ Called by pack.survey, pack.run, pack.scatter and pack.writer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from scshards.base import seeds
 from scshards.cells.batch import KEY_ROW_BITS
 
-TRAIN, VALID, DROPPED = 0, 1, -1
-"""Codes of the splits, and of cells that are in none."""
+TRAIN, DROPPED = 0, -1
+"""Codes of the split "train", which is always the first, and of cells that are in no split."""
 
 TASK_ROWS = 1 << 16
 TASK_VALUES = 1 << 24
@@ -54,17 +54,27 @@ def cell_keys(source: int | NDArray[np.integer], rows: NDArray[np.integer]) -> N
     return np.asarray(source, np.int64) << KEY_ROW_BITS | rows.astype(np.int64)
 
 
-def split_cells(seed: int, valid_fraction: float, keys: NDArray[np.int64]) -> NDArray[np.int8]:
-    """The split code of each cell, by a hash of the cell."""
-    drawn = seeds.uniforms(seeds.key(seed, "split"), keys)
-    return np.where(drawn < valid_fraction, VALID, TRAIN).astype(np.int8)
+def split_cells(seed: int, valid: float, test: float, keys: NDArray[np.int64]) -> NDArray[np.int8]:
+    """The split code of each cell, by a hash of the cell.
+
+    Parameters
+    ----------
+    valid, test
+        The splits' shares. Those with a share have the codes after TRAIN, valid before test.
+    """
+    return _cut(seeds.uniforms(seeds.key(seed, "split"), keys), valid, test)
 
 
-def split_values(seed: int, valid_fraction: float, values: Sequence[str]) -> NDArray[np.int8]:
+def split_values(seed: int, valid: float, test: float, values: Sequence[str]) -> NDArray[np.int8]:
     """The split code of each value of an obs column, by a hash of its text."""
     keys = np.array([seeds.key(seed, "split", value) for value in values], np.uint64)
-    drawn = seeds.uniforms(0, keys)
-    return np.where(drawn < valid_fraction, VALID, TRAIN).astype(np.int8)
+    return _cut(seeds.uniforms(0, keys), valid, test)
+
+
+def split_listed(held_out: Mapping[str, Sequence[str]], values: Sequence[str]) -> NDArray[np.int8]:
+    """The split code of each value of an obs column, by the lists of those that are held out."""
+    code = {value: i for i, split in enumerate(held_out, 1) for value in held_out[split]}
+    return np.array([code.get(value, TRAIN) for value in values], np.int8)
 
 
 def shard_counts(cells: Sequence[int], cells_per_shard: int) -> tuple[int, ...]:
@@ -142,3 +152,12 @@ def order_in_shard(seed: int, keys: NDArray[np.int64], *, shuffle: bool) -> NDAr
     if not shuffle:
         return np.argsort(keys, kind="stable")
     return np.lexsort((keys, seeds.draws(seeds.key(seed, "order"), keys)))
+
+
+def _cut(drawn: NDArray[np.float64], valid: float, test: float) -> NDArray[np.int8]:
+    """valid is cut from the lower end of [0, 1) and test from the upper one, so that a cell that is
+    held out for one of them stays there when the other is added or grows."""
+    codes = np.full(len(drawn), TRAIN, np.int8)
+    codes[drawn >= 1 - test] = TRAIN + (2 if valid > 0 else 1)
+    codes[drawn < valid] = TRAIN + 1
+    return codes

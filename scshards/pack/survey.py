@@ -316,7 +316,7 @@ def _split(
 ) -> NDArray[np.int8]:
     if options.split_by is None:
         keys = plan.cell_keys(source.ordinal, np.arange(source.n_rows))
-        split = plan.split_cells(options.seed, options.valid_fraction, keys)
+        split = plan.split_cells(options.seed, options.valid_fraction, options.test_fraction, keys)
     else:
         label = labels[options.labels.index(options.split_by)].as_category()
         n_missing = int((label.missing & kept).sum())
@@ -327,7 +327,12 @@ def _split(
                 advice=f'drop them with --where "`{options.split_by}` == `{options.split_by}`" '
                 "(true where there is a value)",
             )
-        of_value = plan.split_values(options.seed, options.valid_fraction, label.categories)
+        if options.held_out is not None:
+            of_value = plan.split_listed(options.held_out, label.categories)
+        else:
+            of_value = plan.split_values(
+                options.seed, options.valid_fraction, options.test_fraction, label.categories
+            )
         split = np.append(of_value, np.int8(plan.DROPPED))[label.values]
     return np.where(kept, split, plan.DROPPED).astype(np.int8)
 

@@ -99,7 +99,7 @@ def test_order_in_a_shard_does_not_depend_on_how_cells_arrive(keys: list[int], s
 
 def test_shard_and_order_and_split_are_drawn_apart() -> None:
     keys = plan.cell_keys(0, np.arange(20_000))
-    split = plan.split_cells(1, 0.5, keys)
+    split = plan.split_cells(1, 0.5, 0.0, keys)
     shard = plan.assign_shards(
         np.zeros(len(keys), np.int8), keys, (0,), (2,), seed=1, shuffle=True, cells_per_shard=1
     )
@@ -110,8 +110,8 @@ def test_shard_and_order_and_split_are_drawn_apart() -> None:
 
 @given(st.lists(st.text(), unique=True), SEEDS)
 def test_a_value_goes_to_the_same_split_in_any_company(values: list[str], seed: int) -> None:
-    together = plan.split_values(seed, 0.4, values).tolist()
-    alone = [plan.split_values(seed, 0.4, [v])[0] for v in values]
+    together = plan.split_values(seed, 0.4, 0.3, values).tolist()
+    alone = [plan.split_values(seed, 0.4, 0.3, [v])[0] for v in values]
     assert together == alone
 
 
@@ -119,8 +119,48 @@ def test_fractions_of_cells_and_values() -> None:
     keys = plan.cell_keys(1, np.arange(50_000))
     values = [f"donor {i}" for i in range(5000)]
     for fraction in (0.0, 0.1, 0.5):
-        assert abs(plan.split_cells(0, fraction, keys).mean() - fraction) < 0.01
-        assert abs(plan.split_values(0, fraction, values).mean() - fraction) < 0.03
+        assert abs(plan.split_cells(0, fraction, 0.0, keys).mean() - fraction) < 0.01
+        assert abs(plan.split_values(0, fraction, 0.0, values).mean() - fraction) < 0.03
+        # Alone, test has the code that valid would have.
+        assert abs(plan.split_cells(0, 0.0, fraction, keys).mean() - fraction) < 0.01
+        codes = plan.split_cells(0, 0.2, fraction, keys)
+        shares = np.bincount(codes, minlength=3) / len(keys)
+        assert abs(shares - [0.8 - fraction, 0.2, fraction]).max() < 0.01
+
+
+def test_a_held_out_cell_stays_where_it_is_when_the_other_split_is_added_or_grows() -> None:
+    keys = plan.cell_keys(2, np.arange(20_000))
+    valid = plan.split_cells(3, 0.2, 0.0, keys) == 1
+    test = plan.split_cells(3, 0.0, 0.1, keys) == 1
+    both = plan.split_cells(3, 0.2, 0.1, keys)
+    assert np.array_equal(both == 1, valid) and np.array_equal(both == 2, test)
+    more = plan.split_cells(3, 0.2, 0.3, keys)
+    assert np.array_equal(more == 1, valid) and (more[test] == 2).all()
+
+
+def test_splits_by_their_definition() -> None:
+    """One at a time, with Python's integers; the cells of valid are those of format 1's first packs."""
+    mask = (1 << 64) - 1
+
+    def uniform(key: int, counter: int) -> float:
+        return (seeds.mix64((counter + 1) * seeds.GOLDEN + key & mask) >> 11) / 2**53
+
+    def code(drawn: float) -> int:
+        return 1 if drawn < 0.3 else 2 if drawn >= 1 - 0.25 else 0
+
+    keys = plan.cell_keys(1, np.arange(500))
+    want = [code(uniform(seeds.key(7, "split"), int(k))) for k in keys]
+    assert plan.split_cells(7, 0.3, 0.25, keys).tolist() == want
+    values = [f"donor/{i} \u00e9" for i in range(500)]
+    want = [code(uniform(0, seeds.key(7, "split", v))) for v in values]
+    assert plan.split_values(7, 0.3, 0.25, values).tolist() == want
+
+
+def test_listed_values_go_where_they_are_listed() -> None:
+    values = ["a", "b", "c", "1"]
+    lists = {"valid": ("c",), "test": ("1", "absent")}
+    assert plan.split_listed(lists, values).tolist() == [0, 0, 1, 2]
+    assert plan.split_listed({"test": ("a",)}, values).tolist() == [1, 0, 0, 0]
 
 
 def test_tasks_are_cut_by_rows_and_by_values() -> None:

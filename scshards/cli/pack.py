@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 
@@ -169,7 +167,7 @@ def command(
         click.echo(str(e) or "interrupted", err=True)
         raise click.Abort from None
     if as_json:
-        click.echo(json.dumps(report.summary(manifest), ensure_ascii=False))
+        click.echo(report.to_json(report.summary(manifest)))
         return
     click.echo(report.source_table(manifest))
     click.echo()

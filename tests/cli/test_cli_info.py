@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from shardsets import Known, make_set
@@ -12,6 +14,7 @@ from shardsets import Known, make_set
 from scshards import ShardSet
 from scshards.base.errors import StorageError
 from scshards.cli.info import command
+from scshards.shards.manifest import Manifest
 
 
 def run(*args: object) -> Result:
@@ -47,6 +50,27 @@ def test_json(known: Known) -> None:
     assert train["bytes_per_value"] == sum(s.bytes + s.index_bytes for s in shards) / values
     assert train["values_per_cell"] == values / 30
     assert train["most_values_in_a_cell"] == max(s.max_genes for s in shards)
+
+
+def test_bytes_of_the_inputs(known: Known) -> None:
+    (source,) = json.loads(run(known.root, "--json").stdout)["sources"]
+    sizes = pq.read_table([str(p) for p in sorted(known.root.glob("train/*.parquet"))])["size"]
+    assert source["bytes"] == sum(sizes.to_pylist()) and "seconds" not in source
+    assert source["values"] == ShardSet(known.root).manifest.tokens("train")
+
+
+def test_many_inputs_are_cut_unless_all_are_asked_for(known: Known) -> None:
+    path = known.root / "manifest.json"
+    manifest = Manifest.from_json(path.read_bytes())
+    (made,) = manifest.sources
+    empty = dataclasses.replace(made, rows=0, kept=0, values=0, bytes=0)
+    others = [dataclasses.replace(empty, name=f"\udcff/細胞 {i}\n.h5ad") for i in range(60)]
+    path.write_bytes(dataclasses.replace(manifest, sources=(made, *others)).to_json())
+    few, every = run(known.root).stdout, run(known.root, "--all").stdout
+    assert "all 61 inputs" in few and "all 61 inputs" in every
+    assert "41 more inputs" in few and "more inputs" not in every
+    assert few.count("細胞") == 19 and every.count("細胞") == 60
+    assert len(json.loads(run(known.root, "--json").stdout)["sources"]) == 61
 
 
 def test_shards_are_not_read(known: Known) -> None:

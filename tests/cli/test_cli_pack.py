@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from scshards import PackOptions, ShardSet, Vocab
 from scshards.base.errors import ConfigError
+from scshards.base.progress import shorten
 from scshards.cli.pack import command
 
 
@@ -49,11 +50,13 @@ def test_a_pack_and_its_tables(folder: Path) -> None:
     )  # fmt: skip
     assert result.exit_code == 0
     table, splits = result.stdout.split("\n\n")
-    header, _, first, second = table.splitlines()
-    assert header.split() == ["input", "cells", "kept", "where", "genes", "matched", "merged",
-                              "values", "unmatched"]  # fmt: skip
-    assert first.split()[:7] == [str(folder / "a.h5ad"), "30", "20", "10", "8", "8", "0"]
-    assert second.split()[0] == str(folder / "b.h5ad")
+    header, _, first, second, _, total = table.splitlines()
+    assert header.split()[:10] == ["input", "cells", "kept", "where", "genes", "matched", "merged",
+                                   "values", "unmatched", "bytes"]  # fmt: skip
+    names = [shorten(str(folder / f"{name}.h5ad"), 48) for name in "ab"]
+    assert first.split()[:7] == [names[0], "30", "20", "10", "8", "8", "0"]
+    assert second.split()[0] == names[1]
+    assert total.split()[:6] == ["all", "2", "inputs", "60", "40", "20"]
     assert [line.split()[0] for line in splits.splitlines()[2:]] == ["train", "valid"]
     assert "scatter: 40 cells" in result.stderr and "write: 40 cells" in result.stderr
     manifest = ShardSet(folder / "out").manifest

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_reader import leb128
 
 from scshards import Cell, decode_cell, encode_cell
 from scshards.base.errors import FormatError
@@ -36,19 +37,6 @@ def cells(draw: st.DrawFn, value: st.SearchStrategy = COUNT) -> tuple[list[int],
     genes = sorted(draw(st.sets(IDS, max_size=40)))
     values = draw(st.lists(value, min_size=len(genes), max_size=len(genes)))
     return genes, values, draw(LABELS)
-
-
-def leb128(data: bytes) -> list[int]:
-    """Decode by the definition: seven bits a byte, low ones first, the top bit says that more come."""
-    out, number, shift = [], 0, 0
-    for byte in data:
-        number |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            out.append(number)
-            number, shift = 0, 0
-    assert shift == 0, "the data ends inside a number"
-    return out
 
 
 def running_sums(deltas: list[int]) -> list[int]:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 import webdataset
+from plain_reader import leb128
 
 from scshards import PackOptions, Vocab, verify
 from scshards.base.errors import ValueKindError
@@ -34,19 +35,6 @@ NO_COUNTS = ["infercnv_oligodendroglioma", "scanpy_pbmc68k_reduced_NOTRAW"]
 
 def paths(folder: Path, names: Sequence[str]) -> list[Path]:
     return [folder / f"{name}.h5ad" for name in names]
-
-
-def leb128(data: bytes) -> list[int]:
-    """Seven bits a byte, low ones first, the top bit says that more come."""
-    out, number, shift = [], 0, 0
-    for byte in data:
-        number |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            out.append(number)
-            number, shift = 0, 0
-    assert shift == 0, "the data ends inside a number"
-    return out
 
 
 def rebuild(root: Path) -> dict[int, dict[int, tuple[np.ndarray, list[int]]]]:

@@ -11,7 +11,6 @@ are counted as unmatched. There are no obs columns. Called by pack.sources and s
 
 from __future__ import annotations
 
-import abc
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -21,9 +20,9 @@ import h5py
 from numpy.typing import NDArray
 
 from scshards.base.errors import SourceError
-from scshards.pack.sources_base import BLOCK_ROWS, BLOCK_VALUES, Block, Source, missing_column
+from scshards.pack.sources_base import Matrix, Source, missing_column
 from scshards.pack.sources_hdf5 import text
-from scshards.pack.sources_matrix import Csr, Matrix, reading
+from scshards.pack.sources_matrix import Csr, reading
 
 _COLUMN_OF = {"id": "gene_ids", "feature_type": "feature_types"}
 
@@ -42,11 +41,6 @@ class TenX(Source):
         self.name, self.ordinal = name, ordinal
         self._features, self._gene_column = dict(features), gene_column
         self.n_columns = len(self._features[None])
-
-    @property
-    @abc.abstractmethod
-    def _matrix(self) -> Matrix:
-        """Where blocks and samples are read."""
 
     @cached_property
     def genes(self) -> Sequence[str]:
@@ -74,28 +68,6 @@ class TenX(Source):
     @property
     def is_log1p(self) -> bool:
         return False
-
-    @property
-    def needs_transposing(self) -> bool:
-        return False
-
-    def transpose(self) -> None:
-        """Nothing is to be done: the rows are there."""
-
-    def blocks(
-        self,
-        start: int = 0,
-        stop: int | None = None,
-        *,
-        max_rows: int = BLOCK_ROWS,
-        max_values: int = BLOCK_VALUES,
-    ) -> Iterator[Block]:
-        stop = self.n_rows if stop is None else stop
-        assert 0 <= start <= stop <= self.n_rows
-        return self._matrix.blocks(start, stop, max_rows, max_values)
-
-    def sample(self, n_values: int) -> NDArray[Any]:
-        return self._matrix.sample(n_values)
 
     def other_samples(self, n_values: int) -> Iterator[tuple[str, NDArray[Any]]]:
         return iter(())
@@ -146,7 +118,7 @@ class TenXFile(TenX):
         self._closing = closing
 
     @property
-    def _matrix(self) -> Matrix:
+    def matrix(self) -> Matrix:
         return self._rows
 
     def close(self) -> None:

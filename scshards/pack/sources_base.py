@@ -2,8 +2,8 @@
 
     Source     .genes, .obs(column), .blocks(start, stop)
 
-The contract that sources_h5ad keeps; sources opens inputs. Called by sources, sources_h5ad and
-sources_matrix.
+The contract that sources_anndata, sources_10x and sources_mtx keep; sources opens inputs. Called by all
+of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,26 @@ class Block(NamedTuple):
     indptr: NDArray[np.int64]
     indices: NDArray[np.int32]
     data: NDArray[Any]
+
+
+class Matrix(Protocol):
+    """A matrix on disk; `shape` is (cells, gene columns). See sources_matrix for the kinds."""
+
+    shape: tuple[int, int]
+    n_values: int
+    needs_transposing: bool
+
+    def transpose(self) -> None:
+        """See Source."""
+
+    def blocks(self, start: int, stop: int, max_rows: int, max_values: int) -> Iterator[Block]:
+        """The rows start:stop as blocks of at most so many rows and values."""
+
+    def sample(self, n_values: int) -> NDArray[Any]:
+        """About so many values from all over the matrix."""
+
+    def close(self) -> None:
+        """Remove what was written for it outside of `scratch`."""
 
 
 class Source(abc.ABC):
@@ -106,14 +126,18 @@ class Source(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def matrix(self) -> Matrix:
+        """Where rows and samples are read."""
+
+    @property
     def needs_transposing(self) -> bool:
         """Whether rows can be read only after the matrix was written out by rows."""
+        return self.matrix.needs_transposing
 
-    @abc.abstractmethod
     def transpose(self) -> None:
         """Write the matrix out by rows to `scratch`, in bounded memory, once for all processes."""
+        self.matrix.transpose()
 
-    @abc.abstractmethod
     def blocks(
         self,
         start: int = 0,
@@ -126,10 +150,13 @@ class Source(abc.ABC):
 
         A single row with more than `max_values` values is a block of its own.
         """
+        stop = self.n_rows if stop is None else stop
+        assert 0 <= start <= stop <= self.n_rows
+        return self.matrix.blocks(start, stop, max_rows, max_values)
 
-    @abc.abstractmethod
     def sample(self, n_values: int) -> NDArray[Any]:
         """About so many of the matrix's values, from all over it."""
+        return self.matrix.sample(n_values)
 
     @abc.abstractmethod
     def other_samples(self, n_values: int) -> Iterator[tuple[str, NDArray[Any]]]:

@@ -1,7 +1,7 @@
 """Matrices on disk, read by rows in bounded memory: CSR, dense, and CSC by an external transposition.
 
 They see arrays only through slices, `.shape`, `.dtype` and `.chunks`, as h5py and zarr offer them.
-Called by pack.sources_h5ad, sources_10x and sources_mtx.
+Called by pack.sources_anndata, sources_10x and sources_mtx.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import ScshardsError, SourceError, StorageError
+from scshards.base.errors import ScshardsError, SourceError
 from scshards.cells.tokenizer import dense_to_csr
 from scshards.pack import kernels
 from scshards.pack.sources_base import BLOCK_ROWS, BLOCK_VALUES, Block
+from scshards.pack.sources_scratch import published
+from scshards.pack.sources_scratch import scratch_writes as scratch_writes
 
 SLAB_VALUES = 1 << 24
 """Most values of a dense matrix that are read at once, so that a row of its chunks is read whole."""
@@ -26,20 +28,19 @@ SLAB_VALUES = 1 << 24
 _SAMPLES = 16
 
 
-class Matrix(Protocol):
-    """What each matrix of this file does; `shape` is (cells, gene columns)."""
+class ByRows:
+    """A matrix whose rows can be read as they are."""
 
-    shape: tuple[int, int]
-    n_values: int
+    needs_transposing = False
 
-    def blocks(self, start: int, stop: int, max_rows: int, max_values: int) -> Iterator[Block]:
-        """The rows start:stop as blocks of at most so many rows and values."""
+    def transpose(self) -> None:
+        """Nothing is to be done."""
 
-    def sample(self, n_values: int) -> NDArray[Any]:
-        """About so many values from all over the matrix."""
+    def close(self) -> None:
+        """Nothing is to be removed."""
 
 
-class Csr:
+class Csr(ByRows):
     """Compressed rows: as many reads as blocks."""
 
     def __init__(self, indptr: Any, indices: Any, data: Any, shape: tuple[int, int], where: str):
@@ -66,7 +67,7 @@ class Csr:
         return _sample(self._data, n_values, self._where)
 
 
-class Dense:
+class Dense(ByRows):
     """A plain two-dimensional array, read in slabs of whole chunks where they fit in memory."""
 
     def __init__(self, data: Any, where: str):
@@ -125,19 +126,21 @@ class Csc:
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._folder = scratch
 
+    needs_transposing = True
+
     def close(self) -> None:
         if self._temporary is not None:
             self._temporary.cleanup()
 
     def transpose(self) -> None:
-        """Write the buckets, unless they are there already."""
+        """Write the buckets, unless they are there already; other processes see all of them or none."""
         if self._folder is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="scshards-")
-            self._folder = Path(self._temporary.name)
-        if not (self._folder / "bounds.npy").exists():
-            with scratch_writes(self._folder):
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._write_buckets(self._folder)
+            with scratch_writes(Path(tempfile.gettempdir())):
+                self._temporary = tempfile.TemporaryDirectory(prefix="scshards-")
+            self._folder = Path(self._temporary.name) / "transposed"
+        if not self._folder.is_dir():
+            with published(self._folder) as part:
+                self._write_buckets(part)
 
     def blocks(self, start: int, stop: int, max_rows: int, max_values: int) -> Iterator[Block]:
         self.transpose()
@@ -215,7 +218,6 @@ class Csc:
                         file.write(np.ascontiguousarray(part, dtype).data)
                     at[k] += len(mine)
         np.save(folder / "indptr.npy", indptr)
-        # Last: its presence says that the rest is whole.
         np.save(folder / "bounds.npy", bounds)
 
     def _triplets(self) -> tuple[tuple[str, np.dtype[Any]], ...]:
@@ -253,21 +255,6 @@ def reading(where: str) -> Iterator[None]:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as e:
         text = " ".join(str(e).split())
         raise SourceError(f"the file can't be read: {text}", where=where, advice=_DAMAGED) from e
-
-
-@contextlib.contextmanager
-def scratch_writes(folder: Path) -> Iterator[None]:
-    """Turn a full or read-only scratch folder into a StorageError."""
-    try:
-        yield
-    except ScshardsError:
-        raise
-    except OSError as e:
-        raise StorageError(
-            f"temporary files can't be written: {e.strerror or e}",
-            where=folder,
-            advice="free some space there, or name a folder on a larger disk with --scratch",
-        ) from e
 
 
 def _check_parts(indptr: Any, indices: Any, data: Any, n: int, where: str) -> None:

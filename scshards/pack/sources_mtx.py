@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import SourceError, StorageError
 from scshards.pack.sources_10x import TenX
-from scshards.pack.sources_matrix import Csr, Matrix, Triplets, reading, scratch_writes
+from scshards.pack.sources_base import Matrix
+from scshards.pack.sources_matrix import Csr, Triplets, reading
+from scshards.pack.sources_scratch import published, scratch_writes
 
 TEXT_BYTES = 1 << 23
 """So much text is parsed at once: about 700 thousand entries, 17 MB as numbers."""
@@ -74,29 +76,21 @@ class MtxFolder(TenX):
         self._scratch = scratch
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
-    @property
-    def needs_transposing(self) -> bool:
-        return isinstance(self._matrix, Triplets)
-
-    def transpose(self) -> None:
-        if isinstance(self._matrix, Triplets):
-            self._matrix.transpose()
-
     def close(self) -> None:
         if self._temporary is not None:
             self._temporary.cleanup()
 
     @cached_property
-    def _matrix(self) -> Matrix:
+    def matrix(self) -> Matrix:
         """The matrix as numbers on disk, written there when it is not yet."""
         if self._scratch is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="scshards-")
-            self._scratch = Path(self._temporary.name)
+            with scratch_writes(Path(tempfile.gettempdir())):
+                self._temporary = tempfile.TemporaryDirectory(prefix="scshards-")
+            self._scratch = Path(self._temporary.name) / "numbers"
         folder = self._scratch
-        if not (folder / "indptr.npy").exists():
-            with scratch_writes(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-                self._write_numbers(folder)
+        if not folder.is_dir():
+            with published(folder) as part:
+                self._write_numbers(part)
         features, values = (
             _mapped(folder / name, dtype, self.n_values) for name, dtype in self._files()[:2]
         )
@@ -135,9 +129,7 @@ class MtxFolder(TenX):
         if is_sorted:
             np.cumsum(counts, out=indptr[1:])
             (folder / self._files()[2][0]).unlink()
-        # Last, and under its name only when it is complete: its presence says that the rest is whole.
-        np.save(folder / "part.npy", indptr)
-        (folder / "part.npy").rename(folder / "indptr.npy")
+        np.save(folder / "indptr.npy", indptr)
 
     def _entries(self, source: BinaryIO) -> Iterator[NDArray[np.float64]]:
         """[entries, 3] of feature, cell (from 1) and value, a block of lines at a time."""

@@ -13,11 +13,12 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from scshards.base.errors import ConfigError, StorageError
+from scshards.base.remote import RemoteFile, no_ranges, translated, version
 
 _TEMPORARY = ".tmp"
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(::|://)")
@@ -47,7 +48,7 @@ class Storage:
         else:
             import fsspec
 
-            with _translated(redact(self.url)):
+            with translated(redact(self.url)):
                 try:
                     self._fs, self._root = fsspec.core.url_to_fs(self.url, **self.options)
                 except (ValueError, ImportError, TypeError) as e:
@@ -71,7 +72,7 @@ class Storage:
         return Path(self._root) if self.is_local else None
 
     def exists(self, path: str) -> bool:
-        with _translated(self.at(path)):
+        with translated(self.at(path)):
             if self.is_local:
                 return Path(self._full(path)).exists()
             self._fs.invalidate_cache()
@@ -83,7 +84,7 @@ class Storage:
         What a write that was killed has left behind is not among them.
         """
         full = self._full(path)
-        with _translated(self.at(path)):
+        with translated(self.at(path)):
             if self.is_local:
                 root = Path(self._root)
                 found = (p for p in Path(full).rglob("*") if p.is_file())
@@ -95,15 +96,68 @@ class Storage:
                 return []
             return sorted(n[len(self._root) :].lstrip("/") for n in names)
 
+    def folder(self, path: str = "") -> tuple[Sequence[str], Sequence[str]]:
+        """The names of the folders and of the files right in a folder, sorted."""
+        full = self._full(path)
+        with translated(self.at(path)):
+            if self.is_local:
+                entries = [(p.name, p.is_dir()) for p in Path(full).iterdir()]
+            else:
+                self._fs.invalidate_cache()
+                try:
+                    found = self._fs.ls(full, detail=True)
+                except FileNotFoundError:
+                    found = []
+                # Some stores list the folder itself, as an object without a name.
+                entries = [
+                    (e["name"].rstrip("/").rpartition("/")[2], e["type"] == "directory")
+                    for e in found
+                    if e["name"].strip("/") != full.strip("/")
+                ]
+        return (
+            sorted({name for name, is_folder in entries if is_folder}),
+            sorted(name for name, is_folder in entries if not is_folder),
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What tells one state of the root from another without reading it, ready for JSON.
+
+        A local file: size and mtime_ns. An object: size, and what its store says of its version (an
+        ETag or the time of the last change). A folder: files, their size, and the newest time.
+        """
+        with translated(self.at("")):
+            if self.is_local:
+                root = Path(self._root)
+                if not root.is_dir():
+                    stat = root.stat()
+                    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+                stats = [p.stat() for p in root.rglob("*") if p.is_file()]
+                return {
+                    "files": len(stats),
+                    "size": sum(s.st_size for s in stats),
+                    "mtime_ns": max((s.st_mtime_ns for s in stats), default=0),
+                }
+            self._fs.invalidate_cache()
+            info = self._fs.info(self._root)
+            if info["type"] != "directory":
+                return {"size": info.get("size"), **version(info)}
+            infos = list(self._fs.find(self._root, detail=True).values())
+            times = [version(i).get("modified", "") for i in infos]
+            return {
+                "files": len(infos),
+                "size": sum(i.get("size") or 0 for i in infos),
+                "modified": max(times, default=""),
+            }
+
     def size(self, path: str) -> int:
-        with _translated(self.at(path)):
+        with translated(self.at(path)):
             if self.is_local:
                 return Path(self._full(path)).stat().st_size
             return int(self._fs.size(self._full(path)))
 
     def read(self, path: str, start: int = 0, end: int | None = None) -> bytes:
         """The bytes [start, end) of a file; StorageError when fewer are there."""
-        with _translated(self.at(path)):
+        with translated(self.at(path)):
             if self.is_local:
                 with Path(self._full(path)).open("rb") as f:
                     f.seek(start)
@@ -112,6 +166,8 @@ class Storage:
                 data = b""  # an HTTP range can't be empty
             else:
                 data = self._read_remote(path, start, end)
+        if end is not None and len(data) > end - start:
+            raise no_ranges(self.at(path))
         if end is not None and len(data) != end - start:
             raise StorageError(
                 f"the file ends early: {len(data)} bytes instead of {end - start} from byte {start}",
@@ -120,17 +176,33 @@ class Storage:
             )
         return data
 
+    def read_if_there(self, path: str, start: int = 0, end: int | None = None) -> bytes | None:
+        """As `read`, but fewer bytes when the file ends early, and None when there is no such file."""
+        with translated(self.at(path)), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if not self.is_local:
+                return self._read_remote(path, start, end)
+            with Path(self._full(path)).open("rb") as f:
+                f.seek(start)
+                return f.read() if end is None else f.read(end - start)
+        return None
+
     def open(self, path: str = "") -> BinaryIO:
         """A seekable binary file for reading; remote files are read in ranges as needed."""
-        with _translated(self.at(path)):
+        with translated(self.at(path)):
             if self.is_local:
                 return Path(self._full(path)).open("rb")
-            return self._fs.open(self._full(path), "rb")
+            stream = self._fs.open(self._full(path), "rb")
+            try:
+                stream.seek(0, os.SEEK_END)
+                stream.seek(0)
+            except ValueError:
+                raise no_ranges(self.at(path)) from None
+        return cast(BinaryIO, RemoteFile(stream, self.at(path)))
 
     def write(self, path: str, data: bytes | memoryview) -> None:
         """Publish `data` at `path`: all of it or nothing, replacing what was there."""
         full = self._full(path)
-        with _translated(self.at(path)):
+        with translated(self.at(path)):
             if not self.is_local:
                 self._fs.pipe_file(full, bytes(data))
                 return
@@ -152,7 +224,7 @@ class Storage:
 
     def remove(self, path: str) -> None:
         """Delete a file; nothing happens when it is not there."""
-        with _translated(self.at(path)):
+        with translated(self.at(path)):
             if self.is_local:
                 Path(self._full(path)).unlink(missing_ok=True)
             elif self._fs.exists(self._full(path)):
@@ -160,11 +232,18 @@ class Storage:
 
     def remove_tree(self, path: str) -> None:
         """Delete everything below `path`, folders too."""
-        with _translated(self.at(path)):
+        with translated(self.at(path)):
             if self.is_local:
                 shutil.rmtree(self._full(path), ignore_errors=False)
             else:
                 self._fs.rm(self._full(path), recursive=True)
+
+    def remove_temporaries(self) -> None:
+        """Delete what local writes that were killed have left; nobody may write there meanwhile."""
+        if self.is_local:
+            with translated(self.at("")):
+                for path in Path(self._root).rglob(f".*{_TEMPORARY}"):
+                    path.unlink(missing_ok=True)
 
     def _read_remote(self, path: str, start: int, end: int | None) -> bytes:
         full = self._full(path)
@@ -212,45 +291,3 @@ def parse_options(text: str | None) -> dict[str, Any]:
 
 def _is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.suffix == _TEMPORARY
-
-
-@contextlib.contextmanager
-def _translated(where: str) -> Iterator[None]:
-    try:
-        yield
-    except StorageError:
-        raise
-    except FileNotFoundError:
-        raise StorageError(
-            "no such file or bucket", where=where, advice="check the address"
-        ) from None
-    except PermissionError:
-        raise StorageError(
-            "access denied",
-            where=where,
-            advice="check the permissions, or the AWS credentials and endpoint in the environment",
-        ) from None
-    except OSError as e:
-        raise StorageError(
-            f"the storage failed: {e.strerror or type(e).__name__}", where=where
-        ) from e
-    except TypeError as e:
-        # File systems connect late, so that an option they do not know comes out here.
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(e))
-        if unknown is None:
-            raise
-        raise ConfigError(
-            f"the storage knows no option {unknown[1]!r}",
-            where=where,
-            advice="correct --storage-options",
-        ) from None
-    except Exception as e:
-        # botocore's and aiohttp's errors are not OSErrors; their class name is all that is
-        # certain to be free of credentials.
-        if type(e).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
-            raise StorageError(
-                f"the object store failed: {type(e).__name__}",
-                where=where,
-                advice="check endpoint, region and credentials (AWS_* variables or a profile)",
-            ) from None
-        raise

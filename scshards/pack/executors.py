@@ -1,7 +1,11 @@
-"""Who runs the tasks of a pack: this process, or a pool of processes on this machine.
+"""Who runs the tasks of a pack: this process, a pool of processes on this machine, or a dask cluster.
 
-A task is a picklable dataclass, its function a module-level one. Results come as they are done; the
-first error stops the rest. Called by pack.run.
+    with make_executor(workers, dask) as executor:
+        for result in executor.run(function, tasks): ...
+
+A task is a picklable dataclass, its function a module-level one that may be done twice. Results come as
+they are done; the first error stops the rest; a worker that dies is replaced, and its task done again.
+Called by pack.run.
 """
 
 from __future__ import annotations
@@ -10,36 +14,29 @@ import concurrent.futures
 import multiprocessing
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from scshards.base.errors import ConfigError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+DEATHS = 3
+"""A pool whose workers have died so often gives up: the next one would die too."""
 
-class Executor:
-    """Runs tasks; a context manager.
+_ALIVE_S = 0.5
 
-    Parameters
-    ----------
-    workers
-        Processes. With 1, and for a single task, everything runs in this process.
-    """
 
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
-        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+class Executor(Protocol):
+    """Runs tasks; a context manager."""
 
-    def __enter__(self) -> Executor:
-        return self
+    def __enter__(self) -> Executor: ...
 
-    def __exit__(self, *error: object) -> None:
-        if self._pool is not None:
-            # Waits for the tasks that run, so that nobody writes any more when this returns.
-            self._pool.shutdown(wait=True, cancel_futures=True)
+    def __exit__(self, *error: object) -> None: ...
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
         """The results of all tasks, in the order in which they are done.
@@ -49,27 +46,100 @@ class Executor:
         ScshardsError
             What a task raised, as it raised it.
         ConfigError
-            When a worker process could not start or was killed.
+            When worker processes could not start or were killed again and again.
         """
-        if self.workers == 1 or len(tasks) <= 1:
-            for task in tasks:
-                yield function(task)
+
+
+def make_executor(workers: int | None, dask: str | None) -> Executor:
+    """The executor for `--workers` and `--dask`; without either, a process for each core."""
+    if dask is not None:
+        from scshards.pack.executors_dask import DaskExecutor
+
+        return DaskExecutor(dask, workers)
+    workers = workers or all_cores()
+    return InProcess() if workers == 1 else Pool(workers)
+
+
+class InProcess:
+    """Everything in this process, one task after another."""
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        """See Executor."""
+        for task in tasks:
+            yield function(task)
+
+
+class Pool:
+    """Processes of this machine; they end with this one, however it ends.
+
+    Parameters
+    ----------
+    workers
+        Processes. A single task runs in this process.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            # Waits for the tasks that run, so that nobody writes any more when this returns.
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+        """See Executor."""
+        if len(tasks) <= 1:
+            yield from InProcess().run(function, tasks)
             return
+        left = dict(enumerate(tasks))
+        for death in range(DEATHS):
+            try:
+                for number, result in self._run(function, left):
+                    del left[number]
+                    yield result
+                return
+            except BrokenProcessPool:
+                self._pool = None
+                if death + 1 == DEATHS or death + 1 == len(left) + 1:
+                    break
+        raise ConfigError(
+            f"worker processes ended without a word, {DEATHS} times",
+            advice="most often memory ran out: use fewer workers or smaller shards. In a script, "
+            "the call must stand under `if __name__ == '__main__':`, or use workers=1",
+        )
+
+    def _run(
+        self, function: Callable[[Task], Result], tasks: dict[int, Task]
+    ) -> Iterator[tuple[int, Result]]:
         if self._pool is None:
             # spawn: forking a process whose libraries run threads can hang it.
             self._pool = concurrent.futures.ProcessPoolExecutor(
-                self.workers, multiprocessing.get_context("spawn"), _ignore_interrupts
+                min(self.workers, max(len(tasks), 2)),
+                multiprocessing.get_context("spawn"),
+                _begin,
+                (os.getpid(),),
             )
-        try:
-            futures = [self._pool.submit(function, task) for task in tasks]
-            for future in concurrent.futures.as_completed(futures):
-                yield future.result()
-        except BrokenProcessPool:
-            raise ConfigError(
-                "a worker process ended without a word",
-                advice="most often memory ran out: use fewer workers or smaller shards. In a script, "
-                "the call must stand under `if __name__ == '__main__':`, or use workers=1",
-            ) from None
+        futures = {self._pool.submit(function, task): number for number, task in tasks.items()}
+        broken = None
+        for future in concurrent.futures.as_completed(futures):
+            try:
+                result = future.result()
+            except BrokenProcessPool as e:
+                broken = e  # what was done before is still taken
+                continue
+            yield futures[future], result
+        if broken is not None:
+            raise broken
 
 
 def all_cores() -> int:
@@ -77,6 +147,14 @@ def all_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _ignore_interrupts() -> None:
+def _begin(parent: int) -> None:
     # Ctrl-C reaches the whole group; the main process alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """A worker whose pack was killed would wait for its next task for ever."""
+    while os.getppid() == parent:
+        time.sleep(_ALIVE_S)
+    os._exit(1)

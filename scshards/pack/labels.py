@@ -48,6 +48,13 @@ class Label:
         """The same with numbers as text: 3 and 3.0 are both "3"."""
         return self if self.kind == "category" else _category(self.values, self.missing)
 
+    def survey(self, *, as_text: bool = False) -> LabelSurvey:
+        """What uniting it takes; with the numbers there are as categories where `as_text`."""
+        categories = self.as_category().categories if as_text else self.categories
+        return LabelSurvey(
+            kind=self.kind, categories=categories, all_missing=bool(self.missing.all())
+        )
+
     def only(self, rows: NDArray[np.bool_]) -> Label:
         """The same without the categories that the chosen rows do not have; values of other rows are
         missing."""
@@ -66,7 +73,15 @@ class Label:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelSurvey:
-    """What must be known of one column of one source to unite it with the others."""
+    """What must be known of one column of one source to unite it with the others.
+
+    Attributes
+    ----------
+    kind, all_missing
+        Of the column; whether no cell has a value.
+    categories
+        Distinct texts, sorted; of numbers only when values of the column are held out by name.
+    """
 
     kind: Literal["category", "number"]
     categories: tuple[str, ...]

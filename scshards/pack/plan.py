@@ -13,7 +13,7 @@ Called by pack.survey, pack.run, pack.scatter and pack.writer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,7 +82,7 @@ def shard_counts(cells: Sequence[int], cells_per_shard: int) -> tuple[int, ...]:
     return tuple(-(-n // cells_per_shard) for n in cells)
 
 
-def slices(splits: Sequence[NDArray[np.int8]], values: Sequence[int], n_splits: int) -> list[Slice]:
+def slices(splits: Iterable[NDArray[np.int8]], values: Sequence[int], n_splits: int) -> list[Slice]:
     """Cut all sources into tasks.
 
     Parameters

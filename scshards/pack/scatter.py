@@ -7,6 +7,7 @@ No cell is a Python object here: every step works on a block. Called by pack.run
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from scshards.pack.options import PackOptions
 from scshards.pack.sources import Block, Source
 from scshards.pack.spill import SpillWriter, record_dtype
 from scshards.pack.survey import counts_elsewhere, open_for_task, source_folder
+from scshards.pack.unique import load_split
 from scshards.shards.codec import LabelColumn, encode_rows
 
 
@@ -62,6 +64,10 @@ class Scattered:
     unmatched_values: int
     bytes: int
 
+    def to_json(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return dataclasses.asdict(self)
+
 
 def scatter(task: ScatterTask) -> Scattered:
     """Pack one slice into its spill file.
@@ -75,7 +81,7 @@ def scatter(task: ScatterTask) -> Scattered:
     """
     s, options = task.slice, task.options
     arrays = source_folder(task.folder, s.source)
-    split = np.array(np.load(arrays / "split.npy", mmap_mode="r")[s.start : s.stop])
+    split = np.array(load_split(task.folder, s.source, options)[s.start : s.stop])
     match = _match(np.load(arrays / "tokens.npy"), task.n_tokens)
     labels = [
         _Labels(arrays, i, name, kind)

@@ -4,15 +4,16 @@
     read_shard(segments) -> payloads and one record per cell
 
 A spill file is a row of runs. A run holds the cells that fit in one buffer, grouped by shard: first all
-their records, then all their members. The directory (.npy) has a row for each shard in each run, and is
-written last, so that a directory that is there says that its spill is whole. Called by pack.scatter and
-pack.writer.
+their records, then all their members. The directory (.npy) has a row for each shard in each run, ordered
+by shard; it is written last, so that one that is there says that its spill is whole. Called by
+pack.scatter and pack.writer.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.pack import kernels
+from scshards.pack.marks import publish_array
 from scshards.pack.sources_matrix import scratch_writes
 
 RUN_BYTES = 1 << 26
@@ -63,21 +65,26 @@ class SpillWriter:
         self._at = 0
 
     def __enter__(self) -> SpillWriter:
+        # A name of its own: another process may do the same task, after this one was given up.
         with scratch_writes(self._path):
-            self._file = self._path.open("wb")
+            handle, self._temporary = tempfile.mkstemp(
+                prefix=f"{self._path.name}.", suffix=".part", dir=self._path.parent
+            )
+            self._file = os.fdopen(handle, "wb")
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         with self._file:
             if kind is None:
                 self._flush()
-        if kind is None:
-            directory = self._path.with_suffix(".npy")
-            temporary = directory.with_suffix(".part")
-            with scratch_writes(self._path):
-                with temporary.open("wb") as f:
-                    np.save(f, np.concatenate([np.empty(0, SEGMENT), *self._segments]))
-                os.replace(temporary, directory)  # noqa: PTH105
+        if kind is not None:
+            Path(self._temporary).unlink(missing_ok=True)
+            return
+        segments = np.concatenate([np.empty(0, SEGMENT), *self._segments])
+        with scratch_writes(self._path):
+            os.replace(self._temporary, self._path)  # noqa: PTH105
+        order = np.argsort(segments["shard"], kind="stable")
+        publish_array(self._path.with_suffix(".npy"), segments[order])
 
     def add(
         self, shards: NDArray[np.int32], records: NDArray[Any], members: NDArray[np.uint8]

@@ -1,7 +1,7 @@
 """Look at one input before anything is packed: does it fit, and which of its cells are kept?
 
     survey(SurveyTask) -> Survey        and, in the scratch folder, arrays that the tasks of pass 1 read:
-                                        tokens.npy, split.npy, label-0.npy, ...
+                                        tokens.npy, split.npy, label-0.npy, ..., unique.bin
 
 Every refusal that can be known without reading the whole matrix is raised here. Called by pack.run, in
 its worker processes.
@@ -9,7 +9,10 @@ its worker processes.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +26,14 @@ from scshards.cells.vocab import Vocab
 from scshards.pack import plan, where
 from scshards.pack.inputs import InputFile
 from scshards.pack.labels import Label, LabelSurvey, read_label
+from scshards.pack.marks import publish_array
 from scshards.pack.options import PackOptions
 from scshards.pack.sources import Source, open_source
 from scshards.pack.sources_matrix import scratch_writes
+from scshards.pack.unique_hashes import write_hashes
+
+SPLIT = "split.npy"
+"""The split code of each row, before cells are dropped for what other sources hold."""
 
 SAMPLE_VALUES = 1 << 20
 """How many values are looked at to tell counts from others; pass 1 looks at all of them."""
@@ -59,7 +67,7 @@ class Survey:
     columns, matched, unmatched, merged
         Gene columns and how they match the vocabulary.
     cells
-        Cells of each split, before any is dropped for its genes.
+        Cells of each split, before any is dropped for its genes, or because it is repeated.
     dropped
         {reason: cells} so far.
     labels
@@ -91,6 +99,21 @@ class Survey:
     is_log1p: bool
     advice: str
 
+    def to_json(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Survey:
+        """From what `to_json` gave; other keys of `tree` are left aside."""
+        known = {f.name: tree[f.name] for f in dataclasses.fields(cls)}
+        labels = tuple(
+            # Sources have most categories in common: each text is kept once.
+            LabelSurvey(**{**label, "categories": tuple(map(sys.intern, label["categories"]))})
+            for label in tree["labels"]
+        )
+        return cls(**{**known, "labels": labels, "cells": tuple(tree["cells"])})
+
 
 def survey(task: SurveyTask) -> Survey:
     """Look at one input.
@@ -102,7 +125,7 @@ def survey(task: SurveyTask) -> Survey:
     ValueKindError
         When a negative, NaN or infinite value is seen.
     ConfigError
-        When `where` does not fit, or cells have no value of `split_by`.
+        When `where` does not fit, or cells have no value of `split_by` or `unique`.
     """
     options = task.options
     with open_for_task(task.file, task.ordinal, options, task.folder) as source:
@@ -113,13 +136,16 @@ def survey(task: SurveyTask) -> Survey:
         labels = [_label(source, column).only(kept) for column in options.labels]
         split = _split(source, kept, labels, options)
         fraction, is_empty = check_values(source, kept)
-        arrays: dict[str, NDArray[Any]] = {"tokens": match.tokens, "split": split}
-        arrays |= {f"label-{i}": label.values for i, label in enumerate(labels)}
+        arrays: dict[str, NDArray[Any]] = {"tokens.npy": match.tokens, SPLIT: split}
+        arrays |= {f"label-{i}.npy": label.values for i, label in enumerate(labels)}
         folder = source_folder(task.folder, task.ordinal)
         with scratch_writes(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            for name, array in arrays.items():
-                np.save(folder / f"{name}.npy", array)
+        for name, array in arrays.items():
+            publish_array(folder / name, array)
+        if options.unique is not None:
+            column = source.obs(options.unique)
+            write_hashes(folder, column, split, name=source.name, column=options.unique)
         n_dropped = int((~kept).sum())
         return Survey(
             ordinal=source.ordinal,
@@ -134,12 +160,8 @@ def survey(task: SurveyTask) -> Survey:
             cells=tuple(int((split == code).sum()) for code in range(len(options.splits))),
             dropped={"where": n_dropped} if n_dropped else {},
             labels=tuple(
-                LabelSurvey(
-                    kind=label.kind,
-                    categories=label.categories,
-                    all_missing=bool(label.missing.all()),
-                )
-                for label in labels
+                label.survey(as_text=options.held_out is not None and name == options.split_by)
+                for name, label in zip(options.labels, labels, strict=True)
             ),
             fraction=fraction,
             is_empty=is_empty,

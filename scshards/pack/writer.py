@@ -8,36 +8,46 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from scshards.base.storage import Storage
 from scshards.pack import plan
 from scshards.pack.options import PackOptions
+from scshards.pack.segments import read_segments
 from scshards.pack.sources_matrix import scratch_writes
 from scshards.pack.spill import read_shard, record_dtype
 from scshards.shards.index import write_index
-from scshards.shards.manifest import ShardInfo
+from scshards.shards.manifest import ShardInfo, shard_to_json
 from scshards.shards.tar import build_tar, seal
-
-SEGMENTS = "segments.npy"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WriteTask:
-    """One shard to write: `name` without an ending, and its rows of the folder's segments.npy."""
+    """One shard to write: `name` without an ending, and its number through all splits."""
 
     name: str
-    first: int
-    last: int
+    shard: int
     root: str
     options: PackOptions
     labels: tuple[str, ...]
     folder: str
 
 
-def write_shard(task: WriteTask) -> tuple[str, ShardInfo]:
-    """Write one shard and its index; its name comes back with what the manifest says of it.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """What the manifest says of a shard that was written."""
+
+    shard: ShardInfo
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {"shard": shard_to_json(self.shard), "bytes": self.shard.bytes}
+
+
+def write_shard(task: WriteTask) -> Written:
+    """Write one shard and its index.
 
     Raises
     ------
@@ -46,9 +56,8 @@ def write_shard(task: WriteTask) -> tuple[str, ShardInfo]:
     """
     folder, options = Path(task.folder), task.options
     with scratch_writes(folder):
-        segments = np.load(folder / SEGMENTS, mmap_mode="r")[task.first : task.last]
         members, records, sources = read_shard(
-            folder, np.array(segments), record_dtype(task.labels)
+            folder, read_segments(folder, task.shard), record_dtype(task.labels)
         )
     starts = np.cumsum(records["size"]) - records["size"]
     keys = plan.cell_keys(sources, records["row"])
@@ -88,4 +97,4 @@ def write_shard(task: WriteTask) -> tuple[str, ShardInfo]:
         index_sha256=hashlib.sha256(index).hexdigest(),
         chunks=chunks,
     )
-    return task.name, info
+    return Written(shard=info)

@@ -169,7 +169,7 @@ class Manifest:
                     "cells": sum(s.cells for s in shards),
                     "tokens": sum(s.tokens for s in shards),
                     "bytes": sum(s.bytes for s in shards),
-                    "shards": [_shard_to_json(s) for s in shards],
+                    "shards": [shard_to_json(s) for s in shards],
                 }
                 for name, shards in self.splits.items()
             },
@@ -248,7 +248,8 @@ def _layout(value: Any, depth: int = 0) -> str:
     return opening + ",".join(f"{pad} {item}" for item in items) + pad + closing
 
 
-def _shard_to_json(s: ShardInfo) -> dict[str, Any]:
+def shard_to_json(s: ShardInfo) -> dict[str, Any]:
+    """A shard as the manifest tells it, ready for JSON."""
     c = s.chunks
     chunks = {"cells": c.cells.tolist(), "bytes": c.stored.tolist()}
     if not np.array_equal(c.raw, c.stored):
@@ -266,14 +267,15 @@ def _shard_to_json(s: ShardInfo) -> dict[str, Any]:
 
 
 def _split_from_json(tree: dict[str, Any]) -> tuple[ShardInfo, ...]:
-    shards = tuple(_shard_from_json(s) for s in tree["shards"])
+    shards = tuple(shard_from_json(s) for s in tree["shards"])
     for name in ("cells", "tokens", "bytes"):
         if sum(getattr(s, name) for s in shards) != tree[name]:
             raise ValueError(f"the {name} of the shards do not add up to those of their split")
     return shards
 
 
-def _shard_from_json(tree: dict[str, Any]) -> ShardInfo:
+def shard_from_json(tree: dict[str, Any]) -> ShardInfo:
+    """What `shard_to_json` told; ValueError or KeyError when it is damaged."""
     path, chunks, index = _path(tree["path"]), tree["chunks"], tree["index"]
     stored = _numbers(chunks["bytes"])
     table = Chunks(

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
+import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
 import click
+
+from scshards.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    from scshards.pack.run import Share
 
 
 @click.command("pack")
@@ -103,36 +115,35 @@ import click
     help="For the file systems of inputs and output. S3 takes endpoint and credentials from the AWS "
     "variables and profiles otherwise.",
 )
+@click.option(
+    "--dask",
+    metavar="ADDRESS",
+    help="Have a dask cluster do the work: the address of its scheduler, such as tcp://host:8786, or "
+    "`local`. Workers must see the inputs, ROOT and the scratch folder. Needs scshards[dask].",
+)
+@click.option(
+    "--task",
+    metavar="I/N",
+    help="Do the I-th of N shares, beside other processes that do the others, such as the tasks of a "
+    "Slurm array: once for all shares, and once more for the shards; then --finish.",
+)
+@click.option(
+    "--finish", is_flag=True, help="Do what the tasks have left, and publish the manifest."
+)
+@click.option(
+    "--restart",
+    is_flag=True,
+    help="Throw away what an unfinished pack has left at ROOT. Without it, the same command goes on.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON on standard output.")
-def command(
-    inputs: tuple[str, ...],
-    root: str,
-    vocab: str,
-    gene_column: str | None,
-    layer: str | None,
-    raw: bool,
-    obs: tuple[str, ...],
-    where: str | None,
-    min_genes: int,
-    min_match: float,
-    values: str,
-    shuffle: bool,
-    seed: int,
-    valid_fraction: float,
-    split_by: str | None,
-    cells_per_shard: int,
-    compression: str,
-    workers: int | None,
-    scratch: str | None,
-    storage_options: str | None,
-    as_json: bool,
-) -> None:
+def command(inputs: tuple[str, ...], root: str, vocab: str, **chosen: Any) -> None:
     """Pack the cells of h5ad files, 10x .h5 files and mtx folders into a shard set at ROOT.
 
     INPUT and ROOT are local paths or URLs such as s3://bucket/prefix. ROOT must be absent or empty.
     An INPUT may be a quoted pattern, 'data/*.h5ad', or a directory (a URL with a slash at its end),
     which stands for all .h5ad and .h5 files below it, and local mtx folders.
     Every cell, gene and value that is left out is counted by its reason and shown at the end.
+    A pack that was stopped, however it was, goes on when the same command is run again.
 
     \b
     scshards pack a.h5ad b.h5ad -o shards --vocab vocab.json --obs cell_type,donor_id \\
@@ -140,40 +151,78 @@ def command(
     """
     from scshards.base.storage import parse_options
     from scshards.pack import report
-    from scshards.pack.run import PackOptions, pack
+    from scshards.pack.run import PackOptions, pack, pack_share
 
-    options = PackOptions(
-        gene_column=gene_column,
-        layer=layer,
-        raw=raw,
-        obs=split_columns(obs),
-        cells_per_shard=cells_per_shard,
-        compression=compression,  # type: ignore[arg-type]
-        shuffle=shuffle,
-        seed=seed,
-        valid_fraction=valid_fraction,
-        split_by=split_by,
-        min_genes=min_genes,
-        where=where,
-        values=values,  # type: ignore[arg-type]
-        min_match=min_match,
-        workers=workers,
-        scratch=scratch,
-        storage_options=parse_options(storage_options),
+    dask, task, finish, restart, as_json = (
+        chosen.pop(name) for name in ("dask", "task", "finish", "restart", "as_json")
     )
+    _refuse_together({"--task": task, "--finish": finish, "--restart": restart, "--dask": dask})
+    chosen["obs"] = split_columns(chosen["obs"])
+    chosen["storage_options"] = parse_options(chosen["storage_options"])
+    options = PackOptions(**chosen)
+    seconds: dict[int, float] = {}
+    with interruptible():
+        if task is not None:
+            share = _share(task)
+            done = pack_share(inputs, root, vocab, options, share=share)
+            click.echo(json.dumps(dataclasses.asdict(done)) if as_json else _told(done, share))
+            return
+        manifest = pack(
+            inputs, root, vocab, options,
+            dask=dask, restart=restart, finish=finish, seconds=seconds,
+        )  # fmt: skip
+    if as_json:
+        click.echo(report.to_json(report.summary(manifest, seconds)))
+        return
+    click.echo(report.source_table(manifest, seconds))
+    click.echo()
+    click.echo(report.split_table(manifest))
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """End cleanly on Ctrl-C and on SIGTERM, which clusters send, and say what was kept."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        manifest = pack(inputs, root, vocab, options)
+        yield
     except KeyboardInterrupt as e:
         click.echo(str(e) or "interrupted", err=True)
         raise click.Abort from None
-    if as_json:
-        click.echo(report.to_json(report.summary(manifest)))
-        return
-    click.echo(report.source_table(manifest))
-    click.echo()
-    click.echo(report.split_table(manifest))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def split_columns(texts: tuple[str, ...]) -> tuple[str, ...]:
     """The names in `--obs a,b --obs c`."""
     return tuple(name.strip() for text in texts for name in text.split(",") if name.strip())
+
+
+def _refuse_together(options: dict[str, object]) -> None:
+    """Refuse options of which only one can be meant; --finish may use --dask, and so may --restart."""
+    given = [name for name, value in options.items() if value]
+    if "--dask" in given and "--task" not in given:
+        given.remove("--dask")
+    if len(given) > 1:
+        raise ConfigError(f"{given[0]} and {given[1]} can't be given together")
+
+
+def _share(text: str) -> tuple[int, int]:
+    i, slash, n = text.partition("/")
+    if not (slash and i.isdigit() and n.isdigit()):
+        raise ConfigError(f"{text!r} is no share", where="--task", advice="give I/N, such as 3/16")
+    return int(i), int(n)
+
+
+def _told(done: Share, share: tuple[int, int]) -> str:
+    """What is done of a pack in shares, and what comes next."""
+    line = f"share {share[0]} of {share[1]}: {done.slices_done} of {done.slices} slices are packed"
+    if done.slices_done < done.slices:
+        return f"{line}; run the other shares, then all of them once more, then --finish"
+    line += f", {done.shards_done} of {done.shards} shards written"
+    if done.shards_done < done.shards:
+        return f"{line}; run the other shares once more, then --finish"
+    return f"{line}; run --finish"

@@ -21,6 +21,8 @@ from scshards.shards.manifest import LabelInfo
 MAX_EXACT = 1 << 53
 """The largest whole number up to which float64 holds every one."""
 
+_CAN_BE_TEXT = (str, bytes, bool, int, float, np.bool_, np.number)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Label:
@@ -120,13 +122,7 @@ def read_label(values: Any, *, where: object = None) -> Label:
         numbers = np.full(len(missing), np.nan)
         numbers[~missing] = present.astype(np.float64)
         return Label(kind="number", values=numbers)
-    if kind in "bOSUT":
-        return _category(values, missing, where)
-    raise SourceError(
-        f"the column is of type {getattr(values, 'dtype', type(values).__name__)}",
-        where=where,
-        advice="labels are text, booleans or numbers",
-    )
+    return _category(values, missing, where)
 
 
 def unite(
@@ -168,6 +164,33 @@ def unite(
     return LabelInfo(kind="category", categories=tuple(categories)), maps
 
 
+def distinct_texts(values: Any, where: object = None) -> tuple[NDArray[np.int64], list[str]]:
+    """The distinct values of a column without missing ones, as text.
+
+    Returns
+    -------
+    The place of each value among the texts, and the texts; two may be equal, as those of 3 and "3".
+
+    Raises
+    ------
+    SourceError
+        For values that are neither text, boolean nor number.
+    """
+    import pandas as pd
+
+    dtype = getattr(values, "dtype", None)
+    if getattr(dtype, "kind", "O") not in "biufOSUT":
+        raise _wrong_type(dtype, where)
+    try:
+        codes, distinct = pd.factorize(np.asarray(values, object))
+        odd = next((v for v in distinct.tolist() if not isinstance(v, _CAN_BE_TEXT)), None)
+    except TypeError:  # it can't be hashed
+        odd = next(v for v in values if not isinstance(v, _CAN_BE_TEXT))
+    if odd is not None:
+        raise _wrong_type(type(odd).__name__, where)
+    return codes, [text_of(v) for v in distinct.tolist()]
+
+
 def text_of(value: Any) -> str:
     """A category as text; whole numbers without a fraction, so that 3 and 3.0 are one category."""
     if isinstance(value, bytes):
@@ -178,19 +201,10 @@ def text_of(value: Any) -> str:
 
 
 def _category(values: Any, missing: NDArray[np.bool_], where: object = None) -> Label:
-    import pandas as pd
-
-    found, distinct = pd.factorize(np.asarray(values[~missing], object))
-    for value in distinct.tolist():
-        if not isinstance(value, str | bytes | bool | int | float | np.bool_ | np.number):
-            raise SourceError(
-                f"the column holds a {type(value).__name__}",
-                where=where,
-                advice="labels are text, booleans or numbers",
-            )
+    found, texts = distinct_texts(values[~missing], where)
     codes = np.full(len(missing), -1, np.int64)
     codes[~missing] = found
-    return _coded(codes, [text_of(v) for v in distinct.tolist()])
+    return _coded(codes, texts)
 
 
 def _coded(codes: NDArray[np.int64], texts: list[str]) -> Label:
@@ -199,3 +213,11 @@ def _coded(codes: NDArray[np.int64], texts: list[str]) -> Label:
     place = {c: i for i, c in enumerate(categories)}
     common = np.array([place[t] for t in texts] + [-1], np.int32)  # the last is that of -1
     return Label(kind="category", values=common[codes], categories=tuple(categories))
+
+
+def _wrong_type(found: object, where: object) -> SourceError:
+    return SourceError(
+        f"the column holds values of type {found}",
+        where=where,
+        advice="text, booleans and numbers can be used: store it as one of them, or leave it out",
+    )

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import ConfigError, SourceError
+from scshards.base.errors import ConfigError
 from scshards.pack import plan
-from scshards.pack.labels import text_of
+from scshards.pack.labels import distinct_texts, text_of
 from scshards.pack.marks import publish
 
 HASHES = "unique.bin"
@@ -103,28 +103,10 @@ def hash_texts(
 
 def _hash_chunk(values: Any, where: object) -> NDArray[np.uint64]:
     """Hashes of values of which none is missing."""
-    import pandas as pd
-
-    kind = getattr(getattr(values, "dtype", None), "kind", "O")
-    if kind in "iu":
+    if getattr(getattr(values, "dtype", None), "kind", "O") in "iu":
         return _hashed(np.asarray(values).astype(str).tolist())
-    if kind in "bfOSUT":
-        codes, distinct = pd.factorize(np.asarray(values, object))
-        odd = next((v for v in distinct.tolist() if not _can_be_text(v)), None)
-        if odd is None:
-            return _hashed([text_of(v) for v in distinct.tolist()])[codes]
-        found = type(odd).__name__
-    else:
-        found = str(values.dtype)
-    raise SourceError(
-        f"the column holds values of type {found}",
-        where=where,
-        advice="cells can be told apart by text, booleans or numbers",
-    )
-
-
-def _can_be_text(value: Any) -> bool:
-    return isinstance(value, str | bytes | bool | int | float | np.bool_ | np.number)
+    codes, texts = distinct_texts(values, where)
+    return _hashed(texts)[codes]
 
 
 def _hashed(texts: list[str]) -> NDArray[np.uint64]:

@@ -9,16 +9,17 @@ import numpy as np
 NEGATIVE, NAN, INFINITE, FRACTION, HUGE, UNFIT, NO_COLUMN = 1, 2, 3, 4, 5, 6, 7
 """Faults of a value; NO_COLUMN of its place."""
 
-_TOO_LARGE = 9.223372036854775e18
-
 
 @nb.njit(nogil=True, cache=True)
-def tokenize(indptr, indices, data, tokens, counts, scratch, bits, out_indptr, genes, values):
+def tokenize(
+    indptr, indices, data, largest, tokens, counts, scratch, bits, out_indptr, genes, values
+):
     """Rows of CSR to token rows; see tokenizer.tokenize_rows.
 
-    `scratch` [tokens] of the output's dtype and `bits` (a zeroed bit set of the tokens) are work
-    space. Returns a fault (0: none) with its row and its place in `data`, the number of values in
-    unmatched columns, and the last row in which a token repeats (-1: none).
+    `largest` is the largest count, a float for floats: compared so, it is exact. `scratch` [tokens] of
+    the output's dtype and `bits` (a zeroed bit set of the tokens) are work space. Returns a fault (0:
+    none) with its row and its place in `data`, the number of values in unmatched columns, and the last
+    row in which a token repeats (-1: none).
     """
     start = indptr[0]
     n = 0
@@ -32,11 +33,11 @@ def tokenize(indptr, indices, data, tokens, counts, scratch, bits, out_indptr, g
                 continue
             # What is nearly always so, in as few tests as will do: NaN fails every comparison.
             if counts:
-                fits = v > 0 and v < _TOO_LARGE and np.int64(v) == v
+                fits = v > 0 and v <= largest and np.int64(v) == v
             else:
                 fits = np.float32(v) > 0 and np.float32(v) < np.inf
             if not fits:
-                return _fault(v, counts), row, i, unmatched, repeated_row
+                return _fault(v, largest, counts), row, i, unmatched, repeated_row
             # A damaged file may point anywhere, and this loop reads without bounds checks.
             column = indices[i]
             if column < 0 or column >= len(tokens):
@@ -70,7 +71,7 @@ def tokenize(indptr, indices, data, tokens, counts, scratch, bits, out_indptr, g
 
 
 @nb.njit(nogil=True)
-def _fault(v, counts):
+def _fault(v, largest, counts):
     """What is wrong with a value that is not zero and does not fit."""
     if v != v:
         return NAN
@@ -80,7 +81,7 @@ def _fault(v, counts):
         return INFINITE
     if not counts:
         return UNFIT
-    return HUGE if v >= _TOO_LARGE else FRACTION
+    return HUGE if v > largest else FRACTION
 
 
 @nb.extending.intrinsic

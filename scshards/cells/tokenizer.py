@@ -23,6 +23,9 @@ from scshards.cells.vocab import Vocab
 ValueKind = Literal["counts", "float"]
 
 _DAMAGED = "the file is damaged: restore it from a good copy"
+_LARGEST = {"i": np.int64(2**63 - 1), "f": np.nextafter(np.float64(2**63), 0)}
+"""The largest count of integers and of floats: below 2^63."""
+
 _FAULTS = {
     kernels.NEGATIVE: "is negative",
     kernels.NAN: "is not a number (NaN)",
@@ -146,7 +149,17 @@ def tokenize_rows(
     scratch = np.zeros(match.n_tokens, values.dtype)
     bits = np.zeros((match.n_tokens + 63) // 64, np.uint64)
     fault, row, at, unmatched, repeated_row = kernels.tokenize(
-        indptr, indices, data, match.tokens, counts, scratch, bits, out_indptr, genes, values
+        indptr,
+        indices,
+        data,
+        _LARGEST[data.dtype.kind],
+        match.tokens,
+        counts,
+        scratch,
+        bits,
+        out_indptr,
+        genes,
+        values,
     )
     if fault == kernels.NO_COLUMN:
         raise SourceError(

@@ -54,6 +54,12 @@ class Csr(ByRows):
             with reading(self._where):
                 window = self._indptr[first : min(first + max_rows, stop) + 1].astype(np.int64)
             _check_indptr(window, self.n_values, self._where)
+            _check_ends(
+                window[0] if first == 0 else None,
+                window[-1] if first + len(window) - 1 == self.shape[0] else None,
+                self.n_values,
+                self._where,
+            )
             for a, b in _cuts(window, max_values):
                 indptr = window[a : b + 1]
                 with reading(self._where):
@@ -174,6 +180,7 @@ class Csc:
         with reading(self._where):
             column_ptr = self._indptr[:].astype(np.int64)
         _check_indptr(column_ptr, self.n_values, self._where)
+        _check_ends(column_ptr[0], column_ptr[-1], self.n_values, self._where)
 
         def of_values(a: int, b: int) -> NDArray[Any]:
             inside = np.clip(column_ptr, a, b)
@@ -264,6 +271,12 @@ def _check_parts(indptr: Any, indices: Any, data: Any, n: int, where: str) -> No
             "the parts of the sparse matrix do not fit together", where=where, advice=_DAMAGED
         )
 
+    for name, part in (("indptr", indptr), ("indices", indices)):
+        if part.dtype.kind not in "iu":
+            raise SourceError(
+                f"{name} of dtype {part.dtype} are not whole numbers", where=where, advice=_DAMAGED
+            )
+
 
 def _check_dtype(data: Any, where: str) -> None:
     if data.dtype.kind not in "biuf":
@@ -277,6 +290,16 @@ def _check_dtype(data: Any, where: str) -> None:
 def _check_indptr(indptr: NDArray[np.int64], n_values: int, where: str) -> None:
     if len(indptr) and (indptr[0] < 0 or indptr[-1] > n_values or (np.diff(indptr) < 0).any()):
         raise SourceError("the row pointers do not ascend", where=where, advice=_DAMAGED)
+
+
+def _check_ends(first: int | None, last: int | None, n_values: int, where: str) -> None:
+    """Values before the first row or after the last one would be left out without a word."""
+    if first or (last is not None and last != n_values):
+        raise SourceError(
+            f"the row pointers do not span the matrix's {n_values:,} values",
+            where=where,
+            advice=_DAMAGED,
+        )
 
 
 def _checked_columns(indices: NDArray[Any], n_columns: int, where: str) -> NDArray[np.int32]:

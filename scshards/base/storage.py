@@ -8,14 +8,16 @@ the only module that knows fsspec. Called by shards, pack, stream and train.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from scshards.base.errors import ConfigError, StorageError
 from scshards.base.remote import RemoteFile, no_ranges, translated, version
@@ -190,14 +192,22 @@ class Storage:
         """A seekable binary file for reading; remote files are read in ranges as needed."""
         with translated(self.at(path)):
             if self.is_local:
-                return Path(self._full(path)).open("rb")
+                file = Path(self._full(path))
+                # Opening a pipe would wait for whoever writes there, and it can't be sought in.
+                if stat.S_IFMT(file.stat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+                    raise StorageError(
+                        "this is not a file but a pipe, a socket or a device",
+                        where=self.at(path),
+                        advice="write it to a file first, and name that",
+                    )
+                return file.open("rb")
             stream = self._fs.open(self._full(path), "rb")
             try:
                 stream.seek(0, os.SEEK_END)
                 stream.seek(0)
             except ValueError:
                 raise no_ranges(self.at(path)) from None
-        return cast(BinaryIO, RemoteFile(stream, self.at(path)))
+        return io.BufferedReader(RemoteFile(stream, self.at(path)))
 
     def write(self, path: str, data: bytes | memoryview) -> None:
         """Publish `data` at `path`: all of it or nothing, replacing what was there."""
@@ -262,6 +272,11 @@ class Storage:
 def is_local(url: str) -> bool:
     """Whether an address is a plain path (or file://) and not a URL of some store."""
     return url.startswith("file://") or not _SCHEME.match(url)
+
+
+def is_web(url: str) -> bool:
+    """Whether an address is a web server's, which lists no folders."""
+    return url.startswith(("http://", "https://"))
 
 
 def redact(url: str) -> str:

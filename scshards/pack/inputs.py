@@ -1,8 +1,8 @@
-"""The inputs as a person names them -> the files and folders to open: globs and directories expanded.
+"""The inputs as a person names them -> the files and folders to open.
 
-    expand(["data/*.h5ad", "s3://bucket/"]) -> ["data/a.h5ad", "data/b.h5ad", "s3://bucket/x.h5ad"]
+    expand(["data/*.h5ad", "s3://bucket/"]) -> [InputFile("data/a.h5ad", "data/a.h5ad"), ...]
 
-Called by pack.run and pack.vocabulary.
+Lists, globs and directories are expanded. Called by pack.run and pack.vocabulary.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from scshards.base.errors import ConfigError, StorageError
-from scshards.base.storage import Storage, is_local
-from scshards.pack.sources import display_name, is_mtx_folder
+from scshards.base.errors import ConfigError
+from scshards.base.storage import Storage, is_local, is_web
+from scshards.pack.sources import display_name, folder_kind
 
-SUFFIXES = (".h5ad", ".h5")
-"""What is taken from a directory, beside mtx folders."""
+SUFFIXES = (".h5ad", ".h5", ".zarr.zip")
+"""The files that are taken from a directory, beside zarr stores and mtx folders."""
+
+LISTS = (".txt", ".tsv")
+"""What a list of inputs ends with; one of another name is marked by an @ before it."""
 
 Input = str | os.PathLike[str]
 
@@ -33,6 +36,7 @@ class InputFile(NamedTuple):
 
 _GLOB_LOCAL = re.compile(r"[*?\[]")
 _GLOB_REMOTE = re.compile(r"[*\[]")  # a question mark begins the query of an https:// address
+_NO_FILES = "the directory holds no .h5ad or .h5 file, no zarr store and no mtx folder"
 
 
 def expand(
@@ -43,81 +47,203 @@ def expand(
     Parameters
     ----------
     inputs
-        Files, mtx folders, globs (`*`, `[ab]`, `**` for any depth and, for local paths, `?`), and
-        directories, remote ones with a slash at the end: all their .h5ad and .h5 files and, in local
-        ones, mtx folders, at any depth. A path that exists is taken as it is, whatever is in its name.
+        Files, zarr stores and mtx folders; globs (`*`, `[ab]`, `**` for any depth and, for local
+        paths, `?`); directories, remote ones with a slash at the end: all .h5ad, .h5 and .zarr.zip
+        files, zarr stores and mtx folders in them, at any depth. A path that exists is taken as it
+        is, whatever is in its name. And lists: .txt and .tsv files, or @FILE, with one of all these
+        a line, and, after a tab, the name of a single input; what is relative there is relative to
+        the list's own folder, and lines that are blank or begin with # are passed over.
     storage_options
         For the file systems.
 
     Raises
     ------
     ConfigError
-        When there is no input, a glob or directory gives none, or an input is there twice.
+        When there is no input, a glob, directory or list gives none, or an input or name is there
+        twice.
     StorageError
-        When a bucket can't be listed.
+        When a list can't be read, or a bucket not be listed.
     """
     given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
-    urls = [url for i in given for url in _expanded(os.fspath(i), storage_options)]
-    if not urls:
+    files: list[InputFile] = []
+    for one in given:
+        listed = _list_address(os.fspath(one))
+        if listed is None:
+            urls = _expanded(os.fspath(one), storage_options)
+            files += [InputFile(url, display_name(url)) for url in urls]
+        else:
+            files += _read_list(listed, storage_options)
+    if not files:
         raise ConfigError("there is nothing to read: no input was given")
-    seen: set[str] = set()
-    for url in urls:
-        if url in seen:
-            raise ConfigError("an input is given twice", where=display_name(url))
-        seen.add(url)
-    return [InputFile(url, display_name(url)) for url in urls]
+    _refuse_repeats(files)
+    return files
+
+
+def _refuse_repeats(files: Iterable[InputFile]) -> None:
+    places: set[str] = set()
+    names: set[str] = set()
+    for file in files:
+        place = str(_path(file.url).absolute()) if is_local(file.url) else file.url.rstrip("/")
+        if os.path.normpath(place) in places:
+            raise ConfigError("an input is given twice", where=file.name)
+        if file.name in names:
+            raise ConfigError(
+                "two inputs have the same name",
+                where=file.name,
+                advice="name them in a list of inputs: a .txt file, with a tab and the name after each",
+            )
+        places.add(os.path.normpath(place))
+        names.add(file.name)
+
+
+def _list_address(text: str) -> str | None:
+    if text.startswith("@"):
+        return text[1:]
+    return text if text.endswith(LISTS) else None
+
+
+def _read_list(url: str, options: Mapping[str, Any] | None) -> list[InputFile]:
+    where = display_name(url)
+    try:
+        text = Storage(url, options).read("").decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigError(
+            "a list of inputs must be text in UTF-8", where=where, advice="one input a line"
+        ) from None
+    folder = str(_path(url).parent) if is_local(url) else url[: url.rindex("/") + 1]
+    files = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.startswith("#"):
+            try:
+                files += _listed(line, folder, options)
+            except ConfigError as e:
+                at = f"{where}, line {number}" + (f": {e.where}" if e.where else "")
+                raise ConfigError(e.what, where=at, advice=e.advice) from None
+    if not files:
+        raise ConfigError("the list names no input", where=where)
+    return files
+
+
+def _listed(line: str, folder: str, options: Mapping[str, Any] | None) -> list[InputFile]:
+    address, *names = (part.strip() for part in line.split("\t"))
+    name = names[0] if names else ""
+    if not address or len(names) > 1 or not name.isprintable():
+        raise ConfigError("a line of the list is not an input, or an input, a tab and its name")
+    if _list_address(address) is not None:
+        raise ConfigError("a list can't name another list", where=address)
+    if is_local(address) and not _path(address).is_absolute():
+        address = str(Path(folder) / address) if is_local(folder) else f"{folder}{address}"
+    urls = _expanded(address, options)
+    if name and len(urls) > 1:
+        raise ConfigError(f"one name is given to {len(urls):,} inputs", where=address)
+    return [InputFile(url, name or display_name(url)) for url in urls]
 
 
 def _expanded(url: str, options: Mapping[str, Any] | None) -> list[str]:
     return _local(url) if is_local(url) else _remote(url, options)
 
 
+def _path(url: str) -> Path:
+    return Path(url.removeprefix("file://")).expanduser()
+
+
 def _local(url: str) -> list[str]:
-    path = Path(url.removeprefix("file://")).expanduser()
+    path = _path(url)
     if path.is_dir():
-        return [url] if is_mtx_folder(path) else _directory(path, url)
+        below = list(_below(Storage(path), path.absolute().name))
+        if below == [""]:
+            return [url]
+        return _some(sorted(str(path / name) for name in below), url, _NO_FILES)
     if path.exists() or not _GLOB_LOCAL.search(str(path)):
         return [url]
     parts = path.parts
     first = next(i for i, part in enumerate(parts) if _GLOB_LOCAL.search(part))
-    # Directories that a pattern happens to meet are not meant, unless they are inputs themselves.
+    root = Path(*parts[:first])
     try:
-        met = list(Path(*parts[:first]).glob(str(PurePosixPath(*parts[first:]))))
+        met = list(root.glob(str(PurePosixPath(*parts[first:]))))
     except ValueError as e:
         raise ConfigError(f"this pattern can't be used: {e}", where=url) from None
-    found = {str(p) for p in met if p.is_file() or is_mtx_folder(p)}
+    # Directories that a pattern happens to meet are not meant, unless they are inputs themselves;
+    # and nothing is meant that is inside of an input.
+    kinds: dict[Path, bool] = {}
+
+    def is_input(p: Path) -> bool:
+        if p not in kinds:
+            kinds[p] = p.is_dir() and folder_kind(p.name, Storage(p).folder()[1]) is not None
+        return kinds[p]
+
+    found = {
+        str(p)
+        for p in met
+        if (p.is_file() or is_input(p))
+        and not any(is_input(q) for q in p.parents if len(q.parts) > len(root.parts))
+    }
     return _some(sorted(found), url, "no file matches this pattern")
 
 
-def _directory(path: Path, url: str) -> list[str]:
-    def stop(e: OSError) -> None:
-        raise StorageError(f"the folder can't be listed: {e.strerror}", where=e.filename) from e
-
-    found = []
-    for folder, folders, files in os.walk(path, onerror=stop):
-        if is_mtx_folder(Path(folder)):
-            found.append(str(Path(folder)))
-            folders.clear()
-        else:
-            found += [str(Path(folder) / name) for name in files if name.endswith(SUFFIXES)]
-    return _some(sorted(found), url, "the directory holds no .h5ad or .h5 file and no mtx folder")
-
-
 def _remote(url: str, options: Mapping[str, Any] | None) -> list[str]:
-    if url.endswith("/"):
-        found = [f"{url}{path}" for path in Storage(url, options).list() if path.endswith(SUFFIXES)]
-        return _some(found, url, "there is no .h5ad or .h5 file below this address")
+    if url.endswith(".zarr/"):
+        return [url.rstrip("/")]
     glob = _GLOB_REMOTE.search(url.partition("?")[0])
+    if url.endswith("/"):
+        _refuse_web(url)
+        storage = Storage(url, options)
+        below = list(_below(storage, url.rstrip("/").rpartition("/")[2]))
+        if below == [""]:
+            return [url.rstrip("/")]
+        return _some(sorted(f"{url}{path}" for path in below), url, _NO_FILES)
     if glob is None or Storage(url, options).exists(""):
         return [url]
+    _refuse_web(url)
     root = url[: url.rindex("/", 0, glob.start()) + 1]
-    pattern = url[len(root) :].split("/")
-    found = [
-        f"{root}{path}"
-        for path in Storage(root, options).list()
-        if _matches(path.split("/"), pattern)
-    ]
-    return _some(found, url, "no file matches this pattern")
+    met = set(_matching(Storage(root, options), "", url[len(root) :].split("/")))
+    return _some(sorted(f"{root}{path}" for path in met), url, "no file matches this pattern")
+
+
+def _refuse_web(url: str) -> None:
+    if is_web(url):
+        raise ConfigError(
+            "the files of a web server can't be listed",
+            where=display_name(url),
+            advice="name each file, or write their addresses into a list, a .txt file",
+        )
+
+
+def _below(storage: Storage, name: str, path: str = "") -> Iterator[str]:
+    """The inputs of a folder, at any depth, as paths below the root; "" when it is one itself."""
+    folders, files = storage.folder(path)
+    if folder_kind(name, files):
+        yield path
+        return
+    start = f"{path}/" if path else ""
+    yield from (f"{start}{file}" for file in files if file.endswith(SUFFIXES))
+    for folder in folders:
+        below = f"{start}{folder}"
+        local = storage.local_path
+        if local is None or not (local / below).is_symlink():
+            yield from _below(storage, folder, below)
+        elif folder_kind(folder, storage.folder(below)[1]):
+            yield below  # no other link is followed: it may lead in a circle
+
+
+def _matching(storage: Storage, path: str, pattern: Sequence[str]) -> Iterator[str]:
+    """The inputs below a folder that fit the parts of a pattern; `**` is any number of folders."""
+    folders, files = storage.folder(path)
+    start, head, rest = f"{path}/" if path else "", pattern[0], pattern[1:]
+    if head == "**":
+        if rest:
+            yield from _matching(storage, path, rest)
+    elif not rest:
+        yield from (f"{start}{name}" for name in files if fnmatch.fnmatchcase(name, head))
+    for name in folders:
+        below = f"{start}{name}"
+        if head != "**" and not fnmatch.fnmatchcase(name, head):
+            continue
+        if folder_kind(name, storage.folder(below)[1]):  # and nothing is looked for inside of it
+            if not rest or rest == ["**"]:
+                yield below
+        elif head == "**" or rest:
+            yield from _matching(storage, below, pattern if head == "**" else rest)
 
 
 def _some(found: list[str], url: str, otherwise: str) -> list[str]:
@@ -128,12 +254,3 @@ def _some(found: list[str], url: str, otherwise: str) -> list[str]:
             advice="check the spelling; quote patterns, so that the shell leaves them alone",
         )
     return found
-
-
-def _matches(path: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether the parts of a path fit those of a pattern, where `**` is any number of folders."""
-    if not pattern or not path:
-        return not pattern and not path
-    if pattern[0] == "**":
-        return _matches(path, pattern[1:]) or _matches(path[1:], pattern)
-    return fnmatch.fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])

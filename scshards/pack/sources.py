@@ -1,29 +1,31 @@
-"""Opens the inputs of pack: h5ad and 10x `.h5` files, local or behind any fsspec URL, and mtx folders.
+"""Opens the inputs of pack: h5ad files, zarr stores, 10x `.h5` files and mtx folders, local or remote.
 
     open_source(url, ordinal, ...) -> Source     .genes, .obs(column), .blocks(start, stop)
 
-sources_base is the contract; sources_h5ad, sources_10x and sources_mtx are the kinds of inputs, told
-apart by what is in them; sources_matrix reads their matrices. Called by pack.survey, pack.scatter and
-pack.vocabulary, and by train.embed.
+sources_base is the contract; sources_h5ad, sources_zarr, sources_10x and sources_mtx are the kinds of
+inputs, told apart by what is in them; sources_matrix reads their matrices. Called by pack.survey,
+pack.scatter, pack.inputs and pack.vocabulary, and by train.embed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from scshards.base.errors import ConfigError
-from scshards.base.storage import Storage
+from scshards.base.storage import Storage, is_web
 from scshards.pack.sources_10x import TenXFile, is_10x, refuse_choice
+from scshards.pack.sources_anndata import AnnDataSource
+from scshards.pack.sources_base import ZARR_MARKS
 from scshards.pack.sources_base import Block as Block
 from scshards.pack.sources_base import Source as Source
 from scshards.pack.sources_base import display_name as display_name
 from scshards.pack.sources_h5ad import H5ad
 from scshards.pack.sources_hdf5 import open_hdf5
-from scshards.pack.sources_mtx import MtxFolder, is_mtx_folder
+from scshards.pack.sources_mtx import MATRIX, MtxFolder
 from scshards.shards.tar import MAX_ROWS, MAX_SOURCES
 
 
@@ -43,7 +45,8 @@ def open_source(
     Parameters
     ----------
     url
-        An h5ad file or a 10x `.h5` file: a local path or an fsspec URL. Or a local mtx folder.
+        An h5ad file, a 10x `.h5` file, a zarr store (a folder or a .zip) or an mtx folder: a local
+        path or an fsspec URL.
     ordinal
         Its number among the inputs.
     name
@@ -94,19 +97,28 @@ def _opened(
     storage_options: Mapping[str, Any] | None,
     scratch: Path | None,
 ) -> Source:
-    folder = Storage(url, storage_options).local_path
-    if folder is not None and is_mtx_folder(folder):
+    storage = Storage(url, storage_options)
+    kind = _kind(url, storage)
+    if kind == "mtx":
         refuse_choice(layer, raw, name)
-        return MtxFolder(folder, name, ordinal, gene_column=gene_column, scratch=scratch)
+        return MtxFolder(storage, name, ordinal, gene_column=gene_column, scratch=scratch)
     with contextlib.ExitStack() as on_error:
         closing = on_error.enter_context(contextlib.ExitStack())
-        file = open_hdf5(url, name, storage_options, closing)
+        file: Any
+        made: type[AnnDataSource]
+        if kind == "zarr":
+            # zarr is large, and most packs do not need it.
+            from scshards.pack.sources_zarr import ZarrStore, open_zarr
+
+            file, made = open_zarr(url, name, storage_options, closing), ZarrStore
+        else:
+            file, made = open_hdf5(url, name, storage_options, closing), H5ad
         source: Source
-        if is_10x(file):
+        if kind == "hdf5" and is_10x(file):
             refuse_choice(layer, raw, name)
             source = TenXFile(file, closing, name, ordinal, gene_column=gene_column)
         else:
-            source = H5ad(
+            source = made(
                 file,
                 closing,
                 name,
@@ -118,3 +130,23 @@ def _opened(
             )
         on_error.pop_all()  # the source closes it from here on
     return source
+
+
+def folder_kind(name: str, files: Collection[str]) -> Literal["zarr", "mtx"] | None:
+    """What kind of input a folder is, by its name and the names of the files in it."""
+    if any(mark in files for mark in ZARR_MARKS):
+        return "zarr"
+    if any(matrix in files for matrix in (MATRIX, f"{MATRIX}.gz")):
+        return "mtx"
+    # A store that lost its metadata is refused when it is opened, not left out in silence.
+    return "zarr" if name.endswith(".zarr") else None
+
+
+def _kind(url: str, storage: Storage) -> Literal["hdf5", "zarr", "mtx"]:
+    if url.endswith(".zip"):
+        return "zarr"
+    name, local = url.rstrip("/"), storage.local_path
+    if is_web(url):
+        return "zarr" if name.endswith(".zarr") else "hdf5"
+    is_file = name.endswith((".h5ad", ".h5")) if local is None else not local.is_dir()
+    return "hdf5" if is_file else folder_kind(name, storage.folder()[1]) or "hdf5"

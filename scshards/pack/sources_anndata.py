@@ -64,6 +64,10 @@ class AnnDataSource(Source):
     def _old_categories(self, frame: Any, node: Any) -> Any:
         """The categories of a column of anndata 0.7, whose codes are an array with an attribute."""
 
+    @abc.abstractmethod
+    def _names_in(self, group: Any) -> Sequence[str]:
+        """What is in a group; nothing when the file can't be listed."""
+
     @property
     def matrix(self) -> Matrix:
         return self._matrix
@@ -110,6 +114,11 @@ class AnnDataSource(Source):
             raise missing_column(column, self.obs_columns, frame="obs", where=where)
         with reading(f"{where}, column {column!r}"):
             values = self._values(self._file["obs"], column)
+            if getattr(values, "ndim", None) != 1:
+                raise SourceError(
+                    f"the column holds a {type(values).__name__} and not one value for each cell",
+                    where=f"{where}, column {column!r}",
+                )
             if len(values) != self.n_rows:
                 raise SourceError(
                     f"the column has {len(values):,} values for {self.n_rows:,} cells",
@@ -141,7 +150,7 @@ class AnnDataSource(Source):
             path, wanted = next((p for p in known if p.startswith("raw")), "raw/X"), "raw matrix"
         else:
             path, wanted = "X", "matrix X"
-        if path not in known:
+        if path not in self._file:
             layers = [p.removeprefix("layers/") for p in known if p.startswith("layers/")]
             if layer is not None and layers:
                 advice = did_you_mean(layer, layers)
@@ -159,7 +168,9 @@ class AnnDataSource(Source):
         """{its path in the file: the option that chooses it} of all matrices, X first."""
         found = {"X": "the default, X"} if "X" in self._file else {}
         if "layers" in self._file and not _is_array(self._file["layers"]):
-            found |= {f"layers/{name}": f"--layer {name}" for name in self._file["layers"]}
+            found |= {
+                f"layers/{name}": f"--layer {name}" for name in self._names_in(self._file["layers"])
+            }
         for path in ("raw/X", "raw.X"):  # the latter before anndata 0.7
             if path in self._file:
                 found[path] = "--raw"
@@ -175,7 +186,7 @@ class AnnDataSource(Source):
             raise SourceError(
                 f"the matrix has the encoding {kind!r}; CSR, CSC and dense can be read", where=where
             )
-        by_rows, size = kind.startswith("csr"), (int(shape[0]), int(shape[1]))
+        by_rows, size = kind.startswith("csr"), _size(shape)
         parts = self._parts(node, size, by_rows)
         return Csr(*parts, size, where) if by_rows else Csc(*parts, size, where, self._scratch)
 
@@ -259,6 +270,14 @@ def _index_name(frame: Any) -> str:
     if name is None:
         raise KeyError("this table has no index, so its rows have no names")
     return name
+
+
+def _size(shape: Any) -> tuple[int, int]:
+    """The shape that a sparse matrix says it has."""
+    size = np.asarray(shape)
+    if size.shape != (2,) or size.dtype.kind not in "iu" or size.min() < 0:
+        raise ValueError(f"{shape} is no shape of a matrix")
+    return int(size[0]), int(size[1])
 
 
 def _attr(node: Any, name: str) -> str | None:

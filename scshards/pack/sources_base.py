@@ -24,6 +24,9 @@ BLOCK_ROWS = 1 << 16
 BLOCK_VALUES = 1 << 21
 """Most rows and values of a block: 2M values are 8 to 32 MB, whatever the cells are like."""
 
+ZARR_MARKS = ("zarr.json", ".zgroup")
+"""The file that makes a folder a zarr group, in format 3 and 2."""
+
 
 class Block(NamedTuple):
     """Some rows of a matrix.

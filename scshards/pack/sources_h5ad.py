@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from scshards.pack.sources_anndata import AnnDataSource
@@ -18,3 +19,6 @@ class H5ad(AnnDataSource):
 
     def _old_categories(self, frame: Any, node: Any) -> Any:
         return self._file[node.attrs["categories"]]
+
+    def _names_in(self, group: Any) -> Sequence[str]:
+        return list(group)

@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import SourceError, StorageError
+from scshards.base.errors import SourceError
+from scshards.base.storage import Storage
 from scshards.pack.sources_10x import TenX
 from scshards.pack.sources_base import Matrix
 from scshards.pack.sources_matrix import Csr, Triplets, reading
@@ -30,7 +31,7 @@ from scshards.pack.sources_scratch import published, scratch_writes
 TEXT_BYTES = 1 << 23
 """So much text is parsed at once: about 700 thousand entries, 17 MB as numbers."""
 
-_MATRIX = "matrix.mtx"
+MATRIX = "matrix.mtx"
 _BANNER = b"%%MatrixMarket matrix coordinate"
 _FIELDS = {b"integer": np.dtype(np.int64), b"real": np.dtype(np.float64)}
 _DAMAGED = "the file is damaged or incomplete: copy or download it again"
@@ -43,7 +44,7 @@ class MtxFolder(TenX):
 
     def __init__(
         self,
-        folder: Path,
+        folder: Storage,
         name: str,
         ordinal: int,
         *,
@@ -60,11 +61,11 @@ class MtxFolder(TenX):
             )
         columns = {label: [f[i] for f in features] for i, label in _COLUMNS if i < width}
         super().__init__(name, ordinal, columns, gene_column=gene_column)
-        self.matrix_name = _MATRIX
-        self._path = _find(folder, _MATRIX, where=name)
-        self._where = f"{name}: {self._path.name}"
+        self.matrix_name = MATRIX
+        self._folder, self._file = folder, _find(folder, MATRIX, where=name)
+        self._where = f"{name}: {self._file}"
         self.n_rows = len(_table(folder, "barcodes.tsv", where=name))
-        with _opened(self._path, self._where) as f:
+        with _opened(folder, self._file, self._where) as f:
             self._dtype, (n_features, n_cells, self.n_values) = _header(f, self._where)
         if (n_features, n_cells) != (self.n_columns, self.n_rows):
             raise SourceError(
@@ -107,7 +108,7 @@ class MtxFolder(TenX):
         counts = np.zeros(self.n_rows, np.int64)
         is_sorted, last, n = True, 0, 0
         with contextlib.ExitStack() as stack:
-            source = stack.enter_context(_opened(self._path, self._where))
+            source = stack.enter_context(_opened(self._folder, self._file, self._where))
             files = [stack.enter_context((folder / name).open("wb")) for name, _ in self._files()]
             _header(source, self._where)
             for entries in self._entries(source):
@@ -171,28 +172,23 @@ class MtxFolder(TenX):
         return (("features.bin", index), ("values.bin", self._dtype), ("cells.bin", index))
 
 
-def is_mtx_folder(folder: Path) -> bool:
-    """Whether a local path is a folder with a matrix.mtx or matrix.mtx.gz."""
-    return any((folder / name).is_file() for name in (_MATRIX, f"{_MATRIX}.gz"))
+def _find(folder: Storage, *names: str, where: str) -> str:
+    there = folder.folder()[1]
+    found = next((f for name in names for f in (name, f"{name}.gz") if f in there), None)
+    if found is None:
+        raise SourceError(
+            f"the folder has no {' or '.join(names)}, plain or .gz",
+            where=where,
+            advice="an mtx folder holds matrix.mtx, barcodes.tsv and features.tsv (or genes.tsv)",
+        )
+    return found
 
 
-def _find(folder: Path, *names: str, where: str) -> Path:
-    paths = [folder / f"{name}{end}" for name in names for end in ("", ".gz")]
-    for path in paths:
-        if path.is_file():
-            return path
-    raise SourceError(
-        f"the folder has no {' or '.join(names)}, plain or .gz",
-        where=where,
-        advice="an mtx folder holds matrix.mtx, barcodes.tsv and features.tsv (or genes.tsv)",
-    )
-
-
-def _table(folder: Path, *names: str, where: str) -> Sequence[list[str]]:
+def _table(folder: Storage, *names: str, where: str) -> Sequence[list[str]]:
     """The rows of a tab-separated file without a header."""
-    path = _find(folder, *names, where=where)
-    where = f"{where}: {path.name}"
-    with _opened(path, where) as f:
+    file = _find(folder, *names, where=where)
+    where = f"{where}: {file}"
+    with _opened(folder, file, where) as f:
         data = _read(f, -1, where)
     with reading(where):
         lines = data.decode().split("\n")
@@ -235,13 +231,10 @@ def _read(f: BinaryIO, size: int, where: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, where: str) -> Iterator[BinaryIO]:
+def _opened(folder: Storage, file: str, where: str) -> Iterator[BinaryIO]:
     with contextlib.ExitStack() as stack:
-        try:
-            f: Any = stack.enter_context(path.open("rb"))
-        except OSError as e:
-            raise StorageError(f"the file can't be read: {e.strerror}", where=where) from e
-        if path.suffix == ".gz":
+        f: Any = stack.enter_context(folder.open(file))
+        if file.endswith(".gz"):
             f = stack.enter_context(gzip.GzipFile(fileobj=f))
         yield f
 

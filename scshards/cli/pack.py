@@ -50,6 +50,25 @@ if TYPE_CHECKING:
     help="Drop cells with values of fewer genes of the vocabulary.",
 )
 @click.option(
+    "--max-genes",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Drop cells with values of more genes of the vocabulary, such as doublets.",
+)
+@click.option(
+    "--min-counts",
+    metavar="N",
+    type=click.FloatRange(0, min_open=True),
+    help="Drop cells whose values of the vocabulary's genes sum to less.",
+)
+@click.option(
+    "--unique",
+    metavar="COL",
+    help="Of the cells of all inputs that have the same value of this column of obs, such as a barcode "
+    "or soma_joinid, keep only the first. Decided after --where, before cells are dropped for their "
+    "genes or counts.",
+)
+@click.option(
     "--min-match",
     default=0.5,
     show_default=True,
@@ -79,10 +98,24 @@ if TYPE_CHECKING:
     help="The share of the cells that goes to the split `valid`.",
 )
 @click.option(
+    "--test-fraction",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1, max_open=True),
+    help="The share of the cells that goes to the split `test`. It does not change which cells are in "
+    "`valid`.",
+)
+@click.option(
     "--split-by",
     metavar="COL",
-    help="Put all cells with the same value of this column of obs, such as a donor, into one split. "
-    "The column is kept as a label.",
+    help="Put all cells with the same value of this column of obs, such as a donor, into one split; "
+    "the fractions are then of its values. The column is kept as a label.",
+)
+@click.option(
+    "--split-file",
+    metavar="FILE",
+    help='A TOML file of values to hold out, in place of fractions: column = "donor_id" (or '
+    '--split-by), valid = ["D1", "D2"], test = ["D3"]. All others are for training.',
 )
 @click.option(
     "--cells-per-shard",
@@ -152,6 +185,7 @@ def command(inputs: tuple[str, ...], root: str, vocab: str, **chosen: Any) -> No
     from scshards.base.storage import parse_options
     from scshards.pack import report
     from scshards.pack.run import PackOptions, pack, pack_share
+    from scshards.pack.splits import read_split_file
 
     dask, task, finish, restart, as_json = (
         chosen.pop(name) for name in ("dask", "task", "finish", "restart", "as_json")
@@ -159,6 +193,10 @@ def command(inputs: tuple[str, ...], root: str, vocab: str, **chosen: Any) -> No
     _refuse_together({"--task": task, "--finish": finish, "--restart": restart, "--dask": dask})
     chosen["obs"] = split_columns(chosen["obs"])
     chosen["storage_options"] = parse_options(chosen["storage_options"])
+    split_file = chosen.pop("split_file")
+    if split_file is not None:
+        said = read_split_file(split_file, chosen["split_by"])
+        chosen |= {"split_by": said.column, "held_out": said.held_out}
     options = PackOptions(**chosen)
     seconds: dict[int, float] = {}
     with interruptible():

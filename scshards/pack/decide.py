@@ -142,12 +142,15 @@ def check_splits(
         )
     for name, n in zip(options.splits, cells, strict=True):
         if n == 0:
-            by = options.split_by
+            by, advice = options.split_by, "choose another fraction or --seed"
+            if options.held_out is not None:
+                advice = "change the lists of values that are held out, or what drops cells"
+            elif by is not None:
+                advice += " (the values are few, and each goes to one split)"
             raise ConfigError(
                 f"no cell falls into the split {name!r}",
                 where=f"{name}_fraction" if by is None else f"split_by {by!r}",
-                advice="choose another fraction or --seed"
-                + (" (the values are few, and each goes to one split)" if by else ""),
+                advice=advice,
             )
 
 

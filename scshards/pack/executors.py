@@ -25,6 +25,9 @@ from scshards.base.errors import ConfigError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+LOCAL = "local"
+"""The address of a dask cluster of this process's own."""
+
 DEATHS = 3
 """A pool whose workers have died so often gives up: the next one would die too."""
 

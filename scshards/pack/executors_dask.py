@@ -11,9 +11,8 @@ from typing import Any
 
 from scshards._version import __version__
 from scshards.base.errors import ConfigError, StorageError
-from scshards.pack.executors import Result, Task, all_cores
+from scshards.pack.executors import LOCAL, Result, Task, all_cores
 
-LOCAL = "local"
 CONNECT_S = 30.0
 
 
@@ -83,10 +82,10 @@ class DaskExecutor:
 
         futures = [self._client.submit(function, task, pure=False) for task in tasks]
         try:
-            for future in distributed.as_completed(futures):
+            for future in distributed.as_completed(futures, loop=self._client.loop):
                 yield future.result()
                 future.release()
-        except distributed.scheduler.KilledWorker:
+        except distributed.KilledWorker:
             raise ConfigError(
                 "dask gave a task up: the workers that ran it died, one after another",
                 where=self._address,
@@ -97,16 +96,18 @@ class DaskExecutor:
 
     def _check_versions(self) -> None:
         try:
-            found = self._client.run(_version)
-        except (ImportError, AttributeError):
-            found = {"a worker": "none"}
+            # The scheduler reads tasks too, on their way to the workers.
+            found = {"the scheduler": self._client.run_on_scheduler(_version)}
+            found |= self._client.run(_version)
+        except (ImportError, AttributeError, RuntimeError):
+            found = {self._address: "none"}
         other = {w: v for w, v in found.items() if v != __version__}
         if other:
-            worker, version = next(iter(other.items()))
+            where, version = next(iter(other.items()))
             raise ConfigError(
-                f"a dask worker has another version of scshards: {version}, not {__version__}",
-                where=worker,
-                advice="install the same version on every worker",
+                f"the dask cluster has another version of scshards: {version}, not {__version__}",
+                where=where,
+                advice="install the same version for the scheduler and every worker",
             )
 
 

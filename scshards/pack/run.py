@@ -20,7 +20,7 @@ from typing import Any
 
 from scshards.base.errors import ConfigError
 from scshards.cells.vocab import Vocab
-from scshards.pack.executors import InProcess, make_executor
+from scshards.pack.executors import LOCAL, InProcess, make_executor
 from scshards.pack.inputs import Input, expand
 from scshards.pack.job import Job
 from scshards.pack.options import PackOptions as PackOptions
@@ -82,6 +82,8 @@ def pack(
     """
     request = _Request.of(inputs, root, vocab, options, dask)
     job = Job(request.root, request.options, request.asked, restart=restart, begun_only=finish)
+    if dask not in (None, LOCAL):
+        _check_shared(job, request.options, "--dask")
     with job, make_executor(request.options.workers, dask) as executor:
         phases = Phases(
             request.files, request.vocab, request.options, job, executor, shown=progress

@@ -67,8 +67,8 @@ def test_a_pack_and_its_tables(folder: Path) -> None:
 def test_every_option_arrives(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
 
-    def note(*args: Any) -> None:
-        seen.extend(args)
+    def note(*args: Any, **more: Any) -> None:
+        seen.extend([*args, more])
         raise ConfigError("enough")
 
     monkeypatch.setattr("scshards.pack.run.pack", note)
@@ -78,8 +78,10 @@ def test_every_option_arrives(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
             "--obs", "x,y", "--obs", "z", "--cells-per-shard", 7, "--compression", "zstd",
             "--no-shuffle", "--seed", 3, "--valid-fraction", 0.5, "--split-by", "d", "--min-genes", 9,
             "--where", "n > 1", "--values", "float", "--workers", 4, "--min-match", 0.9,
-            "--scratch", "tmp", "--storage-options", '{"anon": true}',
+            "--scratch", "tmp", "--storage-options", '{"anon": true}', "--dask", "tcp://h:1",
+            "--restart",
         )  # fmt: skip
+    assert seen[4]["dask"] == "tcp://h:1" and seen[4]["restart"] and not seen[4]["finish"]
     assert seen[:3] == [("a", "s3://b/c"), "root", "v"]
     assert seen[3] == PackOptions(
         gene_column="g", layer="l", obs=("x", "y", "z"), cells_per_shard=7, compression="zstd",

@@ -16,14 +16,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import SourceError, ValueKindError
+from scshards.base.errors import ScshardsError, SourceError, ValueKindError
 from scshards.cells import kernels
 from scshards.cells.vocab import Vocab
 
 ValueKind = Literal["counts", "float"]
 
 _DAMAGED = "the file is damaged: restore it from a good copy"
-_LARGEST = {"i": np.int64(2**63 - 1), "f": np.nextafter(np.float64(2**63), 0)}
+LARGEST = {"i": np.int64(2**63 - 1), "f": np.nextafter(np.float64(2**63), 0)}
 """The largest count of integers and of floats: below 2^63."""
 
 _FAULTS = {
@@ -34,6 +34,7 @@ _FAULTS = {
     kernels.HUGE: "is too large for a count (2^63 or more)",
     kernels.UNFIT: "is too large or too small for a float32",
 }
+"""What a kernel's fault says of a value."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,56 +134,109 @@ def tokenize_rows(
     SourceError
         When indptr or indices are not those of a CSR matrix with these columns.
     """
-    data = _plain_dtype(data, first_row, where)
+    given = data
+    data = kernel_values(data, where=where)
     indptr = np.ascontiguousarray(indptr, np.int64)
-    given, indices = indices, np.ascontiguousarray(indices, np.int32)
-    if given.dtype.itemsize > 4 and not np.array_equal(given, indices):
+    wide, indices = indices, np.ascontiguousarray(indices, np.int32)
+    if wide.dtype.itemsize > 4 and not np.array_equal(wide, indices):
         raise SourceError("a column number is too large", where=where, advice=_DAMAGED)
     if (np.diff(indptr) < 0).any() or not len(indices) == len(data) == indptr[-1] - indptr[0]:
         raise SourceError(
             "the row pointers of the matrix do not fit its values", where=where, advice=_DAMAGED
         )
-    counts = kind == "counts"
     genes = np.empty(len(data), np.int32)
-    values = np.empty(len(data), np.uint64 if counts else np.float32)
     out_indptr = np.empty(len(indptr), np.int64)
-    scratch = np.zeros(match.n_tokens, values.dtype)
-    bits = np.zeros((match.n_tokens + 63) // 64, np.uint64)
-    fault, row, at, unmatched, repeated_row = kernels.tokenize(
-        indptr,
-        indices,
-        data,
-        _LARGEST[data.dtype.kind],
-        match.tokens,
-        counts,
-        scratch,
-        bits,
-        out_indptr,
-        genes,
-        values,
-    )
-    if fault == kernels.NO_COLUMN:
-        raise SourceError(
-            f"a value lies in column {int(indices[at])} of {len(match.tokens)}",
-            where=f"{where}: row {first_row + row}",
-            advice=_DAMAGED,
-        )
+    work = Workspace(match, kind)
+    values = np.empty(len(data), work.scratch.dtype)
+    fault, row, at, unmatched = kernels.tokenize(
+        indptr, indices, data, LARGEST[data.dtype.kind], work.slots, kind == "counts", work.scratch,
+        work.bits, work.tokens, out_indptr, genes, values,
+    )  # fmt: skip
     if fault:
-        value, column = data[at], int(indices[at])
-        raise ValueKindError(
-            f"the value {value} {_FAULTS[fault]}",
-            where=f"{where}: row {first_row + row}, column {column}",
-            advice=_value_advice(fault),
-        )
-    if repeated_row >= 0 and not counts:
-        raise ValueKindError(
-            "two columns of one cell share a token, and only counts can be added up",
-            where=f"{where}: row {first_row + repeated_row}",
-            advice="make the gene names unique, or pack the counts instead",
-        )
+        raise value_error(fault, given, indices, at, row=first_row + row, where=where)
     m = int(out_indptr[-1])
     return TokenRows(
         indptr=out_indptr, genes=genes[:m], values=values[:m], unmatched_values=int(unmatched)
+    )
+
+
+class Workspace:
+    """What the kernels need beside the rows, for one match; see cells.kernels.tokenize.
+
+    Attributes
+    ----------
+    slots
+        uint32 [columns].
+    scratch
+        uint64 (counts) or float32 (float) [largest slot + 1].
+    bits
+        uint64, a bit for each slot.
+    tokens
+        uint32 [tokens and a few more].
+    """
+
+    def __init__(self, match: GeneMatch, kind: ValueKind) -> None:
+        words = -(-match.n_tokens // 64)
+        self.slots = np.where(match.tokens < 0, 64 * words, match.tokens).astype(np.uint32)
+        self.scratch = np.zeros(64 * words + 1, np.uint64 if kind == "counts" else np.float32)
+        self.bits = np.zeros(words + 1, np.uint64)
+        self.tokens = np.empty(64 * words + kernels.SLACK, np.uint32)
+
+
+def kernel_values(data: NDArray[Any], *, where: object = None) -> NDArray[Any]:
+    """The values as one of four dtypes, so that four kernels are compiled and not twelve.
+
+    Counts of 2^63 or more come out negative: `value_error` knows it by the dtype that was given.
+
+    Raises
+    ------
+    ValueKindError
+        When they are no numbers.
+    """
+    kind, size = data.dtype.kind, data.dtype.itemsize
+    if kind == "b" or (kind in "iu" and size < 4):
+        return np.ascontiguousarray(data, np.int32)
+    if kind == "u":
+        return np.ascontiguousarray(data, np.int64)
+    if kind == "f" and size == 2:
+        return np.ascontiguousarray(data, np.float32)
+    if kind in "if" and size <= 8:
+        # A native, contiguous copy only where the stored one is not.
+        return np.ascontiguousarray(data, data.dtype.newbyteorder("="))
+    raise ValueKindError(
+        f"values of dtype {data.dtype} are not numbers", where=where, advice="choose another matrix"
+    )
+
+
+def value_error(
+    fault: int,
+    data: NDArray[Any],
+    indices: NDArray[np.integer],
+    at: int,
+    *,
+    row: int,
+    where: object,
+) -> ScshardsError:
+    """The error for a fault that a kernel found at place `at` of `data`, the values as given."""
+    column = int(indices[at])
+    if fault == kernels.NO_COLUMN:
+        return SourceError(
+            f"a value lies in column {column}, which the matrix does not have",
+            where=f"{where}: row {row}",
+            advice=_DAMAGED,
+        )
+    if fault == kernels.REPEATED:
+        return ValueKindError(
+            "two columns of one cell share a token, and only counts can be added up",
+            where=f"{where}: row {row}",
+            advice="make the gene names unique, or pack the counts instead",
+        )
+    if fault == kernels.NEGATIVE and data.dtype.kind == "u":
+        fault = kernels.HUGE
+    return ValueKindError(
+        f"the value {data[at]} {_FAULTS[fault]}",
+        where=f"{where}: row {row}, column {column}",
+        advice=_value_advice(fault),
     )
 
 
@@ -205,24 +259,3 @@ def _value_advice(fault: int) -> str:
     if fault == kernels.NEGATIVE:
         return "scaled data can't be packed: choose the matrix that holds counts (--layer, --raw)"
     return "repair the matrix, or choose another with --layer or --raw"
-
-
-def _plain_dtype(data: NDArray[Any], first_row: int, where: object) -> NDArray[Any]:
-    """The values as one of four dtypes, so that four kernels are compiled and not twelve."""
-    if data.dtype.kind == "b" or (data.dtype.kind in "iu" and data.dtype.itemsize < 4):
-        return np.ascontiguousarray(data, np.int32)
-    if data.dtype.kind == "u":
-        if data.dtype.itemsize == 8 and len(data) and int(data.max()) >= 1 << 63:
-            raise ValueKindError(
-                f"the value {int(data.max())} {_FAULTS[kernels.HUGE]}",
-                where=f"{where}: at or after row {first_row}",
-            )
-        return np.ascontiguousarray(data, np.int64)
-    if data.dtype.kind == "f" and data.dtype.itemsize == 2:
-        return np.ascontiguousarray(data, np.float32)
-    if data.dtype.kind in "if":
-        # A native, contiguous copy only where the stored one is not.
-        return np.ascontiguousarray(data, data.dtype.newbyteorder("="))
-    raise ValueKindError(
-        f"values of dtype {data.dtype} are not numbers", where=where, advice="choose another matrix"
-    )

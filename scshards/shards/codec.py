@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import FormatError
 from scshards.cells.tokenizer import TokenRows, ValueKind
-from scshards.shards import kernels
+from scshards.shards import kernels, write_kernels
 
 EXTENSION = "cell.mp"
 """Of a member's name; `mp` is how webdataset's own `.decode()` knows msgpack."""
@@ -83,7 +83,30 @@ def encode_rows(
     payload uint8, and ends int64 [cells]: cell i is payload[ends[i - 1]:ends[i]].
     """
     n = len(rows)
+    label_bytes, label_ends = encode_labels(labels, n)
+    value_bytes = 4
+    if rows.values.dtype == np.uint64:
+        value_bytes = _varint_bytes(int(rows.values.max()) if len(rows.values) else 0)
+    gene_bytes = _varint_bytes(int(rows.genes.max()) if len(rows.genes) else 0)
+    bound = len(rows.genes) * (gene_bytes + value_bytes)
+    bound += n * write_kernels.MEMBER_BOUND + len(label_bytes)
+    payload = np.empty(bound, np.uint8)
+    ends = np.empty(n, np.int64)
+    values = np.ascontiguousarray(rows.values, rows.values.dtype.newbyteorder("="))
+    size = write_kernels.encode_members(
+        rows.indptr, rows.genes, values, label_bytes, label_ends, payload, ends
+    )
+    assert size <= bound
+    return payload[:size], ends
+
+
+def encode_labels(
+    labels: Sequence[LabelColumn], n: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The labels of n cells as they stand in their members: payload and ends, as of `encode_rows`."""
     assert all(len(c.values) == n for c in labels)
+    if not labels:
+        return np.zeros(0, np.uint8), np.zeros(n, np.int64)
     codes = np.full((n, len(labels)), -1, np.int64)
     numbers = np.zeros((n, len(labels)), np.uint64)
     is_number = np.array([c.is_number for c in labels], np.bool_)
@@ -94,27 +117,11 @@ def encode_rows(
             codes[:, j] = column.values
     names = [msgpack.packb(c.name) for c in labels]
     name_ends = np.cumsum([len(b) for b in names], dtype=np.int64)
-    names_flat = np.frombuffer(b"".join(names), np.uint8)
-
-    if rows.values.dtype == np.uint64:
-        counts, raw = rows.values, np.zeros(0, np.uint8)
-        value_bytes = _varint_bytes(int(counts.max()) if len(counts) else 0)
-    else:
-        counts = np.zeros(0, np.uint64)
-        raw = np.ascontiguousarray(rows.values, np.dtype("<f4")).view(np.uint8)
-        value_bytes = 4
-    gene_bytes = _varint_bytes(int(rows.genes.max()) if len(rows.genes) else 0)
-    bound = len(rows.genes) * (gene_bytes + value_bytes) + n * (
-        64 + len(names_flat) + 9 * len(labels)
-    )
-    payload = np.empty(bound, np.uint8)
+    flat = np.frombuffer(b"".join(names), np.uint8)
+    out = np.empty(n * (3 + len(flat) + 9 * len(labels)), np.uint8)
     ends = np.empty(n, np.int64)
-    size = kernels.encode_members(
-        rows.indptr, rows.genes, counts, raw, names_flat, name_ends, codes, numbers, is_number,
-        payload, ends,
-    )  # fmt: skip
-    assert size <= bound
-    return payload[:size], ends
+    size = write_kernels.encode_labels(flat, name_ends, codes, numbers, is_number, out, ends)
+    return out[:size], ends
 
 
 def encode_cell(

@@ -1,6 +1,7 @@
-"""Compiled loops over shard bytes: varints, members, tar headers. They release the GIL.
+"""Compiled loops that read shard bytes: varints, members. They release the GIL.
 
-Called by shards.codec and shards.tar (which turn status codes into errors) and by stream's kernels.
+Called by shards.codec and shards.tar (which turn status codes into errors) and by stream's and pack's
+kernels. What writes these bytes is in shards.write_kernels.
 Every reader here takes explicit bounds and returns a status instead of reading past them, so that
 hostile bytes end in an error code. Format 1 is specified in docs/format.md.
 """
@@ -24,10 +25,10 @@ _U64 = np.uint64
 _GOLDEN = _U64(0x9E3779B97F4A7C15)
 
 # The field names of a member as msgpack strings.
-_N = np.frombuffer(b"\xa1n", np.uint8)
-_GENES = np.frombuffer(b"\xa5genes", np.uint8)
-_VALUES = np.frombuffer(b"\xa6values", np.uint8)
-_LABELS = np.frombuffer(b"\xa6labels", np.uint8)
+N = np.frombuffer(b"\xa1n", np.uint8)
+GENES = np.frombuffer(b"\xa5genes", np.uint8)
+VALUES = np.frombuffer(b"\xa6values", np.uint8)
+LABELS = np.frombuffer(b"\xa6labels", np.uint8)
 
 
 @nb.njit(nogil=True, inline="always")
@@ -53,21 +54,21 @@ def parse_member(src, start, end, out):
     head = src[p]
     if head != 0x83 and head != 0x84:
         return BAD_STRUCTURE
-    p = _match(src, p + 1, end, _N)
+    p = _match(src, p + 1, end, N)
     if p < 0:
         return BAD_STRUCTURE
     n, p = _read_uint(src, p, end)
     if p < 0:
         return BAD_STRUCTURE
     out[0] = n
-    p = _match(src, p, end, _GENES)
+    p = _match(src, p, end, GENES)
     if p < 0:
         return BAD_STRUCTURE
     a, b = _read_bin(src, p, end)
     if a < 0:
         return BAD_STRUCTURE
     out[1], out[2] = a, b
-    p = _match(src, b, end, _VALUES)
+    p = _match(src, b, end, VALUES)
     if p < 0:
         return BAD_STRUCTURE
     a, b = _read_bin(src, p, end)
@@ -76,7 +77,7 @@ def parse_member(src, start, end, out):
     out[3], out[4] = a, b
     out[5] = -1
     if head == 0x84:
-        p = _match(src, b, end, _LABELS)
+        p = _match(src, b, end, LABELS)
         if p < 0:
             return BAD_STRUCTURE
         out[5] = p
@@ -149,112 +150,6 @@ def decode_counts(src, start, end, n, out):
     return OK if p == end else BAD_COUNT
 
 
-@nb.njit(nogil=True, cache=True)
-def encode_members(
-    indptr, genes, counts, raw, label_names, name_ends, codes, numbers, is_number, out, ends
-):
-    """Write one member per row into `out`; ends[i] is where row i ends. Returns the bytes written.
-
-    Values come from `counts` (uint64, LEB128) or, when that is empty, from `raw` (uint8, four bytes a
-    value, as they are to be stored). `label_names` holds the columns' names as msgpack strings.
-    """
-    p = 0
-    n_labels = len(name_ends)
-    as_counts = len(counts) > 0
-    for row in range(len(indptr) - 1):
-        a, b = indptr[row], indptr[row + 1]
-        out[p] = 0x84 if n_labels else 0x83
-        p = _write_name(out, p + 1, _N)
-        p = _write_uint(out, p, _U64(b - a))
-        size = 0
-        previous = np.int64(0)
-        for j in range(a, b):
-            size += _varint_size(_U64(genes[j] - previous))
-            previous = genes[j]
-        p = _write_name(out, p, _GENES)
-        p = _write_bin_head(out, p, size)
-        previous = np.int64(0)
-        for j in range(a, b):
-            p = _write_varint(out, p, _U64(genes[j] - previous))
-            previous = genes[j]
-        p = _write_name(out, p, _VALUES)
-        if as_counts:
-            size = 0
-            for j in range(a, b):
-                size += _varint_size(counts[j])
-            p = _write_bin_head(out, p, size)
-            for j in range(a, b):
-                p = _write_varint(out, p, counts[j])
-        else:
-            p = _write_bin_head(out, p, 4 * (b - a))
-            for j in range(4 * a, 4 * b):
-                out[p] = raw[j]
-                p += 1
-        if n_labels:
-            p = _write_name(out, p, _LABELS)
-            if n_labels < 16:
-                out[p] = 0x80 | n_labels
-                p += 1
-            else:
-                out[p] = 0xDE
-                out[p + 1] = n_labels >> 8
-                out[p + 2] = n_labels & 255
-                p += 3
-            q = 0
-            for c in range(n_labels):
-                while q < name_ends[c]:
-                    out[p] = label_names[q]
-                    p += 1
-                    q += 1
-                if is_number[c]:
-                    # Eight bytes, most significant first, of the float64's bit pattern.
-                    out[p] = 0xCB
-                    bitsof = numbers[row, c]
-                    for k in range(8):
-                        out[p + 1 + k] = (bitsof >> _U64(56 - 8 * k)) & _U64(255)
-                    p += 9
-                elif codes[row, c] < 0:
-                    out[p] = 0xFF  # -1, a missing value
-                    p += 1
-                else:
-                    p = _write_uint(out, p, _U64(codes[row, c]))
-        ends[row] = p
-    return p
-
-
-@nb.njit(nogil=True, cache=True)
-def write_tar(payload, starts, sizes, template, digits_at, sources, rows, out, offsets):
-    """Tar members for the payloads payload[starts[i]:starts[i] + sizes[i]], in order, into `out`.
-
-    `template` is a 512-byte header with zero digits in the name (from `digits_at`), size and
-    checksum fields. offsets[i] becomes where the data of member i begins. Returns the bytes written.
-    """
-    p = 0
-    for i in range(len(starts)):
-        head = p
-        out[head : head + 512] = template
-        _write_digits(out, head + digits_at, 6, sources[i], 10)
-        _write_digits(out, head + digits_at + 7, 10, rows[i], 10)
-        _write_digits(out, head + 124, 11, sizes[i], 8)
-        total = 0
-        for k in range(512):
-            total += out[head + k]
-        # The checksum is over the header with eight spaces in the checksum field.
-        for k in range(148, 156):
-            total += 32 - np.int64(out[head + k])
-        _write_digits(out, head + 148, 6, total, 8)
-        out[head + 154] = 0
-        out[head + 155] = 32
-        p += 512
-        offsets[i] = p
-        copy_bytes(payload, starts[i], sizes[i], out, p)
-        p += sizes[i]
-        while p % 512:
-            out[p] = 0
-            p += 1
-    return p
-
-
 @nb.njit(nogil=True)
 def copy_bytes(src, start, size, out, at):
     """out[at:at + size] = src[start:start + size]; in one array, `at` may not lie after `start`.
@@ -325,58 +220,3 @@ def _read_bin(src, p, end):
     if a + size > end:
         return np.int64(-1), np.int64(-1)
     return np.int64(a), np.int64(a + size)
-
-
-@nb.njit(nogil=True, inline="always")
-def _varint_size(x):
-    size = 1
-    while x >= 128:
-        x >>= _U64(7)
-        size += 1
-    return size
-
-
-@nb.njit(nogil=True, inline="always")
-def _write_varint(out, p, x):
-    while x >= 128:
-        out[p] = np.uint8(x & _U64(127)) | np.uint8(128)
-        p += 1
-        x >>= _U64(7)
-    out[p] = np.uint8(x)
-    return p + 1
-
-
-@nb.njit(nogil=True)
-def _write_uint(out, p, x):
-    """A msgpack unsigned integer in its shortest form."""
-    if x < 128:
-        out[p] = x
-        return p + 1
-    width = 1 if x < 256 else 2 if x < 65536 else 4 if x < 4294967296 else 8
-    out[p] = 0xCC if width == 1 else 0xCD if width == 2 else 0xCE if width == 4 else 0xCF
-    for k in range(width):
-        out[p + 1 + k] = (x >> _U64(8 * (width - 1 - k))) & _U64(255)
-    return p + 1 + width
-
-
-@nb.njit(nogil=True)
-def _write_bin_head(out, p, size):
-    width = 1 if size < 256 else 2 if size < 65536 else 4
-    out[p] = 0xC4 if width == 1 else 0xC5 if width == 2 else 0xC6
-    for k in range(width):
-        out[p + 1 + k] = (size >> (8 * (width - 1 - k))) & 255
-    return p + 1 + width
-
-
-@nb.njit(nogil=True)
-def _write_name(out, p, name):
-    for k in range(len(name)):
-        out[p + k] = name[k]
-    return p + len(name)
-
-
-@nb.njit(nogil=True)
-def _write_digits(out, p, width, value, base):
-    for k in range(width - 1, -1, -1):
-        out[p + k] = 48 + value % base
-        value //= base

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import ChecksumError, FormatError
 from scshards.cells.batch import format_key
-from scshards.shards import kernels
+from scshards.shards import write_kernels
 from scshards.shards.checksum import xxh64
 from scshards.shards.codec import EXTENSION
 
@@ -76,23 +76,44 @@ def build_tar(
     -------
     The tar (uint8, with its two closing zero blocks) and where each member's data begins (int64).
     """
-    padded = (sizes + 511) // 512 * 512 + 512
-    out = np.empty(int(padded.sum()) + _END, np.uint8)
-    offsets = np.empty(len(sizes), np.int64)
-    size = kernels.write_tar(
+    offsets, size = layout(sizes)
+    out = np.empty(size, np.uint8)
+    write_members(out, payload, starts, sizes, sources, rows, offsets)
+    return out, offsets
+
+
+def layout(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+    """Where the data of members of these sizes begins in their tar (int64), and the tar's size."""
+    padded = (np.asarray(sizes, np.int64) + 511) // 512 * 512 + 512
+    ends = np.cumsum(padded)
+    return ends - padded + 512, int(ends[-1] if len(ends) else 0) + _END
+
+
+def write_members(
+    tar: NDArray[np.uint8],
+    payload: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    sources: NDArray[np.integer],
+    rows: NDArray[np.integer],
+    offsets: NDArray[np.int64],
+) -> None:
+    """Write some of a tar's members where `layout` says that they are, in any order.
+
+    The closing blocks are written every time.
+    """
+    write_kernels.write_members(
         payload,
         np.ascontiguousarray(starts, np.int64),
         np.ascontiguousarray(sizes, np.int64),
         _template(),
-        0,
+        (6, 10),
         np.ascontiguousarray(sources, np.int64),
         np.ascontiguousarray(rows, np.int64),
-        out,
-        offsets,
+        tar,
+        np.ascontiguousarray(offsets, np.int64),
     )
-    assert size + _END == len(out)
-    out[size:] = 0
-    return out, offsets
+    tar[len(tar) - _END :] = 0
 
 
 def seal(

@@ -21,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError, SourceError, ValueKindError
+from scshards.base.storage import Storage
 from scshards.cells.tokenizer import GeneMatch, match_genes
 from scshards.cells.vocab import Vocab
 from scshards.pack import plan, where
 from scshards.pack.inputs import InputFile
 from scshards.pack.labels import Label, LabelSurvey, read_label
-from scshards.pack.marks import publish_array
+from scshards.pack.marks import publish_array, read_mark
 from scshards.pack.options import PackOptions
 from scshards.pack.sources import Source, open_source
 from scshards.pack.sources_matrix import scratch_writes
@@ -64,6 +65,8 @@ class Survey:
     ----------
     ordinal, name, n_rows, n_values, needs_transposing
         As the source says.
+    identity
+        What tells this state of the input from another; see Storage.identity.
     columns, matched, unmatched, merged
         Gene columns and how they match the vocabulary.
     cells
@@ -84,6 +87,7 @@ class Survey:
 
     ordinal: int
     name: str
+    identity: dict[str, Any]
     n_rows: int
     n_values: int
     needs_transposing: bool
@@ -128,6 +132,7 @@ def survey(task: SurveyTask) -> Survey:
         When `where` does not fit, or cells have no value of `split_by` or `unique`.
     """
     options = task.options
+    identity = _identity(task.file, options)
     with open_for_task(task.file, task.ordinal, options, task.folder) as source:
         vocab = _vocab(task.folder, task.fingerprint)
         match = match_genes(source.genes, vocab)
@@ -150,6 +155,7 @@ def survey(task: SurveyTask) -> Survey:
         return Survey(
             ordinal=source.ordinal,
             name=source.name,
+            identity=identity,
             n_rows=source.n_rows,
             n_values=source.n_values,
             needs_transposing=source.needs_transposing,
@@ -176,7 +182,20 @@ def survey(task: SurveyTask) -> Survey:
 
 
 def open_for_task(file: InputFile, ordinal: int, options: PackOptions, folder: str) -> Source:
-    """Open an input as the options say, with its place in the pack's scratch folder."""
+    """Open an input as the options say, with its place in the pack's scratch folder.
+
+    Raises
+    ------
+    SourceError
+        Also when it is not the file that was surveyed.
+    """
+    mark = read_mark(source_folder(folder, ordinal) / "survey.json")
+    if mark is not None and mark["identity"] != _identity(file, options):
+        raise SourceError(
+            "the input has changed since this pack began",
+            where=file.name,
+            advice="put the old file back, or add --restart to throw away what was packed",
+        )
     return open_source(
         file.url,
         ordinal,
@@ -213,6 +232,10 @@ def check_values(source: Source, kept: NDArray[np.bool_]) -> tuple[float | None,
             advice=_advice(source, "pack a file with counts"),
         )
     return _fraction(values), not values.any()
+
+
+def _identity(file: InputFile, options: PackOptions) -> dict[str, Any]:
+    return Storage(file.url, options.storage_options).identity()
 
 
 def _sample_rows(source: Source, kept: NDArray[np.bool_]) -> NDArray[Any]:

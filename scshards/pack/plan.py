@@ -29,6 +29,10 @@ TASK_ROWS = 1 << 16
 TASK_VALUES = 1 << 24
 """A task is about so many rows or values: enough work to hand out, few enough spill files."""
 
+TASKS, LARGEST = 1 << 10, 1 << 4
+"""With more tasks than TASKS they are made larger, up to LARGEST times: each leaves a spill file, of
+which each shard reads a part."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slice:
@@ -96,9 +100,10 @@ def slices(splits: Iterable[NDArray[np.int8]], values: Sequence[int], n_splits: 
     """
     out = []
     ranks = [0] * n_splits
+    larger = min(max(sum(values) // (TASKS * TASK_VALUES), 1), LARGEST)
     for source, (codes, n_values) in enumerate(zip(splits, values, strict=True)):
         n_rows = len(codes)
-        rows = max(1, min(TASK_ROWS, TASK_VALUES * n_rows // max(n_values, 1)))
+        rows = max(1, min(TASK_ROWS, TASK_VALUES * n_rows // max(n_values, 1)) * larger)
         for start in range(0, n_rows, rows):
             stop = min(start + rows, n_rows)
             # Codes are -1, 0, 1, ...

@@ -169,3 +169,14 @@ def test_tasks_are_cut_by_rows_and_by_values() -> None:
     assert max(t.stop - t.start for t in tasks) * 4000 <= plan.TASK_VALUES
     assert sum(t.cells for t in tasks) == 200_010
     assert {t.source for t in tasks} == {0, 1}, "no task for cells that are all dropped"
+
+
+def test_tasks_of_large_atlases_are_larger_but_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "TASK_ROWS", 10)
+    monkeypatch.setattr(plan, "TASK_VALUES", 100)
+    monkeypatch.setattr(plan, "TASKS", 8)
+    monkeypatch.setattr(plan, "LARGEST", 4)
+    for n_rows, rows in ((50, 10), (160, 20), (240, 30), (10_000, 40)):
+        slices = plan.slices([np.zeros(n_rows, np.int8)], [n_rows * 10], 1)
+        assert [s.stop - s.start for s in slices[:-1]] == [rows] * (len(slices) - 1)
+        assert slices[0].start == 0 and slices[-1].stop == n_rows

@@ -41,6 +41,8 @@ def command(
             f"{report.cells:,} cells in {report.shards:,} shards ({size(report.bytes)}): "
             "every byte, count and cell is as it was packed"
         )
+        for line in report.unchecked:
+            click.echo(line)
     else:
         if show:
             rows = [(f.shard or "(all)", f.cell or "-", f.what) for f in report.faults[:show]]

@@ -3,8 +3,8 @@
     verify(root) -> VerifyReport      every fault with its shard and cell; .ok when there is none
 
 It does not stop at the first fault. One shard is in memory at a time, and 8 bytes for each cell of the
-whole set, to find keys that appear twice. Called by users and by the command line; pack.verify_shard
-looks at the single shards.
+whole set, to find keys that appear twice (16 with a `unique` column of numbers). Called by users and by
+the command line; pack.verify_shard looks at the single shards, pack.verify_set at all of them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from scshards.base.errors import FormatError, StorageError, VocabError
 from scshards.base.progress import Progress
 from scshards.base.storage import Storage
-from scshards.cells.batch import KEY_ROW_BITS, format_key
 from scshards.cells.vocab import SPECIALS
+from scshards.pack.verify_set import WholeSet
 from scshards.pack.verify_shard import Fault, Faults, check_shard
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, seal_holds
 from scshards.shards.shardset import ShardSet
@@ -39,6 +39,8 @@ class VerifyReport:
         All of them.
     shards, cells, bytes
         What was looked at.
+    unchecked
+        What the options promise and can't be checked, because no label was kept of it.
     """
 
     faults: tuple[Fault, ...]
@@ -46,6 +48,7 @@ class VerifyReport:
     shards: int
     cells: int
     bytes: int
+    unchecked: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -57,7 +60,8 @@ def verify(
     storage_options: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> VerifyReport:
-    """Check a shard set: checksums, counts, tar members, index rows, payloads, sums, keys, splits.
+    """Check a shard set: checksums, counts, tar members, index rows, payloads, sums, keys, and what
+    its options promise of cells and splits.
 
     Parameters
     ----------
@@ -87,88 +91,18 @@ def verify(
     specials = _check_vocab(shard_set, faults)
     _check_stray_files(manifest, storage, faults)
     n_cells = sum(manifest.cells(split) for split in manifest.splits)
-    set_ = _Set(manifest, n_cells)
+    set_ = WholeSet(manifest, n_cells)
     n_shards = n_bytes = 0
     with Progress("verify", n_cells, "cells", shown=progress) as bar:
         for split, infos in manifest.splits.items():
             for info in infos:
                 cells = check_shard(manifest, storage, info, specials, faults)
                 if cells is not None:
-                    set_.add(split, cells)
+                    set_.add(split, info.path, cells, faults)
                 n_shards, n_bytes = n_shards + 1, n_bytes + info.bytes + info.index_bytes
                 bar.add(info.cells)
     set_.check(faults)
-    return _report(faults, n_shards, n_cells, n_bytes)
-
-
-class _Set:
-    """What can only be known over all shards."""
-
-    def __init__(self, manifest: Manifest, n_cells: int) -> None:
-        self._manifest = manifest
-        self._keys = np.empty(n_cells, np.int64)
-        self._n_keys = 0
-        self._is_whole = True
-        self._cells = np.zeros(len(manifest.sources), np.int64)
-        self._values = np.zeros(len(manifest.sources), np.int64)
-        self._bytes = np.zeros(len(manifest.sources), np.int64)
-        split_by = manifest.options.get("split_by")
-        self._split_by = split_by if split_by in manifest.labels else None
-        self._found: dict[str, set[Any]] = {split: set() for split in manifest.splits}
-
-    def add(self, split: str, index: Mapping[str, NDArray[Any]]) -> None:
-        """Count in one shard, by its index."""
-        source, row = index["source"].astype(np.int64), index["row"].astype(np.int64)
-        known = (source >= 0) & (source < len(self._cells))
-        room = len(self._keys) - self._n_keys
-        if not known.all() or len(source) > room:
-            self._is_whole = False  # a fault of that shard already
-            return
-        self._keys[self._n_keys : self._n_keys + len(source)] = source << KEY_ROW_BITS | row
-        self._n_keys += len(source)
-        n = len(self._cells)
-        self._cells += np.bincount(source, minlength=n)
-        self._values += np.bincount(source, index["n_genes"], minlength=n).astype(np.int64)
-        self._bytes += np.bincount(source, index["size"], minlength=n).astype(np.int64)
-        if self._split_by is not None:
-            self._found[split].update(np.unique(index[f"obs.{self._split_by}"]).tolist())
-
-    def check(self, faults: Faults) -> None:
-        """Add what is wrong over all shards."""
-        keys = self._keys[: self._n_keys]
-        keys.sort()
-        for key in np.unique(keys[1:][keys[1:] == keys[:-1]]).tolist():
-            name = format_key(key >> KEY_ROW_BITS, key & ((1 << KEY_ROW_BITS) - 1))
-            faults.add("", name, "the cell is in the shard set more than once")
-        for i, s in enumerate(self._manifest.sources):
-            if s.rows != s.kept + sum(s.dropped.values()):
-                faults.add(
-                    MANIFEST, None, f"the cells kept and dropped of {s.name} are not its rows"
-                )
-            if s.columns != s.matched + s.unmatched:
-                faults.add(MANIFEST, None, f"the genes of {s.name} do not add up")
-            if not self._is_whole or self._n_keys < len(self._keys):
-                continue  # shards that could not be counted are faults already
-            for what, said, found in (
-                ("cells", s.kept, int(self._cells[i])),
-                ("values", s.values, int(self._values[i])),
-                ("bytes", s.bytes, int(self._bytes[i])),
-            ):
-                if said != found:
-                    faults.add(MANIFEST, None, f"{found:,} {what} of {s.name}, not {said:,}")
-        self._check_splits(faults)
-
-    def _check_splits(self, faults: Faults) -> None:
-        """No value of split_by may be in two splits."""
-        if self._split_by is None:
-            return
-        categories = self._manifest.labels[self._split_by].categories
-        splits = list(self._found)
-        for i, a in enumerate(splits):
-            for b in splits[i + 1 :]:
-                for value in sorted(self._found[a] & self._found[b]):
-                    name = categories[value] if 0 <= value < len(categories) else value
-                    faults.add("", None, f"{self._split_by} {name!r} is in the splits {a} and {b}")
+    return _report(faults, n_shards, n_cells, n_bytes, set_.unchecked)
 
 
 def _check_vocab(shard_set: ShardSet, faults: Faults) -> NDArray[np.int32]:
@@ -194,7 +128,14 @@ def _check_stray_files(manifest: Manifest, storage: Storage, faults: Faults) -> 
                 faults.add(name, None, "the manifest does not name this file")
 
 
-def _report(faults: Faults, shards: int, cells: int, n_bytes: int) -> VerifyReport:
+def _report(
+    faults: Faults, shards: int, cells: int, n_bytes: int, unchecked: tuple[str, ...] = ()
+) -> VerifyReport:
     return VerifyReport(
-        faults=tuple(faults.first), n_faults=faults.n, shards=shards, cells=cells, bytes=n_bytes
+        faults=tuple(faults.first),
+        n_faults=faults.n,
+        shards=shards,
+        cells=cells,
+        bytes=n_bytes,
+        unchecked=unchecked,
     )

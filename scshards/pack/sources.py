@@ -69,13 +69,12 @@ def open_source(
         When it can't be read at all.
     """
     source = _opened(
-        os.fspath(url),
+        Storage(url, storage_options),
         display_name(url) if name is None else name,
         ordinal,
         gene_column=gene_column,
         layer=layer,
         raw=raw,
-        storage_options=storage_options,
         scratch=scratch,
     )
     if source.n_rows > MAX_ROWS or ordinal >= MAX_SOURCES:
@@ -87,18 +86,16 @@ def open_source(
 
 
 def _opened(
-    url: str,
+    storage: Storage,
     name: str,
     ordinal: int,
     *,
     gene_column: str | None,
     layer: str | None,
     raw: bool,
-    storage_options: Mapping[str, Any] | None,
     scratch: Path | None,
 ) -> Source:
-    storage = Storage(url, storage_options)
-    kind = _kind(url, storage)
+    kind = _kind(storage)
     if kind == "mtx":
         refuse_choice(layer, raw, name)
         return MtxFolder(storage, name, ordinal, gene_column=gene_column, scratch=scratch)
@@ -110,9 +107,9 @@ def _opened(
             # zarr is large, and most packs do not need it.
             from scshards.pack.sources_zarr import ZarrStore, open_zarr
 
-            file, made = open_zarr(url, name, storage_options, closing), ZarrStore
+            file, made = open_zarr(storage, name, closing), ZarrStore
         else:
-            file, made = open_hdf5(url, name, storage_options, closing), H5ad
+            file, made = open_hdf5(storage, name, closing), H5ad
         source: Source
         if kind == "hdf5" and is_10x(file):
             refuse_choice(layer, raw, name)
@@ -132,6 +129,18 @@ def _opened(
     return source
 
 
+def input_identity(
+    url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What tells whether an input has changed, without opening it; see Storage.identity."""
+    storage = Storage(url, storage_options)
+    if is_web(storage.url) and _kind(storage) == "zarr" and not _is_zip(storage):
+        # A web server knows no folders: the files that say what is in the store stand for it.
+        marks = (Storage(f"{storage.url.rstrip('/')}/{m}", storage_options) for m in ZARR_MARKS)
+        storage = next((mark for mark in marks if mark.exists("")), storage)
+    return storage.identity()
+
+
 def folder_kind(name: str, files: Collection[str]) -> Literal["zarr", "mtx"] | None:
     """What kind of input a folder is, by its name and the names of the files in it."""
     if any(mark in files for mark in ZARR_MARKS):
@@ -142,11 +151,15 @@ def folder_kind(name: str, files: Collection[str]) -> Literal["zarr", "mtx"] | N
     return "zarr" if name.endswith(".zarr") else None
 
 
-def _kind(url: str, storage: Storage) -> Literal["hdf5", "zarr", "mtx"]:
-    if url.endswith(".zip"):
+def _kind(storage: Storage) -> Literal["hdf5", "zarr", "mtx"]:
+    if _is_zip(storage):
         return "zarr"
-    name, local = url.rstrip("/"), storage.local_path
-    if is_web(url):
+    name, local = storage.url.partition("?")[0].rstrip("/"), storage.local_path
+    if is_web(name):
         return "zarr" if name.endswith(".zarr") else "hdf5"
     is_file = name.endswith((".h5ad", ".h5")) if local is None else not local.is_dir()
     return "hdf5" if is_file else folder_kind(name, storage.folder()[1]) or "hdf5"
+
+
+def _is_zip(storage: Storage) -> bool:
+    return storage.url.partition("?")[0].endswith(".zip")

@@ -6,19 +6,16 @@ Called by pack.sources, sources_h5ad and sources_10x.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from typing import Any
 
 import h5py
 import numpy as np
 
-from scshards.base.errors import SourceError
+from scshards.base.errors import ScshardsError, SourceError
 from scshards.base.storage import Storage
 
 
-def open_hdf5(
-    url: str, name: str, options: Mapping[str, Any] | None, stack: contextlib.ExitStack
-) -> h5py.File:
+def open_hdf5(storage: Storage, name: str, stack: contextlib.ExitStack) -> h5py.File:
     """Open a file for reading; closing `stack` closes it.
 
     Raises
@@ -28,13 +25,14 @@ def open_hdf5(
     StorageError
         When it can't be read at all.
     """
-    storage = Storage(url, options)
     stream = stack.enter_context(storage.open())
     # A path is read faster than a Python file. No lock: nobody writes through here, and network
     # file systems often can't lock.
     target = storage.local_path or stream
     try:
         return stack.enter_context(h5py.File(target, "r", locking=False))
+    except ScshardsError:
+        raise
     except (OSError, RuntimeError, ValueError) as e:
         said = " ".join(str(e).split())
         raise SourceError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import zipfile
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,9 +51,7 @@ class ZarrStore(AnnDataSource):
         return sorted(group) if known else ()
 
 
-def open_zarr(
-    url: str, name: str, options: Mapping[str, Any] | None, stack: contextlib.ExitStack
-) -> zarr.Group:
+def open_zarr(storage: Storage, name: str, stack: contextlib.ExitStack) -> zarr.Group:
     """The root group of a store; closing `stack` closes it.
 
     Raises
@@ -63,9 +61,8 @@ def open_zarr(
     StorageError
         When it can't be read at all.
     """
-    storage = Storage(url, options)
     files: _Files = _Folder(storage)
-    if url.endswith(".zip"):
+    if storage.url.partition("?")[0].endswith(".zip"):
         files = _Zip(stack, storage, name)
     try:
         return zarr.open_group(_ReadStore(files, name), mode="r")

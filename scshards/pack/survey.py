@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError, SourceError, ValueKindError
-from scshards.base.storage import Storage
 from scshards.cells.tokenizer import GeneMatch, match_genes
 from scshards.cells.vocab import Vocab
 from scshards.pack import plan, where
@@ -29,7 +28,7 @@ from scshards.pack.inputs import InputFile
 from scshards.pack.labels import Label, LabelSurvey, read_label
 from scshards.pack.marks import publish_array, read_mark
 from scshards.pack.options import PackOptions
-from scshards.pack.sources import Source, open_source
+from scshards.pack.sources import Source, input_identity, open_source
 from scshards.pack.sources_matrix import scratch_writes
 from scshards.pack.unique_hashes import write_hashes
 
@@ -235,7 +234,7 @@ def check_values(source: Source, kept: NDArray[np.bool_]) -> tuple[float | None,
 
 
 def _identity(file: InputFile, options: PackOptions) -> dict[str, Any]:
-    return Storage(file.url, options.storage_options).identity()
+    return input_identity(file.url, options.storage_options)
 
 
 def _sample_rows(source: Source, kept: NDArray[np.bool_]) -> NDArray[Any]:

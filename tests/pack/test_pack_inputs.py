@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pack_support import counts, quiet_pack, tree_sums, vocab_of, write
 
-from scshards.base.errors import ConfigError, StorageError
+from scshards.base.errors import ConfigError, SourceError, StorageError
 from scshards.pack.inputs import expand
 from scshards.pack.vocabulary import build_vocab, check_vocab
 
@@ -92,6 +92,108 @@ def test_packs_of_a_pattern_and_of_its_files(tmp_path: Path) -> None:
         assert build_vocab(inputs) == build_vocab(paths)
 
 
+def test_stores_are_inputs_and_what_is_in_them_is_not(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path / "d",
+        *("a.zarr/zarr.json", "a.zarr/X/zarr.json", "a.zarr/b.h5ad", "deep/two/.zgroup"),
+        *("deep/two/obs/.zgroup", "lost.zarr/X/.zarray", "z.zarr.zip", "other.zip", "c.h5ad"),
+    )
+    everything = ["a.zarr", "c.h5ad", "deep/two", "lost.zarr", "z.zarr.zip"]
+    assert names(root, root) == everything
+    assert names(root, root / "a.zarr") == ["a.zarr"]
+    assert names(root, f"{root}/*.zarr") == ["a.zarr", "lost.zarr"]
+    assert names(root, f"{root}/**/*.h5ad") == ["c.h5ad"]
+    assert names(root, f"{root}/**/t*") == ["deep/two"]
+    (root / "link.zarr").symlink_to(root / "deep" / "two")
+    (root / "circle").symlink_to(root)
+    assert names(root, root) == sorted([*everything, "link.zarr"])
+
+
+def test_a_list_of_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path, "in/a.h5ad", "in/b.h5ad", "in/x y/c.h5ad", "in/more/d.h5", "far.h5ad")
+    text = (
+        "\ufeff# what we have\r\n\r\na.h5ad\tfirst one\r\nx y/*.h5ad\t third \n"
+        f"more\n{tmp_path}/far.h5ad\tfar\ns3://b/e.h5ad\nb.h5ad\t\n"
+    )
+    want = [
+        (f"{tmp_path}/in/a.h5ad", "first one"),
+        (f"{tmp_path}/in/x y/c.h5ad", "third"),
+        (f"{tmp_path}/in/more/d.h5", f"{tmp_path}/in/more/d.h5"),
+        (f"{tmp_path}/far.h5ad", "far"),
+        ("s3://b/e.h5ad", "s3://b/e.h5ad"),
+        (f"{tmp_path}/in/b.h5ad", f"{tmp_path}/in/b.h5ad"),
+    ]
+    for name, given in (
+        ("l.txt", ""),
+        ("l.tsv", ""),
+        ("l", "@"),
+        ("l.txt", "@"),
+        ("l", "@file://"),
+    ):
+        (tmp_path / "in" / name).write_text(text, newline="")
+        assert [tuple(file) for file in expand(f"{given}{tmp_path}/in/{name}")] == want
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in" / "short.txt").write_text("a.h5ad")
+    assert expand(["far.h5ad", "in/short.txt"]) == [
+        ("far.h5ad", "far.h5ad"),
+        ("in/a.h5ad", "in/a.h5ad"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault", "where"),
+    [
+        ("", "names no input", "l.txt"),
+        ("# nothing\n\n", "names no input", "l.txt"),
+        ("a.h5ad\tx\ty\n", "not an input", "line 1"),
+        ("a.h5ad\n\tname\n", "not an input", "line 2"),
+        ("a.h5ad\tb\x07\n", "not an input", "line 1"),
+        ("a.h5ad\nother.txt\n", "another list", "line 2"),
+        ("\n*.h5ad\tboth\n", "one name is given to 2 inputs", "line 2"),
+        ("*.zarr\n", "no file matches", "line 1"),
+        ("a.h5ad\n./a.h5ad\n", "given twice", "a.h5ad"),
+        ("a.h5ad\tx\nb.h5ad\tx\n", "same name", "x"),
+        ("a.h5ad\t\nb.h5ad\ta.h5ad\n", None, ""),
+        (b"\xff\xfe\x00", "UTF-8", "l.txt"),
+    ],
+)
+def test_lists_that_are_refused(
+    tmp_path: Path, text: str | bytes, fault: str | None, where: str
+) -> None:
+    tree(tmp_path, "a.h5ad", "b.h5ad")
+    path = tmp_path / "l.txt"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    if fault is None:
+        assert len(expand(path)) == 2
+        return
+    with pytest.raises(ConfigError, match=fault) as refused:
+        expand(path)
+    assert where in str(refused.value.where)
+
+
+def test_lists_that_can_not_be_read(tmp_path: Path) -> None:
+    for given in (f"{tmp_path}/none.txt", f"@{tmp_path}/none", "memory://none/l.txt"):
+        with pytest.raises(StorageError, match="no such file"):
+            expand(given)
+
+
+def test_the_names_of_a_list_are_in_the_manifest(tmp_path: Path) -> None:
+    for i in _made(tmp_path):
+        write(tmp_path / "d" / f"{i}.h5ad", counts(9, 5, seed=i))
+    (tmp_path / "d" / "in.txt").write_text("2.h5ad\tlung\n0.h5ad\tliver\n")
+    for workers in (1, 2):
+        manifest = quiet_pack(
+            tmp_path / "d" / "in.txt", tmp_path / f"o{workers}", vocab_of(5), workers=workers
+        )
+        assert [s.name for s in manifest.sources] == ["lung", "liver"]
+    assert tree_sums(tmp_path / "o1") == tree_sums(tmp_path / "o2")
+    reports = check_vocab(vocab_of(5), tmp_path / "d" / "in.txt")
+    assert [r.name for r in reports] == ["lung", "liver"]
+    with pytest.raises(SourceError) as refused:
+        quiet_pack(tmp_path / "d" / "in.txt", tmp_path / "o3", vocab_of(5), layer="none")
+    assert "lung" in str(refused.value)
+
+
 def _made(tmp_path: Path) -> range:
     (tmp_path / "d").mkdir()
     return range(3)
@@ -112,6 +214,17 @@ def test_patterns_and_directories_on_s3(tmp_path: Path, s3: Any) -> None:
     assert names(root, f"{root}/x*.h5ad") == ["x*.h5ad"]
     manifest = quiet_pack(f"{root}/[ab]*.h5ad", tmp_path / "out", vocab_of(4))
     assert [s.name for s in manifest.sources] == [f"{root}/a.h5ad", f"{root}/b.h5ad"]
+    fs.pipe_file(f"{root}/list.tsv", b"a.h5ad\tfirst\ndeep/**/*.h5ad\n")
+    assert expand(f"{root}/list.tsv") == [
+        (f"{root}/a.h5ad", "first"),
+        (f"{root}/deep/er/c.h5ad", f"{root}/deep/er/c.h5ad"),
+    ]
+    for path in ("s/a.zarr/zarr.json", "s/a.zarr/X/zarr.json", "s/m/matrix.mtx.gz", "s/n/.zgroup"):
+        fs.pipe_file(f"{s3.url}/{path}", b"")
+    assert names(s3.url, f"{s3.url}/s/") == ["s/a.zarr", "s/m", "s/n"]
+    assert names(s3.url, f"{s3.url}/s/*") == ["s/a.zarr", "s/m", "s/n"]
+    assert names(s3.url, f"{s3.url}/s/**") == ["s/a.zarr", "s/m", "s/n"]
+    assert names(s3.url, [f"{s3.url}/s/a.zarr/", f"{s3.url}/s/m/"]) == ["s/a.zarr", "s/m"]
     with pytest.raises(ConfigError, match="no file matches"):
         expand(f"{root}/*.h5")
     with pytest.raises((ConfigError, StorageError)):

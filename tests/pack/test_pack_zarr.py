@@ -246,7 +246,7 @@ def test_a_zip_holds_the_same(tmp_path: Path, format_: int, inside: str) -> None
         assert (dense(source) == x).all() and list(source.other_samples(10)) == []
     data = zipped.read_bytes()
     zipped.write_bytes(data[: len(data) // 2])
-    with pytest.raises(SourceError, match="not a readable .zip"):
+    with pytest.raises(SourceError, match=r"not a readable \.zip"):
         open_source(zipped)
 
 

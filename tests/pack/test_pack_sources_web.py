@@ -1,0 +1,135 @@
+"""Inputs on a web server: one that serves parts of files, one that does not, and refusals."""
+
+from __future__ import annotations
+
+import http.server
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anndata
+import pytest
+import scipy.sparse as sp
+from pack_support import adata, assert_holds, counts, expected, key, quiet_pack, vocab_of, write
+
+from scshards.base.errors import ConfigError, SourceError, StorageError
+from scshards.pack.inputs import expand
+from scshards.pack.sources import input_identity, open_source
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:zarr v3 autosharding", "ignore:Consolidated metadata"
+)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Files of a folder; `mode`: "ranges", "whole" (ranges ignored), "none" (and says so), or a status."""
+
+    folder: Path
+    mode: str
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
+
+    def answer(self, with_body: bool) -> None:
+        path = self.folder / self.path.partition("?")[0].lstrip("/")
+        status = int(self.mode) if self.mode.isdigit() else 200 if path.is_file() else 404
+        body = path.read_bytes() if status == 200 else b"no"
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        total = len(body)
+        if asked and self.mode == "ranges" and status == 200:
+            start, end = int(asked[1]), int(asked[2] or total - 1)
+            status, body = 206, body[start : end + 1]
+        self.send_response(status)
+        if status == 206:
+            self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{total}")
+        if self.mode != "whole":
+            self.send_header("Accept-Ranges", "none" if self.mode == "none" else "bytes")
+        self.send_header("Content-Length", str(len(body)))
+        if status < 400:
+            self.send_header("ETag", '"abc"')
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        """Nothing is said."""
+
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *args: Any) -> None:
+        """A reader that hangs up is no fault."""
+
+
+@contextmanager
+def serving(folder: Path, mode: str) -> Iterator[str]:
+    handler = type("H", (Handler,), {"folder": folder, "mode": mode})
+    with Server(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_pack_of_files_on_a_web_server(tmp_path: Path) -> None:
+    folder = tmp_path / "www"
+    folder.mkdir()
+    xs = [counts(30, 6, seed=i) for i in range(3)]
+    write(folder / "a.h5ad", xs[0])
+    write(folder / "b.h5ad", xs[1], form="csc")
+    with anndata.settings.override(zarr_write_format=3):
+        adata(sp.csr_matrix(xs[2])).write_zarr(folder / "c.zarr")
+    (folder / "l.txt").write_text("b.h5ad\tsecond\nc.zarr/\n")
+    with serving(folder, "ranges") as url:
+        manifest = quiet_pack(
+            [f"{url}/a.h5ad?token=hush", f"{url}/l.txt"], tmp_path / "out", vocab_of(6)
+        )
+        for name, file in (("a.h5ad", "a.h5ad"), ("c.zarr", "c.zarr/zarr.json")):
+            identity = {"size": (folder / file).stat().st_size, "etag": '"abc"'}
+            assert input_identity(f"{url}/{name}") == identity
+    assert [s.name for s in manifest.sources] == [f"{url}/a.h5ad", "second", f"{url}/c.zarr"]
+    genes = [f"G{i:03d}" for i in range(6)]
+    want = {
+        key(s, i): cell
+        for s, x in enumerate(xs)
+        for i, cell in enumerate(expected(x, genes, vocab_of(6)))
+    }
+    assert_holds(tmp_path / "out", want)
+
+
+@pytest.mark.parametrize("mode", ["whole", "none"])
+def test_a_server_without_ranges(tmp_path: Path, mode: str) -> None:
+    write(tmp_path / "a.h5ad", counts(3000, 50))
+    with serving(tmp_path, mode) as url, pytest.raises(StorageError) as refused:
+        open_source(f"{url}/a.h5ad", storage_options={"block_size": 4096})
+    assert "does not serve parts of files" in str(refused.value)
+    assert f"{url}/a.h5ad" in str(refused.value) and "download" in str(refused.value)
+
+
+def test_addresses_that_fail(tmp_path: Path) -> None:
+    (tmp_path / "a.h5ad").write_bytes(b"none")
+    with serving(tmp_path, "ranges") as url:
+        with pytest.raises(StorageError, match="no such file"):
+            open_source(f"{url}/none.h5ad")
+        with pytest.raises(SourceError, match="not a readable h5ad"):
+            open_source(f"{url}/a.h5ad")
+        with pytest.raises(SourceError, match="not a readable zarr"):
+            open_source(f"{url}/a.zarr")
+        for given in (f"{url}/d/", f"{url}/*.h5ad"):
+            with pytest.raises(ConfigError, match="can't be listed"):
+                expand(given)
+    with serving(tmp_path, "403") as url, pytest.raises(StorageError, match=r"403|no such file"):
+        open_source(f"{url}/a.h5ad")
+    with pytest.raises(StorageError):
+        open_source(f"{url}/a.h5ad")  # nobody listens any more

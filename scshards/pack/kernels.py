@@ -1,4 +1,4 @@
-"""The compiled loops of pack: counting, sorting and copying rows. They release the GIL.
+"""The compiled loops of pack: rows to members, and counting, sorting and copying. They release the GIL.
 
 Called by pack.sources_matrix, pack.scatter, pack.spill, pack.vocabulary and pack.verify.
 """
@@ -6,8 +6,124 @@ Called by pack.sources_matrix, pack.scatter, pack.spill, pack.vocabulary and pac
 from __future__ import annotations
 
 import numba as nb
+import numpy as np
 
+from scshards.cells.kernels import is_plain, list_tokens, spread, spread_plain
 from scshards.shards.kernels import copy_bytes, decode_counts, decode_genes, parse_member
+from scshards.shards.write_kernels import (
+    MEMBER_BOUND,
+    begin_member,
+    write_genes,
+    write_labels,
+    write_values,
+)
+
+FULL = -1
+"""`pack_rows` stopped before a row for which there may be no room; faults are above 0."""
+
+KEPT, FEW_GENES, MANY_GENES, FEW_COUNTS = 0, 1, 2, 3
+"""What became of a cell."""
+
+
+@nb.njit(nogil=True, cache=True)
+def pack_rows(
+    indptr, indices, data, largest, rows, first, slots, counts, limits, labels, label_ends,
+    scratch, bits, tokens, values, out, at, sizes, n_genes, totals, fates,
+):  # fmt: skip
+    """The members of rows[first:] of a block, one after another into out[at:].
+
+    Parameters
+    ----------
+    indptr, indices, data
+        A block of CSR rows; `rows` [cells] are those to pack.
+    largest, slots, counts, scratch, bits, tokens
+        As of cells.kernels.tokenize; `values` [as many as tokens] is of scratch's dtype.
+    limits
+        Least and most genes of a cell, and the least sum of its values; others are left out.
+    labels, label_ends
+        Of `rows`, as shards.codec.encode_labels gives them.
+    sizes, n_genes, totals, fates
+        Filled for each of `rows`: bytes of its member, its genes, the sum of its values in the order of
+        the genes (float64), and KEPT or why it is not.
+
+    Returns
+    -------
+    0, FULL or a fault; the place in `rows` where it stopped, and in `data` for a fault; the end of what
+    was written; and the values that lay in unmatched columns.
+    """
+    start = indptr[0]
+    unmatched = 0
+    for i in range(first, len(rows)):
+        a, b = indptr[rows[i]] - start, indptr[rows[i] + 1] - start
+        label_start = label_ends[i - 1] if i else 0
+        if at + member_bound(b - a, label_ends[i] - label_start) > len(out):
+            return FULL, i, 0, at, unmatched
+        plain = counts and is_plain(indices[a:b], data[a:b], len(slots))
+        n = 0
+        if plain:
+            lost = spread_plain(indices[a:b], data[a:b], slots, scratch, bits)
+            n = list_tokens(bits, tokens)
+            # Fewer tokens than values: some share one, and are to be added up.
+            plain = n + lost == b - a
+        if not plain:
+            fault, place, lost = spread(
+                indices[a:b], data[a:b], largest, slots, counts, scratch, bits
+            )
+            if fault:
+                return fault, i, a + place, at, unmatched
+            n = list_tokens(bits, tokens)
+        unmatched += lost
+        total = 0.0
+        if plain:
+            # Small whole numbers: their sum is exact in any order, and integers add up sooner.
+            exact = scratch.dtype.type(0)
+            for j in range(n):
+                values[j] = scratch[tokens[j]]
+                exact += values[j]
+            total += exact
+        else:
+            for j in range(n):
+                values[j] = scratch[tokens[j]]
+                total += values[j]
+        n_genes[i] = n
+        totals[i] = total
+        fates[i] = _fate(n, total, limits)
+        if fates[i] != KEPT:
+            continue
+        p = begin_member(out, at, n, label_ends[i] > label_start)
+        p = write_genes(out, p, tokens[:n])
+        p = write_values(out, p, values[:n])
+        p = write_labels(out, p, labels[label_start : label_ends[i]])
+        sizes[i] = p - at
+        at = p
+    return 0, len(rows), 0, at, unmatched
+
+
+@nb.njit(nogil=True, cache=True)
+def member_bound(n_values, label_bytes):
+    """A member of so many values and bytes of labels takes no more than this."""
+    return MEMBER_BOUND + label_bytes + 15 * n_values
+
+
+@nb.njit(nogil=True)
+def _fate(n, total, limits):
+    least_genes, most_genes, least_sum = limits
+    if n < least_genes:
+        return FEW_GENES
+    if n > most_genes:
+        return MANY_GENES
+    if total < least_sum:
+        return FEW_COUNTS
+    return KEPT
+
+
+@nb.njit(nogil=True, cache=True)
+def columns_fit(columns, n):
+    """Whether all columns are in a matrix of n columns. The loop is compiled to vector instructions."""
+    inside = 0
+    for i in range(len(columns)):
+        inside += np.uint32(columns[i]) < np.uint32(n)
+    return inside == len(columns)
 
 
 @nb.njit(nogil=True, cache=True)

@@ -7,7 +7,9 @@ No cell is a Python object here: every step works on a block. Called by pack.run
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ScshardsError, ValueKindError
-from scshards.cells.tokenizer import GeneMatch, TokenRows, ValueKind, tokenize_rows
+from scshards.cells.tokenizer import (
+    LARGEST,
+    GeneMatch,
+    ValueKind,
+    Workspace,
+    kernel_values,
+    value_error,
+)
 from scshards.pack import kernels, plan
+from scshards.pack.ahead import read_ahead
 from scshards.pack.inputs import InputFile
 from scshards.pack.options import PackOptions
 from scshards.pack.sources import Block, Source
 from scshards.pack.spill import SpillWriter, record_dtype
 from scshards.pack.survey import counts_elsewhere, open_for_task, source_folder
 from scshards.pack.unique import load_split
-from scshards.shards.codec import LabelColumn, encode_rows
+from scshards.shards.codec import LabelColumn, encode_labels
+
+BLOCK_VALUES = 1 << 18
+"""Most values of a block: with what is made of them, they stay in a processor's cache."""
+
+_REASONS = ("fewer than {} genes", "more than {} genes", "fewer than {} counts")
+"""Why a cell is left out, in the order of the codes of pack.kernels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,40 +114,108 @@ def scatter(task: ScatterTask) -> Scattered:
         cells_per_shard=options.cells_per_shard,
     )
     wanted = np.flatnonzero(shards >= 0)
-    kept = values = unmatched = n_bytes = 0
     with (
         open_for_task(task.file, s.source, options, task.folder) as source,
-        SpillWriter(Path(task.folder), task.number, s.source) as spill,
+        SpillWriter(Path(task.folder), task.number, s.source, sum(task.n_shards)) as spill,
+        contextlib.closing(_blocks(source, s.start + wanted[[0, -1]])) as blocks,
     ):
-        for block in source.blocks(s.start + int(wanted[0]), s.start + int(wanted[-1]) + 1):
-            here = slice(
-                block.first_row - s.start, block.first_row - s.start + len(block.indptr) - 1
-            )
-            chosen = np.flatnonzero(shards[here] >= 0)
-            rows = block.first_row + chosen
-            cells = _tokenize(source, block, chosen, match, task.kind)
-            unmatched += cells.unmatched_values
-            enough = np.flatnonzero(np.diff(cells.indptr) >= options.min_genes)
-            if len(enough) < len(cells):
-                rows = rows[enough]
-                cells = _take_cells(cells, enough)
-            columns = [label.column(rows) for label in labels]
-            members, ends = encode_rows(cells, columns)
-            mine = shards[rows - s.start]
-            spill.add(mine, _records(rows, ends, cells, columns, task.labels), members)
-            kept += len(rows)
-            n_bytes += len(members)
-            values += len(cells.values)
-    too_few = s.cells - kept
-    return Scattered(
-        number=task.number,
-        source=s.source,
-        kept=kept,
-        dropped={f"fewer than {options.min_genes} genes": too_few} if too_few else {},
-        values=values,
-        unmatched_values=unmatched,
-        bytes=n_bytes,
-    )
+        cells = _Cells(task, source, spill, match, labels)
+        for block in blocks:
+            first = block.first_row - s.start
+            cells.add(block, shards[first : first + len(block.indptr) - 1])
+    return cells.scattered()
+
+
+def _blocks(source: Source, ends: NDArray[np.intp]) -> Generator[Block, None, None]:
+    """The blocks from the first to the last row of `ends`, read ahead."""
+    start, stop = int(ends[0]), int(ends[1]) + 1
+    return read_ahead(iter(source.blocks(start, stop, max_values=BLOCK_VALUES)))
+
+
+class _Cells:
+    """Packs blocks into a spill, and counts what became of their cells."""
+
+    def __init__(
+        self,
+        task: ScatterTask,
+        source: Source,
+        spill: SpillWriter,
+        match: GeneMatch,
+        labels: list[_Labels],
+    ) -> None:
+        options = task.options
+        self._task, self._source, self._spill, self._labels = task, source, spill, labels
+        self._work = Workspace(match, task.kind)
+        self._values = np.empty(len(self._work.tokens), self._work.scratch.dtype)
+        none = 1 << 62
+        self._limits = (
+            options.min_genes,
+            none if options.max_genes is None else options.max_genes,
+            0.0 if options.min_counts is None else float(options.min_counts),
+        )
+        self._fates = np.zeros(len(_REASONS) + 1, np.int64)
+        self._n_values = self._unmatched = self._bytes = 0
+
+    def add(self, block: Block, shards: NDArray[np.int32]) -> None:
+        """Pack the rows of a block that have a shard (not -1)."""
+        rows = np.flatnonzero(shards >= 0)
+        shards, numbers = shards[rows], block.first_row + rows
+        columns = [label.column(numbers) for label in self._labels]
+        labels, label_ends = encode_labels(columns, len(rows))
+        records = np.zeros(len(rows), record_dtype(self._task.labels))
+        sizes, n_genes = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+        totals, fates = np.empty(len(rows), np.float64), np.empty(len(rows), np.int8)
+        where = f"{self._source.name}: {self._source.matrix_name}"
+        data = kernel_values(block.data, where=where)
+        work, spill, first = self._work, self._spill, 0
+        records["row"] = numbers
+        for i, column in enumerate(columns):
+            records[f"label-{i}"] = column.values
+        while True:
+            status, stop, at, end, unmatched = kernels.pack_rows(
+                block.indptr, block.indices, data, LARGEST[data.dtype.kind], rows, first, work.slots,
+                self._task.kind == "counts", self._limits, labels, label_ends, work.scratch, work.bits,
+                work.tokens, self._values, spill.members, spill.used, sizes, n_genes, totals, fates,
+            )  # fmt: skip
+            if status > 0:
+                error = value_error(
+                    status, block.data, block.indices, at, row=int(numbers[stop]), where=where
+                )
+                raise _advised(error, self._source)
+            done = slice(first, stop)
+            records["size"][done], records["n_genes"][done] = sizes[done], n_genes[done]
+            records["total"][done] = totals[done]
+            kept = first + np.flatnonzero(fates[done] == kernels.KEPT)
+            self._bytes += end - spill.used
+            self._unmatched += unmatched
+            self._n_values += int(n_genes[kept].sum())
+            self._fates += np.bincount(fates[done], minlength=len(self._fates))
+            spill.add(shards[kept], records[kept], end)
+            if status == 0:
+                return
+            first = stop
+            n_values = int(np.diff(block.indptr[rows[stop] : rows[stop] + 2])[0])
+            label_bytes = int(label_ends[stop] - (label_ends[stop - 1] if stop else 0))
+            spill.make_room(kernels.member_bound(n_values, label_bytes))
+
+    def scattered(self) -> Scattered:
+        """The account of all blocks."""
+        options = self._task.options
+        limits = (options.min_genes, options.max_genes, options.min_counts)
+        dropped = {
+            reason.format(_shown(limit)): int(n)
+            for reason, limit, n in zip(_REASONS, limits, self._fates[1:], strict=True)
+            if n
+        }
+        return Scattered(
+            number=self._task.number,
+            source=self._task.slice.source,
+            kept=int(self._fates[kernels.KEPT]),
+            dropped=dropped,
+            values=self._n_values,
+            unmatched_values=self._unmatched,
+            bytes=self._bytes,
+        )
 
 
 class _Labels:
@@ -160,75 +244,14 @@ def _match(tokens: NDArray[np.int32], n_tokens: int) -> GeneMatch:
     )
 
 
-def _tokenize(
-    source: Source, block: Block, chosen: NDArray[np.intp], match: GeneMatch, kind: ValueKind
-) -> TokenRows:
-    where = f"{source.name}: {source.matrix_name}"
-    indptr, indices, data = block.indptr, block.indices, block.data
-    if len(chosen) < len(indptr) - 1:
-        indptr, indices, data = _take(indptr, indices, data, chosen)
-    try:
-        return tokenize_rows(
-            indptr, indices, data, match, kind, first_row=block.first_row, where=where
-        )
-    except ValueKindError:
-        # Rows that were left out shift the others: find the row again by its own number.
-        for i, row in enumerate(block.first_row + chosen):
-            at = slice(int(indptr[i] - indptr[0]), int(indptr[i + 1] - indptr[0]))
-            try:
-                tokenize_rows(
-                    indptr[i : i + 2] - indptr[i],
-                    indices[at],
-                    data[at],
-                    match,
-                    kind,
-                    first_row=int(row),
-                    where=where,
-                )
-            except ValueKindError as e:
-                raise _advised(e, source) from None
-        raise
+def _shown(limit: float | None) -> float | None:
+    """A whole number without a decimal point."""
+    return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
 
 
-def _advised(error: ValueKindError, source: Source) -> ScshardsError:
+def _advised(error: ScshardsError, source: Source) -> ScshardsError:
     """The same error, naming the matrices of this very file that hold counts, if there are any."""
+    if not isinstance(error, ValueKindError):
+        return error
     advice = counts_elsewhere(source) or error.advice
     return type(error)(error.what, where=error.where, advice=advice)
-
-
-def _take(
-    indptr: NDArray[np.int64], indices: NDArray[Any], data: NDArray[Any], rows: NDArray[np.intp]
-) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]:
-    """CSR arrays of some of the rows."""
-    out_indptr = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(np.diff(indptr)[rows], out=out_indptr[1:])
-    out_indices = np.empty(out_indptr[-1], indices.dtype)
-    out_data = np.empty(out_indptr[-1], data.dtype)
-    kernels.take_rows(indptr, indices, data, rows, out_indptr, out_indices, out_data)
-    return out_indptr, out_indices, out_data
-
-
-def _take_cells(cells: TokenRows, rows: NDArray[np.intp]) -> TokenRows:
-    indptr, genes, values = _take(cells.indptr, cells.genes, cells.values, rows)
-    return TokenRows(
-        indptr=indptr, genes=genes, values=values, unmatched_values=cells.unmatched_values
-    )
-
-
-def _records(
-    rows: NDArray[np.int64],
-    ends: NDArray[np.int64],
-    cells: TokenRows,
-    columns: list[LabelColumn],
-    kinds: tuple[str, ...],
-) -> NDArray[Any]:
-    records = np.empty(len(rows), record_dtype(kinds))
-    totals = np.empty(len(rows), np.float64)
-    kernels.row_totals(cells.indptr, cells.values, totals)
-    records["row"] = rows
-    records["size"] = np.diff(ends, prepend=0)
-    records["n_genes"] = np.diff(cells.indptr)
-    records["total"] = totals
-    for i, column in enumerate(columns):
-        records[f"label-{i}"] = column.values
-    return records

@@ -1,6 +1,6 @@
 """Spill files: what pass 1 leaves in the scratch folder for pass 2, one per task.
 
-    SpillWriter.add(cells of a block) ... close()      000012.bin, then 000012.npy
+    SpillWriter: members[used:] = ..., add(...)        000012.bin, then 000012.npy
     read_shard(segments) -> payloads and one record per cell
 
 A spill file is a row of runs. A run holds the cells that fit in one buffer, grouped by shard: first all
@@ -11,6 +11,7 @@ pack.scatter and pack.writer.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import tempfile
@@ -22,11 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.pack import kernels
+from scshards.pack.buffers import borrowed
 from scshards.pack.marks import publish_array
 from scshards.pack.sources_matrix import scratch_writes
 
 RUN_BYTES = 1 << 26
-"""How many bytes of members are grouped in memory."""
+"""Most bytes of members that are grouped in memory, unless one cell alone has more."""
+
+SMALL_RUN_BYTES, SEGMENT_BYTES = 1 << 23, 1 << 15
+"""What fits in a processor's cache is grouped faster; but pass 2 reads a shard's part of every run, and
+those should not be small: a run has so many bytes for each shard, and no less than the small run."""
 
 SEGMENT = np.dtype(
     [
@@ -52,13 +58,22 @@ def record_dtype(labels: Sequence[str]) -> np.dtype[Any]:
 
 
 class SpillWriter:
-    """Writes one task's spill; a context manager that leaves no directory when it fails."""
+    """Writes one task's spill; a context manager that leaves no directory when it fails.
 
-    def __init__(self, folder: Path, task: int, source: int) -> None:
+    Attributes
+    ----------
+    members
+        uint8: where members are to be written, from `used` on.
+    used
+        How much of it is filled.
+    """
+
+    members: NDArray[np.uint8]
+
+    def __init__(self, folder: Path, task: int, source: int, n_shards: int) -> None:
         self._path, self._task, self._source = folder / f"{task:06d}.bin", task, source
-        self._members = np.empty(RUN_BYTES, np.uint8)
-        self._grouped = np.empty(RUN_BYTES, np.uint8)
-        self._used = 0
+        self._run_bytes = min(RUN_BYTES, max(SMALL_RUN_BYTES, n_shards * SEGMENT_BYTES))
+        self.used = 0
         self._records: list[NDArray[Any]] = []
         self._shards: list[NDArray[np.int32]] = []
         self._segments: list[NDArray[Any]] = []
@@ -71,10 +86,12 @@ class SpillWriter:
                 prefix=f"{self._path.name}.", suffix=".part", dir=self._path.parent
             )
             self._file = os.fdopen(handle, "wb")
+        self._buffers = contextlib.ExitStack()
+        self._take_buffers(self._run_bytes)
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        with self._file:
+        with self._buffers, self._file:
             if kind is None:
                 self._flush()
         if kind is not None:
@@ -86,21 +103,22 @@ class SpillWriter:
         order = np.argsort(segments["shard"], kind="stable")
         publish_array(self._path.with_suffix(".npy"), segments[order])
 
-    def add(
-        self, shards: NDArray[np.int32], records: NDArray[Any], members: NDArray[np.uint8]
-    ) -> None:
-        """Add cells: their shards, their records, and their members one after another."""
-        if not len(records):
-            return
-        if self._used + len(members) > len(self._members):
-            self._flush()
-        if len(members) > len(self._members):
-            self._members = np.empty(len(members), np.uint8)
-            self._grouped = np.empty(len(members), np.uint8)
-        self._members[self._used : self._used + len(members)] = members
-        self._used += len(members)
-        self._shards.append(shards)
-        self._records.append(records)
+    def add(self, shards: NDArray[np.int32], records: NDArray[Any], end: int) -> None:
+        """Add the cells whose members were written to `members` one after another, up to `end`."""
+        self.used = end
+        if len(records):
+            self._shards.append(shards)
+            self._records.append(records)
+
+    def make_room(self, size: int) -> None:
+        """Empty `members`, which has room for at least `size` bytes then."""
+        self._flush()
+        if size > len(self.members):
+            self._buffers.close()
+            self._take_buffers(size)
+
+    def _take_buffers(self, size: int) -> None:
+        self.members, self._grouped = (self._buffers.enter_context(borrowed(size)) for _ in "12")
 
     def _flush(self) -> None:
         if not self._records:
@@ -109,9 +127,9 @@ class SpillWriter:
         order = np.argsort(shards, kind="stable")
         sizes = records["size"]
         n = kernels.gather_slices(
-            self._members, np.cumsum(sizes) - sizes, sizes, order, self._grouped
+            self.members, np.cumsum(sizes) - sizes, sizes, order, self._grouped
         )
-        assert n == self._used
+        assert n == self.used
         shards, records = shards[order], records[order]
         first = np.flatnonzero(np.append(True, shards[1:] != shards[:-1]))
         ends = np.append(0, np.cumsum(records["size"]))
@@ -128,7 +146,7 @@ class SpillWriter:
             self._file.write(self._grouped[:n].data)
         self._at += records.nbytes + n
         self._segments.append(segments)
-        self._records, self._shards, self._used = [], [], 0
+        self._records, self._shards, self.used = [], [], 0
 
 
 def read_shard(

@@ -421,7 +421,7 @@ def test_slices_and_blocks_leave_no_trace(tmp_path: Path, monkeypatch: pytest.Mo
             m.setattr(plan, "TASK_VALUES", 100)
             m.setattr(spill, "RUN_BYTES", 300)
             m.setattr("scshards.pack.sources_matrix.BLOCK_VALUES", 50)
-            m.setattr(H5ad, "blocks", lambda *a: blocks(*a, max_rows=7, max_values=40))
+            m.setattr(H5ad, "blocks", lambda *a, **_: blocks(*a, max_rows=7, max_values=40))
             quiet_pack(inputs, tmp_path / f"cut{i}", vocab_of(20), shuffle=shuffle, **options)
         assert tree_sums(tmp_path / f"whole{i}") == tree_sums(tmp_path / f"cut{i}")
 

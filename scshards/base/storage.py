@@ -44,8 +44,7 @@ class Storage:
         self.is_local = is_local(self.url)
         self._fs: Any
         if self.is_local:
-            path = self.url.removeprefix("file://")
-            self._root = str(Path(path).expanduser().absolute())
+            self._root = str(path_of(self.url).absolute())
             self._fs = None
         else:
             import fsspec
@@ -272,6 +271,20 @@ class Storage:
 def is_local(url: str) -> bool:
     """Whether an address is a plain path (or file://) and not a URL of some store."""
     return url.startswith("file://") or not _SCHEME.match(url)
+
+
+def path_of(url: str) -> Path:
+    """The path of a local address; `~` is a home directory where there is one of that name."""
+    if not url:
+        # An unset variable of a shell would mean the current folder.
+        raise StorageError("a path is empty", advice="name a file or folder; . is this one")
+    if "\0" in url:
+        raise StorageError("no file can have such a name", where=repr(url))
+    path = Path(url.removeprefix("file://"))
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def is_web(url: str) -> bool:

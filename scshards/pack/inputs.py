@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from scshards.base.errors import ConfigError
-from scshards.base.storage import Storage, is_local, is_web
+from scshards.base.remote import translated
+from scshards.base.storage import Storage, is_local, is_web, path_of
 from scshards.pack.sources import display_name, folder_kind
 
 SUFFIXES = (".h5ad", ".h5", ".zarr.zip")
@@ -83,7 +84,7 @@ def _refuse_repeats(files: Iterable[InputFile]) -> None:
     places: set[str] = set()
     names: set[str] = set()
     for file in files:
-        place = str(_path(file.url).absolute()) if is_local(file.url) else file.url.rstrip("/")
+        place = str(path_of(file.url).absolute()) if is_local(file.url) else file.url.rstrip("/")
         if os.path.normpath(place) in places:
             raise ConfigError("an input is given twice", where=file.name)
         if file.name in names:
@@ -110,7 +111,7 @@ def _read_list(url: str, options: Mapping[str, Any] | None) -> list[InputFile]:
         raise ConfigError(
             "a list of inputs must be text in UTF-8", where=where, advice="one input a line"
         ) from None
-    folder = str(_path(url).parent) if is_local(url) else url[: url.rindex("/") + 1]
+    folder = str(path_of(url).parent) if is_local(url) else url[: url.rindex("/") + 1]
     files = []
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip() and not line.startswith("#"):
@@ -131,7 +132,7 @@ def _listed(line: str, folder: str, options: Mapping[str, Any] | None) -> list[I
         raise ConfigError("a line of the list is not an input, or an input, a tab and its name")
     if _list_address(address) is not None:
         raise ConfigError("a list can't name another list", where=address)
-    if is_local(address) and not _path(address).is_absolute():
+    if is_local(address) and not path_of(address).is_absolute():
         address = str(Path(folder) / address) if is_local(folder) else f"{folder}{address}"
     urls = _expanded(address, options)
     if name and len(urls) > 1:
@@ -140,15 +141,14 @@ def _listed(line: str, folder: str, options: Mapping[str, Any] | None) -> list[I
 
 
 def _expanded(url: str, options: Mapping[str, Any] | None) -> list[str]:
-    return _local(url) if is_local(url) else _remote(url, options)
-
-
-def _path(url: str) -> Path:
-    return Path(url.removeprefix("file://")).expanduser()
+    if not is_local(url):
+        return _remote(url, options)
+    with translated(url):
+        return _local(url)
 
 
 def _local(url: str) -> list[str]:
-    path = _path(url)
+    path = path_of(url)
     if path.is_dir():
         below = list(_below(Storage(path), path.absolute().name))
         if below == [""]:

@@ -27,7 +27,8 @@ from typing import Any
 
 from scshards._version import __version__
 from scshards.base.errors import OutputExistsError, ScshardsError, StorageError
-from scshards.base.storage import Storage, redact
+from scshards.base.remote import translated
+from scshards.base.storage import Storage, path_of, redact
 from scshards.pack.lock import LEASE, Lease, held
 from scshards.pack.marks import publish, read_mark
 from scshards.pack.options import PackOptions
@@ -169,13 +170,16 @@ class Job:
     def _refuse_strangers(self) -> None:
         """Refuse a root that holds what no job of this root has left there."""
         root = self.storage.local_path
-        if root is not None and root.exists() and not root.is_dir():
+        with translated(self.storage.at("")):
+            is_file = root is not None and root.exists() and not root.is_dir()
+        if is_file:
             raise OutputExistsError(
                 "the output is a file",
                 where=self.storage.at(""),
                 advice="name a folder that is empty or absent",
             )
         if self._base is not None:
+            self._refuse_unfinished_addition(self._base)
             return
         if self.storage.exists(MANIFEST):
             raise OutputExistsError(
@@ -199,6 +203,20 @@ class Job:
         raise OutputExistsError(
             f"the output is not empty: it holds {other}", where=self.storage.at(""), advice=advice
         )
+
+    def _refuse_unfinished_addition(self, base: Manifest) -> None:
+        if self._restart or (self.folder / JOB).exists():
+            return
+        known = _files(base)
+        for name in self.storage.list():
+            if _OURS.fullmatch(name) and name not in known:
+                raise OutputExistsError(
+                    f"the manifest does not name {name}: it looks like something that was added by "
+                    "half, and whose temporary files are gone",
+                    where=self.storage.at(""),
+                    advice="remove such files with --restart, or name the temporary files with "
+                    "--scratch",
+                )
 
     def _claim(self) -> None:
         """Make this job the folder's, or find that it is already."""
@@ -233,11 +251,7 @@ class Job:
 
     def _remove_work(self) -> None:
         """Remove what a job has made, but not the lock, and nothing of the set that is added to."""
-        keep = set()
-        if self._base is not None:
-            keep = {VOCAB}
-            for shards in self._base.splits.values():
-                keep |= {path for s in shards for path in (s.path, s.index_path)}
+        keep = {VOCAB, *_files(self._base)} if self._base is not None else set()
         for name in self.storage.list():
             if (name == VOCAB or _OURS.fullmatch(name)) and name not in keep:
                 self.storage.remove(name)
@@ -262,6 +276,12 @@ class Job:
                 folder.rmdir()
 
 
+def _files(manifest: Manifest) -> set[str]:
+    """All shards and indexes of a set."""
+    shards = [s for split in manifest.splits.values() for s in split]
+    return {path for s in shards for path in (s.path, s.index_path)}
+
+
 def _folder(storage: Storage, scratch: str | None) -> Path:
     root = storage.local_path
     if scratch is None and root is not None:
@@ -269,7 +289,7 @@ def _folder(storage: Storage, scratch: str | None) -> Path:
     # The same for the same root, so that the same command finds it again.
     name = str(root) if root is not None else redact(storage.url).rstrip("/")
     tag = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
-    parent = Path(scratch).expanduser().absolute() if scratch else Path(tempfile.gettempdir())
+    parent = path_of(scratch).absolute() if scratch else Path(tempfile.gettempdir())
     return parent / f"scshards-{os.getuid()}-{tag}"
 
 

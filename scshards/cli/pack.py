@@ -15,6 +15,7 @@ from scshards.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from scshards.pack.run import Share
+    from scshards.shards.manifest import Manifest
 
 
 @click.command("pack")
@@ -22,11 +23,18 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", "root", required=True, metavar="ROOT", help="The shard set to make."
 )
-@click.option("--vocab", required=True, metavar="FILE", help="The vocabulary, a vocab.json.")
+@click.option(
+    "--vocab", metavar="FILE", help="The vocabulary, a vocab.json. With --append, the set has it."
+)
 @click.option(
     "--gene-column",
     metavar="COL",
     help="The column of var that holds the vocabulary's gene names; without it, the index of var.",
+)
+@click.option(
+    "--strip-versions",
+    is_flag=True,
+    help="Match Ensembl ids without their version: ENSG00000141510.12 as ENSG00000141510.",
 )
 @click.option("--layer", metavar="NAME", help="Pack this layer in place of X.")
 @click.option("--raw", is_flag=True, help="Pack raw/X in place of X.")
@@ -168,13 +176,23 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Throw away what an unfinished pack has left at ROOT. Without it, the same command goes on.",
 )
+@click.option(
+    "--append",
+    is_flag=True,
+    help="Add the inputs to the complete shard set at ROOT, as new shards. Options are those that the "
+    "set was packed with; how inputs are read may differ: --gene-column, --layer, --raw, --where, "
+    "--min-match, --strip-versions.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON on standard output.")
-def command(inputs: tuple[str, ...], root: str, vocab: str, **chosen: Any) -> None:
-    """Pack the cells of h5ad files, 10x .h5 files and mtx folders into a shard set at ROOT.
+def command(inputs: tuple[str, ...], root: str, vocab: str | None, **chosen: Any) -> None:
+    """Pack the cells of h5ad files, zarr stores, 10x .h5 files and mtx folders into a shard set at ROOT.
 
-    INPUT and ROOT are local paths or URLs such as s3://bucket/prefix. ROOT must be absent or empty.
+    INPUT and ROOT are local paths or URLs such as s3://bucket/prefix; an INPUT may be on a web server,
+    https://host/a.h5ad. ROOT must be absent or empty.
     An INPUT may be a quoted pattern, 'data/*.h5ad', or a directory (a URL with a slash at its end),
-    which stands for all .h5ad and .h5 files below it, and local mtx folders.
+    which stands for all .h5ad, .h5 and .zarr.zip files, zarr stores and mtx folders below it; or a
+    list, a .txt or .tsv file (or @FILE): an input a line and, after a tab, the name that tables and
+    the manifest show for it. Paths in it are relative to its folder.
     Every cell, gene and value that is left out is counted by its reason and shown at the end.
     A pack that was stopped, however it was, goes on when the same command is run again.
 
@@ -183,22 +201,35 @@ def command(inputs: tuple[str, ...], root: str, vocab: str, **chosen: Any) -> No
         --valid-fraction 0.1 --split-by donor_id
     """
     from scshards.base.storage import parse_options
-    from scshards.pack import report
+    from scshards.pack.append import append
     from scshards.pack.run import PackOptions, pack, pack_share
     from scshards.pack.splits import read_split_file
 
-    dask, task, finish, restart, as_json = (
-        chosen.pop(name) for name in ("dask", "task", "finish", "restart", "as_json")
+    given = _given(chosen)
+    dask, task, finish, restart, is_append, as_json = (
+        chosen.pop(n) for n in ("dask", "task", "finish", "restart", "append", "as_json")
     )
     _refuse_together({"--task": task, "--finish": finish, "--restart": restart, "--dask": dask})
+    _refuse_together({"--task": task, "--finish": finish, "--append": is_append})
     chosen["obs"] = split_columns(chosen["obs"])
     chosen["storage_options"] = parse_options(chosen["storage_options"])
     split_file = chosen.pop("split_file")
     if split_file is not None:
         said = read_split_file(split_file, chosen["split_by"])
         chosen |= {"split_by": said.column, "held_out": said.held_out}
-    options = PackOptions(**chosen)
+        given |= {"split_by", "held_out"}
     seconds: dict[int, float] = {}
+    if is_append:
+        changes = {name: value for name, value in chosen.items() if name in given}
+        with interruptible():
+            manifest = append(
+                inputs, root, changes, vocab, dask=dask, restart=restart, seconds=seconds
+            )
+        _show(manifest, seconds, as_json)
+        return
+    if vocab is None:
+        raise click.UsageError("Missing option '--vocab'.")
+    options = PackOptions(**chosen)
     with interruptible():
         if task is not None:
             share = _share(task)
@@ -209,12 +240,7 @@ def command(inputs: tuple[str, ...], root: str, vocab: str, **chosen: Any) -> No
             inputs, root, vocab, options,
             dask=dask, restart=restart, finish=finish, seconds=seconds,
         )  # fmt: skip
-    if as_json:
-        click.echo(report.to_json(report.summary(manifest, seconds)))
-        return
-    click.echo(report.source_table(manifest, seconds))
-    click.echo()
-    click.echo(report.split_table(manifest))
+    _show(manifest, seconds, as_json)
 
 
 @contextlib.contextmanager
@@ -237,6 +263,24 @@ def interruptible() -> Iterator[None]:
 def split_columns(texts: tuple[str, ...]) -> tuple[str, ...]:
     """The names in `--obs a,b --obs c`."""
     return tuple(name.strip() for text in texts for name in text.split(",") if name.strip())
+
+
+def _show(manifest: Manifest, seconds: dict[int, float], as_json: bool) -> None:
+    from scshards.pack import report
+
+    if as_json:
+        click.echo(report.to_json(report.summary(manifest, seconds)))
+        return
+    click.echo(report.source_table(manifest, seconds))
+    click.echo()
+    click.echo(report.split_table(manifest))
+
+
+def _given(chosen: dict[str, Any]) -> set[str]:
+    """The options that stand on the command line."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return {name for name in chosen if context.get_parameter_source(name) is not default}
 
 
 def _refuse_together(options: dict[str, object]) -> None:

@@ -106,7 +106,13 @@ def decide(
     """
     kind = _value_kind(surveys, options, base, say)
     infos = _unite_labels(surveys, options, folder, base)
-    check_splits(cells, surveys, options, {i: n for i, n in repeated.items() if n})
+    check_splits(
+        cells,
+        surveys,
+        options,
+        {i: n for i, n in repeated.items() if n},
+        is_addition=base is not None,
+    )
     return Decision(
         kind=kind,
         labels=infos,
@@ -122,10 +128,13 @@ def check_splits(
     surveys: Sequence[Any],
     options: PackOptions,
     repeated: Mapping[int, int] | None = None,
+    *,
+    is_addition: bool = False,
 ) -> None:
     """Refuse an empty split: it is a mistake somewhere, and better known now than in training.
 
-    `surveys` have a name and {reason: cells} `dropped`: surveys, or sources of a manifest.
+    What is added to a set need not have cells for each split. `surveys` have a name and
+    {reason: cells} `dropped`: surveys, or sources of a manifest.
     """
     if sum(cells) == 0:
         reasons: dict[str, int] = {}
@@ -141,7 +150,7 @@ def check_splits(
             advice="loosen --where or --min-genes" if dropped else "check the inputs",
         )
     for name, n in zip(options.splits, cells, strict=True):
-        if n == 0:
+        if n == 0 and not is_addition:
             by, advice = options.split_by, "choose another fraction or --seed"
             if options.held_out is not None:
                 advice = "change the lists of values that are held out, or what drops cells"

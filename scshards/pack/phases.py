@@ -34,6 +34,7 @@ from scshards.pack.options import PackOptions
 from scshards.pack.scatter import ScatterTask, scatter
 from scshards.pack.survey import Survey, SurveyTask, open_for_task, source_folder, survey
 from scshards.pack.unique import drop_repeated, dropped_reason, final_splits
+from scshards.pack.unique_base import write_base_hashes
 from scshards.pack.writer import WriteTask, write_shard
 from scshards.shards.manifest import (
     VOCAB,
@@ -140,8 +141,16 @@ class Phases:
         """What drop_repeated says, with progress when there is something to compare."""
         total = sum(sum(s.cells) for s in self.surveys)
         shown = self.shown and self.options.unique is not None
+        before: list[tuple[Path, int]] = []
+        if self.base is not None and self.options.unique is not None:
+            before = write_base_hashes(
+                self.folder, self.job.storage, self.base, self.options.unique
+            )
+            total += sum(n for _, n in before)
         with Progress("unique", total, "cells", shown=shown) as bar:
-            return drop_repeated(self.folder, self.surveys, self.options, looked_at=bar.add)
+            return drop_repeated(
+                self.folder, self.surveys, self.options, before=before, looked_at=bar.add
+            )
 
     @cached_property
     def decision(self) -> Decision:
@@ -198,7 +207,9 @@ class Phases:
             for i in range(len(self.options.splits))
         ]
         try:
-            check_splits(per_split, self._sources(), self.options)
+            check_splits(
+                per_split, self._sources(), self.options, is_addition=self.base is not None
+            )
         except ScshardsError:
             self.job.is_worthless = True
             raise

@@ -82,8 +82,7 @@ def pack(
     """
     request = _Request.of(inputs, root, vocab, options, dask)
     job = Job(request.root, request.options, request.asked, restart=restart, begun_only=finish)
-    if dask not in (None, LOCAL):
-        _check_shared(job, request.options, "--dask")
+    check_shared(job, request.options, dask)
     with job, make_executor(request.options.workers, dask) as executor:
         phases = Phases(
             request.files, request.vocab, request.options, job, executor, shown=progress
@@ -145,7 +144,7 @@ def pack_share(
         )
     request = _Request.of(inputs, root, vocab, options, None)
     job = Job(request.root, request.options, request.asked, shared=True)
-    _check_shared(job, request.options, "--task")
+    check_shared(job, request.options, None, option="--task")
     executor = make_executor(request.options.workers or 1, None)
     with job, executor:
         phases = Phases(
@@ -185,6 +184,21 @@ def run_all(phases: Phases, *, automatic: bool) -> Manifest:
     return manifest
 
 
+def check_shared(
+    job: Job, options: PackOptions, dask: str | None, *, option: str | None = None
+) -> None:
+    """Refuse processes on other machines without a scratch folder that they can see."""
+    option = option or (None if dask in (None, LOCAL) else "--dask")
+    if option is None:
+        return
+    if job.storage.local_path is None and options.scratch is None:
+        raise ConfigError(
+            f"{option} needs a scratch folder that every process sees",
+            where=job.storage.at(""),
+            advice="name one on a shared file system with --scratch",
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Request:
     """What was asked for, read and checked."""
@@ -215,12 +229,3 @@ class _Request:
             "options": options.recorded(),
         }
         return cls(files=files, root=os.fspath(root), vocab=vocab, options=options, asked=asked)
-
-
-def _check_shared(job: Job, options: PackOptions, option: str) -> None:
-    if job.storage.local_path is None and options.scratch is None:
-        raise ConfigError(
-            f"{option} needs a scratch folder that every process sees",
-            where=job.storage.at(""),
-            advice="name one on a shared file system with --scratch",
-        )

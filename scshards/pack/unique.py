@@ -56,6 +56,7 @@ def drop_repeated(
     surveys: Sequence[Survey],
     options: PackOptions,
     *,
+    before: Sequence[tuple[Path, int]] = (),
     looked_at: Callable[[int], None] | None = None,
 ) -> tuple[tuple[int, ...], dict[int, int]]:
     """Find the cells that are not the first of their value, and write each source's final split.
@@ -67,6 +68,8 @@ def drop_repeated(
     ----------
     folder, surveys
         The pack's scratch folder, and the surveys of all sources by ordinal.
+    before
+        Folders with the hashes of cells that come before all others, and how many cells each has.
     looked_at
         Called with numbers of cells as they are compared; their sum is that of all cells in a split.
 
@@ -77,19 +80,21 @@ def drop_repeated(
     codes = range(len(options.splits))
     if options.unique is None:
         return tuple(sum(s.cells[code] for s in surveys) for code in codes), {}
-    folders = [source_folder(str(folder), s.ordinal) for s in surveys]
-    sizes = [sum(s.cells) for s in surveys]
+    own = [source_folder(str(folder), s.ordinal) for s in surveys]
+    folders = [f for f, _ in before] + own
+    sizes = [n for _, n in before] + [sum(s.cells) for s in surveys]
     n_parts = max(1, -(-sum(sizes) // PART_CELLS))
     bounds = [_bounds(f / HASHES, size, n_parts) for f, size in zip(folders, sizes, strict=True)]
     # One bit for each row.
-    repeated = [np.zeros(-(-s.n_rows // 8), np.uint8) for s in surveys]
+    n_rows = [n for _, n in before] + [s.n_rows for s in surveys]
+    repeated = [np.zeros(-(-n // 8), np.uint8) for n in n_rows]
     for part in range(n_parts):
         n = _mark_repeated(folders, bounds, part, repeated)
         if looked_at is not None:
             looked_at(n)
     cells = np.zeros(len(codes), np.int64)
     dropped = {}
-    for s, path, bits in zip(surveys, folders, repeated, strict=True):
+    for s, path, bits in zip(surveys, own, repeated[len(before) :], strict=True):
         split = np.load(path / SPLIT)
         again = np.unpackbits(bits, count=s.n_rows, bitorder="little").astype(np.bool_)
         split[again] = plan.DROPPED

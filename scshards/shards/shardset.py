@@ -78,16 +78,29 @@ class ShardSet:
         self, shard: ShardInfo, columns: Sequence[str] | None = None
     ) -> dict[str, NDArray[Any]]:
         """Columns of a shard's index, after its checksum was found right."""
-        where = self.storage.at(shard.index_path)
-        data = self.storage.read(shard.index_path)
-        if hashlib.sha256(data).hexdigest() != shard.index_sha256:
-            raise ChecksumError(
-                "the index is not the one that was packed",
-                where=where,
-                advice="restore it from a good copy, or pack the shard set again",
-            )
-        table = read_index(data, columns, where=where)
-        n = len(next(iter(table.values())))
-        if n != shard.cells:
-            raise FormatError(f"the index has {n} rows for {shard.cells} cells", where=where)
-        return table
+        return read_checked_index(self.storage, shard, columns)
+
+
+def read_checked_index(
+    storage: Storage, shard: ShardInfo, columns: Sequence[str] | None = None
+) -> dict[str, NDArray[Any]]:
+    """Columns of a shard's index, after its checksum was found right.
+
+    Raises
+    ------
+    ChecksumError, FormatError
+        When it is not the index that was packed.
+    """
+    where = storage.at(shard.index_path)
+    data = storage.read(shard.index_path)
+    if hashlib.sha256(data).hexdigest() != shard.index_sha256:
+        raise ChecksumError(
+            "the index is not the one that was packed",
+            where=where,
+            advice="restore it from a good copy, or pack the shard set again",
+        )
+    table = read_index(data, columns, where=where)
+    n = len(next(iter(table.values())))
+    if n != shard.cells:
+        raise FormatError(f"the index has {n} rows for {shard.cells} cells", where=where)
+    return table

@@ -17,6 +17,11 @@ _gene_column = click.option(
     metavar="COL",
     help="The column of var that names genes; without it, its index.",
 )
+_strip_versions = click.option(
+    "--strip-versions",
+    is_flag=True,
+    help="Take Ensembl ids without their version: ENSG00000141510.12 as ENSG00000141510.",
+)
 _storage_options = click.option(
     "--storage-options", metavar="JSON", help="For the file systems of inputs and output."
 )
@@ -38,6 +43,7 @@ def command() -> None:
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @_output
 @_gene_column
+@_strip_versions
 @click.option(
     "--min-cells",
     default=0,
@@ -50,21 +56,23 @@ def build(
     inputs: tuple[str, ...],
     output: str,
     gene_column: str | None,
+    strip_versions: bool,
     min_cells: int,
     storage_options: str | None,
 ) -> None:
     """Make a vocabulary of all genes of the inputs, in alphabetical order.
 
-    An INPUT is what `scshards pack` takes: a file, an mtx folder, a quoted pattern, a directory.
+    An INPUT is what `scshards pack` takes: a file, a zarr store, an mtx folder, a quoted pattern, a
+    directory, a list.
     Genes are symbols or Ensembl ids, as the files name them.
     """
     from scshards.base.storage import parse_options
     from scshards.pack.vocabulary import build_vocab, check_vocab
 
     options = parse_options(storage_options)
-    vocab = build_vocab(inputs, gene_column, min_cells, options)
+    vocab = build_vocab(inputs, gene_column, min_cells, options, strip_versions)
     _write(vocab, output, options)
-    click.echo(_table(check_vocab(vocab, inputs, gene_column, options)))
+    click.echo(_table(check_vocab(vocab, inputs, gene_column, options, strip_versions)))
     click.echo(f"\n{output}: {len(vocab):,} tokens, fingerprint {vocab.fingerprint[:12]}")
 
 
@@ -94,18 +102,21 @@ def import_(file: str, output: str, storage_options: str | None) -> None:
 @click.argument("vocab")
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @_gene_column
+@_strip_versions
 @_storage_options
 @click.option("--json", "as_json", is_flag=True, help="The table as JSON on standard output.")
 def check(
     vocab: str,
     inputs: tuple[str, ...],
     gene_column: str | None,
+    strip_versions: bool,
     storage_options: str | None,
     as_json: bool,
 ) -> None:
     """Show how many genes of each input are in a vocabulary.
 
-    "merged" are columns that share a gene with an earlier one: pack adds their counts up.
+    "merged" are columns that share a gene with an earlier one: pack adds their counts up. --json lists
+    all genes that are not matched.
     """
     import dataclasses
     import json
@@ -114,7 +125,7 @@ def check(
     from scshards.pack.vocabulary import check_vocab, read_vocab
 
     options = parse_options(storage_options)
-    reports = check_vocab(read_vocab(vocab, options), inputs, gene_column, options)
+    reports = check_vocab(read_vocab(vocab, options), inputs, gene_column, options, strip_versions)
     if as_json:
         click.echo(
             json.dumps(

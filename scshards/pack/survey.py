@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError, SourceError, ValueKindError
-from scshards.cells.tokenizer import GeneMatch, match_genes
 from scshards.cells.vocab import Vocab
 from scshards.pack import plan, where
+from scshards.pack.genes import match_source
 from scshards.pack.inputs import InputFile
 from scshards.pack.labels import Label, LabelSurvey, read_label
 from scshards.pack.marks import publish_array, read_mark
@@ -40,9 +40,6 @@ SAMPLE_VALUES = 1 << 20
 
 SAMPLE_PLACES = 16
 """Where cells are left out: how many places are looked at, and how many rows at each."""
-
-_WORTH_NAMING = 0.1
-"""The share of matching genes above which another column of var is suggested."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,8 +131,7 @@ def survey(task: SurveyTask) -> Survey:
     identity = _identity(task.file, options)
     with open_for_task(task.file, task.ordinal, options, task.folder) as source:
         vocab = _vocab(task.folder, task.fingerprint)
-        match = match_genes(source.genes, vocab)
-        _check_match(source, match, options, vocab)
+        match = match_source(source, vocab, options)
         kept = _kept(source, options)
         labels = [_label(source, column).only(kept) for column in options.labels]
         split = _split(source, kept, labels, options)
@@ -298,43 +294,6 @@ def _fraction(values: NDArray[Any]) -> float | None:
         return None
     found = values[values != np.floor(values)]
     return float(found[0]) if len(found) else None
-
-
-def _check_match(source: Source, match: GeneMatch, options: PackOptions, vocab: Vocab) -> None:
-    share = match.matched / source.n_columns if source.n_columns else 0.0
-    if source.n_columns and share >= options.min_match:
-        return
-    if not source.n_columns:
-        raise SourceError("the matrix has no gene columns", where=source.name)
-    here = "the index of var" if options.gene_column is None else f"var[{options.gene_column!r}]"
-    best, best_share = _best_names(source, options.gene_column, vocab)
-    if best_share > max(share, _WORTH_NAMING):
-        name = "its index (no --gene-column)" if best is None else f"--gene-column {best}"
-        advice = f"{name} would match {best_share:.0%}"
-    else:
-        advice = (
-            "name the column of var that holds the vocabulary's gene names with --gene-column; "
-            f"var has: {', '.join(source.gene_columns) or 'no other text columns'}"
-        )
-    if best_share < options.min_match:
-        advice += "; or lower --min-match to drop the unmatched genes"
-    raise SourceError(
-        f"only {match.matched:,} of {source.n_columns:,} genes ({share:.0%}) are in the vocabulary "
-        f"by {here}; not, for example: {', '.join(map(repr, match.unmatched_names[:5]))}",
-        where=source.name,
-        advice=advice,
-    )
-
-
-def _best_names(source: Source, tried: str | None, vocab: Vocab) -> tuple[str | None, float]:
-    """The column of var (None: its index) whose names match best, other than the one tried."""
-    best: tuple[str | None, float] = (None, -1.0)
-    for column in (None, *source.gene_columns):
-        if column != tried:
-            matched = match_genes(source.names_in(column), vocab).matched
-            if matched / source.n_columns > best[1]:
-                best = (column, matched / source.n_columns)
-    return best
 
 
 def _kept(source: Source, options: PackOptions) -> NDArray[np.bool_]:

@@ -14,16 +14,19 @@ import numpy as np
 
 from scshards.base.errors import SourceError
 from scshards.base.storage import Storage, is_local
-from scshards.cells.tokenizer import match_genes
 from scshards.cells.vocab import SPECIALS, Vocab
 from scshards.pack import kernels
+from scshards.pack.genes import match_columns, strip_version
 from scshards.pack.inputs import Input, InputFile, expand
 from scshards.pack.sources import Source, open_source
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GeneReport:
-    """How one input's gene columns match a vocabulary; the fields are those of GeneMatch."""
+    """How one input's gene columns match a vocabulary; the figures are those of GeneMatch.
+
+    `unmatched_names` are all names without a token, in the order of their columns.
+    """
 
     name: str
     columns: int
@@ -43,6 +46,7 @@ def build_vocab(
     gene_column: str | None = None,
     min_cells: int = 0,
     storage_options: Mapping[str, Any] | None = None,
+    strip_versions: bool = False,
 ) -> Vocab:
     """The genes of some inputs in alphabetical order, special tokens appended.
 
@@ -56,6 +60,8 @@ def build_vocab(
         Leave out genes that have a value in fewer cells, over all inputs. 0 reads no matrix.
     storage_options
         For the file system.
+    strip_versions
+        Take Ensembl ids without their version: ENSG00000141510.12 as ENSG00000141510.
 
     Raises
     ------
@@ -66,17 +72,18 @@ def build_vocab(
     cells: dict[str, int] = {}
     for i, file in enumerate(files):
         with _open(file, i, gene_column, storage_options) as source:
-            names = sorted(set(source.genes) - {"", *SPECIALS})
-            counts = _count_cells(source, names) if min_cells > 0 else [0] * len(names)
+            genes = list(map(strip_version, source.genes)) if strip_versions else source.genes
+            names = sorted(set(genes) - {"", *SPECIALS})
+            counts = _count_cells(source, genes, names) if min_cells > 0 else [0] * len(names)
             for name, n in zip(names, counts, strict=True):
                 cells[name] = cells.get(name, 0) + n
-    genes = [name for name, n in cells.items() if n >= min_cells]
-    if not genes:
+    kept = [name for name, n in cells.items() if n >= min_cells]
+    if not kept:
         raise SourceError(
             f"no gene has a value in {min_cells:,} cells" if cells else "the inputs name no gene",
             where=", ".join(file.name for file in files[:3]),
         )
-    return Vocab.from_genes(genes)
+    return Vocab.from_genes(kept)
 
 
 def check_vocab(
@@ -84,12 +91,14 @@ def check_vocab(
     inputs: Input | Sequence[Input],
     gene_column: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    strip_versions: bool = False,
 ) -> list[GeneReport]:
     """How each input matches a vocabulary, in the order of the inputs; they are given as to pack."""
     reports = []
     for i, file in enumerate(expand(inputs, storage_options)):
         with _open(file, i, gene_column, storage_options) as source:
-            match = match_genes(source.genes, vocab)
+            match = match_columns(source.genes, vocab, strip_versions=strip_versions)
+            missing = np.flatnonzero(match.tokens < 0).tolist()
             reports.append(
                 GeneReport(
                     name=source.name,
@@ -97,7 +106,7 @@ def check_vocab(
                     matched=match.matched,
                     unmatched=match.unmatched,
                     merged=match.merged,
-                    unmatched_names=match.unmatched_names,
+                    unmatched_names=tuple(str(source.genes[i]) for i in missing),
                 )
             )
     return reports
@@ -128,10 +137,10 @@ def _open(
     )
 
 
-def _count_cells(source: Source, names: Sequence[str]) -> list[int]:
+def _count_cells(source: Source, genes: Sequence[str], names: Sequence[str]) -> list[int]:
     """In how many cells each name has a value; columns of the same name count once a cell."""
     number = {name: i for i, name in enumerate(names)}
-    tokens = np.array([number.get(gene, -1) for gene in source.genes], np.int32)
+    tokens = np.array([number.get(gene, -1) for gene in genes], np.int32)
     cells = np.zeros(len(names), np.int64)
     last_row = np.full(len(names), -1, np.int64)
     for block in source.blocks():

@@ -1,0 +1,111 @@
+"""Match an input's gene columns to a vocabulary, and refuse the input when too few do, saying why.
+
+    match_columns(names, vocab, strip_versions=True) -> GeneMatch
+
+Called by pack.survey and pack.vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from scshards.base.errors import SourceError
+from scshards.cells.tokenizer import GeneMatch, match_genes
+from scshards.cells.vocab import Vocab
+from scshards.pack.options import PackOptions
+from scshards.pack.sources_base import Source
+
+_VERSIONED = re.compile(r"(ENS[A-Z]*[GTP]\d{11})\.\d+(_PAR_Y)?")
+_WORTH_NAMING = 0.1
+"""The share of matching genes above which another way to name them is suggested."""
+
+
+def strip_version(name: str) -> str:
+    """ENSG00000141510 of ENSG00000141510.12; any name that is no Ensembl id as it is.
+
+    Ids of genes, transcripts and proteins of any species. A copy on the Y chromosome stays a gene of
+    its own, as GENCODE names it: ENSG00000182378_PAR_Y of ENSG00000182378.14_PAR_Y.
+    """
+    found = _VERSIONED.fullmatch(name)
+    return name if found is None else found[1] + (found[2] or "")
+
+
+def match_columns(names: Sequence[str], vocab: Vocab, *, strip_versions: bool = False) -> GeneMatch:
+    """match_genes; with `strip_versions`, names that the vocabulary lacks are tried without version."""
+    if not strip_versions:
+        return match_genes(names, vocab)
+    known = vocab.ids(names) >= 0
+    tried = [n if k else strip_version(n) for n, k in zip(names, known.tolist(), strict=True)]
+    match = match_genes(tried, vocab)
+    missing = np.flatnonzero(match.tokens < 0)[: len(match.unmatched_names)]
+    return dataclasses.replace(match, unmatched_names=tuple(str(names[i]) for i in missing))
+
+
+def match_source(source: Source, vocab: Vocab, options: PackOptions) -> GeneMatch:
+    """Match the gene columns of a source as the options say.
+
+    Raises
+    ------
+    SourceError
+        When fewer than `min_match` of them are in the vocabulary; it names the first ones that are
+        not, and what would match better.
+    """
+    if not source.n_columns:
+        raise SourceError("the matrix has no gene columns", where=source.name)
+    match = match_columns(source.genes, vocab, strip_versions=options.strip_versions)
+    if match.matched / source.n_columns >= options.min_match:
+        return match
+    here = "the index of var" if options.gene_column is None else f"var[{options.gene_column!r}]"
+    shown = ", ".join(map(repr, match.unmatched_names))
+    more = match.unmatched - len(match.unmatched_names)
+    raise SourceError(
+        f"only {match.matched:,} of {source.n_columns:,} genes "
+        f"({match.matched / source.n_columns:.0%}) are in the vocabulary by {here}; "
+        f"{match.unmatched:,} are not: {shown}" + (f" and {more:,} more" if more else ""),
+        where=source.name,
+        advice=_advice(source, match, vocab, options),
+    )
+
+
+def _advice(source: Source, match: GeneMatch, vocab: Vocab, options: PackOptions) -> str:
+    best, best_share = _best_way(source, vocab, options)
+    if best_share > max(match.matched / source.n_columns, _WORTH_NAMING):
+        advice = f"{best} would match {best_share:.0%}"
+    else:
+        advice = (
+            "name the column of var that holds the vocabulary's gene names with --gene-column; "
+            f"var has: {', '.join(source.gene_columns) or 'no other text columns'}"
+        )
+    if best_share < options.min_match:
+        advice += (
+            "; or lower --min-match to drop the unmatched genes, which scshards vocab check --json "
+            "lists"
+        )
+    return advice
+
+
+def _best_way(source: Source, vocab: Vocab, options: PackOptions) -> tuple[str, float]:
+    """The options that match most columns, other than those given, and the share that they match."""
+    best, best_share = "", -1.0
+    strips = [False, True] if not options.strip_versions else [True]
+    given = (options.gene_column, options.strip_versions)
+    columns = [options.gene_column]
+    columns += [c for c in (None, *source.gene_columns) if c != options.gene_column]
+    for strip in strips:
+        for column in columns:
+            if (column, strip) == given:
+                continue
+            names = source.genes if column == options.gene_column else source.names_in(column)
+            share = match_columns(names, vocab, strip_versions=strip).matched / source.n_columns
+            if share > best_share:
+                parts = []
+                if column != options.gene_column:
+                    named = "its index (no --gene-column)" if column is None else ""
+                    parts.append(named or f"--gene-column {column}")
+                parts += ["--strip-versions"] if strip and not options.strip_versions else []
+                best, best_share = " ".join(parts), share
+    return best, best_share

@@ -1,7 +1,7 @@
 """Spill files: what pass 1 leaves in the scratch folder for pass 2, one per task.
 
     SpillWriter: members[used:] = ..., add(...)        000012.bin, then 000012.npy
-    read_shard(segments) -> payloads and one record per cell
+    read_records(segments), read_members(segments)     one record per cell, and their members
 
 A spill file is a row of runs. A run holds the cells that fit in one buffer, grouped by shard: first all
 their records, then all their members. The directory (.npy) has a row for each shard in each run, ordered
@@ -15,7 +15,7 @@ import contextlib
 import itertools
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ RUN_BYTES = 1 << 26
 SMALL_RUN_BYTES, SEGMENT_BYTES = 1 << 23, 1 << 15
 """What fits in a processor's cache is grouped faster; but pass 2 reads a shard's part of every run, and
 those should not be small: a run has so many bytes for each shard, and no less than the small run."""
+
+PIECE_BYTES = 1 << 20
+"""How many bytes of members are read at once in pass 2, unless one cell alone has more."""
 
 SEGMENT = np.dtype(
     [
@@ -149,10 +152,10 @@ class SpillWriter:
         self._records, self._shards, self.used = [], [], 0
 
 
-def read_shard(
+def read_records(
     folder: Path, segments: NDArray[Any], dtype: np.dtype[Any]
-) -> tuple[NDArray[np.uint8], NDArray[Any], NDArray[np.int64]]:
-    """The members (one after another), records and source ordinals of the cells of one shard.
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """The records and source ordinals of the cells of one shard.
 
     Parameters
     ----------
@@ -163,17 +166,43 @@ def read_shard(
     dtype
         Of the records.
     """
-    members = np.empty(int(segments["bytes"].sum()), np.uint8)
     records = np.empty(int(segments["cells"].sum()), dtype)
-    p = q = 0
+    p = 0
+    for f, s in _opened(folder, segments):
+        n = int(s["cells"])
+        _read_into(f, int(s["records_at"]), records[p : p + n].view(np.uint8))
+        p += n
+    return records, np.repeat(segments["source"].astype(np.int64), segments["cells"])
+
+
+def read_members(
+    folder: Path, segments: NDArray[Any], sizes: NDArray[np.int64]
+) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
+    """The members of the same cells, some at a time: (which cells, their members one after another).
+
+    `sizes` are those of the cells' members. The bytes are good until the next are asked for.
+    """
+    ends = np.cumsum(sizes)
+    with borrowed(int(max(PIECE_BYTES, sizes.max(initial=0)))) as buffer:
+        first = 0
+        for f, s in _opened(folder, segments):
+            last = first + int(s["cells"])
+            start = base = int(ends[first] - sizes[first])
+            while first < last:
+                # As many of the segment's cells as fit.
+                stop = min(int(np.searchsorted(ends, start + len(buffer), side="right")), last)
+                members = buffer[: int(ends[stop - 1]) - start]
+                _read_into(f, int(s["members_at"]) + start - base, members)
+                yield slice(first, stop), members
+                first, start = stop, int(ends[stop - 1])
+
+
+def _opened(folder: Path, segments: NDArray[Any]) -> Iterator[tuple[Any, Any]]:
+    """Each segment with its spill file, each file opened once."""
     for task, group in itertools.groupby(segments, key=lambda s: int(s["task"])):
         with (folder / f"{task:06d}.bin").open("rb", buffering=0) as f:
             for s in group:
-                n, size = int(s["cells"]), int(s["bytes"])
-                _read_into(f, int(s["records_at"]), records[p : p + n].view(np.uint8))
-                _read_into(f, int(s["members_at"]), members[q : q + size])
-                p, q = p + n, q + size
-    return members, records, np.repeat(segments["source"].astype(np.int64), segments["cells"])
+                yield f, s
 
 
 def _read_into(f: Any, at: int, out: NDArray[np.uint8]) -> None:

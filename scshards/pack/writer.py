@@ -6,21 +6,24 @@ Called by pack.run in its worker processes. A worker holds one shard in memory.
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scshards.base.storage import Storage
 from scshards.pack import plan
+from scshards.pack.buffers import borrowed
 from scshards.pack.options import PackOptions
 from scshards.pack.segments import read_segments
 from scshards.pack.sources_matrix import scratch_writes
-from scshards.pack.spill import read_shard, record_dtype
+from scshards.pack.spill import read_members, read_records, record_dtype
 from scshards.shards.index import write_index
 from scshards.shards.manifest import ShardInfo, shard_to_json
-from scshards.shards.tar import build_tar, seal
+from scshards.shards.tar import Chunks, layout, seal, write_members
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,21 +59,52 @@ def write_shard(task: WriteTask) -> Written:
     """
     folder, options = Path(task.folder), task.options
     with scratch_writes(folder):
-        members, records, sources = read_shard(
-            folder, read_segments(folder, task.shard), record_dtype(task.labels)
-        )
-    starts = np.cumsum(records["size"]) - records["size"]
+        segments = read_segments(folder, task.shard)
+        records, sources = read_records(folder, segments, record_dtype(task.labels))
     keys = plan.cell_keys(sources, records["row"])
     order = plan.order_in_shard(options.seed, keys, shuffle=options.shuffle)
-    records, sources = records[order], sources[order]
-    size = np.ascontiguousarray(records["size"])
-    tar, offsets = build_tar(members, starts[order], size, sources, records["row"])
-    del members
-    stored, chunks = seal(tar, offsets, options.compression)
-    del tar
+    offsets, size = layout(records["size"][order])
+    with borrowed(size) as buffer:
+        tar = buffer[:size]
+        with scratch_writes(folder):
+            _gather(tar, folder, segments, records, sources, order, offsets)
+        stored, chunks = seal(tar, offsets, options.compression)
+        return _publish(task, stored, chunks, offsets, records[order], sources[order])
+
+
+def _gather(
+    tar: NDArray[np.uint8],
+    folder: Path,
+    segments: NDArray[Any],
+    records: NDArray[Any],
+    sources: NDArray[np.int64],
+    order: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+) -> None:
+    """Write each cell's member to its place in the tar, in the order in which the spills hold them."""
+    sizes, rows = np.ascontiguousarray(records["size"]), np.ascontiguousarray(records["row"])
+    places = np.empty_like(offsets)
+    places[order] = offsets
+    for cells, members in read_members(folder, segments, sizes):
+        starts = np.cumsum(sizes[cells]) - sizes[cells]
+        write_members(
+            tar, members, starts, sizes[cells], sources[cells], rows[cells], places[cells]
+        )
+
+
+def _publish(
+    task: WriteTask,
+    stored: NDArray[np.uint8],
+    chunks: Chunks,
+    offsets: NDArray[np.int64],
+    records: NDArray[Any],
+    sources: NDArray[np.int64],
+) -> Written:
+    """Write the shard and the index of its cells, in their order in the shard."""
+    options = task.options
     index = write_index(
         offset=offsets,
-        size=size,
+        size=np.ascontiguousarray(records["size"]),
         n_genes=records["n_genes"].astype(np.int64),
         total=np.ascontiguousarray(records["total"]),
         source=sources,
@@ -83,15 +117,18 @@ def write_shard(task: WriteTask) -> Written:
     storage = Storage(task.root, options.storage_options)
     path = f"{task.name}.tar" + (".zst" if options.compression == "zstd" else "")
     index_path = f"{task.name}.parquet"
-    storage.write(path, stored.data)
-    storage.write(index_path, index)
+    with ThreadPoolExecutor(1, "checksum") as thread:
+        # Both wait: one for the processor, the other for the disk or the network.
+        checksum = thread.submit(hashlib.sha256, stored.data)
+        storage.write(path, stored.data)
+        storage.write(index_path, index)
     info = ShardInfo(
         path=path,
         cells=len(records),
         tokens=int(records["n_genes"].sum(dtype=np.int64)),
         max_genes=int(records["n_genes"].max()),
         bytes=len(stored),
-        sha256=hashlib.sha256(stored.data).hexdigest(),
+        sha256=checksum.result().hexdigest(),
         index_path=index_path,
         index_bytes=len(index),
         index_sha256=hashlib.sha256(index).hexdigest(),

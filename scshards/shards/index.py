@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import FormatError
 from scshards.cells.batch import format_key
+from scshards.shards.write_kernels import write_keys
 
 OWN_COLUMNS = ("key", "offset", "size", "n_genes", "total", "source", "row")
 OBS_PREFIX = "obs."
@@ -38,9 +39,8 @@ def write_index(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    keys = [format_key(s, r) for s, r in zip(source.tolist(), row.tolist(), strict=True)]
     columns: dict[str, Any] = {
-        "key": pa.array(keys, pa.string()),
+        "key": _keys(source, row),
         "offset": pa.array(offset, pa.int64()),
         "size": pa.array(size, pa.int64()),
         "n_genes": pa.array(n_genes, pa.int32()),
@@ -87,3 +87,13 @@ def read_index(
         raise
     except (pa.ArrowException, OSError, ValueError) as e:
         raise FormatError(f"the index can't be read: {e}", where=where) from None
+
+
+def _keys(source: NDArray[np.int64], row: NDArray[np.int64]) -> Any:
+    """The keys as text, as `format_key` spells them, as an arrow array."""
+    import pyarrow as pa
+
+    text = np.tile(np.frombuffer(format_key(0, 0).encode(), np.uint8), (len(row), 1))
+    write_keys(source, row, text)
+    ends = np.arange(len(row) + 1, dtype=np.int32) * np.int32(text.shape[1])
+    return pa.StringArray.from_buffers(len(row), pa.py_buffer(ends), pa.py_buffer(text))

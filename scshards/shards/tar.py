@@ -107,7 +107,6 @@ def write_members(
         np.ascontiguousarray(starts, np.int64),
         np.ascontiguousarray(sizes, np.int64),
         _template(),
-        (6, 10),
         np.ascontiguousarray(sources, np.int64),
         np.ascontiguousarray(rows, np.int64),
         tar,

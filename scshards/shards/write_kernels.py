@@ -14,6 +14,9 @@ from scshards.shards.kernels import GENES, LABELS, VALUES, N, copy_bytes
 MEMBER_BOUND = 64
 """A member takes less than this beside its labels, genes (5 bytes each) and values (10 bytes each)."""
 
+SOURCE_DIGITS, ROW_DIGITS = 6, 10
+"""Of a cell's key, as cells.batch.format_key spells it; a dash is between them."""
+
 _U64 = np.uint64
 
 
@@ -162,13 +165,12 @@ def _write_count(out, p, value):
 
 
 @nb.njit(nogil=True, cache=True)
-def write_members(payload, starts, sizes, template, digits, sources, rows, out, offsets):
+def write_members(payload, starts, sizes, template, sources, rows, out, offsets):
     """Tar members of the payloads payload[starts[i]:starts[i] + sizes[i]], data at offsets[i] of `out`.
 
-    `template` is a 512-byte header with zero digits in the name (of which `digits` are the source's and
-    the row's), size and checksum fields. Headers and the zeros after the data are written too.
+    `template` is a 512-byte header with zero digits in the name, size and checksum fields. Headers and
+    the zeros after the data are written too.
     """
-    source_digits, row_digits = digits
     # The checksum is over the header with eight spaces in the checksum field; a digit adds its value.
     base = np.int64(0)
     for k in range(512):
@@ -176,8 +178,8 @@ def write_members(payload, starts, sizes, template, digits, sources, rows, out, 
     for i in range(len(starts)):
         p = offsets[i] - 512
         copy_bytes(template, 0, 512, out, p)
-        total = base + _write_digits(out, p, source_digits, sources[i], 10)
-        total += _write_digits(out, p + source_digits + 1, row_digits, rows[i], 10)
+        total = base + _write_digits(out, p, SOURCE_DIGITS, sources[i], 10)
+        total += _write_digits(out, p + SOURCE_DIGITS + 1, ROW_DIGITS, rows[i], 10)
         total += _write_digits(out, p + 124, 11, sizes[i], 8)
         _write_digits(out, p + 148, 6, total, 8)
         out[p + 154] = 0
@@ -185,6 +187,14 @@ def write_members(payload, starts, sizes, template, digits, sources, rows, out, 
         copy_bytes(payload, starts[i], sizes[i], out, offsets[i])
         for k in range(offsets[i] + sizes[i], offsets[i] + (sizes[i] + 511) // 512 * 512):
             out[k] = 0
+
+
+@nb.njit(nogil=True, cache=True)
+def write_keys(sources, rows, out):
+    """out[i] [6 digits, a dash, 10 digits] becomes the key of a cell; the dash is there already."""
+    for i in range(len(rows)):
+        _write_digits(out[i], 0, SOURCE_DIGITS, sources[i], 10)
+        _write_digits(out[i], SOURCE_DIGITS + 1, ROW_DIGITS, rows[i], 10)
 
 
 @nb.njit(nogil=True)

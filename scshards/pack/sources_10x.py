@@ -11,16 +11,18 @@ are counted as unmatched. There are no obs columns. Called by pack.sources and s
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import h5py
+import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import SourceError
-from scshards.pack.sources_base import Matrix, Source, missing_column
+from scshards.pack.sources_base import INDEX, Matrix, Source, missing_column
 from scshards.pack.sources_hdf5 import text
 from scshards.pack.sources_matrix import Csr, reading
 
@@ -63,7 +65,13 @@ class TenX(Source):
         return []
 
     def obs(self, column: str) -> Any:
-        raise missing_column(column, [], frame="obs", where=f"{self.name}: barcodes")
+        if column != INDEX:
+            raise missing_column(column, [], frame="obs", where=f"{self.name}: barcodes")
+        return np.array(self._barcodes(), object)
+
+    @abc.abstractmethod
+    def _barcodes(self) -> Sequence[str]:
+        """The barcode of each cell."""
 
     @property
     def is_log1p(self) -> bool:
@@ -115,11 +123,16 @@ class TenXFile(TenX):
             parts = (group["indptr"], group["indices"], group["data"])
             self._rows = Csr(*parts, (self.n_rows, n_features), where)
         self.n_values = self._rows.n_values
+        self._stored_barcodes = group["barcodes"]
         self._closing = closing
 
     @property
     def matrix(self) -> Matrix:
         return self._rows
+
+    def _barcodes(self) -> Sequence[str]:
+        with reading(f"{self.name}: barcodes"):
+            return text(self._stored_barcodes[:])
 
     def close(self) -> None:
         self._closing.close()

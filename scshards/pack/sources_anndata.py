@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ScshardsError, SourceError
-from scshards.pack.sources_base import Matrix, Source, missing_column
+from scshards.pack.sources_base import INDEX, Matrix, Source, missing_column
 from scshards.pack.sources_hdf5 import text
 from scshards.pack.sources_matrix import Csc, Csr, Dense, reading
 
@@ -110,10 +110,12 @@ class AnnDataSource(Source):
 
     def obs(self, column: str) -> Any:
         where = f"{self.name}: obs"
-        if column not in self.obs_columns:
+        is_index = column == INDEX and column not in self.obs_columns and "obs" in self._file
+        if column not in self.obs_columns and not is_index:
             raise missing_column(column, self.obs_columns, frame="obs", where=where)
         with reading(f"{where}, column {column!r}"):
-            values = self._values(self._file["obs"], column)
+            frame = self._file["obs"]
+            values = self._values(frame, _index_name(frame) if is_index else column)
             if getattr(values, "ndim", None) != 1:
                 raise SourceError(
                     f"the column holds a {type(values).__name__} and not one value for each cell",

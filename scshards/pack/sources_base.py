@@ -20,6 +20,9 @@ from scshards.base.config import did_you_mean
 from scshards.base.errors import SourceError
 from scshards.base.storage import redact
 
+INDEX = "index"
+"""What pandas calls the index of a table in expressions."""
+
 BLOCK_ROWS = 1 << 16
 BLOCK_VALUES = 1 << 21
 """Most rows and values of a block: 2M values are 8 to 32 MB, whatever the cells are like."""
@@ -115,6 +118,8 @@ class Source(abc.ABC):
     @abc.abstractmethod
     def obs(self, column: str) -> Any:
         """One obs column [n_rows]: a numpy array, or a pandas array where values can be missing.
+
+        The column INDEX, where obs has none of this name, is its index: the names of the cells.
 
         Raises
         ------

@@ -77,6 +77,9 @@ class MtxFolder(TenX):
         self._scratch = scratch
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
+    def _barcodes(self) -> Sequence[str]:
+        return [row[0] for row in _table(self._folder, "barcodes.tsv", where=self.name)]
+
     def close(self) -> None:
         if self._temporary is not None:
             self._temporary.cleanup()

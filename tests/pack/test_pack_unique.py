@@ -13,6 +13,8 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pack_support import adata, counts, key, quiet_pack, read_back, tree_sums, vocab_of, write
+from scipy.io import mmwrite
+from test_pack_10x import write_10x
 
 from scshards import PackOptions
 from scshards.base.errors import ConfigError, SourceError
@@ -220,6 +222,30 @@ def test_integers_and_texts_of_them_are_one(tmp_path: Path) -> None:
     both = [tmp_path / "a.h5ad", tmp_path / "b.h5ad"]
     manifest = quiet_pack(both, tmp_path / "out", vocab_of(3), unique="soma_joinid")
     assert [s.kept for s in manifest.sources] == [6, 1]
+
+
+def test_the_names_of_cells_are_the_column_index(tmp_path: Path) -> None:
+    """Of h5ad files whatever their index is called, of 10x files, of mtx folders."""
+    x = counts(4, 3, dtype=np.int32)
+    made = adata(sp.csr_matrix(x))
+    made.obs.index = pd.Index([f"C{i}-1" for i in (0, 1, 7, 8)], name="barcode")
+    made.write_h5ad(tmp_path / "a.h5ad")
+    write_10x(tmp_path / "b.h5", x)  # C0-1 to C3-1
+    (tmp_path / "c").mkdir()
+    mmwrite(tmp_path / "c" / "matrix.mtx", sp.coo_matrix(x.T))
+    (tmp_path / "c" / "barcodes.tsv").write_text("C3-1\nC8-1\nC9-1\nC9-1\n")
+    (tmp_path / "c" / "genes.tsv").write_text("".join(f"E{i}\tG{i:03d}\n" for i in range(3)))
+    inputs = [tmp_path / "a.h5ad", tmp_path / "b.h5", tmp_path / "c"]
+    manifest = quiet_pack(inputs, tmp_path / "out", vocab_of(3), unique="index")
+    want = [*(key(0, i) for i in range(4)), key(1, 2), key(1, 3), key(2, 2)]
+    assert sorted(read_back(tmp_path / "out")) == want
+    assert [s.kept for s in manifest.sources] == [4, 2, 1]
+    made.obs["index"] = ["same"] * 4  # a column of this name goes before
+    made.write_h5ad(tmp_path / "d.h5ad")
+    manifest = quiet_pack(tmp_path / "d.h5ad", tmp_path / "own", vocab_of(3), unique="index")
+    assert manifest.sources[0].kept == 1
+    with pytest.raises(SourceError, match="no column 'barcodes'"):
+        quiet_pack(inputs[1:], tmp_path / "no", vocab_of(3), unique="barcodes")
 
 
 @pytest.mark.parametrize(

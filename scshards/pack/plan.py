@@ -58,6 +58,11 @@ def cell_keys(source: int | NDArray[np.integer], rows: NDArray[np.integer]) -> N
     return np.asarray(source, np.int64) << KEY_ROW_BITS | rows.astype(np.int64)
 
 
+def split_keys(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The sources and the rows of keys."""
+    return keys >> KEY_ROW_BITS, keys & ((1 << KEY_ROW_BITS) - 1)
+
+
 def split_cells(seed: int, valid: float, test: float, keys: NDArray[np.int64]) -> NDArray[np.int8]:
     """The split code of each cell, by a hash of the cell.
 

@@ -116,7 +116,7 @@ def scatter(task: ScatterTask) -> Scattered:
     wanted = np.flatnonzero(shards >= 0)
     with (
         open_for_task(task.file, s.source, options, task.folder) as source,
-        SpillWriter(Path(task.folder), task.number, s.source, sum(task.n_shards)) as spill,
+        SpillWriter(Path(task.folder), task.number, sum(task.n_shards)) as spill,
         contextlib.closing(_blocks(source, s.start + wanted[[0, -1]])) as blocks,
     ):
         cells = _Cells(task, source, spill, match, labels)
@@ -168,7 +168,7 @@ class _Cells:
         where = f"{self._source.name}: {self._source.matrix_name}"
         data = kernel_values(block.data, where=where)
         work, spill, first = self._work, self._spill, 0
-        records["row"] = numbers
+        records["key"] = plan.cell_keys(self._source.ordinal, numbers)
         for i, column in enumerate(columns):
             records[f"label-{i}"] = column.values
         while True:

@@ -41,7 +41,6 @@ SEGMENT = np.dtype(
     [
         ("shard", "<i4"),
         ("task", "<i4"),
-        ("source", "<i4"),
         ("cells", "<i8"),
         ("records_at", "<i8"),
         ("members_at", "<i8"),
@@ -53,7 +52,7 @@ SEGMENT = np.dtype(
 
 def record_dtype(labels: Sequence[str]) -> np.dtype[Any]:
     """What is known of a cell beside its member; `labels` are the kinds of its labels."""
-    fields = [("row", "<i8"), ("size", "<i8"), ("n_genes", "<i4"), ("total", "<f8")]
+    fields = [("key", "<i8"), ("size", "<i8"), ("n_genes", "<i4"), ("total", "<f8")]
     fields += [
         (f"label-{i}", "<f8" if kind == "number" else "<i4") for i, kind in enumerate(labels)
     ]
@@ -73,8 +72,8 @@ class SpillWriter:
 
     members: NDArray[np.uint8]
 
-    def __init__(self, folder: Path, task: int, source: int, n_shards: int) -> None:
-        self._path, self._task, self._source = folder / f"{task:06d}.bin", task, source
+    def __init__(self, folder: Path, task: int, n_shards: int) -> None:
+        self._path, self._task = folder / f"{task:06d}.bin", task
         self._run_bytes = min(RUN_BYTES, max(SMALL_RUN_BYTES, n_shards * SEGMENT_BYTES))
         self.used = 0
         self._records: list[NDArray[Any]] = []
@@ -137,9 +136,7 @@ class SpillWriter:
         first = np.flatnonzero(np.append(True, shards[1:] != shards[:-1]))
         ends = np.append(0, np.cumsum(records["size"]))
         segments = np.empty(len(first), SEGMENT)
-        segments["shard"], segments["task"], segments["source"] = (
-            shards[first], self._task, self._source,
-        )  # fmt: skip
+        segments["shard"], segments["task"] = shards[first], self._task
         segments["cells"] = np.diff(np.append(first, len(shards)))
         segments["records_at"] = self._at + first * records.dtype.itemsize
         segments["members_at"] = self._at + records.nbytes + ends[first]
@@ -152,10 +149,8 @@ class SpillWriter:
         self._records, self._shards, self.used = [], [], 0
 
 
-def read_records(
-    folder: Path, segments: NDArray[Any], dtype: np.dtype[Any]
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """The records and source ordinals of the cells of one shard.
+def read_records(folder: Path, segments: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The records of the cells of one shard.
 
     Parameters
     ----------
@@ -172,7 +167,7 @@ def read_records(
         n = int(s["cells"])
         _read_into(f, int(s["records_at"]), records[p : p + n].view(np.uint8))
         p += n
-    return records, np.repeat(segments["source"].astype(np.int64), segments["cells"])
+    return records
 
 
 def read_members(

@@ -60,16 +60,15 @@ def write_shard(task: WriteTask) -> Written:
     folder, options = Path(task.folder), task.options
     with scratch_writes(folder):
         segments = read_segments(folder, task.shard)
-        records, sources = read_records(folder, segments, record_dtype(task.labels))
-    keys = plan.cell_keys(sources, records["row"])
-    order = plan.order_in_shard(options.seed, keys, shuffle=options.shuffle)
+        records = read_records(folder, segments, record_dtype(task.labels))
+    order = plan.order_in_shard(options.seed, records["key"], shuffle=options.shuffle)
     offsets, size = layout(records["size"][order])
     with borrowed(size) as buffer:
         tar = buffer[:size]
         with scratch_writes(folder):
-            _gather(tar, folder, segments, records, sources, order, offsets)
+            _gather(tar, folder, segments, records, order, offsets)
         stored, chunks = seal(tar, offsets, options.compression)
-        return _publish(task, stored, chunks, offsets, records[order], sources[order])
+        return _publish(task, stored, chunks, offsets, records[order])
 
 
 def _gather(
@@ -77,12 +76,12 @@ def _gather(
     folder: Path,
     segments: NDArray[Any],
     records: NDArray[Any],
-    sources: NDArray[np.int64],
     order: NDArray[np.int64],
     offsets: NDArray[np.int64],
 ) -> None:
     """Write each cell's member to its place in the tar, in the order in which the spills hold them."""
-    sizes, rows = np.ascontiguousarray(records["size"]), np.ascontiguousarray(records["row"])
+    sizes = np.ascontiguousarray(records["size"])
+    sources, rows = plan.split_keys(records["key"])
     places = np.empty_like(offsets)
     places[order] = offsets
     for cells, members in read_members(folder, segments, sizes):
@@ -98,17 +97,17 @@ def _publish(
     chunks: Chunks,
     offsets: NDArray[np.int64],
     records: NDArray[Any],
-    sources: NDArray[np.int64],
 ) -> Written:
     """Write the shard and the index of its cells, in their order in the shard."""
     options = task.options
+    sources, rows = plan.split_keys(records["key"])
     index = write_index(
         offset=offsets,
         size=np.ascontiguousarray(records["size"]),
         n_genes=records["n_genes"].astype(np.int64),
         total=np.ascontiguousarray(records["total"]),
         source=sources,
-        row=np.ascontiguousarray(records["row"]),
+        row=rows,
         labels={
             name: np.ascontiguousarray(records[f"label-{i}"])
             for i, name in enumerate(options.labels)

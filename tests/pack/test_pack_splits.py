@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from scshards import PackOptions, verify
 from scshards.base.errors import ConfigError
 from scshards.pack.labels import LabelSurvey
 from scshards.pack.splits import check_held_out, read_split_file
+from scshards.pack.where import parse
 
 DONORS = [f"D{i}" for i in range(8)]
 
@@ -108,6 +110,20 @@ def test_a_split_file(
     assert rest == every[said.column] - set.union(*want.values())
     assert list(manifest.splits) == ["train", *want]
     assert verify(root, progress=False).ok
+
+
+def test_the_example_of_the_docs(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "packing.md").read_text()
+    block = text.partition("    # split.toml\n")[2].partition("\n\n")[0]
+    (tmp_path / "split.toml").write_text(textwrap.dedent(block))
+    said = read_split_file(tmp_path / "split.toml")
+    assert PackOptions(split_by=said.column, held_out=said.held_out).splits == (
+        "train",
+        "valid",
+        "test",
+    )
+    where = text.partition('    --where "')[2].partition('"\n')[0]
+    assert parse(where).columns == ("tissue", "is_doublet", "pct mito")
 
 
 @pytest.mark.parametrize(

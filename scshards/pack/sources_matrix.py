@@ -194,7 +194,7 @@ class Csc:
         pieces = [(a, min(a + BLOCK_VALUES, end)) for a in range(first, end, BLOCK_VALUES)]
         for a, b in pieces:
             with reading(self._where):
-                rows = self._indices[a:b]
+                rows = _native(self._indices[a:b])
             if not kernels.count_rows(rows, counts):
                 raise SourceError(
                     "a row index is outside the matrix", where=self._where, advice=_DAMAGED
@@ -212,7 +212,7 @@ class Csc:
             files = [stack.enter_context((folder / name).open("wb")) for name, _ in triplets]
             for a, b in pieces:
                 with reading(self._where):
-                    rows, values = self._indices[a:b], self._data[a:b]
+                    rows, values = _native(self._indices[a:b]), self._data[a:b]
                 columns = columns_of(a, b)
                 buckets = bucket_of_row[rows]
                 order = np.argsort(buckets, kind="stable")
@@ -231,6 +231,8 @@ class Csc:
         """The files of the buckets: rows within the bucket, columns, values."""
         index = np.dtype(np.int32)
         values = self._data.dtype.newbyteorder("=")
+        if values == np.float16:  # which compiled loops do not know
+            values = np.dtype(np.float32)
         return (("rows.bin", index), ("columns.bin", index), ("values.bin", values))
 
 
@@ -262,6 +264,11 @@ def reading(where: str) -> Iterator[None]:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as e:
         text = " ".join(str(e).split())
         raise SourceError(f"the file can't be read: {text}", where=where, advice=_DAMAGED) from e
+
+
+def _native(indices: NDArray[Any]) -> NDArray[Any]:
+    """In this machine's byte order, which compiled loops want."""
+    return np.ascontiguousarray(indices, indices.dtype.newbyteorder("="))
 
 
 def _check_parts(indptr: Any, indices: Any, data: Any, n: int, where: str) -> None:

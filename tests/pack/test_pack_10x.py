@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from pack_support import assert_holds, counts, expected, key, quiet_pack, write
+from pack_support import assert_holds, counts, expected, key, quiet_pack, vocab_of, write
 
 from scshards import Vocab
 from scshards.base.errors import SourceError
@@ -317,3 +317,17 @@ def test_memory_does_not_grow_with_the_text(
         assert total == x.sum()
     # A copy of the matrix is 600 bytes a row; names and pointers of a row are about 100.
     assert peaks[1] < peaks[0] + 250 * 1400, peaks
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_folder_on_s3(tmp_path: Path, s3: Any, version: int) -> None:
+    import s3fs
+
+    x = counts(30, 8, dtype=np.int64)
+    folder = write_mtx(tmp_path / "a", x, order="any", version=version)
+    s3fs.S3FileSystem().put(str(folder), f"{s3.url}/run", recursive=True)
+    with open_source(f"{s3.url}/run", scratch=tmp_path / "scratch") as source:
+        assert (dense(source, 0, 30) == x).all()
+    manifest = quiet_pack(f"{s3.url}/run/", tmp_path / "out", vocab_of(8))
+    assert [s.name for s in manifest.sources] == [f"{s3.url}/run"]
+    assert manifest.sources[0].values == np.count_nonzero(x)

@@ -29,6 +29,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     folder: Path
     mode: str
+    fails = False
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
@@ -40,6 +41,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, with_body: bool) -> None:
         path = self.folder / self.path.partition("?")[0].lstrip("/")
         status = int(self.mode) if self.mode.isdigit() else 200 if path.is_file() else 404
+        status = 503 if Handler.fails else status
         body = path.read_bytes() if status == 200 else b"no"
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         total = len(body)
@@ -133,3 +135,26 @@ def test_addresses_that_fail(tmp_path: Path) -> None:
         open_source(f"{url}/a.h5ad")
     with pytest.raises(StorageError):
         open_source(f"{url}/a.h5ad")  # nobody listens any more
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+def test_a_server_that_fails_midway(tmp_path: Path, kind: str) -> None:
+    x = counts(2000, 60)
+    if kind == "h5ad":
+        write(tmp_path / "a.h5ad", x)
+    else:
+        with anndata.settings.override(zarr_write_format=3):
+            adata(x).write_zarr(tmp_path / "a.zarr", chunks=(100, 60))
+    with (
+        serving(tmp_path, "ranges") as url,
+        open_source(f"{url}/a.{kind}", storage_options={"block_size": 4096}) as source,
+    ):
+        blocks = source.blocks(max_rows=100, max_values=1000)
+        next(blocks)
+        Handler.fails = True
+        try:
+            with pytest.raises(StorageError) as refused:
+                list(blocks)
+        finally:
+            Handler.fails = False
+    assert "503" in str(refused.value) and f"{url}/a.{kind}" in str(refused.value)

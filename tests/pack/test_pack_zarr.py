@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -387,3 +388,27 @@ def test_stores_on_s3(tmp_path: Path, s3: Any) -> None:
     fs.rm(f"{s3.url}/in/3.zarr/X/data/c/0")
     with pytest.raises(SourceError, match="missing"), open_source(f"{s3.url}/in/3.zarr") as source:
         dense(source)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_memory_does_not_grow_with_the_store(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources_matrix, "BLOCK_VALUES", 20_000)
+    monkeypatch.setattr(sources_matrix, "SLAB_VALUES", 20_000)
+    peaks = []
+    for n in (500, 4000):
+        x = np.random.default_rng(0).poisson(1, (n, 200)).astype(np.float32)
+        path = write_zarr(tmp_path / f"{n}.zarr", adata(MADE[form](x)), 3)
+        for node in ("X",) if form == "dense" else ("X/indices", "X/data"):
+            rechunked(path, node, chunks=(100, 200) if form == "dense" else (20_000,))
+        with open_source(path) as source:
+            next(source.blocks(0, 1))  # what is loaded and started once
+        tracemalloc.start()
+        with open_source(path) as source:
+            total = sum(b.data.sum() for b in source.blocks(max_rows=500, max_values=20_000))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert total == x.sum()
+    # Eight times the rows; a copy of the matrix is 700 bytes a row.
+    assert peaks[1] < peaks[0] + 100 * 3500, peaks

@@ -53,7 +53,7 @@ def build_vocab(
     Parameters
     ----------
     inputs
-        Files, mtx folders, globs and directories, local or remote; see pack.inputs.expand.
+        Files, stores, folders, globs, directories and lists; see pack.inputs.expand.
     gene_column
         Column of var with the names; None takes the index.
     min_cells

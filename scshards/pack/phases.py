@@ -8,41 +8,29 @@ Called by pack.run.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from scshards.base.errors import ScshardsError
 from scshards.base.progress import Progress
 from scshards.cells.vocab import Vocab
-from scshards.pack import plan, segments
+from scshards.pack import plan
 from scshards.pack.decide import Decision, check_splits, decide
 from scshards.pack.executors import Executor, InProcess
 from scshards.pack.inputs import InputFile
 from scshards.pack.job import PLAN, Job
-from scshards.pack.lock import held
-from scshards.pack.marks import Marked, perform, publish, read_mark
+from scshards.pack.job_phases import JobPhases
+from scshards.pack.marks import Marked, publish, read_mark
 from scshards.pack.options import PackOptions
 from scshards.pack.scatter import ScatterTask, scatter
 from scshards.pack.survey import Survey, SurveyTask, open_for_task, source_folder, survey
 from scshards.pack.unique import drop_repeated, dropped_reason, final_splits
 from scshards.pack.unique_base import write_base_hashes
-from scshards.pack.writer import WriteTask, write_shard
-from scshards.shards.manifest import (
-    VOCAB,
-    Manifest,
-    ShardInfo,
-    SourceInfo,
-    shard_from_json,
-)
+from scshards.shards.manifest import VOCAB, Manifest, SourceInfo
 
 SMALL_VALUES = 1 << 25
 """Below so many values, starting worker processes takes longer than the work."""
@@ -52,7 +40,7 @@ FEW_INPUTS = 8
 
 
 @dataclass
-class Phases:
+class Phases(JobPhases):
     """The phases of one job.
 
     Attributes
@@ -82,8 +70,24 @@ class Phases:
     seconds: dict[int, float] = dataclasses.field(default_factory=dict)
 
     @property
-    def folder(self) -> Path:
-        return self.job.folder
+    def splits(self) -> tuple[str, ...]:
+        return self.options.splits
+
+    @property
+    def n_shards(self) -> tuple[int, ...]:
+        return self.decision.n_shards
+
+    @property
+    def label_kinds(self) -> tuple[str, ...]:
+        return tuple(info.kind for info in self.decision.labels.values())
+
+    @property
+    def n_spills(self) -> int:
+        return len(self.slices)
+
+    def first_shard(self, split: str) -> int:
+        """Shards of a set that is added to come first."""
+        return len(self.base.splits.get(split, ())) if self.base else 0
 
     @property
     def first_source(self) -> int:
@@ -197,15 +201,7 @@ class Phases:
 
     def merge(self) -> None:
         """Bring the directories of all spills together."""
-        with self._alone():
-            self._shard_cells = segments.merge(
-                self.folder, len(self.slices), sum(self.decision.n_shards)
-            )
-        bounds = np.append(0, np.cumsum(self.decision.n_shards))
-        per_split = [
-            int(self._shard_cells[bounds[i] : bounds[i + 1]].sum())
-            for i in range(len(self.options.splits))
-        ]
+        per_split = self._merge_spills()
         try:
             check_splits(
                 per_split, self._sources(), self.options, is_addition=self.base is not None
@@ -214,31 +210,18 @@ class Phases:
             self.job.is_worthless = True
             raise
 
-    def write(self) -> None:
-        """Write this share's shards."""
-        works = [w for i, w in enumerate(self._write_works) if self._is_mine(i)]
-        cells = {w.mark: int(self._shard_cells[w.task.shard]) for w in works}
-        for _ in self._do("write", works, "cells", lambda w: cells[w.mark]):
-            pass
-
-    @property
-    def written(self) -> tuple[int, int]:
-        """How many shards are written, by whomever, and of how many."""
-        works = self._write_works
-        return sum(1 for w in works if Path(w.mark).exists()), len(works)
-
     def manifest(self) -> Manifest:
         """The manifest of it all; every shard is written."""
-        infos: dict[str, list[ShardInfo]] = {split: [] for split in self.options.splits}
-        for work in self._write_works:
-            tree = read_mark(Path(work.mark))
-            assert tree is not None
-            infos[work.task.name.partition("/")[0]].append(shard_from_json(tree["shard"]))
-        splits = {split: tuple(found) for split, found in infos.items()}
+        splits = self._written_shards()
         self._count_seconds()
         sources, recorded = tuple(self._sources()), self.options.recorded()
         if self.base is not None:
-            splits = {s: (*self.base.splits[s], *found) for s, found in splits.items()}
+            # A set that was merged may have splits that its options do not make.
+            before = self.base.splits
+            splits = {
+                s: (*before.get(s, ()), *splits.get(s, ()))
+                for s in dict.fromkeys((*before, *splits))
+            }
             added = {"first_source": len(self.base.sources)} | {
                 k: v for k, v in recorded.items() if v != self.base.options.get(k)
             }
@@ -260,7 +243,6 @@ class Phases:
 
     @cached_property
     def _scatter_works(self) -> list[Marked]:
-        kinds = tuple(info.kind for info in self.decision.labels.values())
         works = []
         for number, s in enumerate(self.slices):
             file = self.files[s.source - self.first_source]
@@ -272,39 +254,12 @@ class Phases:
                 kind=self.decision.kind,
                 n_tokens=len(self.vocab),
                 n_shards=self.decision.n_shards,
-                labels=kinds,
+                labels=self.label_kinds,
                 folder=str(self.folder),
             )
             mark = self.job.mark(f"{number:06d}")
             works.append(Marked(function=scatter, task=task, mark=str(mark)))
         return works
-
-    @cached_property
-    def _write_works(self) -> list[Marked]:
-        kinds = tuple(info.kind for info in self.decision.labels.values())
-        works, first = [], 0
-        for split, n in zip(self.options.splits, self.decision.n_shards, strict=True):
-            # Shards that got no cell are left out, and the others numbered without gaps.
-            used = np.flatnonzero(self._shard_cells[first : first + n]) + first
-            number = len(self.base.splits[split]) if self.base else 0
-            for shard in used.tolist():
-                task = WriteTask(
-                    name=f"{split}/{number:06d}",
-                    shard=shard,
-                    root=self.job.storage.url,
-                    options=self.options,
-                    labels=kinds,
-                    folder=str(self.folder),
-                )
-                mark = self.job.mark(f"{split}-{number:06d}")
-                works.append(Marked(function=write_shard, task=task, mark=str(mark)))
-                number += 1
-            first += n
-        return works
-
-    @cached_property
-    def _shard_cells(self) -> NDArray[np.int64]:
-        raise AssertionError("merge() comes first")
 
     def _sources(self) -> list[SourceInfo]:
         results: dict[int, list[dict[str, Any]]] = {}
@@ -359,40 +314,10 @@ class Phases:
             w.task.slice.source == source and not Path(w.mark).exists() for w in self._scatter_works
         )
 
-    def _is_mine(self, number: int) -> bool:
-        return number % self.share[1] == self.share[0]
-
     def _is_mine_slice(self, number: int) -> bool:
         # All slices of a matrix that is transposed are done by who transposes it.
         i = self.slices[number].source - self.first_source
         return self._is_mine(i if self.surveys[i].needs_transposing else number)
-
-    def _do(
-        self,
-        label: str,
-        works: Sequence[Marked],
-        unit: str,
-        size: Callable[[Marked], int],
-        *,
-        executor: Executor | None = None,
-    ) -> Iterator[dict[str, Any]]:
-        """Do what is not marked as done, with progress."""
-        missing = [w for w in works if not Path(w.mark).exists()]
-        sizes = [size(w) for w in works]
-        done = sum(sizes) - sum(size(w) for w in missing)
-        with Progress(label, sum(sizes), unit, shown=self.shown, initial=done) as bar:
-            left = {w.mark: size(w) for w in missing}
-            for result in (executor or self.executor).run(perform, missing):
-                bar.add(left[result["mark"]], bytes=result.get("bytes", 0))
-                yield result
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Of the processes that share a job, one at a time."""
-        folder = self.folder / "alone"
-        folder.mkdir(exist_ok=True)
-        with held(folder, wait=True, where=self.job.storage.at("")):
-            yield
 
 
 def _transpose(task: SurveyTask) -> None:

@@ -91,7 +91,7 @@ def test_the_cells_are_those_of_one_pack_and_old_files_stay(tmp_path: Path, path
 def test_bytes_do_not_depend_on_workers_or_stops(
     tmp_path: Path, paths: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scshards.pack import phases
+    from scshards.pack import job_phases
 
     roots = [tmp_path / name for name in ("one", "two", "stopped")]
     for root in roots:
@@ -99,7 +99,7 @@ def test_bytes_do_not_depend_on_workers_or_stops(
         quiet_pack(paths[:1], root, vocab_of(GENES), **OPTIONS)
     quiet_append(paths[1:], roots[0])
     quiet_append(paths[1:], roots[1], changes={"workers": 2})
-    real = phases.perform
+    real = job_phases.perform
     for _ in range(100):
         calls: list[int] = []
 
@@ -111,7 +111,7 @@ def test_bytes_do_not_depend_on_workers_or_stops(
 
         before = (roots[2] / "manifest.json").read_bytes()
         with monkeypatch.context() as m:
-            m.setattr(phases, "perform", perform)
+            m.setattr(job_phases, "perform", perform)
             try:
                 quiet_append(paths[1:], roots[2])
                 break

@@ -72,9 +72,9 @@ def fail_at(
     monkeypatch: pytest.MonkeyPatch, call: int, error: BaseException, name: str = "perform"
 ) -> list[int]:
     """Let the n-th task fail, after the others were done; the calls so far come back in a list."""
-    from scshards.pack import phases
+    from scshards.pack import job_phases
 
-    real, calls = getattr(phases, name), []
+    real, calls = getattr(job_phases, name), []
 
     def perform(work: Any) -> Any:
         calls.append(1)
@@ -82,7 +82,7 @@ def fail_at(
             raise error
         return real(work)
 
-    monkeypatch.setattr(phases, name, perform)
+    monkeypatch.setattr(job_phases, name, perform)
     return calls
 
 

@@ -199,8 +199,8 @@ def _unite_labels(
     infos = {}
     for i, name in enumerate(options.labels):
         columns, names = [s.labels[i] for s in surveys], [s.name for s in surveys]
-        if name == options.split_by:
-            check_held_out(options, columns, base.labels[name].categories if base else ())
+        if name == options.split_by and base is None:
+            check_held_out(options, columns)
         if base is None:
             infos[name], maps = labels.unite(name, columns, names)
         else:

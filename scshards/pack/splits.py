@@ -11,7 +11,7 @@ Called by the command line (read_split_file) and by pack.decide (check_held_out)
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,17 +75,13 @@ def read_split_file(path: str | os.PathLike[str], split_by: str | None = None) -
     return SplitFile(column=column, held_out=table)
 
 
-def check_held_out(
-    options: PackOptions, columns: Sequence[LabelSurvey], known: Iterable[str] = ()
-) -> None:
+def check_held_out(options: PackOptions, columns: Sequence[LabelSurvey]) -> None:
     """Refuse held-out values that no cell has: a misspelt donor would silently be trained on.
 
     Parameters
     ----------
     columns
         The column `options.split_by` of each source.
-    known
-        Values that there are besides, as in a shard set that is added to.
 
     Raises
     ------
@@ -94,7 +90,7 @@ def check_held_out(
     """
     if options.held_out is None:
         return
-    found = {*known, *(value for column in columns for value in column.categories)}
+    found = {value for column in columns for value in column.categories}
     for split, values in options.held_out.items():
         missing = [value for value in values if value not in found]
         if missing:

@@ -13,8 +13,7 @@ from pack_support import counts, quiet_pack, read_back, vocab_of, write
 
 from scshards import PackOptions, verify
 from scshards.base.errors import ConfigError
-from scshards.pack.labels import LabelSurvey
-from scshards.pack.splits import check_held_out, read_split_file
+from scshards.pack.splits import read_split_file
 from scshards.pack.where import parse
 
 DONORS = [f"D{i}" for i in range(8)]
@@ -170,14 +169,6 @@ def test_held_out_values_that_no_cell_has(
     for text in says:
         assert text in str(e.value)
     assert not (tmp_path / "out").exists()
-
-
-def test_values_of_a_set_that_is_added_to_exist_too() -> None:
-    options = PackOptions(split_by="d", held_out={"valid": ["old", "new"]})
-    column = LabelSurvey(kind="category", categories=("new",), all_missing=False)
-    with pytest.raises(ConfigError, match="'old'"):
-        check_held_out(options, [column])
-    check_held_out(options, [column], ["old"])
 
 
 def test_cells_without_a_value_have_no_split(tmp_path: Path) -> None:

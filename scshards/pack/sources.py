@@ -25,6 +25,7 @@ from scshards.pack.sources_base import Source as Source
 from scshards.pack.sources_base import display_name as display_name
 from scshards.pack.sources_h5ad import H5ad
 from scshards.pack.sources_hdf5 import open_hdf5
+from scshards.pack.sources_matrix import reading
 from scshards.pack.sources_mtx import MATRIX, MtxFolder
 from scshards.shards.tar import MAX_ROWS, MAX_SOURCES
 
@@ -111,7 +112,9 @@ def _opened(
         else:
             file, made = open_hdf5(storage, name, closing), H5ad
         source: Source
-        if kind == "hdf5" and is_10x(file):
+        with reading(name):
+            from_10x = kind == "hdf5" and is_10x(file)
+        if from_10x:
             refuse_choice(layer, raw, name)
             source = TenXFile(file, closing, name, ordinal, gene_column=gene_column)
         else:

@@ -50,7 +50,7 @@ class AnnDataSource(Source):
         self._gene_column, self._scratch = gene_column, scratch
         with reading(self.name):
             self._set_matrix(layer, raw)
-        self._check_names()
+            self._check_names()
 
     @abc.abstractmethod
     def _dense(self, node: Any) -> Any:
@@ -103,10 +103,8 @@ class AnnDataSource(Source):
 
     @cached_property
     def obs_columns(self) -> Sequence[str]:
-        if "obs" not in self._file:
-            return []
         with reading(f"{self.name}: obs"):
-            return _columns(self._file["obs"])
+            return _columns(self._file["obs"]) if "obs" in self._file else []
 
     def obs(self, column: str) -> Any:
         where = f"{self.name}: obs"
@@ -130,7 +128,8 @@ class AnnDataSource(Source):
 
     @property
     def is_log1p(self) -> bool:
-        return "uns" in self._file and "log1p" in self._file["uns"]
+        with reading(f"{self.name}: uns"):
+            return "uns" in self._file and "log1p" in self._file["uns"]
 
     def other_samples(self, n_values: int) -> Iterator[tuple[str, NDArray[Any]]]:
         for name, option in self._matrices().items():

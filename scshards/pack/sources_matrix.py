@@ -261,7 +261,8 @@ def reading(where: str) -> Iterator[None]:
         yield
     except ScshardsError:
         raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as e:
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as e:
+        # AttributeError: a group where an array belongs has no shape.
         text = " ".join(str(e).split())
         raise SourceError(f"the file can't be read: {text}", where=where, advice=_DAMAGED) from e
 

@@ -18,39 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from typing import Protocol, TypeVar
 
 from scshards.base.errors import ConfigError
-
-Task = TypeVar("Task")
-Result = TypeVar("Result")
-
-LOCAL = "local"
-"""The address of a dask cluster of this process's own."""
+from scshards.pack.executors_base import Executor, Result, Task, all_cores
 
 DEATHS = 3
 """A pool whose workers have died so often gives up: the next one would die too."""
 
 _ALIVE_S = 0.5
-
-
-class Executor(Protocol):
-    """Runs tasks; a context manager."""
-
-    def __enter__(self) -> Executor: ...
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        """The results of all tasks, in the order in which they are done.
-
-        Raises
-        ------
-        ScshardsError
-            What a task raised, as it raised it.
-        ConfigError
-            When worker processes could not start or were killed again and again.
-        """
 
 
 def make_executor(workers: int | None, dask: str | None) -> Executor:
@@ -143,11 +118,6 @@ class Pool:
             yield futures[future], result
         if broken is not None:
             raise broken
-
-
-def all_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _begin(parent: int) -> None:

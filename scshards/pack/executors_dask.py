@@ -11,7 +11,7 @@ from typing import Any
 
 from scshards._version import __version__
 from scshards.base.errors import ConfigError, StorageError
-from scshards.pack.executors import LOCAL, Result, Task, all_cores
+from scshards.pack.executors_base import LOCAL, Result, Task, all_cores
 
 CONNECT_S = 30.0
 

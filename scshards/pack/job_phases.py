@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from scshards.base.progress import Progress
 from scshards.pack import segments
-from scshards.pack.executors import Executor
+from scshards.pack.executors_base import Executor
 from scshards.pack.job import Job
 from scshards.pack.lock import held
 from scshards.pack.marks import Marked, perform, read_mark

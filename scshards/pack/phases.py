@@ -20,7 +20,8 @@ from scshards.base.progress import Progress
 from scshards.cells.vocab import Vocab
 from scshards.pack import plan
 from scshards.pack.decide import Decision, check_splits, decide
-from scshards.pack.executors import Executor, InProcess
+from scshards.pack.executors import InProcess
+from scshards.pack.executors_base import Executor
 from scshards.pack.inputs import InputFile
 from scshards.pack.job import PLAN, Job
 from scshards.pack.job_phases import JobPhases

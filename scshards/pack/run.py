@@ -20,7 +20,8 @@ from typing import Any
 
 from scshards.base.errors import ConfigError
 from scshards.cells.vocab import Vocab
-from scshards.pack.executors import LOCAL, InProcess, make_executor
+from scshards.pack.executors import InProcess, make_executor
+from scshards.pack.executors_base import LOCAL
 from scshards.pack.inputs import Input, expand
 from scshards.pack.job import Job
 from scshards.pack.options import PackOptions as PackOptions

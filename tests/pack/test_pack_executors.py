@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from scshards.base.errors import ConfigError, SourceError, StorageError
-from scshards.pack.executors import InProcess, Pool, all_cores, make_executor
+from scshards.pack.executors import InProcess, Pool, make_executor
+from scshards.pack.executors_base import all_cores
 
 
 def work(task: int) -> tuple[int, int]:

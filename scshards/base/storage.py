@@ -22,6 +22,9 @@ from typing import Any, BinaryIO
 from scshards.base.errors import ConfigError, StorageError
 from scshards.base.remote import RemoteFile, no_ranges, translated, version
 
+BLOCK_BYTES, BLOCKS = 1 << 22, 8
+"""Remote files are read in blocks of so many bytes, of which each open file keeps so many."""
+
 _TEMPORARY = ".tmp"
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(::|://)")
 
@@ -200,7 +203,14 @@ class Storage:
                         advice="write it to a file first, and name that",
                     )
                 return file.open("rb")
-            stream = self._fs.open(self._full(path), "rb")
+            # HDF5 reads here and there in turn: what is ahead of one place must not push out another's.
+            stream = self._fs.open(
+                self._full(path),
+                "rb",
+                block_size=BLOCK_BYTES,
+                cache_type="blockcache",
+                cache_options={"maxblocks": BLOCKS},
+            )
             try:
                 stream.seek(0, os.SEEK_END)
                 stream.seek(0)

@@ -15,6 +15,7 @@ import pytest
 import scipy.sparse as sp
 from pack_support import adata, assert_holds, counts, expected, key, quiet_pack, vocab_of, write
 
+from scshards.base import storage
 from scshards.base.errors import ConfigError, SourceError, StorageError
 from scshards.pack.inputs import expand
 from scshards.pack.sources import input_identity, open_source
@@ -30,6 +31,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     folder: Path
     mode: str
     fails = False
+    sent = 0
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
@@ -58,6 +60,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("ETag", '"abc"')
         self.end_headers()
         if with_body:
+            Handler.sent += len(body)
             self.wfile.write(body)
 
     def log_message(self, *args: Any) -> None:
@@ -111,10 +114,13 @@ def test_a_pack_of_files_on_a_web_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["whole", "none"])
-def test_a_server_without_ranges(tmp_path: Path, mode: str) -> None:
+def test_a_server_without_ranges(
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "BLOCK_BYTES", 4096)
     write(tmp_path / "a.h5ad", counts(3000, 50))
     with serving(tmp_path, mode) as url, pytest.raises(StorageError) as refused:
-        open_source(f"{url}/a.h5ad", storage_options={"block_size": 4096})
+        open_source(f"{url}/a.h5ad")
     assert "does not serve parts of files" in str(refused.value)
     assert f"{url}/a.h5ad" in str(refused.value) and "download" in str(refused.value)
 
@@ -138,7 +144,10 @@ def test_addresses_that_fail(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["h5ad", "zarr"])
-def test_a_server_that_fails_midway(tmp_path: Path, kind: str) -> None:
+def test_a_server_that_fails_midway(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "BLOCK_BYTES", 4096)
     x = counts(2000, 60)
     if kind == "h5ad":
         write(tmp_path / "a.h5ad", x)
@@ -147,7 +156,7 @@ def test_a_server_that_fails_midway(tmp_path: Path, kind: str) -> None:
             adata(x).write_zarr(tmp_path / "a.zarr", chunks=(100, 60))
     with (
         serving(tmp_path, "ranges") as url,
-        open_source(f"{url}/a.{kind}", storage_options={"block_size": 4096}) as source,
+        open_source(f"{url}/a.{kind}") as source,
     ):
         blocks = source.blocks(max_rows=100, max_values=1000)
         next(blocks)
@@ -158,3 +167,16 @@ def test_a_server_that_fails_midway(tmp_path: Path, kind: str) -> None:
         finally:
             Handler.fails = False
     assert "503" in str(refused.value) and f"{url}/a.{kind}" in str(refused.value)
+
+
+def test_a_file_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDF5 reads indices and data in turn; neither may push the other out."""
+    monkeypatch.setattr(storage, "BLOCK_BYTES", 1 << 16)
+    x = counts(4000, 200)
+    path = write(tmp_path / "a.h5ad", x)
+    Handler.sent = 0
+    with serving(tmp_path, "ranges") as url, open_source(f"{url}/a.h5ad") as source:
+        total = sum(b.data.sum() for b in source.blocks(max_rows=100, max_values=10_000))
+    assert total == x.sum()
+    assert path.stat().st_size > 8 * storage.BLOCK_BYTES
+    assert Handler.sent < 1.5 * path.stat().st_size

@@ -127,6 +127,17 @@ def columns_fit(columns, n):
 
 
 @nb.njit(nogil=True, cache=True)
+def unshuffle(planes, out):
+    """Undo HDF5's shuffle filter: `planes` holds the first bytes of all words of `out`, the next, ..."""
+    n = len(out)
+    for i in range(n):
+        word = np.uint64(0)
+        for k in range(out.itemsize):
+            word |= np.uint64(planes[k * n + i]) << np.uint64(8 * k)
+        out[i] = word
+
+
+@nb.njit(nogil=True, cache=True)
 def count_rows(rows, counts):
     """counts[r] += 1 for each r of `rows`; False when one is out of range."""
     for i in range(len(rows)):

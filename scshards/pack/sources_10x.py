@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import SourceError
 from scshards.pack.sources_base import INDEX, Matrix, Source, missing_column
+from scshards.pack.sources_chunks import direct
 from scshards.pack.sources_hdf5 import text
 from scshards.pack.sources_matrix import Csr, reading
 
@@ -120,7 +121,7 @@ class TenXFile(TenX):
                     where=where,
                     advice="the file is damaged or incomplete: copy or download it again",
                 )
-            parts = (group["indptr"], group["indices"], group["data"])
+            parts = (group["indptr"], direct(group["indices"]), direct(group["data"]))
             self._rows = Csr(*parts, (self.n_rows, n_features), where)
         self.n_values = self._rows.n_values
         self._stored_barcodes = group["barcodes"]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scshards.pack.sources_anndata import AnnDataSource
+from scshards.pack.sources_chunks import direct
 
 
 class H5ad(AnnDataSource):
@@ -15,7 +16,7 @@ class H5ad(AnnDataSource):
         return node
 
     def _parts(self, node: Any, shape: tuple[int, int], by_rows: bool) -> tuple[Any, Any, Any]:
-        return node["indptr"], node["indices"], node["data"]
+        return node["indptr"], direct(node["indices"]), direct(node["data"])
 
     def _old_categories(self, frame: Any, node: Any) -> Any:
         return self._file[node.attrs["categories"]]

@@ -311,9 +311,13 @@ def _check_ends(first: int | None, last: int | None, n_values: int, where: str) 
 
 
 def _checked_columns(indices: NDArray[Any], n_columns: int, where: str) -> NDArray[np.int32]:
-    if len(indices) and (indices.min() < 0 or indices.max() >= n_columns):
+    columns = np.ascontiguousarray(indices, np.int32)
+    wide = indices.dtype.itemsize >= 4 and indices.dtype != np.int32
+    if (wide and not np.array_equal(columns, indices)) or not kernels.columns_fit(
+        columns, n_columns
+    ):
         raise SourceError("a column index is outside the matrix", where=where, advice=_DAMAGED)
-    return np.ascontiguousarray(indices, np.int32)
+    return columns
 
 
 def _cuts(

@@ -64,6 +64,11 @@ class AnnDataSource(Source):
     def _old_categories(self, frame: Any, node: Any) -> Any:
         """The categories of a column of anndata 0.7, whose codes are an array with an attribute."""
 
+    def _field(self, table: Any, column: str) -> NDArray[Any]:
+        """One column of an array of records."""
+        values: NDArray[Any] = table[column]
+        return values
+
     @abc.abstractmethod
     def _names_in(self, group: Any) -> Sequence[str]:
         """What is in a group; nothing when the file can't be listed."""
@@ -210,7 +215,7 @@ class AnnDataSource(Source):
         import pandas as pd
 
         if _is_array(frame):  # before anndata 0.7: one table, categories in uns
-            values = frame[column]
+            values = self._field(frame, column)
             path = f"uns/{column}_categories"
             if path in self._file:
                 return pd.Categorical.from_codes(values, text(_read(self._file[path])))

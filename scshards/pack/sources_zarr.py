@@ -46,6 +46,10 @@ class ZarrStore(AnnDataSource):
     def _old_categories(self, frame: Any, node: Any) -> Any:
         return frame[node.attrs["categories"]]
 
+    def _field(self, table: Any, column: str) -> NDArray[Any]:
+        values: NDArray[Any] = _Array(table)[:][column]  # zarr can't read a field of its own
+        return values
+
     def _names_in(self, group: Any) -> Sequence[str]:
         known = group.metadata.consolidated_metadata is not None or group.store.supports_listing
         return sorted(group) if known else ()

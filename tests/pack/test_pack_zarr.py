@@ -15,6 +15,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 from pack_support import (
     adata,
     assert_holds,
@@ -412,3 +414,40 @@ def test_memory_does_not_grow_with_the_store(
         assert total == x.sum()
     # Eight times the rows; a copy of the matrix is 700 bytes a row.
     assert peaks[1] < peaks[0] + 100 * 3500, peaks
+
+
+@given(
+    n=st.integers(0, 60),
+    chunk=st.integers(1, 70),
+    slices=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=12),
+)
+def test_any_slices_of_a_vector(n: int, chunk: int, slices: list[tuple[int, int]]) -> None:
+    from scshards.pack.sources_zarr import _Vector
+
+    values = np.arange(1, n + 1, dtype=np.int32)
+    array = zarr.create_array({}, shape=(n,), chunks=(chunk,), dtype="i4")
+    array[:] = values
+    vector = _Vector(array)
+    for start, stop in slices:
+        found = vector[start:stop]
+        assert found.dtype == np.int32 and found.tolist() == values[start:stop].tolist()
+
+
+def test_tables_of_anndata_0_6(tmp_path: Path) -> None:
+    """Before 0.7 obs and var were arrays of records, with the categories in uns."""
+    x = counts(5, 4)
+    root = zarr.open_group(tmp_path / "old.zarr", mode="w", zarr_format=2)
+    root.create_array("X", data=x)
+    obs = np.zeros(5, [("index", "S4"), ("kind", "i1"), ("size", "f8")])
+    obs["index"], obs["kind"], obs["size"] = [f"c{i}" for i in range(5)], [0, 1, -1, 1, 0], range(5)
+    var = np.array([(f"G{i:03d}",) for i in range(4)], [("index", "S4")])
+    root.create_array("obs", data=obs)
+    root.create_array("var", data=var)
+    root.create_group("uns").create_array("kind_categories", data=np.array([b"bb", b"t"]))
+    with open_source(tmp_path / "old.zarr") as source:
+        assert (dense(source) == x).all()
+        assert list(source.genes) == ["G000", "G001", "G002", "G003"]
+        assert list(source.obs_columns) == ["kind", "size"]
+        kinds = pd.Series(source.obs("kind")).astype(object)
+        assert kinds.dropna().tolist() == ["bb", "t", "t", "bb"] and kinds.isna()[2]
+        assert source.obs("size").tolist() == [0, 1, 2, 3, 4]

@@ -100,7 +100,7 @@ def verify(
                 if cells is not None:
                     set_.add(split, info.path, cells, faults)
                 n_shards, n_bytes = n_shards + 1, n_bytes + info.bytes + info.index_bytes
-                bar.add(info.cells)
+                bar.add(info.cells, bytes=info.bytes + info.index_bytes)
     set_.check(faults)
     return _report(faults, n_shards, n_cells, n_bytes, set_.unchecked)
 

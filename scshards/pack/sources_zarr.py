@@ -120,7 +120,7 @@ class _Zip:
         stream = stack.enter_context(storage.open())
         try:
             self._zip = stack.enter_context(zipfile.ZipFile(stream))
-        except (zipfile.BadZipFile, NotImplementedError, ValueError) as e:
+        except (zipfile.BadZipFile, RuntimeError, ValueError) as e:
             raise SourceError(
                 f"this is not a readable .zip file: {e}", where=name, advice=_DAMAGED
             ) from None
@@ -181,7 +181,7 @@ class _ReadStore(Store):
             yield name
 
     def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        raise NotImplementedError("nothing here lists all files of a store")
+        raise AssertionError("who reads lists one folder at a time")
 
     def list(self) -> AsyncIterator[str]:
         return self.list_prefix("")

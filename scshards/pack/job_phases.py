@@ -7,6 +7,7 @@ pack.reshard_phases, which are such jobs.
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,8 +26,11 @@ from scshards.pack.options import PackOptions
 from scshards.pack.writer import WriteTask, write_shard
 from scshards.shards.manifest import ShardInfo, shard_from_json
 
+SMALL_VALUES = 1 << 25
+"""Below so many values, starting worker processes takes longer than the work."""
 
-class JobPhases:
+
+class JobPhases(ABC):
     """The phases that all jobs have.
 
     Attributes
@@ -48,24 +52,24 @@ class JobPhases:
     shown: bool
 
     @property
+    @abstractmethod
     def splits(self) -> tuple[str, ...]:
         """The names of the splits, in the order of their codes."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def n_shards(self) -> tuple[int, ...]:
         """Shards that each split has room for."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def label_kinds(self) -> tuple[str, ...]:
         """The kinds of the labels."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def n_spills(self) -> int:
         """Tasks of pass 1."""
-        raise NotImplementedError
 
     def first_shard(self, split: str) -> int:
         """The number of the first shard that is written of a split."""

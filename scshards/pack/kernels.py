@@ -1,6 +1,7 @@
 """The compiled loops of pack: rows to members, and counting, sorting and copying. They release the GIL.
 
-Called by pack.sources_matrix, pack.scatter, pack.spill, pack.vocabulary and pack.verify.
+Called by pack.sources_matrix, pack.scatter, pack.reshard_scatter, pack.spill, pack.vocabulary and
+pack.verify.
 """
 
 from __future__ import annotations
@@ -9,7 +10,15 @@ import numba as nb
 import numpy as np
 
 from scshards.cells.kernels import is_plain, list_tokens, spread, spread_plain
-from scshards.shards.kernels import copy_bytes, decode_counts, decode_genes, parse_member
+from scshards.shards.kernels import (
+    BAD_COUNT,
+    LABELS,
+    OK,
+    copy_bytes,
+    decode_counts,
+    decode_genes,
+    parse_member,
+)
 from scshards.shards.write_kernels import (
     MEMBER_BOUND,
     begin_member,
@@ -20,6 +29,9 @@ from scshards.shards.write_kernels import (
 
 FULL = -1
 """`pack_rows` stopped before a row for which there may be no room; faults are above 0."""
+
+LABELS_BOUND = len(LABELS)
+"""Bytes of a member that are neither in one without labels nor in the labels themselves."""
 
 KEPT, FEW_GENES, MANY_GENES, FEW_COUNTS = 0, 1, 2, 3
 """What became of a cell."""
@@ -189,6 +201,43 @@ def gather_slices(src, starts, sizes, order, out):
         copy_bytes(src, starts[i], sizes[i], out, p)
         p += sizes[i]
     return p
+
+
+@nb.njit(nogil=True, cache=True)
+def relabel_members(src, starts, sizes, n_genes, labels, label_ends, out, at, ends):
+    """Copy the members src[starts[i]:starts[i] + sizes[i]] one after another into out[at:], with
+    other labels.
+
+    Parameters
+    ----------
+    n_genes
+        How many each member must say that it has.
+    labels, label_ends
+        As `encode_labels` writes them; no bytes for no labels.
+    ends
+        Filled: where member i ends in `out`, which has room for all.
+
+    Returns
+    -------
+    The status of the first member that is none, and its place; or OK and how many there are.
+    """
+    fields = np.empty(6, np.int64)
+    p = np.int64(at)
+    first = 0
+    for i in range(len(starts)):
+        status = parse_member(src, starts[i], starts[i] + sizes[i], fields)
+        if status == OK and fields[0] != n_genes[i]:
+            status = BAD_COUNT
+        if status != OK:
+            return status, i
+        # All but the first byte, which counts the fields, is the same up to the end of the values.
+        size = fields[4] - starts[i]
+        copy_bytes(src, starts[i], size, out, p)
+        out[p] = 0x84 if label_ends[i] > first else 0x83
+        p = write_labels(out, p + size, labels[first : label_ends[i]])
+        first = label_ends[i]
+        ends[i] = p
+    return OK, len(starts)
 
 
 @nb.njit(nogil=True, cache=True)

@@ -24,7 +24,7 @@ from scshards.pack.executors import InProcess
 from scshards.pack.executors_base import Executor
 from scshards.pack.inputs import InputFile
 from scshards.pack.job import PLAN, Job
-from scshards.pack.job_phases import JobPhases
+from scshards.pack.job_phases import SMALL_VALUES, JobPhases
 from scshards.pack.marks import Marked, publish, read_mark
 from scshards.pack.options import PackOptions
 from scshards.pack.scatter import ScatterTask, scatter
@@ -32,9 +32,6 @@ from scshards.pack.survey import Survey, SurveyTask, open_for_task, source_folde
 from scshards.pack.unique import drop_repeated, dropped_reason, final_splits
 from scshards.pack.unique_base import write_base_hashes
 from scshards.shards.manifest import VOCAB, Manifest, SourceInfo
-
-SMALL_VALUES = 1 << 25
-"""Below so many values, starting worker processes takes longer than the work."""
 
 FEW_INPUTS = 8
 """So many are looked at sooner than worker processes start."""

@@ -91,6 +91,11 @@ def shard_counts(cells: Sequence[int], cells_per_shard: int) -> tuple[int, ...]:
     return tuple(-(-n // cells_per_shard) for n in cells)
 
 
+def enlarged(n_values: int) -> int:
+    """How many times larger tasks are than usual when there are so many values in all."""
+    return min(max(n_values // (TASKS * TASK_VALUES), 1), LARGEST)
+
+
 def slices(splits: Iterable[NDArray[np.int8]], values: Sequence[int], n_splits: int) -> list[Slice]:
     """Cut all sources into tasks.
 
@@ -105,7 +110,7 @@ def slices(splits: Iterable[NDArray[np.int8]], values: Sequence[int], n_splits: 
     """
     out = []
     ranks = [0] * n_splits
-    larger = min(max(sum(values) // (TASKS * TASK_VALUES), 1), LARGEST)
+    larger = enlarged(sum(values))
     for source, (codes, n_values) in enumerate(zip(splits, values, strict=True)):
         n_rows = len(codes)
         rows = max(1, min(TASK_ROWS, TASK_VALUES * n_rows // max(n_values, 1)) * larger)

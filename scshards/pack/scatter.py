@@ -126,6 +126,12 @@ def scatter(task: ScatterTask) -> Scattered:
     return cells.scattered()
 
 
+def limit_reasons(options: PackOptions) -> tuple[str, ...]:
+    """Why cells are left out by `min_genes`, `max_genes` and `min_counts`, in words."""
+    limits = (options.min_genes, options.max_genes, options.min_counts)
+    return tuple(r.format(_shown(v)) for r, v in zip(_REASONS, limits, strict=True))
+
+
 def _blocks(source: Source, ends: NDArray[np.intp]) -> Generator[Block, None, None]:
     """The blocks from the first to the last row of `ends`, read ahead."""
     start, stop = int(ends[0]), int(ends[1]) + 1
@@ -200,13 +206,8 @@ class _Cells:
 
     def scattered(self) -> Scattered:
         """The account of all blocks."""
-        options = self._task.options
-        limits = (options.min_genes, options.max_genes, options.min_counts)
-        dropped = {
-            reason.format(_shown(limit)): int(n)
-            for reason, limit, n in zip(_REASONS, limits, self._fates[1:], strict=True)
-            if n
-        }
+        reasons = limit_reasons(self._task.options)
+        dropped = {r: int(n) for r, n in zip(reasons, self._fates[1:], strict=True) if n}
         return Scattered(
             number=self._task.number,
             source=self._task.slice.source,

@@ -24,7 +24,6 @@ from scshards.pack.marks import publish_array
 from scshards.pack.options import PackOptions
 from scshards.pack.splits import check_held_out
 from scshards.pack.survey import Survey, source_folder
-from scshards.pack.unique import dropped_reason
 from scshards.shards.manifest import LabelInfo, Manifest
 
 
@@ -142,7 +141,7 @@ def check_splits(
             for reason, n in s.dropped.items():
                 reasons[reason] = reasons.get(reason, 0) + n
         if repeated:
-            reasons[dropped_reason(options)] = sum(repeated.values())
+            reasons[f"--unique {options.unique}"] = sum(repeated.values())
         dropped = ", ".join(f"{n:,} dropped by {reason}" for reason, n in reasons.items())
         raise SourceError(
             f"no cell is left to pack ({dropped or 'the inputs hold none'})",

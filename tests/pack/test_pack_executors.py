@@ -116,23 +116,44 @@ def dask_cluster(folder: Path, workers: int = 2) -> Iterator[tuple[str, list[sub
     try:
         started.append(
             subprocess.Popen(
-                [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1",
-                 "--port", "0", "--no-dashboard", "--scheduler-file", str(file)],
+                [
+                    sys.executable,
+                    "-m",
+                    "distributed.cli.dask_scheduler",
+                    "--host",
+                    "127.0.0.1",
+                    "--port",
+                    "0",
+                    "--no-dashboard",
+                    "--scheduler-file",
+                    str(file),
+                ],
                 stderr=subprocess.DEVNULL,
                 env=env,
-            )  # fmt: skip
+            )
         )
         until(file.exists)
         address = f"tcp://127.0.0.1:{port_of(file)}"
         for i in range(workers):
             started.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "distributed.cli.dask_worker", address, "--no-nanny",
-                     "--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1",
-                     "--local-directory", str(folder / f"worker{i}")],
+                    [
+                        sys.executable,
+                        "-m",
+                        "distributed.cli.dask_worker",
+                        address,
+                        "--no-nanny",
+                        "--nthreads",
+                        "1",
+                        "--no-dashboard",
+                        "--host",
+                        "127.0.0.1",
+                        "--local-directory",
+                        str(folder / f"worker{i}"),
+                    ],
                     stderr=subprocess.DEVNULL,
                     env=env,
-                )  # fmt: skip
+                )
             )
         yield address, started[1:]
     finally:

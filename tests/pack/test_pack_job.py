@@ -224,9 +224,7 @@ def test_a_second_pack_is_refused(folder: Path, tmp_path: Path) -> None:
     assert the_same(root, folder)
 
 
-def test_scratch_elsewhere(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scratch_elsewhere(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     more = OPTIONS | {"scratch": str(tmp_path / "scratch")}
     with monkeypatch.context() as m:
         fail_at(m, 20, KeyboardInterrupt())
@@ -309,7 +307,9 @@ def test_killed_at_ten_random_moments(folder: Path, tmp_path: Path, workers: str
         run = subprocess.Popen(command(folder, root, "--workers", workers))
         try:
             # From the moment it makes its folder: before, there is nothing to interrupt.
-            until(lambda: run.poll() is not None or (root / ".packing" / "job.json").exists())
+            until(
+                lambda run=run: run.poll() is not None or (root / ".packing" / "job.json").exists()
+            )
             time.sleep(rng.uniform(0, 0.25))
         finally:
             run.kill()

@@ -23,6 +23,8 @@ from scshards.base.errors import ScshardsError
 COMMANDS = {
     "vocab": "Build, import or check a gene vocabulary.",
     "pack": "Pack cells into a shard set.",
+    "reshard": "Make a shard set of another: new shards, splits, subsets.",
+    "merge": "Make one shard set of several.",
     "verify": "Check every byte, count and cell of a shard set.",
     "info": "Show what a shard set holds.",
     "train": "Train a model on a shard set.",

@@ -40,6 +40,11 @@ def command(root: str, whole: bool, storage_options: str | None, as_json: bool) 
     for part in parts:
         click.echo(f"\n{part}")
     options = ", ".join(
-        f"{name} {v}" for name, v in manifest.options.items() if v not in (None, [])
+        f"{name} {v}"
+        for name, v in manifest.options.items()
+        if v not in (None, []) and name != "made_of"
     )
     click.echo(f"\npacked with: {printable(options)}")
+    made_of = manifest.options.get("made_of")
+    if made_of:
+        click.echo(f"made of: {printable(', '.join(str(old.get('name')) for old in made_of))}")

@@ -225,7 +225,7 @@ def command(inputs: tuple[str, ...], root: str, vocab: str | None, **chosen: Any
             manifest = append(
                 inputs, root, changes, vocab, dask=dask, restart=restart, seconds=seconds
             )
-        _show(manifest, seconds, as_json)
+        show(manifest, seconds, as_json)
         return
     if vocab is None:
         raise click.UsageError("Missing option '--vocab'.")
@@ -240,7 +240,7 @@ def command(inputs: tuple[str, ...], root: str, vocab: str | None, **chosen: Any
             inputs, root, vocab, options,
             dask=dask, restart=restart, finish=finish, seconds=seconds,
         )  # fmt: skip
-    _show(manifest, seconds, as_json)
+    show(manifest, seconds, as_json)
 
 
 @contextlib.contextmanager
@@ -265,7 +265,8 @@ def split_columns(texts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name.strip() for text in texts for name in text.split(",") if name.strip())
 
 
-def _show(manifest: Manifest, seconds: dict[int, float], as_json: bool) -> None:
+def show(manifest: Manifest, seconds: dict[int, float] | None, as_json: bool) -> None:
+    """The summary of a set that was made, as tables or as JSON."""
     from scshards.pack import report
 
     if as_json:

@@ -20,6 +20,7 @@ from scshards.pack.inputs import Input, expand
 from scshards.pack.job import Job
 from scshards.pack.options import PackOptions
 from scshards.pack.phases import Phases
+from scshards.pack.reshard_record import KEPT
 from scshards.pack.run import check_shared, run_all
 from scshards.pack.vocabulary import read_vocab
 from scshards.shards.manifest import MANIFEST, Manifest
@@ -110,6 +111,13 @@ def append_options(base: Manifest, changes: Mapping[str, Any], *, where: object)
     ConfigError
         When one that holds for the whole set would change.
     """
+    if base.options.get("splits") == KEPT:
+        raise ConfigError(
+            "the set was merged from sets that were split in different ways: nobody can say where new "
+            "cells belong",
+            where=where,
+            advice="split it anew with scshards reshard first, such as by --split-by",
+        )
     names = {f.name for f in dataclasses.fields(PackOptions)}
     old = {name: value for name, value in base.options.items() if name in names}
     # What JSON has as a list is a tuple here.

@@ -90,12 +90,13 @@ def decide(sets: Sequence[OldSet], work: Work, tasks: Sequence[tuple[LookTask, P
         with np.load(look_path(Path(work.folder), task.number)) as found:
             seen[task.part.number].add(found)
     dropped = [counts for s in seen for counts in s.dropped_by_source()]
-    _check_cells(sets, work, cells.tolist(), dropped)
+    _check_any(sets, work, cells.tolist(), dropped)
+    if work.options.split_by is not None:
+        check_held_out(work.options, [s.texts(work.options.split_by) for s in seen])
+    _check_splits(sets, work, cells.tolist())
     for name in work.apart:
         _check_apart(sets, seen, work, name)
     columns = {name: [s.survey(name) for s in seen] for name in work.options.obs}
-    if work.options.split_by is not None:
-        check_held_out(work.options, [s.texts(work.options.split_by) for s in seen])
     infos = _unite_labels(sets, seen, columns, work)
     n_shards = plan.shard_counts(cells.tolist(), work.options.cells_per_shard)
     if not work.options.shuffle:
@@ -207,18 +208,21 @@ class _Seen:
         ]
 
 
-def _check_cells(
+def _check_any(
     sets: Sequence[OldSet], work: Work, cells: Sequence[int], dropped: Sequence[Mapping[str, int]]
 ) -> None:
-    where = ", ".join(s.name for s in sets)
-    if not sum(cells):
-        reasons = {r: sum(d.get(r, 0) for d in dropped) for r in work.reasons}
-        told = ", ".join(f"{n:,} left out by {r}" for r, n in reasons.items() if n)
-        raise SourceError(
-            f"no cell is left ({told or 'there is none'})",
-            where=where,
-            advice="loosen --where, --split or what cells must have" if told else None,
-        )
+    if sum(cells):
+        return
+    reasons = {r: sum(d.get(r, 0) for d in dropped) for r in work.reasons}
+    told = ", ".join(f"{n:,} left out by {r}" for r, n in reasons.items() if n)
+    raise SourceError(
+        f"no cell is left ({told or 'there is none'})",
+        where=_names(sets),
+        advice="loosen --where, --split or what cells must have" if told else None,
+    )
+
+
+def _check_splits(sets: Sequence[OldSet], work: Work, cells: Sequence[int]) -> None:
     for name, n in zip(work.splits, cells, strict=True):
         if n:
             continue
@@ -231,7 +235,9 @@ def _check_cells(
             advice = "choose another fraction or --seed"
             if work.options.split_by is not None:
                 advice += " (the values are few, and each goes to one split)"
-        raise ConfigError(f"no cell is left in the split {name!r}", where=where, advice=advice)
+        raise ConfigError(
+            f"no cell is left in the split {name!r}", where=_names(sets), advice=advice
+        )
 
 
 def _check_apart(sets: Sequence[OldSet], seen: Sequence[_Seen], work: Work, name: str) -> None:
@@ -278,3 +284,7 @@ def _unite_labels(
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
         publish(map_path(Path(work.folder), number), buffer.getbuffer())
     return infos
+
+
+def _names(sets: Sequence[OldSet]) -> str:
+    return ", ".join(s.name for s in sets)

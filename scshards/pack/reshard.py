@@ -111,6 +111,7 @@ def _repack(
         options=options,
         splits=_splits(sets, asked) if asked.keeps_splits else options.splits,
         apart=_apart(sets, asked, options.split_by),
+        tag=" ".join(s.sha256 for s in sets),
     )
     with job, make_executor(options.workers, None) as executor:
         phases = ReshardPhases(

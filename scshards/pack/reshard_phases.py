@@ -176,7 +176,7 @@ class ReshardPhases(JobPhases):
                 yield self._part(number, old, run)
 
     def _part(self, number: int, old: OldSet, run: list[tuple[str, ShardInfo]]) -> Part:
-        return Part(number=number, root=old.root, sha256=old.sha256, shards=tuple(run))
+        return Part(number=number, root=old.root, shards=tuple(run))
 
     def _sources(self) -> Iterator[SourceInfo]:
         """The sources of all sets, with what was left out of them now."""

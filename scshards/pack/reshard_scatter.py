@@ -82,7 +82,7 @@ def copy(task: CopyTask) -> Copied:
     """
     work, part = task.work, task.part
     folder = Path(work.folder)
-    view = read_view(work.folder, part.number, part.sha256)
+    view = read_view(work.folder, part.number, work.tag)
     storage = Storage(part.root, work.options.storage_options)
     labels = _Labels(folder, part.number, view, task)
     counts = np.zeros((view.n_sources, len(COUNTS)), np.int64)

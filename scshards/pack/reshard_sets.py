@@ -208,13 +208,9 @@ def publish_view(folder: Path, number: int, old: OldSet) -> None:
     publish(_view_path(folder, number), json.dumps(tree).encode())
 
 
-def read_view(folder: str, number: int, sha256: str) -> SetView:
-    """What was left of a set; `sha256` is of its manifest."""
-    return _read_view(folder, number, sha256)
-
-
 @functools.lru_cache(maxsize=4)
-def _read_view(folder: str, number: int, sha256: str) -> SetView:
+def read_view(folder: str, number: int, tag: str) -> SetView:
+    """What was left of a set; `tag` tells one job from another that uses the same folder later."""
     tree = read_mark(_view_path(Path(folder), number))
     assert tree is not None
     labels = {n: LabelInfo(kind=k, categories=tuple(c)) for n, k, c in tree["labels"]}

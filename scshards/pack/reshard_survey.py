@@ -48,6 +48,8 @@ class Work:
         What was asked for, the options of the new set by it, and its splits.
     apart
         Labels of which no value may be in two splits.
+    tag
+        Tells the job from another that uses the same folder later.
     """
 
     folder: str
@@ -55,6 +57,7 @@ class Work:
     options: PackOptions
     splits: tuple[str, ...]
     apart: tuple[str, ...]
+    tag: str
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -68,7 +71,6 @@ class Part:
 
     number: int
     root: str
-    sha256: str
     shards: tuple[tuple[str, ShardInfo], ...]
 
     @property
@@ -196,7 +198,7 @@ def look(task: LookTask) -> Looked:
         As `read_part_index` and `choose` do.
     """
     work, part = task.work, task.part
-    view = read_view(work.folder, part.number, part.sha256)
+    view = read_view(work.folder, part.number, work.tag)
     storage = Storage(part.root, work.options.storage_options)
     needed = columns_to_choose(view, work)
     labels = [name for name in work.options.obs if name in view.labels]

@@ -272,10 +272,73 @@ def test_codes_of_many_widths(tmp_path: Path) -> None:
     codes = sorted(m.labels["name"] for m in read_back(tmp_path / "few").values())
     assert codes == [0, 1, 2, 3]
     assert_good(tmp_path / "few")
-    quiet_reshard(tmp_path / "old", tmp_path / "all", obs=("even", "name"), shuffle=False)
+    # Shards of many chunks, compressed on the way.
+    quiet_reshard(tmp_path / "old", tmp_path / "zstd", obs=("even", "name"), compression="zstd")
+    assert len(ShardSet(tmp_path / "zstd").manifest.splits["train"][0].chunks) > 10
+    quiet_reshard(tmp_path / "zstd", tmp_path / "all", shuffle=False, compression="none")
     want = more | {"obs": ("even", "name"), "shuffle": False}
     quiet_pack([tmp_path / "a.h5ad"], tmp_path / "want", vocab_of(2), **want)
     assert shard_files(tmp_path / "all") == shard_files(tmp_path / "want")
+
+
+def test_promises_that_are_kept(folder: Path, tmp_path: Path) -> None:
+    """Held-out values stay where they are, unique ones unique; verify proves it."""
+    more = FIRST | {"valid_fraction": 0.0, "held_out": {"valid": ["d1"], "test": ["d3", "d4"]}}
+    more |= {"obs": (*OBS, "name"), "unique": "name"}
+    for i, n in enumerate(ROWS):
+        obs = {
+            "donor": [f"d{j % 11}" for j in range(n)],
+            "type": ["T"] * n,
+            "age": [1.0] * n,
+            "name": [f"c{(7 * i + j) % 60}" for j in range(n)],
+        }
+        write(tmp_path / f"{i}.h5ad", counts(n, GENES, seed=i), obs=obs)
+    paths = [tmp_path / f"{i}.h5ad" for i in range(len(ROWS))]
+    quiet_pack(paths, tmp_path / "old", vocab_of(GENES), **more)
+    quiet_reshard(tmp_path / "old", tmp_path / "new", cells_per_shard=4)
+    quiet_pack(paths, tmp_path / "want", vocab_of(GENES), **(more | {"cells_per_shard": 4}))
+    assert shard_files(tmp_path / "new") == shard_files(tmp_path / "want")
+    options = ShardSet(tmp_path / "new").manifest.options
+    assert options["held_out"] == {"valid": ["d1"], "test": ["d3", "d4"]}
+    assert options["unique"] == "name"
+    assert_good(tmp_path / "new")
+    quiet_reshard(tmp_path / "new", tmp_path / "some", splits=("train", "test"))
+    options = ShardSet(tmp_path / "some").manifest.options
+    assert options["held_out"] == {"test": ["d3", "d4"]} and options["split_by"] == "donor"
+    assert_good(tmp_path / "some")
+
+
+def test_one_split_is_taken_and_added_to(folder: Path, old: Path, tmp_path: Path) -> None:
+    from scshards.pack.append import append
+
+    quiet_reshard(old, tmp_path / "new", splits=("valid",))
+    assert list(ShardSet(tmp_path / "new").manifest.splits) == ["valid"]
+    write(tmp_path / "more.h5ad", counts(9, GENES), obs={
+        "donor": ["new"] * 9, "type": ["T"] * 9, "age": [1.0] * 9,
+    })  # fmt: skip
+    append([tmp_path / "more.h5ad"], tmp_path / "new", progress=False)
+    cells = named(tmp_path / "new")
+    want = {k: "valid" for k, c in named(old).items() if c["split"] == "valid"}
+    assert {k: c["split"] for k, c in cells.items() if c["donor"] != "new"} == want
+    assert len(cells) == len(want) + 9
+    assert_good(tmp_path / "new")
+
+
+def test_cells_without_genes(tmp_path: Path) -> None:
+    x = counts(30, GENES)
+    x[::3] = 0
+    write(tmp_path / "a.h5ad", x)
+    more = {"min_genes": 0, "cells_per_shard": 7}
+    quiet_pack([tmp_path / "a.h5ad"], tmp_path / "old", vocab_of(GENES), **more)
+    quiet_reshard(tmp_path / "old", tmp_path / "new", shuffle=False)
+    more |= {"shuffle": False}
+    quiet_pack([tmp_path / "a.h5ad"], tmp_path / "want", vocab_of(GENES), **more)
+    assert shard_files(tmp_path / "new") == shard_files(tmp_path / "want")
+    quiet_reshard(tmp_path / "new", tmp_path / "some", min_genes=1)
+    assert len(read_back(tmp_path / "some")) == 20
+    manifest = ShardSet(tmp_path / "some").manifest
+    assert manifest.sources[0].dropped == {"fewer than 1 genes": 10}
+    assert_good(tmp_path / "some")
 
 
 @given(

@@ -2,14 +2,15 @@
 
     direct(dataset)     the dataset itself, or an object with the same slices that reads faster
 
-HDF5 inflates with zlib and holds Python's lock meanwhile. Here chunks with gzip are inflated by ISA-L,
-in half the time, and arrays in one piece are read by the operating system straight into their place;
-both let other threads run. Called by pack.sources_h5ad and sources_10x.
+HDF5 inflates with zlib, copies chunks on their way, and holds Python's lock meanwhile. Here chunks with
+gzip are inflated by ISA-L, in half the time, and arrays as they are read by the operating system
+straight into their place; both let other threads run. Called by pack.sources_h5ad and sources_10x.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 import h5py
@@ -22,14 +23,17 @@ from scshards.pack import kernels
 
 _GZIP, _SHUFFLE = h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE
 
+MAX_CHUNKS = 1 << 20
+"""Of an array as it is: where each chunk lies is kept in memory, 8 MB at most."""
+
 _IsalError: Any = isal_zlib.error  # a class; its type stub says that it is an instance
 
 
 def direct(dataset: Any) -> Any:
     """The dataset, or what reads the same values faster; which one, what the dataset is decides.
 
-    Faster are numbers in chunks with gzip, with the shuffle filter before it or not; and those of a
-    local file in one piece.
+    Faster are numbers in chunks with gzip, with the shuffle filter before it or not; and numbers as they
+    are, in one piece or in chunks, of a local file.
     """
     if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or not dataset.shape[0]:
         return dataset
@@ -39,16 +43,20 @@ def direct(dataset: Any) -> Any:
     ):
         return dataset
     properties = dataset.id.get_create_plist()
-    if properties.get_layout() == h5d.CHUNKED:
-        filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
-        n_chunks = -(-dataset.shape[0] // dataset.chunks[0])
-        # Only HDF5 knows what stands for a chunk that was never written.
-        if filters in ([_GZIP], [_SHUFFLE, _GZIP]) and dataset.id.get_num_chunks() == n_chunks:
-            return _Gzip(dataset, shuffled=len(filters) == 2)
-        return dataset
     is_local = dataset.file.driver == "sec2" and not dataset.external
-    is_whole = properties.get_layout() == h5d.CONTIGUOUS and dataset.id.get_offset() is not None
-    return _OnePiece(dataset) if is_local and is_whole else dataset
+    if properties.get_layout() == h5d.CONTIGUOUS and dataset.id.get_offset() is not None:
+        return _Pieces(dataset, *_one_piece(dataset)) if is_local else dataset
+    if properties.get_layout() != h5d.CHUNKED:
+        return dataset
+    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+    n_chunks = -(-dataset.shape[0] // dataset.chunks[0])
+    if dataset.id.get_num_chunks() < n_chunks:
+        return dataset  # only HDF5 knows what stands for a chunk that was never written
+    if filters in ([_GZIP], [_SHUFFLE, _GZIP]):
+        return _Gzip(dataset, shuffled=len(filters) == 2)
+    if not filters and is_local and n_chunks <= MAX_CHUNKS and hasattr(dataset.id, "chunk_iter"):
+        return _Pieces(dataset, *_plain_chunks(dataset))
+    return dataset
 
 
 class _Array:
@@ -70,18 +78,69 @@ class _Array:
         raise NotImplementedError
 
 
-class _OnePiece(_Array):
-    """An array that is stored in one piece."""
+class _Pieces(_Array):
+    """An array that is stored as it is: pieces of the file, all but the last of `size` values."""
+
+    def __init__(self, dataset: h5py.Dataset, places: NDArray[np.int64], size: int) -> None:
+        super().__init__(dataset)
+        self._places, self._size = places, size
 
     def _read(self, start: int, out: NDArray[Any]) -> None:
-        file = self._dataset.file.id.get_vfd_handle()
-        at = self._dataset.id.get_offset() + start * self.dtype.itemsize
+        file, item = self._dataset.file.id.get_vfd_handle(), self.dtype.itemsize
+        stop = start + len(out)
+        first, last = start // self._size, (stop - 1) // self._size
+        places = self._places[first : last + 1]
+        # Pieces that lie one after another, as they nearly always do, are read together.
+        gaps = np.flatnonzero(np.diff(places) != self._size * item) + 1
         left = out.view(np.uint8).data
-        while len(left):
-            n = os.preadv(file, [left], at)
-            if n == 0:
-                raise OSError("the file ends within an array")
-            at, left = at + n, left[n:]
+        for a, b in zip([0, *gaps.tolist()], [*gaps.tolist(), len(places)], strict=True):
+            low = max(start, (first + a) * self._size)
+            high = min(stop, (first + b) * self._size)
+            at = int(places[a]) + (low - (first + a) * self._size) * item
+            _read_bytes(file, at, left[: (high - low) * item])
+            left = left[(high - low) * item :]
+
+
+def _one_piece(dataset: h5py.Dataset) -> tuple[NDArray[np.int64], int]:
+    return np.array([dataset.id.get_offset()]), int(dataset.shape[0])
+
+
+def _plain_chunks(dataset: h5py.Dataset) -> tuple[NDArray[np.int64], int]:
+    """Where the chunks of a dataset are in its file, and how many values each has."""
+    # Each task opens its source again, and its process keeps what it found the last times.
+    status = os.fstat(dataset.file.id.get_vfd_handle())
+    version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    key = (*version, dataset.name)
+    with _lock:
+        if key not in _known:
+            while len(_known) >= 4:
+                del _known[next(iter(_known))]
+            _known[key] = _places(dataset)
+        return _known[key], int(dataset.chunks[0])
+
+
+_known: dict[tuple[Any, ...], NDArray[np.int64]] = {}
+_lock = threading.Lock()
+
+
+def _places(dataset: h5py.Dataset) -> NDArray[np.int64]:
+    size = dataset.chunks[0]
+    places = np.empty(-(-dataset.shape[0] // size), np.int64)
+
+    def note(chunk: Any) -> None:
+        places[chunk.chunk_offset[0] // size] = chunk.byte_offset
+
+    dataset.id.chunk_iter(note)
+    return places
+
+
+def _read_bytes(file: int, at: int, left: memoryview) -> None:
+    """Fill `left` with the bytes of an open file from `at` on."""
+    while len(left):
+        n = os.preadv(file, [left], at)
+        if n == 0:
+            raise OSError("the file ends within an array")
+        at, left = at + n, left[n:]
 
 
 class _Gzip(_Array):

@@ -17,6 +17,7 @@ MEMBER_BOUND = 64
 SOURCE_DIGITS, ROW_DIGITS = 6, 10
 """Of a cell's key, as cells.batch.format_key spells it; a dash is between them."""
 
+_CHUNK = 64
 _U64 = np.uint64
 
 
@@ -117,10 +118,10 @@ def write_values(out, p, values):
     p = _write_name(out, p, VALUES)
     size, width = len(values), _bin_head(len(values))
     while True:
-        q = _U64(p + width)
-        for j in range(len(values)):
-            q = write_value(out, q, values[j])
-        size = np.int64(q) - (p + width)
+        q = p + width
+        for j in range(0, len(values), _CHUNK):
+            q = write_chunk(out, q, values[j : j + _CHUNK])
+        size = q - (p + width)
         if _bin_head(size) == width:
             break
         width = _bin_head(size)
@@ -138,30 +139,41 @@ def write_labels(out, p, labels):
     return p + len(labels)
 
 
-def write_value(out, p, value):
-    """One value as it is stored: a count (uint64) as a varint, a float32 little-endian."""
+def write_chunk(out, p, values):
+    """Some values as they are stored: counts (uint64) as varints, float32 little-endian."""
     raise NotImplementedError("compiled code only")
 
 
-@nb.extending.overload(write_value, inline="always")
-def _write_value(out, p, value):
-    if isinstance(value, nb.types.Float):
-        return _write_float
-    return _write_count
+@nb.extending.overload(write_chunk)
+def _write_chunk(out, p, values):
+    return _write_floats if isinstance(values.dtype, nb.types.Float) else _write_counts
 
 
-def _write_float(out, p, value):
-    out[p : p + _U64(4)].view(np.float32)[0] = value
-    return p + _U64(4)
+def _write_floats(out, p, values):
+    out[p : p + 4 * len(values)].view(np.float32)[:] = values
+    return p + 4 * len(values)
 
 
-def _write_count(out, p, value):
-    while value >= _U64(128):
-        out[p] = np.uint8(value) | np.uint8(128)
-        p += _U64(1)
-        value >>= _U64(7)
-    out[p] = np.uint8(value)
-    return p + _U64(1)
+def _write_counts(out, p, values):
+    bits = _U64(0)
+    for k in range(len(values)):
+        bits |= values[k]
+    if bits < _U64(128):
+        # A byte each, as nearly always: loops without branches are compiled to vector instructions.
+        bytes_ = out[p : p + len(values)]
+        for k in range(len(values)):
+            bytes_[k] = np.uint8(values[k])
+        return p + len(values)
+    q = _U64(p)
+    for k in range(len(values)):
+        value = values[k]
+        while value >= _U64(128):
+            out[q] = np.uint8(value) | np.uint8(128)
+            q += _U64(1)
+            value >>= _U64(7)
+        out[q] = np.uint8(value)
+        q += _U64(1)
+    return np.int64(q)
 
 
 @nb.njit(nogil=True, cache=True)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pack_support import adata, counts, quiet_pack, vocab_of
 
 from scshards.base.errors import SourceError
+from scshards.pack import sources_chunks
 from scshards.pack.sources_chunks import direct
 
 DTYPES = ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", ">i4", ">f8"]
@@ -21,7 +22,7 @@ DTYPES = ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", ">i4
 
 @st.composite
 def stored(draw: st.DrawFn) -> tuple[np.ndarray, dict[str, Any]]:
-    """An array and how it is stored: in one piece, or in chunks with gzip and maybe shuffle."""
+    """An array and how it is stored: in one piece or in chunks, with gzip and maybe shuffle."""
     n = draw(st.integers(1, 400))
     dtype = np.dtype(draw(st.sampled_from(DTYPES)))
     values = np.frombuffer(draw(st.randoms(use_true_random=False)).randbytes(8 * n), np.uint8)
@@ -29,6 +30,8 @@ def stored(draw: st.DrawFn) -> tuple[np.ndarray, dict[str, Any]]:
     if draw(st.booleans()):
         return array, {}
     chunks = {"chunks": (draw(st.integers(1, 500)),), "maxshape": (None,)}
+    if draw(st.booleans()):
+        return array, chunks
     gzip = {"compression": "gzip", "compression_opts": draw(st.integers(0, 9))}
     return array, chunks | gzip | {"shuffle": draw(st.booleans())}
 
@@ -56,8 +59,10 @@ def test_arrays_behind_a_user_block(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w", userblock_size=1024) as f:
         f["plain"] = np.arange(1000)
         f.create_dataset("gzip", data=np.arange(1000), chunks=(77,), compression="gzip")
+        f.create_dataset("chunks", data=np.arange(1000), chunks=(77,))
     with h5py.File(tmp_path / "a.h5") as f:
         for name in f:
+            assert not isinstance(direct(f[name]), h5py.Dataset)
             assert direct(f[name])[5:900].tolist() == list(range(5, 900))
 
 
@@ -77,14 +82,17 @@ OTHERS: dict[str, dict[str, Any]] = {
     "two dimensions": {"data": np.ones((3, 3)), "compression": "gzip"},
     "lzf": {"data": np.arange(9), "compression": "lzf"},
     "a checksum": {"data": np.arange(9), "compression": "gzip", "fletcher32": True},
-    "chunks as they are": {"data": np.arange(9), "chunks": (2,)},
+    "too many chunks": {"data": np.arange(9), "chunks": (2,)},
     "empty": {"shape": (0,), "dtype": "i4", "maxshape": (None,), "compression": "gzip"},
     "never written": {"shape": (9,), "dtype": "i4", "fillvalue": 7},
 }
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_all_else_stays_with_h5py(tmp_path: Path, name: str) -> None:
+def test_all_else_stays_with_h5py(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources_chunks, "MAX_CHUNKS", 4)
     with h5py.File(tmp_path / "a.h5", "w") as f:
         dataset = f.create_dataset("a", **OTHERS[name])
         assert direct(dataset) is dataset
@@ -95,6 +103,30 @@ def test_chunks_that_were_never_written_stay_with_h5py(tmp_path: Path) -> None:
         dataset = f.create_dataset("a", (20,), "i4", chunks=(5,), compression="gzip", fillvalue=3)
         dataset[:5] = 1
         assert direct(dataset)[:].tolist() == [1] * 5 + [3] * 15
+
+
+def test_chunks_in_any_order(tmp_path: Path) -> None:
+    """Chunks lie in the file as they were written, with others in between."""
+    with h5py.File(tmp_path / "a.h5", "w") as f:
+        a, b = (f.create_dataset(name, (100,), "i4", chunks=(10,)) for name in "ab")
+        for k in np.random.default_rng(0).permutation(10).tolist():
+            a[10 * k : 10 * k + 10] = np.arange(10 * k, 10 * k + 10)
+            b[90 - 10 * k : 100 - 10 * k] = np.arange(10 * k, 10 * k + 10)
+    with h5py.File(tmp_path / "a.h5") as f:
+        for name in "ab":
+            fast = direct(f[name])
+            assert fast is not f[name]
+            for low, high in [(0, 100), (13, 27), (10, 20), (99, 100), (5, 96)]:
+                assert fast[low:high].tolist() == f[name][low:high].tolist()
+
+
+def test_a_file_that_was_written_again_is_looked_at_again(tmp_path: Path) -> None:
+    for i in range(3):
+        with h5py.File(tmp_path / "a.h5", "w") as f:
+            f[f"first{i}"] = np.zeros(1000 * i)
+            f.create_dataset("a", data=np.arange(100) + i, chunks=(10,))
+        with h5py.File(tmp_path / "a.h5") as f:
+            assert direct(f["a"])[:].tolist() == list(range(i, 100 + i))
 
 
 def test_a_chunk_that_went_without_its_filters(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ScshardsError, SourceError
 from scshards.pack.sources_base import INDEX, Matrix, Source, missing_column
-from scshards.pack.sources_hdf5 import text
+from scshards.pack.sources_hdf5 import plain_values, text
 from scshards.pack.sources_matrix import Csc, Csr, Dense, reading
 
 _INDEX_NAMES = ("_index", "index")
@@ -212,16 +212,18 @@ class AnnDataSource(Source):
 
     def _values(self, frame: Any, column: str) -> Any:
         """One column of obs or var, decoded, in any of anndata's layouts."""
-        import pandas as pd
-
         if _is_array(frame):  # before anndata 0.7: one table, categories in uns
             values = self._field(frame, column)
             path = f"uns/{column}_categories"
             if path in self._file:
+                import pandas as pd
+
                 return pd.Categorical.from_codes(values, text(_read(self._file[path])))
             return np.array(text(values), object) if values.dtype.kind in "SO" else values
         node = frame[column]
         if _is_array(node) and "categories" in node.attrs:  # anndata 0.7
+            import pandas as pd
+
             categories = _read(self._old_categories(frame, node))
             return pd.Categorical.from_codes(node[:], categories.tolist())
         return _read(node)
@@ -245,6 +247,8 @@ def _is_array(node: Any) -> bool:
 
 
 def _read(node: Any) -> Any:
+    if (values := plain_values(node)) is not None:
+        return values
     from anndata.io import read_elem
 
     with warnings.catch_warnings():

@@ -10,6 +10,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 from scshards.base.errors import ScshardsError, SourceError
 from scshards.base.storage import Storage
@@ -42,13 +43,29 @@ def open_hdf5(storage: Storage, name: str, stack: contextlib.ExitStack) -> h5py.
         ) from None
 
 
+def plain_values(node: Any) -> NDArray[Any] | None:
+    """A column of text or numbers as anndata reads it, but without anndata, which takes half a second
+    to load; None for all other nodes."""
+    if not isinstance(node, h5py.Dataset) or node.ndim != 1:
+        return None
+    kind = node.attrs.get("encoding-type")
+    values: NDArray[Any] | None = None
+    if kind == "string-array" and h5py.check_string_dtype(node.dtype) is not None:
+        values = node.asstr()[:]
+    elif kind == "array" and node.dtype.kind in "biuf":
+        values = node[:]
+    return values
+
+
 def text(values: Any) -> list[str]:
     """Names as text; "" where one is missing."""
+    names = np.asarray(values, object).tolist()
+    if all(isinstance(v, str) for v in names):  # nearly always, and sooner than loading pandas
+        return names
     import pandas as pd
 
-    values = np.asarray(values, object)
-    missing = pd.isna(values)
+    missing = pd.isna(np.asarray(values, object))
     return [
         "" if gone else v.decode() if isinstance(v, bytes) else str(v)
-        for v, gone in zip(values.tolist(), missing.tolist(), strict=True)
+        for v, gone in zip(names, missing.tolist(), strict=True)
     ]

@@ -41,16 +41,16 @@ def write_index(
 
     columns: dict[str, Any] = {
         "key": _keys(source, row),
-        "offset": pa.array(offset, pa.int64()),
-        "size": pa.array(size, pa.int64()),
-        "n_genes": pa.array(n_genes, pa.int32()),
-        "total": pa.array(total, pa.float64()),
-        "source": pa.array(source, pa.int32()),
-        "row": pa.array(row, pa.int64()),
+        "offset": _column(offset, np.int64),
+        "size": _column(size, np.int64),
+        "n_genes": _column(n_genes, np.int32),
+        "total": _column(total, np.float64),
+        "source": _column(source, np.int32),
+        "row": _column(row, np.int64),
     }
     for name, values in labels.items():
-        kind = pa.float64() if values.dtype.kind == "f" else pa.int32()
-        columns[OBS_PREFIX + name] = pa.array(values, kind)
+        kind = np.float64 if values.dtype.kind == "f" else np.int32
+        columns[OBS_PREFIX + name] = _column(values, kind)
     out = io.BytesIO()
     pq.write_table(pa.table(columns), out, compression="zstd", store_schema=False)
     return out.getvalue()
@@ -87,6 +87,15 @@ def read_index(
         raise
     except (pa.ArrowException, OSError, ValueError) as e:
         raise FormatError(f"the index can't be read: {e}", where=where) from None
+
+
+def _column(values: NDArray[Any], kind: Any) -> Any:
+    """An arrow array of the values. Made of its buffer: pa.array would load pandas, half a second."""
+    import pyarrow as pa
+
+    plain = np.ascontiguousarray(values, kind)
+    arrow = pa.from_numpy_dtype(plain.dtype)
+    return pa.Array.from_buffers(arrow, len(plain), [None, pa.py_buffer(plain)])
 
 
 def _keys(source: NDArray[np.int64], row: NDArray[np.int64]) -> Any:

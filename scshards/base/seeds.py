@@ -53,6 +53,24 @@ def draws(key: int, counters: NDArray[np.integer]) -> NDArray[np.uint64]:
     return (x ^ (x >> np.uint64(31))).reshape(np.shape(counters))
 
 
+def draws32(key: int, counters: NDArray[np.integer]) -> NDArray[np.uint32]:
+    """32 random bits for each counter (its low 32 bits), shape and order as `counters`.
+
+    For many draws of little consequence each, such as masks: two rounds of a 32-bit finalizer of low
+    bias (constants: github.com/skeeto/hash-prospector), which compiles to vector instructions.
+    """
+    low, high = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32 & 0xFFFFFFFF)
+    c = np.atleast_1d(counters).astype(np.uint32)
+    return mix32(mix32(c + low) ^ high).reshape(np.shape(counters))
+
+
+def mix32(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """A finalizer of 32-bit numbers: each bit depends on all of the input."""
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x21F0AAAD)
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(0xD35A2D97)
+    return x ^ (x >> np.uint32(15))
+
+
 def uniforms(key: int, counters: NDArray[np.integer]) -> NDArray[np.float64]:
     """A float64 in [0, 1) for each counter, from the top 53 bits of its draw."""
     return (draws(key, counters) >> np.uint64(11)).astype(np.float64) / (1 << 53)

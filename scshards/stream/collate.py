@@ -138,8 +138,9 @@ class Collator:
             data, starts, sizes, keys, self._n_tokens, self._kind == "counts", self._quantiles,
             self.options.tie_break == "random", self._mask_limit, self._key("sample", epoch),
             self._key("mask", epoch), self._key("tie", epoch), self._specials, self._fills,
-            scratch.fields, scratch.ids, scratch.counts, scratch.floats, scratch.bits, scratch.left,
-            scratch.right, scratch.edges, genes, values, targets, is_masked, is_pad,
+            scratch.fields, scratch.ids, scratch.small, scratch.counts, scratch.floats, scratch.bits,
+            scratch.hits, scratch.places, scratch.tables, scratch.edges, genes, values, targets,
+            is_masked, is_pad,
         )  # fmt: skip
         self._check(status, keys)
         columns: dict[str, torch.Tensor] = {}
@@ -180,8 +181,10 @@ class Collator:
             self._local.ids = np.empty(n, np.int32)
             self._local.counts = np.empty(n, np.uint64)
             self._local.floats = np.empty(n, np.float32)
+            self._local.small = np.empty(n, np.uint16)
+            self._local.places = np.empty(n, np.int32)
             self._local.bits = np.zeros((n + 63) // 64, np.uint64)
-            self._local.left = np.zeros(kernels.TABLE, np.int32)
-            self._local.right = np.zeros(kernels.TABLE, np.int32)
+            self._local.hits = np.zeros((n + 63) // 64 * 64, np.uint8)
+            self._local.tables = np.zeros((4, kernels.TABLE), np.int32)
             self._local.edges = np.zeros(len(self._quantiles))
         return self._local

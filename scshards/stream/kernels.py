@@ -10,20 +10,20 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-from scshards.cells.kernels import trailing_zeros
-from scshards.shards.kernels import (
-    BAD_COUNT,
-    OK,
-    decode_counts,
-    decode_genes,
-    draw,
-    parse_member,
+from scshards.shards.kernels import BAD_COUNT, OK, decode_counts, draw, parse_member
+from scshards.stream.decode_kernels import (
+    LARGE,
+    choose,
+    draw32,
+    read_genes,
+    read_small_counts,
+    take,
 )
 
 TABLE = 1 << 16
 """Counts below this are binned through a table; a cell with a larger one is sorted."""
 
-_U64 = np.uint64
+_U64, _U32 = np.uint64, np.uint32
 
 
 @nb.njit(nogil=True, cache=True)
@@ -42,8 +42,8 @@ def measure(src, starts, sizes, fields, lengths):
 @nb.njit(nogil=True, cache=True)
 def collate(
     src, starts, sizes, keys, n_tokens, as_counts, quantiles, ties, mask_limit, sample_key, mask_key,
-    tie_key, specials, fills, fields, ids, counts, floats, bits, left, right, edges, genes, values,
-    targets, is_masked, is_pad,
+    tie_key, specials, fills, fields, ids, small, counts, floats, bits, hits, places, tables, edges,
+    genes, values, targets, is_masked, is_pad,
 ):  # fmt: skip
     """Fill a batch [B, L] from the members src[starts[b]:starts[b] + sizes[b]].
 
@@ -53,8 +53,10 @@ def collate(
     (status, member) of the first bad member.
     """
     length = genes.shape[1]
+    limit = _U32(mask_limit)
     for b in range(len(starts)):
         n = np.int64(0)
+        is_small = False
         if sizes[b] > 0:
             status = parse_member(src, starts[b], starts[b] + sizes[b], fields)
             if status == OK and fields[0] > len(ids):
@@ -62,54 +64,67 @@ def collate(
             if status != OK:
                 return status, b
             n = fields[0]
-            status = decode_genes(src, fields[1], fields[2], n, n_tokens, ids)
+            status = read_genes(src, fields[1], fields[2], n, n_tokens, ids)
             if status == OK:
-                status = _decode_values(src, fields[3], fields[4], n, as_counts, counts, floats)
+                if as_counts:
+                    status = read_small_counts(src, fields[3], fields[4], n, small)
+                    is_small = status == OK
+                if not is_small and status in (OK, LARGE):
+                    status = _read_values(src, fields[3], fields[4], n, as_counts, counts, floats)
             if status != OK:
                 return status, b
+        has_bins = len(quantiles) > 0 and n > 0
         base_tie = draw(tie_key, keys[b])
-        if len(quantiles) and n:
-            _bin(n, as_counts, quantiles, ties, base_tie, ids, counts, floats, left, right, edges)
-        genes[b, 0] = specials[0]
-        targets[b, 0] = fills[0]
-        k = 1
-        if n <= length - 1:
-            for j in range(n):
-                genes[b, k] = ids[j]
-                targets[b, k] = floats[j]
-                k += 1
+        if has_bins:
+            if is_small:
+                _bin_table(n, quantiles, small, tables, edges)
+            else:
+                _bin_sorted(n, as_counts, quantiles, ties, base_tie, ids, counts, floats, edges)
+        row, target = genes[b], targets[b]
+        row[0], target[0] = specials[0], fills[0]
+        k = min(n, length - 1)
+        if k < n:
+            choose(n, k, draw(sample_key, keys[b]), bits, hits)
+            take(bits, n, places)
         else:
-            drop = _choose(n, length - 1, draw(sample_key, keys[b]), bits)
-            for w in range((n + 63) >> 6):
-                word = ~bits[w] if drop else bits[w]
-                if n - 64 * w < 64:
-                    word &= (_U64(1) << _U64(n - 64 * w)) - _U64(1)
-                while word:
-                    j = 64 * w + trailing_zeros(word)
-                    genes[b, k] = ids[j]
-                    targets[b, k] = floats[j]
-                    k += 1
-                    word &= word - _U64(1)
-        base_mask = draw(mask_key, keys[b])
-        values[b, 0] = fills[0]
-        is_masked[b, 0] = False
-        is_pad[b, 0] = False
-        for j in range(1, k):
-            hit = (draw(base_mask, genes[b, j]) >> _U64(32)) < mask_limit
-            is_masked[b, j] = hit
-            values[b, j] = fills[2] if hit else targets[b, j]
-            is_pad[b, j] = False
-        for j in range(k, length):
-            genes[b, j] = specials[1]
-            values[b, j] = fills[1]
-            targets[b, j] = fills[1]
-            is_masked[b, j] = False
-            is_pad[b, j] = True
+            for j in range(n):
+                places[j] = j
+        for i in range(k):
+            row[1 + i] = ids[places[i]]
+        if not is_small:
+            for i in range(k):
+                target[1 + i] = floats[places[i]]
+        elif not has_bins:
+            for i in range(k):
+                target[1 + i] = small[places[i]]
+        elif not ties:
+            at_or_below = tables[0]
+            for i in range(k):
+                target[1 + i] = at_or_below[small[places[i]]]
+        else:
+            for i in range(k):
+                c = small[places[i]]
+                target[1 + i] = _tie(tables[0, c], tables[1, c], ties, base_tie, row[1 + i])
+        base = draw(mask_key, keys[b])
+        low, high = _U32(base & _U64(0xFFFFFFFF)), _U32(base >> _U64(32))
+        value, masked, pad = values[b], is_masked[b], is_pad[b]
+        for j in range(k + 1):
+            hit = draw32(low, high, row[j]) < limit
+            masked[j] = hit
+            value[j] = fills[2] if hit else target[j]
+            pad[j] = False
+        masked[0] = False
+        value[0] = fills[0]
+        row[k + 1 :] = specials[1]
+        value[k + 1 :] = fills[1]
+        target[k + 1 :] = fills[1]
+        masked[k + 1 :] = False
+        pad[k + 1 :] = True
     return OK, -1
 
 
 @nb.njit(nogil=True)
-def _decode_values(src, start, end, n, as_counts, counts, floats):
+def _read_values(src, start, end, n, as_counts, counts, floats):
     """Values into `floats` (float32), and counts into `counts` (uint64) as well."""
     if as_counts:
         status = decode_counts(src, start, end, n, counts)
@@ -126,23 +141,11 @@ def _decode_values(src, start, end, n, as_counts, counts, floats):
 
 
 @nb.njit(nogil=True)
-def _bin(n, as_counts, quantiles, ties, base, ids, counts, floats, left, right, edges):
-    """Replace floats[:n] by their bins."""
-    if as_counts:
-        top = counts[0]
-        for j in range(n):
-            top = max(top, counts[j])
-        if top < TABLE:
-            _bin_table(n, np.int64(top), quantiles, counts, left, right, edges)
-            for j in range(n):
-                c = counts[j]
-                floats[j] = _tie(left[c], right[c], ties, base, ids[j])
-            return
-        whole = np.empty(n, np.float64)
-        for j in range(n):
-            whole[j] = counts[j]
-    else:
-        whole = floats[:n].astype(np.float64)
+def _bin_sorted(n, as_counts, quantiles, ties, base, ids, counts, floats, edges):
+    """Replace floats[:n] by their bins: values of any size, by sorting them."""
+    whole = np.empty(n, np.float64)
+    for j in range(n):
+        whole[j] = counts[j] if as_counts else floats[j]
     ordered = np.sort(whole)
     for k in range(len(quantiles)):
         position = (n - 1) * quantiles[k]
@@ -156,15 +159,27 @@ def _bin(n, as_counts, quantiles, ties, base, ids, counts, floats, left, right, 
 
 
 @nb.njit(nogil=True)
-def _bin_table(n, top, quantiles, counts, left, right, edges):
-    """left[c] = edges at or below the count c, right[c] = edges below it, for the counts that occur.
+def _bin_table(n, quantiles, small, tables, edges):
+    """tables[0, c] = edges at or below the count c, tables[1, c] = edges below it, where c occurs.
 
-    Edges come from walking the histogram, equal to numpy.quantile's linear method value for value.
+    Edges come from walking the histogram, equal to numpy.quantile's linear method value for value. The
+    histogram is counted in four parts: most counts are 1, and each addition to a place waits for the one
+    before it.
     """
-    for x in range(top + 1):
-        left[x] = 0
+    top = np.int64(0)
     for j in range(n):
-        left[counts[j]] += 1
+        top = max(top, np.int64(small[j]))
+    left, right, third, fourth = tables[0], tables[1], tables[2], tables[3]
+    tables[:, : top + 1] = 0
+    for j in range(0, n - 3, 4):
+        left[small[j]] += 1
+        right[small[j + 1]] += 1
+        third[small[j + 2]] += 1
+        fourth[small[j + 3]] += 1
+    for j in range(n & ~3, n):
+        left[small[j]] += 1
+    for c in range(top + 1):
+        left[c] += right[c] + third[c] + fourth[c]
     x = 0
     seen = left[0]
     for k in range(len(quantiles)):
@@ -207,23 +222,3 @@ def _tie(at_or_below, below, ties, base, gene):
     # In (0, 1], so that a value equal to the lowest edge never gets bin 0, "unexpressed".
     u = ((draw(base, gene) >> _U64(11)) + _U64(1)) * (1.0 / 9007199254740992.0)
     return np.float32(np.ceil(u * (at_or_below - below) + below))
-
-
-@nb.njit(nogil=True)
-def _choose(n, k, key, bits):
-    """Mark min(k, n - k) of n positions by Floyd's algorithm; True when those are the dropped ones.
-
-    Source: Bentley and Floyd, Programming pearls: a sample of brilliance, CACM 30(9), 1987.
-    """
-    for w in range((n + 63) >> 6):
-        bits[w] = _U64(0)
-    m = min(k, n - k)
-    for i in range(m):
-        j = n - m + i
-        r = np.int64(((draw(key, i) >> _U64(32)) * _U64(j + 1)) >> _U64(32))
-        bit = _U64(1) << _U64(r & 63)
-        if bits[r >> 6] & bit:
-            bits[j >> 6] |= _U64(1) << _U64(j & 63)
-        else:
-            bits[r >> 6] |= bit
-    return k > n - k

@@ -133,9 +133,12 @@ def limit_reasons(options: PackOptions) -> tuple[str, ...]:
 
 
 def _blocks(source: Source, ends: NDArray[np.intp]) -> Generator[Block, None, None]:
-    """The blocks from the first to the last row of `ends`, read ahead."""
-    start, stop = int(ends[0]), int(ends[1]) + 1
-    return read_ahead(iter(source.blocks(start, stop, max_values=BLOCK_VALUES)))
+    """The blocks from the first to the last row of `ends`, read ahead where reading takes long.
+
+    Where it does not, a thread for it would only take the processor from another worker.
+    """
+    blocks = source.blocks(int(ends[0]), int(ends[1]) + 1, max_values=BLOCK_VALUES)
+    yield from read_ahead(blocks) if source.matrix.is_slow else blocks
 
 
 class _Cells:

@@ -60,7 +60,9 @@ def direct(dataset: Any) -> Any:
 
 
 class _Array:
-    """The face of a dataset that pack.sources_matrix knows."""
+    """The face of a dataset that pack.sources_matrix knows; `is_quick` when reading only copies."""
+
+    is_quick = False
 
     def __init__(self, dataset: h5py.Dataset) -> None:
         self.shape, self.dtype, self.chunks = dataset.shape, dataset.dtype, dataset.chunks
@@ -80,6 +82,8 @@ class _Array:
 
 class _Pieces(_Array):
     """An array that is stored as it is: pieces of the file, all but the last of `size` values."""
+
+    is_quick = True
 
     def __init__(self, dataset: h5py.Dataset, places: NDArray[np.int64], size: int) -> None:
         super().__init__(dataset)

@@ -6,9 +6,12 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from pack_support import counts, quiet_pack, vocab_of, write
+import scipy.sparse as sp
+from pack_support import adata, counts, quiet_pack, vocab_of, write
 
 from scshards.base.errors import SourceError, ValueKindError
 from scshards.pack.ahead import read_ahead
@@ -81,3 +84,24 @@ def test_a_pack_that_fails_leaves_no_thread(tmp_path: Path) -> None:
         m.setattr("scshards.pack.scatter.BLOCK_VALUES", 50)
         quiet_pack(tmp_path / "a.h5ad", tmp_path / "out", vocab_of(20))
     assert not threads()
+
+
+@pytest.mark.parametrize(
+    ("compression", "form", "ahead"),
+    [("gzip", "csr", True), (None, "csr", False), (None, "csc", True), (None, "dense", True)],
+)
+def test_only_what_takes_long_is_read_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str | None, form: str, ahead: bool
+) -> None:
+    x = counts(30, 8)
+    made = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}[form](x)
+    adata(made).write_h5ad(tmp_path / "a.h5ad", compression=compression)  # type: ignore[arg-type]
+    read = []
+
+    def noted(blocks: Iterator[Any]) -> Iterator[Any]:
+        read.append(True)
+        return read_ahead(blocks)
+
+    monkeypatch.setattr("scshards.pack.scatter.read_ahead", noted)
+    quiet_pack(tmp_path / "a.h5ad", tmp_path / "out", vocab_of(8))
+    assert bool(read) == ahead and not threads()

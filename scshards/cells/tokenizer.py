@@ -97,7 +97,7 @@ def match_genes(names: Sequence[str], vocab: Vocab) -> GeneMatch:
         n_tokens=len(vocab),
         matched=len(known),
         unmatched=len(missing),
-        merged=len(known) - len(np.unique(known)),
+        merged=len(known) - int(np.count_nonzero(np.bincount(known))),
         unmatched_names=tuple(str(names[i]) for i in missing[:10]),
     )
 

@@ -6,6 +6,7 @@ Ids are 0 .. n-1 without gaps. Called by pack (matching), stream (`<cls>`, `<pad
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -134,9 +135,9 @@ class Vocab:
 
     def ids(self, genes: Iterable[str]) -> NDArray[np.int32]:
         """The id of each gene, int32; -1 where unknown. Special tokens are no genes: -1 too."""
-        get = self._ids.get
-        special = {t for t in SPECIALS if t in self._ids}
-        return np.fromiter((-1 if g in special else get(g, -1) for g in genes), dtype=np.int32)
+        ids = np.fromiter(map(self._ids.get, genes, itertools.repeat(-1)), dtype=np.int32)
+        ids[np.isin(ids, [self._ids[t] for t in SPECIALS if t in self._ids])] = -1
+        return ids
 
     def __getitem__(self, token: str) -> int:
         return self._ids[token]

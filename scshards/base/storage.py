@@ -173,11 +173,7 @@ class Storage:
         if end is not None and len(data) > end - start:
             raise no_ranges(self.at(path))
         if end is not None and len(data) != end - start:
-            raise StorageError(
-                f"the file ends early: {len(data)} bytes instead of {end - start} from byte {start}",
-                where=self.at(path),
-                advice="it is truncated or was overwritten; run scshards verify on its shard set",
-            )
+            raise self._ends_early(path, start, len(data), end - start)
         return data
 
     def read_if_there(self, path: str, start: int = 0, end: int | None = None) -> bytes | None:
@@ -189,6 +185,21 @@ class Storage:
                 f.seek(start)
                 return f.read() if end is None else f.read(end - start)
         return None
+
+    def read_into(self, path: str, start: int, out: memoryview) -> None:
+        """Fill `out` (bytes, writable) from byte `start` of a file; StorageError when it ends before."""
+        if not self.is_local:
+            out[:] = self.read(path, start, start + len(out))
+            return
+        done = 0
+        with translated(self.at(path)), Path(self._full(path)).open("rb", buffering=0) as f:
+            while done < len(out):
+                n = os.preadv(f.fileno(), [out[done:]], start + done)
+                if n == 0:
+                    break
+                done += n
+        if done < len(out):
+            raise self._ends_early(path, start, done, len(out))
 
     def open(self, path: str = "") -> BinaryIO:
         """A seekable binary file for reading; remote files are read in ranges as needed."""
@@ -263,6 +274,13 @@ class Storage:
             with translated(self.at("")):
                 for path in Path(self._root).rglob(f".*{_TEMPORARY}"):
                     path.unlink(missing_ok=True)
+
+    def _ends_early(self, path: str, start: int, found: int, wanted: int) -> StorageError:
+        return StorageError(
+            f"the file ends early: {found} bytes instead of {wanted} from byte {start}",
+            where=self.at(path),
+            advice="it is truncated or was overwritten; run scshards verify on its shard set",
+        )
 
     def _read_remote(self, path: str, start: int, end: int | None) -> bytes:
         full = self._full(path)

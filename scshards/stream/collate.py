@@ -23,6 +23,10 @@ from scshards.cells.vocab import Vocab
 from scshards.shards.codec import STATUS
 from scshards.shards.kernels import MEMBER_FIELDS, OK
 from scshards.stream import kernels
+from scshards.stream.buffers import BufferPool
+
+_FREE_BATCHES = 8
+"""Batches' buffers that wait for their next use."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +103,7 @@ class Collator:
         self._kind, self._seed = kind, seed
         self._labels = dict(labels or {})
         self._local = threading.local()
+        self._buffers = BufferPool(kept=_FREE_BATCHES)
 
     def collate(
         self,
@@ -130,10 +135,8 @@ class Collator:
         scratch = self._scratch()
         lengths = np.empty(len(starts), np.int64)
         self._check(kernels.measure(data, starts, sizes, scratch.fields, lengths), keys)
-        shape = (len(starts), min(self.options.max_length, int(lengths.max()) + 1))
-        genes = np.empty(shape, np.int32)
-        values, targets = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        is_masked, is_pad = np.empty(shape, np.bool_), np.empty(shape, np.bool_)
+        length = min(self.options.max_length, int(lengths.max()) + 1)
+        genes, values, targets, is_masked, is_pad = self._outputs(len(starts), length)
         status = kernels.collate(
             data, starts, sizes, keys, self._n_tokens, self._kind == "counts", self._quantiles,
             self.options.tie_break == "random", self._mask_limit, self._key("sample", epoch),
@@ -159,6 +162,19 @@ class Collator:
             labels=columns,
             weight=torch.from_numpy((sizes > 0).astype(np.float32)),
         )
+
+    def _outputs(self, rows: int, length: int) -> list[NDArray[Any]]:
+        """genes, values, targets, is_masked and is_pad of a batch, in one buffer of the pool."""
+        kinds = (np.int32, np.float32, np.float32, np.bool_, np.bool_)
+        sizes = [-(-rows * length * np.dtype(k).itemsize // 64) * 64 for k in kinds]
+        buffer = self._buffers.take(sum(sizes))
+        out: list[NDArray[Any]] = []
+        at = 0
+        for kind, size in zip(kinds, sizes, strict=True):
+            used = rows * length * np.dtype(kind).itemsize
+            out.append(buffer[at : at + used].view(kind).reshape(rows, length))
+            at += size
+        return out
 
     def _key(self, name: str, epoch: int) -> np.uint64:
         return np.uint64(seeds.key(self._seed, name, epoch))

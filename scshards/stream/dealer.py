@@ -15,12 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from scshards.stream.buffers import BufferPool
 from scshards.stream.fetch import ChunkSource
 from scshards.stream.plan import EpochPlan, Share
 from scshards.stream.reader import LaneReader, Staging
 
 BLOCK_CELLS = 2048
 """About how many cells a block has: enough to make Python's share small, few enough to start soon."""
+
+_BLOCKS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,20 +49,23 @@ def blocks(
     Raises whatever reading a chunk raises.
     """
     lanes = share.my_lanes()
-    cell_bytes = _cell_bytes(source)
+    cell_bytes = _cell_bytes(source) * 9 // 8  # some are longer than the mean
     readers = [
         LaneReader(plan, k, source, fetchers, share.emissions(k, share.begin), cell_bytes)
         for k in lanes
     ]
     per_block = max(1, BLOCK_CELLS // share.batch_size)
+    buffers = BufferPool(kept=_BLOCKS)
     begin = share.begin
     while batches:
         count = min(per_block, batches)
         end = min(share.end, begin + count * share.global_batch)
         rows = count * share.batch_size
-        staging = Staging(rows, len(source.columns), rows * cell_bytes + 4096)
+        # A block whose cells are longer than the mean grows; the next ones are as large as it became.
+        staging = Staging(rows, len(source.columns), buffers.take(rows * cell_bytes + 4096))
         for reader in readers:
             _deal(reader, share, begin, end, staging)
+        cell_bytes = max(cell_bytes, -(-int(staging.tail[0]) // rows))
         yield Block(
             data=staging.data,
             starts=staging.starts,

@@ -20,6 +20,10 @@ from scshards.cells.batch import KEY_ROW_BITS
 from scshards.shards.index import OBS_PREFIX
 from scshards.shards.shardset import ShardSet
 from scshards.shards.tar import open_chunk
+from scshards.stream.buffers import BufferPool
+
+_FREE_CHUNKS = 16
+"""Chunks' buffers that wait for their next use; those in use are not counted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +33,7 @@ class LoadedChunk:
     Attributes
     ----------
     data
-        uint8: uncompressed tar bytes.
+        uint8: uncompressed tar bytes, in a buffer that is used again when no view of it is left.
     starts, sizes
         int64 [cells]: where each member's payload lies in `data`.
     keys
@@ -77,6 +81,7 @@ class ChunkSource:
         self._kept = max(1, indexes_kept)
         self._indexes: OrderedDict[int, _Index] = OrderedDict()
         self._lock = threading.Lock()
+        self._buffers = BufferPool(kept=_FREE_CHUNKS)
 
     def pieces(self, shard: int, first: int, end: int) -> list[tuple[int, int, int, int]]:
         """Cells [first, end) of a shard as (shard, chunk, first cell, end cell), chunk by chunk."""
@@ -104,7 +109,8 @@ class ChunkSource:
         where = f"{self.shardset.storage.at(info.path)}, chunk {chunk}"
         stop = int(index.chunk_stored[chunk])
         start = stop - int(info.chunks.stored[chunk])
-        stored = np.frombuffer(self.shardset.storage.read(info.path, start, stop), np.uint8)
+        stored = self._buffers.take(stop - start)
+        self.shardset.storage.read_into(info.path, start, stored.data)
         raw_size = int(info.chunks.raw[chunk])
         data = open_chunk(
             stored,

@@ -12,9 +12,8 @@ few batches ahead; the order is that of stream.plan whatever their number. Calle
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from scshards.base.errors import ConfigError, StateError
@@ -24,10 +23,13 @@ from scshards.shards.shardset import ShardSet
 from scshards.stream.collate import CollateOptions, Collator
 from scshards.stream.dealer import Block, blocks
 from scshards.stream.fetch import ChunkSource
+from scshards.stream.pipeline import in_order
 from scshards.stream.plan import EpochPlan, Share, fitting_lanes, plan_epoch, steps
 
 STATE_VERSION = 1
 _FETCHERS_LOCAL, _FETCHERS_REMOTE = 2, 16
+_AHEAD = 16
+"""Batches made before they are asked for: about 1 MB each."""
 
 
 class CellLoader:
@@ -265,21 +267,11 @@ class CellLoader:
             self.shardset, self.split, list(self._columns), indexes_kept=2 * self._lanes
         )
         n_fetchers = _FETCHERS_LOCAL if self.shardset.storage.is_local else _FETCHERS_REMOTE
-        workers = ThreadPoolExecutor(self._threads, "scshards-collate")
         fetchers = ThreadPoolExecutor(n_fetchers, "scshards-fetch")
         try:
             dealt = blocks(self.plan(), share, count, source, fetchers)
-            following: Future[Block | None] = workers.submit(next, dealt, None)
-            while (block := following.result()) is not None:
-                # The next block is dealt while this one is collated.
-                following = workers.submit(next, dealt, None)
-                batches = deque(
-                    workers.submit(self._collate, block, i) for i in range(block.batches)
-                )
-                while batches:
-                    yield batches.popleft().result()
+            yield from in_order(dealt, self._collate, threads=self._threads, ahead=_AHEAD)
         finally:
-            workers.shutdown(wait=True, cancel_futures=True)
             fetchers.shutdown(wait=True, cancel_futures=True)
 
     def _collate(self, block: Block, i: int) -> Batch:

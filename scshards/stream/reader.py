@@ -2,9 +2,10 @@
 
     chunks of the lane's stretch --copy--> arena (the buffer's cells) --copy--> a block of batches
 
-The buffer keeps its own copy of each cell in an arena that is compacted when full, so a chunk's memory
-is freed as soon as it was read through, however long one of its cells stays in the buffer. The
-steps are those of stream.shuffle. Called by stream.dealer, one thread at a time for a lane.
+The buffer keeps its own copy of each cell, so a chunk's memory is freed as soon as it was read through,
+however long one of its cells stays in the buffer. A cell takes the place of the one that was
+emitted; a longer one gets a new place, so that after a while every slot is large enough. The steps are
+those of stream.shuffle. Called by stream.dealer, one thread at a time for a lane.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _AHEAD = 1
 class Staging:
     """Where the cells of a block are put: one growing buffer, and each cell's place in it."""
 
-    def __init__(self, rows: int, columns: int, capacity: int) -> None:
-        self.data = np.empty(capacity, np.uint8)
+    def __init__(self, rows: int, columns: int, buffer: NDArray[np.uint8]) -> None:
+        self.data = buffer
         self.tail = np.zeros(1, np.int64)
         self.starts = np.zeros(rows, np.int64)
         self.sizes = np.zeros(rows, np.int64)
@@ -81,10 +82,11 @@ class LaneReader:
         if emitted:
             replay(slots, self._state, self.cells, plan.lane_key(lane), emitted)
         self._at = np.zeros(buffer, np.int64)
+        self._room = np.zeros(buffer, np.int64)
         self._sizes = np.zeros(buffer, np.int64)
         self._keys = np.zeros(buffer, np.int64)
         self._labels = np.zeros((buffer, columns), np.int64)
-        self._arena = np.empty(2 * buffer * cell_bytes + 4096, np.uint8)
+        self._arena = np.empty(buffer * cell_bytes * 3 // 2 + 4096, np.uint8)
         self._arena_state = np.zeros(1, np.int64)
         self._ahead: deque[Future[LoadedChunk]] = deque()
         self._pieces = self._pieces_from(int(self._state[NEXT_INPUT]))
@@ -104,7 +106,7 @@ class LaneReader:
         while True:
             chunk = self._chunk or _NOTHING
             status = _pump(
-                self._at, self._sizes, self._keys, self._labels, self._state, self._key,
+                self._at, self._room, self._sizes, self._keys, self._labels, self._state, self._key,
                 self.cells, until, first, stride, chunk.data, chunk.starts, chunk.sizes, chunk.keys,
                 chunk.labels if self._chunk else self._labels[:0], self._place, self._arena,
                 self._arena_state, rows, staging.data, staging.tail, staging.starts, staging.sizes,
@@ -117,13 +119,24 @@ class LaneReader:
                 self._place[0] = 0
                 self._prefetch()
             elif status == _NEED_ARENA:
-                self._arena = _grown(self._arena, int(self._arena_state[_TAIL]))
+                self._enlarge_arena()
             else:
                 staging.grow()
 
     @property
     def emitted(self) -> int:
         return int(self._state[EMITTED])
+
+    def _enlarge_arena(self) -> None:
+        """Leave behind the places that no slot uses any more, and make room for as much again."""
+        filled = int(self._state[FILLED])
+        used = int(self._room[:filled].sum())
+        largest = int(self._chunk.sizes.max()) if self._chunk is not None else 0
+        larger = np.empty(max(used * 5 // 4, len(self._arena)) + 2 * largest + 4096, np.uint8)
+        self._arena_state[_TAIL] = _move(
+            self._at, self._room, self._sizes, filled, self._arena, larger
+        )
+        self._arena = larger
 
     def _prefetch(self) -> None:
         for piece in self._pieces:
@@ -162,6 +175,7 @@ class LaneReader:
                 self._arena = _grown(self._arena, tail)
             self._arena[tail : tail + len(cells.data)] = cells.data
             self._at[slots], self._sizes[slots] = tail + cells.starts, cells.sizes
+            self._room[slots] = cells.sizes
             self._keys[slots], self._labels[slots] = cells.keys, cells.labels
             self._arena_state[_TAIL] = tail + len(cells.data)
         self._refetch = []
@@ -200,7 +214,7 @@ def _grown(data: NDArray[np.uint8], used: int) -> NDArray[np.uint8]:
 
 @nb.njit(nogil=True, cache=True)
 def _pump(  # type: ignore[no-untyped-def]
-    at, sizes, keys, labels, state, key, cells, until, first, stride, chunk, in_starts, in_sizes,
+    at, room, sizes, keys, labels, state, key, cells, until, first, stride, chunk, in_starts, in_sizes,
     in_keys, in_labels, place, arena, arena_state, rows, out, out_tail, out_starts, out_sizes,
     out_keys, out_labels,
 ):  # fmt: skip
@@ -213,23 +227,22 @@ def _pump(  # type: ignore[no-untyped-def]
     status = _DONE
     while emitted < until:
         takes_input = following < cells
+        is_filling = filled < len(at) and takes_input
+        slot = filled if is_filling else pick(key, emitted, filled)
+        need = np.int64(0)
         if takes_input:
             if place[0] == len(in_starts):
                 status = _NEED_INPUT
                 break
             need = in_sizes[place[0]]
-            if arena_state[0] + need > len(arena):
-                live = _compact(at, sizes, filled, arena)
-                arena_state[0] = live
-                # A nearly full arena would be compacted again and again: ask for a larger one.
-                if live + need > len(arena) - (len(arena) >> 2):
-                    status = _NEED_ARENA
-                    break
-        if filled < len(at) and takes_input:
-            slot = filled
+            # A slot's place is used again and again; a longer cell gets a new one at the end.
+            wanted = _roomy(need)
+            if need > room[slot] and arena_state[0] + wanted > len(arena):
+                status = _NEED_ARENA
+                break
+        if is_filling:
             filled += 1
         else:
-            slot = pick(key, emitted, filled)
             if emitted >= first and (emitted - first) % stride == 0:
                 size = sizes[slot]
                 tail = out_tail[0]
@@ -246,27 +259,37 @@ def _pump(  # type: ignore[no-untyped-def]
             emitted += 1
             if not takes_input:
                 filled -= 1
-                at[slot], sizes[slot], keys[slot] = at[filled], sizes[filled], keys[filled]
+                at[slot], room[slot], sizes[slot] = at[filled], room[filled], sizes[filled]
+                keys[slot] = keys[filled]
                 labels[slot] = labels[filled]
                 continue
+        if need > room[slot]:
+            at[slot], room[slot] = arena_state[0], _roomy(need)
+            arena_state[0] += room[slot]
         i = place[0]
-        tail = arena_state[0]
-        copy_bytes(chunk, in_starts[i], need, arena, tail)
-        at[slot], sizes[slot], keys[slot] = tail, need, in_keys[i]
+        copy_bytes(chunk, in_starts[i], need, arena, at[slot])
+        sizes[slot], keys[slot] = need, in_keys[i]
         labels[slot] = in_labels[i]
-        arena_state[0] = tail + need
         place[0] = i + 1
         following += 1
     state[0], state[1], state[2] = filled, following, emitted
     return status
 
 
-@nb.njit(nogil=True)
-def _compact(at, sizes, filled, arena):  # type: ignore[no-untyped-def]
-    """Move the buffer's cells together at the arena's start; returns where they end."""
+@nb.njit(nogil=True, inline="always")
+def _roomy(size):  # type: ignore[no-untyped-def]
+    """The room that a slot gets for a cell: an eighth more, so that few cells need a new one."""
+    return (size + (size >> 3) + 63) & ~63
+
+
+@nb.njit(nogil=True, cache=True)
+def _move(at, room, sizes, filled, arena, larger):  # type: ignore[no-untyped-def]
+    """Put the buffer's cells one after another into a new arena; returns where they end."""
     tail = 0
-    for slot in np.argsort(at[:filled]):
-        copy_bytes(arena, at[slot], sizes[slot], arena, tail)
+    for slot in range(filled):
+        copy_bytes(arena, at[slot], sizes[slot], larger, tail)
         at[slot] = tail
-        tail += sizes[slot]
+        tail += room[slot]
+    for slot in range(filled, len(at)):
+        room[slot] = 0
     return tail

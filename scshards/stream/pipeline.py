@@ -1,0 +1,134 @@
+"""Blocks -> batches on several threads, in order, a bounded number ahead of whoever takes them.
+
+    for batch in in_order(blocks, make, threads=2, ahead=16): ...
+
+Each thread takes the next block, one thread at a time, and makes its batches while another deals the
+block after it. Called by stream.loader.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from scshards.stream.dealer import Block
+
+Made = TypeVar("Made")
+
+
+def in_order(
+    blocks: Iterator[Block], make: Callable[[Block, int], Made], *, threads: int, ahead: int
+) -> Iterator[Made]:
+    """make(block, i) for each batch i of each block, in order.
+
+    Parameters
+    ----------
+    blocks
+        Asked for the next block by one thread at a time.
+    make
+        Called by several threads at once.
+    threads
+        How many.
+    ahead
+        Batches that are made before they are asked for.
+
+    Raises
+    ------
+    Whatever `blocks` or `make` raises, in place of the batch where it happened; nothing comes after it.
+    """
+    line: _Line[Made] = _Line(blocks, make, ahead)
+    workers = [
+        threading.Thread(target=line.work, name=f"scshards-stream-{i}", daemon=True)
+        for i in range(threads)
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        yield from line.take()
+    finally:
+        line.stop()
+        for worker in workers:
+            worker.join()
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    error: BaseException
+
+
+class _Line(Generic[Made]):
+    """What the threads share: blocks still to be dealt, and batches that wait to be taken."""
+
+    def __init__(
+        self, blocks: Iterator[Block], make: Callable[[Block, int], Made], ahead: int
+    ) -> None:
+        self._blocks, self._make, self._ahead = blocks, make, ahead
+        self._dealing = threading.Lock()
+        self._changed = threading.Condition()
+        self._made: dict[int, Made | _Fault] = {}
+        self._dealt = 0  # batches of all blocks so far
+        self._taken = 0
+        self._is_over = self._is_stopped = False
+
+    def work(self) -> None:
+        """What each thread does."""
+        while True:
+            with self._dealing:
+                if self._is_over or self._is_stopped:
+                    return
+                first = self._dealt
+                try:
+                    block = next(self._blocks, None)
+                except BaseException as e:
+                    self._put(first, _Fault(e))
+                    block = None
+                if block is None:
+                    self._is_over = True
+                    with self._changed:
+                        self._changed.notify_all()
+                    return
+                self._dealt += block.batches
+            for i in range(block.batches):
+                if not self._wait_for_room(first + i):
+                    return
+                try:
+                    made: Made | _Fault = self._make(block, i)
+                except BaseException as e:
+                    made = _Fault(e)
+                self._put(first + i, made)
+
+    def take(self) -> Iterator[Made]:
+        """The batches in order."""
+        while True:
+            with self._changed:
+                while self._taken not in self._made:
+                    if self._is_over and self._taken >= self._dealt:
+                        return
+                    self._changed.wait()
+                made = self._made.pop(self._taken)
+                self._taken += 1
+                self._changed.notify_all()
+            if isinstance(made, _Fault):
+                raise made.error
+            yield made
+
+    def stop(self) -> None:
+        """Let all threads end after what they are at."""
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify_all()
+
+    def _wait_for_room(self, index: int) -> bool:
+        with self._changed:
+            # The batch that is taken next has room always, so that nobody waits for ever.
+            while index >= self._taken + self._ahead and not self._is_stopped:
+                self._changed.wait()
+            return not self._is_stopped
+
+    def _put(self, index: int, made: Made | _Fault) -> None:
+        with self._changed:
+            self._made[index] = made
+            if index == self._taken:
+                self._changed.notify_all()

@@ -172,17 +172,6 @@ def sort_by_row(rows, columns, values, indptr, out_columns, out_values):
 
 
 @nb.njit(nogil=True, cache=True)
-def take_rows(indptr, indices, data, rows, out_indptr, out_indices, out_data):
-    """The given rows of CSR arrays, in the order given; out_indptr is already filled."""
-    start = indptr[0]
-    for i in range(len(rows)):
-        a, b = indptr[rows[i]] - start, indptr[rows[i] + 1] - start
-        p, q = out_indptr[i], out_indptr[i + 1]
-        out_indices[p:q] = indices[a:b]
-        out_data[p:q] = data[a:b]
-
-
-@nb.njit(nogil=True, cache=True)
 def row_totals(indptr, values, out):
     """out[i] = the sum of row i's values, in order, in float64: the same for any blocking."""
     for i in range(len(indptr) - 1):

@@ -100,26 +100,14 @@ def _publish(
 ) -> Written:
     """Write the shard and the index of its cells, in their order in the shard."""
     options = task.options
-    sources, rows = plan.split_keys(records["key"])
-    index = write_index(
-        offset=offsets,
-        size=np.ascontiguousarray(records["size"]),
-        n_genes=records["n_genes"].astype(np.int64),
-        total=np.ascontiguousarray(records["total"]),
-        source=sources,
-        row=rows,
-        labels={
-            name: np.ascontiguousarray(records[f"label-{i}"])
-            for i, name in enumerate(options.labels)
-        },
-    )
     storage = Storage(task.root, options.storage_options)
     path = f"{task.name}.tar" + (".zst" if options.compression == "zstd" else "")
     index_path = f"{task.name}.parquet"
     with ThreadPoolExecutor(1, "checksum") as thread:
-        # Both wait: one for the processor, the other for the disk or the network.
+        # One waits for the processor, the other for the disk or the network.
         checksum = thread.submit(hashlib.sha256, stored.data)
         storage.write(path, stored.data)
+        index = _index(options, offsets, records)
         storage.write(index_path, index)
     info = ShardInfo(
         path=path,
@@ -134,3 +122,19 @@ def _publish(
         chunks=chunks,
     )
     return Written(shard=info)
+
+
+def _index(options: PackOptions, offsets: NDArray[np.int64], records: NDArray[Any]) -> bytes:
+    sources, rows = plan.split_keys(records["key"])
+    return write_index(
+        offset=offsets,
+        size=np.ascontiguousarray(records["size"]),
+        n_genes=records["n_genes"].astype(np.int64),
+        total=np.ascontiguousarray(records["total"]),
+        source=sources,
+        row=rows,
+        labels={
+            name: np.ascontiguousarray(records[f"label-{i}"])
+            for i, name in enumerate(options.labels)
+        },
+    )

@@ -1,8 +1,9 @@
 """Cell <-> bytes: the payload of one tar member (format 1, docs/format.md).
 
 A member is the msgpack map {"n", "genes", "values"[, "labels"]} in this order, every item in its
-shortest form. `encode_rows` makes many members at once for pack; `decode_cell` reads one for people
-and tests. The stream reads members with `shards.kernels` directly.
+shortest form. `encode_rows` makes many members at once, for verify and train.embed; pack has a kernel
+of its own that writes the same (pack.kernels.pack_rows). `decode_cell` reads one for people and tests.
+The stream reads members with `shards.kernels` directly.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """One shard's tar: members one after another, cut into chunks with a checksum each.
 
     payloads --build_tar--> tar bytes --seal--> stored bytes + chunk table
+    or, in parts: layout(sizes), then write_members for some of the payloads at a time
 
 A chunk is a run of whole members of about CHUNK_BYTES: the unit that is read, checked and, in
 `.tar.zst`, compressed (each chunk is one zstd frame, so a chunk can be read alone while the file as a

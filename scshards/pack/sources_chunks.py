@@ -9,6 +9,7 @@ straight into their place; both let other threads run. Called by pack.sources_h5
 
 from __future__ import annotations
 
+import abc
 import os
 import threading
 from typing import Any
@@ -59,7 +60,7 @@ def direct(dataset: Any) -> Any:
     return dataset
 
 
-class _Array:
+class _Array(abc.ABC):
     """The face of a dataset that pack.sources_matrix knows; `is_quick` when reading only copies."""
 
     is_quick = False
@@ -76,8 +77,9 @@ class _Array:
             self._read(start, out)
         return out
 
+    @abc.abstractmethod
     def _read(self, start: int, out: NDArray[Any]) -> None:
-        raise NotImplementedError
+        """Fill `out`, which is not empty, with the values from `start` on."""
 
 
 class _Pieces(_Array):

@@ -141,7 +141,7 @@ def write_labels(out, p, labels):
 
 def write_chunk(out, p, values):
     """Some values as they are stored: counts (uint64) as varints, float32 little-endian."""
-    raise NotImplementedError("compiled code only")
+    return (_write_floats if values.dtype.kind == "f" else _write_counts)(out, p, values)
 
 
 @nb.extending.overload(write_chunk)

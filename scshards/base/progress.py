@@ -57,6 +57,8 @@ class Progress:
         if shown and self._stream.isatty():
             from tqdm import tqdm
 
+            # Its watching thread would keep pack from forking its workers.
+            tqdm.monitor_interval = 0
             self._bar = tqdm(
                 total=total,
                 unit=f" {unit}",

@@ -14,18 +14,23 @@ import concurrent.futures
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 from scshards.base.errors import ConfigError
+from scshards.pack import lock
 from scshards.pack.executors_base import Executor, Result, Task, all_cores
 
 DEATHS = 3
 """A pool whose workers have died so often gives up: the next one would die too."""
 
 _ALIVE_S = 0.5
+
+_THREADED = {"torch", "fsspec.asyn", "distributed"}
+"""Modules that run threads of their own, which Python does not count."""
 
 
 def make_executor(workers: int | None, dask: str | None) -> Executor:
@@ -66,6 +71,11 @@ class Pool:
         self.workers = workers
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
 
+    @property
+    def will_fork(self) -> bool:
+        """Whether worker processes are still to be made, and will have what this one has loaded."""
+        return self._pool is None and _how_to_start() == "fork"
+
     def __enter__(self) -> Pool:
         return self
 
@@ -100,10 +110,9 @@ class Pool:
         self, function: Callable[[Task], Result], tasks: dict[int, Task]
     ) -> Iterator[tuple[int, Result]]:
         if self._pool is None:
-            # spawn: forking a process whose libraries run threads can hang it.
             self._pool = concurrent.futures.ProcessPoolExecutor(
                 min(self.workers, max(len(tasks), 2)),
-                multiprocessing.get_context("spawn"),
+                multiprocessing.get_context(_how_to_start()),
                 _begin,
                 (os.getpid(),),
             )
@@ -120,9 +129,21 @@ class Pool:
             raise broken
 
 
+def _how_to_start() -> str:
+    """How worker processes are made: "fork" where nothing speaks against it, else "spawn".
+
+    A forked worker has all libraries loaded, which takes a spawned one a second. But a process that runs
+    threads may be forked while one of them holds a lock, and its child then waits for ever.
+    """
+    is_plain = threading.active_count() == 1 and not _THREADED & sys.modules.keys()
+    return "fork" if sys.platform == "linux" and is_plain else "spawn"
+
+
 def _begin(parent: int) -> None:
     # Ctrl-C reaches the whole group; the main process alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    lock.leave()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from scshards.base.errors import OutputExistsError, StorageError
 from scshards.base.storage import Storage
@@ -33,6 +33,10 @@ BEAT_S = 10.0
 """How often a lease is rewritten; one that was not for WATCH_S is no longer held."""
 
 WATCH_S = 35.0
+
+
+_files: list[TextIO] = []
+"""The locks that this process holds: forked workers must not keep them when it dies."""
 
 
 @contextlib.contextmanager
@@ -60,7 +64,7 @@ def held(
     path = folder / LOCK
     with scratch_writes(path):
         file = path.open("a+")
-    with file:
+    with file, _known(file):
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
             fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
@@ -80,6 +84,13 @@ def held(
             file.write(_me())
             file.flush()
         yield
+
+
+def leave() -> None:
+    """In a forked process: let go of the locks of its parent, which holds them on."""
+    for file in _files:
+        file.close()
+    _files.clear()
 
 
 class Lease:
@@ -162,6 +173,15 @@ class Lease:
         except (ValueError, StorageError):
             return None  # removed or rewritten at this very moment, or none of ours
         return tree if isinstance(tree, dict) else None
+
+
+@contextlib.contextmanager
+def _known(file: TextIO) -> Iterator[None]:
+    _files.append(file)
+    try:
+        yield
+    finally:
+        _files.remove(file)
 
 
 def _refusal(holder: str, where: str) -> OutputExistsError:

@@ -20,14 +20,14 @@ from scshards.base.progress import Progress
 from scshards.cells.vocab import Vocab
 from scshards.pack import plan
 from scshards.pack.decide import Decision, check_splits, decide
-from scshards.pack.executors import InProcess
+from scshards.pack.executors import InProcess, Pool
 from scshards.pack.executors_base import Executor
 from scshards.pack.inputs import InputFile
 from scshards.pack.job import PLAN, Job
 from scshards.pack.job_phases import SMALL_VALUES, JobPhases
 from scshards.pack.marks import Marked, publish, read_mark
 from scshards.pack.options import PackOptions
-from scshards.pack.scatter import ScatterTask, scatter
+from scshards.pack.scatter import ScatterTask, scatter, warm_up
 from scshards.pack.survey import Survey, SurveyTask, open_for_task, source_folder, survey
 from scshards.pack.unique import drop_repeated, dropped_reason, final_splits
 from scshards.pack.unique_base import write_base_hashes
@@ -103,7 +103,7 @@ class Phases(JobPhases):
             folder = source_folder(task.folder, task.ordinal)
             folder.mkdir(exist_ok=True)
             works.append(Marked(function=survey, task=task, mark=str(folder / "survey.json")))
-        few = len(tasks) <= FEW_INPUTS and self.options.workers is None
+        few = len(tasks) <= FEW_INPUTS
         executor = InProcess() if few else self.executor
         for _ in self._do("survey", works, "inputs", lambda w: 1, executor=executor):
             pass
@@ -189,6 +189,9 @@ class Phases(JobPhases):
         """Pack this share's slices into spills."""
         works = [w for number, w in enumerate(self._scatter_works) if self._is_mine_slice(number)]
         cells = {w.mark: w.task.slice.cells for w in works}
+        left = [w for w in works if not Path(w.mark).exists()]
+        if len(left) > 1 and isinstance(self.executor, Pool) and self.executor.will_fork:
+            warm_up(left[0].task)
         for _ in self._do("scatter", works, "cells", lambda w: cells[w.mark]):
             pass
 

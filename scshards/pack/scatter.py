@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import tempfile
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,31 @@ def scatter(task: ScatterTask) -> Scattered:
             first = block.first_row - s.start
             cells.add(block, shards[first : first + len(block.indptr) - 1])
     return cells.scattered()
+
+
+def warm_up(task: ScatterTask) -> None:
+    """Load in this process what the task will need, by packing one row of it for nothing.
+
+    Worker processes that are forked afterwards have the compiled kernels, which each of them would take
+    a third of a second to load.
+    """
+    s = task.slice
+    arrays = source_folder(task.folder, s.source)
+    match = _match(np.load(arrays / "tokens.npy"), task.n_tokens)
+    labels = [
+        _Labels(arrays, i, name, kind)
+        for i, (name, kind) in enumerate(zip(task.options.labels, task.labels, strict=True))
+    ]
+    with (
+        # A fault of the input is the task's own to tell.
+        contextlib.suppress(ScshardsError),
+        tempfile.TemporaryDirectory(dir=task.folder) as folder,
+        open_for_task(task.file, s.source, task.options, task.folder) as source,
+        SpillWriter(Path(folder), 0, 1) as spill,
+    ):
+        for block in source.blocks(s.start, s.start + 1):
+            cells = _Cells(task, source, spill, match, labels)
+            cells.add(block, np.zeros(len(block.indptr) - 1, np.int32))
 
 
 def limit_reasons(options: PackOptions) -> tuple[str, ...]:

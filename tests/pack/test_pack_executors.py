@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,7 +68,7 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from scshards.pack.executors import Pool\n"
-        "import math\n"
+        "import math, torch\n"  # with it processes are spawned
         "with Pool(2) as e:\n"
         "    print(sorted(e.run(math.sqrt, [4.0, 9.0])))\n"
     )
@@ -214,3 +215,18 @@ def until(condition: object, seconds: float = 60) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_process_with_threads_is_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("torch", "fsspec.asyn", "distributed"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with Pool(2) as executor:
+        assert executor.will_fork == (threading.active_count() == 1 and sys.platform == "linux")
+        stop = threading.Event()
+        thread = threading.Thread(target=stop.wait)
+        thread.start()
+        assert not executor.will_fork
+        stop.set()
+        thread.join(timeout=30)
+        monkeypatch.setitem(sys.modules, "torch", sys)
+        assert not executor.will_fork

@@ -56,7 +56,7 @@ def match_source(source: Source, vocab: Vocab, options: PackOptions) -> GeneMatc
     """
     if not source.n_columns:
         raise SourceError("the matrix has no gene columns", where=source.name)
-    match = match_columns(source.genes, vocab, strip_versions=options.strip_versions)
+    match = _match_again(source.genes, vocab, options.strip_versions)
     if match.matched / source.n_columns >= options.min_match:
         return match
     here = "the index of var" if options.gene_column is None else f"var[{options.gene_column!r}]"
@@ -69,6 +69,19 @@ def match_source(source: Source, vocab: Vocab, options: PackOptions) -> GeneMatc
         where=source.name,
         advice=_advice(source, match, vocab, options),
     )
+
+
+_LAST: list[tuple[Vocab, bool, Sequence[str], GeneMatch]] = []
+"""The last match: the files of an atlas often name the same genes."""
+
+
+def _match_again(names: Sequence[str], vocab: Vocab, strip_versions: bool) -> GeneMatch:
+    for old_vocab, stripped, old_names, match in _LAST:
+        if old_vocab is vocab and stripped == strip_versions and old_names == names:
+            return match
+    match = match_columns(names, vocab, strip_versions=strip_versions)
+    _LAST[:] = [(vocab, strip_versions, names, match)]
+    return match
 
 
 def _advice(source: Source, match: GeneMatch, vocab: Vocab, options: PackOptions) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from pack_support import counts, vocab_of, write
+from pack_support import counts, quiet_pack, read_back, vocab_of, write
 
 from scshards import PackOptions
 from scshards.pack.inputs import expand
@@ -81,3 +81,26 @@ def test_arrays_are_the_same_again(tasks: list[SurveyTask]) -> None:
         "and again in its place"
     )
     assert np.load(folders[0] / "split.npy").tolist() == [0, -1, 2, -1, 1, 2]
+
+
+def test_files_that_name_the_same_genes_and_others_in_turn(tmp_path: Path) -> None:
+    """What is remembered of one file's names is never taken for another's."""
+    a, b = [f"G{i:03d}" for i in range(6)], [f"G{5 - i:03d}" for i in range(6)]
+    orders = [a, a, b, a, [*a[:5], "other"], b, b, a]
+    paths = [
+        write(tmp_path / f"{i}.h5ad", counts(5, 6, seed=i), genes=names)
+        for i, names in enumerate(orders)
+    ]
+    for turn in range(2):
+        quiet_pack(paths, tmp_path / f"out{turn}", vocab_of(6), strip_versions=bool(turn))
+        cells = read_back(tmp_path / f"out{turn}")
+        for i, names in enumerate(orders):
+            x = counts(5, 6, seed=i)
+            for row in range(5):
+                cell = cells[f"{i:06d}-{row:010d}"]
+                expected = sorted(
+                    (vocab_of(6)[name], x[row, j])
+                    for j, name in enumerate(names)
+                    if x[row, j] and name != "other"
+                )
+                assert list(zip(cell.genes, cell.values, strict=True)) == expected

@@ -20,7 +20,7 @@ from scshards.stream.fetch import ChunkSource
 from scshards.stream.plan import EpochPlan, Share
 from scshards.stream.reader import LaneReader, Staging
 
-BLOCK_CELLS = 2048
+BLOCK_CELLS = 1024
 """About how many cells a block has: enough to make Python's share small, few enough to start soon."""
 
 _BLOCKS = 3

@@ -404,3 +404,18 @@ def test_a_lease_on_a_bucket(s3: Any) -> None:
     start = time.monotonic()
     with Lease(storage, beat_s=0.1, watch_s=0.5):
         assert time.monotonic() - start >= 0.5
+
+
+def test_dask_from_s3_to_s3(s3: Any, folder: Path, tmp_path: Path) -> None:
+    for path in inputs(folder):
+        Storage(s3.url).write(f"raw/{path.name}", path.read_bytes())
+    urls, root = f"{s3.url}/raw/*.h5ad", f"{s3.url}/set"
+    with dask_cluster(tmp_path) as (address, _):
+        options = PackOptions(**OPTIONS, scratch=str(tmp_path / "scratch"))
+        pack(urls, root, vocab_of(GENES), options, False, dask=address)
+    expected = Storage(folder / "expected")
+    assert Storage(root).list() == expected.list()
+    for name in expected.list():
+        if name != "manifest.json":
+            assert Storage(root).read(name) == expected.read(name), name
+    assert not list((tmp_path / "scratch").iterdir())

@@ -92,35 +92,39 @@ def parse_member(src, start, end, out):
 @nb.njit(nogil=True, cache=True)
 def decode_genes(src, start, end, n, limit, out):
     """Delta LEB128 ids of src[start:end] into out[:n]; exactly n, ascending, below `limit`."""
-    p = start
-    total = np.int64(-1)
+    p, total = start, np.int64(0)
     for j in range(n):
-        if p >= end:
-            return BAD_VARINT
-        c = np.int64(src[p])
-        p += 1
-        if c >= 128:
-            c &= 127
-            shift = 7
-            while True:
-                if p >= end or shift > 28:
-                    return BAD_VARINT
-                e = np.int64(src[p])
-                p += 1
-                c |= (e & 127) << shift
-                shift += 7
-                if e < 128:
-                    break
-        if j == 0:
-            total = c
-        else:
-            if c == 0:
-                return BAD_ORDER
-            total += c
-        if total >= limit:
-            return ID_TOO_LARGE
+        total, p = next_gene(src, p, end, total, j == 0, limit)
+        if p < 0:
+            return -p
         out[j] = total
     return OK if p == end else BAD_COUNT
+
+
+@nb.njit(nogil=True, inline="always")
+def next_gene(src, p, end, previous, is_first, limit):
+    """The id after `previous` at src[p], and where the next one is; minus a status on a fault."""
+    if p >= end:
+        return previous, np.int64(-BAD_VARINT)
+    c = np.int64(src[p])
+    p += 1
+    if c >= 128:
+        c &= 127
+        shift = 7
+        while True:
+            if p >= end or shift > 28:
+                return previous, np.int64(-BAD_VARINT)
+            e = np.int64(src[p])
+            p += 1
+            c |= (e & 127) << shift
+            shift += 7
+            if e < 128:
+                break
+    if c == 0 and not is_first:
+        return previous, np.int64(-BAD_ORDER)
+    if previous + c >= limit:
+        return previous, np.int64(-ID_TOO_LARGE)
+    return previous + c, np.int64(p)
 
 
 @nb.njit(nogil=True, cache=True)

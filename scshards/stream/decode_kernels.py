@@ -1,8 +1,8 @@
 """Members -> arrays, eight bytes at a time, and the draws of the stream. Compiled; they release the GIL.
 
 Nearly every varint of a cell is one byte long, so eight bytes without a continuation bit are eight
-values; where there is one, the plain decoders of shards.kernels' rules go on byte by byte. Bounds and
-faults are the same. Called by stream.kernels.
+values; where there is one, it goes on byte by byte, as shards.kernels does. Bounds and faults are the
+same. Called by stream.kernels.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import numba as nb
 import numba.extending
 import numpy as np
 
-from scshards.cells.kernels import trailing_zeros
-from scshards.shards.kernels import BAD_COUNT, BAD_ORDER, BAD_VARINT, ID_TOO_LARGE, OK
+from scshards.cells.kernels import count_ones, trailing_zeros
+from scshards.shards.kernels import BAD_COUNT, BAD_VARINT, ID_TOO_LARGE, OK, next_gene
 
 LARGE = 100
 """Not a fault: a count that does not fit in 16 bits."""
@@ -72,27 +72,9 @@ def read_genes(src, start, end, n, limit, out):
                 p += 8
                 j += 8
                 continue
-        if p >= end:
-            return BAD_VARINT
-        c = np.int64(src[p])
-        p += 1
-        if c >= 128:
-            c &= 127
-            shift = 7
-            while True:
-                if p >= end or shift > 28:
-                    return BAD_VARINT
-                e = np.int64(src[p])
-                p += 1
-                c |= (e & 127) << shift
-                shift += 7
-                if e < 128:
-                    break
-        if c == 0 and j > 0:
-            return BAD_ORDER
-        total += c
-        if total >= limit:
-            return ID_TOO_LARGE
+        total, p = next_gene(src, p, end, total, j == 0, limit)
+        if p < 0:
+            return -p
         out[j] = total
         j += 1
     return OK if p == end else BAD_COUNT
@@ -156,7 +138,7 @@ def choose(n, k, key, bits, hits):
             eight = (load64(hits, (w << 6) + 8 * t) * _U64(0x0102040810204080)) >> _U64(56)
             word |= eight << _U64(8 * t)
         bits[w] = word
-        count += _ones(word)
+        count += count_ones(word)
     i = np.int64(n)
     while count != k:
         r = np.int64((_U64(draw32(low, high, i)) * _U64(n)) >> _U64(32))
@@ -179,12 +161,3 @@ def take(bits, n, out):
             k += 1
             word &= word - _U64(1)
     return k
-
-
-@nb.njit(nogil=True, inline="always")
-def _ones(x):
-    """How many bits are set."""
-    x = x - ((x >> _U64(1)) & _U64(0x5555555555555555))
-    x = (x & _U64(0x3333333333333333)) + ((x >> _U64(2)) & _U64(0x3333333333333333))
-    x = (x + (x >> _U64(4))) & _U64(0x0F0F0F0F0F0F0F0F)
-    return np.int64((x * _LOW) >> _U64(56))

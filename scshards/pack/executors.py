@@ -90,7 +90,7 @@ class Pool:
             yield from InProcess().run(function, tasks)
             return
         left = dict(enumerate(tasks))
-        for death in range(DEATHS):
+        for _ in range(DEATHS):
             try:
                 for number, result in self._run(function, left):
                     del left[number]
@@ -98,8 +98,6 @@ class Pool:
                 return
             except BrokenProcessPool:
                 self._pool = None
-                if death + 1 == DEATHS or death + 1 == len(left) + 1:
-                    break
         raise ConfigError(
             f"worker processes ended without a word, {DEATHS} times",
             advice="most often memory ran out: use fewer workers or smaller shards. In a script, "

@@ -29,7 +29,7 @@ from scshards._version import __version__
 from scshards.base.errors import OutputExistsError, ScshardsError, StorageError
 from scshards.base.remote import translated
 from scshards.base.storage import Storage, path_of, redact
-from scshards.pack.lock import LEASE, Lease, held
+from scshards.pack.lock import LEASE, LOCK, Lease, held
 from scshards.pack.marks import publish, read_mark
 from scshards.pack.options import PackOptions
 from scshards.pack.sources_matrix import scratch_writes
@@ -259,7 +259,7 @@ class Job:
             for path in self.folder.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path)
-                elif path.name != "lock":
+                elif path.name != LOCK:
                     path.unlink()
 
     def _remove_folder(self) -> list[str]:

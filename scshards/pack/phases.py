@@ -27,8 +27,8 @@ from scshards.pack.job import PLAN, Job
 from scshards.pack.job_phases import SMALL_VALUES, JobPhases
 from scshards.pack.marks import Marked, publish, read_mark
 from scshards.pack.options import PackOptions
-from scshards.pack.scatter import ScatterTask, scatter, warm_up
-from scshards.pack.survey import Survey, SurveyTask, open_for_task, source_folder, survey
+from scshards.pack.scatter import ScatterTask, scatter, transpose, warm_up
+from scshards.pack.survey import Survey, SurveyTask, survey, survey_mark
 from scshards.pack.unique import drop_repeated, dropped_reason, final_splits
 from scshards.pack.unique_base import write_base_hashes
 from scshards.shards.manifest import VOCAB, Manifest, SourceInfo
@@ -100,11 +100,10 @@ class Phases(JobPhases):
         start = len(tasks) * self.share[0] // self.share[1]
         works = []
         for task in tasks[start:] + tasks[:start]:
-            folder = source_folder(task.folder, task.ordinal)
-            folder.mkdir(exist_ok=True)
-            works.append(Marked(function=survey, task=task, mark=str(folder / "survey.json")))
-        few = len(tasks) <= FEW_INPUTS
-        executor = InProcess() if few else self.executor
+            mark = survey_mark(task.folder, task.ordinal)
+            mark.parent.mkdir(exist_ok=True)
+            works.append(Marked(function=survey, task=task, mark=str(mark)))
+        executor = InProcess() if len(tasks) <= FEW_INPUTS else self.executor
         for _ in self._do("survey", works, "inputs", lambda w: 1, executor=executor):
             pass
 
@@ -113,10 +112,10 @@ class Phases(JobPhases):
         """Of all inputs, by ordinal."""
         found = []
         for i in range(len(self.files)):
-            mark = source_folder(str(self.folder), self.first_source + i) / "survey.json"
-            tree = read_mark(mark)
+            tree = read_mark(survey_mark(str(self.folder), self.first_source + i))
             assert tree is not None
             found.append(Survey.from_json(tree))
+            self.seconds[found[-1].ordinal] = tree["seconds"]
         return found
 
     def decide(self) -> None:
@@ -175,14 +174,16 @@ class Phases(JobPhases):
 
     def transpose(self) -> None:
         """Write CSC matrices out by rows."""
-        tasks = [
-            self._look(i)
-            for i, s in enumerate(self.surveys)
-            if s.needs_transposing and self._is_mine(i) and self._has_work(self.first_source + i)
-        ]
+        works = [w for w in self._scatter_works if not Path(w.mark).exists()]
+        tasks = {
+            w.task.slice.source: w.task
+            for w in works
+            if self._survey_of(w).needs_transposing
+            and self._is_mine(w.task.slice.source - self.first_source)
+        }
         if tasks:
             with Progress("transpose", len(tasks), "inputs", shown=self.shown) as bar:
-                for _ in self.executor.run(_transpose, tasks):
+                for _ in self.executor.run(transpose, list(tasks.values())):
                     bar.add(1)
 
     def scatter(self) -> None:
@@ -214,7 +215,8 @@ class Phases(JobPhases):
     def manifest(self) -> Manifest:
         """The manifest of it all; every shard is written."""
         splits = self._written_shards()
-        self._count_seconds()
+        for result in self._results:
+            self.seconds[result["source"]] += result["seconds"]
         sources, recorded = tuple(self._sources()), self.options.recorded()
         if self.base is not None:
             # A set that was merged may have splits that its options do not make.
@@ -250,6 +252,7 @@ class Phases(JobPhases):
             task = ScatterTask(
                 number=number,
                 file=file,
+                identity=self.surveys[s.source - self.first_source].identity,
                 slice=s,
                 options=self.options,
                 kind=self.decision.kind,
@@ -262,12 +265,17 @@ class Phases(JobPhases):
             works.append(Marked(function=scatter, task=task, mark=str(mark)))
         return works
 
+    @cached_property
+    def _results(self) -> list[dict[str, Any]]:
+        """What became of all slices; every one is packed."""
+        trees = [read_mark(Path(work.mark)) for work in self._scatter_works]
+        assert None not in trees
+        return [tree for tree in trees if tree is not None]
+
     def _sources(self) -> list[SourceInfo]:
         results: dict[int, list[dict[str, Any]]] = {}
-        for work in self._scatter_works:
-            tree = read_mark(Path(work.mark))
-            assert tree is not None
-            results.setdefault(tree["source"], []).append(tree)
+        for result in self._results:
+            results.setdefault(result["source"], []).append(result)
         infos = []
         for s in self.surveys:
             mine = results.get(s.ordinal, [])
@@ -293,14 +301,6 @@ class Phases(JobPhases):
             infos.append(info)
         return infos
 
-    def _count_seconds(self) -> None:
-        for s in self.surveys:
-            tree = read_mark(source_folder(str(self.folder), s.ordinal) / "survey.json")
-            self.seconds[s.ordinal] = tree["seconds"] if tree else 0.0
-        for work in self._scatter_works:
-            tree = read_mark(Path(work.mark))
-            self.seconds[work.task.slice.source] += tree["seconds"] if tree else 0.0
-
     def _look(self, i: int) -> SurveyTask:
         return SurveyTask(
             file=self.files[i],
@@ -310,17 +310,10 @@ class Phases(JobPhases):
             fingerprint=self.vocab.fingerprint,
         )
 
-    def _has_work(self, source: int) -> bool:
-        return any(
-            w.task.slice.source == source and not Path(w.mark).exists() for w in self._scatter_works
-        )
+    def _survey_of(self, work: Marked) -> Survey:
+        return self.surveys[work.task.slice.source - self.first_source]
 
     def _is_mine_slice(self, number: int) -> bool:
         # All slices of a matrix that is transposed are done by who transposes it.
         i = self.slices[number].source - self.first_source
         return self._is_mine(i if self.surveys[i].needs_transposing else number)
-
-
-def _transpose(task: SurveyTask) -> None:
-    with open_for_task(task.file, task.ordinal, task.options, task.folder) as source:
-        source.transpose()

@@ -22,7 +22,7 @@ from scshards.base.errors import ConfigError
 from scshards.cells.vocab import Vocab
 from scshards.pack.executors import InProcess, make_executor
 from scshards.pack.executors_base import LOCAL
-from scshards.pack.inputs import Input, expand
+from scshards.pack.inputs import Input, InputFile, expand
 from scshards.pack.job import Job
 from scshards.pack.options import PackOptions as PackOptions
 from scshards.pack.phases import Phases
@@ -81,7 +81,7 @@ def pack(
         When options, vocabulary, inputs or output can't be used. Before the first byte of the output
         is written nothing is left at `root`; afterwards what is done is kept, without a manifest.
     """
-    request = _Request.of(inputs, root, vocab, options, dask)
+    request = _Request.of(inputs, root, vocab, options)
     job = Job(request.root, request.options, request.asked, restart=restart, begun_only=finish)
     check_shared(job, request.options, dask)
     with job, make_executor(request.options.workers, dask) as executor:
@@ -143,7 +143,7 @@ def pack_share(
         raise ConfigError(
             f"{i}/{n} is no share", where="--task", advice="give I/N with I from 1 to N"
         )
-    request = _Request.of(inputs, root, vocab, options, None)
+    request = _Request.of(inputs, root, vocab, options)
     job = Job(request.root, request.options, request.asked, shared=True)
     check_shared(job, request.options, None, option="--task")
     executor = make_executor(request.options.workers or 1, None)
@@ -204,7 +204,7 @@ def check_shared(
 class _Request:
     """What was asked for, read and checked."""
 
-    files: list[Any]
+    files: list[InputFile]
     root: str
     vocab: Vocab
     options: PackOptions
@@ -217,7 +217,6 @@ class _Request:
         root: Input,
         vocab: Vocab | Input,
         options: PackOptions | None,
-        dask: str | None,
     ) -> _Request:
         options = options or PackOptions()
         files = expand(inputs, options.storage_options)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,14 @@ _REASONS = ("fewer than {} genes", "more than {} genes", "fewer than {} counts")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScatterTask:
-    """One slice to pack; `labels` are the kinds of `options.labels`, `n_shards` those of each split."""
+    """One slice to pack; `labels` are the kinds of `options.labels`, `n_shards` those of each split.
+
+    `identity` is that of the input when it was surveyed.
+    """
 
     number: int
     file: InputFile
+    identity: Mapping[str, Any]
     slice: plan.Slice
     options: PackOptions
     kind: ValueKind
@@ -97,13 +101,7 @@ def scatter(task: ScatterTask) -> Scattered:
         When the source can't be read, or the scratch folder not written.
     """
     s, options = task.slice, task.options
-    arrays = source_folder(task.folder, s.source)
     split = np.array(load_split(task.folder, s.source, options)[s.start : s.stop])
-    match = _match(np.load(arrays / "tokens.npy"), task.n_tokens)
-    labels = [
-        _Labels(arrays, i, name, kind)
-        for i, (name, kind) in enumerate(zip(options.labels, task.labels, strict=True))
-    ]
     keys = plan.cell_keys(s.source, np.arange(s.start, s.stop))
     shards = plan.assign_shards(
         split,
@@ -116,15 +114,21 @@ def scatter(task: ScatterTask) -> Scattered:
     )
     wanted = np.flatnonzero(shards >= 0)
     with (
-        open_for_task(task.file, s.source, options, task.folder) as source,
+        _open(task) as source,
         SpillWriter(Path(task.folder), task.number, sum(task.n_shards)) as spill,
         contextlib.closing(_blocks(source, s.start + wanted[[0, -1]])) as blocks,
     ):
-        cells = _Cells(task, source, spill, match, labels)
+        cells = _Cells(task, source, spill)
         for block in blocks:
             first = block.first_row - s.start
             cells.add(block, shards[first : first + len(block.indptr) - 1])
     return cells.scattered()
+
+
+def transpose(task: ScatterTask) -> None:
+    """Write the matrix that the slice is of out by rows, for all its slices."""
+    with _open(task) as source:
+        source.transpose()
 
 
 def warm_up(task: ScatterTask) -> None:
@@ -134,21 +138,15 @@ def warm_up(task: ScatterTask) -> None:
     a third of a second to load.
     """
     s = task.slice
-    arrays = source_folder(task.folder, s.source)
-    match = _match(np.load(arrays / "tokens.npy"), task.n_tokens)
-    labels = [
-        _Labels(arrays, i, name, kind)
-        for i, (name, kind) in enumerate(zip(task.options.labels, task.labels, strict=True))
-    ]
     with (
         # A fault of the input is the task's own to tell.
         contextlib.suppress(ScshardsError),
         tempfile.TemporaryDirectory(dir=task.folder) as folder,
-        open_for_task(task.file, s.source, task.options, task.folder) as source,
+        _open(task) as source,
         SpillWriter(Path(folder), 0, 1) as spill,
     ):
         for block in source.blocks(s.start, s.start + 1):
-            cells = _Cells(task, source, spill, match, labels)
+            cells = _Cells(task, source, spill)
             cells.add(block, np.zeros(len(block.indptr) - 1, np.int32))
 
 
@@ -170,16 +168,15 @@ def _blocks(source: Source, ends: NDArray[np.intp]) -> Generator[Block, None, No
 class _Cells:
     """Packs blocks into a spill, and counts what became of their cells."""
 
-    def __init__(
-        self,
-        task: ScatterTask,
-        source: Source,
-        spill: SpillWriter,
-        match: GeneMatch,
-        labels: list[_Labels],
-    ) -> None:
+    def __init__(self, task: ScatterTask, source: Source, spill: SpillWriter) -> None:
         options = task.options
-        self._task, self._source, self._spill, self._labels = task, source, spill, labels
+        arrays = source_folder(task.folder, task.slice.source)
+        self._task, self._source, self._spill = task, source, spill
+        self._labels = [
+            _Labels(arrays, i, name, kind)
+            for i, (name, kind) in enumerate(zip(options.labels, task.labels, strict=True))
+        ]
+        match = _match(np.load(arrays / "tokens.npy"), task.n_tokens)
         self._work = Workspace(match, task.kind)
         self._values = np.empty(len(self._work.tokens), self._work.scratch.dtype)
         none = 1 << 62
@@ -265,6 +262,10 @@ class _Labels:
             values = np.zeros(len(rows), int) - 1 if values.dtype.kind == "f" else values
             values = self._common[values].astype(np.int64)
         return LabelColumn(name=self._name, values=values)
+
+
+def _open(task: ScatterTask) -> Source:
+    return open_for_task(task.file, task.slice.source, task.options, task.folder, task.identity)
 
 
 def _match(tokens: NDArray[np.int32], n_tokens: int) -> GeneMatch:

@@ -65,7 +65,7 @@ class MtxFolder(TenX):
         self._folder, self._file = folder, _find(folder, MATRIX, where=name)
         self._where = f"{name}: {self._file}"
         self.n_rows = len(_table(folder, "barcodes.tsv", where=name))
-        with _opened(folder, self._file, self._where) as f:
+        with _opened(folder, self._file) as f:
             self._dtype, (n_features, n_cells, self.n_values) = _header(f, self._where)
         if (n_features, n_cells) != (self.n_columns, self.n_rows):
             raise SourceError(
@@ -111,7 +111,7 @@ class MtxFolder(TenX):
         counts = np.zeros(self.n_rows, np.int64)
         is_sorted, last, n = True, 0, 0
         with contextlib.ExitStack() as stack:
-            source = stack.enter_context(_opened(self._folder, self._file, self._where))
+            source = stack.enter_context(_opened(self._folder, self._file))
             files = [stack.enter_context((folder / name).open("wb")) for name, _ in self._files()]
             _header(source, self._where)
             for entries in self._entries(source):
@@ -191,7 +191,7 @@ def _table(folder: Storage, *names: str, where: str) -> Sequence[list[str]]:
     """The rows of a tab-separated file without a header."""
     file = _find(folder, *names, where=where)
     where = f"{where}: {file}"
-    with _opened(folder, file, where) as f:
+    with _opened(folder, file) as f:
         data = _read(f, -1, where)
     with reading(where):
         lines = data.decode().split("\n")
@@ -234,7 +234,7 @@ def _read(f: BinaryIO, size: int, where: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _opened(folder: Storage, file: str, where: str) -> Iterator[BinaryIO]:
+def _opened(folder: Storage, file: str) -> Iterator[BinaryIO]:
     with contextlib.ExitStack() as stack:
         f: Any = stack.enter_context(folder.open(file))
         if file.endswith(".gz"):

@@ -26,7 +26,7 @@ from scshards.pack import plan, where
 from scshards.pack.genes import match_source
 from scshards.pack.inputs import InputFile
 from scshards.pack.labels import Label, LabelSurvey, read_label
-from scshards.pack.marks import publish_array, read_mark
+from scshards.pack.marks import publish_array
 from scshards.pack.options import PackOptions
 from scshards.pack.sources import Source, input_identity, open_source
 from scshards.pack.sources_matrix import scratch_writes
@@ -176,16 +176,26 @@ def survey(task: SurveyTask) -> Survey:
         )
 
 
-def open_for_task(file: InputFile, ordinal: int, options: PackOptions, folder: str) -> Source:
+def open_for_task(
+    file: InputFile,
+    ordinal: int,
+    options: PackOptions,
+    folder: str,
+    identity: Mapping[str, Any] | None = None,
+) -> Source:
     """Open an input as the options say, with its place in the pack's scratch folder.
+
+    Parameters
+    ----------
+    identity
+        What the survey found the input to be; None while it is surveyed.
 
     Raises
     ------
     SourceError
         Also when it is not the file that was surveyed.
     """
-    mark = read_mark(source_folder(folder, ordinal) / "survey.json")
-    if mark is not None and mark["identity"] != _identity(file, options):
+    if identity is not None and identity != _identity(file, options):
         raise SourceError(
             "the input has changed since this pack began",
             where=file.name,
@@ -201,6 +211,11 @@ def open_for_task(file: InputFile, ordinal: int, options: PackOptions, folder: s
         storage_options=options.storage_options,
         scratch=source_folder(folder, ordinal) / "transposed",
     )
+
+
+def survey_mark(folder: str, ordinal: int) -> Path:
+    """The mark of one input's survey in the scratch folder."""
+    return source_folder(folder, ordinal) / "survey.json"
 
 
 def source_folder(folder: str, ordinal: int) -> Path:

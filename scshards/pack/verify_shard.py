@@ -268,7 +268,7 @@ class _Shard:
         status: NDArray[np.int64],
         specials: NDArray[np.int32],
     ) -> None:
-        rows, bad_value = self._decode(cells, fields, status, specials)
+        rows, bad_value = self._decode(fields, status, specials)
         index = {name: values[cells] for name, values in self._index.items()}
         for code, what in STATUS.items():
             self._flag(status == code, what, cells.start)
@@ -300,7 +300,6 @@ class _Shard:
 
     def _decode(
         self,
-        cells: slice,
         fields: NDArray[np.int64],
         status: NDArray[np.int64],
         specials: NDArray[np.int32],

@@ -17,7 +17,7 @@ from scshards.base.errors import ConfigError
 from scshards.cells.vocab import Vocab
 from scshards.pack.executors import make_executor
 from scshards.pack.inputs import Input, expand
-from scshards.pack.job import Job
+from scshards.pack.job import ADDS_TO, Job
 from scshards.pack.options import PackOptions
 from scshards.pack.phases import Phases
 from scshards.pack.reshard_record import KEPT
@@ -90,7 +90,7 @@ def append(
             )
     asked = {
         "inputs": [f.name for f in files],
-        "adds to": hashlib.sha256(shard_set.storage.read(MANIFEST)).hexdigest(),
+        ADDS_TO: hashlib.sha256(shard_set.storage.read(MANIFEST)).hexdigest(),
         "options": options.recorded(),
     }
     job = Job(os.fspath(root), options, asked, base=base, restart=restart)

@@ -37,6 +37,9 @@ from scshards.shards.manifest import MANIFEST, VOCAB, Manifest
 
 FOLDER, JOB, PLAN = ".packing", "job.json", "plan.json"
 
+ADDS_TO = "adds to"
+"""The key of what is asked for that names the manifest of the set that is added to."""
+
 GO_ON = (
     "what is done is kept: run the same command to go on, or add --restart to throw it away and "
     "begin anew"
@@ -182,6 +185,7 @@ class Job:
             self._refuse_unfinished_addition(self._base)
             return
         if self.storage.exists(MANIFEST):
+            self._remove_leftovers()
             raise OutputExistsError(
                 "there is a shard set already",
                 where=self.storage.at(""),
@@ -203,6 +207,13 @@ class Job:
         raise OutputExistsError(
             f"the output is not empty: it holds {other}", where=self.storage.at(""), advice=advice
         )
+
+    def _remove_leftovers(self) -> None:
+        """Remove the scratch folder of a job that was killed after it had published its manifest."""
+        if (self.folder / JOB).exists():
+            # Whoever holds it removes it.
+            with contextlib.suppress(OutputExistsError), held(self.folder):
+                self._remove_folder()
 
     def _refuse_unfinished_addition(self, base: Manifest) -> None:
         if self._restart or (self.folder / JOB).exists():
@@ -227,7 +238,13 @@ class Job:
                 where=self.storage.at(""),
                 advice="run its tasks first, with --task I/N",
             )
-        if self._restart:
+        # A job that was not about this manifest had published it, and was killed before it was gone.
+        is_over = (
+            self._base is not None
+            and found is not None
+            and found.get(ADDS_TO) != self._asked[ADDS_TO]
+        )
+        if self._restart or is_over:
             self._remove_work()
             found = None
         if found is not None and found != self._asked:

@@ -22,6 +22,7 @@ from plain_reader import read_back as read_back
 
 from scshards import PackOptions, Vocab
 from scshards.pack.run import pack
+from scshards.pack.sources import Source
 
 
 def counts(n_cells: int, n_genes: int, *, seed: int = 0, dtype: Any = np.float32) -> Any:
@@ -45,6 +46,21 @@ def write(path: Path, x: Any, *, form: str = "csr", **more: Any) -> Path:
     made = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}[form](x)
     adata(made, **more).write_h5ad(path, compression="gzip")
     return path
+
+
+def dense(source: Source, start: int = 0, stop: int | None = None, **limits: int) -> np.ndarray:
+    """The rows start:stop as the source's blocks give them."""
+    stop = source.n_rows if stop is None else stop
+    out = np.zeros((stop - start, source.n_columns))
+    at = start
+    for block in source.blocks(start, stop, **limits):
+        n = len(block.indptr) - 1
+        assert block.first_row == at
+        rows = np.repeat(np.arange(at - start, at - start + n), np.diff(block.indptr))
+        np.add.at(out, (rows, block.indices), block.data)
+        at += n
+    assert at == stop
+    return out
 
 
 def quiet_pack(inputs: Any, root: Path | str, vocab: Any, **options: Any) -> Any:

@@ -12,12 +12,12 @@ import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from pack_support import assert_holds, counts, expected, key, quiet_pack, vocab_of, write
+from pack_support import assert_holds, counts, dense, expected, key, quiet_pack, vocab_of, write
 
 from scshards import Vocab
 from scshards.base.errors import SourceError
 from scshards.pack import sources_matrix, sources_mtx
-from scshards.pack.sources import Source, open_source
+from scshards.pack.sources import open_source
 from scshards.pack.vocabulary import build_vocab
 
 
@@ -174,20 +174,6 @@ def write_mtx(
         else:
             (folder / name).write_bytes(data)
     return folder
-
-
-def dense(source: Source, start: int, stop: int, **limits: int) -> np.ndarray:
-    """The rows start:stop as the source's blocks give them."""
-    out = np.zeros((stop - start, source.n_columns))
-    at = start
-    for block in source.blocks(start, stop, **limits):
-        n = len(block.indptr) - 1
-        assert block.first_row == at
-        rows = np.repeat(np.arange(at - start, at - start + n), np.diff(block.indptr))
-        np.add.at(out, (rows, block.indices), block.data)
-        at += n
-    assert at == stop
-    return out
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from scshards import PackOptions
 from scshards.base.errors import ConfigError, OutputExistsError, StorageError, ValueKindError
 from scshards.base.storage import Storage
 from scshards.pack import segments
+from scshards.pack.job import Job
 from scshards.pack.lock import LEASE, Lease, held
 from scshards.pack.run import pack, pack_share
 
@@ -210,6 +213,41 @@ def test_a_bad_value_found_late_keeps_what_was_done_only_if_something_was(
     assert (tmp_path / "two" / ".packing").exists()
 
 
+def test_killed_between_the_manifest_and_the_end(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scshards.pack.append import append
+
+    def die(*_: Any) -> list[str]:
+        raise KeyboardInterrupt
+
+    root = tmp_path / "out"
+    with monkeypatch.context() as m:
+        m.setattr(Job, "_remove_folder", die)
+        with pytest.raises(KeyboardInterrupt):
+            quiet_pack(inputs(folder), root, vocab_of(GENES), **OPTIONS)
+    assert (root / ".packing" / "plan.json").exists() and (root / "manifest.json").exists()
+    other, third = tmp_path / "other", tmp_path / "third"
+    shutil.copytree(root, other)
+    with pytest.raises(OutputExistsError, match="shard set already"):
+        quiet_pack(inputs(folder), root, vocab_of(GENES), **OPTIONS)
+    assert the_same(root, folder)
+    # Nor does it stand in the way of an addition; and neither does what an addition left.
+    obs = {"donor": ["d1"] * 20}
+    more = [write(tmp_path / f"{i}.h5ad", counts(20, GENES, seed=i), obs=obs) for i in range(2)]
+    for path, clean in zip(more, (False, True), strict=True):
+        with monkeypatch.context() as m:
+            if not clean:
+                m.setattr(Job, "_remove_folder", die)
+            with pytest.raises(KeyboardInterrupt) if not clean else contextlib.nullcontext():
+                append([path], other, {"workers": 1}, progress=False)
+        assert (other / ".packing").exists() != clean
+    shutil.copytree(folder / "expected", third)
+    for path in more:
+        append([path], third, {"workers": 1}, progress=False)
+    assert tree_sums(other) == tree_sums(third)
+
+
 def test_a_second_pack_is_refused(folder: Path, tmp_path: Path) -> None:
     root = tmp_path / "out"
     (root / ".packing").mkdir(parents=True)
@@ -302,9 +340,10 @@ def test_shares_beside_each_other(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_killed_at_ten_random_moments(folder: Path, tmp_path: Path, workers: str) -> None:
     root, rng = tmp_path / "out", random.Random(int(workers))
+    line = command(folder, root, "--workers", workers)
     killed = 0
     while killed < 10:
-        run = subprocess.Popen(command(folder, root, "--workers", workers))
+        run = subprocess.Popen(line)
         try:
             # From the moment it makes its folder: before, there is nothing to interrupt.
             until(
@@ -313,12 +352,14 @@ def test_killed_at_ten_random_moments(folder: Path, tmp_path: Path, workers: str
             time.sleep(rng.uniform(0, 0.25))
         finally:
             run.kill()
-        if run.wait(timeout=60) == 0:
-            break
-        killed += 1
-    assert killed >= 3
+        killed += run.wait(timeout=60) != 0
+        if (root / "manifest.json").exists():
+            # It was done, or as good as done: what it may have left goes, and it begins anew.
+            subprocess.run(line, capture_output=True, timeout=120)
+            assert the_same(root, folder)
+            shutil.rmtree(root)
     if not (root / "manifest.json").exists():
-        subprocess.run(command(folder, root, "--workers", workers), check=True, timeout=120)
+        subprocess.run(line, check=True, timeout=120)
     until(lambda: the_same(root, folder), 10)
 
 

@@ -21,6 +21,7 @@ from pack_support import (
     adata,
     assert_holds,
     counts,
+    dense,
     expected,
     key,
     quiet_pack,
@@ -30,7 +31,7 @@ from pack_support import (
 
 from scshards.base.errors import SourceError
 from scshards.pack import sources_matrix
-from scshards.pack.sources import Source, open_source
+from scshards.pack.sources import open_source
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Writing zarr v2", "ignore:zarr v3 autosharding", "ignore:Consolidated metadata"
@@ -44,21 +45,6 @@ def write_zarr(path: Path, made: anndata.AnnData, format_: int, **more: Any) -> 
     with anndata.settings.override(zarr_write_format=format_):
         made.write_zarr(path, **more)
     return path
-
-
-def dense(source: Source, start: int = 0, stop: int | None = None, **limits: int) -> np.ndarray:
-    """The rows start:stop as the source's blocks give them."""
-    stop = source.n_rows if stop is None else stop
-    out = np.zeros((stop - start, source.n_columns))
-    at = start
-    for block in source.blocks(start, stop, **limits):
-        n = len(block.indptr) - 1
-        assert block.first_row == at
-        rows = np.repeat(np.arange(at - start, at - start + n), np.diff(block.indptr))
-        np.add.at(out, (rows, block.indices), block.data)
-        at += n
-    assert at == stop
-    return out
 
 
 def rechunked(path: Path, node: str, **how: Any) -> None:

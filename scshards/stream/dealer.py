@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.stream.buffers import BufferPool
-from scshards.stream.fetch import ChunkSource
 from scshards.stream.plan import EpochPlan, Share
 from scshards.stream.reader import LaneReader, Staging
+from scshards.stream.source import CellSource
 
 BLOCK_CELLS = 1024
 """About how many cells a block has: enough to make Python's share small, few enough to start soon."""
@@ -42,7 +42,7 @@ class Block:
 
 
 def blocks(
-    plan: EpochPlan, share: Share, batches: int, source: ChunkSource, fetchers: Executor
+    plan: EpochPlan, share: Share, batches: int, source: CellSource, fetchers: Executor
 ) -> Iterator[Block]:
     """The blocks of a rank's share, `batches` batches in all.
 
@@ -88,7 +88,7 @@ def _deal(reader: LaneReader, share: Share, begin: int, end: int, staging: Stagi
     reader.deal(until, first, stride, rows, staging)
 
 
-def _cell_bytes(source: ChunkSource) -> int:
+def _cell_bytes(source: CellSource) -> int:
     """The mean bytes of a cell in the split's tars, headers included: a first guess for buffers."""
     cells = sum(s.cells for s in source.shards)
     return int(sum(int(s.chunks.raw.sum()) for s in source.shards) / max(cells, 1)) + 1

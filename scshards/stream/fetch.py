@@ -1,23 +1,13 @@
-"""Chunks of a split, read, checked and cut into cells. Called by stream.reader from several threads.
+"""The bytes of a split's chunks, read and checked. Called by stream.source from several threads.
 
-A chunk's checksum is compared before any cell of it is used, and every cell's place in it is checked
-against its bounds, so nothing behind this module meets bytes that were not packed.
+A chunk's checksum is compared before anything behind this module sees a byte of it.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import FormatError
-from scshards.cells.batch import KEY_ROW_BITS
-from scshards.shards.index import OBS_PREFIX
 from scshards.shards.shardset import ShardSet
 from scshards.shards.tar import open_chunk
 from scshards.stream.buffers import BufferPool
@@ -26,148 +16,39 @@ _FREE_CHUNKS = 16
 """Chunks' buffers that wait for their next use; those in use are not counted."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoadedChunk:
-    """Some consecutive cells of a shard and the bytes they lie in.
-
-    Attributes
-    ----------
-    data
-        uint8: uncompressed tar bytes, in a buffer that is used again when no view of it is left.
-    starts, sizes
-        int64 [cells]: where each member's payload lies in `data`.
-    keys
-        int64 [cells]: `source << 40 | row`.
-    labels
-        int64 [cells, columns]: codes, or the bits of float64 numbers.
-    """
-
-    data: NDArray[np.uint8]
-    starts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    keys: NDArray[np.int64]
-    labels: NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class _Index:
-    starts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    keys: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    chunk_stored: NDArray[np.int64]
-    chunk_raw: NDArray[np.int64]
-
-
-class ChunkSource:
-    """Reads the chunks of one split.
+class ChunkFetcher:
+    """Reads chunks of one split.
 
     Parameters
     ----------
     shardset, split
         What to read.
-    columns
-        Label columns to carry along with each cell.
-    indexes_kept
-        How many shards' indexes stay in memory.
     """
 
-    def __init__(
-        self, shardset: ShardSet, split: str, columns: Sequence[str], indexes_kept: int
-    ) -> None:
-        self.shardset = shardset
-        self.shards = shardset.shards(split)
-        self.columns = tuple(columns)
-        self._kept = max(1, indexes_kept)
-        self._indexes: OrderedDict[int, _Index] = OrderedDict()
-        self._lock = threading.Lock()
+    def __init__(self, shardset: ShardSet, split: str) -> None:
+        self._shardset = shardset
+        self._shards = shardset.shards(split)
         self._buffers = BufferPool(kept=_FREE_CHUNKS)
 
-    def pieces(self, shard: int, first: int, end: int) -> list[tuple[int, int, int, int]]:
-        """Cells [first, end) of a shard as (shard, chunk, first cell, end cell), chunk by chunk."""
-        bounds = np.concatenate(([0], np.cumsum(self.shards[shard].chunks.cells)))
-        at = int(np.searchsorted(bounds, first, side="right")) - 1
-        out = []
-        while first < end:
-            stop = min(end, int(bounds[at + 1]))
-            if stop > first:
-                out.append((shard, at, first, stop))
-            first = stop
-            at += 1
-        return out
-
-    def load(self, shard: int, chunk: int, first: int, end: int) -> LoadedChunk:
-        """Read and check one chunk; the cells [first, end) of its shard.
+    def fetch(self, shard: int, chunk: int) -> NDArray[np.uint8]:
+        """The uncompressed tar bytes of a chunk, in a buffer that is used again when no view is left.
 
         Raises
         ------
         ChecksumError, FormatError, StorageError
             Naming the shard and the chunk.
         """
-        info = self.shards[shard]
-        index = self._index(shard)
-        where = f"{self.shardset.storage.at(info.path)}, chunk {chunk}"
-        stop = int(index.chunk_stored[chunk])
-        start = stop - int(info.chunks.stored[chunk])
-        stored = self._buffers.take(stop - start)
-        self.shardset.storage.read_into(info.path, start, stored.data)
-        raw_size = int(info.chunks.raw[chunk])
-        data = open_chunk(
+        info = self._shards[shard]
+        size = int(info.chunks.stored[chunk])
+        stored = self._buffers.take(size)
+        self._shardset.storage.read_into(info.path, self._start(shard, chunk), stored.data)
+        return open_chunk(
             stored,
-            raw_size,
+            int(info.chunks.raw[chunk]),
             int(info.chunks.sums[chunk]),
-            self.shardset.manifest.compression,
-            where,
-        )
-        starts = index.starts[first:end] - (index.chunk_raw[chunk] - raw_size)
-        sizes = index.sizes[first:end]
-        if len(starts) and (
-            starts.min() < 0 or sizes.min() <= 0 or (starts + sizes).max() > raw_size
-        ):
-            raise FormatError(
-                "the index points outside a chunk",
-                where=where,
-                advice="run scshards verify on the shard set",
-            )
-        return LoadedChunk(
-            data=data,
-            starts=starts,
-            sizes=sizes,
-            keys=index.keys[first:end],
-            labels=index.labels[first:end],
+            self._shardset.manifest.compression,
+            f"{self._shardset.storage.at(info.path)}, chunk {chunk}",
         )
 
-    def _index(self, shard: int) -> _Index:
-        with self._lock:
-            if shard in self._indexes:
-                self._indexes.move_to_end(shard)
-                return self._indexes[shard]
-        made = self._read_index(shard)
-        with self._lock:
-            self._indexes[shard] = made
-            while len(self._indexes) > self._kept:
-                self._indexes.popitem(last=False)
-        return made
-
-    def _read_index(self, shard: int) -> _Index:
-        info = self.shards[shard]
-        names = [OBS_PREFIX + c for c in self.columns]
-        table = self.shardset.index(info, ["offset", "size", "source", "row", *names])
-        labels = np.empty((info.cells, len(names)), np.int64)
-        for j, name in enumerate(names):
-            labels[:, j] = _as_bits(table[name])
-        return _Index(
-            starts=table["offset"].astype(np.int64),
-            sizes=table["size"].astype(np.int64),
-            keys=(table["source"].astype(np.int64) << KEY_ROW_BITS) | table["row"],
-            labels=labels,
-            chunk_stored=np.cumsum(info.chunks.stored),
-            chunk_raw=np.cumsum(info.chunks.raw),
-        )
-
-
-def _as_bits(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Codes as int64; numbers as the bits of their float64."""
-    if values.dtype.kind == "f":
-        return values.astype(np.float64).view(np.int64)
-    return values.astype(np.int64)
+    def _start(self, shard: int, chunk: int) -> int:
+        return int(self._shards[shard].chunks.stored[:chunk].sum())

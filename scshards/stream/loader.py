@@ -22,9 +22,9 @@ from scshards.cells.values import TieBreak
 from scshards.shards.shardset import ShardSet
 from scshards.stream.collate import CollateOptions, Collator
 from scshards.stream.dealer import Block, blocks
-from scshards.stream.fetch import ChunkSource
 from scshards.stream.pipeline import in_order
 from scshards.stream.plan import EpochPlan, Share, fitting_lanes, plan_epoch, steps
+from scshards.stream.source import CellSource
 
 STATE_VERSION = 1
 _FETCHERS_LOCAL, _FETCHERS_REMOTE = 2, 16
@@ -263,7 +263,7 @@ class CellLoader:
             batch_size=self.batch_size,
             lanes=self._lanes,
         )
-        source = ChunkSource(
+        source = CellSource(
             self.shardset, self.split, list(self._columns), indexes_kept=2 * self._lanes
         )
         n_fetchers = _FETCHERS_LOCAL if self.shardset.storage.is_local else _FETCHERS_REMOTE

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.shards.kernels import copy_bytes
-from scshards.stream.fetch import ChunkSource, LoadedChunk
 from scshards.stream.plan import EpochPlan
 from scshards.stream.shuffle import EMITTED, FILLED, NEXT_INPUT, new_state, pick, replay
+from scshards.stream.source import CellSource, LoadedChunk
 
 _DONE, _NEED_INPUT, _NEED_ARENA, _NEED_ROOM = 0, 1, 2, 3
 _TAIL = 0
@@ -66,7 +66,7 @@ class LaneReader:
         self,
         plan: EpochPlan,
         lane: int,
-        source: ChunkSource,
+        source: CellSource,
         fetchers: Executor,
         emitted: int,
         cell_bytes: int,
@@ -182,7 +182,7 @@ class LaneReader:
 
 
 def _load_some(
-    source: ChunkSource, piece: tuple[int, int, int, int], places: NDArray[np.int64]
+    source: CellSource, piece: tuple[int, int, int, int], places: NDArray[np.int64]
 ) -> LoadedChunk:
     """Only some cells of a chunk, without the bytes between them."""
     chunk = source.load(*piece)

@@ -30,7 +30,8 @@ _BLOCKS = 3
 class Block:
     """Cells of `batches` batches in a row; row i belongs to batch i // batch_size.
 
-    A row whose size is 0 holds no cell: it only fills up the last batch of an evaluation.
+    A row whose size is 0 holds no cell: it only fills up the last batch of an evaluation. `begin` is
+    the position of the epoch at which the first batch starts, the same on every rank.
     """
 
     data: NDArray[np.uint8]
@@ -39,6 +40,7 @@ class Block:
     keys: NDArray[np.int64]
     labels: NDArray[np.int64]
     batches: int
+    begin: int
 
 
 def blocks(
@@ -73,6 +75,7 @@ def blocks(
             keys=staging.keys,
             labels=staging.labels,
             batches=count,
+            begin=begin,
         )
         batches -= count
         begin += count * share.global_batch

@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import h5py
 from bench_pack_data import NAMES, dense_cells, sparse_cells, write_h5ad
+from bench_process import in_process, peak_bytes
 
 from scshards.base.progress import table
 from scshards.cells.vocab import Vocab
@@ -158,8 +157,10 @@ def run_pack(
 ) -> tuple[list[float], float]:
     """Seconds of some packs, one after another in one fresh process, and its peak bytes."""
     inputs = [str(folder / f"{stem}.h5ad") for stem in stems]
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_pack, inputs, str(folder / "out"), options, times).result()
+    taken: tuple[list[float], float] = in_process(
+        _pack, inputs, str(folder / "out"), options, times
+    )
+    return taken
 
 
 def _pack(
@@ -174,12 +175,6 @@ def _pack(
         pack(inputs, out, vocab, PackOptions(**options), progress=False)
         taken.append(time.perf_counter() - start)
     return taken, peak_bytes()
-
-
-def peak_bytes() -> float:
-    """The most memory this process has had. getrusage would count its parent's at the fork too."""
-    status = Path("/proc/self/status").read_text()
-    return float(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def seconds_to_read(path: Path) -> float:

@@ -1,0 +1,97 @@
+"""The shards that tools/bench_stream measures on, made once and kept in a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import msgpack
+import numpy as np
+from bench_pack_data import GENES, NAMES, dense_cells, write_h5ad
+
+from scshards.cells.vocab import Vocab
+from scshards.pack.run import PackOptions, pack
+from scshards.shards.manifest import MANIFEST, VOCAB, Manifest
+
+SHARDS = 8
+RECIPE = 1
+"""To be raised when the shards change, so that older ones are not taken for them."""
+
+
+class Data:
+    """Shard sets of the same cells.
+
+    Attributes
+    ----------
+    cells
+        Cells that there are.
+    own
+        Their shard set, of SHARDS plain tars.
+    stock
+        Folder of as many tars for stock webdataset.
+    """
+
+    def __init__(self, folder: Path, cells: int) -> None:
+        self.cells = cells
+        self._folder = folder / f"recipe{RECIPE}-{cells}"
+        self.own, self.stock = self._folder / "own", self._folder / "stock"
+        if not self._folder.exists():
+            print(f"making {cells:,} cells in {self._folder}", file=sys.stderr, flush=True)
+            making = self._folder.with_suffix(f".making{os.getpid()}")
+            shutil.rmtree(making, ignore_errors=True)
+            _make(making, cells)
+            making.rename(self._folder)
+
+    def repeated(self, cells: int) -> Path:
+        """A shard set of at least so many cells: hard links to the same shards, again and again."""
+        times = max(1, -(-cells // self.cells))
+        root = self._folder / f"repeated{times}"
+        if not (root / MANIFEST).exists():
+            (root / "train").mkdir(parents=True, exist_ok=True)
+            manifest = Manifest.from_json((self.own / MANIFEST).read_bytes())
+            shards = []
+            for i in range(times * SHARDS):
+                shard = manifest.splits["train"][i % SHARDS]
+                copy = dataclasses.replace(
+                    shard, path=f"train/{i:06d}.tar", index_path=f"train/{i:06d}.parquet"
+                )
+                for old, new in ((shard.path, copy.path), (shard.index_path, copy.index_path)):
+                    (root / new).unlink(missing_ok=True)
+                    os.link(self.own / old, root / new)
+                shards.append(copy)
+            shutil.copy(self.own / VOCAB, root / VOCAB)
+            whole = dataclasses.replace(manifest, splits={"train": tuple(shards)})
+            (root / MANIFEST).write_bytes(whole.to_json())
+        return root
+
+    def warm(self) -> None:
+        """Read every shard once, so that it is in the page cache."""
+        for path in sorted(self._folder.glob("*/**/*.tar")):
+            if path.parts[-3] == "own" or path.parts[-2] == "stock":
+                path.read_bytes()
+
+
+def _make(folder: Path, cells: int) -> None:
+    import webdataset as wds
+
+    x = dense_cells(cells, seed=0)
+    folder.mkdir(parents=True)
+    source = folder / "cells.h5ad"
+    write_h5ad(source, x, compression=None)
+    options = PackOptions(workers=1, cells_per_shard=-(-cells // SHARDS))
+    pack([str(source)], str(folder / "own"), Vocab.from_genes(NAMES), options, progress=False)
+    source.unlink()
+    # What a user of stock webdataset would write: one msgpack a cell, arrays as their bytes.
+    assert GENES < 1 << 16
+    (folder / "stock").mkdir()
+    with wds.ShardWriter(
+        f"file:{folder}/stock/%06d.tar", maxcount=-(-cells // SHARDS), verbose=0
+    ) as writer:
+        for i in range(cells):
+            row = slice(x.indptr[i], x.indptr[i + 1])
+            genes, counts = x.indices[row].astype(np.uint16), x.data[row].astype(np.uint16)
+            packed = msgpack.packb({"genes": genes.tobytes(), "values": counts.tobytes()})
+            writer.write({"__key__": f"{i:08d}", "mp": packed})

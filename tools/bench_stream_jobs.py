@@ -1,0 +1,119 @@
+"""What tools/bench_stream runs in a process of its own for each measurement.
+
+Each function imports what it needs first, notes the memory that took, and returns plain figures.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench_process import peak_bytes, processor_seconds, resident_bytes
+
+Figures = dict[str, float]
+
+
+def epoch(root: str, options: dict[str, Any], pinned: bool) -> Figures:
+    """An epoch of a shard set, after a first batch that loaded the kernels."""
+    if pinned:
+        _pin()
+    from scshards.stream.loader import CellLoader
+
+    before = _memory_of_imports()
+    start = time.perf_counter()
+    loader = CellLoader(root, **options)
+    first = iter(loader)
+    next(first)
+    first_batch = time.perf_counter() - start
+    first.close()
+    loader.set_epoch(1)
+    seconds, processor, cells = _timed(len(batch.keys) for batch in loader)
+    return {
+        "cells/s": cells / seconds,
+        "µs of processor a cell": 1e6 * processor / cells,
+        "first batch, s": first_batch,
+        "memory, MB": (peak_bytes() - before) / 1e6,
+        "cells": cells,
+    }
+
+
+def stock(folder: str, cells: int, do_binning: bool, in_memory: bool) -> Figures:
+    """Stock webdataset with scGPT's collation on one core; or its collation alone, cells in memory."""
+    _pin()
+    import torch
+
+    torch.set_num_threads(1)
+    from bench_pack_data import GENES
+    from bench_stream_peers import ScgptCollator, stock_batches, stock_samples
+
+    before = _memory_of_imports()
+    batch_size, max_length = 64, 1200
+    collator = ScgptCollator(pad_id=GENES + 1, max_length=max_length, do_binning=do_binning)
+    if in_memory:
+        samples = stock_samples(Path(folder), n_tokens=GENES)
+        stream = iter(samples)
+        kept = [next(stream) for _ in range(cells)]
+        batches: Iterator[Any] = (
+            collator(kept[i : i + batch_size]) for i in range(0, cells, batch_size)
+        )
+    else:
+        batches = stock_batches(
+            Path(folder),
+            n_tokens=GENES,
+            max_length=max_length,
+            batch_size=batch_size,
+            do_binning=do_binning,
+        )
+    start = time.perf_counter()
+    next(batches)
+    first_batch = time.perf_counter() - start
+    seconds, processor, done = _timed(_until(cells - batch_size, batches))
+    return {
+        "cells/s": done / seconds,
+        "µs of processor a cell": 1e6 * processor / done,
+        "first batch, s": first_batch,
+        "memory, MB": (peak_bytes() - before) / 1e6,
+        "cells": done,
+    }
+
+
+def compile_kernels(root: str) -> None:
+    """A batch of each kind that is measured, so that numba's cache has every kernel."""
+    from scshards.stream.loader import CellLoader
+
+    for n_bins in (0, 51):
+        batches = iter(CellLoader(root, n_bins=n_bins))
+        next(batches)
+        batches.close()
+
+
+def _until(cells: int, batches: Iterator[Any]) -> Iterator[int]:
+    done = 0
+    while done < cells:
+        n = len(next(batches)["gene"])
+        done += n
+        yield n
+
+
+def _timed(counts: Iterator[int]) -> tuple[float, float, int]:
+    """Seconds, processor seconds, and the sum of what is counted."""
+    processor, start = processor_seconds(), time.perf_counter()
+    total = sum(counts)
+    return time.perf_counter() - start, processor_seconds() - processor, total
+
+
+def _pin() -> None:
+    """Stay on one core, with all threads that will be."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def _memory_of_imports() -> float:
+    """Bytes of this process after what every loader needs was imported."""
+    import numba  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+    import torch  # noqa: F401
+
+    return resident_bytes()

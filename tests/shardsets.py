@@ -26,6 +26,7 @@ class Known:
     genes: dict[int, np.ndarray]
     values: dict[int, np.ndarray]
     donor: dict[int, int]
+    age: dict[int, float]
 
 
 def make_set(
@@ -40,15 +41,18 @@ def make_set(
     top: int = 30,
     split: str = "train",
     url: str | None = None,
+    categories: tuple[str, ...] = ("a", "b", "c"),
+    columns: tuple[str, ...] = ("donor", "age"),
 ) -> Known:
     """Write shards of the given sizes; cells are random, keys are consecutive rows of source 0.
 
-    `url` writes to another store than the folder `root`.
+    `url` writes to another store than the folder `root`; `categories` are those of `donor`; `columns`
+    are the labels that are kept.
     """
     rng = np.random.default_rng(seed)
     storage = Storage(url or root)
     vocab = Vocab([f"g{i}" for i in range(n_genes)]).with_specials()
-    known = Known(root, vocab, {}, {}, {})
+    known = Known(root, vocab, {}, {}, {}, {})
     shards = []
     row = n_bytes = 0
     for i, cells in enumerate(shard_cells):
@@ -58,7 +62,7 @@ def make_set(
             values = [rng.integers(1, top + 1, n).astype(np.uint64) for n in lengths]
         else:
             values = [rng.uniform(0.1, 9, n).astype(np.float32) for n in lengths]
-        donor = rng.integers(-1, 3, cells)
+        donor = rng.integers(-1, len(categories), cells)
         age = rng.uniform(20, 80, cells)
         rows = TokenRows(
             indptr=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
@@ -66,7 +70,8 @@ def make_set(
             values=np.concatenate(values),
             unmatched_values=0,
         )
-        labels = [LabelColumn(name="donor", values=donor), LabelColumn(name="age", values=age)]
+        made = {"donor": donor, "age": age}
+        labels = [LabelColumn(name=name, values=made[name]) for name in columns]
         payload, ends = encode_rows(rows, labels)
         sizes = np.diff(np.concatenate(([0], ends)))
         keys = np.arange(row, row + cells)
@@ -79,7 +84,7 @@ def make_set(
             total=np.array([v.sum() for v in values], float),
             source=np.zeros(cells, np.int64),
             row=keys,
-            labels={"donor": donor, "age": age},
+            labels={name: made[name] for name in columns},
         )
         name = f"{split}/{i:06d}"
         path = name + (".tar" if compression == "none" else ".tar.zst")
@@ -103,12 +108,17 @@ def make_set(
             known.genes[row + k] = genes[k]
             known.values[row + k] = values[k]
             known.donor[row + k] = int(donor[k])
+            known.age[row + k] = float(age[k])
         row += cells
         n_bytes += len(payload)
     storage.write("vocab.json", vocab.to_json())
+    kinds = {
+        "donor": LabelInfo(kind="category", categories=categories),
+        "age": LabelInfo(kind="number"),
+    }
     manifest = Manifest(
         vocab_size=len(vocab), vocab_fingerprint=vocab.fingerprint, value_kind=kind, compression=compression,
-        labels={"donor": LabelInfo(kind="category", categories=("a", "b", "c")), "age": LabelInfo(kind="number")},
+        labels={name: kinds[name] for name in columns},
         splits={split: tuple(shards)},
         sources=(
             SourceInfo(name="made", rows=row, kept=row, columns=n_genes, matched=n_genes, unmatched=0,

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.shards.shardset import ShardSet
 from scshards.shards.tar import open_chunk
 from scshards.stream.buffers import BufferPool
+from scshards.stream.shardlist import ShardList
 
 _FREE_CHUNKS = 16
 """Chunks' buffers that wait for their next use; those in use are not counted."""
@@ -21,13 +21,12 @@ class ChunkFetcher:
 
     Parameters
     ----------
-    shardset, split
+    shards
         What to read.
     """
 
-    def __init__(self, shardset: ShardSet, split: str) -> None:
-        self._shardset = shardset
-        self._shards = shardset.shards(split)
+    def __init__(self, shards: ShardList) -> None:
+        self._shards = shards
         self._buffers = BufferPool(kept=_FREE_CHUNKS)
 
     def fetch(self, shard: int, chunk: int) -> NDArray[np.uint8]:
@@ -38,17 +37,17 @@ class ChunkFetcher:
         ChecksumError, FormatError, StorageError
             Naming the shard and the chunk.
         """
-        info = self._shards[shard]
+        info = self._shards.shards[shard]
         size = int(info.chunks.stored[chunk])
         stored = self._buffers.take(size)
-        self._shardset.storage.read_into(info.path, self._start(shard, chunk), stored.data)
+        self._shards.storage(shard).read_into(info.path, self._start(shard, chunk), stored.data)
         return open_chunk(
             stored,
             int(info.chunks.raw[chunk]),
             int(info.chunks.sums[chunk]),
-            self._shardset.manifest.compression,
-            f"{self._shardset.storage.at(info.path)}, chunk {chunk}",
+            self._shards.compression(shard),
+            f"{self._shards.at(shard)}, chunk {chunk}",
         )
 
     def _start(self, shard: int, chunk: int) -> int:
-        return int(self._shards[shard].chunks.stored[:chunk].sum())
+        return int(self._shards.shards[shard].chunks.stored[:chunk].sum())

@@ -19,11 +19,11 @@ from typing import Any
 from scshards.base.errors import ConfigError, StateError
 from scshards.cells.batch import Batch
 from scshards.cells.values import TieBreak
-from scshards.shards.shardset import ShardSet
 from scshards.stream.collate import CollateOptions, Collator
 from scshards.stream.dealer import Block, blocks
 from scshards.stream.pipeline import in_order
 from scshards.stream.plan import EpochPlan, Share, fitting_lanes, plan_epoch, steps
+from scshards.stream.shardlist import ShardList
 from scshards.stream.source import CellSource
 
 STATE_VERSION = 1
@@ -106,18 +106,17 @@ class CellLoader:
         if epoch < 0:
             raise ConfigError(f"epoch is at least 0, not {epoch}")
         self.rank, self.world_size = _topology(rank, world_size)
-        self.shardset = ShardSet(root, storage_options)
+        self._list = ShardList([root], split, storage_options)
+        self.shardset = self._list.shardsets[0]
         self.split, self.batch_size, self.seed = split, batch_size, seed
         self.drop_last = drop_last
-        self._shards = self.shardset.shards(split)
         self._shuffle, self._buffer, self._threads = shuffle, shuffle_buffer, threads
         self._wanted_lanes = lanes
         self._lanes = fitting_lanes(lanes, self.world_size)
         self._epoch, self._position = epoch, 0
         self._running = False
-        manifest = self.shardset.manifest
-        self._fingerprint = manifest.fingerprint(split)
-        self._columns = {name: info.kind for name, info in manifest.labels.items()}
+        self._fingerprint = self._list.fingerprint()
+        self._columns = {name: info.kind for name, info in self._list.labels.items()}
         self._collator = Collator(
             CollateOptions(
                 max_length=max_length,
@@ -128,8 +127,8 @@ class CellLoader:
                 mask_value=mask_value,
                 cls_value=cls_value,
             ),
-            self.shardset.vocab,
-            manifest.value_kind,
+            self._list.vocab,
+            self._list.value_kind,
             seed,
             self._columns,
         )
@@ -137,14 +136,14 @@ class CellLoader:
             raise ConfigError(
                 f"the split {split!r} has {self.cells} cells, fewer than one global batch of "
                 f"{self.global_batch} ({batch_size} on each of {self.world_size} ranks)",
-                where=self.shardset.storage.at(""),
+                where=self._list.name(),
                 advice="use a smaller batch_size, or drop_last=False for evaluation",
             )
 
     @property
     def cells(self) -> int:
         """Cells of the split."""
-        return sum(s.cells for s in self._shards)
+        return int(self._list.cells.sum())
 
     @property
     def global_batch(self) -> int:
@@ -212,7 +211,7 @@ class CellLoader:
             if state[name] != own[name]:
                 raise StateError(
                     f"the state has another {name}: {state[name]!r} instead of {own[name]!r}",
-                    where=self.shardset.storage.at(""),
+                    where=self._list.name(),
                     advice="make the loader as it was made when the state was taken",
                 )
         epoch, lanes, position = (state[k] for k in ("epoch", "lanes", "position"))
@@ -233,7 +232,7 @@ class CellLoader:
     def plan(self) -> EpochPlan:
         """The order of the epoch, on integers."""
         return plan_epoch(
-            [s.cells for s in self._shards],
+            self._list.cells,
             seed=self.seed,
             epoch=self._epoch,
             lanes=self._lanes,
@@ -263,10 +262,8 @@ class CellLoader:
             batch_size=self.batch_size,
             lanes=self._lanes,
         )
-        source = CellSource(
-            self.shardset, self.split, list(self._columns), indexes_kept=2 * self._lanes
-        )
-        n_fetchers = _FETCHERS_LOCAL if self.shardset.storage.is_local else _FETCHERS_REMOTE
+        source = CellSource(self._list, list(self._columns), indexes_kept=2 * self._lanes)
+        n_fetchers = _FETCHERS_LOCAL if self._list.is_local else _FETCHERS_REMOTE
         fetchers = ThreadPoolExecutor(n_fetchers, "scshards-fetch")
         try:
             dealt = blocks(self.plan(), share, count, source, fetchers)

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scshards.base.errors import FormatError
 from scshards.cells.batch import KEY_ROW_BITS
 from scshards.shards.index import OBS_PREFIX
-from scshards.shards.shardset import ShardSet
 from scshards.stream.fetch import ChunkFetcher
+from scshards.stream.shardlist import ShardList
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +60,7 @@ class CellSource:
 
     Parameters
     ----------
-    shardset, split
+    shards
         What to read.
     columns
         Label columns to carry along with each cell.
@@ -68,16 +68,14 @@ class CellSource:
         How many shards' indexes stay in memory.
     """
 
-    def __init__(
-        self, shardset: ShardSet, split: str, columns: Sequence[str], indexes_kept: int
-    ) -> None:
-        self.shardset = shardset
-        self.shards = shardset.shards(split)
+    def __init__(self, shards: ShardList, columns: Sequence[str], indexes_kept: int) -> None:
+        self._list = shards
+        self.shards = shards.shards
         self.columns = tuple(columns)
         self._kept = max(1, indexes_kept)
         self._indexes: OrderedDict[int, _Index] = OrderedDict()
         self._lock = threading.Lock()
-        self._fetcher = ChunkFetcher(shardset, split)
+        self._fetcher = ChunkFetcher(shards)
 
     def pieces(self, shard: int, first: int, end: int) -> list[tuple[int, int, int, int]]:
         """Cells [first, end) of a shard as (shard, chunk, first cell, end cell), chunk by chunk."""
@@ -100,7 +98,6 @@ class CellSource:
         ChecksumError, FormatError, StorageError
             Naming the shard and the chunk.
         """
-        info = self.shards[shard]
         index = self._index(shard)
         data = self._fetcher.fetch(shard, chunk)
         starts = index.starts[first:end] - (index.chunk_raw[chunk] - len(data))
@@ -110,7 +107,7 @@ class CellSource:
         ):
             raise FormatError(
                 "the index points outside a chunk",
-                where=f"{self.shardset.storage.at(info.path)}, chunk {chunk}",
+                where=f"{self._list.at(shard)}, chunk {chunk}",
                 advice="run scshards verify on the shard set",
             )
         return LoadedChunk(
@@ -136,7 +133,7 @@ class CellSource:
     def _read_index(self, shard: int) -> _Index:
         info = self.shards[shard]
         names = [OBS_PREFIX + c for c in self.columns]
-        table = self.shardset.index(info, ["offset", "size", "source", "row", *names])
+        table = self._list.index(shard, ["offset", "size", "source", "row", *names])
         labels = np.empty((info.cells, len(names)), np.int64)
         for j, name in enumerate(names):
             labels[:, j] = _as_bits(table[name])

@@ -12,7 +12,7 @@ few batches ahead; the order is that of stream.plan whatever their number. Calle
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,7 +21,7 @@ from scshards.cells.batch import Batch
 from scshards.cells.values import TieBreak
 from scshards.stream.collate import CollateOptions, Collator
 from scshards.stream.dealer import Block, blocks
-from scshards.stream.pipeline import in_order
+from scshards.stream.pipeline import Made, in_order
 from scshards.stream.plan import EpochPlan, Share, fitting_lanes, plan_epoch, steps
 from scshards.stream.shardlist import ShardList
 from scshards.stream.source import CellSource
@@ -191,6 +191,14 @@ class CellLoader:
             "position": self._position,
         }
 
+    def state_after(self, batches: int) -> dict[str, Any]:
+        """The state when so many more batches were handed out, for whoever counts them elsewhere."""
+        position = self._position + batches * self.global_batch
+        if batches < len(self):
+            return self.state_dict() | {"position": position}
+        lanes = fitting_lanes(self._wanted_lanes, self.world_size)
+        return self.state_dict() | {"epoch": self._epoch + 1, "lanes": lanes, "position": 0}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a state was taken, on this world and batch size.
 
@@ -241,19 +249,32 @@ class CellLoader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.stream(self._collate)
+
+    def stream(
+        self, make: Callable[[Block, int], Made], *, first: int = 0, step: int = 1
+    ) -> Iterator[Made]:
+        """What `make` makes of the batches first, first + step, ... of those that are left.
+
+        Iterating is `stream` with the collator and every batch; stream.dataset asks for a worker's.
+        """
         self._refuse_while_running("iter")
         self._running = True
+        begin = self._position
         try:
-            for batch in self._batches(len(self)):
+            for i, made in enumerate(self._batches(len(self), make, first, step)):
                 # Counted before the trainer sees it: a state taken while it works on this batch
                 # goes on with the next one.
-                self._position = min(self._position + self.global_batch, self.cells)
-                yield batch
+                done = first + i * step + 1
+                self._position = min(begin + done * self.global_batch, self.cells)
+                yield made
             self._start_epoch(self._epoch + 1)
         finally:
             self._running = False
 
-    def _batches(self, count: int) -> Iterator[Batch]:
+    def _batches(
+        self, count: int, make: Callable[[Block, int], Made], first: int, step: int
+    ) -> Iterator[Made]:
         share = Share(
             begin=self._position,
             end=self.cells,
@@ -267,7 +288,9 @@ class CellLoader:
         fetchers = ThreadPoolExecutor(n_fetchers, "scshards-fetch")
         try:
             dealt = blocks(self.plan(), share, count, source, fetchers)
-            yield from in_order(dealt, self._collate, threads=self._threads, ahead=_AHEAD)
+            yield from in_order(
+                dealt, make, threads=self._threads, ahead=_AHEAD, first=first, step=step
+            )
         finally:
             fetchers.shutdown(wait=True, cancel_futures=True)
 

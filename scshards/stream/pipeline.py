@@ -19,7 +19,13 @@ Made = TypeVar("Made")
 
 
 def in_order(
-    blocks: Iterator[Block], make: Callable[[Block, int], Made], *, threads: int, ahead: int
+    blocks: Iterator[Block],
+    make: Callable[[Block, int], Made],
+    *,
+    threads: int,
+    ahead: int,
+    first: int = 0,
+    step: int = 1,
 ) -> Iterator[Made]:
     """make(block, i) for each batch i of each block, in order.
 
@@ -33,12 +39,14 @@ def in_order(
         How many.
     ahead
         Batches that are made before they are asked for.
+    first, step
+        Only the batches first, first + step, ... of all are made; first is less than step.
 
     Raises
     ------
     Whatever `blocks` or `make` raises, in place of the batch where it happened; nothing comes after it.
     """
-    line: _Line[Made] = _Line(blocks, make, ahead)
+    line: _Line[Made] = _Line(blocks, make, ahead, first, step)
     workers = [
         threading.Thread(target=line.work, name=f"scshards-stream-{i}", daemon=True)
         for i in range(threads)
@@ -62,14 +70,21 @@ class _Line(Generic[Made]):
     """What the threads share: blocks still to be dealt, and batches that wait to be taken."""
 
     def __init__(
-        self, blocks: Iterator[Block], make: Callable[[Block, int], Made], ahead: int
+        self,
+        blocks: Iterator[Block],
+        make: Callable[[Block, int], Made],
+        ahead: int,
+        first: int,
+        step: int,
     ) -> None:
-        self._blocks, self._make, self._ahead = blocks, make, ahead
+        assert 0 <= first < step
+        self._blocks, self._make, self._ahead = blocks, make, ahead * step
+        self._first, self._step = first, step
         self._dealing = threading.Lock()
         self._changed = threading.Condition()
         self._made: dict[int, Made | _Fault] = {}
         self._dealt = 0  # batches of all blocks so far
-        self._taken = 0
+        self._next = first  # the batch that is taken next
         self._is_over = self._is_stopped = False
 
     def work(self) -> None:
@@ -82,7 +97,7 @@ class _Line(Generic[Made]):
                 try:
                     block = next(self._blocks, None)
                 except BaseException as e:
-                    self._put(first, _Fault(e))
+                    self._put(self._wanted(first), _Fault(e))
                     block = None
                 if block is None:
                     self._is_over = True
@@ -90,7 +105,7 @@ class _Line(Generic[Made]):
                         self._changed.notify_all()
                     return
                 self._dealt += block.batches
-            for i in range(block.batches):
+            for i in range(self._wanted(first) - first, block.batches, self._step):
                 if not self._wait_for_room(first + i):
                     return
                 try:
@@ -103,12 +118,12 @@ class _Line(Generic[Made]):
         """The batches in order."""
         while True:
             with self._changed:
-                while self._taken not in self._made:
-                    if self._is_over and self._taken >= self._dealt:
+                while self._next not in self._made:
+                    if self._is_over and self._next >= self._dealt:
                         return
                     self._changed.wait()
-                made = self._made.pop(self._taken)
-                self._taken += 1
+                made = self._made.pop(self._next)
+                self._next += self._step
                 self._changed.notify_all()
             if isinstance(made, _Fault):
                 raise made.error
@@ -120,15 +135,19 @@ class _Line(Generic[Made]):
             self._is_stopped = True
             self._changed.notify_all()
 
+    def _wanted(self, index: int) -> int:
+        """The first batch from `index` on that is to be made."""
+        return index + (self._first - index) % self._step
+
     def _wait_for_room(self, index: int) -> bool:
         with self._changed:
             # The batch that is taken next has room always, so that nobody waits for ever.
-            while index >= self._taken + self._ahead and not self._is_stopped:
+            while index >= self._next + self._ahead and not self._is_stopped:
                 self._changed.wait()
             return not self._is_stopped
 
     def _put(self, index: int, made: Made | _Fault) -> None:
         with self._changed:
             self._made[index] = made
-            if index == self._taken:
+            if index == self._next:
                 self._changed.notify_all()

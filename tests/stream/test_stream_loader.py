@@ -116,6 +116,20 @@ def test_resume_on_the_same_world_gives_the_same_bits(known: Known, stop: int) -
     assert all(same(a, b) for a, b in zip(second, loader(known, epoch=1), strict=True))
 
 
+def test_state_after_so_many_batches_is_the_state_then(known: Known) -> None:
+    one = loader(known, drop_last=False, batch_size=7)
+    one.set_epoch(2)
+    iterator, far = iter(one), len(one)
+    states = [one.state_after(n) for n in range(far + 1)]
+    for n in range(1, 12):
+        next(iterator)
+        assert one.state_dict() == states[n]
+    iterator.close()
+    assert one.state_after(far - 11) == states[far]
+    list(one)
+    assert one.state_dict() == states[far] == loader(known, epoch=3).state_dict()
+
+
 @pytest.mark.parametrize("threads", [2, 8])
 def test_threads_change_nothing(known: Known, threads: int) -> None:
     assert all(

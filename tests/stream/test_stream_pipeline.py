@@ -82,3 +82,25 @@ def test_no_more_is_made_than_asked_for_and_leaving_early_ends_all_threads() -> 
     assert len(made) <= 10 + 6
     batches.close()  # type: ignore[attr-defined]
     assert running() == 0 and len(made) <= 10 + 6
+
+
+@pytest.mark.parametrize(("first", "step"), [(0, 1), (0, 2), (1, 2), (4, 5), (3, 30)])
+def test_every_so_many_batches(first: int, step: int) -> None:
+    rng = random.Random(step)
+    sizes = [rng.randint(1, 9) for _ in range(20)]
+    all_of_them = [(b, i) for b, size in enumerate(sizes) for i in range(size)]
+    made = []
+
+    def make(block: FakeBlock, i: int) -> tuple[int, int]:
+        made.append((block.number, i))
+        return block.number, i
+
+    options: Any = {"threads": 3, "ahead": 2, "first": first, "step": step}
+    assert list(in_order(some(sizes), make, **options)) == all_of_them[first::step]
+    assert sorted(made) == all_of_them[first::step]
+    before = sum(sizes[:12])
+    taken = []
+    with pytest.raises(OSError, match="can't be read"):
+        for batch in in_order(some(sizes, fail_after=12), make, **options):
+            taken.append(batch)
+    assert taken == all_of_them[:before][first::step]

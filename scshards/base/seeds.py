@@ -53,22 +53,19 @@ def draws(key: int, counters: NDArray[np.integer]) -> NDArray[np.uint64]:
     return (x ^ (x >> np.uint64(31))).reshape(np.shape(counters))
 
 
-def draws32(key: int, counters: NDArray[np.integer]) -> NDArray[np.uint32]:
-    """32 random bits for each counter (its low 32 bits), shape and order as `counters`.
+def chances(key: int, share: int, n: int) -> NDArray[np.bool_]:
+    """n draws that come out true with the chance share / 2^16, bool [n].
 
-    For many draws of little consequence each, such as masks: two rounds of a 32-bit finalizer of low
-    bias (constants: github.com/skeeto/hash-prospector), which compiles to vector instructions.
+    Position j is bit j % 64 of word j // 64. A word is made of one draw for each binary digit i of
+    `share`, with the counter `word << 4 | i`, from the lowest set digit on: or-ed to the word where
+    the digit is 1, and-ed where it is 0.
     """
-    low, high = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32 & 0xFFFFFFFF)
-    c = np.atleast_1d(counters).astype(np.uint32)
-    return mix32(mix32(c + low) ^ high).reshape(np.shape(counters))
-
-
-def mix32(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """A finalizer of 32-bit numbers: each bit depends on all of the input."""
-    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x21F0AAAD)
-    x = (x ^ (x >> np.uint32(15))) * np.uint32(0xD35A2D97)
-    return x ^ (x >> np.uint32(15))
+    words = np.zeros(-(-n // 64), np.uint64)
+    counters = np.arange(len(words)) << 4
+    for i in range(16):
+        drawn = draws(key, counters | i)
+        words = words | drawn if share >> i & 1 else words & drawn
+    return np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little")[:n].astype(bool)
 
 
 def uniforms(key: int, counters: NDArray[np.integer]) -> NDArray[np.float64]:

@@ -24,6 +24,8 @@ from scshards.shards.codec import STATUS
 from scshards.shards.kernels import MEMBER_FIELDS, OK
 from scshards.stream import kernels
 from scshards.stream.buffers import BufferPool
+from scshards.stream.decode_kernels import COUNTS, GENES
+from scshards.stream.draw_kernels import DIGITS
 
 _FREE_BATCHES = 8
 """Batches' buffers that wait for their next use."""
@@ -99,7 +101,7 @@ class Collator:
         cls_value = options.pad_value if options.cls_value is None else options.cls_value
         self._fills = np.array([cls_value, options.pad_value, options.mask_value], np.float32)
         self._quantiles = np.linspace(0, 1, options.n_bins - 1) if options.n_bins else np.zeros(0)
-        self._mask_limit = np.uint64(int(options.mask_ratio * 2**32))
+        self._mask_share = round(options.mask_ratio * (1 << DIGITS))
         self._kind, self._seed = kind, seed
         self._labels = dict(labels or {})
         self._local = threading.local()
@@ -139,10 +141,10 @@ class Collator:
         genes, values, targets, is_masked, is_pad = self._outputs(len(starts), length)
         status = kernels.collate(
             data, starts, sizes, keys, self._n_tokens, self._kind == "counts", self._quantiles,
-            self.options.tie_break == "random", self._mask_limit, self._key("sample", epoch),
+            self.options.tie_break == "random", self._mask_share, self._key("sample", epoch),
             self._key("mask", epoch), self._key("tie", epoch), self._specials, self._fills,
             scratch.fields, scratch.ids, scratch.small, scratch.counts, scratch.floats, scratch.bits,
-            scratch.hits, scratch.places, scratch.tables, scratch.edges, genes, values, targets,
+            scratch.places, scratch.tables, scratch.edges, genes, values, targets,
             is_masked, is_pad,
         )  # fmt: skip
         self._check(status, keys)
@@ -194,13 +196,12 @@ class Collator:
         if not hasattr(self._local, "fields"):
             n = self._n_tokens
             self._local.fields = np.zeros(MEMBER_FIELDS, np.int64)
-            self._local.ids = np.empty(n, np.int32)
+            self._local.ids = np.empty(n + GENES, np.int32)
             self._local.counts = np.empty(n, np.uint64)
             self._local.floats = np.empty(n, np.float32)
-            self._local.small = np.empty(n, np.uint16)
+            self._local.small = np.empty(n + COUNTS, np.uint16)
             self._local.places = np.empty(n, np.int32)
-            self._local.bits = np.zeros((n + 63) // 64, np.uint64)
-            self._local.hits = np.zeros((n + 63) // 64 * 64, np.uint8)
+            self._local.bits = np.zeros(n // 64 + 1, np.uint64)  # <cls> has a bit, too
             self._local.tables = np.zeros((4, kernels.TABLE), np.int32)
             self._local.edges = np.zeros(len(self._quantiles))
         return self._local

@@ -1,8 +1,9 @@
-"""Members -> arrays, eight bytes at a time, and the draws of the stream. Compiled; they release the GIL.
+"""Members -> arrays, many bytes at a time. Compiled; they release the GIL.
 
-Nearly every varint of a cell is one byte long, so eight bytes without a continuation bit are eight
-values; where there is one, it goes on byte by byte, as shards.kernels does. Bounds and faults are the
-same. Called by stream.kernels.
+Nearly every varint of a cell is one byte long, so a vector of bytes without a continuation bit is as
+many values; where there is one, it goes on byte by byte, as shards.kernels does. Bounds and faults are
+the same. numba has no vectors, so `sum_up` and `widen` are written in the compiler's own terms (LLVM),
+which fit any processor. Called by stream.kernels.
 """
 
 from __future__ import annotations
@@ -11,67 +12,45 @@ import numba as nb
 import numba.extending
 import numpy as np
 
-from scshards.cells.kernels import count_ones, trailing_zeros
+from scshards.cells.kernels import trailing_zeros
 from scshards.shards.kernels import BAD_COUNT, BAD_VARINT, ID_TOO_LARGE, OK, next_gene
 
 LARGE = 100
 """Not a fault: a count that does not fit in 16 bits."""
 
-_U64, _U32 = np.uint64, np.uint32
-_HIGH, _LOW = _U64(0x8080808080808080), _U64(0x0101010101010101)
+GENES, COUNTS = 16, 32
+"""Bytes that `sum_up` and `widen` take at a time."""
 
-
-@nb.extending.intrinsic
-def load64(typing_context, array, at):
-    """Eight bytes of a uint8 array from any place, little-endian, as a uint64; not checked."""
-
-    def generate(context, builder, signature, arguments):
-        from llvmlite import ir
-        from numba.np.arrayobj import make_array
-
-        data = make_array(signature.args[0])(context, builder, arguments[0]).data
-        place = builder.bitcast(builder.gep(data, [arguments[1]]), ir.IntType(64).as_pointer())
-        loaded = builder.load(place)
-        loaded.align = 1
-        return loaded
-
-    return nb.types.uint64(array, nb.types.int64), generate
-
-
-@nb.njit(nogil=True, inline="always")
-def mix32(x):
-    """A 32-bit finalizer of low bias; the twin of base.seeds.mix32."""
-    x = _U32(x)
-    x = _U32(_U32(x ^ (x >> _U32(16))) * _U32(0x21F0AAAD))
-    x = _U32(_U32(x ^ (x >> _U32(15))) * _U32(0xD35A2D97))
-    return _U32(x ^ (x >> _U32(15)))
-
-
-@nb.njit(nogil=True, inline="always")
-def draw32(low, high, counter):
-    """32 random bits of a key's two halves and a counter; the twin of base.seeds.draws32."""
-    return mix32(_U32(mix32(_U32(_U32(counter) + low)) ^ high))
+_U64 = np.uint64
 
 
 @nb.njit(nogil=True)
 def read_genes(src, start, end, n, limit, out):
-    """Delta LEB128 ids of src[start:end] into out[:n]; exactly n, ascending, below `limit`."""
+    """Delta LEB128 ids of src[start:end] into out[:n]; exactly n, ascending, below `limit`.
+
+    What is behind out[:n] may be written to as well.
+    """
     p, j = np.int64(start), np.int64(0)
     total = np.int64(0)
     while j < n:
-        if p + 8 <= end and j > 0 and j + 8 <= n:
-            word = load64(src, p)
-            # No continuation bit, and no zero among the eight deltas.
-            if (word & _HIGH) == 0 and ((word - _LOW) & _HIGH) == 0:
-                for k in range(8):
-                    total += np.int64(word & _U64(255))
-                    word >>= _U64(8)
-                    out[j + k] = total
+        if p + GENES <= end and 0 < j <= len(out) - GENES:
+            odd, last = sum_up(src, p, out, j, total)
+            if odd == 0 and j + GENES <= n:
+                total = last
                 if total >= limit:
                     return ID_TOO_LARGE
-                p += 8
-                j += 8
+                p += GENES
+                j += GENES
                 continue
+            plain = min(trailing_zeros(_U64(odd)), min(n - j, GENES))
+            if plain > 0:
+                p += plain
+                j += plain
+                total = np.int64(out[j - 1])
+                if total >= limit:
+                    return ID_TOO_LARGE
+                if j == n:
+                    break
         total, p = next_gene(src, p, end, total, j == 0, limit)
         if p < 0:
             return -p
@@ -82,15 +61,22 @@ def read_genes(src, start, end, n, limit, out):
 
 @nb.njit(nogil=True)
 def read_small_counts(src, start, end, n, out):
-    """LEB128 counts of src[start:end] into out[:n] (uint16); LARGE when one does not fit."""
+    """LEB128 counts of src[start:end] into out[:n] (uint16); LARGE when one does not fit.
+
+    What is behind out[:n] may be written to as well.
+    """
     p, j = np.int64(start), np.int64(0)
     while j < n:
-        if p + 8 <= end and j + 8 <= n and (load64(src, p) & _HIGH) == 0:
-            for k in range(8):
-                out[j + k] = src[p + k]
-            p += 8
-            j += 8
-            continue
+        if p + COUNTS <= end and j + COUNTS <= len(out):
+            odd = widen(src, p, out, j)
+            plain = COUNTS if odd == 0 else trailing_zeros(_U64(odd))
+            if j + plain >= n:
+                p += n - j
+                break
+            p += plain
+            j += plain
+            if odd == 0:
+                continue
         if p >= end:
             return BAD_VARINT
         c = np.int64(src[p])
@@ -116,48 +102,98 @@ def read_small_counts(src, start, end, n, out):
     return OK if p == end else BAD_COUNT
 
 
-@nb.njit(nogil=True)
-def choose(n, k, key, bits, hits):
-    """Mark k of n positions in the bit set `bits`, each set of k with the same chance; k < n.
+@nb.extending.intrinsic
+def sum_up(typing_context, src, p, out, j, total):
+    """total + src[p], + src[p + 1], ... into out[j:j + GENES] (int32); nothing is checked.
 
-    Every position is taken by a draw of its own with the chance k/n; then positions drawn at random
-    are given back, or taken, until there are k. Given how many the first draws took, each set of as many
-    was as likely, and stays so. `hits` (uint8) has room for n rounded up to 64.
+    Returns a bit for each byte that is 0 or has a continuation bit, and the last sum. The sums are right
+    up to the first such byte.
     """
-    low, high = _U32(key & _U64(0xFFFFFFFF)), _U32(key >> _U64(32))
-    limit = _U32((_U64(k) << _U64(32)) // _U64(n))
-    for j in range(n):
-        hits[j] = draw32(low, high, j) < limit
-    words = (n + 63) >> 6
-    hits[n : words << 6] = 0
-    count = np.int64(0)
-    for w in range(words):
-        word = _U64(0)
-        for t in range(8):
-            # Eight bytes of 0 or 1 to eight bits, by a multiplication that puts each in its place.
-            eight = (load64(hits, (w << 6) + 8 * t) * _U64(0x0102040810204080)) >> _U64(56)
-            word |= eight << _U64(8 * t)
-        bits[w] = word
-        count += count_ones(word)
-    i = np.int64(n)
-    while count != k:
-        r = np.int64((_U64(draw32(low, high, i)) * _U64(n)) >> _U64(32))
-        i += 1
-        bit = _U64(1) << _U64(r & 63)
-        is_taken = (bits[r >> 6] & bit) != 0
-        if is_taken == (count > k):
-            bits[r >> 6] ^= bit
-            count += -1 if is_taken else 1
+
+    def generate(context, builder, signature, arguments):
+        from llvmlite import ir
+
+        src, p, out, j, total = arguments
+        bytes_ = _load(context, builder, signature.args[0], src, p, GENES)
+        zeros = ir.Constant(bytes_.type, [0] * GENES)
+        odd = builder.or_(
+            builder.icmp_signed("<", bytes_, zeros), builder.icmp_signed("==", bytes_, zeros)
+        )
+        wide = ir.VectorType(ir.IntType(32), GENES)
+        none = ir.Constant(wide, [0] * GENES)
+        sums = builder.zext(bytes_, wide)
+        step = 1
+        while step < GENES:
+            # Each lane adds what the lane `step` before it holds; the first ones add a zero.
+            lanes = [i - step if i >= step else GENES for i in range(GENES)]
+            shifted = builder.shuffle_vector(sums, none, _lanes(lanes))
+            sums = builder.add(sums, shifted)
+            step *= 2
+        # The next call waits for this sum alone, not for the vector that is stored.
+        own = builder.extract_element(sums, ir.Constant(ir.IntType(32), GENES - 1))
+        last = builder.add(total, builder.zext(own, ir.IntType(64)))
+        first = builder.insert_element(
+            none, builder.trunc(total, ir.IntType(32)), ir.Constant(ir.IntType(32), 0)
+        )
+        sums = builder.add(sums, builder.shuffle_vector(first, none, _lanes([0] * GENES)))
+        _store(context, builder, signature.args[2], out, j, sums)
+        found = [_mask(builder, odd, GENES), last]
+        return context.make_tuple(builder, signature.return_type, found)
+
+    pair = nb.types.UniTuple(nb.types.int64, 2)
+    return pair(src, nb.types.int64, out, nb.types.int64, nb.types.int64), generate
 
 
-@nb.njit(nogil=True)
-def take(bits, n, out):
-    """The marked positions in order into `out`; how many."""
-    k = 0
-    for w in range((n + 63) >> 6):
-        word = bits[w]
-        while word:
-            out[k] = (w << 6) + trailing_zeros(word)
-            k += 1
-            word &= word - _U64(1)
-    return k
+@nb.extending.intrinsic
+def widen(typing_context, src, p, out, j):
+    """src[p:p + COUNTS] into out[j:j + COUNTS] (uint16); a bit for each byte with a continuation bit."""
+
+    def generate(context, builder, signature, arguments):
+        from llvmlite import ir
+
+        src, p, out, j = arguments
+        bytes_ = _load(context, builder, signature.args[0], src, p, COUNTS)
+        odd = builder.icmp_signed("<", bytes_, ir.Constant(bytes_.type, [0] * COUNTS))
+        wide = builder.zext(bytes_, ir.VectorType(ir.IntType(16), COUNTS))
+        _store(context, builder, signature.args[2], out, j, wide)
+        return _mask(builder, odd, COUNTS)
+
+    return nb.types.int64(src, nb.types.int64, out, nb.types.int64), generate
+
+
+def _load(context, builder, kind, array, at, lanes):
+    """`lanes` bytes of a uint8 array from a place on."""
+    from llvmlite import ir
+
+    return _unaligned(builder.load(_place(context, builder, kind, array, at, ir.IntType(8), lanes)))
+
+
+def _store(context, builder, kind, array, at, values):
+    """Put a vector into an array from a place on."""
+    place = _place(context, builder, kind, array, at, values.type.element, values.type.count)
+    _unaligned(builder.store(values, place))
+
+
+def _place(context, builder, kind, array, at, element, lanes):
+    from llvmlite import ir
+    from numba.np.arrayobj import make_array
+
+    data = make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [at]), ir.VectorType(element, lanes).as_pointer())
+
+
+def _unaligned(instruction):
+    instruction.align = 1
+    return instruction
+
+
+def _lanes(places):
+    from llvmlite import ir
+
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places)
+
+
+def _mask(builder, flags, lanes):
+    from llvmlite import ir
+
+    return builder.zext(builder.bitcast(flags, ir.IntType(lanes)), ir.IntType(64))

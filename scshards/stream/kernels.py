@@ -11,19 +11,13 @@ import numba as nb
 import numpy as np
 
 from scshards.shards.kernels import BAD_COUNT, OK, decode_counts, draw, parse_member
-from scshards.stream.decode_kernels import (
-    LARGE,
-    choose,
-    draw32,
-    read_genes,
-    read_small_counts,
-    take,
-)
+from scshards.stream.decode_kernels import LARGE, read_genes, read_small_counts
+from scshards.stream.draw_kernels import chances, choose, take
 
 TABLE = 1 << 16
 """Counts below this are binned through a table; a cell with a larger one is sorted."""
 
-_U64, _U32 = np.uint64, np.uint32
+_U64 = np.uint64
 
 
 @nb.njit(nogil=True, cache=True)
@@ -41,25 +35,24 @@ def measure(src, starts, sizes, fields, lengths):
 
 @nb.njit(nogil=True, cache=True)
 def collate(
-    src, starts, sizes, keys, n_tokens, as_counts, quantiles, ties, mask_limit, sample_key, mask_key,
-    tie_key, specials, fills, fields, ids, small, counts, floats, bits, hits, places, tables, edges,
+    src, starts, sizes, keys, n_tokens, as_counts, quantiles, ties, mask_share, sample_key, mask_key,
+    tie_key, specials, fills, fields, ids, small, counts, floats, bits, places, tables, edges,
     genes, values, targets, is_masked, is_pad,
 ):  # fmt: skip
     """Fill a batch [B, L] from the members src[starts[b]:starts[b] + sizes[b]].
 
     A size of 0 makes a row of `<cls>` and padding. `quantiles` (float64, empty: no bins) are those of
-    the bin edges; `ties` draws among equal edges; `mask_limit` is the masked share of 2^32. specials:
+    the bin edges; `ties` draws among equal edges; `mask_share` of 2^16 genes are masked. specials:
     (`<cls>`, `<pad>`) ids; fills: (cls, pad, mask) values. The rest is scratch and output. Returns
     (status, member) of the first bad member.
     """
     length = genes.shape[1]
-    limit = _U32(mask_limit)
     for b in range(len(starts)):
         n = np.int64(0)
         is_small = False
         if sizes[b] > 0:
             status = parse_member(src, starts[b], starts[b] + sizes[b], fields)
-            if status == OK and fields[0] > len(ids):
+            if status == OK and fields[0] > n_tokens:
                 status = BAD_COUNT
             if status != OK:
                 return status, b
@@ -84,7 +77,7 @@ def collate(
         row[0], target[0] = specials[0], fills[0]
         k = min(n, length - 1)
         if k < n:
-            choose(n, k, draw(sample_key, keys[b]), bits, hits)
+            choose(n, k, draw(sample_key, keys[b]), bits)
             take(bits, n, places)
         else:
             for j in range(n):
@@ -105,14 +98,15 @@ def collate(
             for i in range(k):
                 c = small[places[i]]
                 target[1 + i] = _tie(tables[0, c], tables[1, c], ties, base_tie, row[1 + i])
-        base = draw(mask_key, keys[b])
-        low, high = _U32(base & _U64(0xFFFFFFFF)), _U32(base >> _U64(32))
+        chances(draw(mask_key, keys[b]), mask_share, k + 1, bits)
         value, masked, pad = values[b], is_masked[b], is_pad[b]
-        for j in range(k + 1):
-            hit = draw32(low, high, row[j]) < limit
-            masked[j] = hit
-            value[j] = fills[2] if hit else target[j]
-            pad[j] = False
+        for w in range((k >> 6) + 1):
+            word = bits[w]
+            for j in range(w << 6, min(k + 1, (w + 1) << 6)):
+                hit = (word >> _U64(j & 63)) & _U64(1) != 0
+                masked[j] = hit
+                value[j] = fills[2] if hit else target[j]
+        pad[: k + 1] = False
         masked[0] = False
         value[0] = fills[0]
         row[k + 1 :] = specials[1]

@@ -144,14 +144,14 @@ def test_samples_are_uniform_over_genes(n: int, length: int) -> None:
     assert all(abs(x - 2000 * q) < 6 * np.sqrt(2000 * q * (1 - q) + 1) for x in both)
 
 
-def test_masks_are_the_keyed_draw_of_each_gene() -> None:
+def test_masks_are_the_keyed_draw_of_each_place() -> None:
     rng = np.random.default_rng(2)
     cell = random_cell(rng, 400)
     batch = collate([cell, cell], keys=[5, 6], seed=3, epoch=4, mask_ratio=0.25)
     for row, key in enumerate((5, 6)):
         base = int(seeds.draws(seeds.key(3, "mask", 4), np.array([key]))[0])
-        expected = seeds.draws32(base, np.array(cell[0])) < int(0.25 * 2**32)
-        assert np.array_equal(batch.is_masked[row, 1:].numpy(), expected)
+        expected = seeds.chances(base, 1 << 14, 1 + len(cell[0]))
+        assert np.array_equal(batch.is_masked[row, 1:].numpy(), expected[1:])
     rate = collate([random_cell(rng, 1000)] * 50, mask_ratio=0.4).is_masked[:, 1:].float().mean()
     assert abs(rate - 0.4) < 0.02
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scshards.base import seeds
 from scshards.shards import kernels as plain
 from scshards.stream import decode_kernels as wide
+from scshards.stream import draw_kernels
 
 SMALL = st.integers(1, 127)
 
@@ -28,7 +29,7 @@ def leb128(values: list[int]) -> bytes:
 
 
 def genes(decoder: object, data: bytes, n: int, limit: int) -> tuple[int, list[int]]:
-    out = np.zeros(n + 8, np.int32)
+    out = np.zeros(n + 20 * (len(data) % 3), np.int32)  # the vectors fit behind it, or not
     # Not at the array's begin, nor up to its end.
     src = np.frombuffer(b"\xff" * 3 + data + b"\x01" * 9, np.uint8).copy()
     status = decoder(src, 3, 3 + len(data), n, limit, out)  # type: ignore[operator]
@@ -48,7 +49,7 @@ def test_any_bytes_give_the_same_genes_or_fault(data: bytes, n: int, limit: int)
 
 
 def counts(data: bytes, n: int) -> tuple[int, list[int]]:
-    out = np.zeros(n + 8, np.uint16)
+    out = np.zeros(n + 20 * (len(data) % 3), np.uint16)
     src = np.frombuffer(b"\x00" * 5 + data + b"\x80" * 9, np.uint8).copy()
     status = wide.read_small_counts(src, 5, 5 + len(data), n, out)
     return status, out[:n].tolist() if status == plain.OK else []
@@ -84,9 +85,9 @@ def test_any_bytes_give_the_same_counts_or_fault(data: bytes, n: int) -> None:
 
 def chosen(n: int, k: int, key: int) -> list[int]:
     bits = np.zeros((n + 63) // 64, np.uint64)
-    wide.choose(n, k, np.uint64(key), bits, np.empty((n + 63) // 64 * 64, np.uint8))
+    draw_kernels.choose(n, k, np.uint64(key), bits)
     out = np.empty(n, np.int32)
-    assert wide.take(bits, n, out) == k
+    assert draw_kernels.take(bits, n, out) == k
     return out[:k].tolist()
 
 
@@ -111,17 +112,23 @@ def test_each_set_of_k_is_as_likely(n: int, k: int) -> None:
     assert abs(chi - free) < 5 * math.sqrt(2 * free)
 
 
-def test_draws_are_those_of_numpy() -> None:
-    key, counters = seeds.key(3, "x"), np.arange(-5, 1000)
-    low, high = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
-    found = [int(wide.draw32(low, high, c)) for c in counters.tolist()]
-    assert found == seeds.draws32(key, counters).tolist()
-    # Half of the bits change with any bit of the counter or the key.
-    for bit in range(32):
-        flipped = seeds.draws32(key, counters ^ (1 << bit))
-        changed = np.unpackbits((flipped ^ seeds.draws32(key, counters)).view(np.uint8)).mean()
-        assert abs(changed - 0.5) < 0.02
-    for bit in range(64):
-        flipped = seeds.draws32(key ^ (1 << bit), counters)
-        changed = np.unpackbits((flipped ^ seeds.draws32(key, counters)).view(np.uint8)).mean()
-        assert abs(changed - 0.5) < 0.02
+@given(st.integers(0, (1 << 64) - 1), st.integers(0, (1 << 16) - 1), st.integers(1, 300))
+def test_chances_are_those_of_numpy(key: int, share: int, n: int) -> None:
+    bits = np.full((n + 63) // 64, -1, np.int64).view(np.uint64)  # what was there does not matter
+    draw_kernels.chances(np.uint64(key), share, n, bits)
+    found = np.unpackbits(bits.view(np.uint8), bitorder="little").astype(bool)
+    assert np.array_equal(found[:n], seeds.chances(key, share, n))
+    assert not found[n:].any()
+
+
+@pytest.mark.parametrize("share", [0, 1, 1 << 15, 26214, 65535])
+def test_a_chance_is_its_share_of_65536(share: int) -> None:
+    n = 1 << 20
+    found = seeds.chances(seeds.key(1, "x"), share, n)
+    p = share / 65536
+    assert abs(found.sum() - n * p) <= 5 * math.sqrt(n * p * (1 - p))
+    # Positions are independent of their neighbours and of those of the next word.
+    q = found.mean()
+    for apart in (1, 64):
+        both = (found[apart:] & found[:-apart]).sum()
+        assert abs(both - (n - apart) * q * q) <= 6 * math.sqrt(n) * q * (1 - q) + 2

@@ -65,8 +65,9 @@ def blocks(
         rows = count * share.batch_size
         # A block whose cells are longer than the mean grows; the next ones are as large as it became.
         staging = Staging(rows, len(source.columns), buffers.take(rows * cell_bytes + 4096))
-        for reader in readers:
-            _deal(reader, share, begin, end, staging)
+        with source.clock.time("deal"):
+            for reader in readers:
+                _deal(reader, share, begin, end, staging)
         cell_bytes = max(cell_bytes, -(-int(staging.tail[0]) // rows))
         yield Block(
             data=staging.data,

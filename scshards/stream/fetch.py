@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scshards.shards.tar import open_chunk
 from scshards.stream.buffers import BufferPool
 from scshards.stream.shardlist import ShardList
+from scshards.stream.stages import StageClock
 
 _FREE_CHUNKS = 16
 """Chunks' buffers that wait for their next use; those in use are not counted."""
@@ -23,10 +24,12 @@ class ChunkFetcher:
     ----------
     shards
         What to read.
+    clock
+        Where the time and the bytes are counted.
     """
 
-    def __init__(self, shards: ShardList) -> None:
-        self._shards = shards
+    def __init__(self, shards: ShardList, clock: StageClock) -> None:
+        self._shards, self._clock = shards, clock
         self._buffers = BufferPool(kept=_FREE_CHUNKS)
 
     def fetch(self, shard: int, chunk: int) -> NDArray[np.uint8]:
@@ -40,14 +43,17 @@ class ChunkFetcher:
         info = self._shards.shards[shard]
         size = int(info.chunks.stored[chunk])
         stored = self._buffers.take(size)
-        self._shards.storage(shard).read_into(info.path, self._start(shard, chunk), stored.data)
-        return open_chunk(
-            stored,
-            int(info.chunks.raw[chunk]),
-            int(info.chunks.sums[chunk]),
-            self._shards.compression(shard),
-            f"{self._shards.at(shard)}, chunk {chunk}",
-        )
+        with self._clock.time("fetch"):
+            self._shards.storage(shard).read_into(info.path, self._start(shard, chunk), stored.data)
+        self._clock.count(reads=1, bytes=size)
+        with self._clock.time("check"):
+            return open_chunk(
+                stored,
+                int(info.chunks.raw[chunk]),
+                int(info.chunks.sums[chunk]),
+                self._shards.compression(shard),
+                f"{self._shards.at(shard)}, chunk {chunk}",
+            )
 
     def _start(self, shard: int, chunk: int) -> int:
         return int(self._shards.shards[shard].chunks.stored[:chunk].sum())

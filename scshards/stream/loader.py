@@ -25,6 +25,7 @@ from scshards.stream.pipeline import Made, in_order
 from scshards.stream.plan import EpochPlan, Share, fitting_lanes, plan_epoch, steps
 from scshards.stream.shardlist import ShardList
 from scshards.stream.source import CellSource
+from scshards.stream.stages import StageClock, Stages
 
 STATE_VERSION = 1
 _FETCHERS_LOCAL, _FETCHERS_REMOTE = 2, 16
@@ -115,6 +116,7 @@ class CellLoader:
         self._lanes = fitting_lanes(lanes, self.world_size)
         self._epoch, self._position = epoch, 0
         self._running = False
+        self._clock = StageClock()
         self._fingerprint = self._list.fingerprint()
         self._columns = {name: info.kind for name, info in self._list.labels.items()}
         self._collator = Collator(
@@ -248,6 +250,10 @@ class CellLoader:
             shuffle_buffer=self._buffer,
         )
 
+    def stages(self) -> Stages:
+        """Where time went, and what was read and made, since the loader was made."""
+        return self._clock.total()
+
     def __iter__(self) -> Iterator[Batch]:
         return self.stream(self._collate)
 
@@ -283,27 +289,34 @@ class CellLoader:
             batch_size=self.batch_size,
             lanes=self._lanes,
         )
-        source = CellSource(self._list, list(self._columns), indexes_kept=2 * self._lanes)
+        source = CellSource(
+            self._list, list(self._columns), indexes_kept=2 * self._lanes, clock=self._clock
+        )
         n_fetchers = _FETCHERS_LOCAL if self._list.is_local else _FETCHERS_REMOTE
         fetchers = ThreadPoolExecutor(n_fetchers, "scshards-fetch")
         try:
             dealt = blocks(self.plan(), share, count, source, fetchers)
-            yield from in_order(
+            made = in_order(
                 dealt, make, threads=self._threads, ahead=_AHEAD, first=first, step=step
             )
+            yield from self._clock.waiting(made)
         finally:
             fetchers.shutdown(wait=True, cancel_futures=True)
 
     def _collate(self, block: Block, i: int) -> Batch:
         rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
-        return self._collator.collate(
-            block.data,
-            block.starts[rows],
-            block.sizes[rows],
-            block.keys[rows],
-            block.labels[rows],
-            self._epoch,
-        )
+        sizes = block.sizes[rows]
+        with self._clock.time("collate"):
+            batch = self._collator.collate(
+                block.data,
+                block.starts[rows],
+                sizes,
+                block.keys[rows],
+                block.labels[rows],
+                self._epoch,
+            )
+        self._clock.count(cells=int((sizes > 0).sum()), batches=1)
+        return batch
 
     def _start_epoch(self, epoch: int) -> None:
         self._epoch, self._position = epoch, 0

@@ -9,7 +9,7 @@ block after it. Called by stream.loader.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -26,7 +26,7 @@ def in_order(
     ahead: int,
     first: int = 0,
     step: int = 1,
-) -> Iterator[Made]:
+) -> Generator[Made, None, None]:
     """make(block, i) for each batch i of each block, in order.
 
     Parameters

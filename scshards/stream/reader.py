@@ -115,7 +115,8 @@ class LaneReader:
             if status == _DONE:
                 return
             if status == _NEED_INPUT:
-                self._chunk = self._ahead.popleft().result()
+                with self._source.clock.time("input"):
+                    self._chunk = self._ahead.popleft().result()
                 self._place[0] = 0
                 self._prefetch()
             elif status == _NEED_ARENA:
@@ -169,7 +170,8 @@ class LaneReader:
 
     def _finish_refill(self) -> None:
         for job, slots in self._refetch:
-            cells: LoadedChunk = job.result()
+            with self._source.clock.time("input"):
+                cells: LoadedChunk = job.result()
             tail = int(self._arena_state[_TAIL])
             while tail + len(cells.data) > len(self._arena):
                 self._arena = _grown(self._arena, tail)

@@ -21,6 +21,7 @@ from scshards.cells.batch import KEY_ROW_BITS
 from scshards.shards.index import OBS_PREFIX
 from scshards.stream.fetch import ChunkFetcher
 from scshards.stream.shardlist import ShardList
+from scshards.stream.stages import StageClock
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,16 +67,20 @@ class CellSource:
         Label columns to carry along with each cell.
     indexes_kept
         How many shards' indexes stay in memory.
+    clock
+        Where time and bytes are counted.
     """
 
-    def __init__(self, shards: ShardList, columns: Sequence[str], indexes_kept: int) -> None:
-        self._list = shards
+    def __init__(
+        self, shards: ShardList, columns: Sequence[str], indexes_kept: int, clock: StageClock
+    ) -> None:
+        self._list, self.clock = shards, clock
         self.shards = shards.shards
         self.columns = tuple(columns)
         self._kept = max(1, indexes_kept)
         self._indexes: OrderedDict[int, _Index] = OrderedDict()
         self._lock = threading.Lock()
-        self._fetcher = ChunkFetcher(shards)
+        self._fetcher = ChunkFetcher(shards, clock)
 
     def pieces(self, shard: int, first: int, end: int) -> list[tuple[int, int, int, int]]:
         """Cells [first, end) of a shard as (shard, chunk, first cell, end cell), chunk by chunk."""
@@ -123,7 +128,9 @@ class CellSource:
             if shard in self._indexes:
                 self._indexes.move_to_end(shard)
                 return self._indexes[shard]
-        made = self._read_index(shard)
+        with self.clock.time("index"):
+            made = self._read_index(shard)
+        self.clock.count(reads=1, bytes=self.shards[shard].index_bytes)
         with self._lock:
             self._indexes[shard] = made
             while len(self._indexes) > self._kept:

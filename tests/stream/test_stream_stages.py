@@ -1,0 +1,85 @@
+"""stream.stages: where a loader says its time went is where it went."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+from shardsets import make_set
+
+from scshards.stream.loader import CellLoader
+from scshards.stream.stages import StageClock, Stages
+
+
+def test_a_clock_adds_up_what_threads_spend():
+    clock = StageClock()
+
+    def work(stage, seconds):
+        for _ in range(5):
+            with clock.time(stage):
+                time.sleep(seconds)
+            clock.count(reads=1, bytes=10)
+
+    threads = [threading.Thread(target=work, args=a) for a in (("fetch", 0.02), ("check", 0.04))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    found = clock.total()
+    assert found.fetch >= 0.1 and found.check >= 0.2
+    assert (found.reads, found.bytes) == (10, 100)
+    assert found.collate == found.wait == 0.0
+
+
+def test_waits_for_input_are_no_dealing():
+    clock = StageClock()
+    with clock.time("deal"):
+        time.sleep(0.02)
+        with clock.time("input"):
+            time.sleep(0.2)
+    assert clock.total().input >= 0.2
+    assert 0.02 <= clock.total().deal < 0.2
+
+
+def test_a_difference_is_what_lay_between():
+    clock = StageClock()
+    clock.count(cells=3, batches=1)
+    before = clock.total()
+    clock.count(cells=4)
+    assert clock.total() - before == Stages(cells=4)
+
+
+def test_a_loader_counts_its_cells_batches_reads_and_bytes(tmp_path):
+    make_set(tmp_path, [70, 31], n_genes=30)
+    loader = CellLoader(tmp_path, batch_size=10, lanes=1, shuffle_buffer=16, drop_last=False)
+    seen = sum(int(batch.weight.sum()) for batch in loader)
+    found = loader.stages()
+    assert (seen, found.cells, found.batches) == (101, 101, 11)
+    shards = loader.shardset.shards("train")
+    # With one lane, each chunk and each index is read once.
+    assert found.reads == sum(len(s.chunks.sums) + 1 for s in shards)
+    assert found.bytes == sum(s.bytes + s.index_bytes for s in shards)
+    times = [getattr(found, n) for n in ("fetch", "check", "index", "deal", "collate", "wait")]
+    assert all(t > 0 for t in times)
+    list(loader)
+    assert (loader.stages() - found).cells == 101
+
+
+def test_a_slow_stage_is_seen_in_its_own_place(tmp_path, monkeypatch):
+    make_set(tmp_path, [64])
+    loader = CellLoader(tmp_path, batch_size=8)
+    list(loader)  # loads the kernels
+    before = loader.stages()
+    collate = loader._collator.collate
+
+    def slow(*args):
+        time.sleep(0.02)
+        return collate(*args)
+
+    monkeypatch.setattr(loader._collator, "collate", slow)
+    assert len(list(loader)) == 8
+    took = loader.stages() - before
+    assert took.collate >= 8 * 0.02
+    assert took.wait >= 4 * 0.02  # two threads, and one who only waits
+    assert np.sum([took.fetch, took.check, took.index, took.deal]) < took.collate

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from scshards.base import where as where_
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
-from scshards.pack import where as where_
 from scshards.pack.labels import text_of
 from scshards.shards.tar import Compression
 

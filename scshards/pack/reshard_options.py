@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from scshards.base import where as where_
 from scshards.base.errors import ConfigError
-from scshards.pack import where as where_
 from scshards.pack.options import PackOptions
 from scshards.shards.manifest import Manifest
 from scshards.shards.tar import Compression

@@ -18,10 +18,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from scshards.base import where as where_
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError, SourceError, VocabError
 from scshards.cells.vocab import Vocab
-from scshards.pack import where as where_
 from scshards.pack.marks import publish, read_mark
 from scshards.pack.reshard_options import ReshardOptions
 from scshards.shards.manifest import MANIFEST, LabelInfo, Manifest, ShardInfo

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scshards.base import where as where_
 from scshards.base.errors import ConfigError, FormatError
 from scshards.base.storage import Storage
 from scshards.pack import plan
-from scshards.pack import where as where_
 from scshards.pack.labels import text_of
 from scshards.pack.marks import publish, publish_array
 from scshards.pack.options import PackOptions

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scshards.base import where
 from scshards.base.errors import ConfigError, SourceError, ValueKindError
 from scshards.cells.vocab import Vocab
-from scshards.pack import plan, where
+from scshards.pack import plan
 from scshards.pack.genes import match_source
 from scshards.pack.inputs import InputFile
 from scshards.pack.labels import Label, LabelSurvey, read_label

@@ -13,8 +13,8 @@ from pack_support import counts, quiet_pack, read_back, vocab_of, write
 
 from scshards import PackOptions, verify
 from scshards.base.errors import ConfigError
+from scshards.base.where import parse
 from scshards.pack.splits import read_split_file
-from scshards.pack.where import parse
 
 DONORS = [f"D{i}" for i in range(8)]
 

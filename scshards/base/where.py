@@ -1,11 +1,11 @@
-"""`--where EXPR`: which cells to keep, by their obs columns, in pandas query syntax.
+"""`--where EXPR`, `where=EXPR`: which cells to keep, by their columns, in pandas query syntax.
 
     parse(text) -> Where      its .columns are what has to be read
     Where.mask({column: values}) -> bool per cell
 
 What reaches pandas is rebuilt from a syntax tree of names, constants, comparisons and arithmetic;
 calls, attributes, subscripts and `@` never do, so an expression can't reach a Python object.
-Called by pack.options (to refuse early) and pack.survey.
+Called by pack.options and pack.reshard_options (to refuse early), by what they do, and stream.choice.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _REFUSED = {
     ast.Is: "`is` (compare with ==)",
     ast.IsNot: "`is not` (compare with !=)",
 }
-_EXAMPLE = "for example: --where \"tissue == 'lung' and n_genes > 500\"; other names in `backticks`"
+_EXAMPLE = "for example: \"tissue == 'lung' and n_genes > 500\"; other names in `backticks`"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,11 +50,17 @@ class Where:
     text
         As it was given.
     columns
-        The obs columns it names, in order of appearance.
+        The columns it names, in order of appearance.
+    compared
+        (column, constant) wherever a column alone is compared by ==, !=, in or not in.
+    option
+        What the option is called, for messages.
     """
 
     text: str
     columns: tuple[str, ...]
+    compared: tuple[tuple[str, str | int | float], ...]
+    option: str
     _query: str
 
     def mask(self, obs: Mapping[str, Any], n_rows: int, *, where: object = None) -> NDArray[Any]:
@@ -86,13 +92,13 @@ class Where:
             # pandas passes on whatever a column's type raises: TypeError, ValueError, UFuncTypeError...
             raise ConfigError(
                 f"the expression {self.text!r} does not fit the columns: {self._named(str(e))}",
-                where=f"{where}: --where",
+                where=f"{where}: {self.option}",
             ) from None
         kind = getattr(result, "dtype", None)
         if not isinstance(result, pd.Series) or str(kind) not in ("bool", "boolean"):
             raise ConfigError(
                 f"the expression {self.text!r} does not say true or false of each cell",
-                where=f"{where}: --where",
+                where=f"{where}: {self.option}",
                 advice=_EXAMPLE,
             )
         return result.fillna(False).to_numpy(np.bool_)
@@ -103,8 +109,15 @@ class Where:
         return message
 
 
-def parse(text: str) -> Where:
+def parse(text: str, *, option: str = "--where") -> Where:
     """Parse an expression; ConfigError when it is malformed or more than an expression over columns."""
+    try:
+        return _parse(text, option)
+    except _Refusal as e:
+        raise ConfigError(f"the expression {text!r}: {e}", where=option, advice=_EXAMPLE) from None
+
+
+def _parse(text: str, option: str) -> Where:
     quoted: list[str] = []
 
     def rewrite(part: re.Match[str]) -> str:
@@ -114,20 +127,20 @@ def parse(text: str) -> Where:
             quoted.append(part["quoted"])
             return f" {_quoted(len(quoted) - 1)} "
         if part["sign"] in ("@", "`"):
-            raise _refusal(text, f"{part['sign']!r} is not allowed here")
+            raise _Refusal(f"{part['sign']!r} is not allowed here")
         # pandas gives & and | the precedence of and and or.
         return {"&": " and ", "|": " or "}[part["sign"]]
 
     try:
         tree = ast.parse(_PARTS.sub(rewrite, text).strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
-        raise _refusal(text, f"it can't be parsed: {getattr(e, 'msg', e)}") from None
+        raise _Refusal(f"it can't be parsed: {getattr(e, 'msg', e)}") from None
     columns: list[str] = []
     for node in ast.walk(tree):
         if not isinstance(node, _ALLOWED):
-            raise _refusal(text, f"{_REFUSED.get(type(node), type(node).__name__)} are not allowed")
+            raise _Refusal(f"{_REFUSED.get(type(node), type(node).__name__)} are not allowed")
         if isinstance(node, ast.Constant) and not isinstance(node.value, str | int | float | bool):
-            raise _refusal(text, f"{node.value!r} is no text or number")
+            raise _Refusal(f"{node.value!r} is no text or number")
     # ast.walk goes by depth; names are numbered in the order in which they stand.
     names = [n for n in ast.walk(tree) if isinstance(n, ast.Name)]
     for name in sorted(names, key=lambda n: (n.lineno, n.col_offset)):
@@ -136,8 +149,14 @@ def parse(text: str) -> Where:
             columns.append(column)
         name.id = _placeholder(columns.index(column))
     if not columns:
-        raise _refusal(text, "it names no column of obs")
-    return Where(text=text, columns=tuple(columns), _query=ast.unparse(tree))
+        raise _Refusal("it names no column of obs")
+    return Where(
+        text=text,
+        columns=tuple(columns),
+        compared=tuple(_comparisons(tree, columns)),
+        option=option,
+        _query=ast.unparse(tree),
+    )
 
 
 _QUOTED = "_scshards_quoted_"
@@ -152,5 +171,24 @@ def _placeholder(number: int) -> str:
     return f"_column_{number}_"
 
 
-def _refusal(text: str, why: str) -> ConfigError:
-    return ConfigError(f"the expression {text!r}: {why}", where="--where", advice=_EXAMPLE)
+def _comparisons(tree: ast.AST, columns: list[str]) -> list[tuple[str, str | int | float]]:
+    """What stands beside a column in an equality, or in a list that it is looked for in."""
+    names = {_placeholder(i): column for i, column in enumerate(columns)}
+    found: list[tuple[str, str | int | float]] = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Compare):
+            continue
+        sides = [node.left, *node.comparators]
+        for sign, a, b in zip(node.ops, sides, sides[1:], strict=False):
+            if not isinstance(sign, ast.Eq | ast.NotEq | ast.In | ast.NotIn):
+                continue
+            if isinstance(b, ast.Name):
+                a, b = b, a
+            items = b.elts if isinstance(b, ast.List | ast.Tuple) else [b]
+            if isinstance(a, ast.Name):
+                found += [(names[a.id], x.value) for x in items if isinstance(x, ast.Constant)]  # type: ignore[misc]
+    return found
+
+
+class _Refusal(Exception):
+    """Why an expression is none."""

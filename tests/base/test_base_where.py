@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scshards.base.errors import ConfigError
-from scshards.pack.where import parse
+from scshards.base.where import parse
 
 OBS = pd.DataFrame(
     {
@@ -106,6 +106,19 @@ def test_expressions_that_do_not_fit_their_columns(text: str) -> None:
     with pytest.raises(ConfigError, match="--where") as e:
         mask(text)
     assert "_column_" not in str(e.value), "messages name the columns"
+
+
+def test_what_columns_are_compared_with() -> None:
+    where = parse("`cell type` == 'T' and n in [1, 2] or 'x' != tissue and score > 3 and ok == ok")
+    assert sorted(where.compared, key=str) == [
+        ("cell type", "T"), ("n", 1), ("n", 2), ("tissue", "x")
+    ]  # fmt: skip
+
+
+def test_the_option_is_named() -> None:
+    with pytest.raises(ConfigError) as e:
+        parse("n >", option="where")
+    assert e.value.where == "where"
 
 
 def test_no_rows() -> None:

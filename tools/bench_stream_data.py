@@ -15,6 +15,7 @@ from bench_pack_data import GENES, NAMES, dense_cells, write_h5ad
 from scshards.cells.vocab import Vocab
 from scshards.pack.run import PackOptions, pack
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest
+from scshards.shards.tar import Chunks
 
 SHARDS = 8
 RECIPE = 1
@@ -64,6 +65,46 @@ class Data:
                 shards.append(copy)
             shutil.copy(self.own / VOCAB, root / VOCAB)
             whole = dataclasses.replace(manifest, splits={"train": tuple(shards)})
+            (root / MANIFEST).write_bytes(whole.to_json())
+        return root
+
+    def manifest_only(self, shards: int, cells: int) -> Path:
+        """A set of which there is the manifest alone, as pack would write it: chunks of about 1 MiB."""
+        root = self._folder / f"manifest{shards}-{cells}"
+        if not (root / MANIFEST).exists():
+            root.mkdir(exist_ok=True)
+            manifest = Manifest.from_json((self.own / MANIFEST).read_bytes())
+            rng = np.random.default_rng(0)
+            made = []
+            for i in range(shards):
+                shard = manifest.splits["train"][i % SHARDS]
+                mine = cells // shards + (i < cells % shards)
+                table = shard.chunks
+                a_chunk = int(table.cells[0])
+                n = -(-mine // a_chunk)
+                in_chunk = np.full(n, a_chunk)
+                in_chunk[-1] = mine - a_chunk * (n - 1)
+                stored = in_chunk * (int(table.stored[0]) // a_chunk // 512 * 512)
+                chunks = Chunks(
+                    cells=in_chunk,
+                    stored=stored,
+                    raw=stored,
+                    sums=rng.integers(0, 1 << 64, n, dtype=np.uint64),
+                )
+                made.append(
+                    dataclasses.replace(
+                        shard,
+                        path=f"train/{i:06d}.tar",
+                        index_path=f"train/{i:06d}.parquet",
+                        cells=mine,
+                        tokens=3500 * mine,
+                        bytes=int(stored.sum()),
+                        sha256=rng.bytes(32).hex(),
+                        chunks=chunks,
+                    )
+                )
+            shutil.copy(self.own / VOCAB, root / VOCAB)
+            whole = dataclasses.replace(manifest, splits={"train": tuple(made)})
             (root / MANIFEST).write_bytes(whole.to_json())
         return root
 

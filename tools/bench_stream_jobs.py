@@ -80,6 +80,74 @@ def stock(folder: str, cells: int, do_binning: bool, in_memory: bool) -> Figures
     }
 
 
+def memory(root: str, cells: int, epochs: int) -> Figures:
+    """The peak of the default loader over so many cells at most, and so many epochs."""
+    from scshards.stream.loader import CellLoader
+
+    before = _memory_of_imports()
+    loader = CellLoader(root)
+    streamed = 0
+    for _ in range(epochs):
+        for batch in loader:
+            streamed += len(batch.keys)
+            if streamed >= cells:
+                break
+    return {
+        "cells streamed": streamed,
+        "manifest, MB": (Path(root) / "manifest.json").stat().st_size / 1e6,
+        "memory, MB": (peak_bytes() - before) / 1e6,
+    }
+
+
+def start(root: str, share: float) -> Figures:
+    """From making a loader to its first batch, after `share` of an epoch; then the same once more."""
+    from scshards.stream.loader import CellLoader
+
+    _memory_of_imports()
+    found = {}
+    for again in ("", ", loaded"):
+        begin = time.perf_counter()
+        loader = CellLoader(root)
+        if share:
+            steps = int(len(loader) * share)
+            state = loader.state_dict()
+            loader.load_state_dict({**state, "position": steps * loader.global_batch})
+        made = time.perf_counter()
+        batches = iter(loader)
+        next(batches)
+        found[f"made{again}, s"] = made - begin
+        found[f"first batch{again}, s"] = time.perf_counter() - begin
+        found["read, MB"] = loader.stages().bytes / 1e6
+        batches.close()
+    return found
+
+
+def plan(root: str) -> Figures:
+    """Opening a set and planning an epoch of it: every lane's stretch, and a rank's share."""
+    from scshards.stream.loader import CellLoader
+    from scshards.stream.plan import Share
+
+    before = _memory_of_imports()
+    begin = time.perf_counter()
+    loader = CellLoader(root)
+    opened = time.perf_counter()
+    planned = loader.plan()
+    runs = 0
+    for lane in range(planned.lanes):
+        first = planned.lane_start(lane)
+        runs += len(planned.runs(first, first + planned.lane_cells(lane)))
+    share = Share(
+        begin=0, end=planned.cells, rank=0, world_size=1, batch_size=64, lanes=planned.lanes
+    )
+    assert len(share.my_lanes()) == planned.lanes and runs >= len(planned.order)
+    return {
+        "open, s": opened - begin,
+        "plan, s": time.perf_counter() - opened,
+        "memory, MB": (peak_bytes() - before) / 1e6,
+        "manifest, MB": (Path(root) / "manifest.json").stat().st_size / 1e6,
+    }
+
+
 def compile_kernels(root: str) -> None:
     """A batch of each kind that is measured, so that numba's cache has every kernel."""
     from scshards.stream.loader import CellLoader

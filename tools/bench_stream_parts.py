@@ -1,0 +1,130 @@
+"""The parts of tools/bench_stream: what each of them measures, and the bars it is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import bench_stream_jobs as jobs
+from bench_process import in_process
+from bench_stream_data import Data
+from bench_stream_report import Figures, Part, in_turn
+
+STOCK_CELLS = 4000
+"""Of the slow peers: two seconds' worth."""
+
+STREAMED = 300_000
+"""Cells of a large set that the memory part streams: every lane turns its buffer over many times."""
+
+
+def speed(data: Data, runs: int) -> Part:
+    """An epoch of ten times the cells, so that its beginning and end weigh as they do in training."""
+    long, short = str(data.repeated(10 * data.cells)), str(data.own)
+
+    def epoch(root: str, pinned: bool = False, **options: Any) -> Callable[[], Figures]:
+        return partial(in_process, jobs.epoch, root, options, pinned)
+
+    def stock(do_binning: bool, in_memory: bool = False) -> Callable[[], Figures]:
+        cells = min(data.cells, STOCK_CELLS)
+        return partial(in_process, jobs.stock, str(data.stock), cells, do_binning, in_memory)
+
+    rows = in_turn(
+        {
+            "51 bins, 2 threads": epoch(long, threads=2),
+            "51 bins, 1 thread": epoch(long, threads=1),
+            "51 bins, 1 thread, one core": epoch(long, threads=1, pinned=True),
+            "no bins, 2 threads": epoch(long, threads=2, n_bins=0),
+            "no bins, 1 thread": epoch(long, threads=1, n_bins=0),
+            f"51 bins, 2 threads, an epoch of {data.cells:,}": epoch(short, threads=2),
+            "stock webdataset, scGPT's collator, one core": stock(True),
+            "stock webdataset, the same without bins, one core": stock(False),
+            "scGPT's collator alone, cells in memory, one core": stock(True, in_memory=True),
+        },
+        runs,
+    )
+    speeds = {what: row["cells/s"] for what, row in rows.items()}
+    two, one = speeds["51 bins, 2 threads"], speeds["51 bins, 1 thread"]
+    rival = speeds["stock webdataset, scGPT's collator, one core"]
+    return Part(
+        rows,
+        [
+            ("51 bins, 2 threads, cells/s", two, "at least", 100_000.0),
+            ("... against stock webdataset with scGPT's collator", two / rival, "at least", 40.0),
+            ("... one thread against two", one / two, "at least", 0.5),
+            ("no bins, 2 threads, cells/s", speeds["no bins, 2 threads"], "at least", 150_000.0),
+        ],
+    )
+
+
+def memory(data: Data, runs: int) -> Part:
+    """The default loader's peak for sets of more and more cells, and for more and more epochs."""
+    sizes = [data.cells, 25 * data.cells, 250 * data.cells]
+    measured: dict[str, Callable[[], Figures]] = {}
+    for cells in sizes:
+        root = str(data.repeated(cells))
+        measured[f"{cells:,} cells"] = partial(in_process, jobs.memory, root, STREAMED, 1)
+    ten = partial(in_process, jobs.memory, str(data.repeated(data.cells)), 10 * data.cells, 10)
+    measured[f"{data.cells:,} cells, ten epochs"] = ten
+    rows = in_turn(measured, runs)
+    peaks = [row["memory, MB"] for row in rows.values()]
+    return Part(
+        rows,
+        [
+            ("memory beyond imports, MB", max(peaks), "at most", 500.0),
+            ("largest set against smallest", max(peaks[:-1]) / peaks[0], "at most", 1.1),
+            ("ten epochs against one", peaks[-1] / peaks[0], "at most", 1.1),
+        ],
+        [f"At most {STREAMED:,} cells of each set are streamed."],
+    )
+
+
+def start(data: Data, runs: int) -> Part:
+    """The first batch of an epoch and of the rest of one, with kernels in numba's cache."""
+    measured: dict[str, Callable[[], Figures]] = {}
+    sizes = [data.cells, 10 * data.cells, 250 * data.cells]
+    for cells in sizes:
+        root = str(data.repeated(cells))
+        measured[f"{cells:,} cells, fresh"] = partial(in_process, jobs.start, root, 0.0)
+        measured[f"{cells:,} cells, resumed at 90%"] = partial(in_process, jobs.start, root, 0.9)
+    rows = in_turn(measured, runs)
+    bars = []
+    for cells in sizes:
+        fresh, resumed = (rows[f"{cells:,} cells, {how}"] for how in ("fresh", "resumed at 90%"))
+        bars.append((f"{cells:,} cells: first batch, s", fresh["first batch, s"], "at most", 1.0))
+        for again in ("", ", loaded"):
+            ratio = resumed[f"first batch{again}, s"] / fresh[f"first batch{again}, s"]
+            bars.append((f"... resumed against fresh{again}", ratio, "at most", 1.5))
+    return Part(
+        rows,
+        bars,
+        [
+            "Seconds from construction on. Loaded: once more in the same process, kernels loaded. Read: "
+            "until the first batch came."
+        ],
+    )
+
+
+def plan(data: Data, runs: int) -> Part:
+    """What opening and planning a set of 100 million cells costs, of which there is only a manifest."""
+    shards, cells = 12_000, 100_000_000
+    root = str(data.manifest_only(shards, cells))
+    rows = in_turn(
+        {f"{cells:,} cells, {shards:,} shards": partial(in_process, jobs.plan, root)}, runs
+    )
+    (row,) = rows.values()
+    return Part(
+        rows,
+        [
+            ("open and plan, s", row["open, s"] + row["plan, s"], "at most", 1.0),
+            ("memory beyond imports, MB", row["memory, MB"], "at most", 200.0),
+        ],
+    )
+
+
+PARTS: dict[str, Callable[[Data, int], Part]] = {
+    "speed": speed,
+    "memory": memory,
+    "start": start,
+    "plan": plan,
+}

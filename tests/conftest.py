@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +11,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from s3_start import s3_process
 
 # Set before anything imports numba, torch or matplotlib.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,8 +20,6 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # A compiled loop's first call takes seconds; a failure must be found again, so no random seeds.
 settings.register_profile("scshards", deadline=None, derandomize=True)
 settings.load_profile("scshards")
-
-S3_START_S = 60
 
 
 @pytest.fixture(scope="session")
@@ -54,40 +50,8 @@ class S3:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Environment variables that lead to an S3 server, started once for all tests."""
-    folder = tmp_path_factory.mktemp("s3")
-    access, secret = "scshards:tests", "s3cret/of+the=tests"
-    script = Path(__file__).with_name("s3_server.py")
-    with (folder / "stderr.txt").open("wb") as stderr:
-        server = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(script), str(folder), access, secret],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-        )
-    assert server.stdin is not None and server.stdout is not None
-    try:
-        readable, _, _ = select.select([server.stdout], [], [], S3_START_S)
-        line = server.stdout.readline().decode().split() if readable else []
-        if line[:1] != ["READY"]:
-            said = (folder / "stderr.txt").read_text()
-            pytest.fail(f"the S3 server did not start in {S3_START_S} s: {said}")
-        yield {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{line[1]}",
-            "AWS_ACCESS_KEY_ID": access,
-            "AWS_SECRET_ACCESS_KEY": secret,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            # Nobody's own profile may change what the tests reach.
-            "AWS_CONFIG_FILE": str(folder / "no-config"),
-            "AWS_SHARED_CREDENTIALS_FILE": str(folder / "no-credentials"),
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
-    finally:
-        server.stdin.close()
-        try:
-            server.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+    with s3_process(tmp_path_factory.mktemp("s3")) as env:
+        yield env
 
 
 @pytest.fixture

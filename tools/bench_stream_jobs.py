@@ -6,6 +6,7 @@ Each function imports what it needs first, notes the memory that took, and retur
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -146,6 +147,64 @@ def plan(root: str) -> Figures:
         "memory, MB": (peak_bytes() - before) / 1e6,
         "manifest, MB": (Path(root) / "manifest.json").stat().st_size / 1e6,
     }
+
+
+def upload(root: str, url: str) -> None:
+    """Copy a shard set into an object store."""
+    import s3fs
+
+    s3fs.S3FileSystem().put(f"{root}/", f"{url}/", recursive=True)
+
+
+def remote_epoch(root: str, url: str) -> Figures:
+    """An epoch of a shard set in an object store, the kernels being loaded."""
+    from scshards.stream.loader import CellLoader
+
+    compile_kernels(root)
+    loader = CellLoader(url)
+    start = time.perf_counter()
+    cells = sum(len(batch.keys) for batch in loader)
+    seconds = time.perf_counter() - start
+    read = loader.stages().bytes
+    return {"MB/s": read / seconds / 1e6, "MB": read / 1e6, "cells/s": cells / seconds}
+
+
+def ranged_gets(url: str, connections: int) -> Figures:
+    """As many connections at once, each getting chunk after chunk of the set's shards."""
+    import http.client
+    import urllib.parse
+    from concurrent.futures import ThreadPoolExecutor
+
+    import s3fs
+
+    from scshards.shards.shardset import ShardSet
+
+    fs = s3fs.S3FileSystem()
+    jobs = []
+    for shard in ShardSet(url).shards("train"):
+        where = urllib.parse.urlsplit(fs.sign(f"{url}/{shard.path}", expiration=3600))
+        ends = shard.chunks.stored.cumsum()
+        for end, size in zip(ends.tolist(), shard.chunks.stored.tolist(), strict=True):
+            jobs.append((where, end - size, end))
+    random.Random(0).shuffle(jobs)
+
+    def get_some(first: int) -> int:
+        done = 0
+        connection = http.client.HTTPConnection(jobs[0][0].netloc)
+        for where, start, end in jobs[first::connections]:
+            headers = {"Range": f"bytes={start}-{end - 1}"}
+            connection.request("GET", f"{where.path}?{where.query}", headers=headers)
+            response = connection.getresponse()
+            got = len(response.read())
+            assert (response.status, got) == (206, end - start)
+            done += got
+        connection.close()
+        return done
+
+    start = time.perf_counter()
+    with ThreadPoolExecutor(connections) as pool:
+        read = sum(pool.map(get_some, range(connections)))
+    return {"MB/s": read / (time.perf_counter() - start) / 1e6, "MB": read / 1e6}
 
 
 def compile_kernels(root: str) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import bench_stream_jobs as jobs
@@ -16,6 +19,9 @@ STOCK_CELLS = 4000
 
 STREAMED = 300_000
 """Cells of a large set that the memory part streams: every lane turns its buffer over many times."""
+
+S3_TIMES = 4
+"""How often the cells are in the set that is read from S3."""
 
 
 def speed(data: Data, runs: int) -> Part:
@@ -122,9 +128,39 @@ def plan(data: Data, runs: int) -> Part:
     )
 
 
+def s3(data: Data, runs: int) -> Part:
+    """The loader's bytes a second from an S3 server on this machine, beside plain ranged GETs."""
+    import s3fs
+    from s3_start import s3_process
+
+    from scshards.stream.loader import REMOTE_READS
+
+    local, url = str(data.repeated(S3_TIMES * data.cells)), "s3://bench/set"
+    with (
+        tempfile.TemporaryDirectory(prefix="scshards-bench-") as folder,
+        s3_process(Path(folder)) as env,
+    ):
+        os.environ.update(env)
+        s3fs.S3FileSystem().mkdir("bench")
+        in_process(jobs.upload, local, url)
+        gets = f"{REMOTE_READS} connections, plain ranged GETs"
+        rows = in_turn(
+            {
+                gets: partial(in_process, jobs.ranged_gets, url, REMOTE_READS),
+                "scshards, full batches": partial(
+                    in_process, jobs.remote_epoch, str(data.own), url
+                ),
+            },
+            runs,
+        )
+    ratio = rows["scshards, full batches"]["MB/s"] / rows[gets]["MB/s"]
+    return Part(rows, [("scshards against plain GETs", ratio, "at least", 0.8)])
+
+
 PARTS: dict[str, Callable[[Data, int], Part]] = {
     "speed": speed,
     "memory": memory,
     "start": start,
     "plan": plan,
+    "s3": s3,
 }

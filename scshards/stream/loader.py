@@ -28,7 +28,8 @@ from scshards.stream.source import CellSource
 from scshards.stream.stages import StageClock, Stages
 
 STATE_VERSION = 1
-_FETCHERS_LOCAL, _FETCHERS_REMOTE = 2, 16
+LOCAL_READS, REMOTE_READS = 2, 16
+"""Chunks that are read at the same time, from local disks and over a network."""
 _AHEAD = 16
 """Batches made before they are asked for: about 1 MB each."""
 
@@ -292,7 +293,7 @@ class CellLoader:
         source = CellSource(
             self._list, list(self._columns), indexes_kept=2 * self._lanes, clock=self._clock
         )
-        n_fetchers = _FETCHERS_LOCAL if self._list.is_local else _FETCHERS_REMOTE
+        n_fetchers = LOCAL_READS if self._list.is_local else REMOTE_READS
         fetchers = ThreadPoolExecutor(n_fetchers, "scshards-fetch")
         try:
             dealt = blocks(self.plan(), share, count, source, fetchers)

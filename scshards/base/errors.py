@@ -3,7 +3,8 @@
     ScshardsError
     |-- ConfigError        an option, a config file, an argument        (also a ValueError)
     |-- StorageError       a path or bucket that can't be read or written   (also an OSError)
-    |   `-- OutputExistsError    an output that is there already
+    |   |-- OutputExistsError    an output that is there already
+    |   `-- MissingDataError     a file that is not there, or ends early
     |-- VocabError         a vocabulary that is not one, or does not match  (also a ValueError)
     |-- SourceError        an input file that can't be used as it is        (also a ValueError)
     |   `-- ValueKindError       negative, NaN, infinite or non-integer values
@@ -61,6 +62,10 @@ class StorageError(ScshardsError, OSError):
 
 class OutputExistsError(StorageError):
     """An output that exists already and is not overwritten."""
+
+
+class MissingDataError(StorageError):
+    """Bytes that should be there and are not: no such file, or one that ends early."""
 
 
 class VocabError(ScshardsError, ValueError):

@@ -1,15 +1,16 @@
-"""What fsspec's file systems raise and say, in scshards' words. Called by base.storage."""
+"""What fsspec's file systems raise and say, in scshards' words. Called by base.storage, base.ranges."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scshards.base.errors import ConfigError, StorageError
+from scshards.base.errors import ConfigError, MissingDataError, StorageError
 
 
 @contextlib.contextmanager
@@ -20,7 +21,7 @@ def translated(where: str) -> Iterator[None]:
     except StorageError:
         raise
     except FileNotFoundError:
-        raise StorageError(
+        raise MissingDataError(
             "no such file or bucket", where=where, advice="check the address"
         ) from None
     except PermissionError:
@@ -60,6 +61,57 @@ def translated(where: str) -> Iterator[None]:
                 advice="check endpoint, region and credentials (AWS_* variables or a profile)",
             ) from None
         raise
+
+
+def status_of(error: BaseException | None) -> int | None:
+    """The HTTP status that an error stands for, if any."""
+    while error is not None:
+        said = getattr(error, "response", None)
+        if isinstance(said, Mapping):
+            status = said.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:
+            # aiohttp and gcsfs, and azure's client
+            names = ("status", "code", "status_code")
+            status = next((getattr(error, n) for n in names if hasattr(error, n)), None)
+        if isinstance(status, int) and 100 <= status < 600:
+            return status
+        error = error.__cause__
+    return None
+
+
+def temporary(error: Exception) -> str | None:
+    """What went wrong, in a few words without credentials, when trying again may mend it; else None."""
+    if isinstance(error, StorageError | FileNotFoundError | PermissionError | FileExistsError):
+        return None
+    names = {c.__name__ for c in type(error).__mro__}
+    if names & _NOT_MENDED:
+        return None
+    if isinstance(error, TimeoutError) or names & {"ReadTimeoutError", "ConnectTimeoutError"}:
+        return "no answer in time"
+    if isinstance(error, ConnectionError | EOFError) or names & _CUT:
+        return f"the connection failed: {type(error).__name__}"
+    status = status_of(error)
+    if status is not None:
+        is_passing = status in _PASSING or (status >= 500 and status not in _LASTING)
+        return f"the server answered {status}" if is_passing else None
+    if isinstance(error, OSError) and error.errno in _CUT_ERRNOS:
+        return f"the connection failed: {error.strerror}"
+    return None
+
+
+# Too slow, too early, too many; and answers of 500 and above that stay what they are.
+_PASSING, _LASTING = (408, 425, 429), (501, 505)
+
+# Of aiohttp and botocore, which base does not import.
+_CUT = {
+    "ClientConnectionError", "ClientPayloadError", "EndpointConnectionError", "HTTPClientError",
+    "IncompleteReadError", "ProxyConnectionError", "ResponseParserError",
+    "CredentialRetrievalError", "MetadataRetrievalError",
+}  # fmt: skip
+_NOT_MENDED = {"SSLError", "ClientSSLError"}
+_CUT_ERRNOS = {
+    errno.EIO, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EBUSY, errno.EAGAIN
+}  # fmt: skip
 
 
 class RemoteFile(io.RawIOBase):

@@ -15,12 +15,15 @@ import re
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from scshards.base.errors import ConfigError, StorageError
+from scshards.base.errors import ConfigError, MissingDataError, StorageError
+from scshards.base.ranges import Ranges
 from scshards.base.remote import RemoteFile, no_ranges, translated, version
+from scshards.base.retry import Retry
 
 BLOCK_BYTES, BLOCKS = 1 << 22, 8
 """Remote files are read in blocks of so many bytes, of which each open file keeps so many."""
@@ -39,16 +42,25 @@ class Storage:
     options
         What the fsspec file system is made with. For S3, endpoint, region and credentials come from
         the usual AWS environment variables and profiles when they are not given here.
+    retry
+        How remote reads that fail are tried again.
     """
 
-    def __init__(self, url: str | os.PathLike[str], options: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        options: Mapping[str, Any] | None = None,
+        *,
+        retry: Retry | None = None,
+    ):
         self.url = os.fspath(url)
         self.options = dict(options or {})
         self.is_local = is_local(self.url)
         self._fs: Any
+        self._ranges: Ranges | None
         if self.is_local:
             self._root = str(path_of(self.url).absolute())
-            self._fs = None
+            self._fs = self._ranges = None
         else:
             import fsspec
 
@@ -63,6 +75,7 @@ class Storage:
                     ) from None
                 # A listing that was cached before somebody else wrote would hide new files.
                 self._fs.use_listings_cache = False
+                self._ranges = Ranges(self._fs, retry or Retry(), redact(self.url))
         self._root = self._root.rstrip("/") or "/"
 
     def at(self, path: str) -> str:
@@ -74,6 +87,11 @@ class Storage:
     def local_path(self) -> Path | None:
         """Where the root is on this machine, absolute; None when it is in a store."""
         return Path(self._root) if self.is_local else None
+
+    @property
+    def retried(self) -> int:
+        """Remote reads that were tried again so far."""
+        return self._ranges.tally.retried if self._ranges is not None else 0
 
     def exists(self, path: str) -> bool:
         with translated(self.at(path)):
@@ -160,46 +178,42 @@ class Storage:
             return int(self._fs.size(self._full(path)))
 
     def read(self, path: str, start: int = 0, end: int | None = None) -> bytes:
-        """The bytes [start, end) of a file; StorageError when fewer are there."""
-        with translated(self.at(path)):
-            if self.is_local:
-                with Path(self._full(path)).open("rb") as f:
-                    f.seek(start)
-                    data = f.read() if end is None else f.read(end - start)
-            elif start == end:
-                data = b""  # an HTTP range can't be empty
-            else:
-                data = self._read_remote(path, start, end)
-        if end is not None and len(data) > end - start:
-            raise no_ranges(self.at(path))
+        """The bytes [start, end) of a file; MissingDataError when fewer are there."""
+        data = self._read(path, start, end)
         if end is not None and len(data) != end - start:
             raise self._ends_early(path, start, len(data), end - start)
         return data
 
     def read_if_there(self, path: str, start: int = 0, end: int | None = None) -> bytes | None:
         """As `read`, but fewer bytes when the file ends early, and None when there is no such file."""
-        with translated(self.at(path)), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            if not self.is_local:
-                return self._read_remote(path, start, end)
-            with Path(self._full(path)).open("rb") as f:
-                f.seek(start)
-                return f.read() if end is None else f.read(end - start)
+        with contextlib.suppress(MissingDataError):
+            return self._read(path, start, end)
         return None
 
-    def read_into(self, path: str, start: int, out: memoryview) -> None:
-        """Fill `out` (bytes, writable) from byte `start` of a file; StorageError when it ends before."""
-        if not self.is_local:
-            out[:] = self.read(path, start, start + len(out))
-            return
-        done = 0
-        with translated(self.at(path)), Path(self._full(path)).open("rb", buffering=0) as f:
-            while done < len(out):
-                n = os.preadv(f.fileno(), [out[done:]], start + done)
-                if n == 0:
-                    break
-                done += n
-        if done < len(out):
-            raise self._ends_early(path, start, done, len(out))
+    def read_into(
+        self,
+        path: str,
+        start: int,
+        parts: Sequence[memoryview],
+        stop: threading.Event | None = None,
+    ) -> None:
+        """Fill buffers (bytes, writable), one after another, from byte `start` of a file.
+
+        Raises
+        ------
+        MissingDataError
+            When there is no such file, or it ends before.
+        Stopped
+            When `stop` was set while a remote read was waiting.
+        """
+        wanted = sum(len(p) for p in parts)
+        with translated(self.at(path)):
+            if self._ranges is not None:
+                done = self._ranges.read_into(self._full(path), self.at(path), start, parts, stop)
+            else:
+                done = _pread(Path(self._full(path)), start, parts)
+        if done < wanted:
+            raise self._ends_early(path, start, done, wanted)
 
     def open(self, path: str = "") -> BinaryIO:
         """A seekable binary file for reading; remote files are read in ranges as needed."""
@@ -275,22 +289,23 @@ class Storage:
                 for path in Path(self._root).rglob(f".*{_TEMPORARY}"):
                     path.unlink(missing_ok=True)
 
-    def _ends_early(self, path: str, start: int, found: int, wanted: int) -> StorageError:
-        return StorageError(
+    def _read(self, path: str, start: int, end: int | None) -> bytes:
+        with translated(self.at(path)):
+            if self._ranges is not None:
+                return self._ranges.read(self._full(path), self.at(path), start, end)
+            try:
+                with Path(self._full(path)).open("rb") as f:
+                    f.seek(start)
+                    return f.read() if end is None else f.read(end - start)
+            except NotADirectoryError:
+                raise FileNotFoundError from None
+
+    def _ends_early(self, path: str, start: int, found: int, wanted: int) -> MissingDataError:
+        return MissingDataError(
             f"the file ends early: {found} bytes instead of {wanted} from byte {start}",
             where=self.at(path),
             advice="it is truncated or was overwritten; run scshards verify on its shard set",
         )
-
-    def _read_remote(self, path: str, start: int, end: int | None) -> bytes:
-        full = self._full(path)
-        try:
-            return bytes(self._fs.cat_file(full, start=start or None, end=end))
-        except OSError:
-            # S3 answers a range that begins after the end with an error of no certain type.
-            if start and self._fs.exists(full) and start >= int(self._fs.size(full)):
-                return b""
-            raise
 
     def _full(self, path: str) -> str:
         return f"{self._root.rstrip('/')}/{path}" if path else self._root
@@ -347,3 +362,18 @@ def parse_options(text: str | None) -> dict[str, Any]:
 
 def _is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.suffix == _TEMPORARY
+
+
+def _pread(path: Path, start: int, parts: Sequence[memoryview]) -> int:
+    """Fill buffers from a local file; how many bytes it had. A read may bring fewer than asked for."""
+    done = 0
+    with path.open("rb", buffering=0) as f:
+        for part in parts:
+            at = 0
+            while at < len(part):
+                n = os.preadv(f.fileno(), [part[at:]], start + done)
+                if n == 0:
+                    return done
+                at += n
+                done += n
+    return done

@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from scshards.base.errors import ChecksumError, ConfigError, FormatError, StorageError
+from scshards.base.retry import Retry
 from scshards.base.storage import Storage
 from scshards.cells.vocab import Vocab
 from scshards.shards.index import read_index
@@ -26,6 +27,8 @@ class ShardSet:
         A local path or an fsspec URL.
     storage_options
         Passed to the file system.
+    retry
+        How remote reads that fail are tried again.
 
     Raises
     ------
@@ -39,17 +42,18 @@ class ShardSet:
         self,
         root: str | os.PathLike[str],
         storage_options: Mapping[str, Any] | None = None,
+        *,
+        retry: Retry | None = None,
     ) -> None:
-        self.storage = Storage(root, storage_options)
-        if not self.storage.exists(MANIFEST):
+        self.storage = Storage(root, storage_options, retry=retry)
+        manifest = self.storage.read_if_there(MANIFEST)
+        if manifest is None:
             raise StorageError(
                 "there is no complete shard set here: manifest.json is missing",
                 where=self.storage.at(""),
                 advice="check the address; if packing was interrupted, pack it again",
             )
-        self.manifest = Manifest.from_json(
-            self.storage.read(MANIFEST), where=self.storage.at(MANIFEST)
-        )
+        self.manifest = Manifest.from_json(manifest, where=self.storage.at(MANIFEST))
 
     @cached_property
     def vocab(self) -> Vocab:

@@ -44,7 +44,8 @@ class ChunkFetcher:
         size = int(info.chunks.stored[chunk])
         stored = self._buffers.take(size)
         with self._clock.time("fetch"):
-            self._shards.storage(shard).read_into(info.path, self._start(shard, chunk), stored.data)
+            storage = self._shards.storage(shard)
+            storage.read_into(info.path, self._start(shard, chunk), [stored.data])
         self._clock.count(reads=1, bytes=size)
         with self._clock.time("check"):
             return open_chunk(

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from scshards.base.errors import ConfigError, StateError
+from scshards.base.retry import Retry
 from scshards.cells.batch import Batch
 from scshards.cells.values import TieBreak
 from scshards.stream.collate import CollateOptions, Collator
@@ -64,6 +65,9 @@ class CellLoader:
         (evaluation) gives every cell once and fills the last batch up with rows of weight 0.
     threads
         Threads that shuffle and collate.
+    retries, timeout
+        How often a remote read is tried again, with growing waits, and after how many seconds without
+        an answer, or without more of it, a request has failed. See base.retry.
     storage_options
         Passed to the file system.
 
@@ -95,6 +99,8 @@ class CellLoader:
         pad_value: float = -2.0,
         mask_value: float = -1.0,
         cls_value: float | None = None,
+        retries: int = 10,
+        timeout: float = 30.0,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         for name, value in (
@@ -108,7 +114,9 @@ class CellLoader:
         if epoch < 0:
             raise ConfigError(f"epoch is at least 0, not {epoch}")
         self.rank, self.world_size = _topology(rank, world_size)
-        self._list = ShardList([root], split, storage_options)
+        self._list = ShardList(
+            [root], split, storage_options, retry=Retry(retries=retries, timeout=timeout)
+        )
         self.shardset = self._list.shardsets[0]
         self.split, self.batch_size, self.seed = split, batch_size, seed
         self.drop_last = drop_last
@@ -162,6 +170,11 @@ class CellLoader:
     def lanes(self) -> int:
         """The lanes of this epoch."""
         return self._lanes
+
+    @property
+    def retried(self) -> int:
+        """Remote reads that were tried again since the loader was made."""
+        return sum(s.storage.retried for s in self._list.shardsets)
 
     @property
     def dropped_cells(self) -> int:

@@ -45,7 +45,7 @@ def test_errors_cross_processes() -> None:
 
 
 def test_the_tree() -> None:
-    assert len(CLASSES) == 11
+    assert len(CLASSES) == 12
     for cls in CLASSES:
         assert issubclass(cls, errors.ScshardsError)
         if cls is not errors.ScshardsError:

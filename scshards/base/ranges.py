@@ -1,0 +1,341 @@
+"""Parts of remote objects, tried again from where a failed answer broke off.
+
+    thread --read_into--> a request on the file system's event loop --pieces--> the caller's memory
+              ^                                                   |
+              +--- what is missing is asked for again (base.retry) <-- 5xx, reset, stall, short body
+
+This is the only place where a read is repeated: the file system's own retries, and those of the
+client below it, are switched off for these reads, or they would multiply. Bytes that were received
+are not asked for again. On S3 and on web servers an answer is copied into the caller's memory as it
+comes in; other file systems give whole answers. Called by base.storage, from any number of threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import re
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from scshards.base.remote import no_ranges, status_of, temporary
+from scshards.base.retry import Retry, Stopped, Tally, Tries
+
+CONNECTIONS = 64
+"""Connections to a store that a process keeps at most, unless its options say otherwise."""
+
+_PIECE = 1 << 20
+_LOOK_S = 0.5
+"""How often a waiting read looks whether it was given up."""
+
+_NOT_FROM_THERE = 416
+"""HTTP's answer to a range that begins after the end."""
+
+
+class _Parts:
+    """Fills buffers one after another."""
+
+    def __init__(self, parts: Sequence[memoryview]) -> None:
+        self.got = 0
+        self._parts = [p for p in parts if len(p)]
+        self._room = sum(len(p) for p in self._parts)
+        self._part = self._at = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self.got == self._room
+
+    def put(self, piece: bytes) -> bool:
+        if self.got + len(piece) > self._room:
+            return False
+        view = memoryview(piece)
+        while len(view):
+            part = self._parts[self._part]
+            n = min(len(view), len(part) - self._at)
+            part[self._at : self._at + n] = view[:n]
+            view = view[n:]
+            self._at += n
+            self.got += n
+            if self._at == len(part):
+                self._part, self._at = self._part + 1, 0
+        return True
+
+    def restart(self) -> None:
+        self.got = self._part = self._at = 0
+
+
+class _Growing:
+    """Keeps whatever comes, up to a number of bytes."""
+
+    def __init__(self, wanted: int | None) -> None:
+        self.data = bytearray()
+        self._wanted = wanted
+
+    @property
+    def got(self) -> int:
+        return len(self.data)
+
+    @property
+    def is_full(self) -> bool:
+        return self._wanted is not None and len(self.data) == self._wanted
+
+    def put(self, piece: bytes) -> bool:
+        if self._wanted is not None and len(self.data) + len(piece) > self._wanted:
+            return False
+        self.data += piece
+        return True
+
+    def restart(self) -> None:
+        self.data.clear()
+
+
+_Sink = _Parts | _Growing
+"""What takes the bytes of an answer, in order; `put` is False when there is no room."""
+
+
+class Ranges:
+    """Reads parts of the objects of one file system.
+
+    Parameters
+    ----------
+    fs
+        An fsspec file system.
+    retry
+        How reads are tried again.
+    where
+        The root, without credentials, for messages.
+    """
+
+    def __init__(self, fs: Any, retry: Retry, where: str) -> None:
+        self._retry = retry
+        self.tally = Tally(where)
+        self._kind = _kind(fs)
+        self._fs = _patient(fs, retry) if self._kind == "s3" else fs
+
+    def read(
+        self,
+        path: str,
+        where: str,
+        start: int,
+        end: int | None,
+        stop: threading.Event | None = None,
+    ) -> bytes:
+        """The bytes [start, end) of an object, or fewer when it ends early; `end` None is its end."""
+        sink = _Growing(None if end is None else end - start)
+        self._fill(sink, path, where, start, end, stop)
+        return bytes(sink.data)
+
+    def read_into(
+        self,
+        path: str,
+        where: str,
+        start: int,
+        parts: Sequence[memoryview],
+        stop: threading.Event | None = None,
+    ) -> int:
+        """Fill buffers, one after another, from byte `start` of an object; how many bytes it had."""
+        sink = _Parts(parts)
+        self._fill(sink, path, where, start, start + sum(len(p) for p in parts), stop)
+        return sink.got
+
+    def _fill(
+        self,
+        sink: _Sink,
+        path: str,
+        where: str,
+        start: int,
+        end: int | None,
+        stop: threading.Event | None,
+    ) -> None:
+        """Try until the sink is full or the object has ended; other errors than temporary ones go up."""
+        tries = Tries(self._retry, self.tally, where, stop)
+        answer = _Answer()
+        while not sink.is_full:
+            try:
+                self._try(_Request(path, where, start + sink.got, end), sink, answer, tries)
+            except Exception as e:
+                if status_of(e) == _NOT_FROM_THERE:
+                    return
+                problem = temporary(e)
+                if problem is None:
+                    raise
+            else:
+                if answer.has_changed:
+                    # No mixture of two versions.
+                    sink.restart()
+                    answer = _Answer()
+                    problem = "the object was replaced while it was read"
+                elif answer.is_complete(start + sink.got, end):
+                    return
+                else:
+                    problem = "the answer was shorter than what was asked for"
+            tries.again(problem)
+
+    def _try(self, request: _Request, sink: _Sink, answer: _Answer, tries: Tries) -> None:
+        """One request; what it brings is in the sink even when it fails."""
+        if self._kind == "plain":
+            _put(
+                self._fs.cat_file(request.path, start=request.start, end=request.end), sink, request
+            )
+            return
+        limit = _Limit(self._retry.timeout, tries.seconds_left)
+        job = asyncio.run_coroutine_threadsafe(
+            _RECEIVE[self._kind](self._fs, request, sink, answer, limit), self._fs.loop
+        )
+        try:
+            if tries.stop is not None:
+                while not concurrent.futures.wait([job], _LOOK_S).done:
+                    if tries.stop.is_set():
+                        raise Stopped
+            job.result()
+        finally:
+            job.cancel()  # does nothing when it is done
+
+
+class _Request:
+    """What is asked for: the bytes [start, end) of an object."""
+
+    def __init__(self, path: str, where: str, start: int, end: int | None) -> None:
+        self.path, self.where, self.start, self.end = path, where, start, end
+
+    @property
+    def is_whole(self) -> bool:
+        return self.start == 0 and self.end is None
+
+    @property
+    def header(self) -> str:
+        """The HTTP Range header."""
+        return f"bytes={self.start}-{'' if self.end is None else self.end - 1}"
+
+
+class _Answer:
+    """What the answers to a read have said of the object."""
+
+    def __init__(self) -> None:
+        self.size: int | None = None
+        self.has_changed = False
+        self._etag: str | None = None
+
+    def is_complete(self, at: int, end: int | None) -> bool:
+        """Whether there is nothing more to be had after the byte `at`."""
+        return at == end or end is None or self.size is None or at >= self.size
+
+    def met(self, request: _Request, content_range: str | None, etag: str | None) -> None:
+        """Note what an answer's head says, and refuse one that is not the part that was asked for."""
+        if content_range is None:
+            if request.start:
+                raise no_ranges(request.where)
+        else:
+            said = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range)
+            if said is None or int(said[1]) != request.start:
+                raise no_ranges(request.where)
+            if said[2] != "*":
+                self.size = int(said[2])
+        self.has_changed = self._etag is not None and etag is not None and etag != self._etag
+        self._etag = etag or self._etag
+
+
+class _Limit:
+    """Ends a request whose next bytes do not come within some seconds, or that takes too long in all.
+
+    The seconds begin when a request does: `async with limit: ...`.
+    """
+
+    def __init__(self, seconds: float, in_all: float) -> None:
+        self._seconds, self._in_all = seconds, in_all
+
+    async def __aenter__(self) -> None:
+        self._end = asyncio.get_running_loop().time() + self._in_all
+        self._timeout = asyncio.timeout(min(self._seconds, self._in_all))
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, *raised: Any) -> None:
+        await self._timeout.__aexit__(*raised)
+
+    def renew(self) -> None:
+        """Some bytes have come."""
+        now = asyncio.get_running_loop().time()
+        self._timeout.reschedule(min(now + self._seconds, self._end))
+
+
+async def _from_s3(fs: Any, request: _Request, sink: _Sink, answer: _Answer, limit: _Limit) -> None:
+    bucket, key, version = fs.split_path(request.path)
+    options = {"VersionId": version} if version else {}
+    if not request.is_whole:
+        options["Range"] = request.header
+    async with limit:
+        said = await fs._call_s3("get_object", Bucket=bucket, Key=key, **fs.req_kw, **options)
+        try:
+            answer.met(request, said.get("ContentRange"), said.get("ETag"))
+            await _receive(said["Body"], request, sink, answer, limit)
+        finally:
+            # Closes the connection, unless the answer was read to its end.
+            said["Body"].close()
+
+
+async def _from_web(
+    fs: Any, request: _Request, sink: _Sink, answer: _Answer, limit: _Limit
+) -> None:
+    options = dict(fs.kwargs)
+    if not request.is_whole:
+        options["headers"] = {**options.get("headers", {}), "Range": request.header}
+    async with limit:
+        session = await fs.set_session()
+        async with session.get(fs.encode_url(request.path), **options) as said:
+            if said.status == 404:
+                raise FileNotFoundError
+            said.raise_for_status()
+            answer.met(request, said.headers.get("Content-Range"), said.headers.get("ETag"))
+            await _receive(said.content, request, sink, answer, limit)
+
+
+async def _receive(
+    body: Any, request: _Request, sink: _Sink, answer: _Answer, limit: _Limit
+) -> None:
+    """Copy an answer into the sink as it comes in, to its end, so that its connection is used again."""
+    while not answer.has_changed:
+        limit.renew()
+        piece = await body.read(_PIECE)
+        if not piece:
+            return
+        _put(piece, sink, request)
+
+
+async def _from_loop(
+    fs: Any, request: _Request, sink: _Sink, answer: _Answer, limit: _Limit
+) -> None:
+    """Of a file system that gives whole answers, which have to come within the time limit."""
+    async with limit:
+        _put(await fs._cat_file(request.path, start=request.start, end=request.end), sink, request)
+
+
+_RECEIVE = {"s3": _from_s3, "web": _from_web, "loop": _from_loop}
+
+
+def _put(piece: bytes, sink: _Sink, request: _Request) -> None:
+    if not sink.put(piece):
+        raise no_ranges(request.where)
+
+
+def _kind(fs: Any) -> str:
+    """How a file system is read: "s3", "web", "loop" (asynchronous) or "plain"."""
+    names = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
+    if not getattr(fs, "async_impl", False):
+        return "plain"
+    if "s3" in names:
+        return "s3"
+    return "web" if "http" in names else "loop"
+
+
+def _patient(fs: Any, retry: Retry) -> Any:
+    """The same S3 file system with enough connections, our time limits, and no retries of its own."""
+    config = {"max_pool_connections": CONNECTIONS, **fs.storage_options.get("config_kwargs", {})}
+    config |= {
+        "connect_timeout": retry.timeout,
+        "read_timeout": retry.timeout,
+        "retries": {"total_max_attempts": 1},
+    }
+    made = type(fs)(*fs.storage_args, **(fs.storage_options | {"config_kwargs": config}))
+    made.retries = 1
+    return made

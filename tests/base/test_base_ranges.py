@@ -1,0 +1,210 @@
+"""Remote reads through a proxy that spoils answers: what is tried again, from where, and what is not."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faults import FAULTS, FaultProxy
+
+from scshards.base.errors import ConfigError, MissingDataError, StorageError
+from scshards.base.retry import Retry, Stopped
+from scshards.base.storage import Storage
+
+SIZE = 400_001
+QUICK = Retry(retries=6, timeout=0.5, deadline=20, first_wait=0.01, longest_wait=0.05)
+
+
+@pytest.fixture
+def data() -> bytes:
+    return np.random.default_rng(1).bytes(SIZE)
+
+
+@pytest.fixture
+def proxy(s3, data: bytes) -> Iterator[FaultProxy]:
+    """A proxy that spoils nothing yet, before a store with the object `x`."""
+    Storage(f"{s3.url}/p").write("x", data)
+    with FaultProxy(s3.options["endpoint_url"], share=0.0) as made:
+        yield made
+
+
+def through(proxy: FaultProxy, s3, retry: Retry = QUICK, **options: object) -> Storage:
+    return Storage(f"{s3.url}/p", s3.options | {"endpoint_url": proxy.url} | options, retry=retry)
+
+
+def first(n: int, fault: str):
+    """Spoil the first n requests."""
+    left = [n]
+
+    def share(path: str) -> str | None:
+        left[0] -= 1
+        return fault if left[0] >= 0 else None
+
+    return share
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_mended(proxy: FaultProxy, s3, data: bytes, fault: str) -> None:
+    storage = through(proxy, s3)
+    out = bytearray(SIZE - 1000)
+    for read in range(3):
+        proxy.share = first(2, fault)
+        if read == 0:
+            storage.read_into("x", 1000, [memoryview(out)[:7], memoryview(out)[7:]])
+            assert out == data[1000:]
+        elif read == 1:
+            assert storage.read("x") == data
+        else:
+            assert storage.read("x", 3, SIZE - 3) == data[3:-3]
+        assert proxy.faults[fault] == 2 * (read + 1)
+        # The HTTP client asks once more by itself where a kept connection was closed.
+        assert storage.retried == 2 * (read + 1) or (fault == "refuse" and storage.retried)
+    if fault in ("reset", "short", "cut"):
+        # What was received is not asked for again. A reset may lose what was under way.
+        starts = [r.start for r in proxy.requests[:3]]
+        assert starts[0] == 1000 and starts[0] <= starts[1] <= starts[2]
+        assert fault == "reset" or starts[0] < starts[1] < starts[2]
+
+
+def test_many_reads_with_many_faults(proxy: FaultProxy, s3, data: bytes) -> None:
+    storage = through(proxy, s3, Retry(retries=12, timeout=0.3, first_wait=0.01, longest_wait=0.05))
+    proxy.share, proxy.seed = 0.3, 7
+    rng = np.random.default_rng(0)
+    ranges = [sorted(rng.integers(0, SIZE, 2).tolist()) for _ in range(120)]
+
+    def read(bounds: list[int]) -> bool:
+        start, end = bounds
+        out = bytearray(end - start)
+        storage.read_into("x", start, [memoryview(out)])
+        return out == data[start:end]
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(read, ranges))
+    # The HTTP client asks once more by itself where a kept connection was closed.
+    assert 30 < storage.retried <= sum(proxy.faults.values())
+    assert set(proxy.faults) == set(FAULTS)
+
+
+def test_no_more_tries_than_said(proxy: FaultProxy, s3) -> None:
+    for retries in (0, 3):
+        proxy.requests.clear()
+        proxy.share = lambda path: "503"
+        storage = through(proxy, s3, Retry(retries=retries, timeout=5, first_wait=0.01))
+        with pytest.raises(StorageError) as caught:
+            storage.read("x", 0, 10)
+        tries = "1 try" if retries == 0 else f"{retries + 1} tries"
+        assert f"answered 503 ({tries})" in str(caught.value)
+        assert len(proxy.requests) == retries + 1
+        assert f"{s3.url}/p/x" in str(caught.value)
+
+
+def test_the_deadline_ends_tries_and_slow_answers(proxy: FaultProxy, s3) -> None:
+    proxy.share = lambda path: "stall"
+    began = time.monotonic()
+    with pytest.raises(StorageError, match="no answer in time"):
+        through(proxy, s3, Retry(retries=1000, timeout=0.2, deadline=1, first_wait=0.01)).read("x")
+    assert time.monotonic() - began < 10
+    with pytest.raises(StorageError, match=r"no answer in time \(1 try\)"):
+        through(proxy, s3, Retry(timeout=20, deadline=0.3)).read("x")
+    assert time.monotonic() - began < 10
+
+
+def test_what_trying_again_cannot_mend_is_raised_at_once(
+    proxy: FaultProxy, s3, data: bytes
+) -> None:
+    patient = Retry(retries=50, timeout=20)
+    began = time.monotonic()
+    with pytest.raises(MissingDataError, match="no such file"):
+        through(proxy, s3, patient).read("none")
+    with pytest.raises(StorageError, match="access denied"):
+        through(proxy, s3, patient, secret="wr0ng").read("x")
+    with pytest.raises(MissingDataError, match="ends early: 1 bytes instead of 5"):
+        through(proxy, s3, patient).read_into("x", SIZE - 1, [memoryview(bytearray(5))])
+    with pytest.raises(MissingDataError, match="ends early: 0 bytes instead of 5"):
+        through(proxy, s3, patient).read("x", SIZE + 10, SIZE + 15)
+    assert through(proxy, s3, patient).read_if_there("x", SIZE - 2, SIZE + 5) == data[-2:]
+    assert len(proxy.requests) == 5 and time.monotonic() - began < 10
+
+
+def test_an_object_that_is_replaced_meanwhile_is_read_again(proxy, s3, data: bytes) -> None:
+    other = bytes(reversed(data))
+
+    def share(path: str) -> str | None:
+        if len(proxy.requests) == 0:
+            return "cut"
+        if len(proxy.requests) == 1:
+            Storage(f"{s3.url}/p").write("x", other)
+        return None
+
+    proxy.share = share
+    assert through(proxy, s3).read("x") == other
+    assert [r.start > 0 for r in proxy.requests] == [False, True, False]
+
+
+def test_a_read_that_nobody_waits_for_ends(proxy: FaultProxy, s3) -> None:
+    storage = through(proxy, s3, Retry(retries=1000, timeout=60, deadline=100, first_wait=50))
+    for fault in ("stall", "503"):
+        proxy.share = lambda path, fault=fault: fault
+        stop = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(storage.read_into, "x", 0, [memoryview(bytearray(SIZE))], stop)
+            time.sleep(0.3)
+            stop.set()
+            with pytest.raises(Stopped):
+                job.result(timeout=10)
+
+
+def test_an_endpoint_where_nobody_listens(s3) -> None:
+    options = s3.options | {"endpoint_url": "http://127.0.0.1:9"}
+    began = time.monotonic()
+    with pytest.raises(StorageError, match=r"connection failed: \w+ \(4 tries\)"):
+        Storage(s3.url, options, retry=Retry(retries=3, first_wait=0.01)).read("x")
+    assert time.monotonic() - began < 5, "nobody below tries again by himself"
+
+
+def test_one_line_tells_of_retries_and_no_secret_is_in_it(
+    proxy: FaultProxy, s3, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy.share, proxy.seed = 0.6, 3
+    bucket = s3.url.removeprefix("s3://")
+    url = f"s3://{s3.options['key']}:{s3.options['secret']}@{bucket}/p"
+    options = {"endpoint_url": proxy.url, "key": s3.options["key"], "secret": s3.options["secret"]}
+    storage = Storage(
+        url, options, retry=Retry(retries=50, timeout=0.3, first_wait=0.001, longest_wait=0.01)
+    )
+    with caplog.at_level(logging.INFO), ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: storage.read("x", i, i + 100), range(20)))
+    lines = [r.getMessage() for r in caplog.records if r.name.startswith("scshards")]
+    assert storage.retried > 10 and len(lines) == 1 and "tried again" in lines[0]
+    assert s3.options["secret"] not in caplog.text
+    assert "Signature" not in caplog.text
+
+
+def test_web_servers_and_other_file_systems(proxy: FaultProxy, tmp_path: Path) -> None:
+    # The store's public face: an object of Swift that anybody may read is plain HTTP. Here, memory.
+    data = bytes(range(256)) * 40
+    for storage in (Storage("memory://ranges"), Storage(tmp_path)):
+        storage.write("x", data)
+        assert storage.read("x") == data and storage.read("x", 5, 5) == b""
+        out = bytearray(100)
+        storage.read_into(
+            "x", 50, [memoryview(out)[:0], memoryview(out)[:30], memoryview(out)[30:]]
+        )
+        assert out == data[50:150]
+        with pytest.raises(MissingDataError, match="ends early: 1 bytes"):
+            storage.read_into("x", len(data) - 1, [memoryview(out)])
+        assert storage.retried == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"retries": -1}, {"timeout": 0}, {"deadline": -1.0}, {"first_wait": 0}]
+)
+def test_options_are_checked(wrong: dict) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Retry(**wrong)

@@ -200,12 +200,8 @@ class _Request:
         self.path, self.where, self.start, self.end = path, where, start, end
 
     @property
-    def is_whole(self) -> bool:
-        return self.start == 0 and self.end is None
-
-    @property
     def header(self) -> str:
-        """The HTTP Range header."""
+        """The HTTP Range header; of whole objects too, as then the answer says how long they are."""
         return f"bytes={self.start}-{'' if self.end is None else self.end - 1}"
 
 
@@ -219,7 +215,7 @@ class _Answer:
 
     def is_complete(self, at: int, end: int | None) -> bool:
         """Whether there is nothing more to be had after the byte `at`."""
-        return at == end or end is None or self.size is None or at >= self.size
+        return at == end or self.size is None or at >= self.size
 
     def met(self, request: _Request, content_range: str | None, etag: str | None) -> None:
         """Note what an answer's head says, and refuse one that is not the part that was asked for."""
@@ -261,9 +257,8 @@ class _Limit:
 
 async def _from_s3(fs: Any, request: _Request, sink: _Sink, answer: _Answer, limit: _Limit) -> None:
     bucket, key, version = fs.split_path(request.path)
-    options = {"VersionId": version} if version else {}
-    if not request.is_whole:
-        options["Range"] = request.header
+    options = {"Range": request.header} | ({"VersionId": version} if version else {})
+    await fs.set_session()  # makes the client, the first time, which is no fault of the server
     async with limit:
         said = await fs._call_s3("get_object", Bucket=bucket, Key=key, **fs.req_kw, **options)
         try:
@@ -277,17 +272,16 @@ async def _from_s3(fs: Any, request: _Request, sink: _Sink, answer: _Answer, lim
 async def _from_web(
     fs: Any, request: _Request, sink: _Sink, answer: _Answer, limit: _Limit
 ) -> None:
-    options = dict(fs.kwargs)
-    if not request.is_whole:
-        options["headers"] = {**options.get("headers", {}), "Range": request.header}
-    async with limit:
-        session = await fs.set_session()
-        async with session.get(fs.encode_url(request.path), **options) as said:
-            if said.status == 404:
-                raise FileNotFoundError
-            said.raise_for_status()
-            answer.met(request, said.headers.get("Content-Range"), said.headers.get("ETag"))
-            await _receive(said.content, request, sink, answer, limit)
+    # Parts of a file are parts of its bytes as they are, not as a server compresses them.
+    own = {"Range": request.header, "Accept-Encoding": "identity"}
+    options = fs.kwargs | {"headers": {**fs.kwargs.get("headers", {}), **own}}
+    session = await fs.set_session()
+    async with limit, session.get(fs.encode_url(request.path), **options) as said:
+        if said.status == 404:
+            raise FileNotFoundError
+        said.raise_for_status()
+        answer.met(request, said.headers.get("Content-Range"), said.headers.get("ETag"))
+        await _receive(said.content, request, sink, answer, limit)
 
 
 async def _receive(

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from scshards.shards.codec import decode_cell as decode_cell
     from scshards.shards.codec import encode_cell as encode_cell
     from scshards.shards.shardset import ShardSet as ShardSet
+    from scshards.stream.dataset import CellDataset as CellDataset
     from scshards.stream.loader import CellLoader as CellLoader
 
 _HOME = {
     "Batch": "cells.batch",
     "Cell": "shards.codec",
+    "CellDataset": "stream.dataset",
     "CellLoader": "stream.loader",
     "PackOptions": "pack.run",
     "ScshardsError": "base.errors",

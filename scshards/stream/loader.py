@@ -113,7 +113,7 @@ class CellLoader:
                 raise ConfigError(f"{name} is at least 1, not {value}")
         if epoch < 0:
             raise ConfigError(f"epoch is at least 0, not {epoch}")
-        self.rank, self.world_size = _topology(rank, world_size)
+        self.rank, self.world_size = topology(rank, world_size)
         self._list = ShardList(
             [root], split, storage_options, retry=Retry(retries=retries, timeout=timeout)
         )
@@ -269,7 +269,7 @@ class CellLoader:
         return self._clock.total()
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.stream(self._collate)
+        return self.stream(self.collate)
 
     def stream(
         self, make: Callable[[Block, int], Made], *, first: int = 0, step: int = 1
@@ -291,6 +291,22 @@ class CellLoader:
             self._start_epoch(self._epoch + 1)
         finally:
             self._running = False
+
+    def collate(self, block: Block, i: int) -> Batch:
+        """Batch i of a block."""
+        rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
+        sizes = block.sizes[rows]
+        with self._clock.time("collate"):
+            batch = self._collator.collate(
+                block.data,
+                block.starts[rows],
+                sizes,
+                block.keys[rows],
+                block.labels[rows],
+                self._epoch,
+            )
+        self._clock.count(cells=int((sizes > 0).sum()), batches=1)
+        return batch
 
     def _batches(
         self, count: int, make: Callable[[Block, int], Made], first: int, step: int
@@ -317,21 +333,6 @@ class CellLoader:
         finally:
             fetchers.shutdown(wait=True, cancel_futures=True)
 
-    def _collate(self, block: Block, i: int) -> Batch:
-        rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
-        sizes = block.sizes[rows]
-        with self._clock.time("collate"):
-            batch = self._collator.collate(
-                block.data,
-                block.starts[rows],
-                sizes,
-                block.keys[rows],
-                block.labels[rows],
-                self._epoch,
-            )
-        self._clock.count(cells=int((sizes > 0).sum()), batches=1)
-        return batch
-
     def _start_epoch(self, epoch: int) -> None:
         self._epoch, self._position = epoch, 0
         self._lanes = fitting_lanes(self._wanted_lanes, self.world_size)
@@ -344,7 +345,8 @@ class CellLoader:
             )
 
 
-def _topology(rank: int | None, world_size: int | None) -> tuple[int, int]:
+def topology(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Rank and world size: those that are given, else those of torch.distributed now."""
     if (rank is None) != (world_size is None):
         raise ConfigError("rank and world_size are given together or not at all")
     if rank is None or world_size is None:

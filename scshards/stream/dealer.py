@@ -1,29 +1,29 @@
 """A rank's share of an epoch, as blocks of a few batches' worth of undecoded cells.
 
-    lanes (stream.reader) --deal, lane by lane--> Block: rows in batch order --stream.collate--> Batch
+    lanes (stream.lanes) --deal--> Block: rows in batch order --stream.collate--> Batch
 
-Lanes are asked for many cells at a time, so that no Python runs per cell. Called by stream.loader, on
-one thread at a time.
+Called by stream.loader, on one thread at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.stream.buffers import BufferPool
+from scshards.stream.lanes import Lanes
 from scshards.stream.plan import EpochPlan, Share
-from scshards.stream.reader import LaneReader, Staging
 from scshards.stream.source import CellSource
+from scshards.stream.store import CellStore
 
-BLOCK_CELLS = 1024
+BLOCK_CELLS = 512
 """About how many cells a block has: enough to make Python's share small, few enough to start soon."""
 
-_BLOCKS = 3
+_BLOCKS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +31,8 @@ class Block:
     """Cells of `batches` batches in a row; row i belongs to batch i // batch_size.
 
     A row whose size is 0 holds no cell: it only fills up the last batch of an evaluation. `begin` is
-    the position of the epoch at which the first batch starts, the same on every rank.
+    the position of the epoch at which the first batch starts, the same on every rank. After `free` was
+    called the cells' memory is used for others.
     """
 
     data: NDArray[np.uint8]
@@ -41,58 +42,49 @@ class Block:
     labels: NDArray[np.int64]
     batches: int
     begin: int
+    free: Callable[[], None]
 
 
 def blocks(
-    plan: EpochPlan, share: Share, batches: int, source: CellSource, fetchers: Executor
+    plan: EpochPlan,
+    share: Share,
+    batches: int,
+    source: CellSource,
+    store: CellStore,
+    fetchers: Executor,
 ) -> Iterator[Block]:
     """The blocks of a rank's share, `batches` batches in all.
 
     Raises whatever reading a chunk raises.
     """
-    lanes = share.my_lanes()
-    cell_bytes = _cell_bytes(source) * 9 // 8  # some are longer than the mean
-    readers = [
-        LaneReader(plan, k, source, fetchers, share.emissions(k, share.begin), cell_bytes)
-        for k in lanes
-    ]
+    lanes = Lanes(plan, share, source, store, fetchers)
     per_block = max(1, BLOCK_CELLS // share.batch_size)
-    buffers = BufferPool(kept=_BLOCKS)
     begin = share.begin
     while batches:
         count = min(per_block, batches)
         end = min(share.end, begin + count * share.global_batch)
-        rows = count * share.batch_size
-        # A block whose cells are longer than the mean grows; the next ones are as large as it became.
-        staging = Staging(rows, len(source.columns), buffers.take(rows * cell_bytes + 4096))
         with source.clock.time("deal"):
-            for reader in readers:
-                _deal(reader, share, begin, end, staging)
-        cell_bytes = max(cell_bytes, -(-int(staging.tail[0]) // rows))
+            rows, taken = lanes.deal(begin, end, count * share.batch_size)
+            cells = store.look(rows)
         yield Block(
-            data=staging.data,
-            starts=staging.starts,
-            sizes=staging.sizes,
-            keys=staging.keys,
-            labels=staging.labels,
+            data=cells.data,
+            starts=cells.starts,
+            sizes=cells.sizes,
+            keys=cells.keys,
+            labels=cells.labels,
             batches=count,
             begin=begin,
+            free=functools.partial(store.free, taken),
         )
         batches -= count
         begin += count * share.global_batch
 
 
-def _deal(reader: LaneReader, share: Share, begin: int, end: int, staging: Staging) -> None:
-    """Put a lane's cells at the positions [begin, end) where they belong in the block."""
-    until = share.emissions(reader.lane, end)
-    stride = share.stride()
-    first = share.first_mine(reader.lane, reader.emitted)
-    mine = np.arange(first, until, stride, dtype=np.int64)
-    rows = share.rows(mine * share.lanes + reader.lane, begin)
-    reader.deal(until, first, stride, rows, staging)
-
-
-def _cell_bytes(source: CellSource) -> int:
-    """The mean bytes of a cell in the split's tars, headers included: a first guess for buffers."""
+def new_store(plan: EpochPlan, share: Share, source: CellSource) -> CellStore:
+    """A store with room for what a share's lanes and blocks hold at a time."""
     cells = sum(s.cells for s in source.shards)
-    return int(sum(int(s.chunks.raw.sum()) for s in source.shards) / max(cells, 1)) + 1
+    size = sum(int(s.chunks.raw.sum()) for s in source.shards) / max(cells, 1)
+    chunk = max((int(s.chunks.cells.max(initial=1)) for s in source.shards), default=1)
+    # Of each lane, besides its buffer, the chunk that it uses up and the one that is read.
+    at_a_time = len(share.my_lanes()) * (plan.buffer + 2 * chunk) + _BLOCKS * BLOCK_CELLS
+    return CellStore(at_a_time, int(size * 9 / 8) + 64, len(source.columns))

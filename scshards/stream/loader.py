@@ -21,7 +21,7 @@ from scshards.base.retry import Retry
 from scshards.cells.batch import Batch
 from scshards.cells.values import TieBreak
 from scshards.stream.collate import CollateOptions, Collator
-from scshards.stream.dealer import Block, blocks
+from scshards.stream.dealer import Block, blocks, new_store
 from scshards.stream.pipeline import Made, in_order
 from scshards.stream.plan import EpochPlan, Share, fitting_lanes, plan_epoch, steps
 from scshards.stream.shardlist import ShardList
@@ -325,7 +325,9 @@ class CellLoader:
         n_fetchers = LOCAL_READS if self._list.is_local else REMOTE_READS
         fetchers = ThreadPoolExecutor(n_fetchers, "scshards-fetch")
         try:
-            dealt = blocks(self.plan(), share, count, source, fetchers)
+            plan = self.plan()
+            store = new_store(plan, share, source)
+            dealt = blocks(plan, share, count, source, store, fetchers)
             made = in_order(
                 dealt, make, threads=self._threads, ahead=_AHEAD, first=first, step=step
             )

@@ -86,9 +86,19 @@ class _Line(Generic[Made]):
         self._dealt = 0  # batches of all blocks so far
         self._next = first  # the batch that is taken next
         self._is_over = self._is_stopped = False
+        self._broken: BaseException | None = None
 
     def work(self) -> None:
         """What each thread does."""
+        try:
+            self._work()
+        except BaseException as e:
+            # Nobody else would hear of it, and the taker would wait for ever.
+            with self._changed:
+                self._broken = e
+                self._changed.notify_all()
+
+    def _work(self) -> None:
         while True:
             with self._dealing:
                 if self._is_over or self._is_stopped:
@@ -113,12 +123,15 @@ class _Line(Generic[Made]):
                 except BaseException as e:
                     made = _Fault(e)
                 self._put(first + i, made)
+            block.free()
 
     def take(self) -> Iterator[Made]:
         """The batches in order."""
         while True:
             with self._changed:
                 while self._next not in self._made:
+                    if self._broken is not None:
+                        raise self._broken
                     if self._is_over and self._next >= self._dealt:
                         return
                     self._changed.wait()

@@ -3,7 +3,7 @@
 Emission j draws one of the m cells in the buffer with the lane's key and the counter j, then puts the
 next input cell in its place (or, at the lane's end, the buffer's last). So the order is a function
 of (cells, buffer size, key), and the state at any emission can be replayed without reading a byte.
-Called by stream.reader, whose kernel moves the bytes by the same steps, and by tests.
+Called by stream.lanes, whose kernel takes the same steps, and by tests.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The cells of a split, chunk by chunk: checked bytes, and where each cell lies in them.
 
 Every cell's place is checked against its chunk's bounds, and the bytes were checked by stream.fetch, so
-nothing behind this module meets bytes that were not packed. Called by stream.reader, from several
+nothing behind this module meets bytes that were not packed. Called by stream.lanes, from several
 threads.
 """
 

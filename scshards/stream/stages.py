@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 Made = TypeVar("Made")
-Stage = Literal["fetch", "check", "index", "input", "deal", "collate", "wait"]
+Stage = Literal["fetch", "check", "index", "store", "input", "deal", "collate", "wait"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +38,8 @@ class Stages:
         ... their checksums compared, and compressed ones inflated.
     index
         ... shards' indexes read, checked and parsed.
+    store
+        ... cells copied out of their chunks.
     input
         ... the shuffle waited for a chunk.
     deal
@@ -55,6 +57,7 @@ class Stages:
     fetch: float = 0.0
     check: float = 0.0
     index: float = 0.0
+    store: float = 0.0
     input: float = 0.0
     deal: float = 0.0
     collate: float = 0.0

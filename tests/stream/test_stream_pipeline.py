@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -18,6 +18,10 @@ from scshards.stream.pipeline import in_order
 class FakeBlock:
     number: int
     batches: int
+    freed: list[int] = field(default_factory=list)
+
+    def free(self) -> None:
+        self.freed.append(self.number)
 
 
 def some(sizes: list[int], fail_after: int | None = None) -> Iterator[Any]:
@@ -104,3 +108,27 @@ def test_every_so_many_batches(first: int, step: int) -> None:
         for batch in in_order(some(sizes, fail_after=12), make, **options):
             taken.append(batch)
     assert taken == all_of_them[:before][first::step]
+
+
+def test_a_block_is_freed_when_its_batches_were_made() -> None:
+    freed: list[int] = []
+    made: list[int] = []
+    blocks = (FakeBlock(i, 3, freed) for i in range(5))
+
+    def make(block: FakeBlock, i: int) -> int:
+        assert block.number not in freed
+        made.append(block.number)
+        return block.number
+
+    assert len(list(in_order(blocks, make, threads=2, ahead=4))) == 15
+    assert sorted(freed) == [0, 1, 2, 3, 4]
+
+
+def test_an_error_outside_of_a_batch_is_raised_too() -> None:
+    class Stuck(FakeBlock):
+        def free(self) -> None:
+            raise MemoryError("no more")
+
+    with pytest.raises(MemoryError):
+        list(in_order(iter([Stuck(0, 2), Stuck(1, 2)]), lambda b, i: i, threads=2, ahead=4))
+    assert running() == 0

@@ -1,0 +1,63 @@
+"""The compiled loop of stream.lanes: all lanes of a rank, dealt to the rows of a block.
+
+The steps of a lane are those of stream.shuffle. It releases the GIL.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+
+from scshards.stream.shuffle import EMITTED, FILLED, NEXT_INPUT, pick
+
+DONE = -1
+
+
+@nb.njit(nogil=True, cache=True)
+def deal(
+    lanes, cells, keys, limits, slots, states, queues, at, counts, begin, end, n_lanes, rank, world_size,
+    rows, taken, state,
+):  # fmt: skip
+    """Put the places of this rank's cells at the positions [begin, end) to their rows of a block.
+
+    lanes, cells, keys, limits [lanes of this rank]: which lanes, cells and key of each, and how many the
+    shuffle buffer holds. slots, states: the buffers. queues [lanes, room], at, counts: places of the
+    cells that come next, the next one, and how many there are. `state` is (the lane that is at it,
+    places in `taken`): every place that left a buffer is added to `taken`, whoever's it is.
+
+    Returns DONE, or the lane whose queue is empty: then to be called again with more in it.
+    """
+    first = begin + (rank - begin) % world_size
+    for i in range(state[0], len(lanes)):
+        lane, key, limit = lanes[i], keys[i], limits[i]
+        filled, following, emitted = states[i, FILLED], states[i, NEXT_INPUT], states[i, EMITTED]
+        until = min(max(0, (end - lane + n_lanes - 1) // n_lanes), cells[i])
+        is_short = False
+        while emitted < until:
+            takes_input = following < cells[i]
+            if takes_input and at[i] == counts[i]:
+                is_short = True
+                break
+            if takes_input and filled < limit:
+                slots[i, filled] = queues[i, at[i]]
+                filled += 1
+            else:
+                slot = pick(key, emitted, filled)
+                place = slots[i, slot]
+                taken[state[1]] = place
+                state[1] += 1
+                position = emitted * n_lanes + lane
+                if position % world_size == rank and position >= begin:
+                    rows[(position - first) // world_size] = place
+                emitted += 1
+                if not takes_input:
+                    filled -= 1
+                    slots[i, slot] = slots[i, filled]
+                    continue
+                slots[i, slot] = queues[i, at[i]]
+            at[i] += 1
+            following += 1
+        states[i, FILLED], states[i, NEXT_INPUT], states[i, EMITTED] = filled, following, emitted
+        if is_short:
+            state[0] = i
+            return i
+    return DONE

@@ -27,6 +27,7 @@ from scshards.stream.plan import EpochPlan, Share, fitting_lanes, plan_epoch, st
 from scshards.stream.shardlist import ShardList
 from scshards.stream.source import CellSource
 from scshards.stream.stages import StageClock, Stages
+from scshards.stream.store import CellStore
 
 STATE_VERSION = 1
 LOCAL_READS, REMOTE_READS = 2, 16
@@ -125,6 +126,9 @@ class CellLoader:
         self._lanes = fitting_lanes(lanes, self.world_size)
         self._epoch, self._position = epoch, 0
         self._running = False
+        # Made when they are needed first, and kept from epoch to epoch with their memory.
+        self._source: CellSource | None = None
+        self._store: CellStore | None = None
         self._clock = StageClock()
         self._fingerprint = self._list.fingerprint()
         self._columns = {name: info.kind for name, info in self._list.labels.items()}
@@ -319,15 +323,17 @@ class CellLoader:
             batch_size=self.batch_size,
             lanes=self._lanes,
         )
-        source = CellSource(
-            self._list, list(self._columns), indexes_kept=2 * self._lanes, clock=self._clock
-        )
+        plan = self.plan()
+        if self._source is None or self._store is None:
+            self._source = CellSource(
+                self._list, list(self._columns), indexes_kept=2 * self._lanes, clock=self._clock
+            )
+            self._store = new_store(plan, share, self._source)
+        self._store.clear()
         n_fetchers = LOCAL_READS if self._list.is_local else REMOTE_READS
         fetchers = ThreadPoolExecutor(n_fetchers, "scshards-fetch")
         try:
-            plan = self.plan()
-            store = new_store(plan, share, source)
-            dealt = blocks(plan, share, count, source, store, fetchers)
+            dealt = blocks(plan, share, count, self._source, self._store, fetchers)
             made = in_order(
                 dealt, make, threads=self._threads, ahead=_AHEAD, first=first, step=step
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 import bench_stream_jobs as jobs
@@ -24,6 +25,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--cells", type=int, default=20_000)
     parser.add_argument("--cache", type=Path, default=_cache(), metavar="FOLDER")
+    parser.add_argument(
+        "--annbatch",
+        default=sys.executable,
+        metavar="PYTHON",
+        help="a Python that has annbatch[zarrs]",
+    )
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     unknown = set(args.parts) - {*PARTS, "all"}
@@ -33,7 +40,7 @@ def main() -> None:
     about = machine("numpy", "numba", "torch", "webdataset")
     if not args.json:
         print(about, flush=True)
-    data = Data(args.cache, args.cells)
+    data = Data(args.cache, args.cells, annbatch_python=args.annbatch)
     data.warm()
     in_process(jobs.compile_kernels, str(data.own))
     found: dict[str, Part] = {}

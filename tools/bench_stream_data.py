@@ -33,12 +33,15 @@ class Data:
         Their shard set, of SHARDS plain tars.
     stock
         Folder of as many tars for stock webdataset.
+    annbatch
+        Where annbatch's own script keeps its collection of the cells, and the Python that runs it.
     """
 
-    def __init__(self, folder: Path, cells: int) -> None:
+    def __init__(self, folder: Path, cells: int, annbatch_python: str) -> None:
         self.cells = cells
         self._folder = folder / f"recipe{RECIPE}-{cells}"
         self.own, self.stock = self._folder / "own", self._folder / "stock"
+        self.annbatch, self.annbatch_python = self._folder / "annbatch.zarr", annbatch_python
         if not self._folder.exists():
             print(f"making {cells:,} cells in {self._folder}", file=sys.stderr, flush=True)
             making = self._folder.with_suffix(f".making{os.getpid()}")

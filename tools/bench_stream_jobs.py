@@ -219,10 +219,11 @@ def compile_kernels(root: str) -> None:
 
 def _until(cells: int, batches: Iterator[Any]) -> Iterator[int]:
     done = 0
-    while done < cells:
-        n = len(next(batches)["gene"])
-        done += n
-        yield n
+    for batch in batches:
+        yield len(batch["gene"])
+        done += len(batch["gene"])
+        if done >= cells:
+            return
 
 
 def _timed(counts: Iterator[int]) -> tuple[float, float, int]:

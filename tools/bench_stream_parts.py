@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +22,9 @@ STOCK_CELLS = 4000
 STREAMED = 300_000
 """Cells of a large set that the memory part streams: every lane turns its buffer over many times."""
 
+ANNBATCH_BATCH = 4096
+"""Cells of a batch in annbatch's documentation and figures."""
+
 S3_TIMES = 4
 """How often the cells are in the set that is read from S3."""
 
@@ -35,20 +40,23 @@ def speed(data: Data, runs: int) -> Part:
         cells = min(data.cells, STOCK_CELLS)
         return partial(in_process, jobs.stock, str(data.stock), cells, do_binning, in_memory)
 
-    rows = in_turn(
-        {
-            "51 bins, 2 threads": epoch(long, threads=2),
-            "51 bins, 1 thread": epoch(long, threads=1),
-            "51 bins, 1 thread, one core": epoch(long, threads=1, pinned=True),
-            "no bins, 2 threads": epoch(long, threads=2, n_bins=0),
-            "no bins, 1 thread": epoch(long, threads=1, n_bins=0),
-            f"51 bins, 2 threads, an epoch of {data.cells:,}": epoch(short, threads=2),
-            "stock webdataset, scGPT's collator, one core": stock(True),
-            "stock webdataset, the same without bins, one core": stock(False),
-            "scGPT's collator alone, cells in memory, one core": stock(True, in_memory=True),
-        },
-        runs,
-    )
+    measured = {
+        "51 bins, 2 threads": epoch(long, threads=2),
+        "51 bins, 1 thread": epoch(long, threads=1),
+        "51 bins, 1 thread, one core": epoch(long, threads=1, pinned=True),
+        "no bins, 2 threads": epoch(long, threads=2, n_bins=0),
+        "no bins, 1 thread": epoch(long, threads=1, n_bins=0),
+        f"51 bins, 2 threads, an epoch of {data.cells:,}": epoch(short, threads=2),
+        "stock webdataset, scGPT's collator, one core": stock(True),
+        "stock webdataset, the same without bins, one core": stock(False),
+        "scGPT's collator alone, cells in memory, one core": stock(True, in_memory=True),
+    }
+    version = _annbatch_version(data)
+    for cores, name in ((2, "two cores"), (1, "one core")) if version else ():
+        for batch_size in (64, ANNBATCH_BATCH):
+            what = f"annbatch {version}, raw CSR batches of {batch_size:,}, {name}"
+            measured[what] = partial(_annbatch, data, cores, batch_size)
+    rows = in_turn(measured, runs)
     speeds = {what: row["cells/s"] for what, row in rows.items()}
     two, one = speeds["51 bins, 2 threads"], speeds["51 bins, 1 thread"]
     rival = speeds["stock webdataset, scGPT's collator, one core"]
@@ -60,7 +68,26 @@ def speed(data: Data, runs: int) -> Part:
             ("... one thread against two", one / two, "at least", 0.5),
             ("no bins, 2 threads, cells/s", speeds["no bins, 2 threads"], "at least", 150_000.0),
         ],
+        [] if version else [f"annbatch was not measured: {data.annbatch_python} does not have it."],
     )
+
+
+def _annbatch_version(data: Data) -> str:
+    """The version of annbatch, or "" where it is not installed."""
+    ask = "import annbatch, importlib.metadata as m; print(m.version('annbatch'))"
+    asked = subprocess.run([data.annbatch_python, "-c", ask], capture_output=True, text=True)
+    return asked.stdout.strip() if asked.returncode == 0 else ""
+
+
+def _annbatch(data: Data, cores: int, batch_size: int) -> Figures:
+    script = Path(__file__).with_name("bench_stream_annbatch.py")
+    numbers = map(str, (data.cells, cores, batch_size))
+    command = [data.annbatch_python, "-W", "ignore", str(script), str(data.annbatch), *numbers]
+    # Its Python need not be ours, nor have what ours has.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
+    figures: Figures = json.loads(said.stdout)
+    return figures
 
 
 def memory(data: Data, runs: int) -> Part:

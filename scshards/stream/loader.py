@@ -21,6 +21,7 @@ from scshards.base.retry import Retry
 from scshards.cells.batch import Batch
 from scshards.cells.values import TieBreak
 from scshards.stream.collate import CollateOptions, Collator
+from scshards.stream.compiling import compiles
 from scshards.stream.dealer import Block, blocks, new_store
 from scshards.stream.pipeline import Made, in_order
 from scshards.stream.plan import EpochPlan, Share, fitting_lanes, plan_epoch, steps
@@ -337,7 +338,8 @@ class CellLoader:
             made = in_order(
                 dealt, make, threads=self._threads, ahead=_AHEAD, first=first, step=step
             )
-            yield from self._clock.waiting(made)
+            with compiles():
+                yield from self._clock.waiting(made)
         finally:
             fetchers.shutdown(wait=True, cancel_futures=True)
 

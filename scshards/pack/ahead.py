@@ -1,6 +1,6 @@
 """Reading ahead: the next block is read on a thread of its own while this one is worked on.
 
-Called by pack.scatter.
+For what comes over a network. Called by pack.scatter and pack.reshard_scatter.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,9 +115,9 @@ def _copy_shard(
     new_shards = _assign(chosen.split, chosen.keys, task)
     taken = np.flatnonzero(new_shards >= 0)
     where = storage.at(shard.path)
-    with contextlib.closing(
-        read_ahead(_chunks(storage, shard, task.compression, index, taken))
-    ) as pieces:
+    chunks = _chunks(storage, shard, task.compression, index, taken)
+    # A worker is one processor's; a second thread of it is for waiting.
+    with contextlib.closing(chunks if storage.is_local else read_ahead(chunks)) as pieces:
         for cells, raw, start in pieces:
             columns = labels.columns(index, cells)
             encoded, ends = encode_labels(columns, len(cells))
@@ -176,7 +176,7 @@ def _chunks(
     compression: Compression,
     index: Mapping[str, NDArray[Any]],
     taken: NDArray[np.intp],
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.uint8], int]]:
+) -> Generator[tuple[NDArray[np.intp], NDArray[np.uint8], int], None, None]:
     """The chunks that hold taken cells, some at a time: (the cells, raw bytes, where those begin).
 
     Every chunk's checksum was found right, and every member lies in its chunk.

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ScshardsError, ValueKindError
+from scshards.base.storage import is_local
 from scshards.cells.tokenizer import (
     LARGEST,
     GeneMatch,
@@ -116,7 +117,7 @@ def scatter(task: ScatterTask) -> Scattered:
     with (
         _open(task) as source,
         SpillWriter(Path(task.folder), task.number, sum(task.n_shards)) as spill,
-        contextlib.closing(_blocks(source, s.start + wanted[[0, -1]])) as blocks,
+        contextlib.closing(_blocks(source, s.start + wanted[[0, -1]], task.file.url)) as blocks,
     ):
         cells = _Cells(task, source, spill)
         for block in blocks:
@@ -156,13 +157,13 @@ def limit_reasons(options: PackOptions) -> tuple[str, ...]:
     return tuple(r.format(_shown(v)) for r, v in zip(_REASONS, limits, strict=True))
 
 
-def _blocks(source: Source, ends: NDArray[np.intp]) -> Generator[Block, None, None]:
-    """The blocks from the first to the last row of `ends`, read ahead where reading takes long.
+def _blocks(source: Source, ends: NDArray[np.intp], url: str) -> Generator[Block, None, None]:
+    """The blocks from the first to the last row of `ends`, read ahead where they come over a network.
 
-    Where it does not, a thread for it would only take the processor from another worker.
+    A worker is one processor's: a thread that inflates or copies would only take it from another.
     """
     blocks = source.blocks(int(ends[0]), int(ends[1]) + 1, max_values=BLOCK_VALUES)
-    yield from read_ahead(blocks) if source.matrix.is_slow else blocks
+    yield from blocks if is_local(url) else read_ahead(blocks)
 
 
 class _Cells:

@@ -53,16 +53,11 @@ class Block(NamedTuple):
 
 
 class Matrix(Protocol):
-    """A matrix on disk; `shape` is (cells, gene columns). See sources_matrix for the kinds.
-
-    `is_slow` says that reading takes long beside the work on what was read: it is inflated, sorted, or
-    comes over a network.
-    """
+    """A matrix on disk; `shape` is (cells, gene columns). See sources_matrix for the kinds."""
 
     shape: tuple[int, int]
     n_values: int
     needs_transposing: bool
-    is_slow: bool
 
     def transpose(self) -> None:
         """See Source."""

@@ -61,9 +61,7 @@ def direct(dataset: Any) -> Any:
 
 
 class _Array(abc.ABC):
-    """The face of a dataset that pack.sources_matrix knows; `is_quick` when reading only copies."""
-
-    is_quick = False
+    """The face of a dataset that pack.sources_matrix knows."""
 
     def __init__(self, dataset: h5py.Dataset) -> None:
         self.shape, self.dtype, self.chunks = dataset.shape, dataset.dtype, dataset.chunks
@@ -84,8 +82,6 @@ class _Array(abc.ABC):
 
 class _Pieces(_Array):
     """An array that is stored as it is: pieces of the file, all but the last of `size` values."""
-
-    is_quick = True
 
     def __init__(self, dataset: h5py.Dataset, places: NDArray[np.int64], size: int) -> None:
         super().__init__(dataset)

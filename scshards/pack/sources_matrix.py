@@ -32,7 +32,6 @@ class ByRows:
     """A matrix whose rows can be read as they are."""
 
     needs_transposing = False
-    is_slow = True
 
     def transpose(self) -> None:
         """Nothing is to be done."""
@@ -48,7 +47,6 @@ class Csr(ByRows):
         self.shape, self._where = shape, where
         self._indptr, self._indices, self._data = indptr, indices, data
         _check_parts(indptr, indices, data, shape[0], where)
-        self.is_slow = not getattr(data, "is_quick", False)
         self.n_values = int(data.shape[0])
 
     def blocks(self, start: int, stop: int, max_rows: int, max_values: int) -> Iterator[Block]:
@@ -135,7 +133,6 @@ class Csc:
         self._folder = scratch
 
     needs_transposing = True
-    is_slow = True
 
     def close(self) -> None:
         if self._temporary is not None:

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import scipy.sparse as sp
 from pack_support import adata, counts, quiet_pack, vocab_of, write
 
 from scshards.base.errors import SourceError, ValueKindError
+from scshards.base.storage import Storage
 from scshards.pack.ahead import read_ahead
 
 
@@ -86,16 +86,15 @@ def test_a_pack_that_fails_leaves_no_thread(tmp_path: Path) -> None:
     assert not threads()
 
 
-@pytest.mark.parametrize(
-    ("compression", "form", "ahead"),
-    [("gzip", "csr", True), (None, "csr", False), (None, "csc", True), (None, "dense", True)],
-)
-def test_only_what_takes_long_is_read_ahead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str | None, form: str, ahead: bool
+@pytest.mark.parametrize("is_far", [False, True])
+def test_only_what_comes_over_a_network_is_read_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: Any, is_far: bool
 ) -> None:
-    x = counts(30, 8)
-    made = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}[form](x)
-    adata(made).write_h5ad(tmp_path / "a.h5ad", compression=compression)  # type: ignore[arg-type]
+    adata(sp.csr_matrix(counts(30, 8))).write_h5ad(tmp_path / "a.h5ad", compression="gzip")
+    file: str | Path = tmp_path / "a.h5ad"
+    if is_far:
+        Storage(s3.url).write("raw/a.h5ad", (tmp_path / "a.h5ad").read_bytes())
+        file = f"{s3.url}/raw/a.h5ad"
     read = []
 
     def noted(blocks: Iterator[Any]) -> Iterator[Any]:
@@ -103,5 +102,5 @@ def test_only_what_takes_long_is_read_ahead(
         return read_ahead(blocks)
 
     monkeypatch.setattr("scshards.pack.scatter.read_ahead", noted)
-    quiet_pack(tmp_path / "a.h5ad", tmp_path / "out", vocab_of(8))
-    assert bool(read) == ahead and not threads()
+    quiet_pack(file, tmp_path / "out", vocab_of(8))
+    assert bool(read) == is_far and not threads()

@@ -8,6 +8,7 @@ The stream reads members with `shards.kernels` directly.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -200,26 +201,26 @@ def decode_cell(payload: bytes, *, kind: ValueKind = "counts", where: object = N
     else:
         check_status(kernels.OK if v1 - v0 == 4 * n else kernels.BAD_COUNT, where)
         values = np.frombuffer(payload, "<f4", n, v0).astype(np.float32)
-    labels = {}
-    if labels_at >= 0:
-        try:
-            # Labels are flat: with these limits, hostile bytes can't ask for memory.
-            labels = msgpack.unpackb(payload[labels_at:], max_array_len=0, max_ext_len=0)
-        except (msgpack.UnpackException, ValueError):
-            check_status(kernels.BAD_STRUCTURE, where)
-        if not isinstance(labels, dict) or not all(
-            isinstance(name, str) and _is_label(v) for name, v in labels.items()
-        ):
-            check_status(kernels.BAD_STRUCTURE, where)
+    labels = _labels(payload, labels_at, where)
     return Cell(genes=genes, values=values, labels=labels)
+
+
+def decode_labels(payload: bytes, *, where: object = None) -> dict[str, int | float]:
+    """The labels alone of a member, as `decode_cell` has them."""
+    src = np.frombuffer(payload, np.uint8)
+    fields = np.zeros(kernels.MEMBER_FIELDS, np.int64)
+    check_status(kernels.parse_member(src, 0, len(src), fields), where)
+    return _labels(payload, int(fields[-1]), where)
 
 
 def check_status(status: int, where: object) -> None:
     """Raise the FormatError that a kernel's status stands for."""
     if status != kernels.OK:
-        raise FormatError(
-            STATUS[status], where=where, advice="run scshards verify on the shard set"
-        )
+        raise _not_a_cell(status, where)
+
+
+def _not_a_cell(status: int, where: object) -> FormatError:
+    return FormatError(STATUS[status], where=where, advice="run scshards verify on the shard set")
 
 
 def _array(numbers: Sequence[float] | NDArray[Any]) -> NDArray[Any]:
@@ -229,6 +230,21 @@ def _array(numbers: Sequence[float] | NDArray[Any]) -> NDArray[Any]:
         # Left alone, numpy makes floats of a list that has numbers on both sides of 2^63.
         return np.array(numbers, np.uint64)
     return np.asarray(numbers)
+
+
+def _labels(payload: bytes, at: int, where: object) -> dict[str, int | float]:
+    """The labels that begin at a member's byte `at`; none when that is below 0."""
+    if at < 0:
+        return {}
+    labels: object = None
+    with contextlib.suppress(msgpack.UnpackException, ValueError):
+        # Labels are flat: with these limits, hostile bytes can't ask for memory.
+        labels = msgpack.unpackb(payload[at:], max_array_len=0, max_ext_len=0)
+    if isinstance(labels, dict) and all(
+        isinstance(name, str) and _is_label(v) for name, v in labels.items()
+    ):
+        return labels
+    raise _not_a_cell(kernels.BAD_STRUCTURE, where)
 
 
 def _is_label(value: object) -> bool:

@@ -27,6 +27,9 @@ from scshards.stream.buffers import BufferPool
 from scshards.stream.decode_kernels import COUNTS, GENES
 from scshards.stream.draw_kernels import DIGITS
 
+_COPY_STEP = np.int64(0x2545F4914F6CDD1D)
+"""What a cell's key grows by, wrapping, where it appears again: no other cell's key is there."""
+
 _FREE_BATCHES = 8
 """Batches' buffers that wait for their next use."""
 
@@ -115,6 +118,7 @@ class Collator:
         keys: NDArray[np.int64],
         labels: NDArray[np.int64],
         epoch: int,
+        copies: NDArray[np.int64] | None = None,
     ) -> Batch:
         """The batch of the members data[starts[i]:starts[i] + sizes[i]].
 
@@ -128,6 +132,9 @@ class Collator:
             int64 [B]: with seed and epoch, they decide masks, samples and ties.
         labels
             int64 [B, columns]: codes, or the bits of float64 numbers.
+        copies
+            int64 [B]: how often each cell appeared before in this epoch; another appearance has
+            another sample and other masks.
 
         Raises
         ------
@@ -139,8 +146,9 @@ class Collator:
         self._check(kernels.measure(data, starts, sizes, scratch.fields, lengths), keys)
         length = min(self.options.max_length, int(lengths.max()) + 1)
         genes, values, targets, is_masked, is_pad = self._outputs(len(starts), length)
+        drawn_by = keys if copies is None else keys + copies * _COPY_STEP
         status = kernels.collate(
-            data, starts, sizes, keys, self._n_tokens, self._kind == "counts", self._quantiles,
+            data, starts, sizes, drawn_by, self._n_tokens, self._kind == "counts", self._quantiles,
             self.options.tie_break == "random", self._mask_share, self._key("sample", epoch),
             self._key("mask", epoch), self._key("tie", epoch), self._specials, self._fills,
             scratch.fields, scratch.ids, scratch.small, scratch.counts, scratch.floats, scratch.bits,

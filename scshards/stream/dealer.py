@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from scshards.stream.lanes import Lanes
 from scshards.stream.plan import EpochPlan, Share
+from scshards.stream.shardlist import ShardList
 from scshards.stream.source import CellSource
 from scshards.stream.store import CellStore
 
@@ -52,13 +53,14 @@ def blocks(
     source: CellSource,
     store: CellStore,
     fetchers: Executor,
+    block_cells: int = BLOCK_CELLS,
 ) -> Iterator[Block]:
-    """The blocks of a rank's share, `batches` batches in all.
+    """The blocks of a rank's share, `batches` batches in all, of about `block_cells` cells each.
 
     Raises whatever reading a chunk raises.
     """
     lanes = Lanes(plan, share, source, store, fetchers)
-    per_block = max(1, BLOCK_CELLS // share.batch_size)
+    per_block = max(1, block_cells // share.batch_size)
     begin = share.begin
     while batches:
         count = min(per_block, batches)
@@ -80,11 +82,9 @@ def blocks(
         begin += count * share.global_batch
 
 
-def new_store(plan: EpochPlan, share: Share, source: CellSource) -> CellStore:
-    """A store with room for what a share's lanes and blocks hold at a time."""
-    cells = sum(s.cells for s in source.shards)
-    size = sum(int(s.chunks.raw.sum()) for s in source.shards) / max(cells, 1)
-    chunk = max((int(s.chunks.cells.max(initial=1)) for s in source.shards), default=1)
+def new_store(shards: ShardList, lanes: int, buffered: int, columns: int) -> CellStore:
+    """A store with room for what a rank's lanes, their buffers and its blocks hold at a time."""
+    chunk = max((int(s.chunks.cells.max(initial=1)) for s in shards.shards), default=1)
     # Of each lane, besides its buffer, the chunk that it uses up and the one that is read.
-    at_a_time = len(share.my_lanes()) * (plan.buffer + 2 * chunk) + _BLOCKS * BLOCK_CELLS
-    return CellStore(at_a_time, int(size * 9 / 8) + 64, len(source.columns))
+    at_a_time = buffered + lanes * 2 * chunk + _BLOCKS * BLOCK_CELLS
+    return CellStore(at_a_time, shards.cell_bytes * 9 // 8 + 64, columns)

@@ -14,23 +14,28 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 from scshards.base.errors import ConfigError, StateError
 from scshards.base.retry import Retry
 from scshards.cells.batch import Batch
 from scshards.cells.values import TieBreak
+from scshards.shards.manifest import LabelInfo, SourceInfo
 from scshards.stream.collate import CollateOptions, Collator
 from scshards.stream.compiling import compiles
-from scshards.stream.dealer import Block, blocks, new_store
+from scshards.stream.course import Course
+from scshards.stream.dealer import Block
+from scshards.stream.parts import Choice, ChoiceOptions
 from scshards.stream.pipeline import Made, in_order
-from scshards.stream.plan import EpochPlan, Share, fitting_lanes, plan_epoch, steps
+from scshards.stream.plan import EpochPlan
+from scshards.stream.reading import EpochReader
 from scshards.stream.shardlist import ShardList
-from scshards.stream.source import CellSource
 from scshards.stream.stages import StageClock, Stages
-from scshards.stream.store import CellStore
+from scshards.stream.state import check_state
+from scshards.stream.weights import WeightsOption
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 LOCAL_READS, REMOTE_READS = 2, 16
 """Chunks that are read at the same time, from local disks and over a network."""
 _AHEAD = 16
@@ -43,7 +48,7 @@ class CellLoader:
     Parameters
     ----------
     root
-        The shard set: a local path or an fsspec URL.
+        The shard set: a local path or an fsspec URL. For several, see `blend`.
     split
         Which split to read.
     batch_size
@@ -65,6 +70,18 @@ class CellLoader:
     drop_last
         True (training) drops the cells that do not fill a global batch, less than one of them. False
         (evaluation) gives every cell once and fills the last batch up with rows of weight 0.
+    where
+        An expression over the columns of the indexes (labels by the text of their categories, n_genes,
+        total, source): only cells for which it is true. Evaluated once, here.
+    take
+        Only so many of these cells, the same in every run and epoch; fewer are a part of more.
+    weights
+        How often cells appear in an epoch: {column: "balanced"}, {column: {category: weight}} or the
+        name of a column of numbers; stream.copies has the rule. None: each cell once.
+    epoch_cells
+        How many cells an epoch has, repeated ones counted each time; None for as many as are chosen.
+    domain_by
+        A label of categories: each batch, over all ranks, has cells of one of them only.
     threads
         Threads that shuffle and collate.
     retries, timeout
@@ -81,10 +98,15 @@ class CellLoader:
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: str | os.PathLike[str] | Mapping[str, float],
         *,
         split: str = "train",
         batch_size: int = 64,
+        where: str | None = None,
+        take: int | None = None,
+        weights: WeightsOption | None = None,
+        epoch_cells: int | None = None,
+        domain_by: str | None = None,
         max_length: int = 1200,
         mask_ratio: float = 0.4,
         n_bins: int = 51,
@@ -116,23 +138,40 @@ class CellLoader:
         if epoch < 0:
             raise ConfigError(f"epoch is at least 0, not {epoch}")
         self.rank, self.world_size = topology(rank, world_size)
+        roots = list(root) if isinstance(root, Mapping) else [root]
+        self._choosing = ChoiceOptions(
+            where=where,
+            take=take,
+            weights=weights,
+            epoch_cells=epoch_cells,
+            domain_by=domain_by,
+            shares=tuple(root.values()) if isinstance(root, Mapping) else None,
+        )
         self._list = ShardList(
-            [root], split, storage_options, retry=Retry(retries=retries, timeout=timeout)
+            roots, split, storage_options, retry=Retry(retries=retries, timeout=timeout)
         )
         self.shardset = self._list.shardsets[0]
         self.split, self.batch_size, self.seed = split, batch_size, seed
         self.drop_last = drop_last
         self._shuffle, self._buffer, self._threads = shuffle, shuffle_buffer, threads
-        self._wanted_lanes = lanes
-        self._lanes = fitting_lanes(lanes, self.world_size)
-        self._epoch, self._position = epoch, 0
+        self._choice = Choice(self._list, self._choosing, seed)
+        self._course = Course(
+            self._choice.parts,
+            by_domain=domain_by is not None,
+            seed=seed,
+            rank=self.rank,
+            world_size=self.world_size,
+            batch_size=batch_size,
+            lanes=lanes,
+            shuffle=shuffle,
+            shuffle_buffer=shuffle_buffer,
+            drop_last=drop_last,
+            epoch=epoch,
+        )
         self._running = False
-        # Made when they are needed first, and kept from epoch to epoch with their memory.
-        self._source: CellSource | None = None
-        self._store: CellStore | None = None
         self._clock = StageClock()
+        self._reader = EpochReader(self._list, self._choice, self._clock)
         self._fingerprint = self._list.fingerprint()
-        self._columns = {name: info.kind for name, info in self._list.labels.items()}
         self._collator = Collator(
             CollateOptions(
                 max_length=max_length,
@@ -146,35 +185,68 @@ class CellLoader:
             self._list.vocab,
             self._list.value_kind,
             seed,
-            self._columns,
+            {name: info.kind for name, info in self._list.labels.items()},
         )
-        if drop_last and self.cells < self.global_batch:
+        if drop_last and not len(self):
+            most = max((p.positions for p in self._choice.parts), default=0)
+            whose = "" if domain_by is None else "the largest domain of "
             raise ConfigError(
-                f"the split {split!r} has {self.cells} cells, fewer than one global batch of "
+                f"{whose}the split {split!r} has {most} cells, fewer than one global batch of "
                 f"{self.global_batch} ({batch_size} on each of {self.world_size} ranks)",
                 where=self._list.name(),
                 advice="use a smaller batch_size, or drop_last=False for evaluation",
             )
 
+    @classmethod
+    def blend(cls, roots: Mapping[str, float], /, **options: Any) -> CellLoader:
+        """A loader over several shard sets, each with its share of the positions of an epoch.
+
+        Parameters
+        ----------
+        roots
+            {root: weight}: a set's share is its weight by the sum of all. The sets share vocabulary and
+            kind of values; `sources` and `labels` are those of all together.
+        options
+            CellLoader's. `weights` count within each set, the others over all sets.
+
+        Raises
+        ------
+        ConfigError, VocabError
+            When the sets do not go together.
+        """
+        if not roots:
+            raise ConfigError("a blend is of at least one shard set", where="blend")
+        return cls(roots, **options)
+
     @property
     def cells(self) -> int:
-        """Cells of the split."""
-        return int(self._list.cells.sum())
+        """Cells of an epoch, those that appear several times counted each time."""
+        return self._course.cells
+
+    @property
+    def sources(self) -> tuple[SourceInfo, ...]:
+        """The sources that keys name; those of a blend's sets one after another."""
+        return self._list.sources
+
+    @property
+    def labels(self) -> Mapping[str, LabelInfo]:
+        """The labels that batches carry; in a blend with the categories of all sets."""
+        return self._list.labels
 
     @property
     def global_batch(self) -> int:
         """Cells in a batch over all ranks."""
-        return self.batch_size * self.world_size
+        return self._course.global_batch
 
     @property
     def epoch(self) -> int:
         """The epoch that is being read, or that the next iteration reads."""
-        return self._epoch
+        return self._course.epoch
 
     @property
     def lanes(self) -> int:
-        """The lanes of this epoch."""
-        return self._lanes
+        """The lanes of this epoch, of all domains together."""
+        return sum(self._course.lanes)
 
     @property
     def retried(self) -> int:
@@ -184,19 +256,19 @@ class CellLoader:
     @property
     def dropped_cells(self) -> int:
         """Cells that this iteration leaves out because they do not fill a global batch."""
-        return (self.cells - self._position) % self.global_batch if self.drop_last else 0
+        return self._course.dropped()
 
     def __len__(self) -> int:
         """Batches that iterating now yields on every rank: a whole epoch's, or what is left of one."""
-        return steps(self.cells - self._position, self.global_batch, self.drop_last)
+        return self._course.steps()
 
     def set_epoch(self, epoch: int) -> None:
         """Begin with this epoch next. Without it, each iteration goes on to the following epoch."""
         self._refuse_while_running("set_epoch")
         if epoch < 0:
             raise ConfigError(f"epoch is at least 0, not {epoch}")
-        if epoch != self._epoch:
-            self._start_epoch(epoch)
+        if epoch != self.epoch:
+            self._course.begin(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands after the batches handed out: plain JSON, the same on all ranks."""
@@ -207,18 +279,13 @@ class CellLoader:
             "seed": self.seed,
             "shuffle": self._shuffle,
             "shuffle_buffer": self._buffer,
-            "epoch": self._epoch,
-            "lanes": self._lanes,
-            "position": self._position,
+            **self._choosing.state(),
+            **self._course.state(),
         }
 
     def state_after(self, batches: int) -> dict[str, Any]:
         """The state when so many more batches were handed out, for whoever counts them elsewhere."""
-        position = self._position + batches * self.global_batch
-        if batches < len(self):
-            return self.state_dict() | {"position": position}
-        lanes = fitting_lanes(self._wanted_lanes, self.world_size)
-        return self.state_dict() | {"epoch": self._epoch + 1, "lanes": lanes, "position": 0}
+        return self.state_dict() | self._course.state_after(batches)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a state was taken, on this world and batch size.
@@ -229,45 +296,12 @@ class CellLoader:
             When iteration has begun, or the state is of another shard set, seed or order.
         """
         self._refuse_while_running("load_state_dict")
-        own = self.state_dict()
-        if set(state) != set(own):
-            raise StateError(
-                "this is not the state of a CellLoader",
-                where=f"keys {sorted(state)}",
-                advice=f"a state has the keys {sorted(own)}",
-            )
-        for name in ("version", "fingerprint", "split", "seed", "shuffle", "shuffle_buffer"):
-            if state[name] != own[name]:
-                raise StateError(
-                    f"the state has another {name}: {state[name]!r} instead of {own[name]!r}",
-                    where=self._list.name(),
-                    advice="make the loader as it was made when the state was taken",
-                )
-        epoch, lanes, position = (state[k] for k in ("epoch", "lanes", "position"))
-        if (
-            not all(type(x) is int for x in (epoch, lanes, position))
-            or epoch < 0
-            or lanes < 1
-            or not 0 <= position <= self.cells
-        ):
-            raise StateError(
-                f"the state can't be: epoch {epoch!r}, lanes {lanes!r}, position {position!r}",
-                advice=f"the split has {self.cells} cells; the state was damaged",
-            )
-        self._epoch, self._position = epoch, position
-        # Nothing of the epoch was read yet: it may as well take the lanes that fit this world size.
-        self._lanes = lanes if position else fitting_lanes(self._wanted_lanes, self.world_size)
+        check_state(state, self.state_dict(), self._course.state(), self._list.name())
+        self._course.load(state)
 
-    def plan(self) -> EpochPlan:
-        """The order of the epoch, on integers."""
-        return plan_epoch(
-            self._list.cells,
-            seed=self.seed,
-            epoch=self._epoch,
-            lanes=self._lanes,
-            shuffle=self._shuffle,
-            shuffle_buffer=self._buffer,
-        )
+    def plan(self, part: int = 0) -> EpochPlan:
+        """The order of the epoch, on integers; with domains that of one of them."""
+        return self._course.plan(part, self._course.appearances(part))
 
     def stages(self) -> Stages:
         """Where time went, and what was read and made, since the loader was made."""
@@ -285,15 +319,17 @@ class CellLoader:
         """
         self._refuse_while_running("iter")
         self._running = True
-        begin = self._position
+        turns = self._course.turns()
+        taken = 0
         try:
-            for i, made in enumerate(self._batches(len(self), make, first, step)):
+            for i, made in enumerate(self._batches(make, first, step)):
                 # Counted before the trainer sees it: a state taken while it works on this batch
                 # goes on with the next one.
                 done = first + i * step + 1
-                self._position = min(begin + done * self.global_batch, self.cells)
+                for _, self._course.consumed in islice(turns, done - taken):
+                    taken += 1
                 yield made
-            self._start_epoch(self._epoch + 1)
+            self._course.begin(self.epoch + 1)
         finally:
             self._running = False
 
@@ -301,6 +337,7 @@ class CellLoader:
         """Batch i of a block."""
         rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
         sizes = block.sizes[rows]
+        copies = block.labels[rows, -1] if self._choosing.resamples else None
         with self._clock.time("collate"):
             batch = self._collator.collate(
                 block.data,
@@ -308,33 +345,17 @@ class CellLoader:
                 sizes,
                 block.keys[rows],
                 block.labels[rows],
-                self._epoch,
+                self.epoch,
+                copies,
             )
         self._clock.count(cells=int((sizes > 0).sum()), batches=1)
         return batch
 
-    def _batches(
-        self, count: int, make: Callable[[Block, int], Made], first: int, step: int
-    ) -> Iterator[Made]:
-        share = Share(
-            begin=self._position,
-            end=self.cells,
-            rank=self.rank,
-            world_size=self.world_size,
-            batch_size=self.batch_size,
-            lanes=self._lanes,
-        )
-        plan = self.plan()
-        if self._source is None or self._store is None:
-            self._source = CellSource(
-                self._list, list(self._columns), indexes_kept=2 * self._lanes, clock=self._clock
-            )
-            self._store = new_store(plan, share, self._source)
-        self._store.clear()
+    def _batches(self, make: Callable[[Block, int], Made], first: int, step: int) -> Iterator[Made]:
         n_fetchers = LOCAL_READS if self._list.is_local else REMOTE_READS
         fetchers = ThreadPoolExecutor(n_fetchers, "scshards-fetch")
         try:
-            dealt = blocks(plan, share, count, self._source, self._store, fetchers)
+            dealt = self._reader.blocks(self._course, fetchers)
             made = in_order(
                 dealt, make, threads=self._threads, ahead=_AHEAD, first=first, step=step
             )
@@ -342,10 +363,6 @@ class CellLoader:
                 yield from self._clock.waiting(made)
         finally:
             fetchers.shutdown(wait=True, cancel_futures=True)
-
-    def _start_epoch(self, epoch: int) -> None:
-        self._epoch, self._position = epoch, 0
-        self._lanes = fitting_lanes(self._wanted_lanes, self.world_size)
 
     def _refuse_while_running(self, what: str) -> None:
         if self._running:

@@ -95,7 +95,7 @@ def plan_epoch(
     Parameters
     ----------
     shard_cells
-        In manifest order.
+        In manifest order; where cells appear more or less than once, how often they do together.
     lanes
         K, at least 1.
     shuffle
@@ -104,14 +104,18 @@ def plan_epoch(
         Cells over all lanes together; each lane has its K-th part, at least 1.
     """
     cells = np.asarray(shard_cells, np.int64)
-    if shuffle:
-        order = seeds.permutation(seeds.key(seed, "shards", epoch), len(cells))
-    else:
-        order = np.arange(len(cells))
+    order = shard_order(len(cells), seed=seed, epoch=epoch, shuffle=shuffle)
     starts = np.zeros(len(cells) + 1, np.int64)
     np.cumsum(cells[order], out=starts[1:])
     buffer = max(1, shuffle_buffer // lanes) if shuffle else 1
     return EpochPlan(order=order, starts=starts, lanes=lanes, buffer=buffer, seed=seed, epoch=epoch)
+
+
+def shard_order(shards: int, *, seed: int, epoch: int, shuffle: bool) -> NDArray[np.int64]:
+    """The shard ordinals along the line of an epoch, int64 [shards]."""
+    if not shuffle:
+        return np.arange(shards)
+    return seeds.permutation(seeds.key(seed, "shards", epoch), shards)
 
 
 def fitting_lanes(lanes: int, world_size: int) -> int:

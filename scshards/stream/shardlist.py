@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,12 @@ class ShardList:
         """Whether no shard has to come over a network."""
         return all(s.storage.is_local for s in self.shardsets)
 
+    @cached_property
+    def cell_bytes(self) -> int:
+        """The mean bytes of a cell in the tars, headers included."""
+        raw = sum(int(s.chunks.raw.sum()) for s in self.shards)
+        return raw // max(int(self.cells.sum()), 1) + 1
+
     def fingerprint(self) -> str:
         """SHA-256 (hex) of what the stream is made of: the manifest's, or one of those of all sets."""
         each = [s.manifest.fingerprint(self.split) for s in self.shardsets]
@@ -136,7 +143,10 @@ class ShardList:
         """
         number = int(self.set_of[shard])
         shardset, info, codes = self.shardsets[number], self.shards[shard], self._codes[number]
-        has = [c for c in columns if not c.startswith(OBS_PREFIX) or c in codes]
+        own = shardset.manifest.labels
+        has = [
+            c for c in columns if not c.startswith(OBS_PREFIX) or c.removeprefix(OBS_PREFIX) in own
+        ]
         table = shardset.index(info, has) if has else {}
         out: dict[str, NDArray[Any]] = {}
         for column in columns:
@@ -148,18 +158,15 @@ class ShardList:
             values = table[column]
             if column == "source" and self._first_source[number]:
                 values = values.astype(np.int64) + self._first_source[number]
-            new_codes = codes.get(column)
-            if new_codes is not None:
-                if (
-                    len(values)
-                    and not -1 <= int(values.min()) <= int(values.max()) < len(new_codes) - 1
-                ):
+            if column in codes and len(values):
+                new_codes, bound = codes[column]
+                if int(values.min()) < -1 or int(values.max()) >= bound:
                     raise FormatError(
                         f"a cell has no such category of {column.removeprefix(OBS_PREFIX)!r}",
                         where=shardset.storage.at(info.index_path),
                         advice="run scshards verify on the shard set",
                     )
-                values = new_codes[values]
+                values = values if new_codes is None else new_codes[values]
             out[column] = values
         return out
 
@@ -198,12 +205,17 @@ def _united(sets: Sequence[Mapping[str, LabelInfo]]) -> dict[str, LabelInfo]:
 
 def _code_maps(
     shardset: ShardSet, labels: Mapping[str, LabelInfo]
-) -> dict[str, NDArray[np.int32] | None]:
-    """{index column: the new code of each of the set's own, and last -1 for -1}; None: as it is."""
-    out: dict[str, NDArray[np.int32] | None] = {}
+) -> dict[str, tuple[NDArray[np.int32] | None, int]]:
+    """For each index column of categories, how many the set has, and the new code of each.
+
+    The codes end with -1 for -1; None where each stays as it is.
+    """
+    out: dict[str, tuple[NDArray[np.int32] | None, int]] = {}
     for name, info in shardset.manifest.labels.items():
-        place = {c: i for i, c in enumerate(labels[name].categories)}
-        codes = [place[c] for c in info.categories]
-        same = codes == list(range(len(codes)))
-        out[OBS_PREFIX + name] = None if same else np.array([*codes, -1], np.int32)
+        if info.kind == "category":
+            place = {c: i for i, c in enumerate(labels[name].categories)}
+            codes = [place[c] for c in info.categories]
+            same = codes == list(range(len(codes)))
+            new_codes = None if same else np.array([*codes, -1], np.int32)
+            out[OBS_PREFIX + name] = new_codes, len(codes)
     return out

@@ -1,4 +1,6 @@
-"""The cells of a split, chunk by chunk: checked bytes, and where each cell lies in them.
+"""The cells of a part of an epoch, chunk by chunk: checked bytes, and where each cell lies in them.
+
+    appearance of a shard's cells --stream.copies--> cell --index--> chunk, place in it
 
 Every cell's place is checked against its chunk's bounds, and the bytes were checked by stream.fetch, so
 nothing behind this module meets bytes that were not packed. Called by stream.lanes, from several
@@ -9,24 +11,27 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import FormatError
-from scshards.cells.batch import KEY_ROW_BITS
-from scshards.shards.index import OBS_PREFIX
+from scshards.stream.copies import Passes
 from scshards.stream.fetch import ChunkFetcher
+from scshards.stream.indexes import IndexCache
+from scshards.stream.parts import Appearances
 from scshards.stream.shardlist import ShardList
 from scshards.stream.stages import StageClock
+
+COPY_COLUMN = "copy"
+"""What the last column of labels is called where cells may appear more than once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadedChunk:
-    """Some consecutive cells of a shard and the bytes they lie in.
+    """Some cells of a chunk, in order, and the bytes they lie in.
 
     Attributes
     ----------
@@ -37,7 +42,8 @@ class LoadedChunk:
     keys
         int64 [cells]: `source << 40 | row`.
     labels
-        int64 [cells, columns]: codes, or the bits of float64 numbers.
+        int64 [cells, columns]: codes, or the bits of float64 numbers; where cells may appear more than
+        once, the last column says how often the cell appeared before.
     """
 
     data: NDArray[np.uint8]
@@ -47,66 +53,87 @@ class LoadedChunk:
     labels: NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class _Index:
-    starts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    keys: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    chunk_raw: NDArray[np.int64]
-
-
 class CellSource:
-    """Reads the cells of one split.
+    """Reads the cells of one part.
 
     Parameters
     ----------
     shards
         What to read.
-    columns
-        Label columns to carry along with each cell.
-    indexes_kept
-        How many shards' indexes stay in memory.
+    indexes, fetcher
+        Where indexes and chunks come from; parts share them.
+    appearances
+        Which cells, and how often each.
+    order
+        int64: the shards along the part's line; the next one is looked up ahead of need.
+    passes_kept
+        For how many shards it stays in memory which cells appear.
     clock
         Where time and bytes are counted.
     """
 
     def __init__(
-        self, shards: ShardList, columns: Sequence[str], indexes_kept: int, clock: StageClock
+        self,
+        shards: ShardList,
+        indexes: IndexCache,
+        fetcher: ChunkFetcher,
+        appearances: Appearances,
+        order: NDArray[np.int64],
+        passes_kept: int,
+        clock: StageClock,
     ) -> None:
-        self._list, self.clock = shards, clock
-        self.shards = shards.shards
-        self.columns = tuple(columns)
-        self._kept = max(1, indexes_kept)
-        self._indexes: OrderedDict[int, _Index] = OrderedDict()
+        self._list, self._indexes, self._fetcher = shards, indexes, fetcher
+        self._appearances, self.clock = appearances, clock
+        self.columns = (*indexes.columns, *([COPY_COLUMN] if appearances.repeats else []))
+        # Those without an appearance are never read.
+        along = order[appearances.of_shard[order] > 0].tolist()
+        self._next = dict(pairwise(along))
+        self._passes: OrderedDict[int, Passes] = OrderedDict()
+        self._kept = passes_kept
         self._lock = threading.Lock()
-        self._fetcher = ChunkFetcher(shards, clock)
 
     def pieces(self, shard: int, first: int, end: int) -> list[tuple[int, int, int, int]]:
-        """Cells [first, end) of a shard as (shard, chunk, first cell, end cell), chunk by chunk."""
-        bounds = np.concatenate(([0], np.cumsum(self.shards[shard].chunks.cells)))
-        at = int(np.searchsorted(bounds, first, side="right")) - 1
-        out = []
-        while first < end:
-            stop = min(end, int(bounds[at + 1]))
-            if stop > first:
-                out.append((shard, at, first, stop))
-            first = stop
-            at += 1
-        return out
+        """Appearances [first, end) of a shard's cells as (shard, chunk, first, end), chunk by chunk."""
+        bounds = np.cumsum(self._list.shards[shard].chunks.cells)
+        if self._appearances.is_every_cell:
+            at = int(np.searchsorted(bounds, first, side="right"))
+            last = int(np.searchsorted(bounds, end - 1, side="right"))
+            chunks = np.arange(at, last + 1)
+            cuts = bounds[at:last]
+        else:
+            passes = self.passes(shard)
+            each = np.searchsorted(bounds, passes.cells[first:end], side="right")
+            is_new = each[1:] != each[:-1]
+            # A new pass may begin in the chunk in which the one before it ended.
+            inner = passes.starts[(passes.starts > first) & (passes.starts < end)]
+            is_new[inner - first - 1] = True
+            starts = np.flatnonzero(is_new) + 1
+            chunks = each[np.concatenate(([0], starts))]
+            cuts = first + starts
+        ends = [*cuts.tolist(), end]
+        return [
+            (shard, chunk, a, b)
+            for chunk, a, b in zip(chunks.tolist(), [first, *ends], ends, strict=False)
+            if a < b
+        ]
 
     def load(self, shard: int, chunk: int, first: int, end: int) -> LoadedChunk:
-        """Read and check one chunk; the cells [first, end) of its shard.
+        """Read and check one chunk; appearances [first, end) of cells of it.
 
         Raises
         ------
         ChecksumError, FormatError, StorageError
             Naming the shard and the chunk.
         """
-        index = self._index(shard)
+        index = self._indexes.of(shard)
         data = self._fetcher.fetch(shard, chunk)
-        starts = index.starts[first:end] - (index.chunk_raw[chunk] - len(data))
-        sizes = index.sizes[first:end]
+        info = self._list.shards[shard]
+        cells: slice | NDArray[np.int32] = slice(first, end)
+        if not self._appearances.is_every_cell:
+            passes = self.passes(shard)
+            cells = passes.cells[first:end]
+        starts = index.starts[cells] - (int(info.chunks.raw[: chunk + 1].sum()) - len(data))
+        sizes = index.sizes[cells]
         if len(starts) and (
             starts.min() < 0 or sizes.min() <= 0 or (starts + sizes).max() > len(data)
         ):
@@ -115,46 +142,30 @@ class CellSource:
                 where=f"{self._list.at(shard)}, chunk {chunk}",
                 advice="run scshards verify on the shard set",
             )
+        labels = index.labels[cells]
+        if self._appearances.repeats:
+            labels = np.column_stack([labels, passes.copies(first, end)])
+        if end == self._appearances.of_shard[shard] and shard in self._next:
+            self.look_up(self._next[shard])
         return LoadedChunk(
-            data=data,
-            starts=starts,
-            sizes=sizes,
-            keys=index.keys[first:end],
-            labels=index.labels[first:end],
+            data=data, starts=starts, sizes=sizes, keys=index.keys[cells], labels=labels
         )
 
-    def _index(self, shard: int) -> _Index:
+    def look_up(self, shard: int) -> None:
+        """Read what `pieces` needs of a shard, so that it does not have to wait for it."""
+        if self._appearances.needs_index:
+            self.passes(shard)
+
+    def passes(self, shard: int) -> Passes:
+        """Which cell each appearance of a shard's cells is."""
         with self._lock:
-            if shard in self._indexes:
-                self._indexes.move_to_end(shard)
-                return self._indexes[shard]
-        with self.clock.time("index"):
-            made = self._read_index(shard)
-        self.clock.count(reads=1, bytes=self.shards[shard].index_bytes)
+            if shard in self._passes:
+                self._passes.move_to_end(shard)
+                return self._passes[shard]
+        table = self._indexes.of(shard).chosen_by if self._appearances.needs_index else {}
+        made = self._appearances.passes(shard, table)
         with self._lock:
-            self._indexes[shard] = made
-            while len(self._indexes) > self._kept:
-                self._indexes.popitem(last=False)
+            self._passes[shard] = made
+            while len(self._passes) > self._kept:
+                self._passes.popitem(last=False)
         return made
-
-    def _read_index(self, shard: int) -> _Index:
-        info = self.shards[shard]
-        names = [OBS_PREFIX + c for c in self.columns]
-        table = self._list.index(shard, ["offset", "size", "source", "row", *names])
-        labels = np.empty((info.cells, len(names)), np.int64)
-        for j, name in enumerate(names):
-            labels[:, j] = _as_bits(table[name])
-        return _Index(
-            starts=table["offset"].astype(np.int64),
-            sizes=table["size"].astype(np.int64),
-            keys=(table["source"].astype(np.int64) << KEY_ROW_BITS) | table["row"],
-            labels=labels,
-            chunk_raw=np.cumsum(info.chunks.raw),
-        )
-
-
-def _as_bits(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Codes as int64; numbers as the bits of their float64."""
-    if values.dtype.kind == "f":
-        return values.astype(np.float64).view(np.int64)
-    return values.astype(np.int64)

@@ -22,8 +22,9 @@ from typing import Any
 
 import h5py
 from bench_pack_data import NAMES, dense_cells, sparse_cells, write_h5ad
-from bench_process import in_process, peak_bytes
+from bench_process import in_process
 
+from scshards.base.memory import peak_bytes
 from scshards.base.progress import table
 from scshards.cells.vocab import Vocab
 from scshards.pack.run import PackOptions, pack

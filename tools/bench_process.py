@@ -1,4 +1,4 @@
-"""What the benchmarks share: a process for each measurement, its memory, and what they ran on."""
+"""What the benchmarks share: a process for each measurement, its processor time, and what it ran on."""
 
 from __future__ import annotations
 
@@ -18,16 +18,6 @@ def in_process(job: Callable[..., Any], *args: Any) -> Any:
     """What a job returns, run in a fresh process; whatever it raises is raised here."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(job, *args).result()
-
-
-def peak_bytes() -> float:
-    """The most memory this process has had. getrusage would count its parent's at the fork too."""
-    return _status("VmHWM")
-
-
-def resident_bytes() -> float:
-    """The memory this process has now."""
-    return _status("VmRSS")
 
 
 def processor_seconds() -> float:
@@ -67,8 +57,3 @@ def _commit() -> str:
         return git("rev-parse", "--short", "HEAD") + changed
     except (OSError, subprocess.CalledProcessError):
         return "not in a git checkout"
-
-
-def _status(name: str) -> float:
-    status = Path("/proc/self/status").read_text()
-    return float(status.partition(f"{name}:")[2].split()[0]) * 1024

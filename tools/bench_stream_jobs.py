@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench_process import peak_bytes, processor_seconds, resident_bytes
+from bench_process import processor_seconds
+
+from scshards.base.memory import peak_bytes, resident_bytes
 
 Figures = dict[str, float]
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "merge": "Make one shard set of several.",
     "verify": "Check every byte, count and cell of a shard set.",
     "info": "Show what a shard set holds.",
+    "bench": "Measure how fast a shard set streams.",
     "train": "Train a model on a shard set.",
     "evaluate": "Measure a model on held-out cells, beside the baselines.",
     "embed": "Write a model's cell embeddings into an h5ad file.",

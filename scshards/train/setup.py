@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scshards.base.errors import ConfigError
+from scshards.base.memory import peak_bytes
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,7 @@ class Ranks:
         """Bytes: the most that this process's CUDA tensors took, or the process itself on CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return peak_bytes()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,169 @@
+"""Loops over vectors, which numba has no words for: written in the compiler's own terms (LLVM).
+
+They fit any processor: where it has no such wide instructions, LLVM takes several narrow ones. Nothing is
+checked here; callers see to it that there are as many elements. Called by stream.decode_kernels,
+stream.bin_kernels and stream.masked_kernels.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+import numba.extending
+
+GENES, COUNTS, FLAGS = 16, 32, 64
+"""Elements that `sum_up`; `widen`, `equal` and `above`; and `hide` take at a time."""
+
+_INT, _FLOAT = nb.types.int64, nb.types.float32
+
+
+@nb.extending.intrinsic
+def sum_up(typing_context, src, p, out, j, total):
+    """total + src[p], + src[p + 1], ... into out[j:j + GENES] (int32), of GENES bytes.
+
+    Returns a bit for each byte that is 0 or has a continuation bit, and the last sum. The sums are right
+    up to the first such byte.
+    """
+
+    def generate(context, builder, signature, arguments):
+        from llvmlite import ir
+
+        src, p, out, j, total = arguments
+        bytes_ = _load(context, builder, signature.args[0], src, p, GENES)
+        zeros = ir.Constant(bytes_.type, [0] * GENES)
+        odd = builder.or_(
+            builder.icmp_signed("<", bytes_, zeros), builder.icmp_signed("==", bytes_, zeros)
+        )
+        wide = ir.VectorType(ir.IntType(32), GENES)
+        none = ir.Constant(wide, [0] * GENES)
+        sums = builder.zext(bytes_, wide)
+        step = 1
+        while step < GENES:
+            # Each lane adds what the lane `step` before it holds; the first ones add a zero.
+            lanes = [i - step if i >= step else GENES for i in range(GENES)]
+            sums = builder.add(sums, builder.shuffle_vector(sums, none, _lanes(lanes)))
+            step *= 2
+        # The next call waits for this sum alone, not for the vector that is stored.
+        own = builder.extract_element(sums, _lane(GENES - 1))
+        last = builder.add(total, builder.zext(own, ir.IntType(64)))
+        before = _fill(builder, builder.trunc(total, ir.IntType(32)), GENES)
+        _store(context, builder, signature.args[2], out, j, builder.add(sums, before))
+        found = [_bits(builder, odd), last]
+        return context.make_tuple(builder, signature.return_type, found)
+
+    return nb.types.UniTuple(_INT, 2)(src, _INT, out, _INT, _INT), generate
+
+
+@nb.extending.intrinsic
+def widen(typing_context, src, p, out, j):
+    """src[p:p + COUNTS] into out[j:j + COUNTS] (uint16); a bit for each byte with a continuation bit."""
+
+    def generate(context, builder, signature, arguments):
+        from llvmlite import ir
+
+        src, p, out, j = arguments
+        bytes_ = _load(context, builder, signature.args[0], src, p, COUNTS)
+        odd = builder.icmp_signed("<", bytes_, ir.Constant(bytes_.type, [0] * COUNTS))
+        wide = builder.zext(bytes_, ir.VectorType(ir.IntType(16), COUNTS))
+        _store(context, builder, signature.args[2], out, j, wide)
+        return _bits(builder, odd)
+
+    return _INT(src, _INT, out, _INT), generate
+
+
+@nb.extending.intrinsic
+def equal(typing_context, values, j, x):
+    """A bit for each of values[j:j + COUNTS] (uint16) that is x."""
+    return _compare("==", values)
+
+
+@nb.extending.intrinsic
+def above(typing_context, values, j, x):
+    """A bit for each of values[j:j + COUNTS] (uint16) that is more than x."""
+    return _compare(">", values)
+
+
+@nb.extending.intrinsic
+def hide(typing_context, word, seen, at, hidden, values, is_hidden):
+    """Of FLAGS elements from `at` on: values = hidden where the bit of `word` is set, else seen.
+
+    seen, values: float32; is_hidden: bool.
+    """
+
+    def generate(context, builder, signature, arguments):
+        from llvmlite import ir
+
+        word, seen, at, hidden, values, is_hidden = arguments
+        flags = builder.bitcast(word, ir.VectorType(ir.IntType(1), FLAGS))
+        bytes_ = builder.zext(flags, ir.VectorType(ir.IntType(8), FLAGS))
+        _store(context, builder, signature.args[5], is_hidden, at, bytes_)
+        shown = _load(context, builder, signature.args[1], seen, at, FLAGS)
+        chosen = builder.select(flags, _fill(builder, hidden, FLAGS), shown)
+        _store(context, builder, signature.args[4], values, at, chosen)
+        return context.get_dummy_value()
+
+    return nb.types.void(nb.types.uint64, seen, _INT, _FLOAT, values, is_hidden), generate
+
+
+def _compare(sign, values):
+    def generate(context, builder, signature, arguments):
+        from llvmlite import ir
+
+        values, j, x = arguments
+        found = _load(context, builder, signature.args[0], values, j, COUNTS)
+        wanted = _fill(builder, builder.trunc(x, ir.IntType(16)), COUNTS)
+        return _bits(builder, builder.icmp_unsigned(sign, found, wanted))
+
+    return _INT(values, _INT, _INT), generate
+
+
+def _load(context, builder, kind, array, at, lanes):
+    """Elements of an array from a place on, as a vector."""
+    return _unaligned(builder.load(_place(context, builder, kind, array, at, lanes)))
+
+
+def _store(context, builder, kind, array, at, values):
+    """Put a vector into an array from a place on."""
+    place = _place(context, builder, kind, array, at, values.type.count)
+    _unaligned(builder.store(values, place))
+
+
+def _place(context, builder, kind, array, at, lanes):
+    from llvmlite import ir
+    from numba.np.arrayobj import make_array
+
+    data = make_array(kind)(context, builder, array).data
+    element = builder.gep(data, [at])
+    return builder.bitcast(element, ir.VectorType(data.type.pointee, lanes).as_pointer())
+
+
+def _unaligned(instruction):
+    instruction.align = 1
+    return instruction
+
+
+def _fill(builder, value, lanes):
+    """A vector of one value."""
+    from llvmlite import ir
+
+    none = ir.Constant(ir.VectorType(value.type, lanes), None)
+    first = builder.insert_element(none, value, _lane(0))
+    return builder.shuffle_vector(first, none, _lanes([0] * lanes))
+
+
+def _lane(place):
+    from llvmlite import ir
+
+    return ir.Constant(ir.IntType(32), place)
+
+
+def _lanes(places):
+    from llvmlite import ir
+
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places)
+
+
+def _bits(builder, flags):
+    """A vector of booleans as the bits of an integer."""
+    from llvmlite import ir
+
+    return builder.zext(builder.bitcast(flags, ir.IntType(flags.type.count)), ir.IntType(64))

@@ -63,6 +63,7 @@ class CellDataset(IterableDataset[Sample]):
         self._epochs = SharedEpoch()
         # Of this process alone: what it opened is nothing for a worker.
         self._here: tuple[int, CellLoader, dict[str, Any]] | None = None
+        self._idle: tuple[int, CellLoader] | None = None
         self._epochs.set(self._loader().epoch)
 
     def __len__(self) -> int:
@@ -118,7 +119,7 @@ class CellDataset(IterableDataset[Sample]):
         return _Iteration(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__ | {"_here": None}
+        state = self.__dict__ | {"_here": None, "_idle": None}
         if get_spawning_popen() is not None:
             # A worker that starts anew does not know its rank.
             rank, world_size = self._place()
@@ -142,6 +143,17 @@ class CellDataset(IterableDataset[Sample]):
         self._here = (os.getpid(), loader, loader.state_dict())
         return loader
 
+    def _take(self) -> CellLoader:
+        """A loader to iterate: the one that read the last epoch in this process, or a new one."""
+        idle, self._idle = self._idle, None
+        if idle is None or idle[0] != os.getpid():
+            return self._make()
+        loader = idle[1]
+        return loader if (loader.rank, loader.world_size) == self._place() else self._make()
+
+    def _give_back(self, loader: CellLoader) -> None:
+        self._idle = (os.getpid(), loader)
+
     def _at(self, loader: CellLoader, epoch: int) -> CellLoader:
         """The loader at the begin of the epoch, or where a loaded state goes on with it."""
         state = self._epochs.state()
@@ -158,11 +170,12 @@ class _Iteration(Iterator[Sample]):
     def __init__(self, dataset: CellDataset) -> None:
         self._dataset = dataset
         self._worker, self._workers = worker_place()
-        self._begin(dataset._at(dataset._make(), dataset._epochs.begin()), 0, 0)
+        self._begin(dataset._at(dataset._take(), dataset._epochs.begin()), 0, 0)
 
     def _begin(self, loader: CellLoader, batches: int, cells: int) -> None:
         """After so many batches, and then cells, of what the loader gives this worker."""
         self._start = loader.state_dict()
+        self._loader: CellLoader | None = None
         self._batches, self._cells = batches, cells
         self._open: list[dict[str, Any]] | None = None
         self._stream: Iterator[Any] = iter(())
@@ -170,20 +183,30 @@ class _Iteration(Iterator[Sample]):
             loader.load_state_dict(loader.state_after(batches * self._workers))
             rows = _Rows(loader.batch_size, loader.shardset.manifest.value_kind)
             make = rows.decoded if self._dataset._as_cells else loader.collate
+            self._loader = loader
             self._stream = loader.stream(make, first=self._worker, step=self._workers)
 
     def __next__(self) -> Sample:
         if not self._dataset._as_cells:
-            batch: Batch = next(self._stream)
+            batch: Batch = self._next_made()
             self._batches += 1
             return batch
         if self._open is None:
-            self._open = next(self._stream)
+            self._open = self._next_made()
         while self._cells >= len(self._open):
             self._batches, self._cells, self._open = self._batches + 1, 0, None
-            self._open = next(self._stream)
+            self._open = self._next_made()
         self._cells += 1
         return self._open[self._cells - 1]
+
+    def _next_made(self) -> Any:
+        try:
+            return next(self._stream)
+        except StopIteration:
+            if self._loader is not None:
+                self._dataset._give_back(self._loader)
+                self._loader = None
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """What this worker has handed out since `start`, a state of the loader."""
@@ -204,7 +227,7 @@ class _Iteration(Iterator[Sample]):
                 f"{self._workers}",
                 advice="use as many workers, or CellDataset.state_after, which fits any number",
             )
-        loader = self._dataset._make()
+        loader = self._dataset._take()
         loader.load_state_dict(state["start"])
         self._dataset._epochs.begin_at(loader.epoch)
         self._begin(loader, state["batches"], state["cells"])

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from multiprocessing.context import get_spawning_popen
 from typing import Any
 
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from scshards.base.errors import StateError
 from scshards.cells.batch import KEY_ROW_BITS, Batch, format_key
@@ -24,6 +24,7 @@ from scshards.shards.codec import decode_cell
 from scshards.stream.dealer import Block
 from scshards.stream.epochs import SharedEpoch, worker_place
 from scshards.stream.loader import CellLoader, topology
+from scshards.stream.ship import ship_whole
 
 Sample = Batch | dict[str, Any]
 
@@ -170,6 +171,7 @@ class _Iteration(Iterator[Sample]):
     def __init__(self, dataset: CellDataset) -> None:
         self._dataset = dataset
         self._worker, self._workers = worker_place()
+        self._is_worker = get_worker_info() is not None
         self._begin(dataset._at(dataset._take(), dataset._epochs.begin()), 0, 0)
 
     def _begin(self, loader: CellLoader, batches: int, cells: int) -> None:
@@ -189,6 +191,8 @@ class _Iteration(Iterator[Sample]):
     def __next__(self) -> Sample:
         if not self._dataset._as_cells:
             batch: Batch = self._next_made()
+            if self._is_worker:
+                ship_whole(type(batch))
             self._batches += 1
             return batch
         if self._open is None:

@@ -168,6 +168,13 @@ def test_single_cells_of_all_ranks_without_dropping(known: Known) -> None:
     assert len(seen) == len(set(seen)) == 200
 
 
+def test_a_batch_of_a_worker_comes_in_one_piece(known: Known) -> None:
+    for batch in workers(dataset(known), 2):
+        fields = (batch.genes, batch.values, batch.is_pad, batch.weight, batch.labels["age"])
+        assert len({f.untyped_storage().data_ptr() for f in fields}) == 1
+        batch.values.add_(1)  # a trainer may write into what it got
+
+
 def test_webdatasets_loader(known: Known) -> None:
     data = dataset(known)
     loader = webdataset.WebLoader(data, batch_size=None, num_workers=2, timeout=60)

@@ -70,6 +70,11 @@ class Course:
         """Cells in a batch over all ranks."""
         return self._batch_size * self._world_size
 
+    @property
+    def rank_cells(self) -> int:
+        """The positions of an epoch that are this rank's."""
+        return sum(-(-(p.positions - self._rank) // self._world_size) for p in self._parts)
+
     def begin(self, epoch: int) -> None:
         """Stand at the begin of an epoch."""
         self.epoch = epoch

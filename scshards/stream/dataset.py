@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from multiprocessing.context import get_spawning_popen
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from scshards.base.errors import StateError
@@ -39,7 +41,7 @@ class CellDataset(IterableDataset[Sample]):
     Parameters
     ----------
     root
-        The shard set: a local path or an fsspec URL.
+        The shard set: a local path or an fsspec URL; or {root: weight}, as CellLoader.blend has it.
     as_cells
         False yields `cells.batch.Batch` (for DataLoader(batch_size=None)). True yields cells, for a
         collate function of one's own: dicts of `__key__` (text), `genes` (int32 [n], ascending token
@@ -56,7 +58,11 @@ class CellDataset(IterableDataset[Sample]):
     """
 
     def __init__(
-        self, root: str | os.PathLike[str], *, as_cells: bool = False, **options: Any
+        self,
+        root: str | os.PathLike[str] | Mapping[str, float],
+        *,
+        as_cells: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__()
         self._root, self._as_cells = root, as_cells
@@ -74,7 +80,7 @@ class CellDataset(IterableDataset[Sample]):
             return len(loader)
         if loader.drop_last:
             return len(loader) * loader.batch_size
-        return -(-(loader.cells - loader.rank) // loader.world_size)
+        return loader.rank_cells
 
     def set_epoch(self, epoch: int) -> None:
         """Begin with this epoch next, in all workers; call it in the main process between iterations.
@@ -183,7 +189,7 @@ class _Iteration(Iterator[Sample]):
         self._stream: Iterator[Any] = iter(())
         if batches * self._workers < len(loader):
             loader.load_state_dict(loader.state_after(batches * self._workers))
-            rows = _Rows(loader.batch_size, loader.shardset.manifest.value_kind)
+            rows = _Rows(loader)
             make = rows.decoded if self._dataset._as_cells else loader.collate
             self._loader = loader
             self._stream = loader.stream(make, first=self._worker, step=self._workers)
@@ -240,8 +246,9 @@ class _Iteration(Iterator[Sample]):
 class _Rows:
     """Decodes the cells of a block's batch one by one."""
 
-    def __init__(self, batch_size: int, kind: ValueKind) -> None:
-        self._batch_size, self._kind = batch_size, kind
+    def __init__(self, loader: CellLoader) -> None:
+        self._batch_size, self._kind = loader.batch_size, loader.value_kind
+        self._labels = loader.labels
 
     def decoded(self, block: Block, i: int) -> list[dict[str, Any]]:
         out = []
@@ -250,8 +257,19 @@ class _Rows:
             if size:
                 key = _key_text(int(block.keys[row]))
                 member = block.data[start : start + size].tobytes()
-                out.append({"__key__": key, **decoded(member, self._kind, key)})
+                sample = {"__key__": key, **decoded(member, self._kind, key)}
+                # The codes of a member are those of its set, in a blend not those of all sets.
+                sample["labels"] = self._labels_of(block.labels[row])
+                out.append(sample)
         return out
+
+    def _labels_of(self, row: NDArray[np.int64]) -> dict[str, int | float]:
+        return {
+            name: int(row[j])
+            if info.kind == "category"
+            else float(row[j : j + 1].view(np.float64)[0])
+            for j, (name, info) in enumerate(self._labels.items())
+        }
 
 
 def decoded(member: bytes, kind: ValueKind, key: str) -> dict[str, Any]:

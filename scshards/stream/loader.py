@@ -12,37 +12,22 @@ few batches ahead; the order is that of stream.plan whatever their number. Calle
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scshards.base.errors import ConfigError, StateError
+from scshards.base.errors import ConfigError
 from scshards.base.retry import Retry
 from scshards.cells.batch import Batch
 from scshards.cells.values import TieBreak
-from scshards.shards.manifest import LabelInfo, SourceInfo
+from scshards.stream.blockstream import BlockStream
 from scshards.stream.collate import CollateOptions, Collator
-from scshards.stream.compiling import compiles
-from scshards.stream.course import Course
 from scshards.stream.dealer import Block
-from scshards.stream.parts import Choice, ChoiceOptions
-from scshards.stream.pipeline import Made, in_order
-from scshards.stream.plan import EpochPlan
-from scshards.stream.reading import EpochReader
+from scshards.stream.parts import ChoiceOptions
 from scshards.stream.shardlist import ShardList
-from scshards.stream.stages import StageClock, Stages
-from scshards.stream.state import check_state
 from scshards.stream.weights import WeightsOption
 
-STATE_VERSION = 2
-LOCAL_READS, REMOTE_READS = 2, 16
-"""Chunks that are read at the same time, from local disks and over a network."""
-_AHEAD = 16
-"""Batches made before they are asked for: about 1 MB each."""
 
-
-class CellLoader:
+class CellLoader(BlockStream):
     """Streams a split of a shard set; iterating yields `cells.batch.Batch`.
 
     Parameters
@@ -127,19 +112,8 @@ class CellLoader:
         timeout: float = 30.0,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        for name, value in (
-            ("batch_size", batch_size),
-            ("lanes", lanes),
-            ("shuffle_buffer", shuffle_buffer),
-            ("threads", threads),
-        ):
-            if value < 1:
-                raise ConfigError(f"{name} is at least 1, not {value}")
-        if epoch < 0:
-            raise ConfigError(f"epoch is at least 0, not {epoch}")
-        self.rank, self.world_size = topology(rank, world_size)
-        roots = list(root) if isinstance(root, Mapping) else [root]
-        self._choosing = ChoiceOptions(
+        rank, world_size = topology(rank, world_size)
+        choosing = ChoiceOptions(
             where=where,
             take=take,
             weights=weights,
@@ -147,31 +121,27 @@ class CellLoader:
             domain_by=domain_by,
             shares=tuple(root.values()) if isinstance(root, Mapping) else None,
         )
-        self._list = ShardList(
-            roots, split, storage_options, retry=Retry(retries=retries, timeout=timeout)
+        shards = ShardList(
+            list(root) if isinstance(root, Mapping) else [root],
+            split,
+            storage_options,
+            retry=Retry(retries=retries, timeout=timeout),
         )
-        self.shardset = self._list.shardsets[0]
-        self.split, self.batch_size, self.seed = split, batch_size, seed
-        self.drop_last = drop_last
-        self._shuffle, self._buffer, self._threads = shuffle, shuffle_buffer, threads
-        self._choice = Choice(self._list, self._choosing, seed)
-        self._course = Course(
-            self._choice.parts,
-            by_domain=domain_by is not None,
+        super().__init__(
+            shards,
+            choosing,
             seed=seed,
-            rank=self.rank,
-            world_size=self.world_size,
+            epoch=epoch,
+            rank=rank,
+            world_size=world_size,
             batch_size=batch_size,
             lanes=lanes,
             shuffle=shuffle,
             shuffle_buffer=shuffle_buffer,
             drop_last=drop_last,
-            epoch=epoch,
+            threads=threads,
         )
-        self._running = False
-        self._clock = StageClock()
-        self._reader = EpochReader(self._list, self._choice, self._clock)
-        self._fingerprint = self._list.fingerprint()
+        self._repeats = choosing.resamples
         self._collator = Collator(
             CollateOptions(
                 max_length=max_length,
@@ -182,20 +152,11 @@ class CellLoader:
                 mask_value=mask_value,
                 cls_value=cls_value,
             ),
-            self._list.vocab,
-            self._list.value_kind,
+            shards.vocab,
+            shards.value_kind,
             seed,
-            {name: info.kind for name, info in self._list.labels.items()},
+            {name: info.kind for name, info in shards.labels.items()},
         )
-        if drop_last and not len(self):
-            most = max((p.positions for p in self._choice.parts), default=0)
-            whose = "" if domain_by is None else "the largest domain of "
-            raise ConfigError(
-                f"{whose}the split {split!r} has {most} cells, fewer than one global batch of "
-                f"{self.global_batch} ({batch_size} on each of {self.world_size} ranks)",
-                where=self._list.name(),
-                advice="use a smaller batch_size, or drop_last=False for evaluation",
-            )
 
     @classmethod
     def blend(cls, roots: Mapping[str, float], /, **options: Any) -> CellLoader:
@@ -218,126 +179,14 @@ class CellLoader:
             raise ConfigError("a blend is of at least one shard set", where="blend")
         return cls(roots, **options)
 
-    @property
-    def cells(self) -> int:
-        """Cells of an epoch, those that appear several times counted each time."""
-        return self._course.cells
-
-    @property
-    def sources(self) -> tuple[SourceInfo, ...]:
-        """The sources that keys name; those of a blend's sets one after another."""
-        return self._list.sources
-
-    @property
-    def labels(self) -> Mapping[str, LabelInfo]:
-        """The labels that batches carry; in a blend with the categories of all sets."""
-        return self._list.labels
-
-    @property
-    def global_batch(self) -> int:
-        """Cells in a batch over all ranks."""
-        return self._course.global_batch
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that is being read, or that the next iteration reads."""
-        return self._course.epoch
-
-    @property
-    def lanes(self) -> int:
-        """The lanes of this epoch, of all domains together."""
-        return sum(self._course.lanes)
-
-    @property
-    def retried(self) -> int:
-        """Remote reads that were tried again since the loader was made."""
-        return sum(s.storage.retried for s in self._list.shardsets)
-
-    @property
-    def dropped_cells(self) -> int:
-        """Cells that this iteration leaves out because they do not fill a global batch."""
-        return self._course.dropped()
-
-    def __len__(self) -> int:
-        """Batches that iterating now yields on every rank: a whole epoch's, or what is left of one."""
-        return self._course.steps()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Begin with this epoch next. Without it, each iteration goes on to the following epoch."""
-        self._refuse_while_running("set_epoch")
-        if epoch < 0:
-            raise ConfigError(f"epoch is at least 0, not {epoch}")
-        if epoch != self.epoch:
-            self._course.begin(epoch)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands after the batches handed out: plain JSON, the same on all ranks."""
-        return {
-            "version": STATE_VERSION,
-            "fingerprint": self._fingerprint,
-            "split": self.split,
-            "seed": self.seed,
-            "shuffle": self._shuffle,
-            "shuffle_buffer": self._buffer,
-            **self._choosing.state(),
-            **self._course.state(),
-        }
-
-    def state_after(self, batches: int) -> dict[str, Any]:
-        """The state when so many more batches were handed out, for whoever counts them elsewhere."""
-        return self.state_dict() | self._course.state_after(batches)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state was taken, on this world and batch size.
-
-        Raises
-        ------
-        StateError
-            When iteration has begun, or the state is of another shard set, seed or order.
-        """
-        self._refuse_while_running("load_state_dict")
-        check_state(state, self.state_dict(), self._course.state(), self._list.name())
-        self._course.load(state)
-
-    def plan(self, part: int = 0) -> EpochPlan:
-        """The order of the epoch, on integers; with domains that of one of them."""
-        return self._course.plan(part, self._course.appearances(part))
-
-    def stages(self) -> Stages:
-        """Where time went, and what was read and made, since the loader was made."""
-        return self._clock.total()
-
     def __iter__(self) -> Iterator[Batch]:
         return self.stream(self.collate)
-
-    def stream(
-        self, make: Callable[[Block, int], Made], *, first: int = 0, step: int = 1
-    ) -> Iterator[Made]:
-        """What `make` makes of the batches first, first + step, ... of those that are left.
-
-        Iterating is `stream` with the collator and every batch; stream.dataset asks for a worker's.
-        """
-        self._refuse_while_running("iter")
-        self._running = True
-        turns = self._course.turns()
-        taken = 0
-        try:
-            for i, made in enumerate(self._batches(make, first, step)):
-                # Counted before the trainer sees it: a state taken while it works on this batch
-                # goes on with the next one.
-                done = first + i * step + 1
-                for _, self._course.consumed in islice(turns, done - taken):
-                    taken += 1
-                yield made
-            self._course.begin(self.epoch + 1)
-        finally:
-            self._running = False
 
     def collate(self, block: Block, i: int) -> Batch:
         """Batch i of a block."""
         rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
         sizes = block.sizes[rows]
-        copies = block.labels[rows, -1] if self._choosing.resamples else None
+        copies = block.labels[rows, -1] if self._repeats else None
         with self._clock.time("collate"):
             batch = self._collator.collate(
                 block.data,
@@ -350,26 +199,6 @@ class CellLoader:
             )
         self._clock.count(cells=int((sizes > 0).sum()), batches=1)
         return batch
-
-    def _batches(self, make: Callable[[Block, int], Made], first: int, step: int) -> Iterator[Made]:
-        n_fetchers = LOCAL_READS if self._list.is_local else REMOTE_READS
-        fetchers = ThreadPoolExecutor(n_fetchers, "scshards-fetch")
-        try:
-            dealt = self._reader.blocks(self._course, fetchers)
-            made = in_order(
-                dealt, make, threads=self._threads, ahead=_AHEAD, first=first, step=step
-            )
-            with compiles():
-                yield from self._clock.waiting(made)
-        finally:
-            fetchers.shutdown(wait=True, cancel_futures=True)
-
-    def _refuse_while_running(self, what: str) -> None:
-        if self._running:
-            raise StateError(
-                f"{what} was called while the loader is being iterated",
-                advice="finish or close the running iterator first",
-            )
 
 
 def topology(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -296,3 +296,24 @@ def test_torchdatas_stateful_loader(known: Known) -> None:
         three.load_state_dict(state)
         assert same(list(three), batches_of(known, epoch=1))
         assert same(list(three), batches_of(known, epoch=2))
+
+
+def test_a_blend_and_domains_with_workers(known: Known, tmp_path: Path) -> None:
+    other = make_set(tmp_path, [30], categories=("d", "b"), seed=4)
+    roots = {str(known.root): 1.0, str(other.root): 1.0}
+    options = {"epoch_cells": 300, "domain_by": "donor", "batch_size": 8, "drop_last": False}
+    loader = CellLoader.blend(roots, **options)
+    whole = list(loader)
+    data = CellDataset(roots, **options)
+    assert same(list(workers(data, 3)), whole) and len(data) == len(whole)
+    cells = CellDataset(roots, as_cells=True, **options)
+    found = [c for c in workers(cells, 2)]
+    assert len(found) == len(cells) == 300
+    codes = [
+        code
+        for b in whole
+        for code, is_cell in zip(b.labels["donor"].tolist(), b.weight.tolist(), strict=True)
+        if is_cell
+    ]
+    assert sorted(c["labels"]["donor"] for c in found) == sorted(codes)
+    assert {3} < set(codes)

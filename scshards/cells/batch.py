@@ -1,14 +1,18 @@
-"""The tensor contract between stream and model: stream makes a Batch, model and train read it.
+"""The tensor contract between stream and model: stream makes batches, model and train read them.
 
-Shapes: B cells, L tokens (the longest cell of the batch, or max_length). Token 0 is `<cls>`; tokens
-1.. are genes in ascending id, then padding. Imports no torch: it only holds tensors.
+    Batch          cells side by side, some values masked, or none
+    GenerateBatch  each cell's known genes and its unknown ones, side by side each
+
+Shapes: B cells, L tokens (the longest cell of the batch, or as `pad_to` says). Token 0 is `<cls>`;
+then come conditions, the cell's expressed genes in ascending id, its unexpressed genes in
+ascending id, and padding. Imports no torch: it only holds tensors.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,9 +20,43 @@ if TYPE_CHECKING:
 KEY_ROW_BITS = 40
 """A cell's key is `source << 40 | row`: the ordinal of its source and its row in that source."""
 
+AnyBatch = TypeVar("AnyBatch", bound="_CellBatch")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
+class _CellBatch:
+    """What batches of every kind say about their cells."""
+
+    keys: Tensor
+    labels: dict[str, Tensor]
+    weight: Tensor
+
+    def __len__(self) -> int:
+        return int(self.keys.shape[0])
+
+    def to(self: AnyBatch, device: Any, *, non_blocking: bool = False) -> AnyBatch:
+        """The batch on another device; `keys` stay where they are."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {k: move(v) for k, v in value.items()}
+            return value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value
+
+        fields = (f.name for f in dataclasses.fields(self) if f.name != "keys")
+        return dataclasses.replace(self, **{name: move(getattr(self, name)) for name in fields})
+
+    @property
+    def cell_keys(self) -> list[str]:
+        """The keys as the shards spell them, `SSSSSS-RRRRRRRRRR`."""
+        return [
+            format_key(k >> KEY_ROW_BITS, k & ((1 << KEY_ROW_BITS) - 1))
+            for k in self.keys.tolist()
+            if k >= 0
+        ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch(_CellBatch):
     """Padded, masked cells.
 
     Attributes
@@ -27,11 +65,11 @@ class Batch:
         int32 [B, L]: token ids; `<cls>` first, `<pad>` last.
     values
         float32 [B, L]: what the model sees: the value, `mask_value` where masked, `pad_value` at
-        padding, `cls_value` at `<cls>`.
+        padding, `cls_value` at `<cls>` and conditions.
     targets
         float32 [B, L]: as `values`, with nothing masked.
     is_masked
-        bool [B, L]: where the model has to predict. Never `<cls>`, never padding.
+        bool [B, L]: where the model has to predict. Never `<cls>`, conditions or padding.
     is_pad
         bool [B, L]: padding. `<cls>` is not.
     keys
@@ -48,38 +86,54 @@ class Batch:
     targets: Tensor
     is_masked: Tensor
     is_pad: Tensor
-    keys: Tensor
-    labels: dict[str, Tensor]
-    weight: Tensor
 
-    def __len__(self) -> int:
-        return int(self.genes.shape[0])
+    def to_scgpt(self) -> dict[str, Tensor]:
+        """What scGPT's DataCollator gives in the style "pcpt": `gene` int64, `expr` and `masked_expr`
+        float32, all [B, L]."""
+        return {"gene": self.genes.long(), "expr": self.targets, "masked_expr": self.values}
 
-    def to(self, device: Any, *, non_blocking: bool = False) -> Batch:
-        """The batch on another device; `keys` stay where they are."""
 
-        def move(t: Tensor) -> Tensor:
-            return t.to(device, non_blocking=non_blocking)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateBatch(_CellBatch):
+    """Cells whose genes are split: from the known ones the model predicts the unknown ones.
 
-        return dataclasses.replace(
-            self,
-            genes=move(self.genes),
-            values=move(self.values),
-            targets=move(self.targets),
-            is_masked=move(self.is_masked),
-            is_pad=move(self.is_pad),
-            labels={k: move(v) for k, v in self.labels.items()},
-            weight=move(self.weight),
-        )
+    Attributes
+    ----------
+    known_genes
+        int32 [B, P]: `<cls>` first, `<pad>` last; genes in the order of a Batch.
+    known_values
+        float32 [B, P]: their values, `pad_value` at padding, `cls_value` at `<cls>` and conditions.
+    known_is_pad
+        bool [B, P].
+    unknown_genes
+        int32 [B, G]: genes in the order of a Batch, then `<pad>`.
+    unknown_targets
+        float32 [B, G]: the values to predict, `pad_value` at padding.
+    unknown_is_pad
+        bool [B, G]. All the rest is to be predicted.
+    ratio
+        The share of genes that is unknown, the same for the whole batch.
+    keys, labels, weight
+        As in Batch.
+    """
 
-    @property
-    def cell_keys(self) -> list[str]:
-        """The keys as the shards spell them, `SSSSSS-RRRRRRRRRR`."""
-        return [
-            format_key(k >> KEY_ROW_BITS, k & ((1 << KEY_ROW_BITS) - 1))
-            for k in self.keys.tolist()
-            if k >= 0
-        ]
+    known_genes: Tensor
+    known_values: Tensor
+    known_is_pad: Tensor
+    unknown_genes: Tensor
+    unknown_targets: Tensor
+    unknown_is_pad: Tensor
+    ratio: float
+
+    def to_scgpt(self) -> dict[str, Tensor]:
+        """What scGPT's DataCollator gives in the style "both": `pcpt_gene` int64 and `pcpt_expr`
+        float32 [B, P], `gen_gene` int64 and `gen_expr_target` float32 [B, G]."""
+        return {
+            "pcpt_gene": self.known_genes.long(),
+            "pcpt_expr": self.known_values,
+            "gen_gene": self.unknown_genes.long(),
+            "gen_expr_target": self.unknown_targets,
+        }
 
 
 def format_key(source: int, row: int) -> str:

@@ -1,4 +1,4 @@
-"""scGPT's value bins, as pure numpy: the definition that `stream.kernels` is tested against.
+"""scGPT's value bins, as pure numpy: the definition that `stream.bin_kernels` is tested against.
 
 Source: `binning` and `_digitize` of scGPT's preprocess.py. Bin 0 means unexpressed; expressed values
 get 1 .. n_bins - 1 by the quantiles of the cell's own expressed values. Two ways to break ties exist

@@ -41,6 +41,8 @@ class BlockStream:
         What is read.
     choosing
         Which cells, and how often.
+    making
+        How batches are made of them, as plain JSON: a state has to agree on it.
     seed, epoch, rank, world_size, batch_size, lanes, shuffle, shuffle_buffer, drop_last, threads
         As CellLoader's.
 
@@ -54,6 +56,7 @@ class BlockStream:
         self,
         shards: ShardList,
         choosing: ChoiceOptions,
+        making: Mapping[str, Any],
         *,
         seed: int,
         epoch: int,
@@ -102,6 +105,7 @@ class BlockStream:
             "seed": seed,
             "shuffle": shuffle,
             "shuffle_buffer": shuffle_buffer,
+            **making,
             **choosing.state(),
         }
         self._running = False
@@ -193,7 +197,7 @@ class BlockStream:
         Raises
         ------
         StateError
-            When iteration has begun, or the state is of another shard set, seed or order.
+            When iteration has begun, or the state is of another shard set, seed, order or collation.
         """
         self._refuse_while_running("load_state_dict")
         self._check_state(state)
@@ -263,7 +267,15 @@ class BlockStream:
         for name, own in self._asked.items():
             if state.get(name) != own:
                 raise StateError(
-                    f"the state has another {name}: {state.get(name)!r} instead of {own!r}",
+                    f"the state has another {_difference(name, state.get(name), own)}",
                     where=self._shards.name(),
                     advice="make the loader as it was made when the state was taken",
                 )
+
+
+def _difference(name: str, state: Any, own: Any) -> str:
+    """What differs, down to the one option of several."""
+    if isinstance(own, Mapping) and isinstance(state, Mapping):
+        key = next(k for k in (*own, *state) if state.get(k) != own.get(k))
+        return _difference(f"{name}.{key}", state.get(key), own.get(key))
+    return f"{name}: {state!r} instead of {own!r}"

@@ -12,15 +12,17 @@ few batches ahead; the order is that of stream.plan whatever their number. Calle
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from scshards.base.errors import ConfigError
 from scshards.base.retry import Retry
-from scshards.cells.batch import Batch
+from scshards.cells.batch import Batch, GenerateBatch
 from scshards.cells.values import TieBreak
+from scshards.cells.vocab import Vocab
 from scshards.stream.blockstream import BlockStream
-from scshards.stream.collate import CollateOptions, Collator
+from scshards.stream.collate import Collator
+from scshards.stream.collate_options import CollateOptions, Objective, PadTo, ValueStyle
 from scshards.stream.dealer import Block
 from scshards.stream.parts import ChoiceOptions
 from scshards.stream.shardlist import ShardList
@@ -28,7 +30,9 @@ from scshards.stream.weights import WeightsOption
 
 
 class CellLoader(BlockStream):
-    """Streams a split of a shard set; iterating yields `cells.batch.Batch`.
+    """Streams a split of a shard set; iterating yields the batches of `cells.batch`.
+
+    `Batch`, or `GenerateBatch` with objective="generate".
 
     Parameters
     ----------
@@ -38,7 +42,8 @@ class CellLoader(BlockStream):
         Which split to read.
     batch_size
         Cells in a batch on each rank.
-    max_length, mask_ratio, n_bins, tie_break, pad_value, mask_value, cls_value
+    max_length, objective, mask_ratio, exact_mask, values, n_bins, tie_break, target_sum, \
+    include_zero_genes, conditions, keep_first, pad_to, pad_value, mask_value, cls_value
         See CollateOptions.
     seed, epoch
         With the shard set they decide order, samples, masks and ties.
@@ -93,9 +98,17 @@ class CellLoader(BlockStream):
         epoch_cells: int | None = None,
         domain_by: str | None = None,
         max_length: int = 1200,
-        mask_ratio: float = 0.4,
+        objective: Objective = "mask",
+        mask_ratio: float | Sequence[float] | None = None,
+        exact_mask: bool = False,
+        values: ValueStyle = "bins",
         n_bins: int = 51,
         tie_break: TieBreak = "high",
+        target_sum: float | None = None,
+        include_zero_genes: int = 0,
+        conditions: Sequence[str] = (),
+        keep_first: int | None = None,
+        pad_to: PadTo = "longest",
         seed: int = 0,
         epoch: int = 0,
         rank: int | None = None,
@@ -127,9 +140,27 @@ class CellLoader(BlockStream):
             storage_options,
             retry=Retry(retries=retries, timeout=timeout),
         )
+        options = CollateOptions(
+            max_length=max_length,
+            objective=objective,
+            mask_ratio=tuple(mask_ratio) if isinstance(mask_ratio, Sequence) else mask_ratio,
+            exact_mask=exact_mask,
+            values=values,
+            n_bins=n_bins,
+            tie_break=tie_break,
+            target_sum=target_sum,
+            include_zero_genes=include_zero_genes,
+            conditions=tuple(conditions),
+            keep_first=keep_first,
+            pad_to=pad_to,
+            pad_value=pad_value,
+            mask_value=mask_value,
+            cls_value=cls_value,
+        )
         super().__init__(
             shards,
             choosing,
+            {"collate": options.state()},
             seed=seed,
             epoch=epoch,
             rank=rank,
@@ -142,21 +173,7 @@ class CellLoader(BlockStream):
             threads=threads,
         )
         self._repeats = choosing.resamples
-        self._collator = Collator(
-            CollateOptions(
-                max_length=max_length,
-                mask_ratio=mask_ratio,
-                n_bins=n_bins,
-                tie_break=tie_break,
-                pad_value=pad_value,
-                mask_value=mask_value,
-                cls_value=cls_value,
-            ),
-            shards.vocab,
-            shards.value_kind,
-            seed,
-            {name: info.kind for name, info in shards.labels.items()},
-        )
+        self._collator = Collator(options, shards.vocab, shards.value_kind, seed, shards.labels)
 
     @classmethod
     def blend(cls, roots: Mapping[str, float], /, **options: Any) -> CellLoader:
@@ -179,10 +196,15 @@ class CellLoader(BlockStream):
             raise ConfigError("a blend is of at least one shard set", where="blend")
         return cls(roots, **options)
 
-    def __iter__(self) -> Iterator[Batch]:
+    @property
+    def vocab(self) -> Vocab:
+        """The tokens of all batches: the shard set's, and those of conditions that it lacks."""
+        return self._collator.vocab
+
+    def __iter__(self) -> Iterator[Any]:
         return self.stream(self.collate)
 
-    def collate(self, block: Block, i: int) -> Batch:
+    def collate(self, block: Block, i: int) -> Batch | GenerateBatch:
         """Batch i of a block."""
         rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
         sizes = block.sizes[rows]
@@ -195,6 +217,7 @@ class CellLoader(BlockStream):
                 block.keys[rows],
                 block.labels[rows],
                 self.epoch,
+                block.begin + i * self.global_batch,
                 copies,
             )
         self._clock.count(cells=int((sizes > 0).sum()), batches=1)

@@ -29,11 +29,13 @@ from scshards.base import seeds
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError, FormatError
 from scshards.base.where import parse
-from scshards.cells.batch import KEY_ROW_BITS, Batch
+from scshards.cells.batch import KEY_ROW_BITS, Batch, GenerateBatch
 from scshards.cells.tokenizer import ValueKind
 from scshards.shards.codec import EXTENSION, decode_cell, decode_labels
+from scshards.shards.manifest import LabelInfo
 from scshards.shards.shardset import ShardSet
-from scshards.stream.collate import CollateOptions, Collator
+from scshards.stream.collate import Collator
+from scshards.stream.collate_options import CollateOptions
 from scshards.stream.dataset import decoded
 from scshards.stream.epochs import SharedEpoch
 from scshards.stream.fetch import ChunkFetcher
@@ -253,7 +255,9 @@ class Where:
 
 
 class Collate:
-    """Samples -> `cells.batch.Batch`, as CellLoader makes them of the same cells and epoch.
+    """Samples -> the batches of `cells.batch`, as CellLoader makes them of the same cells and epoch.
+
+    Which of several mask ratios a batch has is drawn by how many samples came before it.
 
     Parameters
     ----------
@@ -295,21 +299,23 @@ class Collate:
         """Let the next iteration be of this epoch: other masks and samples."""
         self._epochs.set(epoch)
 
-    def __call__(self, data: Iterable[Sample]) -> Iterator[Batch]:
+    def __call__(self, data: Iterable[Sample]) -> Iterator[Batch | GenerateBatch]:
         # A collator has locks and threads' scratch space: each process makes its own.
         shardset = ShardSet(self._root, self._storage_options)
         manifest = shardset.manifest
-        columns = {name: info.kind for name, info in manifest.labels.items()}
-        collator = Collator(self._options, shardset.vocab, manifest.value_kind, self._seed, columns)
+        labels = manifest.labels
+        collator = Collator(self._options, shardset.vocab, manifest.value_kind, self._seed, labels)
         epoch = self._epochs.begin()
+        position = 0
         waiting: list[Sample] = []
         for sample in data:
             waiting.append(sample)
             if len(waiting) == self._batch_size:
-                yield _batch(collator, waiting, columns, epoch)
+                yield _batch(collator, waiting, labels, epoch, position)
+                position += len(waiting)
                 waiting = []
         if waiting and not self._drop_last:
-            yield _batch(collator, waiting, columns, epoch)
+            yield _batch(collator, waiting, labels, epoch, position)
 
 
 class _ShardFile(io.RawIOBase):
@@ -337,13 +343,17 @@ class _ShardFile(io.RawIOBase):
 
 
 def _batch(
-    collator: Collator, samples: list[Sample], columns: Mapping[str, str], epoch: int
-) -> Batch:
+    collator: Collator,
+    samples: list[Sample],
+    columns: Mapping[str, LabelInfo],
+    epoch: int,
+    position: int,
+) -> Batch | GenerateBatch:
     members = [_member(s) for s in samples]
     sizes = np.array([len(m) for m in members], np.int64)
     labels = np.zeros((len(samples), len(columns)), np.int64)
     for j, (name, found) in enumerate(_labels(samples, list(columns)).items()):
-        is_number = columns[name] == "number"
+        is_number = columns[name].kind == "number"
         labels[:, j] = found.astype(np.float64).view(np.int64) if is_number else found
     return collator.collate(
         np.frombuffer(b"".join(members), np.uint8),
@@ -352,6 +362,7 @@ def _batch(
         np.array([_key(s["__key__"]) for s in samples], np.int64),
         labels,
         epoch,
+        position,
     )
 
 

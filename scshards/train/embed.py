@@ -31,6 +31,7 @@ from scshards.base.errors import (
 )
 from scshards.base.progress import Progress
 from scshards.base.storage import Storage, is_local
+from scshards.cells.batch import Batch
 from scshards.cells.tokenizer import GeneMatch, ValueKind, match_genes, tokenize_rows
 from scshards.cells.vocab import Vocab
 from scshards.model.scgpt import LoadedModel, load_model
@@ -38,7 +39,8 @@ from scshards.pack.sources import open_source
 from scshards.pack.sources_base import Source
 from scshards.pack.sources_h5ad import H5ad
 from scshards.shards.codec import encode_rows
-from scshards.stream.collate import CollateOptions, Collator
+from scshards.stream.collate import Collator
+from scshards.stream.collate_options import CollateOptions
 from scshards.train.setup import Ranks, ranks
 
 OBSM_KEY = "X_scshards"
@@ -214,6 +216,7 @@ def _embed(
                 keys = np.arange(first + i, first + i + len(starts[rows]), dtype=np.int64)
                 labels = np.zeros((len(keys), 0), np.int64)
                 batch = collator.collate(data, starts[rows], sizes[rows], keys, labels, epoch=0)
+                assert isinstance(batch, Batch), "objective='none' makes another kind of batch"
                 batch = batch.to(here.device)
                 vectors_BD = model.embed(batch.genes, batch.values, batch.is_pad)
                 unit_BD = torch.nn.functional.normalize(vectors_BD.float(), dim=1)
@@ -250,7 +253,7 @@ def _collate_options(args: Mapping[str, Any], options: EmbedOptions) -> CollateO
         "n_bins": args.get("n_bins", 51) if binned else 0,
         "pad_value": float(args.get("pad_value", -2)),
         "mask_value": float(args.get("mask_value", -1)),
-        "mask_ratio": 0.0,
+        "objective": "none",
     }
     try:
         return build(CollateOptions, settings, "args.json")

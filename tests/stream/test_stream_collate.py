@@ -17,7 +17,8 @@ from scshards.cells.batch import Batch
 from scshards.cells.values import bin_values
 from scshards.cells.vocab import Vocab
 from scshards.shards.codec import encode_cell
-from scshards.stream.collate import CollateOptions, Collator
+from scshards.stream.collate import Collator
+from scshards.stream.collate_options import CollateOptions
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "binning.npz"
 VOCAB = Vocab([f"g{i}" for i in range(20_000)]).with_specials()

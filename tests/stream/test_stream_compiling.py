@@ -8,7 +8,7 @@ import numba as nb
 import pytest
 from shardsets import make_set
 
-from scshards.stream import kernels
+from scshards.stream import cell_kernels, collate
 from scshards.stream.compiling import compiles
 from scshards.stream.loader import CellLoader
 
@@ -75,8 +75,8 @@ def test_a_loader_says_when_its_first_batch_waits_for_a_compiler(tmp_path, monke
     make_set(tmp_path, [40])
     list(CellLoader(tmp_path, batch_size=8))
     caplog.clear()
-    fresh = nb.njit(nogil=True)(kernels.measure.py_func)
-    monkeypatch.setattr(kernels, "measure", fresh)
+    fresh = nb.njit(nogil=True)(cell_kernels.count_genes.py_func)
+    monkeypatch.setattr(collate, "count_genes", fresh)
     batches = iter(CellLoader(tmp_path, batch_size=8))
     assert said(caplog) == [], "nothing happens before somebody asks for a batch"
     next(batches)

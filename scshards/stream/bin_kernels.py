@@ -1,0 +1,101 @@
+"""A cell's values -> scGPT's bins, compiled: equal to `cells.values`, value for value.
+
+Counts below 65,536 are binned through a table of their histogram, other values by sorting them.
+Called by stream.cell_kernels.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+from scshards.shards.kernels import draw
+
+TABLE = 1 << 16
+"""Counts below this are binned through a table; a cell with a larger one is sorted."""
+
+_U64 = np.uint64
+
+
+@nb.njit(nogil=True)
+def bin_table(n, quantiles, small, tables, edges):
+    """tables[0, c] = edges at or below the count c, tables[1, c] = edges below it, where c occurs.
+
+    Edges come from walking the histogram, equal to numpy.quantile's linear method value for value. The
+    histogram is counted in four parts: most counts are 1, and each addition to a place waits for the one
+    before it.
+    """
+    top = np.int64(0)
+    for j in range(n):
+        top = max(top, np.int64(small[j]))
+    left, right, third, fourth = tables[0], tables[1], tables[2], tables[3]
+    tables[:, : top + 1] = 0
+    for j in range(0, n - 3, 4):
+        left[small[j]] += 1
+        right[small[j + 1]] += 1
+        third[small[j + 2]] += 1
+        fourth[small[j + 3]] += 1
+    for j in range(n & ~3, n):
+        left[small[j]] += 1
+    for c in range(top + 1):
+        left[c] += right[c] + third[c] + fourth[c]
+    x = 0
+    seen = left[0]
+    for k in range(len(quantiles)):
+        position = (n - 1) * quantiles[k]
+        at = np.int64(position)
+        while seen <= at:
+            x += 1
+            seen += left[x]
+        after = x
+        if at + 1 < n and seen <= at + 1:
+            after += 1
+            while left[after] == 0:
+                after += 1
+        edges[k] = _between(np.float64(x), np.float64(after), position - at)
+    below = 0
+    for x in range(top + 1):
+        if left[x] > 0:
+            while below < len(edges) and edges[below] < x:
+                below += 1
+            at_or_below = below
+            while at_or_below < len(edges) and edges[at_or_below] <= x:
+                at_or_below += 1
+            right[x] = below
+            left[x] = at_or_below
+
+
+@nb.njit(nogil=True)
+def bin_sorted(n, as_counts, quantiles, ties, base, ids, counts, floats, edges):
+    """Replace floats[:n] by their bins: values of any size, by sorting them."""
+    whole = np.empty(n, np.float64)
+    for j in range(n):
+        whole[j] = counts[j] if as_counts else floats[j]
+    ordered = np.sort(whole)
+    for k in range(len(quantiles)):
+        position = (n - 1) * quantiles[k]
+        at = np.int64(position)
+        after = min(at + 1, n - 1)
+        edges[k] = _between(ordered[at], ordered[after], position - at)
+    at_or_below = np.searchsorted(edges, whole, side="right")
+    below = np.searchsorted(edges, whole, side="left")
+    for j in range(n):
+        floats[j] = tied_bin(at_or_below[j], below[j], ties, base, ids[j])
+
+
+@nb.njit(nogil=True, inline="always")
+def tied_bin(at_or_below, below, ties, base, gene):
+    """The bin of a value: the highest edge it reaches, or a draw among the edges equal to it."""
+    if not ties or at_or_below == below:
+        return np.float32(at_or_below)
+    # In (0, 1], so that a value equal to the lowest edge never gets bin 0, "unexpressed".
+    u = ((draw(base, gene) >> _U64(11)) + _U64(1)) * (1.0 / 9007199254740992.0)
+    return np.float32(np.ceil(u * (at_or_below - below) + below))
+
+
+@nb.njit(nogil=True, inline="always")
+def _between(a, b, t):
+    """numpy's linear interpolation, rounding included."""
+    if t >= 0.5:
+        return b - (b - a) * (1 - t)
+    return a + (b - a) * t

@@ -1,0 +1,285 @@
+"""One member -> the gene tokens of a row, compiled: decode, values, sample, unexpressed genes.
+
+Every objective starts from here; what becomes of the tokens is in masked_kernels (masked rows),
+generate_kernels (known and unknown genes) and ragged_kernels (rows for the device). Every draw is a
+function of (epoch's key, cell, gene or counter), so a cell is the same in any batch, on any thread and
+after a resume. They release the GIL. Called by those and by stream.collate.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba as nb
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.shards.kernels import (
+    BAD_COUNT,
+    MEMBER_FIELDS,
+    OK,
+    decode_counts,
+    draw,
+    parse_member,
+)
+from scshards.stream.bin_kernels import TABLE, bin_sorted, bin_table, tied_bin
+from scshards.stream.decode_kernels import COUNTS, GENES, LARGE, read_genes, read_small_counts
+from scshards.stream.draw_kernels import choose, take
+
+_U64 = np.uint64
+
+
+class CellRules(NamedTuple):
+    """What holds for every cell.
+
+    Attributes
+    ----------
+    n_tokens
+        Gene ids are below it.
+    as_counts
+        Whether values are stored as counts, or else as float32.
+    room, kept
+        Expressed genes of a row at most; the first of them that are never sampled away.
+    quantiles
+        float64: of the bin edges; empty: no bins.
+    ties
+        Whether to draw among equal edges.
+    target_sum
+        What the counts of a cell are scaled to add up to; 0 leaves them as they are.
+    as_log
+        Whether log1p is taken of them.
+    n_zeros, gene_ids
+        Unexpressed genes of a row; int32: the tokens they are drawn from.
+    """
+
+    n_tokens: int
+    as_counts: bool
+    room: int
+    kept: int
+    quantiles: NDArray[np.float64]
+    ties: bool
+    target_sum: float
+    as_log: bool
+    n_zeros: int
+    gene_ids: NDArray[np.int32]
+
+
+class DrawKeys(NamedTuple):
+    """An epoch's keys (uint64) of samples, ties, unexpressed genes, and masks or unknown genes."""
+
+    sample: np.uint64
+    tie: np.uint64
+    zeros: np.uint64
+    mark: np.uint64
+
+
+class Scratch(NamedTuple):
+    """Work space of one thread."""
+
+    fields: NDArray[np.int64]
+    ids: NDArray[np.int32]
+    small: NDArray[np.uint16]
+    counts: NDArray[np.uint64]
+    floats: NDArray[np.float32]
+    bits: NDArray[np.uint64]
+    expressed: NDArray[np.uint64]
+    places: NDArray[np.int32]
+    tables: NDArray[np.int32]
+    edges: NDArray[np.float64]
+    row_genes: NDArray[np.int32]
+    row_values: NDArray[np.float32]
+
+
+def new_scratch(rules: CellRules, n_leads: int) -> Scratch:
+    """Work space for cells of up to n_tokens genes behind n_leads other tokens."""
+    n = rules.n_tokens
+    words = (n + n_leads + 63) // 64
+    return Scratch(
+        fields=np.zeros(MEMBER_FIELDS, np.int64),
+        ids=np.empty(n + GENES, np.int32),
+        small=np.empty(n + COUNTS, np.uint16),
+        counts=np.empty(n, np.uint64),
+        floats=np.empty(n, np.float32),
+        bits=np.zeros(words, np.uint64),
+        expressed=np.zeros(words, np.uint64),
+        places=np.empty(n, np.int32),
+        tables=np.zeros((4, TABLE), np.int32),
+        edges=np.zeros(len(rules.quantiles)),
+        row_genes=np.empty(n, np.int32),
+        row_values=np.empty(n, np.float32),
+    )
+
+
+@nb.njit(nogil=True, cache=True)
+def count_genes(src, starts, sizes, fields, n_genes):
+    """Genes of each member into `n_genes`; returns (status, member) of the first bad one."""
+    for b in range(len(starts)):
+        n_genes[b] = 0
+        if sizes[b] > 0:
+            status = parse_member(src, starts[b], starts[b] + sizes[b], fields)
+            if status != OK:
+                return status, b
+            n_genes[b] = fields[0]
+    return OK, -1
+
+
+@nb.njit(nogil=True)
+def read_cell(src, start, size, cell, rules, keys, scratch, genes, values):
+    """The tokens of the member src[start:start + size] with the key `cell`.
+
+    Its expressed genes in ascending order, sampled to `rules.room`, then the unexpressed ones, in
+    ascending order and of value 0, into `genes` and `values`. Returns (status, tokens).
+    """
+    fields, ids, small, floats = scratch.fields, scratch.ids, scratch.small, scratch.floats
+    is_small = False
+    status = parse_member(src, start, start + size, fields)
+    if status == OK and fields[0] > rules.n_tokens:
+        status = BAD_COUNT
+    if status != OK:
+        return status, np.int64(0)
+    n = fields[0]
+    status = read_genes(src, fields[1], fields[2], n, rules.n_tokens, ids)
+    if status == OK:
+        if rules.as_counts:
+            status = read_small_counts(src, fields[3], fields[4], n, small)
+            is_small = status == OK
+        if not is_small and status in (OK, LARGE):
+            status = _read_values(
+                src, fields[3], fields[4], n, rules.as_counts, scratch.counts, floats
+            )
+    if status != OK:
+        return status, np.int64(0)
+    k = _sample(n, rules, keys, cell, scratch)
+    places = scratch.places
+    _gather(ids, places, k, genes)
+    if len(rules.quantiles) > 0 and n > 0:
+        _put_bins(n, k, is_small, rules, draw(keys.tie, cell), scratch, genes, values)
+    elif rules.as_log or rules.target_sum > 0:
+        _put_scaled(n, k, is_small, rules, scratch, values)
+    elif is_small:
+        _gather(small, places, k, values)
+    else:
+        _gather(floats, places, k, values)
+    if rules.n_zeros > 0:
+        more = _put_zeros(n, draw(keys.zeros, cell), rules, scratch, genes[k:])
+        values[k : k + more] = 0
+        k += more
+    return OK, k
+
+
+@nb.njit(nogil=True)
+def mark_some(n, count, key, bits):
+    """Set `count` of n bits, each set of as many with the same chance; count <= n."""
+    if count < n:
+        choose(n, count, key, bits)
+    else:
+        bits[: (n + 63) >> 6] = ~_U64(0)
+
+
+@nb.njit(nogil=True, inline="always")
+def is_set(bits, j):
+    """Whether bit j is set."""
+    return (bits[j >> 6] >> _U64(j & 63)) & _U64(1) != 0
+
+
+@nb.njit(nogil=True)
+def _gather(what, places, k, out):
+    """out[:k] = what[places[:k]]"""
+    for i in range(k):
+        out[i] = what[places[i]]
+
+
+@nb.njit(nogil=True)
+def _read_values(src, start, end, n, as_counts, counts, floats):
+    """Values into `floats` (float32), and counts into `counts` (uint64) as well."""
+    if as_counts:
+        status = decode_counts(src, start, end, n, counts)
+        if status == OK:
+            for j in range(n):
+                floats[j] = counts[j]
+        return status
+    if end - start != 4 * n:
+        return BAD_COUNT
+    stored = src[start:end].view(np.float32)
+    for j in range(n):
+        floats[j] = stored[j]
+    return OK
+
+
+@nb.njit(nogil=True)
+def _sample(n, rules, keys, cell, scratch):
+    """Put the places of the genes that a row has room for into scratch.places; how many."""
+    places = scratch.places
+    k = min(n, rules.room)
+    if k == n:
+        for j in range(n):
+            places[j] = j
+        return k
+    kept = min(rules.kept, k)
+    choose(n - kept, k - kept, draw(keys.sample, cell), scratch.bits)
+    take(scratch.bits, n - kept, places[kept:])
+    if kept > 0:
+        for j in range(kept):
+            places[j] = j
+        for j in range(kept, k):
+            places[j] += kept
+    return k
+
+
+@nb.njit(nogil=True)
+def _put_bins(n, k, is_small, rules, base, scratch, genes, values):
+    """The bins of the sampled genes, by the quantiles of the whole cell."""
+    small, floats, places = scratch.small, scratch.floats, scratch.places
+    if not is_small:
+        bin_sorted(
+            n, rules.as_counts, rules.quantiles, rules.ties, base, scratch.ids, scratch.counts,
+            floats, scratch.edges,
+        )  # fmt: skip
+        _gather(floats, places, k, values)
+        return
+    bin_table(n, rules.quantiles, small, scratch.tables, scratch.edges)
+    at_or_below, below = scratch.tables[0], scratch.tables[1]
+    if rules.ties:
+        for i in range(k):
+            c = small[places[i]]
+            values[i] = tied_bin(at_or_below[c], below[c], True, base, genes[i])
+    else:
+        for i in range(k):
+            values[i] = at_or_below[small[places[i]]]
+
+
+@nb.njit(nogil=True)
+def _put_scaled(n, k, is_small, rules, scratch, values):
+    """Counts scaled so that the whole cell adds up to target_sum, and log1p of them."""
+    total = _U64(0)
+    for j in range(n):
+        total += _U64(scratch.small[j]) if is_small else scratch.counts[j]
+    scale = 1.0
+    if rules.target_sum > 0 and total > 0:
+        scale = rules.target_sum / np.float64(total)
+    for i in range(k):
+        j = scratch.places[i]
+        c = np.float64(scratch.small[j]) if is_small else np.float64(scratch.counts[j])
+        values[i] = np.log1p(c * scale) if rules.as_log else c * scale
+
+
+@nb.njit(nogil=True)
+def _put_zeros(n, base, rules, scratch, genes):
+    """Draw distinct tokens of `rules.gene_ids` that are not among the cell's n; how many."""
+    ids, expressed, chosen = scratch.ids, scratch.expressed, scratch.bits
+    among = len(rules.gene_ids)
+    count = max(0, min(rules.n_zeros, among - n))
+    expressed[:] = 0
+    chosen[:] = 0
+    for j in range(n):
+        expressed[ids[j] >> 6] |= _U64(1) << _U64(ids[j] & 63)
+    left = count
+    i = np.int64(0)
+    while left > 0:
+        t = rules.gene_ids[np.int64(((draw(base, i) >> _U64(32)) * _U64(among)) >> _U64(32))]
+        i += 1
+        bit = _U64(1) << _U64(t & 63)
+        if (expressed[t >> 6] | chosen[t >> 6]) & bit == 0:
+            chosen[t >> 6] |= bit
+            left -= 1
+    return take(chosen, rules.n_tokens, genes)

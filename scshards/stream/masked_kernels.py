@@ -1,0 +1,106 @@
+"""Members -> rows with masked values, compiled: side by side and padded, or one after another.
+
+Called by stream.collate.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba as nb
+import numpy as np
+
+from scshards.shards.kernels import OK, draw
+from scshards.stream.cell_kernels import mark_some, read_cell
+from scshards.stream.draw_kernels import chances
+
+_U64 = np.uint64
+
+
+class MaskRules(NamedTuple):
+    """A batch's masks and fills.
+
+    Attributes
+    ----------
+    share
+        Each gene is masked with the chance share / 2^16; not when `exact`.
+    exact, ratio
+        Whether int(n * ratio) of a row's n genes are masked.
+    pad_id, cls_value, pad_value, mask_value
+        What padding, leading tokens and masked values look like.
+    """
+
+    share: int
+    ratio: float
+    exact: bool
+    pad_id: int
+    cls_value: float
+    pad_value: float
+    mask_value: float
+
+
+@nb.njit(nogil=True, cache=True)
+def fill_masked(
+    src, starts, sizes, cells, leads, at, rules, keys, mask, scratch, genes, values, targets,
+    is_masked, is_pad,
+):  # fmt: skip
+    """Fill the rows [at[b], at[b + 1]) of flat outputs from src[starts[b]:starts[b] + sizes[b]].
+
+    `leads` (int32 [B, tokens]) come in front of the genes; `cells` (int64 [B]) are keys. A size of 0
+    makes a row without genes. Returns (status, member) of the first bad member.
+    """
+    n_leads = leads.shape[1]
+    bits = scratch.bits
+    mask_value = np.float32(mask.mask_value)
+    for b in range(len(starts)):
+        a, z = at[b], at[b + 1]
+        row, value, target = genes[a:z], values[a:z], targets[a:z]
+        masked, pad = is_masked[a:z], is_pad[a:z]
+        row[:n_leads] = leads[b]
+        target[:n_leads] = mask.cls_value
+        end = n_leads
+        if sizes[b] > 0:
+            status, count = read_cell(
+                src, starts[b], sizes[b], cells[b], rules, keys, scratch, row[n_leads:],
+                target[n_leads:],
+            )  # fmt: skip
+            if status != OK:
+                return status, b
+            end += count
+        first = min(n_leads + rules.kept, end)
+        base = draw(keys.mark, cells[b])
+        # Bit j - drawn tells of token j.
+        drawn = 0
+        if mask.exact:
+            drawn = first
+            mark_some(end - first, np.int64((end - first) * mask.ratio), base, bits)
+        else:
+            chances(base, mask.share, end, bits)
+        _hide(bits, mask_value, target[drawn:end], value[drawn:end], masked[drawn:end])
+        pad[:end] = False
+        masked[:first] = False
+        value[:first] = target[:first]
+        row[end:] = mask.pad_id
+        value[end:] = mask.pad_value
+        target[end:] = mask.pad_value
+        masked[end:] = False
+        pad[end:] = True
+    return OK, -1
+
+
+@nb.njit(nogil=True)
+def _hide(bits, mask_value, targets, values, is_masked):
+    """Values with `mask_value` where a bit is set."""
+    n = len(targets)
+    whole = n >> 6
+    for w in range(whole):
+        word = bits[w]
+        a = w << 6
+        for t in range(64):
+            hit = (word >> _U64(t)) & _U64(1) != 0
+            is_masked[a + t] = hit
+            values[a + t] = mask_value if hit else targets[a + t]
+    for j in range(whole << 6, n):
+        hit = (bits[whole] >> _U64(j & 63)) & _U64(1) != 0
+        is_masked[j] = hit
+        values[j] = mask_value if hit else targets[j]

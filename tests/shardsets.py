@@ -43,11 +43,12 @@ def make_set(
     url: str | None = None,
     categories: tuple[str, ...] = ("a", "b", "c"),
     columns: tuple[str, ...] = ("donor", "age"),
+    donors: np.ndarray | None = None,
 ) -> Known:
     """Write shards of the given sizes; cells are random, keys are consecutive rows of source 0.
 
     `url` writes to another store than the folder `root`; `categories` are those of `donor`; `columns`
-    are the labels that are kept.
+    are the labels that are kept; `donors` are the codes of all cells, at random unless given.
     """
     rng = np.random.default_rng(seed)
     storage = Storage(url or root)
@@ -63,6 +64,8 @@ def make_set(
         else:
             values = [rng.uniform(0.1, 9, n).astype(np.float32) for n in lengths]
         donor = rng.integers(-1, len(categories), cells)
+        if donors is not None:
+            donor = donors[row : row + cells]
         age = rng.uniform(20, 80, cells)
         rows = TokenRows(
             indptr=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),

@@ -28,6 +28,7 @@ COMMANDS = {
     "verify": "Check every byte, count and cell of a shard set.",
     "info": "Show what a shard set holds.",
     "bench": "Measure how fast a shard set streams.",
+    "mix": "Show how well batches mix, before any training.",
     "train": "Train a model on a shard set.",
     "evaluate": "Measure a model on held-out cells, beside the baselines.",
     "embed": "Write a model's cell embeddings into an h5ad file.",

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from scshards.shards.kernels import draw
 
+_AT_ONCE = 1 << 20
+
 FILLED, NEXT_INPUT, EMITTED = 0, 1, 2
 """Places in a buffer's state: cells in it, the next input cell, cells emitted so far."""
 
@@ -28,6 +30,25 @@ def lane_order(cells: int, buffer: int, key: int) -> NDArray[np.int64]:
     slots, state = new_state(buffer)
     out = np.empty(cells, np.int64)
     _emit(slots, state, cells, np.uint64(key), cells, out)
+    return out
+
+
+def some_of_order(
+    cells: int, buffer: int, key: int, emissions: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """lane_order(cells, buffer, key)[emissions], int64, in memory that does not grow with the lane.
+
+    `emissions` ascend.
+    """
+    slots, state = new_state(min(buffer, max(cells, 1)))
+    out = np.empty(len(emissions), np.int64)
+    done = 0
+    for begin in range(0, int(emissions[-1]) + 1 if len(emissions) else 0, _AT_ONCE):
+        some = np.empty(min(_AT_ONCE, cells - begin), np.int64)
+        _emit(slots, state, cells, np.uint64(key), len(some), some)
+        end = int(np.searchsorted(emissions, begin + len(some)))
+        out[done:end] = some[emissions[done:end] - begin]
+        done = end
     return out
 
 

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.config import did_you_mean
-from scshards.base.errors import ConfigError, SourceError, StorageError
+from scshards.base.errors import ConfigError, SourceError
+from scshards.base.pictures import GRID, STYLE, pyplot, save
 from scshards.train.folder import RunFolder
 from scshards.train.metrics import read_metrics
 
@@ -23,8 +24,6 @@ PALETTE = (
     *("#8c564b", "#e377c2", "#bcbd22", "#17becf", "#1b3a6b"),
 )
 """For the largest categories; the smaller ones share grey."""
-
-_INK, _SOFT, _GRID = "#222222", "#777777", "#e6e6e6"
 
 
 def plot(
@@ -54,7 +53,7 @@ def plot(
     SourceError
         When a file lacks the embedding or the column.
     """
-    plt = _pyplot()
+    plt = pyplot()
     run = RunFolder(folder)
     run.config()  # refuses a folder that is no run
     if len(colors) not in (0, 1, len(embeddings)):
@@ -68,20 +67,8 @@ def plot(
         raise ConfigError("the run has no metrics yet", where=run.metrics)
     baselines = run.read("evaluation.json") if run.evaluation.exists() else {}
 
-    style = {
-        "font.size": 11,
-        "axes.titlesize": 13,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "axes.titlepad": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": _SOFT,
-        "text.color": _INK,
-        "legend.frameon": False,
-    }
     n = 1 + len(embeddings)
-    with plt.rc_context(style):
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             1, n, figsize=(6.4 * n, 5.0), layout="constrained", squeeze=False
         )
@@ -89,12 +76,7 @@ def plot(
         _loss(axes[0][0], metrics, baselines)
         for i, path in enumerate(embeddings):
             _embedding(axes[0][1 + i], path, per_panel[i] if per_panel else None)
-        try:
-            figure.savefig(output, dpi=150, facecolor="white")
-        except (OSError, ValueError) as e:
-            raise StorageError(f"the picture can't be written: {e}", where=output) from None
-        finally:
-            plt.close(figure)
+        save(figure, output)
     return Path(output)
 
 
@@ -139,7 +121,7 @@ def _loss(ax: Any, metrics: list[dict[str, Any]], baselines: dict[str, Any]) -> 
         room = max(high - low, 0.02 * high)
         ax.set_ylim(max(0.0, low - 0.1 * room), high + 0.1 * room)
     ax.set(xlabel="step", ylabel="mean squared error", title="Masked values")
-    ax.grid(axis="y", color=_GRID, lw=0.8)
+    ax.grid(axis="y", color=GRID, lw=0.8)
     ax.set_axisbelow(True)
     if ax.lines:
         ax.legend(loc="upper right")
@@ -232,16 +214,3 @@ def _columns(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
 
 def _short(name: str, most: int = 28) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise ConfigError(
-            "matplotlib is not installed", advice="pip install 'scshards[plot]'"
-        ) from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt

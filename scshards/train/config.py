@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from scshards.base.config import as_tables, build, override, read_toml
 from scshards.base.errors import ConfigError
+from scshards.stream.parts import ChoiceOptions
 
 MAY_CHANGE = frozenset(
     {
@@ -49,6 +50,14 @@ class DataSettings:
     lanes: int = 64
     """Readers that an epoch is dealt to; world sizes that divide it see the same global batches."""
     shuffle_buffer: int = 8192
+    where: str | None = None
+    """Train on the cells for which it is true: "tissue == 'blood'". Evaluations see all cells."""
+    take: int | None = None
+    """Of these, train on so many: the same ones in every run."""
+    weights: str | dict[str, Any] | None = None
+    """How often a training cell comes in an epoch, as CellLoader has it: {cell_type = "balanced"}."""
+    epoch_cells: int | None = None
+    """Cells of an epoch, repeated ones counted each time; None: as many as are trained on."""
     threads: int = 2
 
     def __post_init__(self) -> None:
@@ -62,6 +71,10 @@ class DataSettings:
             self.pad_value < 0 and self.mask_value < 0 and self.pad_value != self.mask_value,
             "data.mask_value",
             "pad_value and mask_value must be negative and differ, so that no count equals them",
+        )
+        # Refuses what is no choice whatever the shard set holds.
+        ChoiceOptions(
+            where=self.where, take=self.take, weights=self.weights, epoch_cells=self.epoch_cells
         )
 
 

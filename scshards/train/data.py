@@ -36,6 +36,10 @@ def train_loader(
         **_place(ranks),
         lanes=data.lanes,
         shuffle_buffer=data.shuffle_buffer,
+        where=data.where,
+        take=data.take,
+        weights=data.weights,
+        epoch_cells=data.epoch_cells,
         threads=data.threads,
         storage_options=storage_options,
     )

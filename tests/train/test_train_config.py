@@ -29,6 +29,10 @@ def test_file_and_settings_make_one_config(tmp_path):
         ("model.n_heads=7", "must divide"),
         ("optim.betas=[0.9]", "two numbers"),
         ("run.batch_size=0", "at least 1"),
+        ("data.where=donor ==", "can't be parsed"),
+        ("data.take=0", "take is a whole number"),
+        ("data.weights={donor='even'}", "no rule"),
+        ("data.weights=3", "one column"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_what_is_right(setting, said):

@@ -232,6 +232,8 @@ class BlockStream:
                 yield made
             self._course.begin(self.epoch + 1)
         finally:
+            # Whoever counts batches leaves after the last one without asking whether there are more.
+            self._course.end()
             self._running = False
 
     def _batches(self, make: Callable[[Block, int], Made], first: int, step: int) -> Iterator[Made]:

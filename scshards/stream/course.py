@@ -150,8 +150,19 @@ class Course:
             lanes=self.lanes[part],
         )
 
+    def end(self) -> None:
+        """Stand at the begin of the next epoch if all of this one was handed out."""
+        if any(self.consumed) and not self.steps():
+            self.begin(self.epoch + 1)
+
     def state(self) -> dict[str, Any]:
-        """epoch, lanes and position, ready for JSON: numbers, or lists of one for each domain."""
+        """epoch, lanes and position, ready for JSON: numbers, or lists of one for each domain.
+
+        After the last batch of an epoch they are those of the next one's begin.
+        """
+        return self.state_after(0)
+
+    def _state(self) -> dict[str, Any]:
         many = self._by_domain
         return {
             "epoch": self.epoch,
@@ -161,17 +172,16 @@ class Course:
 
     def state_after(self, batches: int) -> dict[str, Any]:
         """The state after so many more batches."""
-        if batches == 0:
-            return self.state()
         here = self.epoch, self.lanes, self.consumed
         try:
-            if batches >= self.steps():
+            if batches and batches >= self.steps():
                 self.begin(self.epoch + 1)
-            elif len(self._parts) == 1:
+            elif batches and len(self._parts) == 1:
                 self.consumed = [self.consumed[0] + batches * self.global_batch]
-            else:
+            elif batches:
                 _, self.consumed = next(islice(self.turns(), batches - 1, None))
-            return self.state()
+            self.end()
+            return self._state()
         finally:
             self.epoch, self.lanes, self.consumed = here
 

@@ -394,6 +394,8 @@ def test_interrupted_anywhere_and_resumed_on_any_world(known: Known, data: st.Da
             iterator.close()
         assert all(s == states[0] for s in states)
         state = states[0]
+        if state["epoch"] > epoch:
+            break  # the last batch was taken
     assert got == want and sum(want.values()) == cells
 
 

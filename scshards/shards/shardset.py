@@ -95,8 +95,14 @@ def read_checked_index(
     ChecksumError, FormatError
         When it is not the index that was packed.
     """
-    where = storage.at(shard.index_path)
     data = storage.read(shard.index_path)
+    return checked_index(data, shard, columns, storage.at(shard.index_path))
+
+
+def checked_index(
+    data: bytes, shard: ShardInfo, columns: Sequence[str] | None, where: str
+) -> dict[str, NDArray[Any]]:
+    """Columns of an index that was read; errors as of `read_checked_index`."""
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise ChecksumError(
             "the index is not the one that was packed",

@@ -15,19 +15,20 @@ from typing import Any
 from scshards.base.errors import ConfigError, StateError
 from scshards.cells.tokenizer import ValueKind
 from scshards.shards.manifest import LabelInfo, SourceInfo
+from scshards.stream.cache import NodeCache
 from scshards.stream.compiling import compiles
 from scshards.stream.course import Course
 from scshards.stream.dealer import Block
+from scshards.stream.fetch import LOCAL_READS, REMOTE_READS, ChunkFetcher
 from scshards.stream.parts import Choice, ChoiceOptions
 from scshards.stream.pipeline import Made, in_order
 from scshards.stream.plan import EpochPlan
+from scshards.stream.quarantine import LostCells, Quarantine
 from scshards.stream.reading import EpochReader
 from scshards.stream.shardlist import ShardList
 from scshards.stream.stages import StageClock, Stages
 
 STATE_VERSION = 2
-LOCAL_READS, REMOTE_READS = 2, 16
-"""Chunks that are read at the same time, from local disks and over a network."""
 _AHEAD = 16
 """Batches made before they are asked for: about 1 MB each."""
 
@@ -43,6 +44,10 @@ class BlockStream:
         Which cells, and how often.
     making
         How batches are made of them, as plain JSON: a state has to agree on it.
+    cache
+        Keeps what is read, for all processes of the node.
+    quarantine
+        Decides over chunks and indexes that are bad.
     seed, epoch, rank, world_size, batch_size, lanes, shuffle, shuffle_buffer, drop_last, threads
         As CellLoader's.
 
@@ -57,6 +62,8 @@ class BlockStream:
         shards: ShardList,
         choosing: ChoiceOptions,
         making: Mapping[str, Any],
+        cache: NodeCache | None,
+        quarantine: Quarantine,
         *,
         seed: int,
         epoch: int,
@@ -83,6 +90,9 @@ class BlockStream:
         self.rank, self.world_size = rank, world_size
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
         self._shards, self._threads = shards, threads
+        self._clock = StageClock()
+        self._fetcher, self._quarantine = ChunkFetcher(shards, self._clock, cache), quarantine
+        shards.read_indexes_by(self._fetcher.index)
         self._choice = Choice(shards, choosing, seed)
         self._course = Course(
             self._choice.parts,
@@ -109,8 +119,7 @@ class BlockStream:
             **choosing.state(),
         }
         self._running = False
-        self._clock = StageClock()
-        self._reader = EpochReader(shards, self._choice, self._clock)
+        self._reader = EpochReader(shards, self._choice, self._fetcher, quarantine, self._clock)
         if drop_last and not len(self):
             most = max((p.positions for p in self._choice.parts), default=0)
             whose = "" if choosing.domain_by is None else "the largest domain of "
@@ -165,6 +174,11 @@ class BlockStream:
     def retried(self) -> int:
         """Remote reads that were tried again since the loader was made."""
         return sum(s.storage.retried for s in self._shards.shardsets)
+
+    @property
+    def lost(self) -> list[LostCells]:
+        """What `on_bad_shard="quarantine"` gave rows of weight 0 for, since the loader was made."""
+        return self._quarantine.lost
 
     @property
     def dropped_cells(self) -> int:
@@ -237,12 +251,21 @@ class BlockStream:
             self._running = False
 
     def _batches(self, make: Callable[[Block, int], Made], first: int, step: int) -> Iterator[Made]:
+        self._quarantine.begin(self.epoch)
+        parts = range(len(self._course.lanes))
+        self._fetcher.open(sum(len(self._course.share(p).my_lanes()) for p in parts))
         n_fetchers = LOCAL_READS if self._shards.is_local else REMOTE_READS
         fetchers = ThreadPoolExecutor(n_fetchers, "scshards-fetch")
         try:
             dealt = self._reader.blocks(self._course, fetchers)
             made = in_order(
-                dealt, make, threads=self._threads, ahead=_AHEAD, first=first, step=step
+                dealt,
+                make,
+                threads=self._threads,
+                ahead=_AHEAD,
+                first=first,
+                step=step,
+                closing=self._fetcher.close,
             )
             with compiles():
                 yield from self._clock.waiting(made)

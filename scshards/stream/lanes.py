@@ -59,7 +59,7 @@ class Lanes:
         self._refills: list[tuple[int, Places, Future[Places]]] = []
         for i in range(len(lanes)):
             self._start_refill(i)
-        self._pieces = [self._pieces_of(i) for i in range(len(lanes))]
+        self._pieces = [source.fetcher.announced(self._pieces_of(i)) for i in range(len(lanes))]
         self._ahead: list[Future[Places] | None] = [None] * len(lanes)
         for i in range(len(lanes)):
             self._ask(i)

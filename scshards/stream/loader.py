@@ -21,10 +21,12 @@ from scshards.cells.batch import Batch, GenerateBatch
 from scshards.cells.values import TieBreak
 from scshards.cells.vocab import Vocab
 from scshards.stream.blockstream import BlockStream
+from scshards.stream.cache import open_cache
 from scshards.stream.collate import Collator
 from scshards.stream.collate_options import CollateOptions, Objective, PadTo, ValueStyle
 from scshards.stream.dealer import Block
 from scshards.stream.parts import ChoiceOptions
+from scshards.stream.quarantine import OnBadShard, Quarantine
 from scshards.stream.shardlist import ShardList
 from scshards.stream.weights import WeightsOption
 
@@ -77,6 +79,13 @@ class CellLoader(BlockStream):
     retries, timeout
         How often a remote read is tried again, with growing waits, and after how many seconds without
         an answer, or without more of it, a request has failed. See base.retry.
+    cache_dir, cache_size
+        A folder on a local disk that keeps what was read, shared by the processes of a node, and the
+        bytes it may hold: a number, or text such as "200 GB". None keeps nothing.
+    on_bad_shard, max_bad_cells
+        What becomes of a chunk or an index that stays bad when it was read again. "raise" raises the
+        error. "quarantine" logs it, gives rows of weight 0 in place of its cells, and raises when more
+        than max_bad_cells are lost in an epoch on this rank.
     storage_options
         Passed to the file system.
 
@@ -123,6 +132,10 @@ class CellLoader(BlockStream):
         cls_value: float | None = None,
         retries: int = 10,
         timeout: float = 30.0,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_size: int | str | None = None,
+        on_bad_shard: OnBadShard = "raise",
+        max_bad_cells: int = 10_000,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         rank, world_size = topology(rank, world_size)
@@ -161,6 +174,8 @@ class CellLoader(BlockStream):
             shards,
             choosing,
             {"collate": options.state()},
+            open_cache(cache_dir, cache_size),
+            Quarantine(shards, on_bad_shard, max_bad_cells),
             seed=seed,
             epoch=epoch,
             rank=rank,

@@ -26,6 +26,7 @@ def in_order(
     ahead: int,
     first: int = 0,
     step: int = 1,
+    closing: Callable[[], None] = lambda: None,
 ) -> Generator[Made, None, None]:
     """make(block, i) for each batch i of each block, in order.
 
@@ -41,6 +42,8 @@ def in_order(
         Batches that are made before they are asked for.
     first, step
         Only the batches first, first + step, ... of all are made; first is less than step.
+    closing
+        Called when nobody takes batches any more, so that `blocks` waits for nothing from then on.
 
     Raises
     ------
@@ -57,6 +60,7 @@ def in_order(
         yield from line.take()
     finally:
         line.stop()
+        closing()
         for worker in workers:
             worker.join()
 

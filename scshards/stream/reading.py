@@ -18,6 +18,7 @@ from scshards.stream.fetch import ChunkFetcher
 from scshards.stream.indexes import IndexCache
 from scshards.stream.parts import Choice
 from scshards.stream.plan import EpochPlan, Share
+from scshards.stream.quarantine import Quarantine
 from scshards.stream.shardlist import ShardList
 from scshards.stream.source import CellSource
 from scshards.stream.stages import StageClock
@@ -33,13 +34,24 @@ class EpochReader:
         What is read.
     choice
         How often cells appear.
+    fetcher
+        Where chunks come from.
+    quarantine
+        Decides over chunks and indexes that are bad.
     clock
         Where time and bytes are counted.
     """
 
-    def __init__(self, shards: ShardList, choice: Choice, clock: StageClock) -> None:
+    def __init__(
+        self,
+        shards: ShardList,
+        choice: Choice,
+        fetcher: ChunkFetcher,
+        quarantine: Quarantine,
+        clock: StageClock,
+    ) -> None:
         self._shards, self._choice, self._clock = shards, choice, clock
-        self._fetcher = ChunkFetcher(shards, clock)
+        self._fetcher, self._quarantine = fetcher, quarantine
         # Made when an epoch is read first.
         self._indexes: IndexCache | None = None
         self._store: CellStore | None = None
@@ -88,6 +100,7 @@ class EpochReader:
             appearances,
             plan.order,
             2 * plan.lanes,
+            self._quarantine,
             self._clock,
         )
         if appearances.needs_index:

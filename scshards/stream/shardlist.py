@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,7 @@ from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
 from scshards.shards.index import OBS_PREFIX
 from scshards.shards.manifest import LabelInfo, ShardInfo, SourceInfo
-from scshards.shards.shardset import ShardSet
+from scshards.shards.shardset import ShardSet, checked_index
 from scshards.shards.tar import Compression
 
 
@@ -89,6 +89,9 @@ class ShardList:
         self.sources: tuple[SourceInfo, ...] = tuple(x for of_set in sources for x in of_set)
         ends = np.cumsum([len(x) for x in sources])
         self._first_source = (ends - [len(x) for x in sources]).tolist()
+        self._index_bytes: Callable[[int], bytes] = lambda shard: self.storage(shard).read(
+            self.shards[shard].index_path
+        )
         self._codes = [_code_maps(s, self.labels) for s in self.shardsets]
 
     @property
@@ -133,6 +136,10 @@ class ShardList:
         """The addresses of all sets, for messages."""
         return ", ".join(s.storage.at("") for s in self.shardsets)
 
+    def read_indexes_by(self, read: Callable[[int], bytes]) -> None:
+        """Let this function read the bytes of a shard's index from now on."""
+        self._index_bytes = read
+
     def index(self, shard: int, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Columns of a shard's index, as they are in the sets read as one.
 
@@ -143,11 +150,12 @@ class ShardList:
         """
         number = int(self.set_of[shard])
         shardset, info, codes = self.shardsets[number], self.shards[shard], self._codes[number]
+        where = shardset.storage.at(info.index_path)
         own = shardset.manifest.labels
         has = [
             c for c in columns if not c.startswith(OBS_PREFIX) or c.removeprefix(OBS_PREFIX) in own
         ]
-        table = shardset.index(info, has) if has else {}
+        table = checked_index(self._index_bytes(shard), info, has, where) if has else {}
         out: dict[str, NDArray[Any]] = {}
         for column in columns:
             if column not in table:
@@ -163,7 +171,7 @@ class ShardList:
                 if int(values.min()) < -1 or int(values.max()) >= bound:
                     raise FormatError(
                         f"a cell has no such category of {column.removeprefix(OBS_PREFIX)!r}",
-                        where=shardset.storage.at(info.index_path),
+                        where=where,
                         advice="run scshards verify on the shard set",
                     )
                 values = values if new_codes is None else new_codes[values]

@@ -17,11 +17,12 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import FormatError
+from scshards.base.errors import FormatError, ScshardsError
 from scshards.stream.copies import Passes
 from scshards.stream.fetch import ChunkFetcher
-from scshards.stream.indexes import IndexCache
+from scshards.stream.indexes import IndexCache, ShardIndex
 from scshards.stream.parts import Appearances
+from scshards.stream.quarantine import BAD, Quarantine
 from scshards.stream.shardlist import ShardList
 from scshards.stream.stages import StageClock
 
@@ -68,6 +69,8 @@ class CellSource:
         int64: the shards along the part's line; the next one is looked up ahead of need.
     passes_kept
         For how many shards it stays in memory which cells appear.
+    quarantine
+        Decides over chunks and indexes that are bad.
     clock
         Where time and bytes are counted.
     """
@@ -80,10 +83,11 @@ class CellSource:
         appearances: Appearances,
         order: NDArray[np.int64],
         passes_kept: int,
+        quarantine: Quarantine,
         clock: StageClock,
     ) -> None:
-        self._list, self._indexes, self._fetcher = shards, indexes, fetcher
-        self._appearances, self.clock = appearances, clock
+        self._list, self._indexes, self.fetcher = shards, indexes, fetcher
+        self._appearances, self._quarantine, self.clock = appearances, quarantine, clock
         self.columns = (*indexes.columns, *([COPY_COLUMN] if appearances.repeats else []))
         # Those without an appearance are never read.
         along = order[appearances.of_shard[order] > 0].tolist()
@@ -120,13 +124,32 @@ class CellSource:
     def load(self, shard: int, chunk: int, first: int, end: int) -> LoadedChunk:
         """Read and check one chunk; appearances [first, end) of cells of it.
 
+        Cells that are lost to the quarantine have a size of 0 and a key of -1.
+
         Raises
         ------
         ChecksumError, FormatError, StorageError
             Naming the shard and the chunk.
         """
-        index = self._indexes.of(shard)
-        data = self._fetcher.fetch(shard, chunk)
+        bad, error = None, None
+        loaded: LoadedChunk | None = None
+        try:
+            if self._quarantine.is_lost(shard, None):
+                self.fetcher.skip(shard, chunk)
+            else:
+                index = self._indexes.of(shard)
+                bad = chunk
+                loaded = self._read(index, shard, chunk, first, end)
+        except BAD as e:
+            error = e
+        if loaded is None:
+            loaded = self._lost(shard, bad, first, end, error)
+        if end == self._appearances.of_shard[shard] and shard in self._next:
+            self.look_up(self._next[shard])
+        return loaded
+
+    def _read(self, index: ShardIndex, shard: int, chunk: int, first: int, end: int) -> LoadedChunk:
+        data = self.fetcher.fetch(shard, chunk)
         info = self._list.shards[shard]
         cells: slice | NDArray[np.int32] = slice(first, end)
         if not self._appearances.is_every_cell:
@@ -145,10 +168,24 @@ class CellSource:
         labels = index.labels[cells]
         if self._appearances.repeats:
             labels = np.column_stack([labels, passes.copies(first, end)])
-        if end == self._appearances.of_shard[shard] and shard in self._next:
-            self.look_up(self._next[shard])
         return LoadedChunk(
             data=data, starts=starts, sizes=sizes, keys=index.keys[cells], labels=labels
+        )
+
+    def _lost(
+        self, shard: int, chunk: int | None, first: int, end: int, error: ScshardsError | None
+    ) -> LoadedChunk:
+        cells: NDArray[np.integer] = np.arange(first, end)
+        if not self._appearances.is_every_cell:
+            cells = self.passes(shard).cells[first:end]
+        self._quarantine.lose(shard, chunk, cells, error)
+        n = end - first
+        return LoadedChunk(
+            data=np.zeros(0, np.uint8),
+            starts=np.zeros(n, np.int64),
+            sizes=np.zeros(n, np.int64),
+            keys=np.full(n, -1, np.int64),
+            labels=np.full((n, len(self.columns)), -1, np.int64),
         )
 
     def look_up(self, shard: int) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
+from scshards.cells.kernels import count_ones, trailing_zeros
 from scshards.shards.kernels import draw
+from scshards.stream.vector_kernels import COUNTS, above, equal
 
 TABLE = 1 << 16
 """Counts below this are binned through a table; a cell with a larger one is sorted."""
@@ -21,24 +23,14 @@ _U64 = np.uint64
 def bin_table(n, quantiles, small, tables, edges):
     """tables[0, c] = edges at or below the count c, tables[1, c] = edges below it, where c occurs.
 
-    Edges come from walking the histogram, equal to numpy.quantile's linear method value for value. The
-    histogram is counted in four parts: most counts are 1, and each addition to a place waits for the one
-    before it.
+    Edges come from walking the histogram, equal to numpy.quantile's linear method value for value.
     """
+    left, right = tables[0], tables[1]
     top = np.int64(0)
     for j in range(n):
         top = max(top, np.int64(small[j]))
-    left, right, third, fourth = tables[0], tables[1], tables[2], tables[3]
-    tables[:, : top + 1] = 0
-    for j in range(0, n - 3, 4):
-        left[small[j]] += 1
-        right[small[j + 1]] += 1
-        third[small[j + 2]] += 1
-        fourth[small[j + 3]] += 1
-    for j in range(n & ~3, n):
-        left[small[j]] += 1
-    for c in range(top + 1):
-        left[c] += right[c] + third[c] + fourth[c]
+    left[: top + 1] = 0
+    _count(n, small, left)
     x = 0
     seen = left[0]
     for k in range(len(quantiles)):
@@ -63,6 +55,33 @@ def bin_table(n, quantiles, small, tables, edges):
                 at_or_below += 1
             right[x] = below
             left[x] = at_or_below
+
+
+@nb.njit(nogil=True)
+def _count(n, small, counts):
+    """Add to counts[c] how often c is among small[:n].
+
+    Most counts are 1, 2 or 3, and additions to one place wait for each other: those up to 6 are counted
+    by comparing whole vectors.
+    """
+    ones = twos = threes = fours = fives = sixes = np.int64(0)
+    whole = n - n % COUNTS
+    for j in range(0, whole, COUNTS):
+        ones += count_ones(_U64(equal(small, j, 1)))
+        twos += count_ones(_U64(equal(small, j, 2)))
+        threes += count_ones(_U64(equal(small, j, 3)))
+        fours += count_ones(_U64(equal(small, j, 4)))
+        fives += count_ones(_U64(equal(small, j, 5)))
+        sixes += count_ones(_U64(equal(small, j, 6)))
+        others = _U64(above(small, j, 6) | equal(small, j, 0))
+        while others:
+            counts[small[j + trailing_zeros(others)]] += 1
+            others &= others - _U64(1)
+    for j in range(whole, n):
+        counts[small[j]] += 1
+    for c, times in ((1, ones), (2, twos), (3, threes), (4, fours), (5, fives), (6, sixes)):
+        if times > 0:
+            counts[c] += times
 
 
 @nb.njit(nogil=True)

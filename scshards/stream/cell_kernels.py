@@ -14,6 +14,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from scshards.cells.kernels import count_ones, trailing_zeros
 from scshards.shards.kernels import (
     BAD_COUNT,
     MEMBER_FIELDS,
@@ -23,8 +24,12 @@ from scshards.shards.kernels import (
     parse_member,
 )
 from scshards.stream.bin_kernels import TABLE, bin_sorted, bin_table, tied_bin
-from scshards.stream.decode_kernels import COUNTS, GENES, LARGE, read_genes, read_small_counts
+from scshards.stream.decode_kernels import LARGE, read_genes, read_small_counts
 from scshards.stream.draw_kernels import choose, take
+from scshards.stream.vector_kernels import copy
+
+BEHIND = 128
+"""Elements behind a cell's genes and counts that are read and written with them; no one uses them."""
 
 _U64 = np.uint64
 
@@ -87,6 +92,7 @@ class Scratch(NamedTuple):
     tables: NDArray[np.int32]
     edges: NDArray[np.float64]
     row_genes: NDArray[np.int32]
+    row_small: NDArray[np.uint16]
     row_values: NDArray[np.float32]
 
 
@@ -96,16 +102,17 @@ def new_scratch(rules: CellRules, n_leads: int) -> Scratch:
     words = (n + n_leads + 63) // 64
     return Scratch(
         fields=np.zeros(MEMBER_FIELDS, np.int64),
-        ids=np.empty(n + GENES, np.int32),
-        small=np.empty(n + COUNTS, np.uint16),
+        ids=np.empty(n + BEHIND, np.int32),
+        small=np.empty(n + BEHIND, np.uint16),
         counts=np.empty(n, np.uint64),
         floats=np.empty(n, np.float32),
         bits=np.zeros(words, np.uint64),
         expressed=np.zeros(words, np.uint64),
         places=np.empty(n, np.int32),
-        tables=np.zeros((4, TABLE), np.int32),
+        tables=np.zeros((2, TABLE), np.int32),
         edges=np.zeros(len(rules.quantiles)),
-        row_genes=np.empty(n, np.int32),
+        row_genes=np.empty(n + BEHIND, np.int32),
+        row_small=np.empty(n + BEHIND, np.uint16),
         row_values=np.empty(n, np.float32),
     )
 
@@ -124,11 +131,11 @@ def count_genes(src, starts, sizes, fields, n_genes):
 
 
 @nb.njit(nogil=True)
-def read_cell(src, start, size, cell, rules, keys, scratch, genes, values):
+def read_cell(src, start, size, cell, rules, keys, scratch):
     """The tokens of the member src[start:start + size] with the key `cell`.
 
     Its expressed genes in ascending order, sampled to `rules.room`, then the unexpressed ones, in
-    ascending order and of value 0, into `genes` and `values`. Returns (status, tokens).
+    ascending order and of value 0, into scratch.row_genes and row_values. Returns (status, tokens).
     """
     fields, ids, small, floats = scratch.fields, scratch.ids, scratch.small, scratch.floats
     is_small = False
@@ -149,20 +156,24 @@ def read_cell(src, start, size, cell, rules, keys, scratch, genes, values):
             )
     if status != OK:
         return status, np.int64(0)
-    k = _sample(n, rules, keys, cell, scratch)
-    places = scratch.places
-    _gather(ids, places, k, genes)
-    if len(rules.quantiles) > 0 and n > 0:
-        _put_bins(n, k, is_small, rules, draw(keys.tie, cell), scratch, genes, values)
-    elif rules.as_log or rules.target_sum > 0:
-        _put_scaled(n, k, is_small, rules, scratch, values)
-    elif is_small:
-        _gather(small, places, k, values)
+    k = min(n, rules.room)
+    kept = k if k == n else min(rules.kept, k)
+    if k < n:
+        choose(n - kept, k - kept, draw(keys.sample, cell), scratch.bits)
+    if is_small:
+        copy(ids, 0, kept, scratch.row_genes, 0)
+        copy(small, 0, kept, scratch.row_small, 0)
+        if k < n:
+            _pick(
+                scratch.bits, n - kept, ids[kept:], small[kept:], scratch.row_genes[kept:],
+                scratch.row_small[kept:],
+            )  # fmt: skip
+        _small_values(n, k, rules, draw(keys.tie, cell), scratch)
     else:
-        _gather(floats, places, k, values)
+        _large_values(n, k, kept, rules, draw(keys.tie, cell), scratch)
     if rules.n_zeros > 0:
-        more = _put_zeros(n, draw(keys.zeros, cell), rules, scratch, genes[k:])
-        values[k : k + more] = 0
+        more = _put_zeros(n, draw(keys.zeros, cell), rules, scratch, scratch.row_genes[k:])
+        scratch.row_values[k : k + more] = 0
         k += more
     return OK, k
 
@@ -183,13 +194,6 @@ def is_set(bits, j):
 
 
 @nb.njit(nogil=True)
-def _gather(what, places, k, out):
-    """out[:k] = what[places[:k]]"""
-    for i in range(k):
-        out[i] = what[places[i]]
-
-
-@nb.njit(nogil=True)
 def _read_values(src, start, end, n, as_counts, counts, floats):
     """Values into `floats` (float32), and counts into `counts` (uint64) as well."""
     if as_counts:
@@ -207,60 +211,87 @@ def _read_values(src, start, end, n, as_counts, counts, floats):
 
 
 @nb.njit(nogil=True)
-def _sample(n, rules, keys, cell, scratch):
-    """Put the places of the genes that a row has room for into scratch.places; how many."""
-    places = scratch.places
-    k = min(n, rules.room)
-    if k == n:
-        for j in range(n):
-            places[j] = j
-        return k
-    kept = min(rules.kept, k)
-    choose(n - kept, k - kept, draw(keys.sample, cell), scratch.bits)
-    take(scratch.bits, n - kept, places[kept:])
-    if kept > 0:
-        for j in range(kept):
-            places[j] = j
-        for j in range(kept, k):
-            places[j] += kept
-    return k
+def _pick(bits, n, ids, small, genes, counts):
+    """Of n genes and their counts, those with a set bit, in order.
+
+    Four at a time: words hold different numbers of them, and guessing each number wrong would take
+    longer than the reading. So up to three more are written behind the last, read from up to BEHIND
+    behind n.
+    """
+    k = np.int64(0)
+    for w in range((n + 63) >> 6):
+        word = bits[w]
+        first = np.uint32(w << 6)
+        end = k + count_ones(word)
+        while k < end:
+            for t in range(4):
+                j = first + np.uint32(trailing_zeros(word))
+                word &= word - _U64(1)
+                genes[k + t] = ids[j]
+                counts[k + t] = small[j]
+            k += 4
+        k = end
 
 
 @nb.njit(nogil=True)
-def _put_bins(n, k, is_small, rules, base, scratch, genes, values):
-    """The bins of the sampled genes, by the quantiles of the whole cell."""
-    small, floats, places = scratch.small, scratch.floats, scratch.places
-    if not is_small:
+def _small_values(n, k, rules, base, scratch):
+    """scratch.row_values of the counts scratch.row_small[:k]; the whole cell's are scratch.small[:n]."""
+    counts, values = scratch.row_small, scratch.row_values
+    if len(rules.quantiles) > 0 and n > 0:
+        bin_table(n, rules.quantiles, scratch.small, scratch.tables, scratch.edges)
+        at_or_below, below = scratch.tables[0], scratch.tables[1]
+        if rules.ties:
+            for i in range(k):
+                c = counts[i]
+                values[i] = tied_bin(at_or_below[c], below[c], True, base, scratch.row_genes[i])
+        else:
+            for i in range(k):
+                values[i] = at_or_below[counts[i]]
+        return
+    if rules.as_log or rules.target_sum > 0:
+        total = _U64(0)
+        for j in range(n):
+            total += _U64(scratch.small[j])
+        for i in range(k):
+            values[i] = _scaled(np.float64(counts[i]), total, rules)
+        return
+    for i in range(k):
+        values[i] = counts[i]
+
+
+@nb.njit(nogil=True)
+def _large_values(n, k, kept, rules, base, scratch):
+    """scratch.row_genes and row_values of a cell whose values are not all below 65,536."""
+    places, floats = scratch.places, scratch.floats
+    for j in range(kept):
+        places[j] = j
+    if k < n:
+        take(scratch.bits, n - kept, places[kept:])
+        for j in range(kept, k):
+            places[j] += kept
+    if len(rules.quantiles) > 0 and n > 0:
         bin_sorted(
             n, rules.as_counts, rules.quantiles, rules.ties, base, scratch.ids, scratch.counts,
             floats, scratch.edges,
         )  # fmt: skip
-        _gather(floats, places, k, values)
-        return
-    bin_table(n, rules.quantiles, small, scratch.tables, scratch.edges)
-    at_or_below, below = scratch.tables[0], scratch.tables[1]
-    if rules.ties:
+    for i in range(k):
+        scratch.row_genes[i] = scratch.ids[places[i]]
+        scratch.row_values[i] = floats[places[i]]
+    if rules.as_log or rules.target_sum > 0:
+        total = _U64(0)
+        for j in range(n):
+            total += scratch.counts[j]
         for i in range(k):
-            c = small[places[i]]
-            values[i] = tied_bin(at_or_below[c], below[c], True, base, genes[i])
-    else:
-        for i in range(k):
-            values[i] = at_or_below[small[places[i]]]
+            c = np.float64(scratch.counts[places[i]])
+            scratch.row_values[i] = _scaled(c, total, rules)
 
 
 @nb.njit(nogil=True)
-def _put_scaled(n, k, is_small, rules, scratch, values):
-    """Counts scaled so that the whole cell adds up to target_sum, and log1p of them."""
-    total = _U64(0)
-    for j in range(n):
-        total += _U64(scratch.small[j]) if is_small else scratch.counts[j]
-    scale = 1.0
+def _scaled(c, total, rules):
+    """A count scaled so that its cell's `total` becomes target_sum, and log1p of it."""
     if rules.target_sum > 0 and total > 0:
-        scale = rules.target_sum / np.float64(total)
-    for i in range(k):
-        j = scratch.places[i]
-        c = np.float64(scratch.small[j]) if is_small else np.float64(scratch.counts[j])
-        values[i] = np.log1p(c * scale) if rules.as_log else c * scale
+        c *= rules.target_sum / np.float64(total)
+    return np.log1p(c) if rules.as_log else c
 
 
 @nb.njit(nogil=True)

@@ -37,9 +37,7 @@ def fill_generated(
     for b in range(len(starts)):
         count = np.int64(0)
         if sizes[b] > 0:
-            status, count = read_cell(
-                src, starts[b], sizes[b], cells[b], rules, keys, scratch, genes, values
-            )
+            status, count = read_cell(src, starts[b], sizes[b], cells[b], rules, keys, scratch)
             if status != OK:
                 return status, b
         first = min(rules.kept, count)

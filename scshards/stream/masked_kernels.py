@@ -11,10 +11,9 @@ import numba as nb
 import numpy as np
 
 from scshards.shards.kernels import OK, draw
-from scshards.stream.cell_kernels import mark_some, read_cell
+from scshards.stream.cell_kernels import is_set, mark_some, read_cell
 from scshards.stream.draw_kernels import chances
-
-_U64 = np.uint64
+from scshards.stream.vector_kernels import FLAGS, copy, hide
 
 
 class MaskRules(NamedTuple):
@@ -60,13 +59,12 @@ def fill_masked(
         target[:n_leads] = mask.cls_value
         end = n_leads
         if sizes[b] > 0:
-            status, count = read_cell(
-                src, starts[b], sizes[b], cells[b], rules, keys, scratch, row[n_leads:],
-                target[n_leads:],
-            )  # fmt: skip
+            status, count = read_cell(src, starts[b], sizes[b], cells[b], rules, keys, scratch)
             if status != OK:
                 return status, b
             end += count
+            copy(scratch.row_genes, 0, count, row, n_leads)
+            copy(scratch.row_values, 0, count, target, n_leads)
         first = min(n_leads + rules.kept, end)
         base = draw(keys.mark, cells[b])
         # Bit j - drawn tells of token j.
@@ -92,15 +90,10 @@ def fill_masked(
 def _hide(bits, mask_value, targets, values, is_masked):
     """Values with `mask_value` where a bit is set."""
     n = len(targets)
-    whole = n >> 6
-    for w in range(whole):
-        word = bits[w]
-        a = w << 6
-        for t in range(64):
-            hit = (word >> _U64(t)) & _U64(1) != 0
-            is_masked[a + t] = hit
-            values[a + t] = mask_value if hit else targets[a + t]
-    for j in range(whole << 6, n):
-        hit = (bits[whole] >> _U64(j & 63)) & _U64(1) != 0
+    whole = n - n % FLAGS
+    for j in range(0, whole, FLAGS):
+        hide(bits[j >> 6], targets, j, mask_value, values, is_masked)
+    for j in range(whole, n):
+        hit = is_set(bits, j)
         is_masked[j] = hit
         values[j] = mask_value if hit else targets[j]

@@ -8,8 +8,9 @@ eight ninths of its place or all but 64 bytes. Free places of a class are a list
 from __future__ import annotations
 
 import numba as nb
-import numba.extending
 import numpy as np
+
+from scshards.stream.vector_kernels import copy
 
 CLASSES = 8 * 64
 PLACES, TAIL, USED, STATE = 0, 1, 2, 3
@@ -114,28 +115,3 @@ def _room(c):
         return np.int64(c) << _STEP
     doublings = (np.int64(c) >> 3) - 1
     return ((np.int64(c) & 7) + 8) << (doublings + _STEP)
-
-
-@nb.extending.intrinsic
-def copy(typing_context, src, start, size, out, at):
-    """out[at:at + size] = src[start:start + size] of uint8 arrays, by the library's own memcpy."""
-
-    def generate(context, builder, signature, arguments):
-        from llvmlite import ir
-        from numba.core import cgutils
-        from numba.np.arrayobj import make_array
-
-        src, start, size, out, at = arguments
-        source = make_array(signature.args[0])(context, builder, src).data
-        target = make_array(signature.args[3])(context, builder, out).data
-        cgutils.raw_memcpy(
-            builder,
-            builder.gep(target, [at]),
-            builder.gep(source, [start]),
-            size,
-            ir.Constant(ir.IntType(64), 1),
-        )
-        return context.get_dummy_value()
-
-    i = nb.types.int64
-    return nb.types.void(src, i, i, out, i), generate

@@ -1,8 +1,8 @@
 """Loops over vectors, which numba has no words for: written in the compiler's own terms (LLVM).
 
-They fit any processor: where it has no such wide instructions, LLVM takes several narrow ones. Nothing is
-checked here; callers see to it that there are as many elements. Called by stream.decode_kernels,
-stream.bin_kernels and stream.masked_kernels.
+They fit any processor: where it has no such wide instructions, LLVM takes several narrow ones. Nothing
+is checked here; callers see to it that there are as many elements. Called by the other compiled
+loops of the stream.
 """
 
 from __future__ import annotations
@@ -83,25 +83,53 @@ def above(typing_context, values, j, x):
 
 
 @nb.extending.intrinsic
-def hide(typing_context, word, seen, at, hidden, values, is_hidden):
-    """Of FLAGS elements from `at` on: values = hidden where the bit of `word` is set, else seen.
+def hide(typing_context, word, targets, at, hidden, values, is_hidden):
+    """Of FLAGS elements from `at` on: values = hidden where the bit of `word` is set, else targets.
 
-    seen, values: float32; is_hidden: bool.
+    targets, values: float32; is_hidden: bool, made of the bits.
     """
 
     def generate(context, builder, signature, arguments):
         from llvmlite import ir
 
-        word, seen, at, hidden, values, is_hidden = arguments
+        word, targets, at, hidden, values, is_hidden = arguments
         flags = builder.bitcast(word, ir.VectorType(ir.IntType(1), FLAGS))
         bytes_ = builder.zext(flags, ir.VectorType(ir.IntType(8), FLAGS))
         _store(context, builder, signature.args[5], is_hidden, at, bytes_)
-        shown = _load(context, builder, signature.args[1], seen, at, FLAGS)
+        shown = _load(context, builder, signature.args[1], targets, at, FLAGS)
         chosen = builder.select(flags, _fill(builder, hidden, FLAGS), shown)
         _store(context, builder, signature.args[4], values, at, chosen)
         return context.get_dummy_value()
 
-    return nb.types.void(nb.types.uint64, seen, _INT, _FLOAT, values, is_hidden), generate
+    return nb.types.void(nb.types.uint64, targets, _INT, _FLOAT, values, is_hidden), generate
+
+
+@nb.extending.intrinsic
+def copy(typing_context, src, start, count, out, at):
+    """out[at:at + count] = src[start:start + count], of one type, by memcpy.
+
+    Of a slice numba makes a loop of its own, several times as slow.
+    """
+
+    def generate(context, builder, signature, arguments):
+        from llvmlite import ir
+        from numba.core import cgutils
+        from numba.np.arrayobj import make_array
+
+        src, start, count, out, at = arguments
+        source = make_array(signature.args[0])(context, builder, src).data
+        target = make_array(signature.args[3])(context, builder, out).data
+        size = context.get_abi_sizeof(source.type.pointee)
+        cgutils.raw_memcpy(
+            builder,
+            builder.gep(target, [at]),
+            builder.gep(source, [start]),
+            count,
+            ir.Constant(ir.IntType(64), size),
+        )
+        return context.get_dummy_value()
+
+    return nb.types.void(src, _INT, _INT, out, _INT), generate
 
 
 def _compare(sign, values):

@@ -13,7 +13,6 @@ stream.lanes and stream.loader.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import itertools
@@ -190,22 +189,26 @@ class ChunkFetcher:
         out = [self._from_cache(shard, c, s) for c, s in zip(chunks, stored, strict=True)]
         missing = [i for i, found in enumerate(out) if found is None]
         for run in _consecutive(missing):
-            first = chunks[run[0]]
-            # Perhaps only some of them are missing: each is read again below.
-            with contextlib.suppress(MissingDataError):
-                self._receive(shard, first, [stored[i] for i in run])
+            error: ScshardsError | None = None
+            try:
+                self._receive(shard, chunks[run[0]], [stored[i] for i in run])
+            except MissingDataError as e:
+                error = e  # of some of them, perhaps: each is read again
             for i in run:
-                out[i] = self._settled(shard, chunks[i], stored[i])
+                out[i] = self._settled(shard, chunks[i], stored[i], error)
         self._clock.count(reads=1, bytes=sum(len(s) for s in stored))
         return [found for found in out if found is not None]
 
-    def _settled(self, shard: int, chunk: int, stored: Chunk) -> Chunk | ScshardsError:
-        """What was read, opened; read again if it is not what was packed."""
-        error: ScshardsError | None = None
+    def _settled(
+        self, shard: int, chunk: int, stored: Chunk, error: ScshardsError | None
+    ) -> Chunk | ScshardsError:
+        """What was read, unless that was an `error`, opened; read again if it is not what was packed."""
         for again in range(1 + READS_AGAIN):
             try:
                 if again:
                     self._receive(shard, chunk, [stored])
+                elif error is not None:
+                    continue
                 opened = self._opened(shard, chunk, stored)
             except BAD as e:
                 error = e

@@ -16,7 +16,9 @@ import bench_stream_jobs as jobs
 from bench_process import in_process, machine
 from bench_stream_data import Data
 from bench_stream_parts import PARTS
-from bench_stream_report import Part
+from bench_stream_report import Part, markdown
+
+from scshards.base.progress import table
 
 
 def main() -> None:
@@ -31,6 +33,7 @@ def main() -> None:
         metavar="PYTHON",
         help="a Python that has annbatch[zarrs]",
     )
+    parser.add_argument("--markdown", action="store_true", help="tables for docs/performance.md")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     unknown = set(args.parts) - {*PARTS, "all"}
@@ -47,7 +50,9 @@ def main() -> None:
     for name in parts:
         found[name] = PARTS[name](data, args.runs)
         if not args.json:
-            print(f"\n{name}\n\n{found[name].text()}", flush=True)
+            print(
+                f"\n{name}\n\n{found[name].text(markdown if args.markdown else table)}", flush=True
+            )
     if args.json:
         figures = {name: {"figures": p.rows, "bars": p.bars} for name, p in found.items()}
         print(json.dumps({"machine": about.splitlines(), "runs": args.runs, **figures}))

@@ -9,6 +9,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +172,8 @@ def remote_epoch(root: str, url: str) -> Figures:
     return {"MB/s": read / seconds / 1e6, "MB": read / 1e6, "cells/s": cells / seconds}
 
 
-def ranged_gets(url: str, connections: int) -> Figures:
-    """As many connections at once, each getting chunk after chunk of the set's shards."""
+def ranged_gets(url: str, connections: int, chunks: int) -> Figures:
+    """As many connections at once, each getting so many chunks of the set's shards after another."""
     import http.client
     import urllib.parse
     from concurrent.futures import ThreadPoolExecutor
@@ -182,12 +183,12 @@ def ranged_gets(url: str, connections: int) -> Figures:
     from scshards.shards.shardset import ShardSet
 
     fs = s3fs.S3FileSystem()
-    jobs = []
+    jobs: list[tuple[urllib.parse.SplitResult, int, int]] = []
     for shard in ShardSet(url).shards("train"):
         where = urllib.parse.urlsplit(fs.sign(f"{url}/{shard.path}", expiration=3600))
-        ends = shard.chunks.stored.cumsum()
-        for end, size in zip(ends.tolist(), shard.chunks.stored.tolist(), strict=True):
-            jobs.append((where, end - size, end))
+        bounds = [0, *shard.chunks.stored.cumsum().tolist()]
+        cuts = [*bounds[:-1:chunks], bounds[-1]]
+        jobs += [(where, start, end) for start, end in pairwise(cuts)]
     random.Random(0).shuffle(jobs)
 
     def get_some(first: int) -> int:

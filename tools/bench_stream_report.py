@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from scshards.base.progress import table
-
 Figures = dict[str, float]
+Table = Callable[[Sequence[str], Iterable[Sequence[object]]], str]
 
 
 @dataclass
@@ -30,8 +29,8 @@ class Part:
     bars: list[tuple[str, float, str, float]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def text(self) -> str:
-        """Aligned tables."""
+    def text(self, table: Table) -> str:
+        """Tables of the figures and of the bars, made by `table`, and the notes."""
         header = ["", *dict.fromkeys(name for row in self.rows.values() for name in row)]
         body = [(what, *(row.get(name) for name in header[1:])) for what, row in self.rows.items()]
         parts = [table(header, body)]
@@ -39,6 +38,20 @@ class Part:
             bars = [(*bar, "met" if _is_met(*bar[1:]) else "missed") for bar in self.bars]
             parts.append(table(("", "measured", "", "bar", ""), bars))
         return "\n\n".join([*parts, *self.notes])
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table for docs/performance.md: three digits of each number."""
+
+    def show(value: object) -> str:
+        if value is None:
+            return ""
+        if isinstance(value, float):
+            return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        return str(value)
+
+    lines = [header, ["---"] * len(header), *([show(v) for v in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def in_turn(measured: Mapping[str, Callable[[], Figures]], runs: int) -> dict[str, Figures]:

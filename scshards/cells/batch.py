@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 KEY_ROW_BITS = 40
 """A cell's key is `source << 40 | row`: the ordinal of its source and its row in that source."""
 
-AnyBatch = TypeVar("AnyBatch", bound="_CellBatch")
+AnyBatch = TypeVar("AnyBatch", bound="CellBatch")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _CellBatch:
+class CellBatch:
     """What batches of every kind say about their cells."""
 
     keys: Tensor
@@ -56,7 +56,7 @@ class _CellBatch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Batch(_CellBatch):
+class Batch(CellBatch):
     """Padded, masked cells.
 
     Attributes
@@ -94,7 +94,7 @@ class Batch(_CellBatch):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GenerateBatch(_CellBatch):
+class GenerateBatch(CellBatch):
     """Cells whose genes are split: from the known ones the model predicts the unknown ones.
 
     Attributes

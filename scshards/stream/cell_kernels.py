@@ -91,6 +91,7 @@ class Scratch(NamedTuple):
     places: NDArray[np.int32]
     tables: NDArray[np.int32]
     edges: NDArray[np.float64]
+    scaled: NDArray[np.float32]
     row_genes: NDArray[np.int32]
     row_small: NDArray[np.uint16]
     row_values: NDArray[np.float32]
@@ -111,6 +112,7 @@ def new_scratch(rules: CellRules, n_leads: int) -> Scratch:
         places=np.empty(n, np.int32),
         tables=np.zeros((2, TABLE), np.int32),
         edges=np.zeros(len(rules.quantiles)),
+        scaled=np.zeros(64, np.float32),
         row_genes=np.empty(n + BEHIND, np.int32),
         row_small=np.empty(n + BEHIND, np.uint16),
         row_values=np.empty(n, np.float32),
@@ -252,8 +254,13 @@ def _small_values(n, k, rules, base, scratch):
         total = _U64(0)
         for j in range(n):
             total += _U64(scratch.small[j])
+        # Most counts are small, and a logarithm takes longer than all else that is done to a gene.
+        known = scratch.scaled
+        for c in range(len(known)):
+            known[c] = _scaled(np.float64(c), total, rules)
         for i in range(k):
-            values[i] = _scaled(np.float64(counts[i]), total, rules)
+            c = counts[i]
+            values[i] = known[c] if c < len(known) else _scaled(np.float64(c), total, rules)
         return
     for i in range(k):
         values[i] = counts[i]

@@ -5,56 +5,28 @@ A Collator is used by several threads at once; each has scratch space of its own
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from scshards.base import seeds
-from scshards.base.errors import FormatError
-from scshards.cells.batch import KEY_ROW_BITS, Batch, GenerateBatch, format_key
+from scshards.cells.batch import Batch, GenerateBatch
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
-from scshards.shards.codec import STATUS
-from scshards.shards.kernels import OK
 from scshards.shards.manifest import LabelInfo
-from scshards.stream.buffers import BufferPool
-from scshards.stream.cell_kernels import CellRules, DrawKeys, Scratch, count_genes, new_scratch
+from scshards.stream.collate_base import Cells, CollatorBase
+from scshards.stream.collate_device import Layout, RaggedBatch
 from scshards.stream.collate_options import CollateOptions
 from scshards.stream.draw_kernels import DIGITS
 from scshards.stream.generate_kernels import SplitRules, fill_generated
-from scshards.stream.lead_tokens import LeadTokens, gene_ids
 from scshards.stream.masked_kernels import MaskRules, fill_masked
-
-_COPY_STEP = np.int64(0x2545F4914F6CDD1D)
-"""What a cell's key grows by, wrapping, where it appears again: no other cell's key is there."""
-
-_FREE_BATCHES = 8
-"""Batches' buffers that wait for their next use."""
-
-_MARK = {"mask": "mask", "none": "mask", "generate": "generate"}
-"""What an objective's draws of hidden genes are named."""
+from scshards.stream.ragged_kernels import MarkRules, fill_ragged
 
 
-class _Cells(NamedTuple):
-    """The cells of a batch.
-
-    `members`: data, starts, sizes, the keys that draws are made by, leading tokens; `keys` as in the
-    shards; `about`: keys, labels and weight of the batch; `length` of a row; `ratio` of hidden genes.
-    """
-
-    members: tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
-    keys: NDArray[np.int64]
-    about: dict[str, Any]
-    length: int
-    ratio: float
-    epoch: int
-
-
-class Collator:
+class Collator(CollatorBase):
     """Makes batches from members.
 
     Parameters
@@ -69,6 +41,8 @@ class Collator:
         Of masks, samples, ties and all other draws.
     labels
         The label columns that come with each member, in order.
+    device_collate
+        Whether to make `RaggedBatch`, which becomes one of the others on its device.
 
     Attributes
     ----------
@@ -88,30 +62,11 @@ class Collator:
         kind: ValueKind,
         seed: int,
         labels: Mapping[str, LabelInfo] | None = None,
+        *,
+        device_collate: bool = False,
     ) -> None:
-        options.check_kind(kind)
-        self.options = options
-        self._labels = dict(labels or {})
-        self._leads = LeadTokens(vocab, options.conditions, self._labels)
-        self.vocab = self._leads.vocab
-        self._pad_id = vocab.pad_id
-        self._cls_value = options.pad_value if options.cls_value is None else options.cls_value
-        self._rules = CellRules(
-            n_tokens=len(vocab),
-            as_counts=kind == "counts",
-            room=options.room,
-            kept=options.kept_genes,
-            quantiles=np.linspace(0, 1, options.n_bins - 1) if options.has_bins else np.zeros(0),
-            ties=options.tie_break == "random",
-            target_sum=float(options.target_sum or 0),
-            as_log=options.values == "log1p",
-            n_zeros=options.include_zero_genes,
-            gene_ids=gene_ids(vocab),
-        )
-        self._seed = seed
-        self._epoch_keys: tuple[int, DrawKeys] | None = None
-        self._local = threading.local()
-        self._buffers = BufferPool(kept=_FREE_BATCHES)
+        super().__init__(options, vocab, kind, seed, labels)
+        self._is_for_device = device_collate
 
     def collate(
         self,
@@ -123,7 +78,7 @@ class Collator:
         epoch: int,
         position: int = 0,
         copies: NDArray[np.int64] | None = None,
-    ) -> Batch | GenerateBatch:
+    ) -> Batch | GenerateBatch | RaggedBatch:
         """The batch of the members data[starts[i]:starts[i] + sizes[i]].
 
         Parameters
@@ -147,22 +102,13 @@ class Collator:
         FormatError
             For a member that is not a cell of format 1, naming its key.
         """
-        scratch = self._scratch()
-        n_genes = np.empty(len(starts), np.int64)
-        self._check(count_genes(data, starts, sizes, scratch.fields, n_genes), keys)
-        drawn_by = keys if copies is None else keys + copies * _COPY_STEP
-        cells = _Cells(
-            members=(data, starts, sizes, drawn_by, self._leads.ids(labels)),
-            keys=keys,
-            about=self._about(sizes, keys, labels),
-            length=self._length(int(self._tokens(n_genes, sizes > 0).max())),
-            ratio=self._ratio(epoch, position),
-            epoch=epoch,
-        )
+        cells = self._cells(data, starts, sizes, keys, labels, epoch, position, copies)
+        if self._is_for_device:
+            return self._ragged(cells)
         is_split = self.options.objective == "generate"
         return self._generated(cells) if is_split else self._masked(cells)
 
-    def _masked(self, cells: _Cells) -> Batch:
+    def _masked(self, cells: Cells) -> Batch:
         shape = (len(cells.keys), cells.length)
         out = self._outputs([shape] * 5, [np.int32, np.float32, np.float32, np.bool_, np.bool_])
         mask = MaskRules(
@@ -189,7 +135,7 @@ class Collator:
             **cells.about,
         )
 
-    def _generated(self, cells: _Cells) -> GenerateBatch:
+    def _generated(self, cells: Cells) -> GenerateBatch:
         n_unknown, at_least = self._split(cells.length, cells.ratio)
         kinds = [np.int32, np.float32, np.bool_]
         rows = len(cells.keys)
@@ -217,22 +163,63 @@ class Collator:
             **cells.about,
         )
 
-    def _tokens(self, n_genes: NDArray[np.int64], is_cell: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Tokens of each row, without padding."""
-        rules = self._rules
-        genes = np.minimum(n_genes, rules.room)
-        if rules.n_zeros:
-            genes += np.clip(len(rules.gene_ids) - n_genes, 0, rules.n_zeros)
-        return self.options.n_leads + genes * is_cell
+    def _ragged(self, cells: Cells) -> RaggedBatch:
+        options = self.options
+        is_split = options.objective == "generate"
+        n_unknown, at_least = self._split(cells.length, cells.ratio) if is_split else (None, 0)
+        at = np.zeros(len(cells.keys) + 1, np.int64)
+        np.cumsum(cells.tokens - options.n_leads, out=at[1:])
+        # At least one of each: a place that is read of and not used.
+        total = max(1, int(at[-1]))
+        (genes, values), is_marked = self._flat(total), np.zeros(total, np.bool_)
+        genes[at[-1] :], values[at[-1] :] = 0, 0
+        has_marks = is_split or options.exact_mask
+        mark = MarkRules(marks=has_marks, ratio=cells.ratio, at_least=at_least)
+        draws, scratch = self._draw_keys(cells.epoch), self._scratch()
+        status = fill_ragged(
+            *cells.members[:4], at, self._rules, draws, mark, scratch, genes, values, is_marked
+        )
+        self._check(status, cells.keys)
+        kinds = [np.uint16 if len(self.vocab) <= 1 << 16 else np.int32, self._small_kind(values)]
+        small = self._outputs([(1, total)] * 2, kinds)
+        for wide, narrow in zip((genes, values), small, strict=True):
+            np.copyto(narrow[0], wide, casting="unsafe")
+        masks = seeds.draws(int(draws.mark), cells.members[3]).view(np.int64)
+        return RaggedBatch(
+            genes=torch.from_numpy(small[0][0]),
+            values=torch.from_numpy(small[1][0]),
+            starts=torch.from_numpy(at.astype(np.int32)),
+            leads=torch.from_numpy(cells.members[4]),
+            draws=torch.from_numpy(masks),
+            marks=torch.from_numpy(np.packbits(is_marked[: total * has_marks], bitorder="little")),
+            layout=Layout(
+                length=cells.length,
+                n_unknown=n_unknown,
+                first=options.n_leads + options.kept_genes,
+                share=round(cells.ratio * (1 << DIGITS)),
+                ratio=cells.ratio,
+                pad_id=self._pad_id,
+                cls_value=self._cls_value,
+                pad_value=options.pad_value,
+                mask_value=options.mask_value,
+            ),
+            **cells.about,
+        )
 
-    def _length(self, longest: int) -> int:
-        """Tokens of a row, padding included."""
-        to = self.options.pad_to
-        if to == "longest":
-            return longest
-        if to == "max":
-            return self.options.max_length
-        return min(self.options.max_length, -(-longest // to) * to)
+    def _small_kind(self, values: NDArray[np.float32]) -> Any:
+        """The smallest type that holds values of this kind."""
+        options = self.options
+        if options.has_bins:
+            return np.uint8 if options.n_bins <= 1 << 8 else np.uint16
+        whole = self._rules.as_counts and options.values != "log1p" and not options.target_sum
+        return np.uint16 if whole and values.max() < 1 << 16 else np.float32
+
+    def _flat(self, total: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """This thread's room for so many genes and values."""
+        if len(getattr(self._local, "genes", ())) < total:
+            self._local.genes = np.empty(total * 5 // 4, np.int32)
+            self._local.values = np.zeros(total * 5 // 4, np.float32)
+        return self._local.genes[:total], self._local.values[:total]
 
     def _split(self, length: int, ratio: float) -> tuple[int, int]:
         """Columns of the unknown part, and how many genes a cell that has any gives at least.
@@ -244,59 +231,3 @@ class Collator:
         wanted = int(max(genes, 0) * ratio)
         at_least = 1 if wanted == 0 and genes > 0 else 0
         return max(wanted, at_least), at_least
-
-    def _ratio(self, epoch: int, position: int) -> float:
-        """The ratio of the batch at that position: one draw, the same on every rank."""
-        ratios = self.options.ratios
-        if len(ratios) < 2:
-            return ratios[0] if ratios else 0.0
-        draw = seeds.draws(seeds.key(self._seed, "ratio", epoch), np.array([position]))[0]
-        return ratios[int(draw >> np.uint64(32)) * len(ratios) >> 32]
-
-    def _about(
-        self, sizes: NDArray[np.int64], keys: NDArray[np.int64], labels: NDArray[np.int64]
-    ) -> dict[str, Any]:
-        """keys, labels and weight of a batch."""
-        columns: dict[str, torch.Tensor] = {}
-        for j, (name, info) in enumerate(self._labels.items()):
-            column = np.ascontiguousarray(labels[:, j])
-            if info.kind == "number":
-                column = np.where(sizes > 0, column.view(np.float64), np.nan)
-            columns[name] = torch.from_numpy(column)
-        weight = torch.from_numpy((sizes > 0).astype(np.float32))
-        return {"keys": torch.from_numpy(keys.copy()), "labels": columns, "weight": weight}
-
-    def _outputs(self, shapes: list[tuple[int, int]], kinds: list[Any]) -> list[NDArray[Any]]:
-        """Arrays of these shapes and kinds, in one buffer of the pool."""
-        used = [r * c * np.dtype(k).itemsize for (r, c), k in zip(shapes, kinds, strict=True)]
-        starts = np.cumsum([0, *(-(-n // 64) * 64 for n in used)]).tolist()
-        buffer = self._buffers.take(starts[-1])
-        return [
-            buffer[a : a + n].view(kind).reshape(shape)
-            for a, n, kind, shape in zip(starts, used, kinds, shapes, strict=False)
-        ]
-
-    def _draw_keys(self, epoch: int) -> DrawKeys:
-        known = self._epoch_keys
-        if known is None or known[0] != epoch:
-            names = ("sample", "tie", "zeros", _MARK[self.options.objective])
-            keys = (np.uint64(seeds.key(self._seed, name, epoch)) for name in names)
-            self._epoch_keys = known = (epoch, DrawKeys(*keys))
-        return known[1]
-
-    def _check(self, result: tuple[int, int], keys: NDArray[np.int64]) -> None:
-        status, member = result
-        if status != OK:
-            key = int(keys[member])
-            name = format_key(key >> KEY_ROW_BITS, key & ((1 << KEY_ROW_BITS) - 1))
-            raise FormatError(
-                STATUS[status],
-                where=f"cell {name}",
-                advice="run scshards verify on the shard set",
-            )
-
-    def _scratch(self) -> Scratch:
-        if not hasattr(self._local, "scratch"):
-            self._local.scratch = new_scratch(self._rules, self.options.n_leads)
-        scratch: Scratch = self._local.scratch
-        return scratch

@@ -23,6 +23,7 @@ from scshards.cells.vocab import Vocab
 from scshards.stream.blockstream import BlockStream
 from scshards.stream.cache import open_cache
 from scshards.stream.collate import Collator
+from scshards.stream.collate_device import RaggedBatch
 from scshards.stream.collate_options import CollateOptions, Objective, PadTo, ValueStyle
 from scshards.stream.dealer import Block
 from scshards.stream.parts import ChoiceOptions
@@ -34,7 +35,8 @@ from scshards.stream.weights import WeightsOption
 class CellLoader(BlockStream):
     """Streams a split of a shard set; iterating yields the batches of `cells.batch`.
 
-    `Batch`, or `GenerateBatch` with objective="generate".
+    `Batch`, or `GenerateBatch` with objective="generate"; with device_collate=True
+    `stream.collate_device.RaggedBatch`, which becomes one of these where `to(device)` moves it.
 
     Parameters
     ----------
@@ -59,6 +61,9 @@ class CellLoader(BlockStream):
         False reads the cells in the order of the shards, lane by lane in turn; with lanes=1, in order.
     shuffle_buffer
         Cells in the shuffle buffers of all lanes, and so of all ranks, together.
+    device_collate
+        False makes whole batches here. True makes small ones, about a fifth of the bytes, that are
+        widened, masked and padded on the device: the same bits.
     drop_last
         True (training) drops the cells that do not fill a global batch, less than one of them. False
         (evaluation) gives every cell once and fills the last batch up with rows of weight 0.
@@ -118,6 +123,7 @@ class CellLoader(BlockStream):
         conditions: Sequence[str] = (),
         keep_first: int | None = None,
         pad_to: PadTo = "longest",
+        device_collate: bool = False,
         seed: int = 0,
         epoch: int = 0,
         rank: int | None = None,
@@ -188,7 +194,14 @@ class CellLoader(BlockStream):
             threads=threads,
         )
         self._repeats = choosing.resamples
-        self._collator = Collator(options, shards.vocab, shards.value_kind, seed, shards.labels)
+        self._collator = Collator(
+            options,
+            shards.vocab,
+            shards.value_kind,
+            seed,
+            shards.labels,
+            device_collate=device_collate,
+        )
 
     @classmethod
     def blend(cls, roots: Mapping[str, float], /, **options: Any) -> CellLoader:
@@ -219,7 +232,7 @@ class CellLoader(BlockStream):
     def __iter__(self) -> Iterator[Any]:
         return self.stream(self.collate)
 
-    def collate(self, block: Block, i: int) -> Batch | GenerateBatch:
+    def collate(self, block: Block, i: int) -> Batch | GenerateBatch | RaggedBatch:
         """Batch i of a block."""
         rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
         sizes = block.sizes[rows]

@@ -35,6 +35,7 @@ from scshards.shards.codec import EXTENSION, decode_cell, decode_labels
 from scshards.shards.manifest import LabelInfo
 from scshards.shards.shardset import ShardSet
 from scshards.stream.collate import Collator
+from scshards.stream.collate_device import RaggedBatch
 from scshards.stream.collate_options import CollateOptions
 from scshards.stream.dataset import decoded
 from scshards.stream.epochs import SharedEpoch
@@ -299,7 +300,7 @@ class Collate:
         """Let the next iteration be of this epoch: other masks and samples."""
         self._epochs.set(epoch)
 
-    def __call__(self, data: Iterable[Sample]) -> Iterator[Batch | GenerateBatch]:
+    def __call__(self, data: Iterable[Sample]) -> Iterator[Batch | GenerateBatch | RaggedBatch]:
         # A collator has locks and threads' scratch space: each process makes its own.
         shardset = ShardSet(self._root, self._storage_options)
         manifest = shardset.manifest
@@ -348,7 +349,7 @@ def _batch(
     columns: Mapping[str, LabelInfo],
     epoch: int,
     position: int,
-) -> Batch | GenerateBatch:
+) -> Batch | GenerateBatch | RaggedBatch:
     members = [_member(s) for s in samples]
     sizes = np.array([len(m) for m in members], np.int64)
     labels = np.zeros((len(samples), len(columns)), np.int64)

@@ -8,7 +8,7 @@ import numba as nb
 import pytest
 from shardsets import make_set
 
-from scshards.stream import cell_kernels, collate
+from scshards.stream import cell_kernels, collate_base
 from scshards.stream.compiling import compiles
 from scshards.stream.loader import CellLoader
 
@@ -76,7 +76,7 @@ def test_a_loader_says_when_its_first_batch_waits_for_a_compiler(tmp_path, monke
     list(CellLoader(tmp_path, batch_size=8))
     caplog.clear()
     fresh = nb.njit(nogil=True)(cell_kernels.count_genes.py_func)
-    monkeypatch.setattr(collate, "count_genes", fresh)
+    monkeypatch.setattr(collate_base, "count_genes", fresh)
     batches = iter(CellLoader(tmp_path, batch_size=8))
     assert said(caplog) == [], "nothing happens before somebody asks for a batch"
     next(batches)

@@ -1,0 +1,49 @@
+"""Members -> their gene tokens one after another, nothing padded, compiled. Called by stream.collate."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba as nb
+import numpy as np
+
+from scshards.shards.kernels import OK, draw
+from scshards.stream.cell_kernels import is_set, mark_some, read_cell
+from scshards.stream.vector_kernels import copy
+
+
+class MarkRules(NamedTuple):
+    """Whether int(n * ratio) of a cell's n genes are marked, at least so many, or none."""
+
+    marks: bool
+    ratio: float
+    at_least: int
+
+
+@nb.njit(nogil=True, cache=True)
+def fill_ragged(
+    src, starts, sizes, cells, at, rules, keys, mark, scratch, genes, values, is_marked
+):  # fmt: skip
+    """Fill [at[b], at[b + 1]) of flat outputs from src[starts[b]:starts[b] + sizes[b]].
+
+    `is_marked` tells which genes are masked or unknown; it is left alone when none are marked here.
+    Returns (status, member) of the first bad member.
+    """
+    for b in range(len(starts)):
+        if sizes[b] == 0:
+            continue
+        status, count = read_cell(src, starts[b], sizes[b], cells[b], rules, keys, scratch)
+        if status != OK:
+            return status, b
+        copy(scratch.row_genes, 0, count, genes, at[b])
+        copy(scratch.row_values, 0, count, values, at[b])
+        if mark.marks:
+            first = min(rules.kept, count)
+            n = count - first
+            wanted = max(np.int64(n * mark.ratio), min(n, mark.at_least))
+            mark_some(n, wanted, draw(keys.mark, cells[b]), scratch.bits)
+            marked = is_marked[at[b] : at[b] + count]
+            marked[:first] = False
+            for j in range(n):
+                marked[first + j] = is_set(scratch.bits, j)
+    return OK, -1

@@ -138,6 +138,8 @@ def _table(report: MixReport) -> str:
 
 def _advice(report: MixReport, options: MixOptions) -> str:
     """What the figures mean, and what can be done, in plain words."""
+    if all(m.score is None for m in report.columns):
+        return "all cells are of one category: there is nothing to mix"
     bad = list(dict.fromkeys(m.column for m in report.columns if (m.score or 1.0) < GOOD))
     if not bad:
         return "batches mix as well as batches drawn at random"

@@ -38,6 +38,10 @@ def test_a_well_mixed_set(mixed_up):
     assert "indexes" in result.stderr
 
 
+def test_one_category_is_nothing_to_mix(mixed_up):
+    assert "nothing to mix" in run(mixed_up, "--by", "source").stdout
+
+
 def test_the_advice_names_the_cause(in_order, mixed_up):
     few = ("--lanes", 2, "--shuffle-buffer", 16)
     assert "reshard --shuffle" in run(in_order, *few).stdout

@@ -82,6 +82,12 @@ def test_stream(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert batch.labels["cell_type"].shape == (8,)  # type: ignore[attr-defined]
 
 
+def test_stream_in_a_shell(folder: Path) -> None:
+    out = run("Stream", folder)
+    assert "times the 1,500 cells/s" in out
+    assert "donor_id" in out and "drawn at random" in out
+
+
 def test_train(folder: Path) -> None:
     out = run("Train", folder)
     assert (folder / "run" / "best_model.pt").exists()

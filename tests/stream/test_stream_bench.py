@@ -73,8 +73,8 @@ def test_a_loader_that_is_fast_enough_does_not_stall(root):
 def test_a_loader_that_is_too_slow_stalls_by_what_is_missing(root):
     # Batches come every 100 ms and are wanted every 20 ms: a step waits for four fifths of its time.
     report = bench(lambda: slow(root, 0.1), seconds=1.5, demand=800, progress=False)
-    assert report.headroom == pytest.approx(0.2, rel=0.35)
-    assert report.stall == pytest.approx(0.8, abs=0.12)
+    assert 0.05 < report.headroom < 0.22
+    assert 0.7 < report.stall < 0.96
 
 
 @pytest.mark.parametrize("options", [{"seconds": 0}, {"demand": -1}, {"demand": 0}])

@@ -165,11 +165,14 @@ def remote_epoch(root: str, url: str) -> Figures:
 
     compile_kernels(root)
     loader = CellLoader(url)
-    start = time.perf_counter()
-    cells = sum(len(batch.keys) for batch in loader)
-    seconds = time.perf_counter() - start
+    seconds, processor, cells = _timed(len(batch.keys) for batch in loader)
     read = loader.stages().bytes
-    return {"MB/s": read / seconds / 1e6, "MB": read / 1e6, "cells/s": cells / seconds}
+    return {
+        "MB/s": read / seconds / 1e6,
+        "MB": read / 1e6,
+        "processors": processor / seconds,
+        "cells/s": cells / seconds,
+    }
 
 
 def ranged_gets(url: str, connections: int, chunks: int) -> Figures:
@@ -204,10 +207,9 @@ def ranged_gets(url: str, connections: int, chunks: int) -> Figures:
         connection.close()
         return done
 
-    start = time.perf_counter()
     with ThreadPoolExecutor(connections) as pool:
-        read = sum(pool.map(get_some, range(connections)))
-    return {"MB/s": read / (time.perf_counter() - start) / 1e6, "MB": read / 1e6}
+        seconds, processor, read = _timed(pool.map(get_some, range(connections)))
+    return {"MB/s": read / seconds / 1e6, "MB": read / 1e6, "processors": processor / seconds}
 
 
 def compile_kernels(root: str) -> None:

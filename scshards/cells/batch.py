@@ -1,6 +1,7 @@
 """The tensor contract between stream and model: stream makes batches, model and train read them.
 
     Batch          cells side by side, some values masked, or none
+    PackedBatch    the same, one cell behind another in a fixed number of tokens
     GenerateBatch  each cell's known genes and its unknown ones, side by side each
 
 Shapes: B cells, L tokens (the longest cell of the batch, or as `pad_to` says). Token 0 is `<cls>`;
@@ -91,6 +92,34 @@ class Batch(CellBatch):
         """What scGPT's DataCollator gives in the style "pcpt": `gene` int64, `expr` and `masked_expr`
         float32, all [B, L]."""
         return {"gene": self.genes.long(), "expr": self.targets, "masked_expr": self.values}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedBatch(CellBatch):
+    """Masked cells one behind another, T tokens in all; every batch of a loader has the same shapes.
+
+    Attributes
+    ----------
+    genes, values, targets, is_masked
+        int32, float32, float32 and bool [T]: as in Batch.
+    is_pad
+        bool [T]: what is left over behind the last cell.
+    cu_seqlens
+        int32 [B + 1]: cell b has the tokens cu_seqlens[b] to cu_seqlens[b + 1], as variable-length
+        attention wants them. No cell has the padding, so such attention leaves it as it was.
+    max_seqlen
+        The most tokens that a cell of any batch can have.
+    keys, labels, weight
+        As in Batch, [B]. A row of weight 0 has `<cls>` and conditions alone.
+    """
+
+    genes: Tensor
+    values: Tensor
+    targets: Tensor
+    is_masked: Tensor
+    is_pad: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from scshards.base import seeds
-from scshards.cells.batch import Batch, GenerateBatch
+from scshards.cells.batch import Batch, GenerateBatch, PackedBatch
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
 from scshards.shards.manifest import LabelInfo
@@ -24,6 +24,11 @@ from scshards.stream.draw_kernels import DIGITS
 from scshards.stream.generate_kernels import SplitRules, fill_generated
 from scshards.stream.masked_kernels import MaskRules, fill_masked
 from scshards.stream.ragged_kernels import MarkRules, fill_ragged
+
+AnyBatch = Batch | GenerateBatch | PackedBatch | RaggedBatch
+
+_MASKED_KINDS = [np.int32, np.float32, np.float32, np.bool_, np.bool_]
+"""Of genes, values, targets, is_masked and is_pad."""
 
 
 class Collator(CollatorBase):
@@ -43,6 +48,8 @@ class Collator(CollatorBase):
         The label columns that come with each member, in order.
     device_collate
         Whether to make `RaggedBatch`, which becomes one of the others on its device.
+    tokens_per_batch
+        How many tokens a `PackedBatch` has; None makes no such.
 
     Attributes
     ----------
@@ -64,8 +71,9 @@ class Collator(CollatorBase):
         labels: Mapping[str, LabelInfo] | None = None,
         *,
         device_collate: bool = False,
+        tokens_per_batch: int | None = None,
     ) -> None:
-        super().__init__(options, vocab, kind, seed, labels)
+        super().__init__(options, vocab, kind, seed, labels, tokens_per_batch)
         self._is_for_device = device_collate
 
     def collate(
@@ -78,7 +86,7 @@ class Collator(CollatorBase):
         epoch: int,
         position: int = 0,
         copies: NDArray[np.int64] | None = None,
-    ) -> Batch | GenerateBatch | RaggedBatch:
+    ) -> AnyBatch:
         """The batch of the members data[starts[i]:starts[i] + sizes[i]].
 
         Parameters
@@ -103,6 +111,8 @@ class Collator(CollatorBase):
             For a member that is not a cell of format 1, naming its key.
         """
         cells = self._cells(data, starts, sizes, keys, labels, epoch, position, copies)
+        if self._packed_tokens is not None:
+            return self._packed(cells, self._packed_tokens)
         if self._is_for_device:
             return self._ragged(cells)
         is_split = self.options.objective == "generate"
@@ -110,21 +120,9 @@ class Collator(CollatorBase):
 
     def _masked(self, cells: Cells) -> Batch:
         shape = (len(cells.keys), cells.length)
-        out = self._outputs([shape] * 5, [np.int32, np.float32, np.float32, np.bool_, np.bool_])
-        mask = MaskRules(
-            share=round(cells.ratio * (1 << DIGITS)),
-            ratio=cells.ratio,
-            exact=self.options.exact_mask,
-            pad_id=self._pad_id,
-            cls_value=self._cls_value,
-            pad_value=self.options.pad_value,
-            mask_value=self.options.mask_value,
-        )
+        out = self._outputs([shape] * 5, _MASKED_KINDS)
         at = np.arange(shape[0] + 1, dtype=np.int64) * cells.length
-        draws, scratch = self._draw_keys(cells.epoch), self._scratch()
-        flat = [x.reshape(-1) for x in out]
-        status = fill_masked(*cells.members, at, self._rules, draws, mask, scratch, *flat)
-        self._check(status, cells.keys)
+        self._fill_masked(cells, at, out)
         genes, values, targets, is_masked, is_pad = map(torch.from_numpy, out)
         return Batch(
             genes=genes,
@@ -134,6 +132,42 @@ class Collator(CollatorBase):
             is_pad=is_pad,
             **cells.about,
         )
+
+    def _packed(self, cells: Cells, total: int) -> PackedBatch:
+        out = self._outputs([(1, total)] * 5, _MASKED_KINDS)
+        at = np.zeros(len(cells.keys) + 1, np.int64)
+        np.cumsum(cells.tokens, out=at[1:])
+        self._fill_masked(cells, at, out)
+        options = self.options
+        for x, fill in zip(out, (self._pad_id, *[options.pad_value] * 2, False, True), strict=True):
+            x[0, at[-1] :] = fill
+        genes, values, targets, is_masked, is_pad = (torch.from_numpy(x[0]) for x in out)
+        return PackedBatch(
+            genes=genes,
+            values=values,
+            targets=targets,
+            is_masked=is_masked,
+            is_pad=is_pad,
+            cu_seqlens=torch.from_numpy(at.astype(np.int32)),
+            max_seqlen=options.max_length,
+            **cells.about,
+        )
+
+    def _fill_masked(self, cells: Cells, at: NDArray[np.int64], out: list[NDArray[Any]]) -> None:
+        """Fill genes, values, targets, is_masked and is_pad: cell b's from at[b] to at[b + 1]."""
+        mask = MaskRules(
+            share=round(cells.ratio * (1 << DIGITS)),
+            ratio=cells.ratio,
+            exact=self.options.exact_mask,
+            pad_id=self._pad_id,
+            cls_value=self._cls_value,
+            pad_value=self.options.pad_value,
+            mask_value=self.options.mask_value,
+        )
+        draws, scratch = self._draw_keys(cells.epoch), self._scratch()
+        flat = [x.reshape(-1) for x in out]
+        status = fill_masked(*cells.members, at, cells.rules, draws, mask, scratch, *flat)
+        self._check(status, cells.keys)
 
     def _generated(self, cells: Cells) -> GenerateBatch:
         n_unknown, at_least = self._split(cells.length, cells.ratio)
@@ -149,7 +183,7 @@ class Collator(CollatorBase):
             pad_value=self.options.pad_value,
         )
         draws, scratch = self._draw_keys(cells.epoch), self._scratch()
-        status = fill_generated(*cells.members, self._rules, draws, split, scratch, *out)
+        status = fill_generated(*cells.members, cells.rules, draws, split, scratch, *out)
         self._check(status, cells.keys)
         tensors = list(map(torch.from_numpy, out))
         return GenerateBatch(
@@ -177,7 +211,7 @@ class Collator(CollatorBase):
         mark = MarkRules(marks=has_marks, ratio=cells.ratio, at_least=at_least)
         draws, scratch = self._draw_keys(cells.epoch), self._scratch()
         status = fill_ragged(
-            *cells.members[:4], at, self._rules, draws, mark, scratch, genes, values, is_marked
+            *cells.members[:4], at, cells.rules, draws, mark, scratch, genes, values, is_marked
         )
         self._check(status, cells.keys)
         kinds = [np.uint16 if len(self.vocab) <= 1 << 16 else np.int32, self._small_kind(values)]

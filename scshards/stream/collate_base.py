@@ -25,6 +25,7 @@ from scshards.stream.buffers import BufferPool
 from scshards.stream.cell_kernels import CellRules, DrawKeys, Scratch, count_genes, new_scratch
 from scshards.stream.collate_options import CollateOptions
 from scshards.stream.lead_tokens import LeadTokens, gene_ids
+from scshards.stream.packing import fitting_room
 
 _COPY_STEP = np.int64(0x2545F4914F6CDD1D)
 """What a cell's key grows by, wrapping, where it appears again: no other cell's key is there."""
@@ -51,6 +52,8 @@ class Cells(NamedTuple):
         int64 [B]: of each cell, `<cls>` included, padding not.
     length
         L.
+    rules
+        Of the collator, or with less room where cells are packed.
     ratio
         The share of genes that is hidden.
     """
@@ -60,6 +63,7 @@ class Cells(NamedTuple):
     about: dict[str, Any]
     tokens: NDArray[np.int64]
     length: int
+    rules: CellRules
     ratio: float
     epoch: int
 
@@ -73,7 +77,8 @@ class CollatorBase:
         vocab: Vocab,
         kind: ValueKind,
         seed: int,
-        labels: Mapping[str, LabelInfo] | None = None,
+        labels: Mapping[str, LabelInfo] | None,
+        tokens_per_batch: int | None,
     ) -> None:
         options.check_kind(kind)
         self.options = options
@@ -94,7 +99,7 @@ class CollatorBase:
             n_zeros=options.include_zero_genes,
             gene_ids=gene_ids(vocab),
         )
-        self._seed = seed
+        self._seed, self._packed_tokens = seed, tokens_per_batch
         self._epoch_keys: tuple[int, DrawKeys] | None = None
         self._local = threading.local()
         self._buffers = BufferPool(kept=_FREE_BATCHES)
@@ -114,7 +119,10 @@ class CollatorBase:
         scratch = self._scratch()
         n_genes = np.empty(len(starts), np.int64)
         self._check(count_genes(data, starts, sizes, scratch.fields, n_genes), keys)
-        tokens = self._tokens(n_genes, sizes > 0)
+        rules = self._rules
+        if self._packed_tokens is not None:
+            rules = self._packed_rules(n_genes, sizes > 0, self._packed_tokens)
+        tokens = self._tokens(n_genes, sizes > 0, rules)
         drawn_by = keys if copies is None else keys + copies * _COPY_STEP
         return Cells(
             members=(data, starts, sizes, drawn_by, self._leads.ids(labels)),
@@ -122,13 +130,23 @@ class CollatorBase:
             about=self._about(sizes, keys, labels),
             tokens=tokens,
             length=self._length(int(tokens.max())),
+            rules=rules,
             ratio=self._ratio(epoch, position),
             epoch=epoch,
         )
 
-    def _tokens(self, n_genes: NDArray[np.int64], is_cell: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def _packed_rules(
+        self, n_genes: NDArray[np.int64], is_cell: NDArray[np.bool_], tokens: int
+    ) -> CellRules:
+        """With as much room for each cell as all of them need to fit together."""
+        others = self._tokens(n_genes, is_cell, self._rules._replace(room=0))
+        room = fitting_room(n_genes, self._rules.room, tokens - int(others.sum()))
+        return self._rules._replace(room=room)
+
+    def _tokens(
+        self, n_genes: NDArray[np.int64], is_cell: NDArray[np.bool_], rules: CellRules
+    ) -> NDArray[np.int64]:
         """Tokens of each row, without padding."""
-        rules = self._rules
         genes = np.minimum(n_genes, rules.room)
         if rules.n_zeros:
             genes += np.clip(len(rules.gene_ids) - n_genes, 0, rules.n_zeros)

@@ -17,15 +17,14 @@ from typing import Any
 
 from scshards.base.errors import ConfigError
 from scshards.base.retry import Retry
-from scshards.cells.batch import Batch, GenerateBatch
 from scshards.cells.values import TieBreak
 from scshards.cells.vocab import Vocab
 from scshards.stream.blockstream import BlockStream
 from scshards.stream.cache import open_cache
-from scshards.stream.collate import Collator
-from scshards.stream.collate_device import RaggedBatch
+from scshards.stream.collate import AnyBatch, Collator
 from scshards.stream.collate_options import CollateOptions, Objective, PadTo, ValueStyle
 from scshards.stream.dealer import Block
+from scshards.stream.packing import cells_per_batch
 from scshards.stream.parts import ChoiceOptions
 from scshards.stream.quarantine import OnBadShard, Quarantine
 from scshards.stream.shardlist import ShardList
@@ -35,8 +34,8 @@ from scshards.stream.weights import WeightsOption
 class CellLoader(BlockStream):
     """Streams a split of a shard set; iterating yields the batches of `cells.batch`.
 
-    `Batch`, or `GenerateBatch` with objective="generate"; with device_collate=True
-    `stream.collate_device.RaggedBatch`, which becomes one of these where `to(device)` moves it.
+    `Batch`; `GenerateBatch` with objective="generate"; `PackedBatch` with tokens_per_batch; with
+    device_collate=True `RaggedBatch` (stream.collate_device), which `to(device)` makes one of these.
 
     Parameters
     ----------
@@ -45,7 +44,7 @@ class CellLoader(BlockStream):
     split
         Which split to read.
     batch_size
-        Cells in a batch on each rank.
+        Cells in a batch on each rank; None for 64, or what fits into tokens_per_batch.
     max_length, objective, mask_ratio, exact_mask, values, n_bins, tie_break, target_sum, \
     include_zero_genes, conditions, keep_first, pad_to, pad_value, mask_value, cls_value
         See CollateOptions.
@@ -61,6 +60,8 @@ class CellLoader(BlockStream):
         False reads the cells in the order of the shards, lane by lane in turn; with lanes=1, in order.
     shuffle_buffer
         Cells in the shuffle buffers of all lanes, and so of all ranks, together.
+    tokens_per_batch
+        Packs cells one behind another into `PackedBatch` of so many tokens; see stream.packing.
     device_collate
         False makes whole batches here. True makes small ones, about a fifth of the bytes, that are
         widened, masked and padded on the device: the same bits.
@@ -105,7 +106,7 @@ class CellLoader(BlockStream):
         root: str | os.PathLike[str] | Mapping[str, float],
         *,
         split: str = "train",
-        batch_size: int = 64,
+        batch_size: int | None = None,
         where: str | None = None,
         take: int | None = None,
         weights: WeightsOption | None = None,
@@ -123,6 +124,7 @@ class CellLoader(BlockStream):
         conditions: Sequence[str] = (),
         keep_first: int | None = None,
         pad_to: PadTo = "longest",
+        tokens_per_batch: int | None = None,
         device_collate: bool = False,
         seed: int = 0,
         epoch: int = 0,
@@ -176,6 +178,13 @@ class CellLoader(BlockStream):
             mask_value=mask_value,
             cls_value=cls_value,
         )
+        if tokens_per_batch is not None:
+            if device_collate:
+                raise ConfigError(
+                    "packed batches are whole when they are made: leave device_collate out"
+                )
+            mean_genes = sum(s.tokens for s in shards.shards) / max(1, int(shards.cells.sum()))
+            batch_size = cells_per_batch(tokens_per_batch, options, mean_genes, batch_size)
         super().__init__(
             shards,
             choosing,
@@ -186,7 +195,7 @@ class CellLoader(BlockStream):
             epoch=epoch,
             rank=rank,
             world_size=world_size,
-            batch_size=batch_size,
+            batch_size=64 if batch_size is None else batch_size,
             lanes=lanes,
             shuffle=shuffle,
             shuffle_buffer=shuffle_buffer,
@@ -201,6 +210,7 @@ class CellLoader(BlockStream):
             seed,
             shards.labels,
             device_collate=device_collate,
+            tokens_per_batch=tokens_per_batch,
         )
 
     @classmethod
@@ -232,7 +242,7 @@ class CellLoader(BlockStream):
     def __iter__(self) -> Iterator[Any]:
         return self.stream(self.collate)
 
-    def collate(self, block: Block, i: int) -> Batch | GenerateBatch | RaggedBatch:
+    def collate(self, block: Block, i: int) -> AnyBatch:
         """Batch i of a block."""
         rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
         sizes = block.sizes[rows]

@@ -29,13 +29,12 @@ from scshards.base import seeds
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError, FormatError
 from scshards.base.where import parse
-from scshards.cells.batch import KEY_ROW_BITS, Batch, GenerateBatch
+from scshards.cells.batch import KEY_ROW_BITS
 from scshards.cells.tokenizer import ValueKind
 from scshards.shards.codec import EXTENSION, decode_cell, decode_labels
 from scshards.shards.manifest import LabelInfo
 from scshards.shards.shardset import ShardSet
-from scshards.stream.collate import Collator
-from scshards.stream.collate_device import RaggedBatch
+from scshards.stream.collate import AnyBatch, Collator
 from scshards.stream.collate_options import CollateOptions
 from scshards.stream.dataset import decoded
 from scshards.stream.epochs import SharedEpoch
@@ -300,7 +299,7 @@ class Collate:
         """Let the next iteration be of this epoch: other masks and samples."""
         self._epochs.set(epoch)
 
-    def __call__(self, data: Iterable[Sample]) -> Iterator[Batch | GenerateBatch | RaggedBatch]:
+    def __call__(self, data: Iterable[Sample]) -> Iterator[AnyBatch]:
         # A collator has locks and threads' scratch space: each process makes its own.
         shardset = ShardSet(self._root, self._storage_options)
         manifest = shardset.manifest
@@ -349,7 +348,7 @@ def _batch(
     columns: Mapping[str, LabelInfo],
     epoch: int,
     position: int,
-) -> Batch | GenerateBatch | RaggedBatch:
+) -> AnyBatch:
     members = [_member(s) for s in samples]
     sizes = np.array([len(m) for m in members], np.int64)
     labels = np.zeros((len(samples), len(columns)), np.int64)

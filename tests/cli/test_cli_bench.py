@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numba as nb
 import pytest
 from click.testing import CliRunner
 from shardsets import make_set
 
 from scshards.base.errors import ConfigError
 from scshards.cli.bench import REMEDY, WHAT, command
+from scshards.stream import cell_kernels, collate_base
 from scshards.stream.bench import WORK
 
 
@@ -40,6 +42,14 @@ def test_a_demand_that_can_be_met_and_one_that_cannot(root):
     assert "the loader gives 0.0 times the 1,000,000,000 cells/s" in text
     assert "too slow: most of the work is" in text
     assert any(remedy in text for remedy in REMEDY.values())
+
+
+def test_compiling_is_told_apart_from_streaming(root, monkeypatch):
+    run(root, "--seconds", "0.1", "--batch-size", 8)  # all else is compiled or loaded
+    fresh = nb.njit(nogil=True)(cell_kernels.count_genes.py_func)
+    monkeypatch.setattr(collate_base, "count_genes", fresh)
+    text = run(root, "--seconds", "0.1", "--batch-size", 8).stdout
+    assert "for 1 kernels to be compiled, which happens once" in " ".join(text.split())
 
 
 def test_json(root):

@@ -275,7 +275,8 @@ def _look_up(
 ) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.int64]]]:
     """{name: the code of each cell on the line, + 1}, {name: the epoch's cells by code + 1}."""
     along = np.searchsorted(plan.starts, line, side="right") - 1
-    shard_of, place_of = plan.order[along], line - plan.starts[along]
+    shard_of = plan.order[along]
+    place_of = line - plan.starts[along] + plan.firsts[along]
     by_shard = np.argsort(shard_of, kind="stable")
     bounds = np.searchsorted(shard_of[by_shard], np.arange(len(shards.shards) + 1))
     sizes = {

@@ -1,7 +1,8 @@
 """The order of an epoch, on integers alone: which cell comes at which position, and to which rank.
 
-    shards, permuted, laid end to end:  |--7--|---2---|-5-|------0------| ...      the line, N cells
-    cut into K lanes, equal to one cell: |lane 0|lane 1|lane 2| ... |lane K-1|
+    shards, permuted, laid in a ring:   |--7--|---2---|-5-|------0------| ...      the line, N cells,
+    cut open at a cell drawn              ^ from here on, round to here
+    cut into K lanes, equal to one cell: |lane 2|lane 0|lane K-1| ... |lane 1|     in a drawn order
     each lane read in order through a shuffle buffer (stream.shuffle)
     position p = the (p // K)-th cell that lane p % K emits
     rank r of W takes the positions p = r mod W; global batch t is W * batch_size positions in a row
@@ -31,11 +32,16 @@ class EpochPlan:
     Attributes
     ----------
     order
-        int64 [shards]: shard ordinals along the line.
+        int64 [runs]: shard ordinals along the line; that in which the line was cut open comes first and
+        last.
     starts
-        int64 [shards + 1]: where each of them begins on the line.
+        int64 [runs + 1]: where each of them begins on the line.
+    firsts
+        int64 [runs]: the first of the shard's cells that lies there.
     lanes
         K.
+    lane_starts
+        int64 [lanes]: where each lane begins on the line.
     buffer
         Cells in the shuffle buffer of one lane; 1 keeps the line's order.
     seed, epoch
@@ -44,7 +50,9 @@ class EpochPlan:
 
     order: NDArray[np.int64]
     starts: NDArray[np.int64]
+    firsts: NDArray[np.int64]
     lanes: int
+    lane_starts: NDArray[np.int64]
     buffer: int
     seed: int
     epoch: int
@@ -60,8 +68,7 @@ class EpochPlan:
 
     def lane_start(self, lane: int) -> int:
         """Where a lane begins on the line."""
-        q, r = divmod(self.cells, self.lanes)
-        return lane * q + min(lane, r)
+        return int(self.lane_starts[lane])
 
     def lane_key(self, lane: int) -> int:
         """The key of the lane's shuffle buffer."""
@@ -74,7 +81,7 @@ class EpochPlan:
         while start < stop:
             end = min(stop, int(self.starts[i + 1]))
             if end > start:
-                base = int(self.starts[i])
+                base = int(self.starts[i]) - int(self.firsts[i])
                 out.append((int(self.order[i]), start - base, end - base))
             start = end
             i += 1
@@ -99,16 +106,53 @@ def plan_epoch(
     lanes
         K, at least 1.
     shuffle
-        False keeps the shards in order and every lane's buffer at one cell.
+        False keeps the shards and lanes in order and every lane's buffer at one cell.
     shuffle_buffer
         Cells over all lanes together; each lane has its K-th part, at least 1.
     """
     cells = np.asarray(shard_cells, np.int64)
     order = shard_order(len(cells), seed=seed, epoch=epoch, shuffle=shuffle)
-    starts = np.zeros(len(cells) + 1, np.int64)
-    np.cumsum(cells[order], out=starts[1:])
-    buffer = max(1, shuffle_buffer // lanes) if shuffle else 1
-    return EpochPlan(order=order, starts=starts, lanes=lanes, buffer=buffer, seed=seed, epoch=epoch)
+    sizes = cells[order]
+    firsts = np.zeros(len(cells), np.int64)
+    n = int(sizes.sum())
+    along = np.arange(lanes)
+    if shuffle and n:
+        opened = (
+            int(seeds.draws(seeds.key(seed, "open", epoch), np.zeros(1, np.int64))[0]) * n >> 64
+        )
+        order, sizes, firsts = _opened(order, sizes, opened)
+        along = seeds.permutation(seeds.key(seed, "lanes", epoch), lanes)
+    # Of lane k, cells N // K, and one more in the first N % K; laid out in the drawn order.
+    lengths = (n // lanes + (np.arange(lanes) < n % lanes))[along]
+    lane_starts = np.empty(lanes, np.int64)
+    lane_starts[along] = np.cumsum(lengths) - lengths
+    return EpochPlan(
+        order=order,
+        starts=np.concatenate(([0], np.cumsum(sizes))),
+        firsts=firsts,
+        lanes=lanes,
+        lane_starts=lane_starts,
+        buffer=max(1, shuffle_buffer // lanes) if shuffle else 1,
+        seed=seed,
+        epoch=epoch,
+    )
+
+
+def _opened(
+    order: NDArray[np.int64], sizes: NDArray[np.int64], at: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The ring of shards cut open before its cell `at`: shards, their cells, the first of each."""
+    ends = np.cumsum(sizes)
+    i = int(np.searchsorted(ends, at, side="right"))
+    before = at - int(ends[i] - sizes[i])
+    tail = [i] if before else []
+    turned = np.concatenate((np.arange(i, len(order)), np.arange(i), tail)).astype(np.int64)
+    cells, firsts = sizes[turned], np.zeros(len(turned), np.int64)
+    cells[0] -= before
+    firsts[0] = before
+    if before:
+        cells[-1] = before
+    return order[turned], cells, firsts
 
 
 def shard_order(shards: int, *, seed: int, epoch: int, shuffle: bool) -> NDArray[np.int64]:

@@ -20,26 +20,47 @@ def plan_of(sizes: list[int], lanes: int, shuffle: bool = True, epoch: int = 0) 
     )
 
 
-def cells_in_order(plan: EpochPlan) -> list[tuple[int, int]]:
+def cells_in_order(
+    sizes: list[int], plan: EpochPlan, shuffle: bool = True
+) -> list[tuple[int, int]]:
     """(shard, cell) at every position, written out plainly: the second formula for the whole order."""
-    line = [
-        (shard, c)
-        for shard in plan.order.tolist()
-        for c in range(
-            int(
-                plan.starts[list(plan.order).index(shard) + 1]
-                - plan.starts[list(plan.order).index(shard)]
-            )
-        )
-    ]
+    shards, along, at = list(range(len(sizes))), list(range(plan.lanes)), 0
+    if shuffle:
+        shards = by_draw("shards", plan, len(sizes))
+        along = by_draw("lanes", plan, plan.lanes)
+        draw = seeds.mix64(seeds.key(plan.seed, "open", plan.epoch) + seeds.GOLDEN)
+        at = draw * sum(sizes) >> 64
+    ring = [(shard, c) for shard in shards for c in range(sizes[shard])]
+    line = ring[at:] + ring[:at]
+    lanes: dict[int, list[tuple[int, int]]] = {}
+    for k in along:
+        n = len(ring) // plan.lanes + (1 if k < len(ring) % plan.lanes else 0)
+        stretch, line = line[:n], line[n:]
+        lanes[k] = [stretch[i] for i in shuffled(n, plan.buffer, plan.lane_key(k))]
+    return [lanes[p % plan.lanes][p // plan.lanes] for p in range(len(ring))]
+
+
+def by_draw(name: str, plan: EpochPlan, n: int) -> list[int]:
+    """Numbers below n in the order of their draws."""
+    key = seeds.key(plan.seed, name, plan.epoch)
+    return sorted(range(n), key=lambda i: seeds.mix64(key + (i + 1) * seeds.GOLDEN))
+
+
+def emitted(plan: EpochPlan) -> list[tuple[int, int]]:
+    """(shard, cell) at every position, as the plan and the shuffle buffer have it."""
     lanes = []
-    at = 0
     for k in range(plan.lanes):
-        n = plan.cells // plan.lanes + (1 if k < plan.cells % plan.lanes else 0)
-        stretch = line[at : at + n]
-        lanes.append([stretch[i] for i in shuffled(n, plan.buffer, plan.lane_key(k))])
-        at += n
+        start, n = plan.lane_start(k), plan.lane_cells(k)
+        cells = [(s, c) for s, a, b in plan.runs(start, start + n) for c in range(a, b)]
+        lanes.append([cells[i] for i in lane_order(n, plan.buffer, plan.lane_key(k)).tolist()])
     return [lanes[p % plan.lanes][p // plan.lanes] for p in range(plan.cells)]
+
+
+@settings(max_examples=200)
+@given(sizes=shard_sizes, lanes=st.integers(1, 80), shuffle=st.booleans(), epoch=st.integers(0, 9))
+def test_the_order_of_an_epoch(sizes: list[int], lanes: int, shuffle: bool, epoch: int) -> None:
+    plan = plan_of(sizes, lanes, shuffle, epoch)
+    assert emitted(plan) == cells_in_order(sizes, plan, shuffle)
 
 
 def shuffled(n: int, buffer: int, key: int) -> list[int]:
@@ -81,9 +102,8 @@ def test_lanes_cut_the_line(sizes: list[int], lanes: int, shuffle: bool) -> None
     counts = [plan.lane_cells(k) for k in range(lanes)]
     assert sum(counts) == sum(sizes) == plan.cells
     assert max(counts) - min(counts) <= 1
-    assert [plan.lane_start(k) for k in range(lanes)] == np.concatenate(([0], np.cumsum(counts)))[
-        :-1
-    ].tolist()
+    ends = {plan.lane_start(k) + counts[k] for k in range(lanes)}
+    assert ends | {0} == {plan.lane_start(k) for k in range(lanes)} | {plan.cells}
     runs = [
         r
         for k in range(lanes)
@@ -106,7 +126,7 @@ def test_every_position_goes_to_one_rank(
 ) -> None:
     n = sum(sizes)
     begin = data.draw(st.integers(0, n))
-    order = cells_in_order(plan_of(sizes, lanes))
+    order = emitted(plan_of(sizes, lanes))
     assert len(set(order)) == n
     dealt: dict[int, tuple[int, int, int]] = {}
     for rank in range(world):
@@ -145,14 +165,28 @@ def test_fitting_lanes(lanes: int, world: int) -> None:
 
 
 def test_the_order_is_new_every_epoch_and_seed() -> None:
-    orders = {tuple(cells_in_order(plan_of([30, 20, 50], 4, epoch=e))) for e in range(20)}
+    orders = {tuple(emitted(plan_of([30, 20, 50], 4, epoch=e))) for e in range(20)}
     assert len(orders) == 20
     other = plan_epoch([30, 20, 50], seed=4, epoch=0, lanes=4, shuffle=True, shuffle_buffer=20)
-    assert tuple(cells_in_order(other)) not in orders
+    assert tuple(emitted(other)) not in orders
+
+
+def test_a_small_or_lone_shard_is_reshuffled_too() -> None:
+    """Where buffers hold one cell, or a lane has one, only the line and its lanes can differ."""
+    for sizes, lanes, buffer in (([97], 64, 64), ([40], 4, 4), ([9], 64, 8192), ([300], 2, 1)):
+        orders = set()
+        for epoch in range(30):
+            plan = plan_epoch(
+                sizes, seed=1, epoch=epoch, lanes=lanes, shuffle=True, shuffle_buffer=buffer
+            )
+            orders.add(tuple(emitted(plan)))
+        assert len(orders) >= 27
+        # No place of the epoch is one cell's own.
+        assert all(len({o[p] for o in orders}) > 5 for p in range(sum(sizes)))
 
 
 def test_without_shuffle_one_lane_keeps_the_order() -> None:
-    order = cells_in_order(plan_of([3, 0, 4], 1, shuffle=False))
+    order = emitted(plan_of([3, 0, 4], 1, shuffle=False))
     assert order == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1), (2, 2), (2, 3)]
 
 

@@ -21,6 +21,11 @@ from scshards.shards.write_kernels import write_keys
 OWN_COLUMNS = ("key", "offset", "size", "n_genes", "total", "source", "row")
 OBS_PREFIX = "obs."
 
+_KINDS = {"key": "OUT", "total": "f"} | dict.fromkeys(
+    ("offset", "size", "n_genes", "source", "row"), "i"
+)
+"""numpy's letters for what a column may hold; those of obs columns hold codes or numbers."""
+
 
 def write_index(
     *,
@@ -64,7 +69,7 @@ def read_index(
     Raises
     ------
     FormatError
-        When the bytes are no parquet file or a column is missing.
+        When the bytes are no parquet file, or a column is missing or holds something else.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -80,13 +85,18 @@ def read_index(
             columns=None if columns is None else list(columns),
             use_threads=False,
         )
-        return {
+        found = {
             name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names
         }
     except FormatError:
         raise
     except (pa.ArrowException, OSError, ValueError) as e:
         raise FormatError(f"the index can't be read: {e}", where=where) from None
+    for name, values in found.items():
+        # A column with nulls comes out as another kind, too.
+        if values.dtype.kind not in _KINDS.get(name, "if"):
+            raise FormatError(f"the index's column {name!r} holds {values.dtype}", where=where)
+    return found
 
 
 def _column(values: NDArray[Any], kind: Any) -> Any:

@@ -164,6 +164,16 @@ class ShardList:
                 out[column] = np.full(info.cells, missing, kind)
                 continue
             values = table[column]
+            name = column.removeprefix(OBS_PREFIX)
+            if name != column and (values.dtype.kind == "f") != (
+                self.labels[name].kind == "number"
+            ):
+                raise FormatError(
+                    f"the index's column {column!r} holds {values.dtype}, and {name!r} is a "
+                    f"{self.labels[name].kind}",
+                    where=where,
+                    advice="run scshards verify on the shard set",
+                )
             if column == "source" and self._first_source[number]:
                 values = values.astype(np.int64) + self._first_source[number]
             if column in codes and len(values):

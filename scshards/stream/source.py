@@ -157,9 +157,9 @@ class CellSource:
             cells = passes.cells[first:end]
         starts = index.starts[cells] - (int(info.chunks.raw[: chunk + 1].sum()) - len(data))
         sizes = index.sizes[cells]
-        if len(starts) and (
-            starts.min() < 0 or sizes.min() <= 0 or (starts + sizes).max() > len(data)
-        ):
+        # Of numbers that are not known to be small, no sum: it might wrap around.
+        is_inside = (starts >= 0) & (starts <= len(data)) & (sizes > 0)
+        if not (is_inside & (sizes <= len(data) - np.where(is_inside, starts, 0))).all():
             raise FormatError(
                 "the index points outside a chunk",
                 where=f"{self._list.at(shard)}, chunk {chunk}",

@@ -13,6 +13,8 @@ from scshards._version import __version__ as __version__
 if TYPE_CHECKING:
     from scshards.base.errors import ScshardsError as ScshardsError
     from scshards.cells.batch import Batch as Batch
+    from scshards.cells.batch import GenerateBatch as GenerateBatch
+    from scshards.cells.batch import PackedBatch as PackedBatch
     from scshards.cells.vocab import Vocab as Vocab
     from scshards.pack.run import PackOptions as PackOptions
     from scshards.pack.verify import verify as verify
@@ -28,7 +30,9 @@ _HOME = {
     "Cell": "shards.codec",
     "CellDataset": "stream.dataset",
     "CellLoader": "stream.loader",
+    "GenerateBatch": "cells.batch",
     "PackOptions": "pack.run",
+    "PackedBatch": "cells.batch",
     "ScshardsError": "base.errors",
     "ShardSet": "shards.shardset",
     "Vocab": "cells.vocab",

@@ -156,7 +156,7 @@ class Collator(CollatorBase):
     def _fill_masked(self, cells: Cells, at: NDArray[np.int64], out: list[NDArray[Any]]) -> None:
         """Fill genes, values, targets, is_masked and is_pad: cell b's from at[b] to at[b + 1]."""
         mask = MaskRules(
-            share=round(cells.ratio * (1 << DIGITS)),
+            share=_share(cells.ratio),
             ratio=cells.ratio,
             exact=self.options.exact_mask,
             pad_id=self._pad_id,
@@ -230,7 +230,7 @@ class Collator(CollatorBase):
                 length=cells.length,
                 n_unknown=n_unknown,
                 first=options.n_leads + options.kept_genes,
-                share=round(cells.ratio * (1 << DIGITS)),
+                share=_share(cells.ratio),
                 ratio=cells.ratio,
                 pad_id=self._pad_id,
                 cls_value=self._cls_value,
@@ -265,3 +265,8 @@ class Collator(CollatorBase):
         wanted = int(max(genes, 0) * ratio)
         at_least = 1 if wanted == 0 and genes > 0 else 0
         return max(wanted, at_least), at_least
+
+
+def _share(ratio: float) -> int:
+    """A ratio below 1 as a chance of `draw_kernels.chances`."""
+    return min(round(ratio * (1 << DIGITS)), (1 << DIGITS) - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from scshards.stream.collate import Collator
 from scshards.stream.collate_options import CollateOptions
 from scshards.stream.loader import CellLoader
 
+GOLDEN = Path(__file__).parent.parent / "golden"
 GENES = 300
 VOCAB = Vocab([f"g{i}" for i in range(GENES)]).with_specials()
 LABELS = {
@@ -178,6 +180,20 @@ def test_the_parts_have_the_shapes_of_the_reference(ratio: float, known: int, un
         seen = batch.known_values[row][~batch.known_is_pad[row]][1:].tolist()
         hidden = batch.unknown_targets[row][~batch.unknown_is_pad[row]].tolist()
         assert seen + hidden == [values[g] for g in parts[0] + parts[1]]
+
+
+def test_names_and_types_are_those_of_the_reference() -> None:
+    """Of the inputs that scGPT's own pretraining model took when the golden numbers were made."""
+    golden = np.load(GOLDEN / "generate_wqkv" / "io.npz")
+    cells = [cell(np.random.default_rng(i), 40) for i in range(3)]
+    ours = collate(cells, CollateOptions(objective="generate", mask_ratio=0.5)).to_scgpt()
+    for name, tensor in ours.items():
+        assert tensor.numpy().dtype == golden[f"in_{name}"].dtype and tensor.ndim == 2, name
+
+
+def test_a_ratio_close_to_one_masks_nearly_all() -> None:
+    batch = collate([cell(np.random.default_rng(0), 200)], CollateOptions(mask_ratio=0.9999999))
+    assert batch.is_masked[:, 1:].float().mean() > 0.99
 
 
 def test_scgpts_names_of_a_masked_batch() -> None:

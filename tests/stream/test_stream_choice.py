@@ -272,6 +272,31 @@ def test_a_copy_has_another_sample_and_other_masks(tmp_path: Path) -> None:
         assert sum(torch.equal(batch.genes[i], first.genes[alone]) for i in of_cell) == 1
 
 
+def test_copies_on_a_device_packed_and_split(tmp_path: Path) -> None:
+    """However batches are made, a copy is drawn anew, and the same on any device."""
+    made = make_set(tmp_path, [6], n_genes=400, longest=300, seed=8)
+    options = {"epoch_cells": 18, "max_length": 40, "batch_size": 18, "lanes": 1}
+    for objective in ("mask", "generate"):
+        (here,) = loader(made, objective=objective, **options)
+        (ragged,) = loader(made, objective=objective, device_collate=True, **options)
+        there = ragged.to("cpu")
+        genes = "genes" if objective == "mask" else "known_genes"
+        assert torch.equal(getattr(here, genes), getattr(there, genes))
+        assert here.keys.tolist() == there.keys.tolist()
+        rows = {
+            (k, tuple(g))
+            for k, g in zip(here.keys.tolist(), getattr(here, genes).tolist(), strict=True)
+        }
+        assert len(rows) == 18 and set(Counter(k for k, _ in rows).values()) == {3}
+    (packed,) = loader(made, tokens_per_batch=40 * 18, **options)
+    at = packed.cu_seqlens.tolist()
+    cells = {
+        (k, tuple(packed.genes[a:b].tolist()))
+        for k, a, b in zip(packed.keys.tolist(), at, at[1:], strict=False)
+    }
+    assert len(cells) == 18
+
+
 def test_copies_lie_apart(tmp_path: Path) -> None:
     """The second time a cell comes is a pass over its shard later, not a batch later."""
     made = make_set(tmp_path, [400], longest=2)

@@ -20,7 +20,7 @@ from scshards.stream.compiling import compiles
 from scshards.stream.course import Course
 from scshards.stream.dealer import Block
 from scshards.stream.fetch import LOCAL_READS, REMOTE_READS, ChunkFetcher
-from scshards.stream.parts import Choice, ChoiceOptions
+from scshards.stream.parts import ChoiceOptions, choice_of
 from scshards.stream.pipeline import Made, in_order
 from scshards.stream.plan import EpochPlan
 from scshards.stream.quarantine import LostCells, Quarantine
@@ -93,7 +93,7 @@ class BlockStream:
         self._clock = StageClock()
         self._fetcher, self._quarantine = ChunkFetcher(shards, self._clock, cache), quarantine
         shards.read_indexes_by(self._fetcher.index)
-        self._choice = Choice(shards, choosing, seed)
+        self._choice = choice_of(shards, choosing, seed)
         self._course = Course(
             self._choice.parts,
             by_domain=choosing.domain_by is not None,

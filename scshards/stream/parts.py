@@ -9,9 +9,11 @@ stream.loader (options, parts), stream.course (orders) and stream.source (passes
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -282,6 +284,24 @@ class Choice:
             return out
 
         return np.ascontiguousarray(np.stack(scan(self._shards, self.columns, look), axis=1))
+
+
+_CHOICES: WeakValueDictionary[str, Choice] = WeakValueDictionary()
+
+
+def choice_of(shards: ShardList, options: ChoiceOptions, seed: int) -> Choice:
+    """The choice of these options; one that is still in use somewhere is not made again.
+
+    A DataLoader's workers make a loader for each epoch, and what a choice reads of the indexes, which
+    are told by their checksums, does not change.
+    """
+    asked = [shards.fingerprint(), *(s.index_sha256 for s in shards.shards)]
+    asked += [repr(shards.labels), repr(options.state()), str(seed)]
+    key = hashlib.sha256("\n".join(asked).encode()).hexdigest()
+    made = _CHOICES.get(key)
+    if made is None:
+        made = _CHOICES[key] = Choice(shards, options, seed)
+    return made
 
 
 def _domain_column(shards: ShardList, name: str | None) -> str | None:

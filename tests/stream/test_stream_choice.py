@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections import Counter
 from itertools import pairwise
@@ -514,3 +515,24 @@ def test_only_chunks_with_chosen_cells_are_read(tmp_path: Path) -> None:
     assert seen(one) == dict.fromkeys(wanted, 1)
     reads = one.stages().reads
     assert reads == len(chunks) + 2  # and the two indexes
+
+
+def test_a_choice_that_is_in_use_is_not_made_again(
+    known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scshards.stream import parts
+
+    made = []
+    choose = parts.choose
+    monkeypatch.setattr(parts, "choose", lambda *a: made.append(a[1:]) or choose(*a))
+    first = loader(known, where="age > 50")
+    again = loader(known, where="age > 50", batch_size=9, lanes=3)
+    assert made == [("age > 50", None)]
+    assert seen(first) == seen(again)
+    loader(known, where="age > 51")
+    loader(known, where="age > 50", seed=1)
+    assert len(made) == 3
+    del first, again
+    gc.collect()
+    loader(known, where="age > 50")
+    assert len(made) == 4

@@ -12,6 +12,7 @@ ascending id, and padding. Imports no torch: it only holds tensors.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,13 +39,24 @@ class CellBatch:
     def to(self: AnyBatch, device: Any, *, non_blocking: bool = False) -> AnyBatch:
         """The batch on another device; `keys` stay where they are."""
 
-        def move(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {k: move(v) for k, v in value.items()}
-            return value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value
+        fields = [f.name for f in dataclasses.fields(self) if f.name != "keys"]
+        return self._each(fields, lambda t: t.to(device, non_blocking=non_blocking))
 
-        fields = (f.name for f in dataclasses.fields(self) if f.name != "keys")
-        return dataclasses.replace(self, **{name: move(getattr(self, name)) for name in fields})
+    def pin_memory(self: AnyBatch) -> AnyBatch:
+        """The batch in page-locked memory; `DataLoader(pin_memory=True)` asks for it."""
+        return self._each([f.name for f in dataclasses.fields(self)], lambda t: t.pin_memory())
+
+    def _each(
+        self: AnyBatch, fields: Sequence[str], change: Callable[[Tensor], Tensor]
+    ) -> AnyBatch:
+        """The batch with the tensors of some fields changed."""
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {k: changed(v) for k, v in value.items()}
+            return change(value) if hasattr(value, "to") else value
+
+        return dataclasses.replace(self, **{name: changed(getattr(self, name)) for name in fields})
 
     @property
     def cell_keys(self) -> list[str]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from scshards.base.errors import StateError
-from scshards.cells.batch import KEY_ROW_BITS, Batch, format_key
+from scshards.cells.batch import KEY_ROW_BITS, Batch, GenerateBatch, format_key
 from scshards.cells.tokenizer import ValueKind
 from scshards.shards.codec import decode_cell
 from scshards.stream.dealer import Block
@@ -28,7 +28,7 @@ from scshards.stream.epochs import SharedEpoch, worker_place
 from scshards.stream.loader import CellLoader, topology
 from scshards.stream.ship import ship_whole
 
-Sample = Batch | dict[str, Any]
+Sample = Batch | GenerateBatch | dict[str, Any]
 
 
 class CellDataset(IterableDataset[Sample]):
@@ -43,7 +43,7 @@ class CellDataset(IterableDataset[Sample]):
     root
         The shard set: a local path or an fsspec URL; or {root: weight}, as CellLoader.blend has it.
     as_cells
-        False yields `cells.batch.Batch` (for DataLoader(batch_size=None)). True yields cells, for a
+        False yields batches of `cells.batch` (for DataLoader(batch_size=None)). True yields cells, for a
         collate function of one's own: dicts of `__key__` (text), `genes` (int32 [n], ascending token
         ids), `values` (uint64 counts or float32 [n]) and `labels` ({column: code or number}). Give
         the DataLoader the batch_size of the dataset then, and batches are those of CellLoader too.
@@ -196,7 +196,7 @@ class _Iteration(Iterator[Sample]):
 
     def __next__(self) -> Sample:
         if not self._dataset._as_cells:
-            batch: Batch = self._next_made()
+            batch: Batch | GenerateBatch = self._next_made()
             if self._is_worker:
                 ship_whole(type(batch))
             self._batches += 1

@@ -46,6 +46,17 @@ def test_to_moves_everything_but_the_keys(batch: Batch) -> None:
     assert batch.genes.device.type == "cpu"
 
 
+def test_pinned_memory_holds_all_tensors(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pinning needs a CUDA device: a copy of another type stands for it.
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: t.to(torch.float64) + 1)
+    pinned = batch.pin_memory()
+    for field in dataclasses.fields(Batch):
+        a, b = getattr(batch, field.name), getattr(pinned, field.name)
+        if field.name == "labels":
+            a, b = a["donor"], b["donor"]
+        assert b.dtype == torch.float64 and torch.equal(b, a.double() + 1)
+
+
 def test_frozen(batch: Batch) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         batch.weight = torch.ones(3)  # type: ignore[misc]

@@ -1,7 +1,7 @@
 """Which epoch the workers of a DataLoader read: one for all workers of an iteration, then the next.
 
 Workers are copies of the dataset in other processes: they are told of epochs and states, and agree on
-them, through a few kB of shared memory. Nothing is locked: every number is written at once, and
+them, through a MB of shared memory. Nothing is locked: every number is written at once, and
 workers that begin at the same time come to the same answer. Called by stream.dataset and stream.wds.
 """
 
@@ -21,7 +21,8 @@ from scshards.base import seeds
 from scshards.base.errors import ConfigError, StateError
 
 _WORKERS = 1024
-_STATE_BYTES = 1 << 14
+_STATE_BYTES = 1 << 20
+"""A state has two numbers for each domain, and there may be ten thousands of these."""
 _EPOCH_BITS = 24
 
 # int64 [...]: the first epoch, bytes of the state, a slot for each worker, the state.

@@ -94,7 +94,7 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ConfigError):
             SharedEpoch(epoch)
     with pytest.raises(StateError, match="too large"):
-        SharedEpoch().set(0, {"much": "x" * 20000})
+        SharedEpoch().set(0, {"much": "x" * (1 << 20)})
     info: Any = Info(0, 1025, 1)
     monkeypatch.setattr(epochs, "get_worker_info", lambda: info)
     with pytest.raises(ConfigError, match="1024"):

@@ -57,13 +57,17 @@ def blocks(
 ) -> Iterator[Block]:
     """The blocks of a rank's share, `batches` batches in all, of about `block_cells` cells each.
 
+    The first one is a batch, and each of the next has twice as many, so that the first batch need not
+    wait for the cells of others.
+
     Raises whatever reading a chunk raises.
     """
     lanes = Lanes(plan, share, source, store, fetchers)
     per_block = max(1, block_cells // share.batch_size)
     begin = share.begin
+    count = 1
     while batches:
-        count = min(per_block, batches)
+        count = min(count, per_block, batches)
         end = min(share.end, begin + count * share.global_batch)
         with source.clock.time("deal"):
             rows, taken = lanes.deal(begin, end, count * share.batch_size)
@@ -80,6 +84,7 @@ def blocks(
         )
         batches -= count
         begin += count * share.global_batch
+        count *= 2
 
 
 def new_store(shards: ShardList, lanes: int, buffered: int, columns: int) -> CellStore:

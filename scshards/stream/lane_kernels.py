@@ -6,10 +6,12 @@ The steps of a lane are those of stream.shuffle. It releases the GIL.
 from __future__ import annotations
 
 import numba as nb
+import numpy as np
 
 from scshards.stream.shuffle import EMITTED, FILLED, NEXT_INPUT, pick
 
 DONE = -1
+QUEUE = -1
 
 
 @nb.njit(nogil=True, cache=True)
@@ -22,9 +24,11 @@ def deal(
     lanes, cells, keys, limits [lanes of this rank]: which lanes, cells and key of each, and how many the
     shuffle buffer holds. slots, states: the buffers. queues [lanes, room], at, counts: places of the
     cells that come next, the next one, and how many there are. `state` is (the lane that is at it,
-    places in `taken`): every place that left a buffer is added to `taken`, whoever's it is.
+    places in `taken`, what it lacks): every place that left a buffer is added to `taken`, whoever's it
+    is. A slot of -2 - c holds cell c of those that are still read.
 
-    Returns DONE, or the lane whose queue is empty: then to be called again with more in it.
+    Returns DONE, or the lane that lacks QUEUE, more cells to come, or else cell state[2]; to be called
+    again when they are there.
     """
     first = begin + (rank - begin) % world_size
     for i in range(state[0], len(lanes)):
@@ -36,6 +40,7 @@ def deal(
             takes_input = following < cells[i]
             if takes_input and at[i] == counts[i]:
                 is_short = True
+                state[2] = QUEUE
                 break
             if takes_input and filled < limit:
                 slots[i, filled] = queues[i, at[i]]
@@ -43,6 +48,10 @@ def deal(
             else:
                 slot = pick(key, emitted, filled)
                 place = slots[i, slot]
+                if place < -1:
+                    is_short = True
+                    state[2] = -2 - place
+                    break
                 taken[state[1]] = place
                 state[1] += 1
                 position = emitted * n_lanes + lane
@@ -61,3 +70,24 @@ def deal(
             state[0] = i
             return i
     return DONE
+
+
+@nb.njit(nogil=True, cache=True)
+def first_needed(key, state, cells, needed):
+    """When each slot's cell is emitted, for those that are in a buffer of this state.
+
+    `needed` [slots]: the emission; what it holds stays where that is not soon (20 turns of the buffer).
+    """
+    filled, following, emitted = state[FILLED], state[NEXT_INPUT], state[EMITTED]
+    which = np.arange(filled)
+    for _ in range(min(cells - emitted, 20 * filled)):
+        slot = pick(key, emitted, filled)
+        if which[slot] >= 0:
+            needed[which[slot]] = emitted
+        emitted += 1
+        if following < cells:
+            which[slot] = -1
+            following += 1
+        else:
+            filled -= 1
+            which[slot] = which[filled]

@@ -3,24 +3,39 @@
     chunks of a lane's stretch --stream.store--> places --shuffle buffer--> rows of a block
 
 Buffers hold the numbers of places in the store; the steps are those of stream.shuffle. A lane asks for
-its next chunk when it begins to use up the last one. Called by stream.dealer, one thread at a time.
+its next chunk when it begins to use up the last one. Where an epoch is resumed, buffers are replayed on
+integers, and what is in them is read in the order in which it is needed. Called by stream.dealer, one
+thread at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import operator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.stream.lane_kernels import DONE, deal
+from scshards.stream.lane_kernels import DONE, QUEUE, deal, first_needed
 from scshards.stream.plan import EpochPlan, Share
-from scshards.stream.shuffle import FILLED, NEXT_INPUT, new_state, replay
+from scshards.stream.shuffle import EMITTED, FILLED, NEXT_INPUT, new_state, replay
 from scshards.stream.source import CellSource, LoadedChunk
 from scshards.stream.store import CellStore
 
 Places = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Refill:
+    """A read of cells of replayed buffers: which of them, [first, end) of all such cells."""
+
+    first: int
+    end: int
+    job: Future[Places]
 
 
 class Lanes:
@@ -56,13 +71,20 @@ class Lanes:
         self._queues = np.zeros((len(lanes), 1), np.int64)
         self._at = np.zeros(len(lanes), np.int64)
         self._counts = np.zeros(len(lanes), np.int64)
-        self._refills: list[tuple[int, Places, Future[Places]]] = []
-        for i in range(len(lanes)):
-            self._start_refill(i)
-        self._pieces = [source.fetcher.announced(self._pieces_of(i)) for i in range(len(lanes))]
+        self._pieces: list[Iterator[tuple[int, int, int, int]]] = []
         self._ahead: list[Future[Places] | None] = [None] * len(lanes)
-        for i in range(len(lanes)):
-            self._ask(i)
+        # Reads, each with the position of the first cell that waits for it.
+        reads: list[tuple[int, Callable[[], None]]] = []
+        self._refills: list[_Refill] = []
+        self._n_replayed = 0
+        for i, lane in enumerate(lanes):
+            reads += self._replay(i)
+            self._pieces.append(source.fetcher.announced(self._pieces_of(i)))
+            emitted = int(self._states[i, EMITTED])
+            reads.append((emitted * share.lanes + lane, functools.partial(self._ask, i)))
+        for _, ask in sorted(reads, key=operator.itemgetter(0)):
+            ask()
+        self._refills.sort(key=lambda refill: refill.first)
 
     def deal(self, begin: int, end: int, rows: int) -> tuple[Places, Places]:
         """The places of the cells at the positions [begin, end) of the epoch.
@@ -76,11 +98,10 @@ class Lanes:
         ------
         Whatever reading a chunk raises.
         """
-        self._finish_refills()
         found = np.full(rows, -1, np.int64)
         emissions = (end - begin) // self._share.lanes + 2  # of a lane, at most
         taken = np.empty(emissions * len(self._lanes), np.int64)
-        state = np.zeros(2, np.int64)
+        state = np.zeros(3, np.int64)
         while True:
             lane = deal(
                 self._lanes, self._cells, self._keys, self._limits, self._slots, self._states,
@@ -89,7 +110,10 @@ class Lanes:
             )  # fmt: skip
             if lane == DONE:
                 return found, taken[: state[1]]
-            self._refresh(lane)
+            if state[2] == QUEUE:
+                self._refresh(lane)
+            else:
+                self._refill(lane, int(state[2]))
 
     def _refresh(self, i: int) -> None:
         """The lane's next chunk into its queue, and the one after it asked for."""
@@ -135,30 +159,51 @@ class Lanes:
         for run in self._plan.runs(start + following, start + int(self._cells[i])):
             yield from self._source.pieces(*run)
 
-    def _start_refill(self, i: int) -> None:
-        """Replay the lane's buffer to where the share begins; begin to read what is in it there."""
+    def _replay(self, i: int) -> list[tuple[int, Callable[[], None]]]:
+        """Replay the lane's buffer to where the share begins; reads of what is in it, as `__init__`'s.
+
+        Until they were read, its slots hold the cells' numbers, as lane_kernels.deal takes them.
+        """
         lane = int(self._lanes[i])
         emitted = min(self._share.emissions(lane, self._share.begin), int(self._cells[i]))
         if emitted == 0:
-            return
+            return []
         slots, state = new_state(int(self._limits[i]))
         replay(slots, state, int(self._cells[i]), int(self._keys[i]), emitted)
         self._states[i] = state
-        start = self._plan.lane_start(lane)
         inputs = slots[: state[FILLED]]
         order = np.argsort(inputs)
         ordered = inputs[order]
+        base = self._n_replayed
+        self._slots[i, order] = -2 - (base + np.arange(len(ordered)))
+        self._n_replayed += len(ordered)
+        needed = np.full(len(slots), self._cells[i], np.int64)
+        first_needed(self._keys[i], state, self._cells[i], needed)
+        start = self._plan.lane_start(lane)
+        reads: list[tuple[int, Callable[[], None]]] = []
         at = 0
         while at < len(ordered):
             (run, *_) = self._plan.runs(start + int(ordered[at]), start + int(ordered[-1]) + 1)
             piece = self._source.pieces(*run)[0]
             end = int(np.searchsorted(ordered, ordered[at] + piece[3] - piece[2]))
-            job = self._fetchers.submit(self._load_some, piece, ordered[at:end] - ordered[at])
-            self._refills.append((i, order[at:end], job))
+            first = int(needed[order[at:end]].min())
+            which = ordered[at:end] - ordered[at]
+            ask = functools.partial(self._ask_some, base + at, base + end, piece, which)
+            reads.append((first * self._share.lanes + lane, ask))
             at = end
+        return reads
 
-    def _finish_refills(self) -> None:
-        for i, slots, job in self._refills:
-            with self._source.clock.time("input"):
-                self._slots[i, slots] = job.result()
-        self._refills = []
+    def _ask_some(
+        self, first: int, end: int, piece: tuple[int, int, int, int], which: Places
+    ) -> None:
+        job = self._fetchers.submit(self._load_some, piece, which)
+        self._refills.append(_Refill(first, end, job))
+
+    def _refill(self, i: int, number: int) -> None:
+        """Put the cells that were read together with this one into the lane's slots."""
+        refill = self._refills[bisect_right(self._refills, number, key=lambda r: r.first) - 1]
+        with self._source.clock.time("input"):
+            places = refill.job.result()
+        numbers = -2 - self._slots[i]
+        mine = (numbers >= refill.first) & (numbers < refill.end)
+        self._slots[i, mine] = places[numbers[mine] - refill.first]

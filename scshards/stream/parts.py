@@ -263,12 +263,8 @@ class Choice:
         """int64 [shards]: the weights of each shard's cells together."""
         if self._weights is None:
             return self._chosen.cells
-        if self._weights.column is None:
-            one = [
-                int(self._weights.of(number, None, 1)[0])
-                for number in range(len(self._shards.shardsets))
-            ]
-            return self._chosen.cells * np.array(one, np.int64)[self._shards.set_of]
+        if self._weights.sums is not None:
+            return self._weights.sums
         return np.array(
             scan(self._shards, self.columns, lambda s, t: self.weights_of(s, t).sum()), np.int64
         )

@@ -11,6 +11,7 @@ the others are rounded, those above 0 to 1 at least. Called by stream.parts.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from scshards.stream.copies import MAX_SCALE
 from scshards.stream.shardlist import ShardList
 
 BALANCED = "balanced"
+
+_Counts = tuple[NDArray[Any] | None, NDArray[np.int64]]
+"""Values of some cells, and how many of them have each."""
 
 WeightsOption = str | Mapping[str, str | Mapping[str, float]]
 
@@ -63,9 +67,12 @@ class CellWeights:
     ----------
     column
         What of the index has to be read to know them; None when a cell's set says it all.
+    sums
+        int64 [shards]: the sum over each shard's chosen cells; None where another reading has to tell.
     """
 
     column: str | None
+    sums: NDArray[np.int64] | None = None
     _tables: tuple[NDArray[np.float64], ...]
     _factors: tuple[float, ...]
     _top: int
@@ -77,8 +84,11 @@ class CellWeights:
             own: NDArray[np.float64] = np.ones(n)
         else:
             own = table[values] if len(table) else values.astype(np.float64)
-        scaled = np.rint(own * self._factors[number] * self._top).astype(np.int64)
-        return np.where(own > 0, np.clip(scaled, 1, self._top), 0)
+        # Of cells that are not chosen, anything: they are left out afterwards.
+        own = np.where(np.isfinite(own) & (own > 0), own, 0)
+        scaled = np.minimum(np.rint(own * self._factors[number] * self._top), self._top)
+        integers = np.clip(scaled.astype(np.int64), 1, self._top)
+        return np.where(own > 0, integers, 0)
 
 
 def cell_weights(
@@ -88,7 +98,7 @@ def cell_weights(
     shares: Sequence[float] | None,
     positions: int,
 ) -> CellWeights:
-    """The weights of the chosen cells; their columns are read once, from the indexes.
+    """The weights of the chosen cells; their column is read from all indexes once.
 
     Parameters
     ----------
@@ -106,18 +116,21 @@ def cell_weights(
         nothing weighs anything.
     """
     n_sets = len(shards.shardsets)
+    column, tables = None, [np.zeros(0)] * n_sets
+    # Values that occur in each shard and how often: of cells that all weigh the same, no values.
+    found: list[_Counts] | None = [(None, np.array([n])) for n in chosen.cells]
     if weights is None:
-        column, tables = None, [np.zeros(0)] * n_sets
         sums = [float(n) for n in np.bincount(shards.set_of, chosen.cells, n_sets)]
         largest = [1.0] * n_sets
     else:
         column = _column(shards, weights)
         rule = None if isinstance(weights, str) else next(iter(weights.values()))
         if rule is None:
-            tables = [np.zeros(0)] * n_sets
+            found = None
             sums, largest = _number_sums(shards, chosen, column)
         else:
-            tables, sums, largest = _category_sums(shards, chosen, column, rule)
+            found = _counted(shards, chosen, column)
+            tables, sums, largest = _category_sums(shards, column, rule, found)
     for number, total in enumerate(sums):
         if not total > 0:
             raise ConfigError(
@@ -127,26 +140,38 @@ def cell_weights(
     parts = [1.0] * n_sets if shares is None else list(shares)
     factors = [share / total for share, total in zip(parts, sums, strict=True)]
     highest = max(f * x for f, x in zip(factors, largest, strict=True))
-    return CellWeights(
+    made = CellWeights(
         column=column,
         _tables=tuple(tables),
         _factors=tuple(f / highest for f in factors),
         _top=MAX_SCALE // max(positions, int(chosen.cells.sum())),
     )
+    if found is None:
+        return made
+    per_shard = [
+        int((made.of(number, values, len(n)) * n).sum())
+        for number, (values, n) in zip(shards.set_of.tolist(), found, strict=True)
+    ]
+    return dataclasses.replace(made, sums=np.array(per_shard, np.int64))
+
+
+def _counted(shards: ShardList, chosen: Chosen, column: str) -> list[_Counts]:
+    """The codes that the chosen cells of each shard have, and how many of them have each."""
+
+    def look(shard: int, table: dict[str, NDArray[Any]]) -> _Counts:
+        codes = table[column][chosen.mask(shard, len(table[column]))]
+        return np.unique(codes, return_counts=True)
+
+    return scan(shards, [column], look)
 
 
 def _category_sums(
-    shards: ShardList, chosen: Chosen, column: str, rule: str | Mapping[str, float]
+    shards: ShardList, column: str, rule: str | Mapping[str, float], found: Sequence[_Counts]
 ) -> tuple[list[NDArray[np.float64]], list[float], list[float]]:
     """For each set: the weight of each code (the last is that of -1), their sum and the largest."""
     categories = shards.labels[column.removeprefix(OBS_PREFIX)].categories
     counts = np.zeros((len(shards.shardsets), len(categories) + 1), np.int64)
-
-    def look(shard: int, table: dict[str, NDArray[Any]]) -> tuple[int, NDArray[Any], NDArray[Any]]:
-        codes = table[column][chosen.mask(shard, len(table[column]))]
-        return (int(shards.set_of[shard]), *np.unique(codes, return_counts=True))
-
-    for number, codes, n in scan(shards, [column], look):
+    for number, (codes, n) in zip(shards.set_of.tolist(), found, strict=True):
         counts[number, codes] += n
     tables = []
     for of_set in counts:

@@ -20,6 +20,7 @@ from scshards.base import seeds
 from scshards.base.errors import ConfigError, StateError
 from scshards.stream.copies import MAX_SCALE
 from scshards.stream.loader import CellLoader
+from scshards.stream.weights import CellWeights
 
 SIZES = [60, 1, 33, 90, 16]
 ROW = (1 << 40) - 1
@@ -204,6 +205,17 @@ def test_weights_of_a_number(known: Known, column: str) -> None:
     assert sum(copies.values()) == 777
     for i in range(200):
         assert abs(copies[i] - 777 * values[i] / sum(values)) < 1 + 1e-6
+
+
+def test_numbers_of_cells_that_are_not_chosen_may_be_anything(known: Known) -> None:
+    chosen = [i for i in range(200) if 30 <= known.age[i] < 60]
+    copies = seen(loader(known, weights="age", where="30 <= age < 60", epoch_cells=500))
+    total = sum(known.age[i] for i in chosen)
+    assert set(copies) <= set(chosen) and sum(copies.values()) == 500
+    assert all(abs(copies[i] - 500 * known.age[i] / total) < 1 + 1e-6 for i in chosen)
+    odd = CellWeights(column="x", _tables=(np.zeros(0),), _factors=(0.5,), _top=10)
+    values = np.array([np.nan, np.inf, -np.inf, -1.0, 0.0, 1e-9, 1.0, 2.0, 1e300])
+    assert odd.of(0, values, 9).tolist() == [0, 0, 0, 0, 0, 1, 5, 10, 10]
 
 
 def test_a_missing_number_is_no_weight(known: Known, other: Known) -> None:
@@ -525,14 +537,14 @@ def test_a_choice_that_is_in_use_is_not_made_again(
     made = []
     choose = parts.choose
     monkeypatch.setattr(parts, "choose", lambda *a: made.append(a[1:]) or choose(*a))
-    first = loader(known, where="age > 50")
-    again = loader(known, where="age > 50", batch_size=9, lanes=3)
-    assert made == [("age > 50", None)]
+    first = loader(known, where="age > 50.25")
+    again = loader(known, where="age > 50.25", batch_size=9, lanes=3)
+    assert made == [("age > 50.25", None)]
     assert seen(first) == seen(again)
-    loader(known, where="age > 51")
-    loader(known, where="age > 50", seed=1)
+    loader(known, where="age > 51.25")
+    loader(known, where="age > 50.25", seed=1)
     assert len(made) == 3
     del first, again
     gc.collect()
-    loader(known, where="age > 50")
+    loader(known, where="age > 50.25")
     assert len(made) == 4

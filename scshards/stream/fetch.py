@@ -39,8 +39,11 @@ LOCAL_READS, REMOTE_READS = 2, 16
 READS_AGAIN = 2
 """How often bytes that fail their checksum are read again."""
 
-RUN_CHUNKS, AHEAD_CHUNKS = 4, 128
-"""Chunks in a request, and chunks of all lanes that wait for their use, at most; of about 1 MiB each."""
+RUN_CHUNKS, AHEAD_CHUNKS = 4, 256
+"""Chunks in a request, and chunks of all lanes that wait for their use, at most; of about 1 MiB each.
+
+A request of one chunk takes s3fs longer than the copying of the chunk.
+"""
 
 _FREE_CHUNKS = 16
 """Chunks' buffers that wait for their next use; those in use are not counted."""
@@ -73,13 +76,15 @@ class ChunkFetcher:
         self._stop = threading.Event()
         self._reads: ThreadPoolExecutor | None = None
         self._run = self._ahead = 1
+        self._phase = itertools.count()
         self._coming: dict[tuple[int, int], list[Future[Chunk | ScshardsError]]] = {}
 
     def open(self, lanes: int) -> None:
         """Begin to read ahead for so many lanes, which share requests and memory; `close` ends it."""
         self._stop = threading.Event()
         self._run = max(1, min(RUN_CHUNKS, AHEAD_CHUNKS // max(1, lanes)))
-        self._ahead = -(-REMOTE_READS // max(1, lanes)) * self._run
+        self._ahead = -(-REMOTE_READS * self._run // max(1, lanes))
+        self._phase = itertools.count()
         if self._cache is not None:
             self._cache.begin()
         self._reads = ThreadPoolExecutor(REMOTE_READS, "scshards-read")
@@ -94,7 +99,9 @@ class ChunkFetcher:
             yield from pieces
             return
         waiting: deque[Piece] = deque()
-        for run in _runs(pieces, self._run):
+        # Lanes use chunks at the same pace: with first runs of all lengths they do not all ask at once.
+        first = 1 + next(self._phase) % self._run
+        for run in _runs(pieces, first, self._run):
             self._announce(run[0][0], [chunk for _, chunk, _, _ in run])
             waiting.extend(run)
             while len(waiting) > self._ahead:
@@ -270,13 +277,14 @@ def _hand_on(
         future.set_result(found)
 
 
-def _runs(pieces: Iterable[Piece], longest: int) -> Iterator[list[Piece]]:
-    """Pieces cut into runs of chunks that follow each other in a shard."""
+def _runs(pieces: Iterable[Piece], first: int, longest: int) -> Iterator[list[Piece]]:
+    """Pieces cut into runs of chunks that follow each other in a shard; the first is `first` at most."""
     run: list[Piece] = []
+    limit = first
     for piece in pieces:
-        if run and (len(run) == longest or piece[:2] != (run[-1][0], run[-1][1] + 1)):
+        if run and (len(run) == limit or piece[:2] != (run[-1][0], run[-1][1] + 1)):
             yield run
-            run = []
+            run, limit = [], longest
         run.append(piece)
     if run:
         yield run

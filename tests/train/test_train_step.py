@@ -45,6 +45,16 @@ def test_micro_batches_make_the_same_step_as_the_whole_batch():
     assert moved > 1e-4, "the step must have done something"
 
 
+def test_a_batch_without_any_cell_changes_nothing_and_is_finite():
+    batch = small_batch(4, weight=[0, 0, 0, 0])
+    model = small_model()
+    before = _weights(model)
+    result = _stepper(model, small_config("optim.lr=0.1"), 2).step(batch, 3)
+    assert result.n_masked == 0 and result.grad_norm == 0
+    assert result.sums.tolist() == [0, 0]
+    torch.testing.assert_close(_weights(model), before, rtol=0, atol=0)
+
+
 def test_the_loss_is_the_mean_over_all_masked_values():
     batch = small_batch(6, weight=[1, 1, 1, 1, 0, 1])
     with torch.no_grad():

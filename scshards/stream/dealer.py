@@ -90,6 +90,6 @@ def blocks(
 def new_store(shards: ShardList, lanes: int, buffered: int, columns: int) -> CellStore:
     """A store with room for what a rank's lanes, their buffers and its blocks hold at a time."""
     chunk = max((int(s.chunks.cells.max(initial=1)) for s in shards.shards), default=1)
-    # Of each lane, besides its buffer, the chunk that it uses up and the one that is read.
-    at_a_time = buffered + lanes * 2 * chunk + _BLOCKS * BLOCK_CELLS
+    # Of each lane, besides its buffer, the chunk that it uses up and, half of the time, the next one.
+    at_a_time = buffered + lanes * 3 * chunk // 2 + _BLOCKS * BLOCK_CELLS
     return CellStore(at_a_time, shards.cell_bytes * 9 // 8 + 64, columns)

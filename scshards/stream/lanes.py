@@ -3,9 +3,9 @@
     chunks of a lane's stretch --stream.store--> places --shuffle buffer--> rows of a block
 
 Buffers hold the numbers of places in the store; the steps are those of stream.shuffle. A lane asks for
-its next chunk when it begins to use up the last one. Where an epoch is resumed, buffers are replayed on
-integers, and what is in them is read in the order in which it is needed. Called by stream.dealer, one
-thread at a time.
+its next chunk when it has used up half of the last one. Where an epoch is resumed, buffers are replayed
+on integers, and what is in them is read in the order in which it is needed. Called by stream.dealer,
+one thread at a time.
 """
 
 from __future__ import annotations
@@ -109,6 +109,9 @@ class Lanes:
                 self._share.world_size, found, taken, state,
             )  # fmt: skip
             if lane == DONE:
+                # Sooner, a chunk would only take memory; later, a lane might have to wait for it.
+                for i in np.flatnonzero(2 * (self._counts - self._at) <= self._counts).tolist():
+                    self._ask(i)
                 return found, taken[: state[1]]
             if state[2] == QUEUE:
                 self._refresh(lane)
@@ -116,12 +119,14 @@ class Lanes:
                 self._refill(lane, int(state[2]))
 
     def _refresh(self, i: int) -> None:
-        """The lane's next chunk into its queue, and the one after it asked for."""
-        job = self._ahead[i]
+        """The lane's next chunk into its queue."""
+        self._ask(i)
+        job, self._ahead[i] = self._ahead[i], None
         assert job is not None, "a lane that has cells left has a chunk left"
         with self._source.clock.time("input"):
             places = job.result()
-        self._ask(i)
+        if self._states[i, FILLED] < self._limits[i]:
+            self._ask(i)  # its buffer takes more than this chunk
         if len(places) > self._queues.shape[1]:
             wider = np.zeros((len(self._lanes), len(places) * 5 // 4), np.int64)
             wider[:, : self._queues.shape[1]] = self._queues
@@ -130,8 +135,11 @@ class Lanes:
         self._at[i], self._counts[i] = 0, len(places)
 
     def _ask(self, i: int) -> None:
-        piece = next(self._pieces[i], None)
-        self._ahead[i] = None if piece is None else self._fetchers.submit(self._load, piece)
+        """Begin to read the lane's next chunk, if there is one and nobody did."""
+        if self._ahead[i] is None:
+            piece = next(self._pieces[i], None)
+            if piece is not None:
+                self._ahead[i] = self._fetchers.submit(self._load, piece)
 
     def _load(self, piece: tuple[int, int, int, int]) -> Places:
         return self._keep(self._source.load(*piece))

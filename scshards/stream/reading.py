@@ -111,8 +111,10 @@ class EpochReader:
     def _prepare(self, course: Course) -> None:
         if self._indexes is None or self._store is None:
             labels = tuple(self._shards.labels)
+            # A shard of each lane, and the next one of those that come to the end of theirs.
+            kept = sum(course.lanes) * 5 // 4 + 2
             self._indexes = IndexCache(
-                self._shards, labels, self._choice.columns, 2 * sum(course.lanes), self._clock
+                self._shards, labels, self._choice.columns, kept, self._clock
             )
             columns = len(labels) + self._choice.resamples
             self._store = new_store(self._shards, *course.held(), columns)

@@ -208,6 +208,15 @@ def test_a_bad_shard_is_named_in_the_main_process(tmp_path: Path) -> None:
     iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
+def test_from_s3_in_forked_workers(s3: Any) -> None:
+    """The main process has a connection of its own, which its workers must not use."""
+    make_set(Path("unused"), [20, 17], url=f"{s3.url}/set")
+    data = CellDataset(f"{s3.url}/set", batch_size=4, lanes=4, drop_last=False)
+    next(iter(data))
+    loader = workers(data, 2)
+    assert [sorted(keys(list(loader))) for _ in range(2)] == [list(range(37))] * 2
+
+
 def test_copies_and_pickles(known: Known) -> None:
     data = dataset(known)
     next(iter(data))

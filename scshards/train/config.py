@@ -15,11 +15,19 @@ from typing import Any, Literal
 
 from scshards.base.config import as_tables, build, override, read_toml
 from scshards.base.errors import ConfigError
+from scshards.base.retry import Retry
 from scshards.stream.parts import ChoiceOptions
+from scshards.stream.quarantine import OnBadShard
 
 MAY_CHANGE = frozenset(
     {
         "data.threads",
+        "data.retries",
+        "data.timeout",
+        "data.cache_dir",
+        "data.cache_size",
+        "data.on_bad_shard",
+        "data.max_bad_cells",
         "run.steps",
         "run.epochs",
         "run.micro_batch",
@@ -30,7 +38,7 @@ MAY_CHANGE = frozenset(
         "run.device",
     }
 )
-"""Keys that a resumed run may set anew: none of them changes which batch a step sees."""
+"""Keys that a resumed run may set anew: none of them changes which batch a step sees, if all is well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +67,18 @@ class DataSettings:
     epoch_cells: int | None = None
     """Cells of an epoch, repeated ones counted each time; None: as many as are trained on."""
     threads: int = 2
+    retries: int = 10
+    """How often a read over a network is tried again."""
+    timeout: float = 30.0
+    """Seconds without an answer, or more of it, after which a request has failed."""
+    cache_dir: str | None = None
+    """A folder on a local disk that keeps what was read, for all ranks of a node."""
+    cache_size: str | int | None = None
+    """How much it may hold: bytes, or as in "200 GB"."""
+    on_bad_shard: OnBadShard = "raise"
+    """"quarantine" trains on without the cells of chunks that stay bad."""
+    max_bad_cells: int = 10_000
+    """With more of them in an epoch, on a rank, training stops."""
 
     def __post_init__(self) -> None:
         _check(self.max_length >= 2, "data.max_length", "must be at least 2 (<cls> and one gene)")
@@ -72,6 +92,13 @@ class DataSettings:
             "data.mask_value",
             "pad_value and mask_value must be negative and differ, so that no count equals them",
         )
+        _check(self.max_bad_cells >= 0, "data.max_bad_cells", "must be at least 0")
+        _check(
+            (self.cache_dir is None) == (self.cache_size is None),
+            "data.cache_dir",
+            "is given together with data.cache_size, or neither is",
+        )
+        Retry(retries=self.retries, timeout=self.timeout)  # refuses what can't be
         # Refuses what is no choice whatever the shard set holds.
         ChoiceOptions(
             where=self.where, take=self.take, weights=self.weights, epoch_cells=self.epoch_cells

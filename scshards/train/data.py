@@ -40,7 +40,7 @@ def train_loader(
         take=data.take,
         weights=data.weights,
         epoch_cells=data.epoch_cells,
-        threads=data.threads,
+        **_reading(data),
         storage_options=storage_options,
     )
 
@@ -65,7 +65,7 @@ def once_loader(
         **shape,
         **_place(ranks),
         lanes=data.lanes,
-        threads=data.threads,
+        **_reading(data),
         shuffle=False,
         drop_last=False,
         storage_options=storage_options,
@@ -91,6 +91,18 @@ def _shape(data: DataSettings) -> dict[str, Any]:
         "tie_break": data.tie_break,
         "pad_value": data.pad_value,
         "mask_value": data.mask_value,
+    }
+
+
+def _reading(data: DataSettings) -> dict[str, Any]:
+    return {
+        "threads": data.threads,
+        "retries": data.retries,
+        "timeout": data.timeout,
+        "cache_dir": data.cache_dir,
+        "cache_size": data.cache_size,
+        "on_bad_shard": data.on_bad_shard,
+        "max_bad_cells": data.max_bad_cells,
     }
 
 

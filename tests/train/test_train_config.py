@@ -33,6 +33,10 @@ def test_file_and_settings_make_one_config(tmp_path):
         ("data.take=0", "take is a whole number"),
         ("data.weights={donor='even'}", "no rule"),
         ("data.weights=3", "one column"),
+        ("data.retries=-1", "at least 0"),
+        ("data.timeout=0", "above 0"),
+        ("data.cache_dir=/tmp/x", "cache_size"),
+        ("data.on_bad_shard=skip", "'raise', 'quarantine'"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_what_is_right(setting, said):
@@ -94,4 +98,5 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
 def test_what_may_change_are_keys_that_exist():
     known = differences({}, TrainConfig().tables()).keys()
     # Keys whose default is None do not differ from an absent one.
-    assert known | {"run.steps", "run.epochs", "run.micro_batch"} >= MAY_CHANGE
+    unset = {"run.steps", "run.epochs", "run.micro_batch", "data.cache_dir", "data.cache_size"}
+    assert known | unset >= MAY_CHANGE

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 
 import pytest
 import torch
 from train_support import small_config
 
-from scshards.base.errors import ConfigError
+from scshards.base.errors import ChecksumError, ConfigError, FormatError
 from scshards.train.data import once_loader, train_loader
 from scshards.train.setup import Ranks
 
@@ -34,6 +35,38 @@ def test_weights_and_epochs_of_a_config(shards):
         c for b in train_loader(shards, small_config(), HERE, 1) for c in b.labels["kind"].tolist()
     )
     assert abs(codes[1] - 400 * 3 * n[1] / (3 * n[1] + n[2])) < 10
+
+
+def test_how_a_config_reads(shards, tmp_path):
+    root = tmp_path / "set"
+    shutil.copytree(shards, root)
+    path = next(root.glob("train/*.tar*"))
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ChecksumError):
+        list(train_loader(str(root), small_config(), HERE, 8))
+    config = small_config(
+        "data.on_bad_shard=quarantine",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "data.cache_size=300 MB",
+        "data.retries=3",
+        "data.timeout=5",
+    )
+    loader = train_loader(str(root), config, HERE, 8)
+    list(loader)
+    assert loader.lost and list((tmp_path / "cache").rglob("*-0"))
+    once = once_loader(str(root), config.data, HERE, "train", 8)
+    assert sum(int(b.weight.sum()) for b in once) == once.cells - once.lost[0].cells
+    with pytest.raises(FormatError, match="max_bad_cells=0"):
+        list(
+            train_loader(
+                str(root),
+                small_config("data.on_bad_shard=quarantine", "data.max_bad_cells=0"),
+                HERE,
+                8,
+            )
+        )
 
 
 def test_what_the_shards_do_not_have(shards):

@@ -144,7 +144,8 @@ class CellSource:
             error = e
         if loaded is None:
             loaded = self._lost(shard, bad, first, end, error)
-        if end == self._appearances.of_shard[shard] and shard in self._next:
+        # From the middle of a shard on: whoever deals is not to wait for the next one's index.
+        if 2 * end > self._appearances.of_shard[shard] and shard in self._next:
             self.look_up(self._next[shard])
         return loaded
 

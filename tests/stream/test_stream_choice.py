@@ -24,6 +24,7 @@ from scshards.stream.weights import CellWeights
 
 SIZES = [60, 1, 33, 90, 16]
 ROW = (1 << 40) - 1
+LANES: dict[str, Any] = {"batch_size": 4, "shuffle_buffer": 48, "lanes": 12}
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +44,12 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Known:
 
 
 def loader(known: Known, **options: Any) -> CellLoader:
-    defaults: dict[str, Any] = {"batch_size": 4, "shuffle_buffer": 48, "lanes": 12}
-    return CellLoader(known.root, **{**defaults, "drop_last": False, **options})
+    return CellLoader(known.root, **{**LANES, "drop_last": False, **options})
 
 
 def blend(*shares: tuple[Known, Any], **options: Any) -> CellLoader:
-    defaults: dict[str, Any] = {"batch_size": 4, "shuffle_buffer": 48, "lanes": 12}
     roots = {str(known.root): share for known, share in shares}
-    return CellLoader.blend(roots, **{**defaults, "drop_last": False, **options})
+    return CellLoader.blend(roots, **{**LANES, "drop_last": False, **options})
 
 
 def seen(one: CellLoader) -> Counter[int]:
@@ -401,7 +400,7 @@ CHOICES: list[dict[str, Any]] = [
 ]
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_interrupted_anywhere_and_resumed_on_any_world(known: Known, data: st.DataObject) -> None:
     options = data.draw(st.sampled_from(CHOICES), label="choice")
@@ -548,3 +547,14 @@ def test_a_choice_that_is_in_use_is_not_made_again(
     gc.collect()
     loader(known, where="age > 50.25")
     assert len(made) == 4
+
+
+@pytest.mark.parametrize("options", CHOICES)
+def test_from_a_store(known: Known, s3: Any, tmp_path: Path, options: dict[str, Any]) -> None:
+    """Chunks that several passes and domains read are announced and read ahead as often."""
+    root = f"{s3.url}/set"
+    make_set(tmp_path, SIZES, url=root)
+    there = CellLoader(root, **LANES, drop_last=False, cache_dir=tmp_path / "cache", cache_size="1GB", **options)
+    for epoch in range(2):
+        here = [b.keys.tolist() for b in loader(known, **options, epoch=epoch)]
+        assert [b.keys.tolist() for b in there] == here

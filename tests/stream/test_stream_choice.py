@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from shardsets import Known, make_set
 
 from scshards.base import seeds
-from scshards.base.errors import ConfigError, StateError
+from scshards.base.errors import ConfigError, FormatError, StateError
 from scshards.stream.copies import MAX_SCALE
 from scshards.stream.loader import CellLoader
 from scshards.stream.weights import CellWeights
@@ -554,7 +554,35 @@ def test_from_a_store(known: Known, s3: Any, tmp_path: Path, options: dict[str, 
     """Chunks that several passes and domains read are announced and read ahead as often."""
     root = f"{s3.url}/set"
     make_set(tmp_path, SIZES, url=root)
-    there = CellLoader(root, **LANES, drop_last=False, cache_dir=tmp_path / "cache", cache_size="1GB", **options)
+    there = CellLoader(
+        root, **LANES, drop_last=False, cache_dir=tmp_path / "cache", cache_size="1GB", **options
+    )
     for epoch in range(2):
         here = [b.keys.tolist() for b in loader(known, **options, epoch=epoch)]
         assert [b.keys.tolist() for b in there] == here
+
+
+def test_lost_cells_keep_their_places(tmp_path: Path) -> None:
+    made = make_set(tmp_path, SIZES)
+    whole = list(loader(made, weights={"donor": "balanced"}, epoch_cells=400))
+    path = tmp_path / "train" / "000003.tar"
+    spoilt = bytearray(path.read_bytes())
+    spoilt[1000] ^= 1
+    path.write_bytes(spoilt)
+    options: dict[str, Any] = {"on_bad_shard": "quarantine", "max_bad_cells": 1000}
+    one = loader(made, weights={"donor": "balanced"}, epoch_cells=400, **options)
+    lost = range(94, 184)
+    for a, b in zip(whole, one, strict=True):
+        assert [-1 if k in lost else k for k in a.keys.tolist()] == b.keys.tolist()
+        assert b.weight.tolist() == [float(k not in lost and k >= 0) for k in a.keys.tolist()]
+    domains = list(loader(made, domain_by="donor", **options))
+    assert all(len(set(b.labels["donor"][b.weight > 0].tolist())) <= 1 for b in domains)
+
+
+def test_no_choice_goes_by_a_bad_index(tmp_path: Path) -> None:
+    made = make_set(tmp_path, SIZES, seed=12)  # of which no choice is in use
+    path = tmp_path / "train" / "000003.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    for options in ({"where": "age > 30"}, {"weights": "age"}, {"domain_by": "donor"}):
+        with pytest.raises(FormatError, match="index"):
+            loader(made, on_bad_shard="quarantine", max_bad_cells=1000, **options)

@@ -115,7 +115,7 @@ class CellDataset(IterableDataset[Sample]):
         StateError
             When the state is of another shard set, seed or order, or when called in a worker.
         """
-        if worker_place() != (0, 1):
+        if get_worker_info() is not None:
             raise StateError("a state is loaded in the main process", advice="not in a worker")
         loader = self._loader()
         loader.load_state_dict(state)

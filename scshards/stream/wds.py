@@ -34,6 +34,7 @@ from scshards.cells.tokenizer import ValueKind
 from scshards.shards.codec import EXTENSION, decode_cell, decode_labels
 from scshards.shards.manifest import LabelInfo
 from scshards.shards.shardset import ShardSet
+from scshards.stream.cache import open_cache
 from scshards.stream.collate import AnyBatch, Collator
 from scshards.stream.collate_options import CollateOptions
 from scshards.stream.dataset import decoded
@@ -67,14 +68,16 @@ def pipeline(
     shuffle: bool = True,
     seed: int = 0,
     decode: bool = True,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_size: int | str | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> CellPipeline:
     """The cells of a split as webdataset reads them: local or remote, plain or zstd, chunks checked.
 
     Parameters
     ----------
-    root, split, storage_options
-        The shard set, as CellLoader has it.
+    root, split, cache_dir, cache_size, storage_options
+        As of CellLoader.
     shuffle
         Whether each epoch reads the shards in an order of its own; cells are shuffled by
         webdataset's `.shuffle(n)`.
@@ -90,7 +93,13 @@ def pipeline(
         shards,
         webdataset.split_by_node,
         webdataset.split_by_worker,
-        Open(root, split=split, storage_options=storage_options),
+        Open(
+            root,
+            split=split,
+            cache_dir=cache_dir,
+            cache_size=cache_size,
+            storage_options=storage_options,
+        ),
         expand(),
         group(),
         Decode(shards.value_kind) if decode else None,
@@ -144,7 +153,8 @@ class Open:
     """`{"url": ...}` -> `{"url": ..., "stream": file of the uncompressed tar}`.
 
     Takes the place of webdataset's opener: credentials stay out of URLs and command lines, zstd is
-    unpacked, and a chunk's checksum is compared before a byte of it is handed on.
+    unpacked, a chunk's checksum is compared before a byte of it is handed on, and what comes over a
+    network is read ahead. Options are those of CellLoader.
     """
 
     def __init__(
@@ -152,25 +162,34 @@ class Open:
         root: str | os.PathLike[str],
         *,
         split: str = "train",
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_size: int | str | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
+        open_cache(cache_dir, cache_size)  # a mistake is told here, not in a worker
         self._root, self._split, self._options = root, split, storage_options
+        self._cache_dir, self._cache_size = cache_dir, cache_size
 
     def __call__(self, data: Iterable[Sample]) -> Iterator[Sample]:
         # Opened by whoever reads: nothing of it crosses to another process.
         shards = ShardList([self._root], self._split, self._options)
         places = {shards.at(i): i for i in range(len(shards.shards))}
-        fetcher = ChunkFetcher(shards, StageClock())
-        for sample in data:
-            if sample["url"] not in places:
-                raise ConfigError(
-                    "the shard is not one of this split",
-                    where=sample["url"],
-                    advice=f"the split {self._split!r} has those of wds.Shards(...).urls",
-                )
-            shard = places[sample["url"]]
-            file = _ShardFile(fetcher, shard, len(shards.shards[shard].chunks.stored))
-            yield sample | {"stream": file}
+        cache = open_cache(self._cache_dir, self._cache_size)
+        fetcher = ChunkFetcher(shards, StageClock(), cache)
+        fetcher.open(lanes=1)
+        try:
+            for sample in data:
+                if sample["url"] not in places:
+                    raise ConfigError(
+                        "the shard is not one of this split",
+                        where=sample["url"],
+                        advice=f"the split {self._split!r} has those of wds.Shards(...).urls",
+                    )
+                shard = places[sample["url"]]
+                chunks = len(shards.shards[shard].chunks.stored)
+                yield sample | {"stream": _ShardFile(fetcher, shard, chunks)}
+        finally:
+            fetcher.close()
 
 
 class Decode:
@@ -323,8 +342,8 @@ class _ShardFile(io.RawIOBase):
 
     def __init__(self, fetcher: ChunkFetcher, shard: int, chunks: int) -> None:
         super().__init__()
-        self._fetcher, self._shard, self._chunks = fetcher, shard, chunks
-        self._next = 0
+        self._fetcher = fetcher
+        self._pieces = fetcher.announced((shard, chunk, 0, 0) for chunk in range(chunks))
         self._left: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def readable(self) -> bool:
@@ -332,10 +351,10 @@ class _ShardFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not len(self._left):
-            if self._next == self._chunks:
+            piece = next(self._pieces, None)
+            if piece is None:
                 return 0
-            self._left = self._fetcher.fetch(self._shard, self._next)
-            self._next += 1
+            self._left = self._fetcher.fetch(*piece[:2])
         n = min(len(buffer), len(self._left))
         memoryview(buffer)[:n] = self._left[:n].data
         self._left = self._left[n:]

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from scshards.base.errors import ChecksumError, ConfigError, StateError
 from scshards.cells.batch import Batch
+from scshards.stream import dataset as stream_dataset
 from scshards.stream import epochs
 from scshards.stream.dataset import CellDataset
 from scshards.stream.loader import CellLoader
@@ -89,8 +90,14 @@ def test_any_number_of_workers_gives_the_batches_of_the_loader(
     assert sorted(seen) == list(range(200))
 
 
-def test_what_is_drawn_for_a_batch_is_drawn_for_it_by_any_worker(known: Known) -> None:
-    options = {"objective": "generate", "conditions": ["donor"]}
+@pytest.mark.parametrize(
+    "options",
+    [{"objective": "generate", "conditions": ["donor"]}, {"tokens_per_batch": 128}],
+    ids=["generate", "packed"],
+)
+def test_what_is_drawn_for_a_batch_is_drawn_for_it_by_any_worker(
+    known: Known, options: dict[str, Any]
+) -> None:
     expected = batches_of(known, **options)
     assert same(list(workers(dataset(known, **options), 3)), expected)
 
@@ -260,7 +267,8 @@ class Info:
 
 
 def in_worker(monkeypatch: pytest.MonkeyPatch, worker: int, workers: int, base: int = 5) -> None:
-    monkeypatch.setattr(epochs, "get_worker_info", lambda: Info(worker, workers, base))
+    for module in (epochs, stream_dataset):
+        monkeypatch.setattr(module, "get_worker_info", lambda: Info(worker, workers, base))
 
 
 @pytest.mark.parametrize("as_cells", [False, True])

@@ -14,6 +14,7 @@ from shardsets import Known, make_set
 
 from scshards import decode_cell
 from scshards.base.errors import ChecksumError, ConfigError, FormatError
+from scshards.base.storage import Storage
 from scshards.cells.batch import Batch
 from scshards.stream import wds
 from scshards.stream.loader import CellLoader
@@ -202,6 +203,21 @@ def test_mistakes_are_explained(known: Known, tmp_path: Path) -> None:
         next(foreign([{"url": wds.Shards(known.root).urls[0]}]))
     with pytest.raises(FormatError, match="labels are donor"):
         list(wds.pipeline(other.root, decode=False).compose(wds.Where(known.root, "age > 1")))
+
+
+def test_a_cache_on_s3(s3: Any, tmp_path: Path) -> None:
+    root = f"{s3.url}/set"
+    made = make_set(Path("unused"), [600, 30], n_genes=3000, longest=1500, url=root)
+    cells = wds.pipeline(root, cache_dir=tmp_path / "cache", cache_size="300 MB")
+    next(iter(cells))  # one that is left early
+    assert len(list(cells)) == 630
+    for name in ("train/000000.tar", "train/000001.tar"):
+        Storage(root).remove(name)
+    found = list(cells)
+    assert sorted(row(c) for c in found) == list(range(630))
+    assert_known(found, made)
+    with pytest.raises(ConfigError, match="cache_size"):
+        wds.Open(root, cache_dir=tmp_path)
 
 
 def test_on_s3_without_a_secret_in_any_address(s3: Any) -> None:

@@ -203,7 +203,7 @@ class ChunkFetcher:
                 error = e  # of some of them, perhaps: each is read again
             for i in run:
                 out[i] = self._settled(shard, chunks[i], stored[i], error)
-        self._clock.count(reads=1, bytes=sum(len(s) for s in stored))
+        self._clock.count(reads=len(stored), bytes=sum(len(s) for s in stored))
         return [found for found in out if found is not None]
 
     def _settled(

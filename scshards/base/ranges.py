@@ -113,17 +113,10 @@ class Ranges:
         self._kind = _kind(fs)
         self._fs = _patient(fs, retry) if self._kind == "s3" else fs
 
-    def read(
-        self,
-        path: str,
-        where: str,
-        start: int,
-        end: int | None,
-        stop: threading.Event | None = None,
-    ) -> bytes:
+    def read(self, path: str, where: str, start: int, end: int | None) -> bytes:
         """The bytes [start, end) of an object, or fewer when it ends early; `end` None is its end."""
         sink = _Growing(None if end is None else end - start)
-        self._fill(sink, path, where, start, end, stop)
+        self._fill(sink, path, where, start, end, None)
         return bytes(sink.data)
 
     def read_into(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from scshards.base.errors import ConfigError, StorageError
+from scshards.base.errors import ConfigError, MissingDataError, StorageError
 from scshards.base.storage import Storage, is_local, parse_options, redact
 
 
@@ -126,6 +126,20 @@ def test_a_folder_in_the_way(tmp_path: Path) -> None:
 def test_a_folder_without_permission(tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     assert "access denied" in message(lambda: Storage(tmp_path).write("locked/x", b"1"))
+
+
+def test_a_read_that_brings_little_at_a_time_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, data = Storage(tmp_path), bytes(range(200))
+    store.write("f", data)
+    whole = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda f, out, at: whole(f, [out[0][:3]], at))
+    out = memoryview(bytearray(100))
+    store.read_into("f", 7, [out[:10], out[10:]])
+    assert out == data[7:107]
+    with pytest.raises(MissingDataError, match="99 bytes instead of 100"):
+        store.read_into("f", 101, [out])
 
 
 # --- atomic writes ---------------------------------------------------------------------------

@@ -33,7 +33,7 @@ FLOORS = {
 
 # {library: the modules that may import it}, as patterns over whole module names.
 LIBRARIES = {
-    "torch": r"scshards\.(stream\.(collate\w*|loader|epochs|dataset|ship|wds)|model\..*|train\..*)",
+    "torch": r"scshards\.(stream\.(collate\w*|loader|epochs|dataset|ship|wds\w*)|model\..*|train\..*)",
     "anndata": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(embed|plot))",
     "h5py": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(embed|plot))",
     "zarr": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(embed|plot))",

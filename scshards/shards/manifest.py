@@ -24,6 +24,7 @@ VOCAB = "vocab.json"
 FORMAT_NAME, FORMAT_VERSION = "scshards", 1
 GENES_ENCODING = "delta-leb128"
 VALUES_ENCODING = {"counts": "leb128", "float": "float32-le"}
+_PATH = re.compile(r"\w[\w-]*/\w[\w.-]*")
 _OPEN = 4
 _SEAL = ',\n "sha256": "'
 
@@ -298,7 +299,7 @@ def shard_from_json(tree: dict[str, Any]) -> ShardInfo:
         index_sha256=_text(index["sha256"]),
         chunks=table,
     )
-    if shard.cells != table.cells.sum() or shard.bytes != table.stored.sum():
+    if shard.cells != sum(chunks["cells"]) or shard.bytes != sum(chunks["bytes"]):
         raise ValueError(f"the chunks of {path} do not add up to the shard")
     return shard
 
@@ -352,10 +353,9 @@ def _numbers(values: Any) -> NDArray[np.int64]:
     """As `_number` of each; a set of 100 million cells has 1.5 million of them."""
     if not isinstance(values, list) or set(map(type, values)) - {int}:
         raise ValueError(f"{values!r:.60} stands where a list of numbers belongs")
-    numbers = np.array(values, np.int64)
-    if len(numbers) and numbers.min() < 0:
-        raise ValueError(f"{numbers.min()} stands where a number from 0 belongs")
-    return numbers
+    if values and min(values) < 0:
+        raise ValueError(f"{min(values)} stands where a number from 0 belongs")
+    return np.array(values, np.int64)
 
 
 def _text(value: Any) -> str:
@@ -366,6 +366,6 @@ def _text(value: Any) -> str:
 
 def _path(value: Any) -> str:
     """A path below the root: a manifest must not lead its reader to other files."""
-    if not re.fullmatch(r"\w[\w-]*/\w[\w.-]*", _text(value)):
+    if not _PATH.fullmatch(_text(value)):
         raise ValueError(f"{value!r} is no path of a shard")
     return str(value)

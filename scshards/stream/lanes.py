@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scshards.stream.lane_kernels import DONE, QUEUE, deal, first_needed
 from scshards.stream.plan import EpochPlan, Share
 from scshards.stream.shuffle import EMITTED, FILLED, NEXT_INPUT, new_state, replay
-from scshards.stream.source import CellSource, LoadedChunk
+from scshards.stream.source import CellBytes, CellSource
 from scshards.stream.store import CellStore
 
 Places = NDArray[np.int64]
@@ -147,7 +147,7 @@ class Lanes:
     def _load_some(self, piece: tuple[int, int, int, int], which: Places) -> Places:
         chunk = self._source.load(*piece)
         return self._keep(
-            LoadedChunk(
+            CellBytes(
                 data=chunk.data,
                 starts=chunk.starts[which],
                 sizes=chunk.sizes[which],
@@ -156,7 +156,7 @@ class Lanes:
             )
         )
 
-    def _keep(self, chunk: LoadedChunk) -> Places:
+    def _keep(self, chunk: CellBytes) -> Places:
         with self._source.clock.time("store"):
             return self._store.put(chunk)
 

@@ -199,22 +199,3 @@ class Share:
     def emissions(self, lane: int, position: int) -> int:
         """How many cells the lane emits at positions before `position`."""
         return max(0, -(-(position - lane) // self.lanes))
-
-    def stride(self) -> int:
-        """Of the cells that one of its lanes emits, this rank keeps every stride-th."""
-        return self.world_size // math.gcd(self.lanes, self.world_size)
-
-    def first_mine(self, lane: int, emission: int) -> int:
-        """The first emission of the lane, from `emission` on, that is this rank's."""
-        for j in range(emission, emission + self.stride()):
-            if (j * self.lanes + lane - self.rank) % self.world_size == 0:
-                return j
-        raise AssertionError("a lane that holds no position of this rank")
-
-    def rows(self, positions: NDArray[np.int64], begin: int) -> NDArray[np.int64]:
-        """Row of each of this rank's positions, counted from position `begin` of the epoch.
-
-        Row i is in local batch i // batch_size. `begin` is where a batch starts.
-        """
-        first = begin + (self.rank - begin) % self.world_size
-        return (positions - first) // self.world_size

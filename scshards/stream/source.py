@@ -31,13 +31,13 @@ COPY_COLUMN = "copy"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoadedChunk:
-    """Some cells of a chunk, in order, and the bytes they lie in.
+class CellBytes:
+    """Some cells, in order, and the bytes they lie in.
 
     Attributes
     ----------
     data
-        uint8: uncompressed tar bytes, in a buffer that is used again when no view of it is left.
+        uint8: a chunk's uncompressed tar bytes, or the memory of a store.
     starts, sizes
         int64 [cells]: where each member's payload lies in `data`.
     keys
@@ -121,7 +121,7 @@ class CellSource:
             if a < b
         ]
 
-    def load(self, shard: int, chunk: int, first: int, end: int) -> LoadedChunk:
+    def load(self, shard: int, chunk: int, first: int, end: int) -> CellBytes:
         """Read and check one chunk; appearances [first, end) of cells of it.
 
         Cells that are lost to the quarantine have a size of 0 and a key of -1.
@@ -132,7 +132,7 @@ class CellSource:
             Naming the shard and the chunk.
         """
         bad, error = None, None
-        loaded: LoadedChunk | None = None
+        loaded: CellBytes | None = None
         try:
             if self._quarantine.is_lost(shard, None):
                 self.fetcher.skip(shard, chunk)
@@ -149,7 +149,7 @@ class CellSource:
             self.look_up(self._next[shard])
         return loaded
 
-    def _read(self, index: ShardIndex, shard: int, chunk: int, first: int, end: int) -> LoadedChunk:
+    def _read(self, index: ShardIndex, shard: int, chunk: int, first: int, end: int) -> CellBytes:
         data = self.fetcher.fetch(shard, chunk)
         info = self._list.shards[shard]
         cells: slice | NDArray[np.int32] = slice(first, end)
@@ -169,19 +169,19 @@ class CellSource:
         labels = index.labels[cells]
         if self._appearances.repeats:
             labels = np.column_stack([labels, passes.copies(first, end)])
-        return LoadedChunk(
+        return CellBytes(
             data=data, starts=starts, sizes=sizes, keys=index.keys[cells], labels=labels
         )
 
     def _lost(
         self, shard: int, chunk: int | None, first: int, end: int, error: ScshardsError | None
-    ) -> LoadedChunk:
+    ) -> CellBytes:
         cells: NDArray[np.integer] = np.arange(first, end)
         if not self._appearances.is_every_cell:
             cells = self.passes(shard).cells[first:end]
         self._quarantine.lose(shard, chunk, cells, error)
         n = end - first
-        return LoadedChunk(
+        return CellBytes(
             data=np.zeros(0, np.uint8),
             starts=np.zeros(n, np.int64),
             sizes=np.zeros(n, np.int64),

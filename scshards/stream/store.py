@@ -11,36 +11,12 @@ and stream.dealer, from several threads.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scshards.stream import store_kernels as kernels
-from scshards.stream.source import LoadedChunk
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cells:
-    """Where some cells lie and what they are.
-
-    Attributes
-    ----------
-    data
-        uint8: the memory that holds them; what is in their places stays until they are freed.
-    starts, sizes
-        int64 [cells]: each member's payload in `data`.
-    keys
-        int64 [cells]: `source << 40 | row`.
-    labels
-        int64 [cells, columns].
-    """
-
-    data: NDArray[np.uint8]
-    starts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    keys: NDArray[np.int64]
-    labels: NDArray[np.int64]
+from scshards.stream.source import CellBytes
 
 
 class CellStore:
@@ -68,7 +44,7 @@ class CellStore:
             self._heads = np.full(kernels.CLASSES, -1, np.int64)
             self._state = np.zeros(kernels.STATE, np.int64)
 
-    def put(self, chunk: LoadedChunk) -> NDArray[np.int64]:
+    def put(self, chunk: CellBytes) -> NDArray[np.int64]:
         """Copy cells here; the number of each one's place, int64 [cells]."""
         places = np.empty(len(chunk.sizes), np.int64)
         done = 0
@@ -86,11 +62,14 @@ class CellStore:
                 else:
                     self._more_room(int(chunk.sizes[done:].sum()))
 
-    def look(self, places: NDArray[np.int64]) -> Cells:
-        """Where the cells of these places lie; a place of -1 gives a size of 0 and a key of -1."""
+    def look(self, places: NDArray[np.int64]) -> CellBytes:
+        """The cells of these places, whose bytes stay until they are freed.
+
+        A place of -1 gives a size of 0 and a key of -1.
+        """
         with self._lock:
             is_cell = places >= 0
-            return Cells(
+            return CellBytes(
                 data=self._arena,
                 starts=np.where(is_cell, self._at[places], 0),
                 sizes=np.where(is_cell, self._sizes[places], 0),

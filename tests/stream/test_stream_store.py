@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scshards.stream.source import LoadedChunk
-from scshards.stream.store import Cells, CellStore
+from scshards.stream.source import CellBytes
+from scshards.stream.store import CellStore
 
 
-def chunk(sizes: list[int], seed: int) -> LoadedChunk:
+def chunk(sizes: list[int], seed: int) -> CellBytes:
     """Cells of random bytes, not one right after the other."""
     rng = np.random.default_rng(seed)
     spaced = np.array(sizes, np.int64) + 3
-    return LoadedChunk(
+    return CellBytes(
         data=rng.integers(0, 256, int(spaced.sum()) + 1).astype(np.uint8),
         starts=np.cumsum(spaced) - spaced + 1,
         sizes=np.array(sizes, np.int64),
@@ -26,7 +26,7 @@ def chunk(sizes: list[int], seed: int) -> LoadedChunk:
     )
 
 
-def content(cells: Cells | LoadedChunk) -> list[tuple[bytes, int, list[int]]]:
+def content(cells: CellBytes) -> list[tuple[bytes, int, list[int]]]:
     return [
         (cells.data[a : a + n].tobytes(), int(k), row.tolist())
         for a, n, k, row in zip(cells.starts, cells.sizes, cells.keys, cells.labels, strict=True)
@@ -46,7 +46,7 @@ def test_what_was_put_is_there_until_it_is_freed(
     store = CellStore(4, 100, 2)  # far too small: it has to grow, and to pack
     rng = np.random.default_rng(seed)
     here: dict[int, tuple[bytes, int, list[int]]] = {}
-    seen_before: list[tuple[Cells, list[tuple[bytes, int, list[int]]]]] = []
+    seen_before: list[tuple[CellBytes, list[tuple[bytes, int, list[int]]]]] = []
     for i, (sizes, share) in enumerate(steps):
         made = chunk(sizes, i)
         places = store.put(made).tolist()
@@ -70,7 +70,7 @@ def test_memory_is_used_again() -> None:
 
     def turn(seed: int) -> None:
         made = chunk(sizes, seed)
-        store.free(store.put(LoadedChunk(
+        store.free(store.put(CellBytes(
             data=made.data, starts=made.starts, sizes=made.sizes, keys=made.keys,
             labels=made.labels[:, :0],
         )))  # fmt: skip

@@ -6,8 +6,9 @@
 
     Shards -> split_by_node -> split_by_worker -> Open -> tar_file_expander -> group_by_keys -> Decode
 
-Shards and Open are in stream.wds_shards, lower case is webdataset's. It has webdataset's habits: whole shards go to ranks and workers, so that their steps differ in number,
-and nothing resumes in the middle. CellLoader and CellDataset are exact. Called by users.
+Shards and Open are in stream.wds_shards; lower case is webdataset's. The pipeline has webdataset's
+habits: whole shards go to ranks and workers, so that their steps differ in number, and nothing resumes
+in the middle. CellLoader and CellDataset are exact. Called by users.
 """
 
 from __future__ import annotations

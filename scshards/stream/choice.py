@@ -145,7 +145,7 @@ def _matching(shards: ShardList, expression: Where) -> Chosen:
         raise ConfigError(
             f"no cell of the split {shards.split!r} matches {expression.text!r}",
             where=f"{shards.name()}: {expression.option}",
-            advice="loosen the expression; scshards info lists the categories of each column",
+            advice="loosen the expression; scshards info shows the columns and some of their categories",
         )
     return chosen
 

@@ -74,7 +74,7 @@ class NodeCache:
                 f"cache_size is at least {least:,} bytes, not {self.size:,}",
                 advice="give what the disk has to spare",
             )
-        self.hits = self.misses = self.damaged = 0
+        self._damaged = 0
         self._new, self._used = self.folder / "new", self.folder / "used"
         self._counting = threading.Lock()
         self._keeps = True
@@ -93,23 +93,21 @@ class NodeCache:
         """Fill `out` with what has that name and as many bytes; False when it is not there."""
         try:
             with self._path(name).open("rb", buffering=0) as f:
-                is_whole = os.fstat(f.fileno()).st_size == len(out)
+                if os.fstat(f.fileno()).st_size != len(out):
+                    return False
                 done = 0
-                while is_whole and done < len(out):
+                while done < len(out):
                     n = f.readinto(out[done:])
-                    is_whole = bool(n)
-                    done += n or 0
-                if is_whole:
-                    os.utime(f.fileno())  # it was used just now
+                    if not n:
+                        return False
+                    done += n
+                os.utime(f.fileno())  # it was used just now
         except FileNotFoundError:
-            is_whole = False
+            return False
         except OSError as e:
             self._fails("read", e)
-            is_whole = False
-        with self._counting:
-            self.hits += is_whole
-            self.misses += not is_whole
-        return is_whole
+            return False
+        return True
 
     def put(self, name: str, data: memoryview) -> None:
         """Keep a copy, unless there is one.
@@ -144,8 +142,8 @@ class NodeCache:
     def drop(self, name: str) -> None:
         """Remove what was found to be damaged."""
         with self._counting:
-            self.damaged += 1
-            is_first = self.damaged == 1
+            self._damaged += 1
+            is_first = self._damaged == 1
         if is_first:
             _log.warning("%s: a file was damaged; it is read from its source again", self.folder)
         path = self._path(name)

@@ -140,6 +140,7 @@ class ChunkFetcher:
         data = bytearray(info.index_bytes)
         if self._cache is not None and self._cache.read_into(info.index_sha256, memoryview(data)):
             if hashlib.sha256(data).hexdigest() == info.index_sha256:
+                self._clock.count(cached=1)
                 return bytes(data)
             self._cache.drop(info.index_sha256)
         for _ in range(1 + READS_AGAIN):
@@ -203,7 +204,11 @@ class ChunkFetcher:
                 error = e  # of some of them, perhaps: each is read again
             for i in run:
                 out[i] = self._settled(shard, chunks[i], stored[i], error)
-        self._clock.count(reads=len(stored), bytes=sum(len(s) for s in stored))
+        self._clock.count(
+            reads=len(stored),
+            bytes=sum(len(s) for s in stored),
+            cached=len(stored) - len(missing),
+        )
         return [found for found in out if found is not None]
 
     def _settled(

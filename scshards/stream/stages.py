@@ -50,6 +50,8 @@ class Stages:
         ... whoever iterates waited for a batch.
     reads, bytes
         Chunks and indexes read, and their bytes as stored.
+    cached
+        Of these reads, those that the node's cache served.
     cells, batches
         Collated so far; a few batches more than were handed out.
     """
@@ -64,6 +66,7 @@ class Stages:
     wait: float = 0.0
     reads: int = 0
     bytes: int = 0
+    cached: int = 0
     cells: int = 0
     batches: int = 0
 
@@ -97,9 +100,11 @@ class StageClock:
                     return
                 yield each
 
-    def count(self, *, reads: int = 0, bytes: int = 0, cells: int = 0, batches: int = 0) -> None:
+    def count(
+        self, *, reads: int = 0, bytes: int = 0, cached: int = 0, cells: int = 0, batches: int = 0
+    ) -> None:
         """Add to what was done."""
-        self._add(reads=reads, bytes=bytes, cells=cells, batches=batches)
+        self._add(reads=reads, bytes=bytes, cached=cached, cells=cells, batches=batches)
 
     def total(self) -> Stages:
         """What was added up until now."""
@@ -107,7 +112,7 @@ class StageClock:
             sums = dict(self._sums)
         # A wait for input happens while cells are dealt.
         sums["deal"] = max(0.0, sums.get("deal", 0.0) - sums.get("input", 0.0))
-        whole = ("reads", "bytes", "cells", "batches")
+        whole = ("reads", "bytes", "cached", "cells", "batches")
         return Stages(**{k: int(v) if k in whole else v for k, v in sums.items()})  # type: ignore[arg-type]
 
     def _add(self, **amounts: float) -> None:

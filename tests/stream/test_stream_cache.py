@@ -63,7 +63,6 @@ def test_what_is_put_in_comes_out(tmp_path: Path) -> None:
         put(cache, name, size)
         put(cache, name, size)
         assert has(cache, name, size)
-    assert (cache.hits, cache.misses) == (4, 4)
     # Another process, or the next run.
     again = a_cache(tmp_path)
     assert all(has(again, name, size) for name, size in sizes.items())
@@ -213,7 +212,7 @@ def test_threads_share_a_cache(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not failed and cache.hits + cache.misses == 1200
+    assert not failed
     assert counted(cache) == blocks(cache) <= 30
 
 

@@ -284,6 +284,9 @@ def test_a_cache_is_read_instead_of_the_store(good: Known, remote: str, s3, tmp_
         second = [keys(r) for r in ranks]
         assert [keys(over(proxy, s3, remote, rank=r, world_size=2, epoch=4, **options)) for r in range(2)] == second  # fmt: skip
         assert {Path(r.path).name for r in proxy.requests} == {"manifest.json", "vocab.json"}
+        third = over(proxy, s3, remote, **options)
+        list(third)
+        assert third.stages().cached == third.stages().reads > 20
 
         # What is damaged there is dropped and read from the store.
         proxy.requests.clear()

@@ -31,6 +31,7 @@ from plain_reader import assert_holds, key, read_back
 from scshards import PackOptions, ShardSet, verify
 from scshards.base.errors import (
     ConfigError,
+    MissingDataError,
     OutputExistsError,
     ScshardsError,
     SourceError,
@@ -311,13 +312,13 @@ def the_same(text: str) -> odd.Make:
 
 BAD = [
     # Files that are not h5ad, or not whole.
-    bad("no such file", missing, StorageError, "no such file"),
+    bad("no such file", missing, MissingDataError, "no such file"),
     bad("a name that is too long", lambda folder: [folder / ("x" * 300 + ".h5ad")], StorageError, "too long"),
-    bad("the home of nobody", the_same("~nobody-of-this-name/x.h5ad"), StorageError, "no such file"),
+    bad("the home of nobody", the_same("~nobody-of-this-name/x.h5ad"), MissingDataError, "no such file"),
     bad("an empty name", the_same(""), StorageError, "empty"),
     bad("an address of no known kind", the_same("nosuch://bucket/x.h5ad"), StorageError, "no file system"),
     bad("a pattern that meets nothing", lambda folder: [folder / "n*.h5ad"], ConfigError, "no file matches"),
-    bad("a list of files that are gone", lambda folder: [(folder / "l.txt", (folder / "l.txt").write_text("gone.h5ad\n"))[0]], StorageError, "no such file"),
+    bad("a list of files that are gone", lambda folder: [(folder / "l.txt", (folder / "l.txt").write_text("gone.h5ad\n"))[0]], MissingDataError, "no such file"),
     bad("an empty list", lambda folder: [(folder / "l.txt", (folder / "l.txt").write_text("# none\n"))[0]], ConfigError, "names no input"),
     bad("zero bytes", written(b""), SourceError, HEALTHY_TEXT),
     bad("text", written(b"gene,count\n" * 300), SourceError, HEALTHY_TEXT),
@@ -335,7 +336,7 @@ BAD = [
     bad("a pipe", odd.fifo, StorageError, "not a file", "a pipe"),
     bad("a socket", odd.unix_socket, StorageError, "not a file", "a socket"),
     bad("a link to itself", odd.loop, StorageError, "bad.h5ad"),
-    bad("a link to nowhere", odd.dangling, StorageError, "no such file"),
+    bad("a link to nowhere", odd.dangling, MissingDataError, "no such file"),
     bad("HDF5 with nothing in it", changed(*map(odd.gone, ("X", "obs", "var"))), SourceError, "no matrix X"),
     # Parts that are not there.
     bad("no X", changed(odd.gone("X")), SourceError, "no matrix X"),
@@ -679,7 +680,7 @@ def replaced(path: Path, rows: int) -> None:
 
 
 MIDWAY = {
-    "vanishes": (lambda path: path.unlink(), StorageError, "no such file"),
+    "vanishes": (lambda path: path.unlink(), MissingDataError, "no such file"),
     "is cut": (lambda path: path.write_bytes(path.read_bytes()[:5000]), SourceError, "has changed"),
     "gets fewer cells": (lambda path: replaced(path, 20), SourceError, "has changed"),
     "gets more cells": (lambda path: replaced(path, 70), SourceError, "has changed"),
@@ -701,7 +702,7 @@ def test_an_input_that_changes_midway(
         with pytest.raises(ScshardsError) as e:
             pack(sources, root, vocab, options, progress=False)
     assert type(e.value) is error and says in str(e.value), str(e.value)
-    if error is StorageError:
+    if error is MissingDataError:
         assert "run the same command to go on" in str(e.value)
     no_shard_set(root)
     sources[2].write_bytes(saved)
@@ -799,9 +800,9 @@ DEAD = {
 
 # What changes of the storage options; the input, the output, the error, its words. {} is a bucket.
 STORES = {
-    "an output's bucket that is absent": ({}, None, "s3://no-such-bucket-here/out", StorageError, "no such file or bucket"),
-    "an input's bucket that is absent": ({}, "s3://no-such-bucket-here/bad.h5ad", "{}/out", StorageError, "no such file or bucket"),
-    "an object that is absent": ({}, "{}/bad.h5ad", "{}/out", StorageError, "no such file or bucket"),
+    "an output's bucket that is absent": ({}, None, "s3://no-such-bucket-here/out", MissingDataError, "no such file or bucket"),
+    "an input's bucket that is absent": ({}, "s3://no-such-bucket-here/bad.h5ad", "{}/out", MissingDataError, "no such file or bucket"),
+    "an object that is absent": ({}, "{}/bad.h5ad", "{}/out", MissingDataError, "no such file or bucket"),
     "a pattern without an object": ({}, "{}/no*.h5ad", "{}/out", ConfigError, "no file matches"),
     "a prefix without an object": ({}, "{}/nothing/", "{}/out", ConfigError, "no .h5ad"),
     "a wrong secret, for the output": ({"secret": "wr0ng"}, None, "{}/out", StorageError, "access denied"),

@@ -26,7 +26,10 @@ from scshards.shards.kernels import (
 from scshards.stream.bin_kernels import TABLE, bin_sorted, bin_table, tied_bin
 from scshards.stream.decode_kernels import LARGE, read_genes, read_small_counts
 from scshards.stream.draw_kernels import choose, take
-from scshards.stream.vector_kernels import copy
+from scshards.stream.vector_kernels import copy, prefetch
+
+LINE = 64
+"""Bytes that a processor's cache takes at a time."""
 
 BEHIND = 128
 """Elements behind a cell's genes and counts that are read and written with them; no one uses them."""
@@ -123,6 +126,8 @@ def new_scratch(rules: CellRules, n_leads: int) -> Scratch:
 def count_genes(src, starts, sizes, fields, n_genes):
     """Genes of each member into `n_genes`; returns (status, member) of the first bad one."""
     for b in range(len(starts)):
+        # Each lies somewhere else in memory: the next ones are on their way while this one is read.
+        prefetch(src, starts[min(b + 8, len(starts) - 1)])
         n_genes[b] = 0
         if sizes[b] > 0:
             status = parse_member(src, starts[b], starts[b] + sizes[b], fields)
@@ -130,6 +135,13 @@ def count_genes(src, starts, sizes, fields, n_genes):
                 return status, b
             n_genes[b] = fields[0]
     return OK, -1
+
+
+@nb.njit(nogil=True)
+def read_ahead(src, start, size):
+    """Ask for the bytes of a cell that is read soon."""
+    for at in range(start, start + size, LINE):
+        prefetch(src, at)
 
 
 @nb.njit(nogil=True)

@@ -11,7 +11,7 @@ import numba as nb
 import numpy as np
 
 from scshards.shards.kernels import OK, draw
-from scshards.stream.cell_kernels import is_set, mark_some, read_cell
+from scshards.stream.cell_kernels import is_set, mark_some, read_ahead, read_cell
 from scshards.stream.draw_kernels import chances
 from scshards.stream.vector_kernels import FLAGS, copy, hide
 
@@ -58,6 +58,8 @@ def fill_masked(
         row[:n_leads] = leads[b]
         target[:n_leads] = mask.cls_value
         end = n_leads
+        if b + 1 < len(starts):
+            read_ahead(src, starts[b + 1], sizes[b + 1])
         if sizes[b] > 0:
             status, count = read_cell(src, starts[b], sizes[b], cells[b], rules, keys, scratch)
             if status != OK:

@@ -132,6 +132,27 @@ def copy(typing_context, src, start, count, out, at):
     return nb.types.void(src, _INT, _INT, out, _INT), generate
 
 
+@nb.extending.intrinsic
+def prefetch(typing_context, array, at):
+    """Ask for the line of the processor's cache that an element lies in; it need not exist."""
+
+    def generate(context, builder, signature, arguments):
+        from llvmlite import ir
+        from numba.np.arrayobj import make_array
+
+        array, at = arguments
+        data = make_array(signature.args[0])(context, builder, array).data
+        line = builder.bitcast(builder.gep(data, [at]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [line.type, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [line.type], kind)
+        # To be read, soon but not at once, as data.
+        builder.call(function, [line, _lane(0), _lane(2), _lane(1)])
+        return context.get_dummy_value()
+
+    return nb.types.void(array, _INT), generate
+
+
 def _compare(sign, values):
     def generate(context, builder, signature, arguments):
         from llvmlite import ir

@@ -85,7 +85,7 @@ def test_an_epoch_through_faults(s3, tmp_path: Path, caplog, compression: str) -
         soak(known, proxy, s3, **cache)
         assert len(proxy.requests) < once // 10, "the manifest and the vocabulary only"
     lines = [r.getMessage() for r in caplog.records]
-    assert any("tried again" in line for line in lines) and len(lines) < 10
+    assert any("tried again" in line for line in lines) and len(lines) < 40
     for secret in (s3.options["secret"], s3.options["key"], "Signature", "AWS4"):
         assert secret not in "\n".join(lines)
 

@@ -3,7 +3,7 @@
     obs column of one source --read_label--> Label       local codes into its own categories
     Labels of all sources    --unite--> LabelInfo, and a map of each source's codes to common ones
 
-Called by pack.survey and pack.run.
+Called by pack.survey and pack.decide.
 """
 
 from __future__ import annotations

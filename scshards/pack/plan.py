@@ -8,7 +8,7 @@ seed, its key and how many cells there are in all: not on workers, blocks or tas
              every `cells_per_shard`
     place    shuffled: by another hash; else by key
 
-Called by pack.survey, pack.run, pack.scatter and pack.writer.
+Called by pack.survey, pack.phases, pack.scatter and pack.writer.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     source blocks -> kept rows -> tokens -> members -> spill
 
-No cell is a Python object here: every step works on a block. Called by pack.run in its worker processes.
+No cell is a Python object here: every step works on a block. Called by pack.phases in its worker
+processes.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     survey(SurveyTask) -> Survey        and, in the scratch folder, arrays that the tasks of pass 1 read:
                                         tokens.npy, split.npy, label-0.npy, ..., unique.bin
 
-Every refusal that can be known without reading the whole matrix is raised here. Called by pack.run, in
-its worker processes.
+Every refusal that can be known without reading the whole matrix is raised here. Called by pack.phases,
+in its worker processes.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Fresh memory costs a page fault for every 4 kB of it, which at a gigabyte a second is a large part of
 a loader's time. A buffer of the pool is free when the pool alone refers to it, so a batch may be kept
-for as long as one likes. Called by stream.fetch and stream.collate, from several threads.
+for as long as one likes. Called by stream.fetch and stream.collate_base, from several threads.
 """
 
 from __future__ import annotations

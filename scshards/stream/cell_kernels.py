@@ -3,7 +3,7 @@
 Every objective starts from here; what becomes of the tokens is in masked_kernels (masked rows),
 generate_kernels (known and unknown genes) and ragged_kernels (rows for the device). Every draw is a
 function of (epoch's key, cell, gene or counter), so a cell is the same in any batch, on any thread and
-after a resume. They release the GIL. Called by those and by stream.collate.
+after a resume. They release the GIL. Called by those and by stream.collate_base.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     turns: whose batch comes next; with domains drawn by how many batches each has left
 
 A turn is a function of the positions consumed, so whoever knows these knows all that is to come.
-Called by stream.loader, which makes states of it and reads what it says.
+Called by stream.blockstream, which makes states of it and reads what it says.
 """
 
 from __future__ import annotations

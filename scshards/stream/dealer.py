@@ -2,7 +2,7 @@
 
     lanes (stream.lanes) --deal--> Block: rows in batch order --stream.collate--> Batch
 
-Called by stream.loader, on one thread at a time.
+Called by stream.reading, on one thread at a time.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ BLOCK_CELLS = 512
 """About how many cells a block has: enough to make Python's share small, few enough to start soon."""
 
 _BLOCKS = 4
+"""Blocks that are dealt or collated at a time, about: the store is made with room for them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +54,7 @@ def blocks(
     source: CellSource,
     store: CellStore,
     fetchers: Executor,
-    block_cells: int = BLOCK_CELLS,
+    block_cells: int,
 ) -> Iterator[Block]:
     """The blocks of a rank's share, `batches` batches in all, of about `block_cells` cells each.
 

@@ -3,7 +3,7 @@
     for batch in in_order(blocks, make, threads=2, ahead=16): ...
 
 Each thread takes the next block, one thread at a time, and makes its batches while another deals the
-block after it. Called by stream.loader.
+block after it. Called by stream.blockstream.
 """
 
 from __future__ import annotations

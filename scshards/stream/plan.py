@@ -10,7 +10,7 @@
 When W divides K a rank has whole lanes. When it does not (an epoch resumed on another world size) it
 reads more lanes and keeps its share, and the next epoch takes lanes that fit. Either way each position
 goes to exactly one rank, and the state of an epoch is one integer: positions consumed. Called by
-stream.loader; stream.lanes asks it where a lane's cells lie.
+stream.course; stream.lanes asks it where a lane's cells lie.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     one part:  its blocks (stream.dealer)
     domains:   a block of one batch from the domain whose turn it is, and so on
 
-Called by stream.loader; runs on one thread at a time.
+Called by stream.blockstream; runs on one thread at a time.
 """
 
 from __future__ import annotations

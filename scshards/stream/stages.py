@@ -5,8 +5,8 @@
         ...
     clock.total()                   # Stages
 
-Each loader has one clock, always running. Called by stream.loader and by the stages themselves; read by
-stream.bench and whoever asks `CellLoader.stages()`.
+Each loader has one clock, always running. Called by stream.blockstream and by the stages
+themselves; read by stream.bench and whoever asks `CellLoader.stages()`.
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ class Storage:
         retry: Retry | None = None,
     ):
         self.url = os.fspath(url)
+        self._shown = redact(self.url).rstrip("/")
         self.options = dict(options or {})
         self.is_local = is_local(self.url)
         self._fs: Any
@@ -80,8 +81,7 @@ class Storage:
 
     def at(self, path: str) -> str:
         """The full address of a relative path, without credentials, for messages."""
-        root = redact(self.url).rstrip("/")
-        return f"{root}/{path}" if path else root
+        return f"{self._shown}/{path}" if path else self._shown
 
     @property
     def local_path(self) -> Path | None:
@@ -211,7 +211,7 @@ class Storage:
             if self._ranges is not None:
                 done = self._ranges.read_into(self._full(path), self.at(path), start, parts, stop)
             else:
-                done = _pread(Path(self._full(path)), start, parts)
+                done = _pread(self._full(path), start, parts)
         if done < wanted:
             raise self._ends_early(path, start, done, wanted)
 
@@ -364,16 +364,20 @@ def _is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.suffix == _TEMPORARY
 
 
-def _pread(path: Path, start: int, parts: Sequence[memoryview]) -> int:
+def _pread(path: str, start: int, parts: Sequence[memoryview]) -> int:
     """Fill buffers from a local file; how many bytes it had. A read may bring fewer than asked for."""
     done = 0
-    with path.open("rb", buffering=0) as f:
+    # Not Path.open: for a chunk of a shard, its object and checks take as long as the system calls.
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
         for part in parts:
             at = 0
             while at < len(part):
-                n = os.preadv(f.fileno(), [part[at:]], start + done)
+                n = os.preadv(file, [part[at:]], start + done)
                 if n == 0:
                     return done
                 at += n
                 done += n
+    finally:
+        os.close(file)
     return done

@@ -248,7 +248,7 @@ class ChunkFetcher:
     def _receive(self, shard: int, first: int, parts: Sequence[Chunk]) -> None:
         """Fill buffers with the stored bytes of chunks in a row."""
         info = self._shards.shards[shard]
-        start = int(info.chunks.stored[:first].sum())
+        start = int(self._shards.chunk_starts(shard)[0][first])
         with self._clock.time("fetch"):
             self._shards.storage(shard).read_into(
                 info.path, start, [p.data for p in parts], self._stop

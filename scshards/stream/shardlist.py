@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,9 @@ from scshards.shards.index import OBS_PREFIX
 from scshards.shards.manifest import LabelInfo, ShardInfo, SourceInfo
 from scshards.shards.shardset import ShardSet, checked_index
 from scshards.shards.tar import Compression
+
+_KNOWN_STARTS = 256
+"""Shards whose chunks' starts stay in memory: more than lanes read at a time."""
 
 
 class ShardList:
@@ -93,6 +96,8 @@ class ShardList:
             self.shards[shard].index_path
         )
         self._codes = [_code_maps(s, self.labels) for s in self.shardsets]
+        # Sums of whole tables, for each chunk that is read, take as long as reading it.
+        self._chunk_starts = lru_cache(_KNOWN_STARTS)(lambda shard: _starts(self.shards[shard]))
 
     @property
     def vocab(self) -> Vocab:
@@ -131,6 +136,10 @@ class ShardList:
     def at(self, shard: int) -> str:
         """A shard's address, for messages."""
         return self.storage(shard).at(self.shards[shard].path)
+
+    def chunk_starts(self, shard: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where each chunk of a shard begins, in its file and in its plain tar; int64 [chunks]."""
+        return self._chunk_starts(shard)
 
     def name(self) -> str:
         """The addresses of all sets, for messages."""
@@ -187,6 +196,11 @@ class ShardList:
                 values = values if new_codes is None else new_codes[values]
             out[column] = values
         return out
+
+
+def _starts(shard: ShardInfo) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    stored, raw = shard.chunks.stored, shard.chunks.raw
+    return np.cumsum(stored) - stored, np.cumsum(raw) - raw
 
 
 def _check_fit(first: ShardSet, other: ShardSet) -> None:

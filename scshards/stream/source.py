@@ -25,6 +25,7 @@ from scshards.stream.parts import Appearances
 from scshards.stream.quarantine import BAD, Quarantine
 from scshards.stream.shardlist import ShardList
 from scshards.stream.stages import StageClock
+from scshards.stream.store_kernels import are_inside
 
 COPY_COLUMN = "copy"
 """What the last column of labels is called where cells may appear more than once."""
@@ -151,16 +152,13 @@ class CellSource:
 
     def _read(self, index: ShardIndex, shard: int, chunk: int, first: int, end: int) -> CellBytes:
         data = self.fetcher.fetch(shard, chunk)
-        info = self._list.shards[shard]
         cells: slice | NDArray[np.int32] = slice(first, end)
         if not self._appearances.is_every_cell:
             passes = self.passes(shard)
             cells = passes.cells[first:end]
-        starts = index.starts[cells] - (int(info.chunks.raw[: chunk + 1].sum()) - len(data))
+        starts = index.starts[cells] - self._list.chunk_starts(shard)[1][chunk]
         sizes = index.sizes[cells]
-        # Of numbers that are not known to be small, no sum: it might wrap around.
-        is_inside = (starts >= 0) & (starts <= len(data)) & (sizes > 0)
-        if not (is_inside & (sizes <= len(data) - np.where(is_inside, starts, 0))).all():
+        if not are_inside(starts, sizes, len(data)):
             raise FormatError(
                 "the index points outside a chunk",
                 where=f"{self._list.at(shard)}, chunk {chunk}",

@@ -62,6 +62,16 @@ def put(
 
 
 @nb.njit(nogil=True, cache=True)
+def are_inside(starts, sizes, length):
+    """Whether each [start, start + size) has a byte or more, all of them in [0, length)."""
+    for i in range(len(starts)):
+        # Of numbers that are not known to be small, no sum: it might wrap around.
+        if starts[i] < 0 or starts[i] > length or sizes[i] <= 0 or sizes[i] > length - starts[i]:
+            return False
+    return True
+
+
+@nb.njit(nogil=True, cache=True)
 def free(places, rooms, following, heads, state):
     """Put places at the heads of their classes' lists."""
     for i in range(len(places)):

@@ -26,9 +26,11 @@ def bin_table(n, quantiles, small, tables, edges):
     Edges come from walking the histogram, equal to numpy.quantile's linear method value for value.
     """
     left, right = tables[0], tables[1]
-    top = np.int64(0)
+    # In the type of the counts, and without max(): so it is compiled to vector instructions.
+    highest = small.dtype.type(0)
     for j in range(n):
-        top = max(top, np.int64(small[j]))
+        highest = small[j] if small[j] > highest else highest
+    top = np.int64(highest)
     left[: top + 1] = 0
     _count(n, small, left)
     x = 0

@@ -226,7 +226,7 @@ class BlockStream:
         return self._clock.total()
 
     def stream(
-        self, make: Callable[[Block, int], Made], *, first: int = 0, step: int = 1
+        self, make: Callable[[Block, range], Iterator[Made]], *, first: int = 0, step: int = 1
     ) -> Iterator[Made]:
         """What `make` makes of the batches first, first + step, ... of those that are left.
 
@@ -250,7 +250,9 @@ class BlockStream:
             self._course.end()
             self._running = False
 
-    def _batches(self, make: Callable[[Block, int], Made], first: int, step: int) -> Iterator[Made]:
+    def _batches(
+        self, make: Callable[[Block, range], Iterator[Made]], first: int, step: int
+    ) -> Iterator[Made]:
         self._quarantine.begin(self.epoch)
         parts = range(len(self._course.lanes))
         self._fetcher.open(sum(len(self._course.share(p).my_lanes()) for p in parts))

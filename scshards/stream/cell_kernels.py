@@ -26,15 +26,19 @@ from scshards.shards.kernels import (
 from scshards.stream.bin_kernels import TABLE, bin_sorted, bin_table, tied_bin
 from scshards.stream.decode_kernels import LARGE, read_genes, read_small_counts
 from scshards.stream.draw_kernels import choose, take
-from scshards.stream.vector_kernels import copy, prefetch
+from scshards.stream.vector_kernels import SQUEEZED, can_squeeze, copy, prefetch, squeeze
 
 LINE = 64
 """Bytes that a processor's cache takes at a time."""
+
+SLACK = SQUEEZED
+"""Elements behind a row that `read_cell` may write to before whoever called it does."""
 
 BEHIND = 128
 """Elements behind a cell's genes and counts that are read and written with them; no one uses them."""
 
 _U64 = np.uint64
+_SQUEEZED_BITS = _U64((1 << SQUEEZED) - 1)
 
 
 class CellRules(NamedTuple):
@@ -118,7 +122,7 @@ def new_scratch(rules: CellRules, n_leads: int) -> Scratch:
         scaled=np.zeros(64, np.float32),
         row_genes=np.empty(n + BEHIND, np.int32),
         row_small=np.empty(n + BEHIND, np.uint16),
-        row_values=np.empty(n, np.float32),
+        row_values=np.empty(n + BEHIND, np.float32),
     )
 
 
@@ -145,11 +149,12 @@ def read_ahead(src, start, size):
 
 
 @nb.njit(nogil=True)
-def read_cell(src, start, size, cell, rules, keys, scratch):
+def read_cell(src, start, size, cell, rules, keys, scratch, genes, values):
     """The tokens of the member src[start:start + size] with the key `cell`.
 
     Its expressed genes in ascending order, sampled to `rules.room`, then the unexpressed ones, in
-    ascending order and of value 0, into scratch.row_genes and row_values. Returns (status, tokens).
+    ascending order and of value 0, into `genes` and `values`, behind which up to SLACK elements may be
+    written to as well. Returns (status, tokens).
     """
     fields, ids, small, floats = scratch.fields, scratch.ids, scratch.small, scratch.floats
     is_small = False
@@ -175,19 +180,19 @@ def read_cell(src, start, size, cell, rules, keys, scratch):
     if k < n:
         choose(n - kept, k - kept, draw(keys.sample, cell), scratch.bits)
     if is_small:
-        copy(ids, 0, kept, scratch.row_genes, 0)
+        copy(ids, 0, kept, genes, 0)
         copy(small, 0, kept, scratch.row_small, 0)
         if k < n:
             _pick(
-                scratch.bits, n - kept, ids[kept:], small[kept:], scratch.row_genes[kept:],
+                scratch.bits, n - kept, ids[kept:], small[kept:], genes[kept:],
                 scratch.row_small[kept:],
             )  # fmt: skip
-        _small_values(n, k, rules, draw(keys.tie, cell), scratch)
+        _small_values(n, k, rules, draw(keys.tie, cell), scratch, genes, values)
     else:
-        _large_values(n, k, kept, rules, draw(keys.tie, cell), scratch)
+        _large_values(n, k, kept, rules, draw(keys.tie, cell), scratch, genes, values)
     if rules.n_zeros > 0:
-        more = _put_zeros(n, draw(keys.zeros, cell), rules, scratch, scratch.row_genes[k:])
-        scratch.row_values[k : k + more] = 0
+        more = _put_zeros(n, draw(keys.zeros, cell), rules, scratch, genes[k:])
+        values[k : k + more] = 0
         k += more
     return OK, k
 
@@ -228,11 +233,20 @@ def _read_values(src, start, end, n, as_counts, counts, floats):
 def _pick(bits, n, ids, small, genes, counts):
     """Of n genes and their counts, those with a set bit, in order.
 
-    Four at a time: words hold different numbers of them, and guessing each number wrong would take
-    longer than the reading. So up to three more are written behind the last, read from up to BEHIND
-    behind n.
+    Up to SLACK more are written behind the last, read from up to BEHIND behind n.
     """
     k = np.int64(0)
+    if can_squeeze():
+        for w in range((n + 63) >> 6):
+            word = bits[w]
+            for at in range(w << 6, (w + 1) << 6, SQUEEZED):
+                squeeze(word, ids, at, genes, k)
+                squeeze(word, small, at, counts, k)
+                k += count_ones(word & _SQUEEZED_BITS)
+                word >>= _U64(SQUEEZED)
+        return
+    # Four at a time: words hold different numbers of them, and guessing each number wrong would take
+    # longer than the reading.
     for w in range((n + 63) >> 6):
         word = bits[w]
         first = np.uint32(w << 6)
@@ -248,16 +262,16 @@ def _pick(bits, n, ids, small, genes, counts):
 
 
 @nb.njit(nogil=True)
-def _small_values(n, k, rules, base, scratch):
-    """scratch.row_values of the counts scratch.row_small[:k]; the whole cell's are scratch.small[:n]."""
-    counts, values = scratch.row_small, scratch.row_values
+def _small_values(n, k, rules, base, scratch, genes, values):
+    """`values` of the counts scratch.row_small[:k]; the whole cell's are scratch.small[:n]."""
+    counts = scratch.row_small
     if len(rules.quantiles) > 0 and n > 0:
         bin_table(n, rules.quantiles, scratch.small, scratch.tables, scratch.edges)
         at_or_below, below = scratch.tables[0], scratch.tables[1]
         if rules.ties:
             for i in range(k):
                 c = counts[i]
-                values[i] = tied_bin(at_or_below[c], below[c], True, base, scratch.row_genes[i])
+                values[i] = tied_bin(at_or_below[c], below[c], True, base, genes[i])
         else:
             for i in range(k):
                 values[i] = at_or_below[counts[i]]
@@ -279,8 +293,8 @@ def _small_values(n, k, rules, base, scratch):
 
 
 @nb.njit(nogil=True)
-def _large_values(n, k, kept, rules, base, scratch):
-    """scratch.row_genes and row_values of a cell whose values are not all below 65,536."""
+def _large_values(n, k, kept, rules, base, scratch, genes, values):
+    """`genes` and `values` of a cell whose values are not all below 65,536."""
     places, floats = scratch.places, scratch.floats
     for j in range(kept):
         places[j] = j
@@ -294,15 +308,15 @@ def _large_values(n, k, kept, rules, base, scratch):
             floats, scratch.edges,
         )  # fmt: skip
     for i in range(k):
-        scratch.row_genes[i] = scratch.ids[places[i]]
-        scratch.row_values[i] = floats[places[i]]
+        genes[i] = scratch.ids[places[i]]
+        values[i] = floats[places[i]]
     if rules.as_log or rules.target_sum > 0:
         total = _U64(0)
         for j in range(n):
             total += scratch.counts[j]
         for i in range(k):
             c = np.float64(scratch.counts[places[i]])
-            scratch.row_values[i] = _scaled(c, total, rules)
+            values[i] = _scaled(c, total, rules)
 
 
 @nb.njit(nogil=True)

@@ -30,8 +30,10 @@ from scshards.stream.packing import fitting_room
 _COPY_STEP = np.int64(0x2545F4914F6CDD1D)
 """What a cell's key grows by, wrapping, where it appears again: no other cell's key is there."""
 
-_FREE_BATCHES = 8
-"""Batches' buffers that wait for their next use."""
+_FREE_BATCHES = 4
+"""Buffers, of one batch or those of a block, that wait for their next use."""
+
+_ALL = slice(None)
 
 _MARK = {"mask": "mask", "none": "mask", "generate": "generate"}
 """What an objective's draws of hidden genes are named."""
@@ -46,8 +48,10 @@ class Cells(NamedTuple):
         data, starts, sizes, the keys that draws are made by, and the leading tokens.
     keys
         As in the shards.
-    about
-        keys, labels and weight of the batch.
+    labels
+        int64 [B, columns].
+    is_cell
+        bool [B].
     tokens
         int64 [B]: of each cell, `<cls>` included, padding not.
     length
@@ -60,7 +64,8 @@ class Cells(NamedTuple):
 
     members: tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
     keys: NDArray[np.int64]
-    about: dict[str, Any]
+    labels: NDArray[np.int64]
+    is_cell: NDArray[np.bool_]
     tokens: NDArray[np.int64]
     length: int
     rules: CellRules
@@ -127,7 +132,8 @@ class CollatorBase:
         return Cells(
             members=(data, starts, sizes, drawn_by, self._leads.ids(labels)),
             keys=keys,
-            about=self._about(sizes, keys, labels),
+            labels=labels,
+            is_cell=sizes > 0,
             tokens=tokens,
             length=self._length(int(tokens.max())),
             rules=rules,
@@ -169,18 +175,20 @@ class CollatorBase:
         draw = seeds.draws(seeds.key(self._seed, "ratio", epoch), np.array([position]))[0]
         return ratios[int(draw >> np.uint64(32)) * len(ratios) >> 32]
 
-    def _about(
-        self, sizes: NDArray[np.int64], keys: NDArray[np.int64], labels: NDArray[np.int64]
-    ) -> dict[str, Any]:
-        """keys, labels and weight of a batch."""
+    def _about(self, cells: Cells, rows: slice = _ALL) -> dict[str, Any]:
+        """keys, labels and weight of a batch: these rows of the cells."""
+        is_cell = cells.is_cell[rows]
         columns: dict[str, torch.Tensor] = {}
         for j, (name, info) in enumerate(self._labels.items()):
-            column = np.ascontiguousarray(labels[:, j])
+            column = cells.labels[rows, j].copy()
             if info.kind == "number":
-                column = np.where(sizes > 0, column.view(np.float64), np.nan)
+                column = np.where(is_cell, column.view(np.float64), np.nan)
             columns[name] = torch.from_numpy(column)
-        weight = torch.from_numpy((sizes > 0).astype(np.float32))
-        return {"keys": torch.from_numpy(keys.copy()), "labels": columns, "weight": weight}
+        return {
+            "keys": torch.from_numpy(cells.keys[rows].copy()),
+            "labels": columns,
+            "weight": torch.from_numpy(is_cell.astype(np.float32)),
+        }
 
     def _outputs(self, shapes: list[tuple[int, int]], kinds: list[Any]) -> list[NDArray[Any]]:
         """Arrays of these shapes and kinds, in one buffer of the pool."""

@@ -244,13 +244,17 @@ class _Iteration(Iterator[Sample]):
 
 
 class _Rows:
-    """Decodes the cells of a block's batch one by one."""
+    """Decodes the cells of a block's batches one by one."""
 
     def __init__(self, loader: CellLoader) -> None:
         self._batch_size, self._kind = loader.batch_size, loader.value_kind
         self._labels = loader.labels
 
-    def decoded(self, block: Block, i: int) -> list[dict[str, Any]]:
+    def decoded(self, block: Block, wanted: range) -> Iterator[list[dict[str, Any]]]:
+        for i in wanted:
+            yield self._batch(block, i)
+
+    def _batch(self, block: Block, i: int) -> list[dict[str, Any]]:
         out = []
         for row in range(i * self._batch_size, (i + 1) * self._batch_size):
             start, size = int(block.starts[row]), int(block.sizes[row])

@@ -37,7 +37,9 @@ def fill_generated(
     for b in range(len(starts)):
         count = np.int64(0)
         if sizes[b] > 0:
-            status, count = read_cell(src, starts[b], sizes[b], cells[b], rules, keys, scratch)
+            status, count = read_cell(
+                src, starts[b], sizes[b], cells[b], rules, keys, scratch, genes, values
+            )
             if status != OK:
                 return status, b
         first = min(rules.kept, count)

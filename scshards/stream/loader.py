@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from scshards.base.errors import ConfigError
+from scshards.base.errors import ConfigError, FormatError
 from scshards.base.retry import Retry
 from scshards.cells.values import TieBreak
 from scshards.cells.vocab import Vocab
@@ -29,6 +29,9 @@ from scshards.stream.parts import ChoiceOptions
 from scshards.stream.quarantine import OnBadShard, Quarantine
 from scshards.stream.shardlist import ShardList
 from scshards.stream.weights import WeightsOption
+
+_AT_ONCE = 8
+"""Batches of a block that are made by one call, at most: more would only take memory."""
 
 
 class CellLoader(BlockStream):
@@ -242,24 +245,41 @@ class CellLoader(BlockStream):
     def __iter__(self) -> Iterator[Any]:
         return self.stream(self.collate)
 
-    def collate(self, block: Block, i: int) -> AnyBatch:
-        """Batch i of a block."""
-        rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
+    def collate(self, block: Block, wanted: range) -> Iterator[AnyBatch]:
+        """These batches of a block, in order; those that lie next to each other at once if they can."""
+        at_once = _AT_ONCE if wanted.step == 1 and self._collator.makes_several else 1
+        for begin in range(0, len(wanted), at_once):
+            some = wanted[begin : begin + at_once]
+            try:
+                made = self._collate(block, some[0], len(some))
+            except FormatError:
+                if len(some) == 1:
+                    raise
+                made = []
+            yield from made
+            if not made:  # one by one, so that the batches before the bad cell come
+                for i in some:
+                    yield from self._collate(block, i, 1)
+
+    def _collate(self, block: Block, first: int, batches: int) -> list[AnyBatch]:
+        """So many batches of a block, from one on."""
+        rows = slice(first * self.batch_size, (first + batches) * self.batch_size)
         sizes = block.sizes[rows]
         copies = block.labels[rows, -1] if self._repeats else None
         with self._clock.time("collate"):
-            batch = self._collator.collate(
+            made = self._collator.collate_several(
+                batches,
                 block.data,
                 block.starts[rows],
                 sizes,
                 block.keys[rows],
                 block.labels[rows],
                 self.epoch,
-                block.begin + i * self.global_batch,
+                block.begin + first * self.global_batch,
                 copies,
             )
-        self._clock.count(cells=int((sizes > 0).sum()), batches=1)
-        return batch
+        self._clock.count(cells=int((sizes > 0).sum()), batches=batches)
+        return made
 
 
 def topology(rank: int | None, world_size: int | None) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import numpy as np
 from scshards.shards.kernels import OK, draw
 from scshards.stream.cell_kernels import is_set, mark_some, read_ahead, read_cell
 from scshards.stream.draw_kernels import chances
-from scshards.stream.vector_kernels import FLAGS, copy, hide
+from scshards.stream.vector_kernels import FLAGS, hide
 
 
 class MaskRules(NamedTuple):
@@ -45,6 +45,7 @@ def fill_masked(
 ):  # fmt: skip
     """Fill the rows [at[b], at[b + 1]) of flat outputs from src[starts[b]:starts[b] + sizes[b]].
 
+    Behind the last row are SLACK elements or more of `genes` and `targets`, which are written to too.
     `leads` (int32 [B, tokens]) come in front of the genes; `cells` (int64 [B]) are keys. A size of 0
     makes a row without genes. Returns (status, member) of the first bad member.
     """
@@ -61,12 +62,14 @@ def fill_masked(
         if b + 1 < len(starts):
             read_ahead(src, starts[b + 1], sizes[b + 1])
         if sizes[b] > 0:
-            status, count = read_cell(src, starts[b], sizes[b], cells[b], rules, keys, scratch)
+            # What it writes behind the row is padding, or the next row, and is written later.
+            status, count = read_cell(
+                src, starts[b], sizes[b], cells[b], rules, keys, scratch, row[n_leads:],
+                target[n_leads:],
+            )  # fmt: skip
             if status != OK:
                 return status, b
             end += count
-            copy(scratch.row_genes, 0, count, row, n_leads)
-            copy(scratch.row_values, 0, count, target, n_leads)
         first = min(n_leads + rules.kept, end)
         base = draw(keys.mark, cells[b])
         # Bit j - drawn tells of token j.

@@ -3,7 +3,8 @@
     for batch in in_order(blocks, make, threads=2, ahead=16): ...
 
 Each thread takes the next block, one thread at a time, and makes its batches while another deals the
-block after it. Called by stream.blockstream.
+block after it. `make` has all batches of a block before it, and may make several of them at once. Called
+by stream.blockstream.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Made = TypeVar("Made")
 
 def in_order(
     blocks: Iterator[Block],
-    make: Callable[[Block, int], Made],
+    make: Callable[[Block, range], Iterator[Made]],
     *,
     threads: int,
     ahead: int,
@@ -28,20 +29,21 @@ def in_order(
     step: int = 1,
     closing: Callable[[], None] = lambda: None,
 ) -> Generator[Made, None, None]:
-    """make(block, i) for each batch i of each block, in order.
+    """What make(block, batches) gives for the batches of each block, in order.
 
     Parameters
     ----------
     blocks
         Asked for the next block by one thread at a time.
     make
-        Called by several threads at once.
+        Gives one thing for each of these batches of the block. Called by several threads at once.
     threads
         How many.
     ahead
         Batches that are made before they are asked for.
     first, step
-        Only the batches first, first + step, ... of all are made; first is less than step.
+        Only the batches first, first + step, ... of all are made; first is less than step. `make` is
+        asked for those of a block, by their numbers in it.
     closing
         Called when nobody takes batches any more, so that `blocks` waits for nothing from then on.
 
@@ -76,7 +78,7 @@ class _Line(Generic[Made]):
     def __init__(
         self,
         blocks: Iterator[Block],
-        make: Callable[[Block, int], Made],
+        make: Callable[[Block, range], Iterator[Made]],
         ahead: int,
         first: int,
         step: int,
@@ -119,15 +121,24 @@ class _Line(Generic[Made]):
                         self._changed.notify_all()
                     return
                 self._dealt += block.batches
-            for i in range(self._wanted(first) - first, block.batches, self._step):
-                if not self._wait_for_room(first + i):
-                    return
-                try:
-                    made: Made | _Fault = self._make(block, i)
-                except BaseException as e:
-                    made = _Fault(e)
-                self._put(first + i, made)
+            if not self._make_all(block, first):
+                return
             block.free()
+
+    def _make_all(self, block: Block, first: int) -> bool:
+        """Put the batches of a block, the first of which is batch `first`; False when stopped."""
+        wanted = range(self._wanted(first) - first, block.batches, self._step)
+        making = self._make(block, wanted)
+        for i in wanted:
+            if not self._wait_for_room(first + i):
+                return False
+            try:
+                made: Made | _Fault = next(making)
+            except BaseException as e:
+                self._put(first + i, _Fault(e))
+                break  # nobody takes what comes after it
+            self._put(first + i, made)
+        return True
 
     def take(self) -> Iterator[Made]:
         """The batches in order."""

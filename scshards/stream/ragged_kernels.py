@@ -32,11 +32,14 @@ def fill_ragged(
     for b in range(len(starts)):
         if sizes[b] == 0:
             continue
-        status, count = read_cell(src, starts[b], sizes[b], cells[b], rules, keys, scratch)
+        row_genes, row_values = scratch.row_genes, scratch.row_values
+        status, count = read_cell(
+            src, starts[b], sizes[b], cells[b], rules, keys, scratch, row_genes, row_values
+        )
         if status != OK:
             return status, b
-        copy(scratch.row_genes, 0, count, genes, at[b])
-        copy(scratch.row_values, 0, count, values, at[b])
+        copy(row_genes, 0, count, genes, at[b])
+        copy(row_values, 0, count, values, at[b])
         if mark.marks:
             first = min(rules.kept, count)
             n = count - first

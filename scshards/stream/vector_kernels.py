@@ -10,8 +10,8 @@ from __future__ import annotations
 import numba as nb
 import numba.extending
 
-GENES, COUNTS, FLAGS = 16, 32, 64
-"""Elements that `sum_up`; `widen`, `equal` and `above`; and `hide` take at a time."""
+GENES, COUNTS, FLAGS, SQUEEZED = 16, 32, 64, 16
+"""Elements that `sum_up`; `widen`, `equal` and `above`; `hide`; and `squeeze` take at a time."""
 
 _INT, _FLOAT = nb.types.int64, nb.types.float32
 
@@ -83,6 +83,49 @@ def above(typing_context, values, j, x):
 
 
 @nb.extending.intrinsic
+def can_squeeze(typing_context):
+    """Whether the processor that this is compiled for has an instruction for `squeeze`."""
+
+    def generate(context, builder, signature, arguments):
+        from llvmlite import ir
+
+        return ir.Constant(ir.IntType(1), int(_has_compress(context)))
+
+    return nb.types.boolean(), generate
+
+
+@nb.extending.intrinsic
+def squeeze(typing_context, word, values, j, out, k):
+    """Those of values[j:j + SQUEEZED] whose bit of `word` is set, in order, to out[k:].
+
+    What is behind them, up to out[k + SQUEEZED], is written to as well. For integers of at most 32 bits,
+    on a processor that can; on others nothing happens.
+    """
+
+    def generate(context, builder, signature, arguments):
+        from llvmlite import ir
+
+        word, values, j, out, k = arguments
+        if _has_compress(context):
+            found = _load(context, builder, signature.args[1], values, j, SQUEEZED)
+            narrow, wide = found.type, ir.VectorType(ir.IntType(32), SQUEEZED)
+            bits = ir.VectorType(ir.IntType(1), SQUEEZED)
+            is_wanted = builder.bitcast(builder.trunc(word, ir.IntType(SQUEEZED)), bits)
+            # An instruction that compresses into memory is far slower on some processors.
+            kind = ir.FunctionType(wide, [wide, wide, bits])
+            name = f"llvm.x86.avx512.mask.compress.v{SQUEEZED}i32"
+            compress = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+            none = ir.Constant(wide, [0] * SQUEEZED)
+            wider = found if narrow == wide else builder.zext(found, wide)
+            squeezed = builder.call(compress, [wider, none, is_wanted])
+            squeezed = squeezed if narrow == wide else builder.trunc(squeezed, narrow)
+            _store(context, builder, signature.args[3], out, k, squeezed)
+        return context.get_dummy_value()
+
+    return nb.types.void(nb.types.uint64, values, _INT, out, _INT), generate
+
+
+@nb.extending.intrinsic
 def hide(typing_context, word, targets, at, hidden, values, is_hidden):
     """Of FLAGS elements from `at` on: values = hidden where the bit of `word` is set, else targets.
 
@@ -151,6 +194,11 @@ def prefetch(typing_context, array, at):
         return context.get_dummy_value()
 
     return nb.types.void(array, _INT), generate
+
+
+def _has_compress(context):
+    """Of what numba compiles for, and keeps its cache by: processor and features."""
+    return "+avx512f" in context.codegen().magic_tuple()[2].split(",")
 
 
 def _compare(sign, values):

@@ -26,9 +26,10 @@ class Slow(CellLoader):
 
     delay_s = 0.0
 
-    def collate(self, block, i):
-        time.sleep(self.delay_s)
-        return super().collate(block, i)
+    def collate(self, block, wanted):
+        for batch in super().collate(block, wanted):
+            time.sleep(self.delay_s)
+            yield batch
 
 
 def slow(root, delay_s):

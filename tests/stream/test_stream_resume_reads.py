@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -60,10 +60,11 @@ def test_the_first_batch_waits_for_its_own_cells(
     one = resumed(known, position)
     read: list[int] = []
 
-    def make(block: Block, i: int) -> list[int]:
-        # On the only thread: nothing was dealt after this block.
-        read.append(sum(job.done for job in OnDemand.jobs))
-        return list(one.collate(block, i).keys.tolist())
+    def make(block: Block, wanted: range) -> Iterator[list[int]]:
+        for batch in one.collate(block, wanted):
+            # On the only thread: nothing was dealt after this block.
+            read.append(sum(job.done for job in OnDemand.jobs))
+            yield list(batch.keys.tolist())
 
     stream = one.stream(make)
     found = [next(stream)]
@@ -83,10 +84,11 @@ def test_reads_are_asked_for_in_the_order_of_need(
     one.load_state_dict(one.state_dict() | {"position": 400})
     done: list[list[int]] = []
 
-    def make(block: Block, i: int) -> int:
-        first = OnDemand.jobs[: OnDemand.asked_first]
-        done.append([n for n, job in enumerate(first) if job.done])
-        return i
+    def make(block: Block, wanted: range) -> Iterator[int]:
+        for i in wanted:
+            first = OnDemand.jobs[: OnDemand.asked_first]
+            done.append([n for n, job in enumerate(first) if job.done])
+            yield i
 
     list(one.stream(make))
     assert all(each == list(range(len(each))) for each in done)

@@ -34,7 +34,7 @@ class MaskTask(Task):
 
     def run(self, batch: AnyBatch, step: int | None) -> ModelOutput:
         assert isinstance(batch, Batch)
-        return self.model(batch.genes, batch.values, batch.is_pad)
+        return self.model(batch)
 
     def losses(self, batch: AnyBatch, out: ModelOutput) -> dict[str, Tensor]:
         assert isinstance(batch, Batch | PackedBatch)

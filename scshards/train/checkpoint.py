@@ -131,7 +131,10 @@ class Checkpoints:
         _check_fit(reader.read_metadata().state_dict_metadata, tensors, folder.at(""))
         self._run(
             lambda: dcp.load(
-                dict(tensors), storage_reader=reader, process_group=self._group, **self._alone()
+                dict(tensors),
+                storage_reader=reader,
+                process_group=self._group,
+                no_dist=self._group is None,
             ),
             folder.at(""),
         )
@@ -159,7 +162,10 @@ class Checkpoints:
         )
         self._in_flight = self._run(
             lambda: dcp.async_save(
-                dict(tensors), storage_writer=writer, process_group=self._group, **self._alone()
+                dict(tensors),
+                storage_writer=writer,
+                process_group=self._group,
+                no_dist=self._group is None,
             ),
             self._storage.at(name),
         )
@@ -169,9 +175,6 @@ class Checkpoints:
         if self._in_flight is not None:
             future, self._in_flight = self._in_flight, None
             self._run(future.result, self._storage.at(""))
-
-    def _alone(self) -> dict[str, bool]:
-        return {"no_dist": self._group is None}
 
     def _run(self, function: Any, where: str) -> Any:
         if self._group is None:  # torch warns that there is no group; it has been told

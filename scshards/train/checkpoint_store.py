@@ -106,11 +106,11 @@ class TensorWriter(StorageWriter):
             done.append(WriteResult(item.index, len(raw), piece))
             data += raw
             if len(data) >= FILE_BYTES:
-                self._storage.write(f"{self._folder}/{name}", data)
+                self._storage.write(f"{self._folder}/{name}", memoryview(data))
                 data, number = bytearray(), number + 1
                 name = f"{self._rank:04d}-{number:03d}.bin"
         if data:
-            self._storage.write(f"{self._folder}/{name}", data)
+            self._storage.write(f"{self._folder}/{name}", memoryview(data))
         future: Future[list[WriteResult]] = Future()
         future.set_result(done)
         return future
@@ -237,5 +237,5 @@ class TensorReader(StorageReader):
 
 
 def _raw(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    flat: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(flat)

@@ -131,7 +131,7 @@ save(where, 2, keep_last=1)
 
 
 @pytest.mark.parametrize(
-    ("writes", "left"), [(0, 1), (1, 1), (2, 1), (9, 2)], ids=["data", "state", "index", "removal"]
+    ("writes", "left"), [(0, 1), (2, 1), (9, 2)], ids=["data", "index", "removal"]
 )
 def test_a_run_that_is_killed_leaves_the_checkpoint_before(tmp_path, request, writes, left):
     script = KILLED.format(folder=str(request.path.parent))

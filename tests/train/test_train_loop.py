@@ -309,6 +309,7 @@ def test_lanes_that_ranks_can_not_share_are_refused():
         TrainConfig().check_lanes(ranks)
 
 
+@pytest.mark.slow
 def test_compiled_layers_give_the_same_run(shards, tmp_path):
     settings = ("model.dropout=0", "model.n_layers=1", "run.steps=10", "run.log_every=1")
     lines = {}
@@ -318,6 +319,6 @@ def test_compiled_layers_give_the_same_run(shards, tmp_path):
         lines[flag] = read_metrics(tmp_path / flag / "metrics.jsonl")
     for a, b in zip(lines["true"], lines["false"], strict=True):
         assert a["masked_mse"] == pytest.approx(b["masked_mse"], rel=1e-5)
-    padded = {m["padded_tokens_per_s"] / m["cells_per_s"] for m in lines["true"] if "lr" in m}
-    assert padded == {pytest.approx(40)}, "all batches have one width"
+    widths = [m["padded_tokens_per_s"] / m["cells_per_s"] for m in lines["true"] if "lr" in m]
+    assert widths == pytest.approx([40] * 10), "all batches have one width"
     assert not any("_orig_mod" in name for name in _weights(tmp_path / "true", 10))

@@ -152,15 +152,9 @@ def evaluate_run(
     config = run.config()
     with ranks(device, config.run.precision) as here:
 
-        def loader(split: str, max_length: int | None = None) -> CellLoader:
+        def loader(split: str, **other: Any) -> CellLoader:
             return once_loader(
-                root,
-                config.data,
-                here,
-                split,
-                batch_size,
-                max_length=max_length,
-                storage_options=storage_options,
+                root, config, here, split, batch_size, storage_options=storage_options, **other
             )
 
         scored = loader(split)
@@ -176,7 +170,9 @@ def evaluate_run(
         longest = 1 + max(s.max_genes for s in train)
         cells = shardset.manifest.cells("train")
         with Progress("gene means", cells, shown=shown and here.is_main) as progress:
-            means = gene_means(loader("train", longest), len(shardset.vocab), here, progress)
+            means = gene_means(
+                loader("train", max_length=longest), len(shardset.vocab), here, progress
+            )
         scored.set_epoch(0)
         by_gene, by_cell, n = baseline_errors(scored, means, here)
         assert n == score.n, "the model and the baselines were scored on other values"

@@ -84,12 +84,12 @@ def train(
         valid = None
         if has_split(loader.shardset, "valid"):
             valid = once_loader(
-                root, config.data, here, "valid", micro_batch, storage_options=storage_options
+                root, config, here, "valid", micro_batch, storage_options=storage_options
             )
 
         # Model: made from the seed, the same on every rank.
         model = CellModel(_model_config(config, vocab), seed=config.run.seed).to(here.device)
-        task = MaskTask(model, mvc_weight=config.run.mvc_weight)
+        task = MaskTask(model, mvc_weight=config.task.mvc_weight)
         optimizer = make_optimizer(model, config.optim)
 
         # Resume: every rank looks at RUN before the first one writes there.

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scshards.model.transformer import CellModel
 from scshards.stream.loader import CellLoader
 from scshards.train.config import TrainConfig
 from scshards.train.data import once_loader
 from scshards.train.integration import most_variable, need_sklearn, principal_components, scores
 from scshards.train.setup import Ranks
+from scshards.train.tasks import Task
 
 TARGET_SUM = 10_000.0
 """What counts are scaled to before the logarithm, for the PCA."""
@@ -82,20 +82,17 @@ class IntegrationMetrics:
         )
         self._pca: dict[str, Any] | None = None
 
-    def __call__(self, model: CellModel) -> dict[str, Any]:
+    def __call__(self, task: Task) -> dict[str, Any]:
         """The scores, with those of PCA as `pca_...`; {} but on the first rank. All ranks call it."""
         if self._pca is None:
             self._pca = self._of_pca()
-        model.eval()
-        c = model.config
+        task.eval()
         found = []
         self._loader.set_epoch(0)
         with torch.no_grad(), self._ranks.autocast():
             for batch in self._loader:
-                here = batch.to(self._ranks.device)
-                knows = c.use_domain_labels or c.domain_norm
-                domains_B = here.labels[self._domain].clamp(min=0) if knows else None
-                vectors_BD = model.embed(here, domains_B=domains_B).float()
+                # Through the whole forward pass, which is what wrappers of several ranks know.
+                vectors_BD = task.run(batch.to(self._ranks.device), None).cell_embeddings
                 unit_BD = torch.nn.functional.normalize(vectors_BD, dim=1).cpu().numpy()
                 rows = (batch.weight > 0).numpy()
                 found.append((batch.keys.numpy()[rows], unit_BD[rows], self._codes(batch, rows)))

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scshards.base.errors import ConfigError
 from scshards.base.storage import Storage
 from scshards.cells.vocab import Vocab
-from scshards.model.config import ModelConfig
 from scshards.model import scgpt
+from scshards.model.config import ModelConfig
 from scshards.model.scgpt import VOCAB
 from scshards.model.transformer import CellModel
 from scshards.shards.shardset import ShardSet
+from scshards.stream.collate_options import CollateOptions
 from scshards.train.classes import (
     CLASSES,
     DOMAINS,
@@ -121,6 +123,20 @@ class TaskPlan:
                 **shared,
             )
         return MaskTask(model, **shared)
+
+    def args(self, step: int) -> dict[str, Any]:
+        """What args.json says about the training, in scGPT's words, and where in it the model is."""
+        config = self.config
+        objective = config.task.objective if config.task.masks else "none"
+        ratios = CollateOptions(objective=objective, mask_ratio=config.data.mask_ratio).ratios
+        return {
+            "input_style": "binned" if config.data.n_bins else "normed_raw",
+            "mask_ratio": list(ratios) if len(ratios) > 1 else sum(ratios),
+            "batch_size": config.run.batch_size,
+            "lr": config.optim.lr,
+            "seed": config.run.seed,
+            "scshards": {"step": step, "config": config.tables()},
+        }
 
     def write_names(self, folder: Path) -> None:
         """classes.json and domains.json, beside the weights, of the tasks that have them."""

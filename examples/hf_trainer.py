@@ -47,7 +47,18 @@ class ForMaskedValues(nn.Module):
         is_pad: torch.Tensor,
         weight: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        out = self.model(genes, values, is_pad)
+        out = self.model(
+            Batch(
+                genes=genes,
+                values=values,
+                targets=targets,
+                is_masked=is_masked,
+                is_pad=is_pad,
+                keys=torch.full((len(genes),), -1),
+                labels={},
+                weight=weight,
+            )
+        )
         total, count = masked_squared_error(out.predictions, targets, is_masked, weight)
         return {"loss": total / count.clamp(min=1), "logits": out.predictions}
 

@@ -41,7 +41,7 @@ class MaskedValues(pl.LightningModule):
         self.log("valid_loss", self.loss(batch), batch_size=int(batch.weight.sum()), sync_dist=True)
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        out = self.model(batch.genes, batch.values, batch.is_pad)
+        out = self.model(batch)
         total, count = masked_squared_error(
             out.predictions, batch.targets, batch.is_masked, batch.weight
         )

@@ -48,7 +48,7 @@ def main() -> None:
     # Each iteration reads the next epoch; dataset.set_epoch(e) names one.
     for epoch in range(2):
         for batch in loader:
-            out = model(batch.genes, batch.values, batch.is_pad)
+            out = model(batch)
             total, count = masked_squared_error(
                 out.predictions, batch.targets, batch.is_masked, batch.weight
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from scshards.base.errors import ConfigError
 
@@ -39,6 +40,26 @@ class ModelConfig:
         Number of value bins, bin 0 (zero) included; 0 for values as they are.
     max_length
         Most tokens in a cell, `<cls>` included.
+    value_style
+        How values are embedded (scGPT's `input_emb_style`).
+    explicit_zero_prob
+        Whether decoders predict the probability of a value above zero too.
+    cell_style
+        How a cell's embedding is made of its tokens (`cell_emb_style`).
+    mvc_style
+        Whether MVC's gradient reaches the token embeddings (`mvc_decoder_style`).
+    generate
+        Whether the model predicts unknown genes, those of a GenerateBatch.
+    n_classes, n_class_layers
+        Classes that the class head tells apart, 0 for no such head, and the head's depth.
+    n_domains
+        Domains (scGPT's batches) that the next three know.
+    use_domain_labels
+        Whether decoders are told the domain (`use_batch_labels`).
+    adversary
+        Whether there is a head that tells domains apart, behind gradient reversal (`do_dab`).
+    domain_norm
+        Whether the input is normalised by domain (`domain_spec_batchnorm`).
 
     Raises
     ------
@@ -58,6 +79,17 @@ class ModelConfig:
     mask_value: float = -1.0
     n_bins: int = 51
     max_length: int = 1200
+    value_style: Literal["continuous", "category", "scaling"] = "continuous"
+    explicit_zero_prob: bool = False
+    cell_style: Literal["cls", "avg-pool", "w-pool"] = "cls"
+    mvc_style: Literal["inner product", "inner product, detach"] = "inner product"
+    generate: bool = False
+    n_classes: int = 0
+    n_class_layers: int = 3
+    n_domains: int = 0
+    use_domain_labels: bool = False
+    adversary: bool = False
+    domain_norm: bool = False
 
     def __post_init__(self) -> None:
         for name in ("n_tokens", "d_model", "n_heads", "d_hid", "n_layers"):
@@ -90,6 +122,24 @@ class ModelConfig:
             "at least 2 are needed, or 0 for values as they are",
         )
         _check(self.max_length >= 2, "max_length", self.max_length, "<cls> and one gene are needed")
+        for name, only in _ONLY.items():
+            _check(getattr(self, name) == only, name, getattr(self, name), f"only {only!r} works")
+
+
+_ONLY: dict[str, object] = {
+    "value_style": "continuous",
+    "explicit_zero_prob": False,
+    "cell_style": "cls",
+    "mvc_style": "inner product",
+    "generate": False,
+    "n_classes": 0,
+    "n_class_layers": 3,
+    "n_domains": 0,
+    "use_domain_labels": False,
+    "adversary": False,
+    "domain_norm": False,
+}
+"""The settings that have one value yet."""
 
 
 def _check(ok: bool, name: str, value: object, advice: str) -> None:

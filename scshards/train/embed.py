@@ -218,7 +218,7 @@ def _embed(
                 batch = collator.collate(data, starts[rows], sizes[rows], keys, labels, epoch=0)
                 assert isinstance(batch, Batch), "objective='none' makes another kind of batch"
                 batch = batch.to(here.device)
-                vectors_BD = model.embed(batch.genes, batch.values, batch.is_pad)
+                vectors_BD = model.embed(batch)
                 unit_BD = torch.nn.functional.normalize(vectors_BD.float(), dim=1)
                 out[keys[0] : keys[-1] + 1] = unit_BD.cpu().numpy()
                 progress.add(len(keys))

@@ -82,7 +82,7 @@ def validate(
         n_cells += int((batch.weight > 0).sum())
         batch = batch.to(ranks.device, non_blocking=True)
         with ranks.autocast():
-            out = model(batch.genes, batch.values, batch.is_pad)
+            out = model(batch)
         masked, mvc, count = summed_errors(out, batch)
         has_mvc = mvc is not None
         sums += torch.stack([masked, torch.zeros_like(masked) if mvc is None else mvc, count])

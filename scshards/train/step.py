@@ -139,7 +139,7 @@ class Stepper:
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         with self._ranks.autocast():
-            out = self._forward(batch.genes, batch.values, batch.is_pad)
+            out = self._forward(batch)
         return summed_errors(out, batch)[:2]
 
     def _synced_if(self, last: bool) -> contextlib.AbstractContextManager[None]:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from model_support import as_batch
 
+from scshards.cells.batch import Batch
 from scshards.model.config import ModelConfig
-
-Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 @pytest.fixture(autouse=True)
@@ -34,10 +33,10 @@ def small() -> ModelConfig:
 
 
 @pytest.fixture
-def make_batch(small: ModelConfig) -> Callable[..., Inputs]:
-    """Random (genes, values, is_pad) with cells of the given lengths, padded to the longest."""
+def make_batch(small: ModelConfig) -> Callable[..., Batch]:
+    """Random, unmasked cells of the given lengths, padded to the longest."""
 
-    def make(*lengths: int, to: int | None = None, seed: int = 0) -> Inputs:
+    def make(*lengths: int, to: int | None = None, seed: int = 0) -> Batch:
         g = torch.Generator().manual_seed(seed)
         shape = (len(lengths), to or max(lengths))
         genes = torch.randint(0, small.pad_id, shape, generator=g, dtype=torch.int32)
@@ -45,6 +44,6 @@ def make_batch(small: ModelConfig) -> Callable[..., Inputs]:
         is_pad = torch.arange(shape[1])[None, :] >= torch.tensor(lengths)[:, None]
         genes[is_pad] = small.pad_id
         values[is_pad] = small.pad_value
-        return genes, values, is_pad
+        return as_batch(genes, values, is_pad)
 
     return make

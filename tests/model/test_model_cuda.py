@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from model_support import golden_batch, golden_io
 
 from scshards.model.attention import attend
 from scshards.model.scgpt import load_model
@@ -37,13 +37,10 @@ def test_gradients_with_padding_are_finite(dtype: torch.dtype, length: int) -> N
 
 def test_computes_what_scgpt_computes(golden: Path) -> None:
     model = load_model(str(golden / "mask_in_proj")).model.cuda()
-    io = {
-        k: torch.from_numpy(v).cuda()
-        for k, v in np.load(golden / "mask_in_proj" / "io.npz").items()
-    }
+    io = {k: v.cuda() for k, v in golden_io(golden / "mask_in_proj").items()}
     is_pad = io["in_is_pad"]
     with torch.no_grad():
-        out = model(io["in_genes"], io["in_values"], is_pad)
+        out = model(golden_batch(io).to("cuda"))
     torch.testing.assert_close(
         out.predictions[~is_pad], io["out_mlm_output"][~is_pad], atol=1e-4, rtol=1e-4
     )

@@ -8,9 +8,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from model_support import NEAR, golden_batch, golden_io
 from torch import Tensor
 
 from scshards.base.errors import CheckpointError
@@ -40,22 +40,21 @@ def edit_state(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> Non
 
 def test_computes_what_scgpt_computes(golden: Path) -> None:
     model, args, vocab, unused = load_model(str(golden / "mask_in_proj"))
-    io = {k: torch.from_numpy(v) for k, v in np.load(golden / "mask_in_proj" / "io.npz").items()}
+    io = golden_io(golden / "mask_in_proj")
     is_pad, is_masked = io["in_is_pad"], io["in_is_masked"]
     assert is_pad.any(), "the comparison is of batches with differing padding"
     assert len(set(is_pad.sum(1).tolist())) > 1
     assert not model.training
     with torch.no_grad():
-        out = model(io["in_genes"], io["in_values"], is_pad)
-    near = {"atol": 1e-5, "rtol": 1e-5}
-    torch.testing.assert_close(out.predictions[~is_pad], io["out_mlm_output"][~is_pad], **near)
-    torch.testing.assert_close(out.mvc_predictions[~is_pad], io["out_mvc_output"][~is_pad], **near)
-    torch.testing.assert_close(out.cell_embeddings, io["out_cell_emb"], **near)
+        out = model(golden_batch(io))
+    torch.testing.assert_close(out.predictions[~is_pad], io["out_mlm_output"][~is_pad], **NEAR)
+    torch.testing.assert_close(out.mvc_predictions[~is_pad], io["out_mvc_output"][~is_pad], **NEAR)
+    torch.testing.assert_close(out.cell_embeddings, io["out_cell_emb"], **NEAR)
     for predictions, name in ((out.predictions, "mse"), (out.mvc_predictions, "mvc_mse")):
         s, n = masked_squared_error(
             predictions, io["in_targets"], is_masked, torch.ones(len(is_pad))
         )
-        torch.testing.assert_close(s / n, io[f"out_loss_{name}"], **near)
+        torch.testing.assert_close(s / n, io[f"out_loss_{name}"], **NEAR)
     assert args["embsize"] == 32
     assert model.config == ModelConfig(
         n_tokens=203, pad_id=200, d_model=32, n_heads=4, d_hid=48, n_layers=3, max_length=40

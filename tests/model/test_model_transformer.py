@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from model_support import as_batch
 
+from scshards.cells.batch import Batch
 from scshards.model.config import ModelConfig
 from scshards.model.loss import masked_squared_error
 from scshards.model.transformer import CellModel
-
-Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 def test_keys_and_shapes_are_the_official_ones(golden: Path) -> None:
@@ -29,27 +28,28 @@ def test_keys_and_shapes_are_the_official_ones(golden: Path) -> None:
     assert sum(p.numel() for p in model.parameters()) == 51_330_049 - 2 * 512
 
 
-def test_shapes_and_dtypes(small: ModelConfig, make_batch: Callable[..., Inputs]) -> None:
+def test_shapes_and_dtypes(small: ModelConfig, make_batch: Callable[..., Batch]) -> None:
     model = CellModel(small).eval()
-    genes, values, is_pad = make_batch(7, 3)
-    out = model(genes, values, is_pad)
+    batch = make_batch(7, 3)
+    out = model(batch)
     assert out.predictions.shape == out.mvc_predictions.shape == (2, 7)
     assert out.cell_embeddings.shape == (2, 16)
-    assert {t.dtype for t in out} == {torch.float32}
-    for a, b in zip(out, model(genes.long(), values, is_pad), strict=True):
-        assert torch.equal(a, b)
-    assert torch.equal(model.embed(genes, values, is_pad), out.cell_embeddings)
+    assert {t.dtype for t in out if t is not None} == {torch.float32}
+    again = model(dataclasses.replace(batch, genes=batch.genes.long()))
+    for a, b in zip(out, again, strict=True):
+        assert a is b is None or torch.equal(a, b)
+    assert torch.equal(model.embed(batch), out.cell_embeddings)
 
 
 def test_float32_comes_out_of_autocast(
-    small: ModelConfig, make_batch: Callable[..., Inputs]
+    small: ModelConfig, make_batch: Callable[..., Batch]
 ) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = CellModel(small).eval()(*make_batch(7, 3))
-    assert {t.dtype for t in out} == {torch.float32}
+        out = CellModel(small).eval()(make_batch(7, 3))
+    assert {t.dtype for t in out if t is not None} == {torch.float32}
 
 
-def test_without_mvc(small: ModelConfig, make_batch: Callable[..., Inputs]) -> None:
+def test_without_mvc(small: ModelConfig, make_batch: Callable[..., Batch]) -> None:
     both = CellModel(small, seed=4).eval()
     one = CellModel(dataclasses.replace(small, mvc=False), seed=4).eval()
     assert {n for n in both.state_dict() if n not in one.state_dict()} == {
@@ -57,9 +57,9 @@ def test_without_mvc(small: ModelConfig, make_batch: Callable[..., Inputs]) -> N
         "mvc_decoder.gene2query.bias",
         "mvc_decoder.W.weight",
     }
-    out = one(*make_batch(7, 3))
+    out = one(make_batch(7, 3))
     assert out.mvc_predictions is None
-    assert torch.equal(out.predictions, both(*make_batch(7, 3)).predictions)
+    assert torch.equal(out.predictions, both(make_batch(7, 3)).predictions)
 
 
 def test_weights_are_a_function_of_the_seed(small: ModelConfig) -> None:
@@ -81,61 +81,63 @@ def test_token_embedding_starts_as_in_scgpt(small: ModelConfig) -> None:
     assert weight[small.pad_id].abs().max() > 0
 
 
-def test_padding_changes_nothing(small: ModelConfig, make_batch: Callable[..., Inputs]) -> None:
+def test_padding_changes_nothing(small: ModelConfig, make_batch: Callable[..., Batch]) -> None:
     model = CellModel(small).eval()
     lengths = (9, 2, 6, 1)
-    genes, values, is_pad = make_batch(*lengths)
-    out = model(genes, values, is_pad)
-    wide = model(*(torch.cat([x, x[-1:, -1:].expand(4, 5)], 1) for x in (genes, values, is_pad)))
+    batch = make_batch(*lengths)
+    inputs = (batch.genes, batch.values, batch.is_pad)
+    out = model(batch)
+    wide = model(as_batch(*(torch.cat([x, x[-1:, -1:].expand(4, 5)], 1) for x in inputs)))
     for b, n in enumerate(lengths):
-        alone = model(genes[b : b + 1, :n], values[b : b + 1, :n], is_pad[b : b + 1, :n])
+        alone = model(as_batch(*(x[b : b + 1, :n] for x in inputs)))
         for many in (out, wide):
-            for x, y in zip(many, alone, strict=True):
+            for x, y in zip(many[:3], alone[:3], strict=True):
                 x = x[b, :n] if x.ndim == 2 and x.shape[1] != small.d_model else x[b]
                 torch.testing.assert_close(x, y[0], atol=1e-5, rtol=1e-4)
 
 
 def test_order_of_genes_does_not_matter(
-    small: ModelConfig, make_batch: Callable[..., Inputs]
+    small: ModelConfig, make_batch: Callable[..., Batch]
 ) -> None:
     model = CellModel(small).eval()
-    inputs = make_batch(9, 9)
+    batch = make_batch(9, 9)
     order = torch.tensor([0, 5, 3, 8, 1, 2, 7, 4, 6])
-    out, turned = model(*inputs), model(*(x[:, order] for x in inputs))
+    out = model(batch)
+    turned = model(as_batch(*(x[:, order] for x in (batch.genes, batch.values, batch.is_pad))))
     torch.testing.assert_close(out.predictions[:, order], turned.predictions, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(out.cell_embeddings, turned.cell_embeddings, atol=1e-5, rtol=1e-4)
 
 
 def test_mvc_is_the_inner_product_written_out(
-    small: ModelConfig, make_batch: Callable[..., Inputs]
+    small: ModelConfig, make_batch: Callable[..., Batch]
 ) -> None:
     model = CellModel(small).eval()
-    genes, values, is_pad = make_batch(7, 7)
-    out = model(genes, values, is_pad)
-    query = torch.sigmoid(model.mvc_decoder.gene2query(model.encoder(genes)))
+    batch = make_batch(7, 7)
+    out = model(batch)
+    query = torch.sigmoid(model.mvc_decoder.gene2query(model.encoder(batch.genes)))
     expected = (model.mvc_decoder.W(query) * out.cell_embeddings[:, None, :]).sum(-1)
     torch.testing.assert_close(out.mvc_predictions, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_values_above_512_are_512(small: ModelConfig, make_batch: Callable[..., Inputs]) -> None:
+def test_values_above_512_are_512(small: ModelConfig, make_batch: Callable[..., Batch]) -> None:
     model = CellModel(small).eval()
-    genes, values, is_pad = make_batch(7)
+    batch = make_batch(7)
     outs = []
     for value in (511.0, 512.0, 9000.0):
-        values[0, 3] = value
-        outs.append(model(genes, values, is_pad).predictions)
+        batch.values[0, 3] = value
+        outs.append(model(batch).predictions)
     assert torch.equal(outs[1], outs[2])
     assert not torch.equal(outs[0], outs[1])
 
 
 def test_gradients_reach_all_but_the_padding_row(
-    small: ModelConfig, make_batch: Callable[..., Inputs]
+    small: ModelConfig, make_batch: Callable[..., Batch]
 ) -> None:
     model = CellModel(dataclasses.replace(small, dropout=0.0))
-    genes, values, is_pad = make_batch(9, 4, 6)
-    out = model(genes, values, is_pad)
+    batch = make_batch(9, 4, 6)
+    out = model(batch)
     total = sum(
-        masked_squared_error(p, values, ~is_pad, torch.ones(3))[0]
+        masked_squared_error(p, batch.values, ~batch.is_pad, batch.weight)[0]
         for p in (out.predictions, out.mvc_predictions)
     )
     total.backward()
@@ -145,24 +147,25 @@ def test_gradients_reach_all_but_the_padding_row(
         assert parameter.grad.abs().max() > 0, name
     rows = model.encoder.embedding.weight.grad.abs().amax(1)
     assert rows[small.pad_id] == 0
-    assert set(torch.nonzero(rows).flatten().tolist()) == set(genes[~is_pad].tolist())
+    assert set(torch.nonzero(rows).flatten().tolist()) == set(batch.genes[~batch.is_pad].tolist())
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_it_learns(small: ModelConfig, make_batch: Callable[..., Inputs], dropout: float) -> None:
+def test_it_learns(small: ModelConfig, make_batch: Callable[..., Batch], dropout: float) -> None:
     """Masked values that depend on the gene alone are found."""
-    genes, _, is_pad = make_batch(20, 12, 20, 15)
+    batch = make_batch(20, 12, 20, 15)
+    genes, is_pad = batch.genes, batch.is_pad
     targets = (genes % 5).float()
     is_masked = (torch.arange(20) % 2 == 1) & ~is_pad
-    values = torch.where(is_masked, -1.0, targets)
+    batch = as_batch(genes, torch.where(is_masked, -1.0, targets), is_pad, targets, is_masked)
     model = CellModel(dataclasses.replace(small, dropout=dropout))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     errors = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for _ in range(80):
-            out = model(genes, values, is_pad)
-            s, n = masked_squared_error(out.predictions, targets, is_masked, torch.ones(4))
+            out = model(batch)
+            s, n = masked_squared_error(out.predictions, targets, is_masked, batch.weight)
             optimizer.zero_grad()
             (s / n).backward()
             optimizer.step()

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from scipy.sparse import csc_matrix, csr_matrix
 
 from scshards.base.errors import ConfigError, OutputExistsError, SourceError
+from scshards.cells.batch import Batch
 from scshards.cells.values import bin_values
 from scshards.cells.vocab import Vocab
 from scshards.cli.embed import command
@@ -66,10 +67,19 @@ def plain(checkpoint: str, x: np.ndarray) -> np.ndarray:
         genes = [VOCAB.cls_id] + [t for t, _ in tokens]
         values = [-2.0] + bin_values(np.array([v for _, v in tokens]), 51).tolist()
         with torch.no_grad():
+            values_BL = torch.tensor([values])
+            nowhere_BL = torch.zeros(1, len(genes), dtype=torch.bool)
             v = model(
-                torch.tensor([genes]),
-                torch.tensor([values]),
-                torch.zeros(1, len(genes), dtype=torch.bool),
+                Batch(
+                    genes=torch.tensor([genes]),
+                    values=values_BL,
+                    targets=values_BL,
+                    is_masked=nowhere_BL,
+                    is_pad=nowhere_BL,
+                    keys=torch.zeros(1, dtype=torch.int64),
+                    labels={},
+                    weight=torch.ones(1),
+                )
             )
         out.append((v.cell_embeddings / v.cell_embeddings.norm())[0].numpy())
     return np.array(out)

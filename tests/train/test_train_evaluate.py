@@ -43,7 +43,7 @@ def _by_hand(shards: str, run: str) -> dict[str, float]:
     )
     model = load_model(run).model
     with torch.no_grad():
-        predicted = model(batch.genes, batch.values, batch.is_pad).predictions.tolist()
+        predicted = model(batch).predictions.tolist()
     errors = defaultdict(list)
     rows = (batch.genes.tolist(), batch.targets.tolist(), batch.is_masked.tolist())
     for b, (genes, values, masked) in enumerate(zip(*rows, strict=True)):

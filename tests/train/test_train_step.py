@@ -58,7 +58,7 @@ def test_a_batch_without_any_cell_changes_nothing_and_is_finite():
 def test_the_loss_is_the_mean_over_all_masked_values():
     batch = small_batch(6, weight=[1, 1, 1, 1, 0, 1])
     with torch.no_grad():
-        out = small_model()(batch.genes, batch.values, batch.is_pad)
+        out = small_model()(batch)
     result = _stepper(small_model(), small_config(), 2).step(batch, 0)
     targets, masked = batch.targets.double().numpy(), batch.is_masked.numpy().copy()
     masked[4] = False

@@ -1,6 +1,6 @@
 """Label columns of a shard set as classes or domains: which there are, how many cells each has.
 
-Called by tasks_setup.
+Called by tasks_setup and evaluate.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Column:
     names
         Its categories, by code.
     cells
-        int64 [categories]: cells of the train split that have each.
+        int64 [categories]: cells of the split that have each.
     missing
-        Cells of the train split that have none.
+        Cells of the split that have none.
     """
 
     name: str
@@ -38,8 +38,8 @@ class Column:
     missing: int
 
 
-def column(shardset: ShardSet, name: str, option: str) -> Column:
-    """A label column of categories, counted over the train split.
+def column(shardset: ShardSet, name: str, option: str, split: str = "train") -> Column:
+    """A label column of categories, counted over a split.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def column(shardset: ShardSet, name: str, option: str) -> Column:
             advice="pack it again with the column as text",
         )
     counts = np.zeros(len(info.categories) + 1, np.int64)
-    for shard in shardset.shards("train"):
+    for shard in shardset.shards(split):
         codes = shardset.index(shard, [OBS_PREFIX + name])[OBS_PREFIX + name]
         counts += np.bincount(codes.astype(np.int64) + 1, minlength=len(counts))
     return Column(name, tuple(info.categories), counts[1:], int(counts[0]))
@@ -81,3 +81,10 @@ def check_several(found: Column, what: str, option: str, shardset: ShardSet) -> 
             where=f"{shardset.storage.at('')}: {option}",
             advice="choose another column, or pack more cells",
         )
+
+
+def codes_in(found: Column, names: tuple[str, ...]) -> tuple[int, ...] | None:
+    """What each code of the column is among `names`, -1 where it is not there; None: the same code."""
+    place = {name: code for code, name in enumerate(names)}
+    codes = tuple(place.get(name, -1) for name in found.names)
+    return None if codes == tuple(range(len(codes))) else codes

@@ -5,6 +5,7 @@ Called by tasks_setup.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,8 +29,8 @@ class IntegrateTask(MaskTask):
 
     Parameters
     ----------
-    domain
-        The label column of the domains.
+    domain, codes
+        The label column of the domains, and the model's code for each of the column's; None: the same.
     similarity_weight, similarity_threshold, adversary_weight
         As in TaskSettings.
     """
@@ -39,6 +40,7 @@ class IntegrateTask(MaskTask):
         model: CellModel,
         domain: str,
         *,
+        codes: Sequence[int] | None = None,
         mvc_weight: float = 1.0,
         zero_weight: float = 1.0,
         similarity_weight: float = 10.0,
@@ -50,7 +52,7 @@ class IntegrateTask(MaskTask):
             "domain_ce": adversary_weight if model.config.adversary else 0.0,
         }
         super().__init__(model, mvc_weight=mvc_weight, zero_weight=zero_weight, more=more)
-        self._domain, self._threshold = domain, similarity_threshold
+        self._domain, self._codes, self._threshold = domain, codes, similarity_threshold
 
     def counts(self, batch: AnyBatch) -> dict[str, int]:
         n_cells = int((batch.weight > 0).sum())
@@ -61,7 +63,7 @@ class IntegrateTask(MaskTask):
         c = self.model.config
         knows = c.use_domain_labels or c.domain_norm
         # Rows that only fill up a batch have no domain; they count nothing, and any will do.
-        domains_B = batch.labels[self._domain].clamp(min=0) if knows else None
+        domains_B = self._domains(batch).clamp(min=0) if knows else None
         out: ModelOutput = self.model(batch, domains_B=domains_B)
         return out
 
@@ -73,9 +75,12 @@ class IntegrateTask(MaskTask):
             )
         if out.domain_logits is not None:
             found["domain_ce"] = cross_entropy_sum(
-                out.domain_logits, batch.labels[self._domain], batch.weight
+                out.domain_logits, self._domains(batch), batch.weight
             )
         return found
+
+    def _domains(self, batch: AnyBatch) -> Tensor:
+        return recoded(batch.labels[self._domain], self._codes)
 
 
 class AnnotateTask(Task):
@@ -86,20 +91,20 @@ class AnnotateTask(Task):
 
     Parameters
     ----------
-    label
-        The label column of the classes.
+    label, codes
+        The label column of the classes, and the model's code for each of the column's; None: the same.
     """
 
-    def __init__(self, model: CellModel, label: str) -> None:
+    def __init__(self, model: CellModel, label: str, *, codes: Sequence[int] | None = None) -> None:
         super().__init__(model, {"class_ce": 1.0}, "class_ce", "n_labelled")
-        self._label = label
+        self._label, self._codes = label, codes
         trained = ("encoder", "value_encoder", "transformer_encoder", "cls_decoder")
         for name, part in model.named_children():
             if name not in trained:
                 part.requires_grad_(False)
 
     def counts(self, batch: AnyBatch) -> dict[str, int]:
-        return {"class_ce": int(_known(batch.labels[self._label], batch.weight).sum())}
+        return {"class_ce": int(_known(self._classes(batch), batch.weight).sum())}
 
     def run(self, batch: AnyBatch, step: int | None) -> ModelOutput:
         out: ModelOutput = self.model(batch)
@@ -107,15 +112,16 @@ class AnnotateTask(Task):
 
     def losses(self, batch: AnyBatch, out: ModelOutput) -> dict[str, Tensor]:
         assert out.class_logits is not None
-        codes_B = batch.labels[self._label]
-        return {"class_ce": cross_entropy_sum(out.class_logits, codes_B, batch.weight)}
+        ce = cross_entropy_sum(out.class_logits, self._classes(batch), batch.weight)
+        return {"class_ce": ce}
 
     def tally(self, batch: AnyBatch, out: ModelOutput) -> Tensor:
         """int64 [classes, classes]: cells by their class and the one that is predicted."""
         assert out.class_logits is not None
         n = out.class_logits.shape[1]
-        known = _known(batch.labels[self._label], batch.weight)
-        at = batch.labels[self._label][known] * n + out.class_logits[known].argmax(dim=1)
+        codes_B = self._classes(batch)
+        known = _known(codes_B, batch.weight)
+        at = codes_B[known] * n + out.class_logits[known].argmax(dim=1)
         return torch.bincount(at, minlength=n * n).reshape(n, n)
 
     def figures(self, tally: Tensor) -> dict[str, Any]:
@@ -128,6 +134,16 @@ class AnnotateTask(Task):
             "accuracy": float(right.sum() / of.sum().clamp(min=1)),
             "macro_f1": float(f1.mean()) if len(f1) else 0.0,
         }
+
+    def _classes(self, batch: AnyBatch) -> Tensor:
+        return recoded(batch.labels[self._label], self._codes)
+
+
+def recoded(codes_B: Tensor, table: Sequence[int] | None) -> Tensor:
+    """table[code] of each code, -1 for -1; None leaves codes as they are."""
+    if table is None:
+        return codes_B
+    return torch.tensor([*table, -1], device=codes_B.device)[codes_B]
 
 
 def cross_entropy_sum(logits_BC: Tensor, codes_B: Tensor, weight_B: Tensor) -> Tensor:

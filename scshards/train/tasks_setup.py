@@ -2,11 +2,12 @@
 
     config, shard set --look--> labels, sizes, what a person should know --build--> model, task
 
-Called by the loop.
+Called by the loop and evaluate.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from scshards.train.classes import (
 )
 from scshards.train.config import TrainConfig
 from scshards.train.config_model import read_object
+from scshards.train.config_task import TaskSettings
 from scshards.train.labels import Column, check_several, column
 from scshards.train.tasks import Task
 from scshards.train.tasks_finetune import AnnotateTask, IntegrateTask
@@ -100,29 +102,7 @@ class TaskPlan:
 
     def task(self, model: CellModel) -> Task:
         """The losses on that model."""
-        t = self.config.task
-        if t.name == "annotate":
-            assert t.label is not None
-            return AnnotateTask(model, t.label)
-        shared = {"mvc_weight": t.mvc_weight, "zero_weight": t.zero_weight}
-        if t.name == "integrate":
-            assert t.domain is not None
-            return IntegrateTask(
-                model,
-                t.domain,
-                similarity_weight=t.similarity_weight,
-                similarity_threshold=t.similarity_threshold,
-                adversary_weight=t.adversary_weight,
-                **shared,
-            )
-        if t.objective == "generate":
-            return GenerateTask(
-                model,
-                prompt_weight=t.prompt_weight,
-                cell_prompt_after=t.cell_prompt_after,
-                **shared,
-            )
-        return MaskTask(model, **shared)
+        return make_task(self.config.task, model)
 
     def args(self, step: int) -> dict[str, Any]:
         """What args.json says about the training, in scGPT's words, and where in it the model is."""
@@ -187,6 +167,37 @@ def plan_task(config: TrainConfig, shardset: ShardSet) -> TaskPlan:
         domains=domains,
         notes=tuple(notes),
     )
+
+
+def make_task(t: TaskSettings, model: CellModel, codes: Sequence[int] | None = None) -> Task:
+    """The task that the settings ask for, on a model.
+
+    `codes` are the model's codes for those of the shard set, of classes (annotate) or domains
+    (integrate), where they differ.
+    """
+    if t.name == "annotate":
+        assert t.label is not None
+        return AnnotateTask(model, t.label, codes=codes)
+    shared = {"mvc_weight": t.mvc_weight, "zero_weight": t.zero_weight}
+    if t.name == "integrate":
+        assert t.domain is not None
+        return IntegrateTask(
+            model,
+            t.domain,
+            codes=codes,
+            similarity_weight=t.similarity_weight,
+            similarity_threshold=t.similarity_threshold,
+            adversary_weight=t.adversary_weight,
+            **shared,
+        )
+    if t.objective == "generate":
+        return GenerateTask(
+            model,
+            prompt_weight=t.prompt_weight,
+            cell_prompt_after=t.cell_prompt_after,
+            **shared,
+        )
+    return MaskTask(model, **shared)
 
 
 def _of(found: Column, what: str) -> list[str]:

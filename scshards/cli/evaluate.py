@@ -57,11 +57,11 @@ def command(
         click.echo(json.dumps(e.tables()))
         return
     if isinstance(e, Annotation):
-        rows = [
+        lines = [
             ("model", f"{100 * e.accuracy:.1f}%", f"{e.macro_f1:.3f}", f"{e.class_ce:.4g}"),
             (f"always {e.majority!r}", f"{100 * e.majority_accuracy:.1f}%", "", ""),
         ]
-        click.echo(table(("prediction", "accuracy", "macro F1", "cross-entropy"), rows))
+        click.echo(table(("prediction", "accuracy", "macro F1", "cross-entropy"), lines))
         click.echo(
             f"\n{e.n_cells:,} {e.split} cells with a class ({e.n_other:,} of classes that the model "
             f"does not know); {e.n_without:,} more have none"

@@ -73,7 +73,7 @@ def tables_of(start: str) -> dict[str, dict[str, Any]]:
     storage = Storage(start)
     args, vocab = (read_object(storage, name) for name in ("args.json", "vocab.json"))
     where = storage.at("args.json")
-    shape = config_from(args, vocab, bool(args.get("MVC")), where)
+    shape = config_from(args, vocab, {}, where)
     return {
         "model": {name: getattr(shape, name) for name in _OF_MODEL},
         "data": {name: getattr(shape, name) for name in _OF_DATA},

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from scshards.model.loss import cross_entropy, similarity_loss
 from scshards.model.transformer import CellModel, ModelOutput
 from scshards.train.micro import AnyBatch
 from scshards.train.tasks import Task
-from scshards.train.tasks_losses import similarity_loss
 from scshards.train.tasks_pretrain import MaskTask
 
 
@@ -71,10 +70,10 @@ class IntegrateTask(MaskTask):
         found = super().losses(batch, out)
         if "similarity" in self.terms:
             found["similarity"], _ = similarity_loss(
-                out.cell_embeddings, batch.weight, self._threshold
+                out.cell_embeddings, batch.weight, threshold=self._threshold
             )
         if out.domain_logits is not None:
-            found["domain_ce"] = cross_entropy_sum(
+            found["domain_ce"], _ = cross_entropy(
                 out.domain_logits, self._domains(batch), batch.weight
             )
         return found
@@ -112,7 +111,7 @@ class AnnotateTask(Task):
 
     def losses(self, batch: AnyBatch, out: ModelOutput) -> dict[str, Tensor]:
         assert out.class_logits is not None
-        ce = cross_entropy_sum(out.class_logits, self._classes(batch), batch.weight)
+        ce, _ = cross_entropy(out.class_logits, self._classes(batch), batch.weight)
         return {"class_ce": ce}
 
     def tally(self, batch: AnyBatch, out: ModelOutput) -> Tensor:
@@ -144,13 +143,6 @@ def recoded(codes_B: Tensor, table: Sequence[int] | None) -> Tensor:
     if table is None:
         return codes_B
     return torch.tensor([*table, -1], device=codes_B.device)[codes_B]
-
-
-def cross_entropy_sum(logits_BC: Tensor, codes_B: Tensor, weight_B: Tensor) -> Tensor:
-    """-log softmax(logits)[code] summed over cells that have a code (0 and up) and a weight."""
-    known = _known(codes_B, weight_B)
-    each_B = F.cross_entropy(logits_BC.float(), codes_B.clamp(min=0), reduction="none")
-    return torch.where(known, each_B, 0.0).sum()
 
 
 def _known(codes_B: Tensor, weight_B: Tensor) -> Tensor:

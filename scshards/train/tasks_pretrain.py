@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from scshards.cells.batch import Batch, GenerateBatch, PackedBatch
-from scshards.model.loss import masked_squared_error
+from scshards.model.loss import masked_squared_error, zero_log_loss
 from scshards.model.transformer import CellModel, ModelOutput
 from scshards.train.micro import AnyBatch
 from scshards.train.tasks import Task
-from scshards.train.tasks_losses import zero_log_loss
 
 
 class MaskTask(Task):
@@ -68,7 +67,7 @@ class MaskTask(Task):
             },
             batch.targets,
             batch.is_masked,
-            batch.weight,
+            None if isinstance(batch, PackedBatch) else batch.weight,
         )
 
 
@@ -133,14 +132,15 @@ class GenerateTask(Task):
 
 
 def value_losses(
-    predicted: Mapping[str, Tensor | None], targets: Tensor, is_asked: Tensor, weight_B: Tensor
+    predicted: Mapping[str, Tensor | None],
+    targets: Tensor,
+    is_asked: Tensor,
+    weight_B: Tensor | None,
 ) -> dict[str, Tensor]:
     """The sum of each term, by its predictions: squared errors, or likelihoods where it ends in nll."""
-    if targets.ndim == 1:  # packed cells: one row; those that fill up hold nothing that is asked
-        targets, is_asked, weight_B = targets[None], is_asked[None], weight_B.new_ones(1)
     out = {}
     for term, values in predicted.items():
         if values is not None:
             error = zero_log_loss if term.endswith("_nll") else masked_squared_error
-            out[term], _ = error(values.reshape(targets.shape), targets, is_asked, weight_B)
+            out[term], _ = error(values, targets, is_asked, weight_B)
     return out

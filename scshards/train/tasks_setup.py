@@ -15,9 +15,8 @@ from typing import Any
 from scshards.base.errors import ConfigError
 from scshards.base.storage import Storage
 from scshards.cells.vocab import Vocab
-from scshards.model import scgpt
 from scshards.model.config import ModelConfig
-from scshards.model.scgpt import VOCAB
+from scshards.model.scgpt import VOCAB, load_weights
 from scshards.model.transformer import CellModel
 from scshards.shards.shardset import ShardSet
 from scshards.stream.collate_options import CollateOptions
@@ -84,7 +83,7 @@ class TaskPlan:
         if start is None:
             return ()
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        report = scgpt.load_weights(model, start, self.vocab.to_dict())
+        report = load_weights(model, start, self.vocab.to_dict())
         # The tensors of a head fit whenever the numbers of names do; the names have to, too.
         other = [
             *(() if self._has_names(start, CLASSES, self.classes) else _CLASS_HEAD),
@@ -178,7 +177,7 @@ def make_task(t: TaskSettings, model: CellModel, codes: Sequence[int] | None = N
     if t.name == "annotate":
         assert t.label is not None
         return AnnotateTask(model, t.label, codes=codes)
-    shared = {"mvc_weight": t.mvc_weight, "zero_weight": t.zero_weight}
+    shared: dict[str, Any] = {"mvc_weight": t.mvc_weight, "zero_weight": t.zero_weight}
     if t.name == "integrate":
         assert t.domain is not None
         return IntegrateTask(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scshards.model.attention import SelfAttention, attend
 from scshards.model.encoder import EncoderLayer
-from scshards.model.layout import Packed, Padded, Split
+from scshards.model.layout import Padded
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, is_pad: Tensor) -> Tensor:

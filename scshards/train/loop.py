@@ -19,16 +19,15 @@ from typing import Any
 from torch import Tensor
 
 from scshards.base.progress import Progress
-from scshards.cells.vocab import Vocab
-from scshards.model.config import ModelConfig
 from scshards.model.scgpt import write_folder
-from scshards.model.transformer import CellModel
+from scshards.shards.shardset import ShardSet
 from scshards.train.checkpoint import Checkpoints, TrainState
 from scshards.train.config import TrainConfig
 from scshards.train.data import endless, has_split, once_loader, train_loader
 from scshards.train.ema import WeightAverage
 from scshards.train.evaluate import validate
 from scshards.train.folder import RunFolder
+from scshards.train.integration_cells import IntegrationMetrics
 from scshards.train.metrics import MetricsLog, Window
 from scshards.train.optim import decay, make_optimizer, moments, warmup
 from scshards.train.parallel import eager, prepare, unsharded
@@ -36,7 +35,7 @@ from scshards.train.preempt import StopSignals
 from scshards.train.setup import ranks
 from scshards.train.step import Stepper
 from scshards.train.summary import CRITERIA, Summary
-from scshards.train.tasks_pretrain import MaskTask
+from scshards.train.tasks_setup import plan_task
 
 
 def train(
@@ -83,21 +82,28 @@ def train(
 
         # Cells: one batch of the loader is this rank's share of one step, on any number of ranks.
         rank_batch, micro_batch = config.rank_batch(here.world_size)
+        plan = plan_task(config, ShardSet(root, storage_options))
         loader = train_loader(root, config, here, rank_batch, storage_options)
         steps_per_epoch = len(loader)
         total = config.total_steps(steps_per_epoch)
         warmup(config.optim, total)  # both refuse to be longer than the run
         decay(config.optim, total)
         vocab = loader.shardset.vocab
-        valid = None
+        valid = measure = None
         if has_split(loader.shardset, "valid"):
             valid = once_loader(
-                root, config.data, here, "valid", micro_batch, storage_options=storage_options
+                root, config, here, "valid", micro_batch, storage_options=storage_options
             )
+            if config.task.metric_cells and config.task.name == "integrate":
+                measure = IntegrationMetrics(
+                    root, config, here, "valid", micro_batch, storage_options
+                )
 
-        # Model: made from the seed, the same on every rank.
-        model = CellModel(_model_config(config, vocab), seed=config.run.seed).to(here.device)
-        task = MaskTask(model, mvc_weight=config.run.mvc_weight)
+        # Model: made from the seed and the checkpoint to start from, the same on every rank.
+        model = plan.fresh()
+        notes = plan.notes + plan.start(model)
+        model.to(here.device)
+        task = plan.task(model)
         prepare(model, here, every)
         optimizer = make_optimizer(model, config.optim)
         average = WeightAverage(model, config.optim.ema) if config.optim.ema else None
@@ -135,6 +141,8 @@ def train(
             run.claim(config, root)
         log = MetricsLog(run.metrics, state.step, enabled=here.is_main)
         if shown:
+            for note in notes:
+                print(note, file=sys.stderr)
             for name, (old, new) in changed.items():
                 print(
                     f"changed since this run started: {name} was {old}, is {new}", file=sys.stderr
@@ -170,7 +178,8 @@ def train(
         def publish() -> None:
             whole = unsharded(model)
             if here.is_main:
-                write_folder(str(run.path), whole, vocab.to_dict(), _args(config, state.step))
+                write_folder(str(run.path), whole, vocab.to_dict(), plan.args(state.step))
+                plan.write_names(run.path)
 
         def save() -> None:
             state.seconds = spent + time.perf_counter() - began
@@ -192,9 +201,12 @@ def train(
                 if is_best:
                     state.best_step, state.best_loss = state.step, score.loss
                     publish()
+                figures = measure(task) if measure is not None else {}
             state.evaluated_step = state.step
             epoch = state.step / steps_per_epoch
-            log.write("valid", state.step, epoch=epoch, **score.tables(), is_best=is_best)
+            log.write(
+                "valid", state.step, epoch=epoch, **score.tables(), **figures, is_best=is_best
+            )
             valid_note = f", valid {score.loss:.4g}"
             return True
 
@@ -250,36 +262,6 @@ def train(
             best_loss=state.best_loss,
             stopped_by=(signals.caught or "a signal to another rank") if stopped else None,
         )
-
-
-def _model_config(config: TrainConfig, vocab: Vocab) -> ModelConfig:
-    m, d = config.model, config.data
-    return ModelConfig(
-        n_tokens=len(vocab),
-        pad_id=vocab.pad_id,
-        d_model=m.d_model,
-        n_heads=m.n_heads,
-        d_hid=m.d_hid,
-        n_layers=m.n_layers,
-        dropout=m.dropout,
-        mvc=m.mvc,
-        pad_value=d.pad_value,
-        mask_value=d.mask_value,
-        n_bins=d.n_bins,
-        max_length=d.max_length,
-    )
-
-
-def _args(config: TrainConfig, step: int) -> dict[str, Any]:
-    """What args.json says about the training, in scGPT's words, and where in it the model is."""
-    return {
-        "input_style": "binned" if config.data.n_bins else "normed_raw",
-        "mask_ratio": config.data.mask_ratio,
-        "batch_size": config.run.batch_size,
-        "lr": config.optim.lr,
-        "seed": config.run.seed,
-        "scshards": {"step": step, "config": config.tables()},
-    }
 
 
 def _note(step: int, criterion: str, line: Mapping[str, Any]) -> str:

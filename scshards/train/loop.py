@@ -1,6 +1,7 @@
 """The story of a run, top to bottom: `train`.
 
     shards -> loader -> [ step -> log -> evaluate -> save ] until the last step or a signal
+                                                      `-- written while the next steps are taken
 
 It runs alone or under torchrun, and always starts from the latest complete checkpoint in RUN: a run
 that was stopped goes on as if it had not been. Called by `scshards train` and by users.
@@ -11,27 +12,30 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from scshards.base.progress import Progress
-from scshards.cells.vocab import Vocab
-from scshards.model.config import ModelConfig
 from scshards.model.scgpt import write_folder
-from scshards.model.transformer import CellModel
-from scshards.train import checkpoint
-from scshards.train.checkpoint import TrainState
+from scshards.shards.shardset import ShardSet
+from scshards.train.checkpoint import Checkpoints, TrainState
 from scshards.train.config import TrainConfig
 from scshards.train.data import endless, has_split, once_loader, train_loader
+from scshards.train.ema import WeightAverage
 from scshards.train.evaluate import validate
 from scshards.train.folder import RunFolder
+from scshards.train.integration_cells import IntegrationMetrics
 from scshards.train.metrics import MetricsLog, Window
-from scshards.train.optim import make_optimizer, warmup
+from scshards.train.optim import decay, make_optimizer, moments, warmup
+from scshards.train.parallel import eager, prepare, unsharded
 from scshards.train.preempt import StopSignals
 from scshards.train.setup import ranks
 from scshards.train.step import Stepper
-from scshards.train.summary import Summary
+from scshards.train.summary import CRITERIA, Summary
+from scshards.train.tasks_setup import plan_task
 
 
 def train(
@@ -64,54 +68,100 @@ def train(
     CheckpointError
         When the checkpoint to resume from is damaged.
     ScshardsError
-        When the loss or the gradient stops being finite.
+        When the loss or the gradient stays not finite, or memory is full.
     """
+    every = config.run
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
-        here = stack.enter_context(ranks(config.run.device, config.run.precision))
+        here = stack.enter_context(
+            ranks(every.device, every.precision, deterministic=every.deterministic)
+        )
         shown = shown and here.is_main
         run = RunFolder(folder)
         changed = run.check(config)
 
         # Cells: one batch of the loader is this rank's share of one step, on any number of ranks.
         rank_batch, micro_batch = config.rank_batch(here.world_size)
+        plan = plan_task(config, ShardSet(root, storage_options))
         loader = train_loader(root, config, here, rank_batch, storage_options)
         steps_per_epoch = len(loader)
         total = config.total_steps(steps_per_epoch)
-        warmup(config.optim, total)  # refuses a warm-up that is longer than the run
+        warmup(config.optim, total)  # both refuse to be longer than the run
+        decay(config.optim, total)
         vocab = loader.shardset.vocab
-        valid = None
+        valid = measure = None
         if has_split(loader.shardset, "valid"):
             valid = once_loader(
-                root, config.data, here, "valid", micro_batch, storage_options=storage_options
+                root, config, here, "valid", micro_batch, storage_options=storage_options
             )
+            if config.task.metric_cells and config.task.name == "integrate":
+                measure = IntegrationMetrics(
+                    root, config, here, "valid", micro_batch, storage_options
+                )
 
-        # Model: made from the seed, the same on every rank.
-        model = CellModel(_model_config(config, vocab), seed=config.run.seed).to(here.device)
+        # Model: made from the seed and the checkpoint to start from, the same on every rank.
+        model = plan.fresh()
+        notes = plan.notes + plan.start(model)
+        model.to(here.device)
+        task = plan.task(model)
+        prepare(model, here, every)
         optimizer = make_optimizer(model, config.optim)
+        average = WeightAverage(model, config.optim.ema) if config.optim.ema else None
+
+        def tensors(shared: bool = True) -> dict[str, Tensor]:
+            """All that a checkpoint holds; buffers, which ranks may differ in, are the first rank's."""
+            mine = model.state_dict()
+            if not shared and not here.is_main:
+                mine = {n: mine[n] for n, _ in model.named_parameters()}
+            kinds = {"model": mine, "optimizer": moments(model, optimizer)}
+            kinds |= {"average": average.tensors()} if average is not None else {}
+            return {f"{kind}/{name}": t for kind, of in kinds.items() for name, t in of.items()}
 
         # Resume: every rank looks at RUN before the first one writes there.
+        checkpoints = stack.enter_context(
+            Checkpoints(
+                every.checkpoints or run.checkpoints,
+                here,
+                keep_last=every.keep_last,
+                keep_every=every.keep_every,
+            )
+        )
         state = TrainState()
-        if saved := checkpoint.complete(run.checkpoints):
-            state = checkpoint.load(saved[-1], model, optimizer)
+        if saved := checkpoints.latest():
+            state = checkpoints.load(saved, tensors())
+            changed |= run.refuse_other(state.config, config, every.checkpoints or run.path)
             loader.load_state_dict(state.loader)
+            if not (run.path / "best_model.pt").exists():  # a new folder, or lost: choose anew
+                state.best_step = state.best_loss = None
+        else:
+            config.check_lanes(here.world_size)
+        state.config = config.tables()
         here.barrier()
         if here.is_main:
             run.claim(config, root)
         log = MetricsLog(run.metrics, state.step, enabled=here.is_main)
         if shown:
+            for note in notes:
+                print(note, file=sys.stderr)
             for name, (old, new) in changed.items():
                 print(
                     f"changed since this run started: {name} was {old}, is {new}", file=sys.stderr
                 )
         start, spent, began = state.step, state.seconds, time.perf_counter()
         stepper = Stepper(
-            model, optimizer, config, here, micro_batch=micro_batch, total_steps=total
+            task,
+            optimizer,
+            config,
+            here,
+            micro_batch=micro_batch,
+            total_steps=total,
+            steps_per_epoch=steps_per_epoch,
+            average=average,
+            skipped_in_a_row=state.skipped_in_a_row,
         )
-        window = Window(here, config.run.mvc_weight)
+        window = Window(here, task.terms)
         batches = stack.enter_context(closing(endless(loader)))
-        every = config.run
-        train_mse: float | None = None
+        train_loss: float | None = None
         note, valid_note, stopped = "", "", False
         progress = stack.enter_context(
             Progress(
@@ -122,15 +172,19 @@ def train(
             )
         )
 
+        def weights_to_judge() -> AbstractContextManager[None]:
+            return average.swapped() if average and config.optim.ema_best else nullcontext()
+
         def publish() -> None:
+            whole = unsharded(model)
             if here.is_main:
-                write_folder(str(run.path), model, vocab.to_dict(), _args(config, state.step))
+                write_folder(str(run.path), whole, vocab.to_dict(), plan.args(state.step))
+                plan.write_names(run.path)
 
         def save() -> None:
             state.seconds = spent + time.perf_counter() - began
             state.loader = loader.state_dict()
-            if here.is_main:
-                checkpoint.save(run.checkpoints, state, model, optimizer, keep_last=every.keep_last)
+            checkpoints.save(state, tensors(shared=False))
 
         def assess() -> bool:
             """Score the valid split, publish the best model; False when asked to stop meanwhile."""
@@ -138,18 +192,22 @@ def train(
             is_due = state.step % every.eval_every == 0 or state.step == total
             if valid is None or not is_due or state.evaluated_step == state.step:
                 return True
-            score = validate(model, valid, here, should_stop=lambda: bool(signals))
-            if score is None:
-                return False
-            best = state.best_masked_mse
-            is_best = best is None or score.masked_mse < best
-            if is_best:
-                state.best_step, state.best_masked_mse = state.step, score.masked_mse
-                publish()
+            with weights_to_judge(), eager():
+                score = validate(task, valid, here, should_stop=lambda: bool(signals))
+                if score is None:
+                    return False
+                best = state.best_loss
+                is_best = best is None or score.loss < best
+                if is_best:
+                    state.best_step, state.best_loss = state.step, score.loss
+                    publish()
+                figures = measure(task) if measure is not None else {}
             state.evaluated_step = state.step
             epoch = state.step / steps_per_epoch
-            log.write("valid", state.step, epoch=epoch, **score.tables(), is_best=is_best)
-            valid_note = f", valid {score.masked_mse:.4g}"
+            log.write(
+                "valid", state.step, epoch=epoch, **score.tables(), **figures, is_best=is_best
+            )
+            valid_note = f", valid {score.loss:.4g}"
             return True
 
         if start:  # a run that was stopped at an evaluation makes up for it
@@ -162,19 +220,29 @@ def train(
             result = stepper.step(batch, state.step, stop=bool(signals))
             window.add(result, seconds=time.perf_counter() - t0, waited=waited)
             state.step += 1
+            state.skipped_in_a_row = stepper.skipped_in_a_row
+            if result.skip is not None:
+                state.skipped += 1
+                log.write("skipped", state.step, why=result.skip.why, cells=result.skip.cells)
+                if shown:
+                    print(f"step {state.step} skipped: {result.skip.why}", file=sys.stderr)
             stopped = result.stop  # agreed by all ranks: a signal to one of them is enough
             if state.step % every.log_every == 0 or stopped or state.step == total:
                 line = window.close()
                 log.write("train", state.step, epoch=state.step / steps_per_epoch, **line)
-                train_mse = line["masked_mse"]
-                note = _note(state.step, line) + valid_note
+                train_loss = line[task.criterion]
+                note = _note(state.step, task.criterion, line) + valid_note
             progress.add(1, note)
             stopped = stopped or not assess()
             if state.step % every.save_every == 0 or stopped or state.step == total:
                 save()
 
         if state.best_step is None:  # nothing to choose by: the latest model is the best there is
-            publish()
+            with weights_to_judge():
+                publish()
+        checkpoints.wait()
+        if stopped and here.is_main:
+            run.write(run.stopped.name, {"signal": signals.caught, "step": state.step})
         here.barrier()  # nobody leaves before everything is written
         return Summary(
             run=str(run.path),
@@ -188,45 +256,16 @@ def train(
             device=str(here.device),
             precision="bf16" if here.bf16 else "fp32",
             seconds=state.seconds,
-            train_masked_mse=train_mse,
+            criterion=task.criterion,
+            train_loss=train_loss,
             best_step=state.best_step,
-            best_masked_mse=state.best_masked_mse,
+            best_loss=state.best_loss,
             stopped_by=(signals.caught or "a signal to another rank") if stopped else None,
         )
 
 
-def _model_config(config: TrainConfig, vocab: Vocab) -> ModelConfig:
-    m, d = config.model, config.data
-    return ModelConfig(
-        n_tokens=len(vocab),
-        pad_id=vocab.pad_id,
-        d_model=m.d_model,
-        n_heads=m.n_heads,
-        d_hid=m.d_hid,
-        n_layers=m.n_layers,
-        dropout=m.dropout,
-        mvc=m.mvc,
-        pad_value=d.pad_value,
-        mask_value=d.mask_value,
-        n_bins=d.n_bins,
-        max_length=d.max_length,
-    )
-
-
-def _args(config: TrainConfig, step: int) -> dict[str, Any]:
-    """What args.json says about the training, in scGPT's words, and where in it the model is."""
-    return {
-        "input_style": "binned" if config.data.n_bins else "normed_raw",
-        "mask_ratio": config.data.mask_ratio,
-        "batch_size": config.run.batch_size,
-        "lr": config.optim.lr,
-        "seed": config.run.seed,
-        "scshards": {"step": step, "config": config.tables()},
-    }
-
-
-def _note(step: int, line: Mapping[str, Any]) -> str:
+def _note(step: int, criterion: str, line: Mapping[str, Any]) -> str:
     return (
-        f"step {step}, masked MSE {line['masked_mse']:.4g}, lr {line['lr']:.2e}, "
+        f"step {step}, {CRITERIA[criterion]} {line[criterion]:.4g}, lr {line['lr']:.2e}, "
         f"{line['cells_per_s']:,.0f} cells/s, data wait {100 * line['data_wait']:.1f}%"
     )

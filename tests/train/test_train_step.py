@@ -10,15 +10,17 @@ import torch
 from train_support import small_batch, small_config, small_model
 
 from scshards.base.errors import ScshardsError
+from scshards.train.micro import cut
 from scshards.train.setup import Ranks
-from scshards.train.step import Stepper, cut
+from scshards.train.step import Stepper
+from scshards.train.tasks_pretrain import MaskTask
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def _stepper(model, config, micro_batch):
     sgd = torch.optim.SGD(model.parameters(), lr=0.0)
-    return Stepper(model, sgd, config, ALONE, micro_batch=micro_batch, total_steps=10)
+    return Stepper(MaskTask(model), sgd, config, ALONE, micro_batch=micro_batch, total_steps=10)
 
 
 def _weights(model):
@@ -37,7 +39,8 @@ def test_micro_batches_make_the_same_step_as_the_whole_batch():
         results[micro] = _stepper(model, config, micro).step(batch, 9)
         after[micro] = _weights(model)
     for micro in (4, 2, 1):
-        assert results[micro].n_masked == results[8].n_masked == int(batch.is_masked.sum())
+        n = float(batch.is_masked.sum())
+        assert results[micro].counts.tolist() == results[8].counts.tolist() == [n, n]
         torch.testing.assert_close(results[micro].sums, results[8].sums, rtol=1e-6, atol=0)
         assert results[micro].grad_norm == pytest.approx(results[8].grad_norm, rel=1e-5)
         torch.testing.assert_close(after[micro], after[8], rtol=0, atol=1e-6)
@@ -50,7 +53,7 @@ def test_a_batch_without_any_cell_changes_nothing_and_is_finite():
     model = small_model()
     before = _weights(model)
     result = _stepper(model, small_config("optim.lr=0.1"), 2).step(batch, 3)
-    assert result.n_masked == 0 and result.grad_norm == 0
+    assert result.counts.tolist() == [0, 0] and result.grad_norm == 0
     assert result.sums.tolist() == [0, 0]
     torch.testing.assert_close(_weights(model), before, rtol=0, atol=0)
 
@@ -65,7 +68,7 @@ def test_the_loss_is_the_mean_over_all_masked_values():
     for i, predictions in enumerate((out.predictions, out.mvc_predictions)):
         errors = (predictions.double().numpy() - targets)[masked]
         assert result.sums[i].item() == pytest.approx(np.square(errors).sum(), rel=1e-5)
-    assert result.n_masked == masked.sum()
+    assert result.counts.tolist() == [masked.sum()] * 2
 
 
 def test_pieces_are_the_batch_without_needless_padding():
@@ -90,10 +93,56 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_cells():
     model = small_model()
     before = _weights(model)
     with pytest.raises(ScshardsError) as e:
-        _stepper(model, small_config(), 2).step(batch, 11)
+        _stepper(model, small_config("optim.max_skipped=0"), 2).step(batch, 11)
     assert "step 12: the loss is not finite" in str(e.value)
     assert "000007-0000000002" in str(e.value)
     torch.testing.assert_close(_weights(model), before, rtol=0, atol=0)
+
+
+def test_bad_steps_are_left_out_until_there_are_too_many_in_a_row():
+    model = small_model()
+    stepper = _stepper(model, small_config("optim.max_skipped=2"), 2)
+    bad = small_batch(4)
+    bad.targets[2, 1] = float("inf")
+    bad.is_masked[2, 1] = True
+    before = _weights(model)
+    for step in (0, 1):
+        result = stepper.step(bad, step)
+        assert result.skip is not None and "000007-0000000002" in result.skip.cells
+        assert result.sums.tolist() == result.counts.tolist() == [0, 0]
+    torch.testing.assert_close(_weights(model), before, rtol=0, atol=0)
+    assert stepper.step(small_batch(4), 5).skip is None  # a good step, with gradients of its own
+    assert stepper.skipped_in_a_row == 0
+    moved = _weights(model)
+    fresh = small_model()
+    _stepper(fresh, small_config(), 2).step(small_batch(4), 5)
+    torch.testing.assert_close(moved, _weights(fresh), rtol=0, atol=0)
+    for step in (6, 7):
+        assert stepper.step(bad, step).skip is not None
+    with pytest.raises(ScshardsError, match="step 9: the loss is not finite after 2 such steps"):
+        stepper.step(bad, 8)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_out_of_memory_says_what_to_turn(monkeypatch, error):
+    def full(self, batch, step):
+        raise error
+
+    monkeypatch.setattr(MaskTask, "forward", full)
+    with pytest.raises(ScshardsError, match="a forward pass of 6 cells of up to 40 tokens") as e:
+        _stepper(small_model(), small_config(), 6).step(small_batch(12), 0)
+    assert "run.micro_batch=3, a smaller data.max_length" in str(e.value)
+    assert "fsdp2" not in str(e.value)
+    monkeypatch.setattr(error, "args", ("something else",))
+    if not isinstance(error, torch.OutOfMemoryError):
+        with pytest.raises(RuntimeError, match="something else"):
+            _stepper(small_model(), small_config(), 6).step(small_batch(12), 0)
 
 
 def test_dropout_is_a_function_of_seed_and_step():
@@ -120,8 +169,12 @@ def test_two_ranks_take_the_step_of_one(tmp_path):
         )
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
-    assert one["n_masked"] == two["n_masked"]
-    assert two["shares"][0] != two["shares"][1], "the ranks must hold different numbers"
-    assert one["sums"] == pytest.approx(two["sums"], rel=1e-6)
-    assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-5)
-    torch.testing.assert_close(two["weights"], one["weights"], rtol=0, atol=1e-6)
+    assert set(one) == {"mask", "generate", "annotate"}
+    for name, alone in one.items():
+        both = two[name]
+        assert alone["counts"] == both["counts"]
+        if name != "annotate":
+            assert both["shares"][0] != both["shares"][1], "the ranks must hold different numbers"
+        assert alone["sums"] == pytest.approx(both["sums"], rel=1e-6), name
+        assert alone["grad_norm"] == pytest.approx(both["grad_norm"], rel=1e-5)
+        torch.testing.assert_close(both["weights"], alone["weights"], rtol=0, atol=1e-6)

@@ -60,11 +60,14 @@ def annotate(
     d_model = loaded.model.config.d_model
     with ranks(options.device, options.precision) as here:
         model = loaded.model.to(here.device).eval()
+        head = model.cls_decoder
+        assert head is not None, "a model with classes has their head"
 
         def compute(batch: Batch, domains_B: Tensor | None) -> Tensor:
-            out = model(batch, domains_B=domains_B)
-            unit_BD = normalize(out.cell_embeddings.float(), dim=1)
-            return torch.cat((unit_BD, out.class_logits.float().softmax(dim=1)), dim=1)
+            # Not `forward`: the heads that predict values would be computed for nothing.
+            cells_BD = model.embed(batch, domains_B=domains_B)
+            logits_BC = head(cells_BD).float()
+            return torch.cat((normalize(cells_BD, dim=1), logits_BC.softmax(dim=1)), dim=1)
 
         job = Job(
             label="annotate",

@@ -4,8 +4,8 @@
 
 Each rank takes a stretch of the cells. The bytes of the result are the same for any number of ranks,
 threads and cells in a batch, because none of them has a say in a forward pass: on CPU each cell is
-computed by itself, on one thread; on a GPU, cells are computed by UNIT at a time, counted from the
-first of the input. Called by train.embed and train.annotate.
+computed by itself, on one thread; on a GPU UNIT cells are, counted from the first of the input. Called
+by train.embed and train.annotate.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ class _One:
             if here.is_main:
                 self._new_file(path, cells)
                 here.barrier()
-            unit = 1 if here.device.type == "cpu" else UNIT
+            unit = self._unit_cells()
             mine = shares(cells.parts, unit, here.rank, here.world_size)
             total = sum(end - begin for _, begin, end in mine)
             rows = RowFile(self._rows(here.rank), self._job.width)
@@ -228,6 +228,12 @@ class _One:
                 "empty_cells": int(empty),
                 "replaced": tuple(replaced),
             }, progress.seconds
+
+    def _unit_cells(self) -> int:
+        # Where embeddings are pooled, padding is pooled as well: how much of it there is must not
+        # depend on other cells.
+        pools = self._job.loaded.model.config.cell_style != "cls"
+        return 1 if self._here.device.type == "cpu" or pools else UNIT
 
     def _opened(self) -> Cells:
         job, options = self._job, self._options

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -102,7 +103,7 @@ def attend_split(
 
         # It is a kernel only when compiled; inside a compiled layer it is, with the rest.
         alone = q_BHNE.is_cuda and not torch.compiler.is_compiling()
-        run: Callable[..., Tensor] = _compiled(flex_attention) if alone else flex_attention
+        run: Any = _compiled(flex_attention) if alone else flex_attention
         return run(q_BHNE, k_BHNE, v_BHNE, block_mask=layout.blocks)
     assert layout.may_see is not None, "a layout has a mask of one kind or the other"
     return _attend_where(q_BHNE, k_BHNE, v_BHNE, layout.may_see[:, None], dropout)
@@ -145,5 +146,5 @@ def _attend_where(q: Tensor, k: Tensor, v: Tensor, may_see: Tensor, dropout: flo
 
 
 @functools.cache
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function)

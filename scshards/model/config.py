@@ -138,7 +138,12 @@ class ModelConfig:
 
     def _check_domains(self) -> None:
         by_domain = self.use_domain_labels or self.adversary or self.domain_norm
-        _check(self.n_classes >= 0, "n_classes", self.n_classes, "it is a number of classes")
+        _check(
+            self.n_classes == 0 or self.n_classes >= 2,
+            "n_classes",
+            self.n_classes,
+            "at least 2 are needed, or 0 for no class head",
+        )
         _check(self.n_class_layers >= 1, "n_class_layers", self.n_class_layers, "at least 1")
         _check(
             self.n_domains >= 1 if by_domain else self.n_domains == 0,

@@ -198,7 +198,10 @@ def _writable(values: Any) -> Any:
         return values
     missing = np.asarray(pd.isna(values), np.bool_)
     words = np.array(text(values), object)
-    return pd.Categorical(np.where(missing, None, words)) if missing.any() else words
+    if not missing.any():
+        return words
+    words[missing] = None
+    return pd.Categorical(words)
 
 
 def _column(obs: Any, name: str, n: int, categories: Sequence[str] | None, kind: Any) -> Any:

@@ -1,4 +1,4 @@
-"""scGPT's prepare_data: the dictionaries of an epoch, from tokenized cells in memory. See train.compat."""
+"""scGPT's prepare_data: an epoch's dictionaries, from tokenized cells in memory. See train.compat."""
 
 from __future__ import annotations
 

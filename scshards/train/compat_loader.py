@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from scshards.base import seeds
 from scshards.base.errors import ConfigError
-from scshards.cells.batch import Batch, format_key
 from scshards.cells.batch import KEY_ROW_BITS as ROW_BITS
+from scshards.cells.batch import Batch, format_key
 from scshards.stream.loader import CellLoader
 from scshards.train.compat_data import SeqDataset
 from scshards.train.compat_tokens import random_mask_value
@@ -216,7 +216,9 @@ class StreamLoader:
         if bool(batch.is_masked.any()):
             return batch.values[is_cell]
         if self._config is None:
-            raise ConfigError("the loader hides no value, and there is no config that says how many")
+            raise ConfigError(
+                "the loader hides no value, and there is no config that says how many"
+            )
         return random_mask_value(
             targets,
             mask_ratio=self._config.mask_ratio,
@@ -235,7 +237,7 @@ class StreamLoader:
             raise ConfigError(
                 f"a cell has no {column!r}",
                 where=f"cell {format_key(key >> ROW_BITS, key & ((1 << ROW_BITS) - 1))}",
-                advice=f"leave such cells out with where=\"{column} != ''\"",
+                advice="leave such cells out with where=, or pack them without",
             )
         return codes.long()
 
@@ -298,9 +300,7 @@ def _in_memory(
     per_seq_batch_sample: bool,
 ) -> DataLoader[dict[str, Tensor]]:
     labels = data_pt["batch_labels"].numpy()
-    key = seeds.key(
-        getattr(data_pt, "seed", 0), "compat", "order", getattr(data_pt, "epoch", 0)
-    )
+    key = seeds.key(getattr(data_pt, "seed", 0), "compat", "order", getattr(data_pt, "epoch", 0))
     if per_seq_batch_sample:
         subsets = [np.flatnonzero(labels == label) for label in np.unique(labels)]
         rows, batches = intra_domain_shuffle, shuffle

@@ -76,9 +76,7 @@ def tokenize_and_pad_batch(
         raise ConfigError(f"{len(gene_ids)} gene ids do not fit data of the shape {data.shape}")
     ids = np.asarray(gene_ids, np.int64)
     lead = int(append_cls)
-    columns = [
-        np.arange(len(ids)) if include_zero_gene else np.flatnonzero(row) for row in data
-    ]
+    columns = [np.arange(len(ids)) if include_zero_gene else np.flatnonzero(row) for row in data]
     length = min(max_len, max((len(c) for c in columns), default=0) + lead)
     if length <= lead:
         raise ConfigError(f"rows of {length} tokens have no room for a gene")

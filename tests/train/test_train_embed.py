@@ -28,6 +28,7 @@ from scshards.model.transformer import CellModel
 from scshards.pack.run import PackOptions, pack
 from scshards.train.apply import shares
 from scshards.train.apply_cells import regrouped
+from scshards.train.classes import write_domains
 from scshards.train.embed import EmbedOptions, embed
 
 GENES = [f"G{i}" for i in range(60)]
@@ -66,11 +67,11 @@ def write(path: Path, x: object, **parts: object) -> Path:
     return path
 
 
-def plain(checkpoint: str, x: np.ndarray) -> np.ndarray:
+def plain(checkpoint: str, x: np.ndarray, domains: torch.Tensor | None = None) -> np.ndarray:
     """One cell at a time, written out: only for cells no longer than max_length."""
     model = load_model(checkpoint).model.eval()
     out = []
-    for row in x:
+    for i, row in enumerate(x):
         tokens = sorted((VOCAB[g], v) for g, v in zip(GENES, row, strict=True) if v and g in VOCAB)
         genes = [VOCAB.cls_id] + [t for t, _ in tokens]
         values = [-2.0] + bin_values(np.array([v for _, v in tokens]), 51).tolist()
@@ -87,7 +88,8 @@ def plain(checkpoint: str, x: np.ndarray) -> np.ndarray:
                     keys=torch.zeros(1, dtype=torch.int64),
                     labels={},
                     weight=torch.ones(1),
-                )
+                ),
+                domains_B=None if domains is None else domains[i : i + 1],
             )
         out.append((v.cell_embeddings / v.cell_embeddings.norm())[0].numpy())
     return np.array(out)
@@ -235,6 +237,49 @@ def test_ranks_share_units_and_members_are_regrouped_as_they_come() -> None:
     rest = list(groups)
     assert [len(s) for _, s in rest] == [4, 4, 4, 2]
     assert np.concatenate([d for d, _ in rest]).tolist() == [1] * 9 + [i for i in range(2, 6) for _ in range(10)]  # fmt: skip
+
+
+def test_a_model_that_normalises_by_domain_is_told_each_cells_domain(
+    tmp_path: Path, counts: np.ndarray
+) -> None:
+    (folder := tmp_path / "model").mkdir()
+    config = ModelConfig(
+        n_tokens=len(VOCAB), pad_id=VOCAB.pad_id, d_model=16, n_heads=2, d_hid=24, n_layers=1,
+        max_length=60, n_domains=3, domain_norm=True,
+    )  # fmt: skip
+    model = CellModel(config, seed=1).eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if "running" in name:
+                tensor.add_(torch.rand(16, generator=torch.Generator().manual_seed(len(name))))
+        model.dsbn.bns[1].running_mean.mul_(3)
+    write_folder(str(folder), model, VOCAB.to_dict())
+    source = write(tmp_path / "in.h5ad", csr_matrix(counts))
+    with pytest.raises(CheckpointError, match=r"lacks domains\.json"):
+        embed(str(folder), str(source), tmp_path / "o.h5ad", shown=False)
+    write_domains(folder, "batch", ["d2", "d0"])
+    with pytest.raises(CheckpointError, match="names 2 domains, and the model has 3"):
+        embed(str(folder), str(source), tmp_path / "o.h5ad", shown=False)
+    write_domains(folder, "batch", ["d2", "d0", "d1"])
+    with pytest.raises(SourceError, match="no column 'batch'"):
+        embed(str(folder), str(source), tmp_path / "o.h5ad", shown=False)
+    options = EmbedOptions(domain_column="donor")
+    embed(str(folder), str(source), tmp_path / "a.h5ad", options, shown=False)
+    code = torch.tensor([{"d2": 0, "d0": 1, "d1": 2}[f"d{i % 3}"] for i in range(70)])
+    own = plain(str(folder), counts, domains=code)
+    assert np.abs(vectors(tmp_path / "a.h5ad") - own).max() < 1e-5
+    assert np.abs(own - plain(str(folder), counts, domains=code.roll(1))).max() > 1e-2
+
+    packing = PackOptions(obs=("donor",), workers=1)
+    pack(str(source), str(tmp_path / "shards"), VOCAB, packing, progress=False)
+    embed(str(folder), str(tmp_path / "shards"), tmp_path / "b.h5ad", options, shown=False)
+    packed = anndata.read_h5ad(tmp_path / "b.h5ad")
+    rows = packed.obs["row"].to_numpy()
+    assert np.array_equal(packed.obsm["X_scshards"], vectors(tmp_path / "a.h5ad")[rows])
+    write_domains(folder, "donor", ["d2", "other", "d1"])
+    for cells in (source, tmp_path / "shards"):
+        with pytest.raises(SourceError, match="the domain 'd0' can't be embedded"):
+            embed(str(folder), str(cells), tmp_path / "o.h5ad", shown=False)
 
 
 def test_fractions_are_binned_like_counts_of_the_same_order(

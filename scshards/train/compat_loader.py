@@ -154,6 +154,7 @@ class StreamLoader:
         again: bool = False,
     ) -> None:
         self.loader, self._config, self._again = loader, config, again
+        self._hides = loader.state_dict()["collate"]["objective"] == "mask"
         self._columns = {"batch_labels": batch_column, "celltype_labels": celltype_column}
         for column in self._columns.values():
             if column is not None and column not in loader.labels:
@@ -213,7 +214,7 @@ class StreamLoader:
     def _hidden(
         self, batch: Batch, is_cell: Tensor, targets: Tensor, keys: Tensor, epoch: int
     ) -> Tensor:
-        if bool(batch.is_masked.any()):
+        if self._hides:
             return batch.values[is_cell]
         if self._config is None:
             raise ConfigError(

@@ -109,6 +109,15 @@ def collate_options(args: Mapping[str, Any], options: EmbedOptions) -> CollateOp
         "mask_value": float(args.get("mask_value", -1)),
         "objective": "none",
     }
+    own: Any = args
+    for name in (
+        "scshards",
+        "config",
+        "data",
+    ):  # where runs of ours keep what scGPT has no word for
+        own = own.get(name) if isinstance(own, Mapping) else None
+    if isinstance(own, Mapping) and "tie_break" in own:
+        settings["tie_break"] = own["tie_break"]
     try:
         return build(CollateOptions, settings, "args.json")
     except ConfigError as e:

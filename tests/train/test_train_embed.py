@@ -282,6 +282,37 @@ def test_a_model_that_normalises_by_domain_is_told_each_cells_domain(
             embed(str(folder), str(cells), tmp_path / "o.h5ad", shown=False)
 
 
+def test_ties_are_broken_as_in_training(
+    tmp_path: Path, checkpoint: str, counts: np.ndarray
+) -> None:
+    source = str(write(tmp_path / "in.h5ad", csr_matrix(counts)))
+    made = {}
+    for rule in ("high", "random"):
+        (folder := tmp_path / rule).mkdir()
+        extra = {"scshards": {"config": {"data": {"tie_break": rule}}}}
+        write_folder(str(folder), load_model(checkpoint).model, VOCAB.to_dict(), extra)
+        embed(str(folder), source, tmp_path / f"{rule}.h5ad", shown=False)
+        made[rule] = vectors(tmp_path / f"{rule}.h5ad")
+    assert np.abs(made["high"] - plain(checkpoint, counts)).max() < 1e-5
+    assert np.abs(made["high"] - made["random"]).max() > 1e-3
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_same_bytes_for_any_batch_size_and_nearly_what_the_cpu_gives(
+    tmp_path: Path, checkpoint: str, counts: np.ndarray
+) -> None:
+    source = str(write(tmp_path / "in.h5ad", csr_matrix(counts)))
+
+    def embedded(name: str, **options: object) -> Path:
+        options = EmbedOptions(precision="fp32", **options)
+        embed(checkpoint, source, tmp_path / name, options, shown=False)
+        return tmp_path / name
+
+    one = embedded("a.h5ad", device="cuda", batch_size=7)
+    assert one.read_bytes() == embedded("b.h5ad", device="cuda", batch_size=64).read_bytes()
+    assert np.abs(vectors(one) - vectors(embedded("c.h5ad", device="cpu"))).max() < 1e-3
+
+
 def test_fractions_are_binned_like_counts_of_the_same_order(
     tmp_path: Path, checkpoint: str, counts: np.ndarray
 ) -> None:

@@ -34,10 +34,10 @@ FLOORS = {
 # {library: the modules that may import it}, as patterns over whole module names.
 LIBRARIES = {
     "torch": r"scshards\.(stream\.(collate\w*|loader|epochs|dataset|ship|wds\w*)|model\..*|train\..*)",
-    "anndata": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(embed|plot))",
-    "h5py": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(embed|plot))",
-    "zarr": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(embed|plot))",
-    "scipy": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(embed|plot))",
+    "anndata": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(apply_output|plot))",
+    "h5py": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(apply_output|plot))",
+    "zarr": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(apply_output|plot))",
+    "scipy": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(apply_output|plot))",
     "sklearn": r"scshards\.train\.integration",
     "fsspec": r"scshards\.base\.storage",
     "s3fs": r"scshards\.base\.storage",

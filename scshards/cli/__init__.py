@@ -32,6 +32,7 @@ COMMANDS = {
     "train": "Train a model on a shard set.",
     "evaluate": "Measure a model on held-out cells, beside the baselines.",
     "embed": "Write a model's cell embeddings into an h5ad file.",
+    "annotate": "Write the classes that a model predicts into an h5ad file.",
     "plot": "Draw a run's loss curve and embeddings.",
 }
 """{command: its line in the help}; the module scshards.cli.<command> holds it."""

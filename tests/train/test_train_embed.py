@@ -1,7 +1,11 @@
-"""Embedding a file: the model's own output, whatever the batch; the input copied; faults refused."""
+"""Embedding cells: the model's own output, the same bytes however it is computed; faults refused."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import anndata
@@ -10,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from scipy.sparse import csc_matrix, csr_matrix
+from scipy.io import mmwrite
+from scipy.sparse import coo_matrix, csc_matrix, csr_matrix
 
-from scshards.base.errors import ConfigError, OutputExistsError, SourceError
+from scshards.base.errors import CheckpointError, ConfigError, OutputExistsError, SourceError
 from scshards.cells.batch import Batch
 from scshards.cells.values import bin_values
 from scshards.cells.vocab import Vocab
@@ -20,6 +25,10 @@ from scshards.cli.embed import command
 from scshards.model.config import ModelConfig
 from scshards.model.scgpt import load_model, write_folder
 from scshards.model.transformer import CellModel
+from scshards.pack.run import PackOptions, pack
+from scshards.train.apply import shares
+from scshards.train.apply_cells import regrouped
+from scshards.train.classes import write_domains
 from scshards.train.embed import EmbedOptions, embed
 
 GENES = [f"G{i}" for i in range(60)]
@@ -58,11 +67,11 @@ def write(path: Path, x: object, **parts: object) -> Path:
     return path
 
 
-def plain(checkpoint: str, x: np.ndarray) -> np.ndarray:
+def plain(checkpoint: str, x: np.ndarray, domains: torch.Tensor | None = None) -> np.ndarray:
     """One cell at a time, written out: only for cells no longer than max_length."""
     model = load_model(checkpoint).model.eval()
     out = []
-    for row in x:
+    for i, row in enumerate(x):
         tokens = sorted((VOCAB[g], v) for g, v in zip(GENES, row, strict=True) if v and g in VOCAB)
         genes = [VOCAB.cls_id] + [t for t, _ in tokens]
         values = [-2.0] + bin_values(np.array([v for _, v in tokens]), 51).tolist()
@@ -79,7 +88,8 @@ def plain(checkpoint: str, x: np.ndarray) -> np.ndarray:
                     keys=torch.zeros(1, dtype=torch.int64),
                     labels={},
                     weight=torch.ones(1),
-                )
+                ),
+                domains_B=None if domains is None else domains[i : i + 1],
             )
         out.append((v.cell_embeddings / v.cell_embeddings.norm())[0].numpy())
     return np.array(out)
@@ -95,7 +105,8 @@ def test_embeddings_are_the_models_own(
     vectors = result.obsm["X_scshards"]
     assert vectors.dtype == np.float32 and vectors.shape == (70, 16)
     assert np.abs(vectors - plain(checkpoint, counts)).max() < 1e-5
-    assert (report.cells, report.matched, report.columns, report.empty_cells) == (70, 55, 60, 1)
+    (file,) = report.files
+    assert (file.cells, file.matched, file.columns, file.empty_cells) == (70, 55, 60, 1)
     # Everything else of the file is as it was.
     x = result.X.toarray() if hasattr(result.X, "toarray") else result.X
     assert np.array_equal(x, counts) and result.obs["donor"].tolist() == [
@@ -103,20 +114,203 @@ def test_embeddings_are_the_models_own(
     ]
 
 
-def test_batches_change_nothing_and_long_cells_are_sampled_by_seed(
+def vectors(path: Path) -> np.ndarray:
+    found: np.ndarray = anndata.read_h5ad(path).obsm["X_scshards"]
+    return found
+
+
+def test_the_bytes_do_not_depend_on_batches_and_threads_and_long_cells_are_sampled_by_seed(
     tmp_path: Path, checkpoint: str, counts: np.ndarray
 ) -> None:
     source = str(write(tmp_path / "in.h5ad", csr_matrix(counts)))
 
-    def vectors(name: str, **options: object) -> np.ndarray:
-        embed(
-            checkpoint, source, tmp_path / name, EmbedOptions(max_length=10, **options), shown=False
-        )
-        return anndata.read_h5ad(tmp_path / name).obsm["X_scshards"]
+    def embedded(name: str, **options: object) -> Path:
+        options = EmbedOptions(max_length=10, **options)
+        embed(checkpoint, source, tmp_path / name, options, shown=False)
+        return tmp_path / name
 
-    one = vectors("a.h5ad", batch_size=7)
-    assert np.abs(one - vectors("b.h5ad", batch_size=64)).max() < 1e-5
-    assert np.abs(one - vectors("c.h5ad", batch_size=64, seed=1)).max() > 1e-3
+    one = embedded("a.h5ad", batch_size=7, threads=1)
+    assert one.read_bytes() == embedded("b.h5ad", batch_size=64, threads=3).read_bytes()
+    assert np.abs(vectors(one) - vectors(embedded("c.h5ad", seed=1))).max() > 1e-3
+
+
+def test_two_ranks_write_what_one_writes(
+    tmp_path: Path, checkpoint: str, counts: np.ndarray
+) -> None:
+    # By columns: the matrix is written out by rows first, once for both ranks.
+    source = write(tmp_path / "in.h5ad", csc_matrix(counts))
+    embed(checkpoint, str(source), tmp_path / "one.h5ad", EmbedOptions(threads=2), shown=False)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launch, "-m", "scshards", "embed", checkpoint, str(source), "-o", tmp_path / "two.h5ad"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("70 cells as 16 numbers") == 1
+    assert (tmp_path / "two.h5ad").read_bytes() == (tmp_path / "one.h5ad").read_bytes()
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_zarr_mtx_and_shards_give_what_the_h5ad_file_gives(
+    tmp_path: Path, checkpoint: str, counts: np.ndarray
+) -> None:
+    source = write(tmp_path / "in.h5ad", csr_matrix(counts))
+    embed(checkpoint, str(source), tmp_path / "a.h5ad", shown=False)
+    cells = anndata.read_h5ad(source)
+    cells.write_zarr(tmp_path / "in.zarr")
+    mtx = tmp_path / "mtx"
+    mtx.mkdir()
+    mmwrite(mtx / "matrix.mtx", coo_matrix(counts.T.astype(int)))
+    (mtx / "barcodes.tsv").write_text("".join(f"{i}\n" for i in range(70)))
+    (mtx / "genes.tsv").write_text("".join(f"E{g}\t{g}\n" for g in GENES))
+    options = PackOptions(obs=("donor",), valid_fraction=0.3, cells_per_shard=16, workers=1)
+    shards = str(tmp_path / "shards")
+    pack(str(source), shards, VOCAB, options, progress=False)
+
+    several = [str(tmp_path / "in.zarr"), str(mtx), shards]
+    report = embed(checkpoint, several, tmp_path / "out", shown=False)
+    assert [Path(f.output).name for f in report.files] == ["in.h5ad", "mtx.h5ad", "shards.h5ad"]
+    expected = vectors(tmp_path / "a.h5ad")
+    zarr, tenx, packed = (anndata.read_h5ad(f.output) for f in report.files)
+    for result in (zarr, tenx):
+        assert np.array_equal(result.obsm["X_scshards"], expected)
+        assert result.X is None and result.obs_names.tolist() == cells.obs_names.tolist()
+    assert zarr.obs["donor"].tolist() == cells.obs["donor"].tolist()
+    # Of the shards every packed cell, split by split, by its row in the source.
+    rows = packed.obs["row"].to_numpy()
+    assert sorted(rows) == [i for i in range(70) if i != 7]  # a cell without genes is not packed
+    assert np.array_equal(packed.obsm["X_scshards"], expected[rows])
+    assert packed.obs["donor"].tolist() == cells.obs["donor"].iloc[rows].tolist()
+    assert packed.obs_names[0] == f"000000-{rows[0]:010d}"
+    assert packed.obs["split"].tolist() == sorted(packed.obs["split"], key=["train", "valid"].index)
+
+    embed(checkpoint, shards, tmp_path / "v.h5ad", EmbedOptions(split="valid"), shown=False)
+    valid = anndata.read_h5ad(tmp_path / "v.h5ad")
+    held_out = packed[packed.obs["split"] == "valid"]
+    assert 0 < valid.n_obs < 69 and valid.obs_names.tolist() == held_out.obs_names.tolist()
+    assert np.array_equal(valid.obsm["X_scshards"], held_out.obsm["X_scshards"])
+
+
+def test_shards_of_another_vocabulary_are_renumbered_or_refused(
+    tmp_path: Path, checkpoint: str, counts: np.ndarray
+) -> None:
+    source = write(tmp_path / "in.h5ad", csr_matrix(counts))
+    embed(checkpoint, str(source), tmp_path / "a.h5ad", shown=False)
+    options = PackOptions(workers=1)
+    fewer = Vocab(GENES[:4:-1]).with_specials()
+    pack(str(source), str(tmp_path / "fewer"), fewer, options, progress=False)
+    embed(checkpoint, str(tmp_path / "fewer"), tmp_path / "b.h5ad", shown=False)
+    b = anndata.read_h5ad(tmp_path / "b.h5ad")
+    expected = vectors(tmp_path / "a.h5ad")[b.obs["row"].to_numpy()]
+    assert np.abs(b.obsm["X_scshards"] - expected).max() < 1e-5
+    more = Vocab.from_genes([*GENES, "OTHER"])
+    pack(str(source), str(tmp_path / "more"), more, options, progress=False)
+    with pytest.raises(CheckpointError, match="5 of the 64 tokens"):
+        embed(checkpoint, str(tmp_path / "more"), tmp_path / "c.h5ad", shown=False)
+
+
+def test_ranks_share_units_and_members_are_regrouped_as_they_come() -> None:
+    for unit in (1, 4):
+        for world in (1, 2, 3, 50):
+            parts = (10, 0, 7)
+            mine = [shares(parts, unit, rank, world) for rank in range(world)]
+            cells = [(p, i) for share in mine for p, a, b in share for i in range(a, b)]
+            assert cells == [(p, i) for p, n in enumerate(parts) for i in range(n)]
+            assert all(a % unit == 0 for share in mine for _, a, _ in share)
+
+    taken = 0
+
+    def members() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        nonlocal taken
+        for i in range(6):
+            taken += 1
+            yield np.full(10, i, np.uint8), np.array([1, 4, 5])
+
+    groups = regrouped(members(), 4)
+    data, sizes = next(groups)
+    assert taken == 2, "no more is read than what is asked for needs"
+    assert sizes.tolist() == [1, 4, 5, 1] and data.tolist() == [0] * 10 + [1]
+    rest = list(groups)
+    assert [len(s) for _, s in rest] == [4, 4, 4, 2]
+    assert np.concatenate([d for d, _ in rest]).tolist() == [1] * 9 + [i for i in range(2, 6) for _ in range(10)]  # fmt: skip
+
+
+def test_a_model_that_normalises_by_domain_is_told_each_cells_domain(
+    tmp_path: Path, counts: np.ndarray
+) -> None:
+    (folder := tmp_path / "model").mkdir()
+    config = ModelConfig(
+        n_tokens=len(VOCAB), pad_id=VOCAB.pad_id, d_model=16, n_heads=2, d_hid=24, n_layers=1,
+        max_length=60, n_domains=3, domain_norm=True,
+    )  # fmt: skip
+    model = CellModel(config, seed=1).eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if "running" in name:
+                tensor.add_(torch.rand(16, generator=torch.Generator().manual_seed(len(name))))
+        model.dsbn.bns[1].running_mean.mul_(3)
+    write_folder(str(folder), model, VOCAB.to_dict())
+    source = write(tmp_path / "in.h5ad", csr_matrix(counts))
+    with pytest.raises(CheckpointError, match=r"lacks domains\.json"):
+        embed(str(folder), str(source), tmp_path / "o.h5ad", shown=False)
+    write_domains(folder, "batch", ["d2", "d0"])
+    with pytest.raises(CheckpointError, match="names 2 domains, and the model has 3"):
+        embed(str(folder), str(source), tmp_path / "o.h5ad", shown=False)
+    write_domains(folder, "batch", ["d2", "d0", "d1"])
+    with pytest.raises(SourceError, match="no column 'batch'"):
+        embed(str(folder), str(source), tmp_path / "o.h5ad", shown=False)
+    options = EmbedOptions(domain_column="donor")
+    embed(str(folder), str(source), tmp_path / "a.h5ad", options, shown=False)
+    code = torch.tensor([{"d2": 0, "d0": 1, "d1": 2}[f"d{i % 3}"] for i in range(70)])
+    own = plain(str(folder), counts, domains=code)
+    assert np.abs(vectors(tmp_path / "a.h5ad") - own).max() < 1e-5
+    assert np.abs(own - plain(str(folder), counts, domains=code.roll(1))).max() > 1e-2
+
+    packing = PackOptions(obs=("donor",), workers=1)
+    pack(str(source), str(tmp_path / "shards"), VOCAB, packing, progress=False)
+    embed(str(folder), str(tmp_path / "shards"), tmp_path / "b.h5ad", options, shown=False)
+    packed = anndata.read_h5ad(tmp_path / "b.h5ad")
+    rows = packed.obs["row"].to_numpy()
+    assert np.array_equal(packed.obsm["X_scshards"], vectors(tmp_path / "a.h5ad")[rows])
+    write_domains(folder, "donor", ["d2", "other", "d1"])
+    for cells in (source, tmp_path / "shards"):
+        with pytest.raises(SourceError, match="the domain 'd0' can't be embedded"):
+            embed(str(folder), str(cells), tmp_path / "o.h5ad", shown=False)
+
+
+def test_ties_are_broken_as_in_training(
+    tmp_path: Path, checkpoint: str, counts: np.ndarray
+) -> None:
+    source = str(write(tmp_path / "in.h5ad", csr_matrix(counts)))
+    made = {}
+    for rule in ("high", "random"):
+        (folder := tmp_path / rule).mkdir()
+        extra = {"scshards": {"config": {"data": {"tie_break": rule}}}}
+        write_folder(str(folder), load_model(checkpoint).model, VOCAB.to_dict(), extra)
+        embed(str(folder), source, tmp_path / f"{rule}.h5ad", shown=False)
+        made[rule] = vectors(tmp_path / f"{rule}.h5ad")
+    assert np.abs(made["high"] - plain(checkpoint, counts)).max() < 1e-5
+    assert np.abs(made["high"] - made["random"]).max() > 1e-3
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_same_bytes_for_any_batch_size_and_nearly_what_the_cpu_gives(
+    tmp_path: Path, checkpoint: str, counts: np.ndarray
+) -> None:
+    source = str(write(tmp_path / "in.h5ad", csr_matrix(counts)))
+
+    def embedded(name: str, **options: object) -> Path:
+        options = EmbedOptions(precision="fp32", **options)
+        embed(checkpoint, source, tmp_path / name, options, shown=False)
+        return tmp_path / name
+
+    one = embedded("a.h5ad", device="cuda", batch_size=7)
+    assert one.read_bytes() == embedded("b.h5ad", device="cuda", batch_size=64).read_bytes()
+    assert np.abs(vectors(one) - vectors(embedded("c.h5ad", device="cpu"))).max() < 1e-3
 
 
 def test_fractions_are_binned_like_counts_of_the_same_order(
@@ -144,22 +338,26 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(
         embed(checkpoint, source, tmp_path / "o.h5ad", EmbedOptions(layer="nope"), shown=False)
     with pytest.raises(ConfigError):
         EmbedOptions(layer="a", raw=True)
-    mtx = tmp_path / "mtx"
-    mtx.mkdir()
-    (mtx / "matrix.mtx").write_text(
-        "%%MatrixMarket matrix coordinate integer general\n2 1 1\n1 1 3\n"
-    )
-    (mtx / "barcodes.tsv").write_text("A\n")
-    (mtx / "genes.tsv").write_text("E1\tG7\nE2\tG8\n")
-    with pytest.raises(SourceError, match="none"):
-        embed(checkpoint, str(mtx), tmp_path / "o.h5ad", shown=False)
+    empty = str(write(tmp_path / "empty.h5ad", csr_matrix((0, 60), dtype=np.float32)))
+    with pytest.raises(SourceError, match="no cells"):
+        embed(checkpoint, empty, tmp_path / "o.h5ad", shown=False)
+    with pytest.raises(ConfigError, match="splits"):
+        embed(checkpoint, source, tmp_path / "o.h5ad", EmbedOptions(split="train"), shown=False)
+    with pytest.raises(ConfigError, match="domains"):
+        options = EmbedOptions(domain_column="donor")
+        embed(checkpoint, source, tmp_path / "o.h5ad", options, shown=False)
+    (tmp_path / "sub").mkdir()
+    same = str(write(tmp_path / "sub" / "in.h5ad", csr_matrix(counts)))
+    with pytest.raises(ConfigError, match=r"two inputs would be written to in\.h5ad"):
+        embed(checkpoint, [source, same], tmp_path / "o", shown=False)
     negative = str(write(tmp_path / "negative.h5ad", csr_matrix(counts - 1)))
     with pytest.raises(SourceError, match="negative"):
         embed(checkpoint, negative, tmp_path / "o.h5ad", shown=False)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "empty.h5ad",
         "in.h5ad",
-        "mtx",
         "negative.h5ad",
+        "sub",
         "there.h5ad",
     ]
 

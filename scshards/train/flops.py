@@ -72,10 +72,10 @@ def forward_flops(config: ModelConfig, amounts: Amounts, *, cell_prompt: bool = 
     Only matrix products count, as in PaLM's appendix B: no norms, softmax, activations, look-ups.
     With D = d_model, F = d_hid and N layers:
 
-        layers   N (encoded (2 (3 D^2 + D^2) + 4 D F) + pairs 4 D)     projections, feed-forward; q k', a v
-        values   valued 2 (D + D^2)                                    continuous values alone
-        decoder  predicted 2 (2 D^2 + D)                               twice with `explicit_zero_prob`
-        MVC      predicted 2 (D^2 + D) + cells 2 D^2                   W is applied to the cell, not to each gene
+        layers   N (encoded (2 (3 D^2 + D^2) + 4 D F) + pairs 4 D)   products with weights; q k', a v
+        values   valued 2 (D + D^2)                                  where they are continuous
+        decoder  predicted 2 (2 D^2 + D)                             twice with `explicit_zero_prob`
+        MVC      predicted 2 (D^2 + D) + cells 2 D^2                 W meets the cell, not each gene
 
     and for each cell the heads of classes and domains. A model with domain labels has inputs of 2 D
     in its decoder and MVC. The second pass of a `cell_prompt` is layers and decoder once more.

@@ -35,7 +35,7 @@ class TrainState:
     ----------
     step
         Optimizer steps taken.
-    best_step, best_masked_mse
+    best_step, best_loss
         The best validation so far, None before the first.
     evaluated_step
         The last step that was evaluated.
@@ -47,7 +47,7 @@ class TrainState:
 
     step: int = 0
     best_step: int | None = None
-    best_masked_mse: float | None = None
+    best_loss: float | None = None
     evaluated_step: int = 0
     seconds: float = 0.0
     loader: dict[str, Any] = field(default_factory=dict)

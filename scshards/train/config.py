@@ -1,9 +1,10 @@
 """What a training run is made of: data, model, optimizer, run; from TOML and `key=value`.
 
     [data]  what a batch looks like     [model] the encoder's sizes
-    [optim] AdamW and its schedule      [run]   how long, how big a batch, what to save and show
+    [optim] optimizer and schedule      [run]   how long, how big a batch, what to save and show
 
-The resolved config goes into RUN/config.json. Called by the loop, `evaluate` and the command line.
+The last two are in train.config_run. The resolved config goes into RUN/config.json. Called by the
+loop, `evaluate` and the command line.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from scshards.base.errors import ConfigError
 from scshards.base.retry import Retry
 from scshards.stream.parts import ChoiceOptions
 from scshards.stream.quarantine import OnBadShard
+from scshards.train.config_run import OptimSettings, RunSettings, check
 
 MAY_CHANGE = frozenset(
     {
@@ -34,8 +36,12 @@ MAY_CHANGE = frozenset(
         "run.eval_every",
         "run.save_every",
         "run.keep_last",
+        "run.keep_every",
         "run.log_every",
         "run.device",
+        "run.parallel",
+        "run.compile",
+        "optim.max_skipped",
     }
 )
 """Keys that a resumed run may set anew: none of them changes which batch a step sees, if all is well."""
@@ -81,19 +87,19 @@ class DataSettings:
     """With more of them in an epoch, on a rank, training stops."""
 
     def __post_init__(self) -> None:
-        _check(self.max_length >= 2, "data.max_length", "must be at least 2 (<cls> and one gene)")
-        _check(0 < self.mask_ratio < 1, "data.mask_ratio", "must lie between 0 and 1, e.g. 0.4")
-        _check(self.n_bins == 0 or self.n_bins >= 3, "data.n_bins", "must be 0 or at least 3")
-        _check(self.lanes >= 1, "data.lanes", "must be at least 1")
-        _check(self.shuffle_buffer >= 1, "data.shuffle_buffer", "must be at least 1")
-        _check(self.threads >= 1, "data.threads", "must be at least 1")
-        _check(
+        check(self.max_length >= 2, "data.max_length", "must be at least 2 (<cls> and one gene)")
+        check(0 < self.mask_ratio < 1, "data.mask_ratio", "must lie between 0 and 1, e.g. 0.4")
+        check(self.n_bins == 0 or self.n_bins >= 3, "data.n_bins", "must be 0 or at least 3")
+        check(self.lanes >= 1, "data.lanes", "must be at least 1")
+        check(self.shuffle_buffer >= 1, "data.shuffle_buffer", "must be at least 1")
+        check(self.threads >= 1, "data.threads", "must be at least 1")
+        check(
             self.pad_value < 0 and self.mask_value < 0 and self.pad_value != self.mask_value,
             "data.mask_value",
             "pad_value and mask_value must be negative and differ, so that no count equals them",
         )
-        _check(self.max_bad_cells >= 0, "data.max_bad_cells", "must be at least 0")
-        _check(
+        check(self.max_bad_cells >= 0, "data.max_bad_cells", "must be at least 0")
+        check(
             (self.cache_dir is None) == (self.cache_size is None),
             "data.cache_dir",
             "is given together with data.cache_size, or neither is",
@@ -119,80 +125,13 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         for name in ("d_model", "n_heads", "d_hid", "n_layers"):
-            _check(getattr(self, name) >= 1, f"model.{name}", "must be at least 1")
-        _check(
+            check(getattr(self, name) >= 1, f"model.{name}", "must be at least 1")
+        check(
             self.d_model % self.n_heads == 0,
             "model.n_heads",
             f"must divide model.d_model ({self.d_model})",
         )
-        _check(0 <= self.dropout < 1, "model.dropout", "must be at least 0 and below 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimSettings:
-    """AdamW, gradient clipping and the learning rate's schedule."""
-
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    """Of matrices only: never of embeddings, biases and norms. 0 makes AdamW plain Adam."""
-    warmup_steps: int | None = None
-    """Steps of linear warm-up; None: 3% of the run, at most 10,000."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    min_lr_ratio: float = 0.0
-    """Where the cosine ends, as a share of `lr`."""
-    clip: float = 1.0
-    """The global gradient norm is clipped to this."""
-
-    def __post_init__(self) -> None:
-        _check(self.lr > 0, "optim.lr", "must be above 0")
-        _check(
-            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
-            "optim.betas",
-            "must be two numbers, each at least 0 and below 1",
-        )
-        _check(self.eps > 0, "optim.eps", "must be above 0")
-        _check(self.weight_decay >= 0, "optim.weight_decay", "must be at least 0")
-        _check((self.warmup_steps or 0) >= 0, "optim.warmup_steps", "must be at least 0")
-        _check(0 <= self.min_lr_ratio <= 1, "optim.min_lr_ratio", "must lie between 0 and 1")
-        _check(self.clip > 0, "optim.clip", "must be above 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """How long to train, on how big a batch, and how often to log, evaluate and save."""
-
-    steps: int | None = None
-    """Optimizer steps; or give `epochs`. Neither: one epoch."""
-    epochs: int | None = None
-    batch_size: int = 64
-    """Cells per optimizer step, over all ranks."""
-    micro_batch: int | None = None
-    """Cells per rank and forward pass; None: the rank's whole share of the batch at once."""
-    mvc_weight: float = 1.0
-    log_every: int = 10
-    eval_every: int = 500
-    save_every: int = 1000
-    keep_last: int = 2
-    """Checkpoints that are kept; older ones are removed after each save."""
-    seed: int = 0
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `cuda:N`; under torchrun each process takes its own device."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 runs the forward pass under autocast; the weights stay float32. `auto`: bf16 on CUDA."""
-
-    def __post_init__(self) -> None:
-        _check(
-            self.steps is None or self.epochs is None,
-            "run.steps",
-            "give run.steps or run.epochs, not both",
-        )
-        counts = ("batch_size", "log_every", "eval_every", "save_every", "keep_last")
-        for name in (*counts, "steps", "epochs", "micro_batch"):
-            value = getattr(self, name)
-            _check(value is None or value >= 1, f"run.{name}", "must be at least 1")
-        _check(self.mvc_weight >= 0, "run.mvc_weight", "must be at least 0")
+        check(0 <= self.dropout < 1, "model.dropout", "must be at least 0 and below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,8 +198,3 @@ def _flat(tables: dict[str, Any]) -> dict[str, Any]:
         for table, keys in tables.items()
         for key, value in keys.items()
     }
-
-
-def _check(ok: bool, where: str, what: str) -> None:
-    if not ok:
-        raise ConfigError(f"{where}: {what}", where=where)

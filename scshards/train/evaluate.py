@@ -8,34 +8,51 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from scshards.base.errors import ConfigError
 from scshards.base.progress import Progress
 from scshards.model.scgpt import load_model
-from scshards.model.transformer import CellModel
 from scshards.stream.loader import CellLoader
 from scshards.train.baselines import baseline_errors, gene_means
 from scshards.train.data import has_split, once_loader
 from scshards.train.folder import RunFolder
 from scshards.train.setup import Ranks, ranks
-from scshards.train.step import summed_errors
+from scshards.train.tasks import Task
+from scshards.train.tasks_pretrain import MaskTask
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Mean squared errors over all masked values of a split, in the units of the targets."""
+    """A task's losses over a whole split.
 
-    masked_mse: float
-    mvc_mse: float | None
-    n_masked: int
+    Attributes
+    ----------
+    loss
+        The term that chooses the best model.
+    terms
+        The mean of each term.
+    counted, n
+        What `loss` is a mean over, as metrics.jsonl calls it, and how many of them there were.
+    n_cells
+        Cells of the split.
+    figures
+        What else the task says: accuracy, for example.
+    """
+
+    loss: float
+    terms: dict[str, float]
+    counted: str
+    n: int
     n_cells: int
+    figures: dict[str, Any] = field(default_factory=dict)
 
     def tables(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return self.terms | {self.counted: self.n, "n_cells": self.n_cells} | self.figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,38 +78,56 @@ class Evaluation:
 
 @torch.no_grad()
 def validate(
-    model: CellModel,
+    task: Task,
     loader: CellLoader,
     ranks: Ranks,
     *,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Score | None:
-    """The model's score over one pass of `loader`; None when a rank was asked to stop meanwhile.
+    """The task's score over one pass of `loader`; None when a rank was asked to stop meanwhile.
 
     Every rank must call it; all get the same score.
     """
-    model.eval()
+    task.eval()
     loader.set_epoch(0)
-    sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)
-    n_cells = 0
-    has_mvc = False
+    terms = tuple(task.terms)
+    sums = torch.zeros(len(terms), dtype=torch.float64, device=ranks.device)
+    counts, n_cells = dict.fromkeys(terms, 0), 0
+    tally: Tensor | None = None
     for batch in loader:
         if ranks.any(should_stop()):
             return None
         n_cells += int((batch.weight > 0).sum())
+        counts = {t: n + counts[t] for t, n in task.counts(batch).items()}
         batch = batch.to(ranks.device, non_blocking=True)
         with ranks.autocast():
+<<<<<<< HEAD
+            out = task.run(batch, None)
+        found = task.sums(batch, out)
+        sums += torch.stack([found[t] for t in terms])
+        more = task.tally(batch, out)
+        tally = more if tally is None or more is None else tally + more
+    mine = [*sums.tolist(), *(counts[t] for t in terms), n_cells]
+    flat = [] if tally is None else tally.flatten().tolist()
+    total = ranks.total([*mine, *flat])
+    means = {t: total[i] / max(total[len(terms) + i], 1.0) for i, t in enumerate(terms)}
+=======
             out = model(batch)
         masked, mvc, count = summed_errors(out, batch)
         has_mvc = mvc is not None
         sums += torch.stack([masked, torch.zeros_like(masked) if mvc is None else mvc, count])
     masked_sum, mvc_sum, n_masked, cells = ranks.total([*sums.tolist(), n_cells])
     n = max(n_masked, 1.0)
+>>>>>>> model
     return Score(
-        masked_mse=masked_sum / n,
-        mvc_mse=mvc_sum / n if has_mvc else None,
-        n_masked=int(n_masked),
-        n_cells=int(cells),
+        loss=means[task.criterion],
+        terms=means,
+        counted=task.counted,
+        n=int(total[len(terms) + terms.index(task.criterion)]),
+        n_cells=int(total[2 * len(terms)]),
+        figures={}
+        if tally is None
+        else task.figures(torch.tensor(total[len(mine) :]).reshape(tally.shape)),
     )
 
 
@@ -143,7 +178,7 @@ def evaluate_run(
             raise ConfigError(f"the split {split!r} has no cells", where=root)
         loaded = load_model(str(run.path))
         _check_vocab(loaded.vocab, shardset.vocab.to_dict(), folder, root)
-        score = validate(loaded.model.to(here.device), scored, here)
+        score = validate(MaskTask(loaded.model.to(here.device)), scored, here)
         assert score is not None
 
         train = shardset.manifest.splits["train"]
@@ -153,13 +188,13 @@ def evaluate_run(
             means = gene_means(loader("train", longest), len(shardset.vocab), here, progress)
         scored.set_epoch(0)
         by_gene, by_cell, n = baseline_errors(scored, means, here)
-        assert n == score.n_masked, "the model and the baselines were scored on other values"
+        assert n == score.n, "the model and the baselines were scored on other values"
         evaluation = Evaluation(
             split=split,
             n_cells=score.n_cells,
-            n_masked=score.n_masked,
-            model=score.masked_mse,
-            mvc=score.mvc_mse,
+            n_masked=score.n,
+            model=score.loss,
+            mvc=score.terms.get("mvc_mse"),
             gene_mean=by_gene,
             cell_mean=by_cell,
         )

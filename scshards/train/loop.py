@@ -31,7 +31,8 @@ from scshards.train.optim import make_optimizer, warmup
 from scshards.train.preempt import StopSignals
 from scshards.train.setup import ranks
 from scshards.train.step import Stepper
-from scshards.train.summary import Summary
+from scshards.train.summary import CRITERIA, Summary
+from scshards.train.tasks_pretrain import MaskTask
 
 
 def train(
@@ -88,6 +89,7 @@ def train(
 
         # Model: made from the seed, the same on every rank.
         model = CellModel(_model_config(config, vocab), seed=config.run.seed).to(here.device)
+        task = MaskTask(model, mvc_weight=config.run.mvc_weight)
         optimizer = make_optimizer(model, config.optim)
 
         # Resume: every rank looks at RUN before the first one writes there.
@@ -105,13 +107,11 @@ def train(
                     f"changed since this run started: {name} was {old}, is {new}", file=sys.stderr
                 )
         start, spent, began = state.step, state.seconds, time.perf_counter()
-        stepper = Stepper(
-            model, optimizer, config, here, micro_batch=micro_batch, total_steps=total
-        )
-        window = Window(here, config.run.mvc_weight)
+        stepper = Stepper(task, optimizer, config, here, micro_batch=micro_batch, total_steps=total)
+        window = Window(here, task.terms)
         batches = stack.enter_context(closing(endless(loader)))
         every = config.run
-        train_mse: float | None = None
+        train_loss: float | None = None
         note, valid_note, stopped = "", "", False
         progress = stack.enter_context(
             Progress(
@@ -138,18 +138,18 @@ def train(
             is_due = state.step % every.eval_every == 0 or state.step == total
             if valid is None or not is_due or state.evaluated_step == state.step:
                 return True
-            score = validate(model, valid, here, should_stop=lambda: bool(signals))
+            score = validate(task, valid, here, should_stop=lambda: bool(signals))
             if score is None:
                 return False
-            best = state.best_masked_mse
-            is_best = best is None or score.masked_mse < best
+            best = state.best_loss
+            is_best = best is None or score.loss < best
             if is_best:
-                state.best_step, state.best_masked_mse = state.step, score.masked_mse
+                state.best_step, state.best_loss = state.step, score.loss
                 publish()
             state.evaluated_step = state.step
             epoch = state.step / steps_per_epoch
             log.write("valid", state.step, epoch=epoch, **score.tables(), is_best=is_best)
-            valid_note = f", valid {score.masked_mse:.4g}"
+            valid_note = f", valid {score.loss:.4g}"
             return True
 
         if start:  # a run that was stopped at an evaluation makes up for it
@@ -166,8 +166,8 @@ def train(
             if state.step % every.log_every == 0 or stopped or state.step == total:
                 line = window.close()
                 log.write("train", state.step, epoch=state.step / steps_per_epoch, **line)
-                train_mse = line["masked_mse"]
-                note = _note(state.step, line) + valid_note
+                train_loss = line[task.criterion]
+                note = _note(state.step, task.criterion, line) + valid_note
             progress.add(1, note)
             stopped = stopped or not assess()
             if state.step % every.save_every == 0 or stopped or state.step == total:
@@ -188,9 +188,10 @@ def train(
             device=str(here.device),
             precision="bf16" if here.bf16 else "fp32",
             seconds=state.seconds,
-            train_masked_mse=train_mse,
+            criterion=task.criterion,
+            train_loss=train_loss,
             best_step=state.best_step,
-            best_masked_mse=state.best_masked_mse,
+            best_loss=state.best_loss,
             stopped_by=(signals.caught or "a signal to another rank") if stopped else None,
         )
 
@@ -225,8 +226,8 @@ def _args(config: TrainConfig, step: int) -> dict[str, Any]:
     }
 
 
-def _note(step: int, line: Mapping[str, Any]) -> str:
+def _note(step: int, criterion: str, line: Mapping[str, Any]) -> str:
     return (
-        f"step {step}, masked MSE {line['masked_mse']:.4g}, lr {line['lr']:.2e}, "
+        f"step {step}, {CRITERIA[criterion]} {line[criterion]:.4g}, lr {line['lr']:.2e}, "
         f"{line['cells_per_s']:,.0f} cells/s, data wait {100 * line['data_wait']:.1f}%"
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +57,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Window:
-    """What the steps since the last log line add up to."""
+    """What the steps since the last log line add up to; `weights` are those of the loss terms."""
 
-    def __init__(self, ranks: Ranks, mvc_weight: float) -> None:
-        self._ranks, self._mvc_weight = ranks, mvc_weight
+    def __init__(self, ranks: Ranks, weights: Mapping[str, float]) -> None:
+        self._ranks, self._weights = ranks, dict(weights)
         self._last: StepResult | None = None
         self._clear()
 
     def add(self, result: StepResult, *, seconds: float, waited: float) -> None:
         """Count one step that took `seconds`, `waited` of them for its batch."""
         self._sums += result.sums
-        self._n_masked += result.n_masked
+        self._counts += result.counts
         self._tokens += torch.tensor([result.tokens, result.padded_tokens, result.cells])
         self._seconds += seconds
         self._waited += waited
@@ -77,16 +78,18 @@ class Window:
         """The window's metrics over all ranks, and an empty window; every rank must call it."""
         assert self._last is not None
         r = self._ranks
-        masked, mvc, tokens, padded, cells, seconds, waited = r.total(
-            [*self._sums.tolist(), *self._tokens.tolist(), self._seconds, self._waited]
+        tokens, padded, cells, seconds, waited, *sums = r.total(
+            [*self._tokens.tolist(), self._seconds, self._waited, *self._sums.tolist()]
         )
-        n = max(self._n_masked, 1)
+        means = {
+            term: total / count if count else None
+            for term, total, count in zip(self._weights, sums, self._counts.tolist(), strict=True)
+        }
         wall = seconds / r.world_size
         values = {
             "steps": self._steps,
-            "loss": (masked + self._mvc_weight * mvc) / n,
-            "masked_mse": masked / n,
-            "mvc_mse": mvc / n if self._last.has_mvc else None,
+            "loss": sum(w * (means[t] or 0.0) for t, w in self._weights.items()),
+            **means,
             "lr": self._last.lr,
             "grad_norm": self._last.grad_norm,
             "cells_per_s": cells / wall,
@@ -99,9 +102,10 @@ class Window:
         return values
 
     def _clear(self) -> None:
-        self._sums = torch.zeros(2, dtype=torch.float64)
+        self._sums = torch.zeros(len(self._weights), dtype=torch.float64)
+        self._counts = torch.zeros(len(self._weights), dtype=torch.float64)
         self._tokens = torch.zeros(3, dtype=torch.int64)
-        self._n_masked = self._steps = 0
+        self._steps = 0
         self._seconds = self._waited = 0.0
 
 

@@ -8,6 +8,13 @@ from typing import Any
 
 from scshards.base.progress import duration
 
+CRITERIA = {
+    "masked_mse": "masked MSE",
+    "unknown_mse": "MSE of unknown genes",
+    "class_ce": "cross-entropy of classes",
+}
+"""How people read the names of the terms that choose a best model."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -21,9 +28,11 @@ class Summary:
         Passes over the train split and cells trained on, over all starts of the run.
     seconds
         Training time over all starts of the run, evaluations and saves included.
-    train_masked_mse
-        The training error of the last log line, None when this call took no step.
-    best_step, best_masked_mse
+    criterion
+        The loss term that the next two are of.
+    train_loss
+        Of the last log line, None when this call took no step.
+    best_step, best_loss
         The best validation, None without a valid split.
     stopped_by
         The signal that ended it, None when it reached its last step.
@@ -40,9 +49,10 @@ class Summary:
     device: str
     precision: str
     seconds: float
-    train_masked_mse: float | None
+    criterion: str
+    train_loss: float | None
     best_step: int | None
-    best_masked_mse: float | None
+    best_loss: float | None
     stopped_by: str | None
 
     def tables(self) -> dict[str, Any]:
@@ -50,6 +60,7 @@ class Summary:
 
     def text(self) -> str:
         """A few lines for a person, with how to go on when the run was stopped."""
+        what = CRITERIA[self.criterion]
         places = f"{self.ranks} rank{'s' if self.ranks > 1 else ''} on {self.device}"
         lines = [
             f"run:        {self.run}",
@@ -57,13 +68,13 @@ class Summary:
             f"trained:    step {self.step:,} of {self.total_steps:,}, {self.cells:,} cells "
             f"({self.epochs:.2f} epochs) in {duration(self.seconds)}",
         ]
-        if self.train_masked_mse is not None:
-            lines.append(f"train:      masked MSE {self.train_masked_mse:.4g}")
-        if self.best_masked_mse is None:
+        if self.train_loss is not None:
+            lines.append(f"train:      {what} {self.train_loss:.4g}")
+        if self.best_loss is None:
             lines.append("valid:      no evaluation; best_model.pt is the latest model")
         else:
             lines.append(
-                f"valid:      masked MSE {self.best_masked_mse:.4g} at step {self.best_step:,} "
+                f"valid:      {what} {self.best_loss:.4g} at step {self.best_step:,} "
                 "(best_model.pt)"
             )
         if self.stopped_by is not None:

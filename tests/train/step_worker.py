@@ -13,6 +13,7 @@ from train_support import small_batch, small_config, small_model
 
 from scshards.train.setup import ranks
 from scshards.train.step import Stepper
+from scshards.train.tasks_pretrain import MaskTask
 
 
 def main(out: str) -> None:
@@ -28,7 +29,7 @@ def main(out: str) -> None:
         batch = dataclasses.replace(whole, labels={}, **parts)
         config = small_config("optim.clip=1e9")
         sgd = torch.optim.SGD(model.parameters(), lr=0.0)
-        stepper = Stepper(model, sgd, config, here, micro_batch=2, total_steps=10)
+        stepper = Stepper(MaskTask(model), sgd, config, here, micro_batch=2, total_steps=10)
         result = stepper.step(batch, 9)
         sums = here.total(result.sums.tolist())
         shares = here.gather(int(batch.is_masked.sum()))
@@ -37,7 +38,7 @@ def main(out: str) -> None:
                 {
                     "weights": model.state_dict(),
                     "sums": sums,
-                    "n_masked": result.n_masked,
+                    "n_masked": result.counts[0].item(),
                     "grad_norm": result.grad_norm,
                     "shares": shares,
                 },

@@ -26,7 +26,7 @@ def _trained(steps=2):
 
 def test_what_is_saved_comes_back_to_the_bit(tmp_path):
     model, optimizer = _trained()
-    state = TrainState(step=20, best_step=10, best_masked_mse=0.1 + 0.2, loader={"lanes": [1, 2]})
+    state = TrainState(step=20, best_step=10, best_loss=0.1 + 0.2, loader={"lanes": [1, 2]})
     path = checkpoint.save(tmp_path / "c", state, model, optimizer, keep_last=2)
     assert sorted(p.name for p in path.iterdir()) == ["model.pt", "optimizer.pt", "state.json"]
 
@@ -101,7 +101,7 @@ def test_saving_a_step_again_only_renews_what_is_told_of_it(tmp_path):
     model, optimizer = _trained()
     path = checkpoint.save(tmp_path, TrainState(step=1), model, optimizer, keep_last=1)
     inode = (path / "model.pt").stat().st_ino
-    state = TrainState(step=1, best_step=1, best_masked_mse=2.0, evaluated_step=1)
+    state = TrainState(step=1, best_step=1, best_loss=2.0, evaluated_step=1)
     checkpoint.save(tmp_path, state, model, optimizer, keep_last=1)
     assert (path / "model.pt").stat().st_ino == inode
     assert checkpoint.load(path, model, optimizer) == state

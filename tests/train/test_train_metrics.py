@@ -35,13 +35,13 @@ def test_only_the_first_rank_writes(tmp_path):
 
 
 def test_a_window_is_the_mean_over_values_not_over_steps():
-    window = Window(Ranks(0, 1, torch.device("cpu")), mvc_weight=0.5)
-    shared = {"has_mvc": True, "lr": 0.1, "stop": False}
+    window = Window(Ranks(0, 1, torch.device("cpu")), {"masked_mse": 1.0, "mvc_mse": 0.5})
+    shared = {"terms": ("masked_mse", "mvc_mse"), "lr": 0.1, "stop": False}
     for masked, mvc, n, cells in ((30.0, 60.0, 10, 4), (1000.0, 0.0, 90, 12)):
         window.add(
             StepResult(
                 sums=torch.tensor([masked, mvc], dtype=torch.float64),
-                n_masked=n,
+                counts=torch.tensor([n, n], dtype=torch.float64),
                 tokens=2 * n,
                 padded_tokens=3 * n,
                 cells=cells,

@@ -10,15 +10,17 @@ import torch
 from train_support import small_batch, small_config, small_model
 
 from scshards.base.errors import ScshardsError
+from scshards.train.micro import cut
 from scshards.train.setup import Ranks
-from scshards.train.step import Stepper, cut
+from scshards.train.step import Stepper
+from scshards.train.tasks_pretrain import MaskTask
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def _stepper(model, config, micro_batch):
     sgd = torch.optim.SGD(model.parameters(), lr=0.0)
-    return Stepper(model, sgd, config, ALONE, micro_batch=micro_batch, total_steps=10)
+    return Stepper(MaskTask(model), sgd, config, ALONE, micro_batch=micro_batch, total_steps=10)
 
 
 def _weights(model):
@@ -37,7 +39,8 @@ def test_micro_batches_make_the_same_step_as_the_whole_batch():
         results[micro] = _stepper(model, config, micro).step(batch, 9)
         after[micro] = _weights(model)
     for micro in (4, 2, 1):
-        assert results[micro].n_masked == results[8].n_masked == int(batch.is_masked.sum())
+        n = float(batch.is_masked.sum())
+        assert results[micro].counts.tolist() == results[8].counts.tolist() == [n, n]
         torch.testing.assert_close(results[micro].sums, results[8].sums, rtol=1e-6, atol=0)
         assert results[micro].grad_norm == pytest.approx(results[8].grad_norm, rel=1e-5)
         torch.testing.assert_close(after[micro], after[8], rtol=0, atol=1e-6)
@@ -50,7 +53,7 @@ def test_a_batch_without_any_cell_changes_nothing_and_is_finite():
     model = small_model()
     before = _weights(model)
     result = _stepper(model, small_config("optim.lr=0.1"), 2).step(batch, 3)
-    assert result.n_masked == 0 and result.grad_norm == 0
+    assert result.counts.tolist() == [0, 0] and result.grad_norm == 0
     assert result.sums.tolist() == [0, 0]
     torch.testing.assert_close(_weights(model), before, rtol=0, atol=0)
 
@@ -65,7 +68,7 @@ def test_the_loss_is_the_mean_over_all_masked_values():
     for i, predictions in enumerate((out.predictions, out.mvc_predictions)):
         errors = (predictions.double().numpy() - targets)[masked]
         assert result.sums[i].item() == pytest.approx(np.square(errors).sum(), rel=1e-5)
-    assert result.n_masked == masked.sum()
+    assert result.counts.tolist() == [masked.sum()] * 2
 
 
 def test_pieces_are_the_batch_without_needless_padding():

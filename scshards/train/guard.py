@@ -1,0 +1,78 @@
+"""What happens to a step whose loss or gradient is not finite: it is left out, and too many end the run.
+
+All ranks agree on whether a step is bad before any of them takes it. Called by the step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from scshards.base.errors import ScshardsError
+from scshards.train.setup import Ranks
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A step that was left out: why, and the keys of the cells that made it bad (or of all its cells)."""
+
+    why: str
+    cells: list[str]
+
+
+class Guard:
+    """Counts the bad steps in a row.
+
+    Parameters
+    ----------
+    max_skipped
+        So many in a row are left out; the next one is an error. 0: the first one is.
+    in_a_row
+        What a run that is resumed has seen already.
+    """
+
+    def __init__(self, ranks: Ranks, max_skipped: int, in_a_row: int = 0) -> None:
+        self._ranks, self._max = ranks, max_skipped
+        self.in_a_row = in_a_row
+
+    def judge(self, step: int, losses: list[float], norm: float, cells: list[str]) -> Skip | None:
+        """None for a good step; every rank must call it, and all get the same answer.
+
+        Parameters
+        ----------
+        step
+            Its number, from 0.
+        losses
+            This rank's summed losses.
+        norm
+            The norm of the gradient over all ranks.
+        cells
+            The keys of this rank's cells.
+
+        Raises
+        ------
+        ScshardsError
+            When more than `max_skipped` steps in a row were bad.
+        """
+        is_mine = not all(map(math.isfinite, losses))
+        if not self._ranks.any(is_mine or not math.isfinite(norm)):
+            self.in_a_row = 0
+            return None
+        # The summed gradient is not finite on every rank; name the cells of those that made it so.
+        said = self._ranks.gather((is_mine, cells))
+        if any(bad for bad, _ in said):
+            why = "the loss is not finite"
+            keys = [k for bad, some in said if bad for k in some]
+        else:
+            why = f"the loss is finite but the gradient is not (norm {norm})"
+            keys = [k for _, some in said for k in some]
+        self.in_a_row += 1
+        if self.in_a_row <= self._max:
+            return Skip(why, keys)
+        before = f" after {self._max} such steps in a row" if self._max else ""
+        raise ScshardsError(
+            f"step {step + 1}: {why}{before}; the weights were left as they were",
+            where=f"cells {', '.join(keys)}",
+            advice="lower optim.lr, lengthen optim.warmup_steps, or use run.precision=fp32; "
+            "the same command goes on from the latest checkpoint",
+        )

@@ -101,7 +101,6 @@ def validate(
         counts = {t: n + counts[t] for t, n in task.counts(batch).items()}
         batch = batch.to(ranks.device, non_blocking=True)
         with ranks.autocast():
-<<<<<<< HEAD
             out = task.run(batch, None)
         found = task.sums(batch, out)
         sums += torch.stack([found[t] for t in terms])
@@ -111,14 +110,6 @@ def validate(
     flat = [] if tally is None else tally.flatten().tolist()
     total = ranks.total([*mine, *flat])
     means = {t: total[i] / max(total[len(terms) + i], 1.0) for i, t in enumerate(terms)}
-=======
-            out = model(batch)
-        masked, mvc, count = summed_errors(out, batch)
-        has_mvc = mvc is not None
-        sums += torch.stack([masked, torch.zeros_like(masked) if mvc is None else mvc, count])
-    masked_sum, mvc_sum, n_masked, cells = ranks.total([*sums.tolist(), n_cells])
-    n = max(n_masked, 1.0)
->>>>>>> model
     return Score(
         loss=means[task.criterion],
         terms=means,

@@ -39,6 +39,8 @@ MAY_CHANGE = frozenset(
         "run.keep_every",
         "run.log_every",
         "run.device",
+        "run.trackers",
+        "run.peak_tflops",
         "run.parallel",
         "run.compile",
         "optim.max_skipped",

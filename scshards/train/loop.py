@@ -25,6 +25,7 @@ from scshards.train.checkpoint import TrainState
 from scshards.train.config import TrainConfig
 from scshards.train.data import endless, has_split, once_loader, train_loader
 from scshards.train.evaluate import validate
+from scshards.train.flops import peak_flops
 from scshards.train.folder import RunFolder
 from scshards.train.metrics import MetricsLog, Window
 from scshards.train.optim import make_optimizer, warmup
@@ -33,6 +34,7 @@ from scshards.train.setup import ranks
 from scshards.train.step import Stepper
 from scshards.train.summary import CRITERIA, Summary
 from scshards.train.tasks_pretrain import MaskTask
+from scshards.train.trackers import check_trackers, open_trackers
 
 
 def train(
@@ -71,6 +73,7 @@ def train(
         signals = stack.enter_context(StopSignals())
         here = stack.enter_context(ranks(config.run.device, config.run.precision))
         shown = shown and here.is_main
+        check_trackers(config.run.trackers)
         run = RunFolder(folder)
         changed = run.check(config)
 
@@ -100,7 +103,11 @@ def train(
         here.barrier()
         if here.is_main:
             run.claim(config, root)
-        log = MetricsLog(run.metrics, state.step, enabled=here.is_main)
+        names = config.run.trackers if here.is_main else ()
+        trackers = stack.enter_context(
+            open_trackers(names, run.path, config.tables(), step=state.step)
+        )
+        log = MetricsLog(run.metrics, state.step, enabled=here.is_main, trackers=trackers)
         if shown:
             for name, (old, new) in changed.items():
                 print(
@@ -108,7 +115,8 @@ def train(
                 )
         start, spent, began = state.step, state.seconds, time.perf_counter()
         stepper = Stepper(task, optimizer, config, here, micro_batch=micro_batch, total_steps=total)
-        window = Window(here, task.terms)
+        peak = peak_flops(here.device, bf16=here.bf16, told=config.run.peak_tflops)
+        window = Window(here, task.terms, model.config, peak)
         batches = stack.enter_context(closing(endless(loader)))
         every = config.run
         train_loss: float | None = None
@@ -160,7 +168,7 @@ def train(
             batch = next(batches)
             waited = time.perf_counter() - t0
             result = stepper.step(batch, state.step, stop=bool(signals))
-            window.add(result, seconds=time.perf_counter() - t0, waited=waited)
+            window.add(result, batch, seconds=time.perf_counter() - t0, waited=waited)
             state.step += 1
             stopped = result.stop  # agreed by all ranks: a signal to one of them is enough
             if state.step % every.log_every == 0 or stopped or state.step == total:
@@ -227,7 +235,9 @@ def _args(config: TrainConfig, step: int) -> dict[str, Any]:
 
 
 def _note(step: int, criterion: str, line: Mapping[str, Any]) -> str:
+    loss = f", loss {line['loss']:.4g}" if line["loss"] != line[criterion] else ""
+    mfu = f", MFU {100 * line['mfu']:.1f}%" if "mfu" in line else ""
     return (
-        f"step {step}, {CRITERIA[criterion]} {line[criterion]:.4g}, lr {line['lr']:.2e}, "
-        f"{line['cells_per_s']:,.0f} cells/s, data wait {100 * line['data_wait']:.1f}%"
+        f"step {step}, {CRITERIA[criterion]} {line[criterion]:.4g}{loss}, lr {line['lr']:.2e}, "
+        f"{line['cells_per_s']:,.0f} cells/s{mfu}, data wait {100 * line['data_wait']:.1f}%"
     )

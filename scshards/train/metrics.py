@@ -3,21 +3,37 @@
     {"kind": "train", "step": 20, "epoch": 0.4, "loss": ..., "masked_mse": ..., "cells_per_s": ...}
     {"kind": "valid", "step": 20, "epoch": 0.4, "masked_mse": ..., "mvc_mse": ..., "is_best": true}
 
-`docs/training.md` lists every field. Called by the loop; read by plot.
+Every line goes to the run's trackers as well. `docs/training.md` lists every field. Called by the loop;
+read by plot.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from scshards.model.config import ModelConfig
+from scshards.train.flops import Amounts, training_flops
+from scshards.train.micro import AnyBatch
 from scshards.train.setup import Ranks
 from scshards.train.step import StepResult
+from scshards.train.trackers import Tracker, numbers_of
+
+MEASURED = frozenset(
+    {
+        *("steps", "loss", "lr", "grad_norm"),
+        *("cells_per_s", "tokens_per_s", "padded_tokens_per_s", "mfu", "data_wait", "memory_bytes"),
+    }
+)
+"""The fields of a train line that are no loss term; all others are."""
+
+PROMPT = "prompt_mse"
+"""The loss term of the second pass, which a step has or has not."""
 
 
 class MetricsLog:
@@ -27,8 +43,10 @@ class MetricsLog:
     and a line that was cut off, would stand there twice.
     """
 
-    def __init__(self, path: Path, step: int, *, enabled: bool = True) -> None:
-        self._path, self._enabled = path, enabled
+    def __init__(
+        self, path: Path, step: int, *, enabled: bool = True, trackers: Sequence[Tracker] = ()
+    ) -> None:
+        self._path, self._enabled, self._trackers = path, enabled, trackers
         if not enabled:
             return
         kept = [m for m in read_metrics(path) if m["step"] <= step] if step else []
@@ -43,6 +61,8 @@ class MetricsLog:
         line = {"kind": kind, "step": step} | {k: _plain(v) for k, v in values.items()}
         with self._path.open("a") as f:
             f.write(json.dumps(line, allow_nan=False) + "\n")
+        for tracker in self._trackers:
+            tracker.write(kind, step, numbers_of({k: line[k] for k in values}))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -57,15 +77,28 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Window:
-    """What the steps since the last log line add up to; `weights` are those of the loss terms."""
+    """What the steps since the last log line add up to.
 
-    def __init__(self, ranks: Ranks, weights: Mapping[str, float]) -> None:
+    Parameters
+    ----------
+    weights
+        Those of the loss terms, by name.
+    model
+        What the arithmetic of a step is a function of.
+    peak
+        FLOP/s of this rank's device at most; None where nobody knows, and there is no MFU then.
+    """
+
+    def __init__(
+        self, ranks: Ranks, weights: Mapping[str, float], model: ModelConfig, peak: float | None
+    ) -> None:
         self._ranks, self._weights = ranks, dict(weights)
+        self._model, self._peak = model, peak
         self._last: StepResult | None = None
         self._clear()
 
-    def add(self, result: StepResult, *, seconds: float, waited: float) -> None:
-        """Count one step that took `seconds`, `waited` of them for its batch."""
+    def add(self, result: StepResult, batch: AnyBatch, *, seconds: float, waited: float) -> None:
+        """Count one step on a batch that took `seconds`, `waited` of them for the batch."""
         self._sums += result.sums
         self._counts += result.counts
         self._tokens += torch.tensor([result.tokens, result.padded_tokens, result.cells])
@@ -73,13 +106,19 @@ class Window:
         self._waited += waited
         self._steps += 1
         self._last = result
+        if self._peak is not None:
+            has_prompt = PROMPT in result.terms and result.counts[result.terms.index(PROMPT)] > 0
+            self._flops += training_flops(
+                self._model, Amounts.of(batch), cell_prompt=bool(has_prompt)
+            )
 
     def close(self) -> dict[str, Any]:
         """The window's metrics over all ranks, and an empty window; every rank must call it."""
         assert self._last is not None
         r = self._ranks
-        tokens, padded, cells, seconds, waited, *sums = r.total(
-            [*self._tokens.tolist(), self._seconds, self._waited, *self._sums.tolist()]
+        own = (self._seconds, self._waited, self._flops, self._peak or 0.0)
+        tokens, padded, cells, seconds, waited, flops, peak, *sums = r.total(
+            [*self._tokens.tolist(), *own, *self._sums.tolist()]
         )
         means = {
             term: total / count if count else None
@@ -95,6 +134,7 @@ class Window:
             "cells_per_s": cells / wall,
             "tokens_per_s": tokens / wall,
             "padded_tokens_per_s": padded / wall,
+            **({} if self._peak is None else {"mfu": flops / wall / peak}),
             "data_wait": waited / seconds,
             "memory_bytes": r.memory(),
         }
@@ -106,7 +146,7 @@ class Window:
         self._counts = torch.zeros(len(self._weights), dtype=torch.float64)
         self._tokens = torch.zeros(3, dtype=torch.int64)
         self._steps = 0
-        self._seconds = self._waited = 0.0
+        self._seconds = self._waited = self._flops = 0.0
 
 
 def _plain(value: Any) -> Any:

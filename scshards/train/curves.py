@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.pictures import GRID
+from scshards.base.pictures import GRID, SOFT
 from scshards.train.metrics import MEASURED, TERMS
 
 COLORS = (
@@ -25,8 +25,8 @@ SMOOTHED_FROM = 120
 """Points of a curve from which on its running median is drawn over it."""
 
 BASELINES = (
-    ("gene_mean", "each gene's mean", "#d95f0e"),
-    ("cell_mean", "each cell's mean", "#8c6bb1"),
+    ("gene_mean", "each gene's mean", "#d95f0e", "--"),
+    ("cell_mean", "each cell's mean", "#8c6bb1", ":"),
 )
 
 
@@ -73,6 +73,10 @@ class Panel:
         A loss falls from a height that would flatten the rest: its beginning leaves the top.
     may_be_log
         Whether a logarithmic axis is taken when values spread far.
+    is_exact
+        Whether there is no noise that a running median would take out.
+    top
+        The axis reaches up to here at least.
     """
 
     key: str
@@ -81,6 +85,8 @@ class Panel:
     scale: float = 1.0
     is_loss: bool = False
     may_be_log: bool = False
+    is_exact: bool = False
+    top: float = 0.0
 
 
 def panels(runs: Sequence[Curves]) -> list[Panel]:
@@ -96,30 +102,39 @@ def panels(runs: Sequence[Curves]) -> list[Panel]:
         if key not in terms and not key.startswith("n_"):
             found.append(Panel(key=key, title=key.replace("_", " "), unit="held-out cells"))
     rest = (
-        Panel(key="lr", title="Learning rate", unit=""),
+        Panel(key="lr", title="Learning rate", unit="", is_exact=True),
         Panel(key="grad_norm", title="Gradient norm", unit="before clipping", may_be_log=True),
         Panel(key="cells_per_s", title="Throughput", unit="cells/s"),
         Panel(key="tokens_per_s", title="Tokens", unit="thousand/s", scale=1e-3),
         Panel(key="mfu", title="Model FLOP/s utilization", unit="% of the peak", scale=100),
-        Panel(key="data_wait", title="Waiting for data", unit="% of the time", scale=100),
+        Panel(key="data_wait", title="Waiting for data", unit="% of the time", scale=100, top=2),
         Panel(key="memory_bytes", title="Memory", unit="GB", scale=1e-9),
     )
     return found + [p for p in rest if p.key in train]
+
+
+def legend(figure: Any, runs: Sequence[Curves], line: Any) -> None:
+    """Says over all panels which colour is which run; `line` is matplotlib's Line2D."""
+    handles = [line([], [], color=c, lw=2.5) for c in _colors(runs)]
+    handles.append(line([], [], color=SOFT, lw=1.1))
+    handles.append(line([], [], color=SOFT, lw=2.2, marker="o", ms=4.0))
+    names = [*(r.name for r in runs), "training cells", "held-out cells"]
+    figure.legend(handles, names, loc="outside upper left", ncols=min(len(names), 5))
 
 
 def draw(ax: Any, panel: Panel, runs: Sequence[Curves]) -> None:
     """A panel: training as a line, held-out cells as a stronger one with dots."""
     alone = len(runs) == 1
     shown: list[NDArray[Any]] = []
-    for i, run in enumerate(runs):
-        strong = COLORS[i % len(COLORS)]
+    for run, strong in zip(runs, _colors(runs), strict=True):
         steps, values = run.points("train", panel.key)
         held_steps, held = run.points("valid", panel.key)
         both = len(held) > 0 and len(values) > 0
         if len(values):
             color = "#7fb3d5" if alone and both else strong
             label = "training cells" if alone and both else None
-            _line(ax, steps, values * panel.scale, color, thin=both and not alone, label=label)
+            style = {"color": color, "lw": 1.7 if alone or not both else 1.1, "label": label}
+            _line(ax, steps, values * panel.scale, style, smooth=not panel.is_exact)
             shown.append(values[len(values) // 10 :] * panel.scale)
         if len(held):
             best = f" (best {_short(held.min() * panel.scale)})" if panel.is_loss else ""
@@ -157,27 +172,28 @@ def _term(key: str) -> Panel:
 
 
 def _line(
-    ax: Any, x: NDArray[Any], y: NDArray[Any], color: str, *, thin: bool, label: str | None
+    ax: Any, x: NDArray[Any], y: NDArray[Any], style: dict[str, Any], *, smooth: bool
 ) -> None:
-    width = 1.1 if thin else 1.7
-    if len(y) < SMOOTHED_FROM:
-        ax.plot(x, y, color=color, lw=width, alpha=0.6 if thin else 1.0, label=label)
+    """A curve; a long one that is noisy is faint, with its running median over it."""
+    if not smooth or len(y) < SMOOTHED_FROM:
+        ax.plot(x, y, **style)
         return
-    ax.plot(x, y, color=color, lw=0.7, alpha=0.3)
+    ax.plot(x, y, color=style["color"], lw=0.7, alpha=0.3)
     half = max(2, len(y) // 80)
-    smooth = [np.median(y[max(0, i - half) : i + half + 1]) for i in range(len(y))]
-    ax.plot(x, smooth, color=color, lw=width, alpha=0.8 if thin else 1.0, label=label)
+    middle = [np.median(y[max(0, i - half) : i + half + 1]) for i in range(len(y))]
+    ax.plot(x, middle, **style)
 
 
 def _baselines(ax: Any, runs: Sequence[Curves]) -> list[NDArray[Any]]:
     """Dashed lines, of runs that were all evaluated on the same cells."""
     levels = []
-    for key, label, color in BASELINES:
+    for key, label, color, dashes in BASELINES:
         found = {r.baselines[key] for r in runs if key in r.baselines}
         if len(found) == 1:
             (level,) = found
             label = f"{label} ({_short(level)})"
-            ax.axhline(level, color=color, lw=1.6, ls="--", label=label)
+            color = color if len(runs) == 1 else SOFT
+            ax.axhline(level, color=color, lw=1.6, ls=dashes, label=label)
             levels.append(np.array([level]))
     return levels
 
@@ -195,8 +211,14 @@ def _limits(ax: Any, panel: Panel, shown: list[NDArray[Any]]) -> None:
     elif panel.may_be_log and low > 0 and high > 30 * low:
         ax.set_yscale("log")
     elif low >= 0:
-        ax.set_ylim(0, 1.12 * high if high else 1.0)
+        ax.set_ylim(0, max(1.12 * high, panel.top) or 1.0)
+    if panel.is_exact:
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _short(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def _colors(runs: Sequence[Curves]) -> list[str]:
+    return [COLORS[i % len(COLORS)] for i in range(len(runs))]

@@ -119,7 +119,7 @@ def train(
         window = Window(here, task.terms, model.config, peak)
         batches = stack.enter_context(closing(endless(loader)))
         every = config.run
-        train_loss: float | None = None
+        terms: dict[str, float] = {}
         note, valid_note, stopped = "", "", False
         progress = stack.enter_context(
             Progress(
@@ -174,8 +174,8 @@ def train(
             if state.step % every.log_every == 0 or stopped or state.step == total:
                 line = window.close()
                 log.write("train", state.step, epoch=state.step / steps_per_epoch, **line)
-                train_loss = line[task.criterion]
-                note = _note(state.step, task.criterion, line) + valid_note
+                terms = {name: line[name] for name in task.terms if line[name] is not None}
+                note = _note(state.step, task.criterion, terms, line) + valid_note
             progress.add(1, note)
             stopped = stopped or not assess()
             if state.step % every.save_every == 0 or stopped or state.step == total:
@@ -197,7 +197,9 @@ def train(
             precision="bf16" if here.bf16 else "fp32",
             seconds=state.seconds,
             criterion=task.criterion,
-            train_loss=train_loss,
+            train_loss=terms.get(task.criterion),
+            terms=terms,
+            rates=window.whole(),
             best_step=state.best_step,
             best_loss=state.best_loss,
             stopped_by=(signals.caught or "a signal to another rank") if stopped else None,
@@ -234,10 +236,13 @@ def _args(config: TrainConfig, step: int) -> dict[str, Any]:
     }
 
 
-def _note(step: int, criterion: str, line: Mapping[str, Any]) -> str:
-    loss = f", loss {line['loss']:.4g}" if line["loss"] != line[criterion] else ""
-    mfu = f", MFU {100 * line['mfu']:.1f}%" if "mfu" in line else ""
-    return (
-        f"step {step}, {CRITERIA[criterion]} {line[criterion]:.4g}{loss}, lr {line['lr']:.2e}, "
-        f"{line['cells_per_s']:,.0f} cells/s{mfu}, data wait {100 * line['data_wait']:.1f}%"
-    )
+def _note(step: int, criterion: str, terms: Mapping[str, float], line: Mapping[str, Any]) -> str:
+    parts = [f"step {step}"]
+    if criterion in terms:
+        parts.append(f"{CRITERIA[criterion]} {terms[criterion]:.4g}")
+    if len(terms) > 1:
+        parts.append(f"loss {line['loss']:.4g}")
+    parts += [f"lr {line['lr']:.2e}", f"{line['cells_per_s']:,.0f} cells/s"]
+    if "mfu" in line:
+        parts.append(f"MFU {100 * line['mfu']:.1f}%")
+    return ", ".join([*parts, f"data wait {100 * line['data_wait']:.1f}%"])

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from scshards.model.config import ModelConfig
 from scshards.train.flops import Amounts, training_flops
@@ -31,6 +32,17 @@ MEASURED = frozenset(
     }
 )
 """The fields of a train line that are no loss term; all others are."""
+
+TERMS = {
+    "masked_mse": ("Masked values", "mean squared error"),
+    "unknown_mse": ("Unknown genes", "mean squared error"),
+    "mvc_mse": ("From the cell embedding (MVC)", "mean squared error"),
+    "prompt_mse": ("Prompted by the cell embedding", "mean squared error"),
+    "class_ce": ("Classes", "cross-entropy"),
+    "domain_ce": ("Domains, adversary", "cross-entropy"),
+    "ecs": ("Similarity of cells (ECS)", "loss"),
+}
+"""Titles and units of loss terms, for pictures; a term that isn't here is called by its own name."""
 
 PROMPT = "prompt_mse"
 """The loss term of the second pass, which a step has or has not."""
@@ -86,7 +98,7 @@ class Window:
     model
         What the arithmetic of a step is a function of.
     peak
-        FLOP/s of this rank's device at most; None where nobody knows, and there is no MFU then.
+        FLOP/s of each rank's device at most; None where nobody knows, and there is no MFU then.
     """
 
     def __init__(
@@ -95,6 +107,7 @@ class Window:
         self._ranks, self._weights = ranks, dict(weights)
         self._model, self._peak = model, peak
         self._last: StepResult | None = None
+        self._whole: Tensor | None = None
         self._clear()
 
     def add(self, result: StepResult, batch: AnyBatch, *, seconds: float, waited: float) -> None:
@@ -115,31 +128,40 @@ class Window:
     def close(self) -> dict[str, Any]:
         """The window's metrics over all ranks, and an empty window; every rank must call it."""
         assert self._last is not None
-        r = self._ranks
-        own = (self._seconds, self._waited, self._flops, self._peak or 0.0)
-        tokens, padded, cells, seconds, waited, flops, peak, *sums = r.total(
-            [*self._tokens.tolist(), *own, *self._sums.tolist()]
-        )
+        own = [*self._tokens.tolist(), self._seconds, self._waited, self._flops]
+        total = torch.tensor(self._ranks.total([*own, *self._sums.tolist()]), dtype=torch.float64)
+        measured, sums = total[: len(own)], total[len(own) :]
+        self._whole = measured if self._whole is None else self._whole + measured
         means = {
-            term: total / count if count else None
-            for term, total, count in zip(self._weights, sums, self._counts.tolist(), strict=True)
+            term: float(s / n) if n else None
+            for term, s, n in zip(self._weights, sums, self._counts, strict=True)
         }
-        wall = seconds / r.world_size
         values = {
             "steps": self._steps,
             "loss": sum(w * (means[t] or 0.0) for t, w in self._weights.items()),
             **means,
             "lr": self._last.lr,
             "grad_norm": self._last.grad_norm,
-            "cells_per_s": cells / wall,
-            "tokens_per_s": tokens / wall,
-            "padded_tokens_per_s": padded / wall,
-            **({} if self._peak is None else {"mfu": flops / wall / peak}),
-            "data_wait": waited / seconds,
-            "memory_bytes": r.memory(),
+            **self._rates(measured),
         }
         self._clear()
         return values
+
+    def whole(self) -> dict[str, float]:
+        """The rates over all windows so far; {} before the first."""
+        return {} if self._whole is None else self._rates(self._whole)
+
+    def _rates(self, measured: Tensor) -> dict[str, float]:
+        tokens, padded, cells, seconds, waited, flops = measured.tolist()
+        wall = seconds / self._ranks.world_size
+        return {
+            "cells_per_s": cells / wall,
+            "tokens_per_s": tokens / wall,
+            "padded_tokens_per_s": padded / wall,
+            **({} if self._peak is None else {"mfu": flops / (seconds * self._peak)}),
+            "data_wait": waited / seconds,
+            "memory_bytes": self._ranks.memory(),
+        }
 
     def _clear(self) -> None:
         self._sums = torch.zeros(len(self._weights), dtype=torch.float64)

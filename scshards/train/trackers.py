@@ -116,7 +116,7 @@ class _WandB:
                 resume="allow",
                 dir=path,
                 config=dict(config),
-                settings=wandb.Settings(silent=True),
+                settings=wandb.Settings(silent=True, console="off"),
             )
         except wandb.Error as e:
             raise ConfigError(

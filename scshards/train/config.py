@@ -187,6 +187,18 @@ class TrainConfig:
             advice=advice,
         )
 
+    def check_lanes(self, world_size: int) -> None:
+        """ConfigError when a new run's lanes are not the same number on each rank; says which fit."""
+        lanes, more = self.data.lanes, self.data.lanes % world_size
+        if not more:
+            return
+        fit = " or ".join(str(n) for n in (lanes - more, lanes - more + world_size) if n)
+        raise ConfigError(
+            f"{lanes} lanes can't be dealt equally to {world_size} ranks",
+            where="data.lanes",
+            advice=f"data.lanes={fit} fits; many world sizes divide 240",
+        )
+
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The keys (`table.key`) whose values differ, each with the old and the new value."""

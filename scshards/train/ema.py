@@ -40,8 +40,8 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """Take in the weights after step number `step` (from 0)."""
         d = decay_at(step, self._decay)
-        averages, weights = list(self._average.values()), list(self._parameters.values())
-        torch._foreach_lerp_(averages, weights, 1 - d)
+        weights: list[Tensor] = list(self._parameters.values())
+        torch._foreach_lerp_(list(self._average.values()), weights, 1 - d)
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:

@@ -1,10 +1,11 @@
 """The folder of a run: what lies in it, and whether this command may go on with it.
 
     RUN/config.json        the resolved config, the shard set's address, versions
-    RUN/checkpoints/       step-00000020/ ..., each complete or invisible
+    RUN/checkpoints/       step-00000020/ ..., each complete or invisible; or at run.checkpoints
     RUN/metrics.jsonl      one line per log step and evaluation
     RUN/best_model.pt      with args.json and vocab.json: the best model so far, in scGPT's layout
     RUN/evaluation.json    written by `scshards evaluate`
+    RUN/STOPPED            a signal ended the run before its last step; not there while it runs
 
 The same command on the same folder resumes; another config is refused with what differs. Called by
 the loop, evaluate and plot.
@@ -35,6 +36,7 @@ class RunFolder:
             )
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
+        self.stopped = self.path / "STOPPED"
         self.metrics = self.path / "metrics.jsonl"
         self.evaluation = self.path / "evaluation.json"
 
@@ -56,7 +58,14 @@ class RunFolder:
                     advice="give a new folder with -o",
                 )
             return {}
-        changed = differences(self.config().tables(), config.tables())
+        return self.refuse_other(self.config().tables(), config, self.path)
+
+    @staticmethod
+    def refuse_other(
+        old: dict[str, Any], config: TrainConfig, where: object
+    ) -> dict[str, tuple[Any, Any]]:
+        """What `config` changes of the tables `old`; ConfigError for what may not change."""
+        changed = differences(old, config.tables())
         fixed = {k: v for k, v in changed.items() if k not in MAY_CHANGE}
         if fixed:
             shown = ", ".join(
@@ -64,13 +73,14 @@ class RunFolder:
             )
             raise ConfigError(
                 f"this run was started with another config: {shown}",
-                where=self.path,
+                where=where,
                 advice="give the same settings to resume it, or a new folder with -o",
             )
         return changed
 
     def claim(self, config: TrainConfig, root: str) -> None:
-        """Write the config; called by one rank, after `check`."""
+        """Write the config, and that the run is not stopped; called by one rank, after `check`."""
+        self.stopped.unlink(missing_ok=True)
         about = {"scshards": __version__, "root": redact(root), "config": config.tables()}
         self.write("config.json", about)
 

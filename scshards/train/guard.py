@@ -14,7 +14,7 @@ from scshards.train.setup import Ranks
 
 @dataclass(frozen=True)
 class Skip:
-    """A step that was left out: why, and the keys of the cells that made it bad (or of all its cells)."""
+    """A step that was left out: why, and the keys of the cells that made it bad, or of all its cells."""
 
     why: str
     cells: list[str]

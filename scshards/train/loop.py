@@ -1,6 +1,7 @@
 """The story of a run, top to bottom: `train`.
 
     shards -> loader -> [ step -> log -> evaluate -> save ] until the last step or a signal
+                                                      `-- written while the next steps are taken
 
 It runs alone or under torchrun, and always starts from the latest complete checkpoint in RUN: a run
 that was stopped goes on as if it had not been. Called by `scshards train` and by users.
@@ -11,24 +12,27 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from scshards.base.progress import Progress
 from scshards.cells.vocab import Vocab
 from scshards.model.config import ModelConfig
 from scshards.model.scgpt import write_folder
 from scshards.model.transformer import CellModel
-from scshards.train import checkpoint
-from scshards.train.checkpoint import TrainState
+from scshards.train.checkpoint import Checkpoints, TrainState
 from scshards.train.config import TrainConfig
 from scshards.train.data import endless, has_split, once_loader, train_loader
+from scshards.train.ema import WeightAverage
 from scshards.train.evaluate import validate
 from scshards.train.flops import peak_flops
 from scshards.train.folder import RunFolder
 from scshards.train.metrics import MetricsLog, Window
-from scshards.train.optim import make_optimizer, warmup
+from scshards.train.optim import decay, make_optimizer, moments, warmup
+from scshards.train.parallel import eager, prepare, unsharded
 from scshards.train.preempt import StopSignals
 from scshards.train.setup import ranks
 from scshards.train.step import Stepper
@@ -67,13 +71,16 @@ def train(
     CheckpointError
         When the checkpoint to resume from is damaged.
     ScshardsError
-        When the loss or the gradient stops being finite.
+        When the loss or the gradient stays not finite, or memory is full.
     """
+    every = config.run
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
-        here = stack.enter_context(ranks(config.run.device, config.run.precision))
+        here = stack.enter_context(
+            ranks(every.device, every.precision, deterministic=every.deterministic)
+        )
         shown = shown and here.is_main
-        check_trackers(config.run.trackers)
+        check_trackers(every.trackers)
         run = RunFolder(folder)
         changed = run.check(config)
 
@@ -82,7 +89,8 @@ def train(
         loader = train_loader(root, config, here, rank_batch, storage_options)
         steps_per_epoch = len(loader)
         total = config.total_steps(steps_per_epoch)
-        warmup(config.optim, total)  # refuses a warm-up that is longer than the run
+        warmup(config.optim, total)  # both refuse to be longer than the run
+        decay(config.optim, total)
         vocab = loader.shardset.vocab
         valid = None
         if has_split(loader.shardset, "valid"):
@@ -93,17 +101,42 @@ def train(
         # Model: made from the seed, the same on every rank.
         model = CellModel(_model_config(config, vocab), seed=config.run.seed).to(here.device)
         task = MaskTask(model, mvc_weight=config.run.mvc_weight)
+        prepare(model, here, every)
         optimizer = make_optimizer(model, config.optim)
+        average = WeightAverage(model, config.optim.ema) if config.optim.ema else None
+
+        def tensors(shared: bool = True) -> dict[str, Tensor]:
+            """All that a checkpoint holds; buffers, which ranks may differ in, are the first rank's."""
+            mine = model.state_dict()
+            if not shared and not here.is_main:
+                mine = {n: mine[n] for n, _ in model.named_parameters()}
+            kinds = {"model": mine, "optimizer": moments(model, optimizer)}
+            kinds |= {"average": average.tensors()} if average is not None else {}
+            return {f"{kind}/{name}": t for kind, of in kinds.items() for name, t in of.items()}
 
         # Resume: every rank looks at RUN before the first one writes there.
+        checkpoints = stack.enter_context(
+            Checkpoints(
+                every.checkpoints or run.checkpoints,
+                here,
+                keep_last=every.keep_last,
+                keep_every=every.keep_every,
+            )
+        )
         state = TrainState()
-        if saved := checkpoint.complete(run.checkpoints):
-            state = checkpoint.load(saved[-1], model, optimizer)
+        if saved := checkpoints.latest():
+            state = checkpoints.load(saved, tensors())
+            changed |= run.refuse_other(state.config, config, every.checkpoints or run.path)
             loader.load_state_dict(state.loader)
+            if not (run.path / "best_model.pt").exists():  # a new folder, or lost: choose anew
+                state.best_step = state.best_loss = None
+        else:
+            config.check_lanes(here.world_size)
+        state.config = config.tables()
         here.barrier()
         if here.is_main:
             run.claim(config, root)
-        names = config.run.trackers if here.is_main else ()
+        names = every.trackers if here.is_main else ()
         trackers = stack.enter_context(
             open_trackers(names, run.path, config.tables(), step=state.step)
         )
@@ -114,11 +147,20 @@ def train(
                     f"changed since this run started: {name} was {old}, is {new}", file=sys.stderr
                 )
         start, spent, began = state.step, state.seconds, time.perf_counter()
-        stepper = Stepper(task, optimizer, config, here, micro_batch=micro_batch, total_steps=total)
-        peak = peak_flops(here.device, bf16=here.bf16, told=config.run.peak_tflops)
+        stepper = Stepper(
+            task,
+            optimizer,
+            config,
+            here,
+            micro_batch=micro_batch,
+            total_steps=total,
+            steps_per_epoch=steps_per_epoch,
+            average=average,
+            skipped_in_a_row=state.skipped_in_a_row,
+        )
+        peak = peak_flops(here.device, bf16=here.bf16, told=every.peak_tflops)
         window = Window(here, task.terms, model.config, peak)
         batches = stack.enter_context(closing(endless(loader)))
-        every = config.run
         terms: dict[str, float] = {}
         note, valid_note, stopped = "", "", False
         progress = stack.enter_context(
@@ -130,15 +172,18 @@ def train(
             )
         )
 
+        def weights_to_judge() -> AbstractContextManager[None]:
+            return average.swapped() if average and config.optim.ema_best else nullcontext()
+
         def publish() -> None:
+            whole = unsharded(model)
             if here.is_main:
-                write_folder(str(run.path), model, vocab.to_dict(), _args(config, state.step))
+                write_folder(str(run.path), whole, vocab.to_dict(), _args(config, state.step))
 
         def save() -> None:
             state.seconds = spent + time.perf_counter() - began
             state.loader = loader.state_dict()
-            if here.is_main:
-                checkpoint.save(run.checkpoints, state, model, optimizer, keep_last=every.keep_last)
+            checkpoints.save(state, tensors(shared=False))
 
         def assess() -> bool:
             """Score the valid split, publish the best model; False when asked to stop meanwhile."""
@@ -146,14 +191,15 @@ def train(
             is_due = state.step % every.eval_every == 0 or state.step == total
             if valid is None or not is_due or state.evaluated_step == state.step:
                 return True
-            score = validate(task, valid, here, should_stop=lambda: bool(signals))
-            if score is None:
-                return False
-            best = state.best_loss
-            is_best = best is None or score.loss < best
-            if is_best:
-                state.best_step, state.best_loss = state.step, score.loss
-                publish()
+            with weights_to_judge(), eager():
+                score = validate(task, valid, here, should_stop=lambda: bool(signals))
+                if score is None:
+                    return False
+                best = state.best_loss
+                is_best = best is None or score.loss < best
+                if is_best:
+                    state.best_step, state.best_loss = state.step, score.loss
+                    publish()
             state.evaluated_step = state.step
             epoch = state.step / steps_per_epoch
             log.write("valid", state.step, epoch=epoch, **score.tables(), is_best=is_best)
@@ -170,6 +216,12 @@ def train(
             result = stepper.step(batch, state.step, stop=bool(signals))
             window.add(result, batch, seconds=time.perf_counter() - t0, waited=waited)
             state.step += 1
+            state.skipped_in_a_row = stepper.skipped_in_a_row
+            if result.skip is not None:
+                state.skipped += 1
+                log.write("skipped", state.step, why=result.skip.why, cells=result.skip.cells)
+                if shown:
+                    print(f"step {state.step} skipped: {result.skip.why}", file=sys.stderr)
             stopped = result.stop  # agreed by all ranks: a signal to one of them is enough
             if state.step % every.log_every == 0 or stopped or state.step == total:
                 line = window.close()
@@ -182,7 +234,11 @@ def train(
                 save()
 
         if state.best_step is None:  # nothing to choose by: the latest model is the best there is
-            publish()
+            with weights_to_judge():
+                publish()
+        checkpoints.wait()
+        if stopped and here.is_main:
+            run.write(run.stopped.name, {"signal": signals.caught, "step": state.step})
         here.barrier()  # nobody leaves before everything is written
         return Summary(
             run=str(run.path),

@@ -73,8 +73,9 @@ class MetricsLog:
         line = {"kind": kind, "step": step} | {k: _plain(v) for k, v in values.items()}
         with self._path.open("a") as f:
             f.write(json.dumps(line, allow_nan=False) + "\n")
-        for tracker in self._trackers:
-            tracker.write(kind, step, numbers_of({k: line[k] for k in values}))
+        if numbers := numbers_of({k: line[k] for k in values}):
+            for tracker in self._trackers:
+                tracker.write(kind, step, numbers)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

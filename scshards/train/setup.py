@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from scshards.base.errors import ConfigError
 from scshards.base.memory import peak_bytes
@@ -66,21 +64,6 @@ class Ranks:
         """Wait until every rank is here."""
         self.total([0.0])
 
-    def wrapped(self, model: nn.Module) -> nn.Module:
-        """A model whose backward pass averages gradients over the ranks; alone, the model itself.
-
-        It has a process group of its own, nccl on CUDA: DDP never quite lets go of its group, and
-        that of `Ranks` has to end with `ranks`.
-        """
-        if self.world_size == 1:
-            return model
-        is_cuda = self.device.type == "cuda"
-        return DistributedDataParallel(
-            model,
-            device_ids=[self.device.index] if is_cuda else None,
-            process_group=dist.new_group(backend="nccl" if is_cuda else "gloo"),
-        )
-
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 autocast on this device, or nothing at all in fp32."""
         if not self.bf16:
@@ -95,8 +78,12 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def ranks(device: str = "auto", precision: str = "auto") -> Iterator[Ranks]:
+def ranks(
+    device: str = "auto", precision: str = "auto", *, deterministic: bool = False
+) -> Iterator[Ranks]:
     """This process's `Ranks`; joins the group that torchrun names, and leaves it at the end.
+
+    With `deterministic`, torch keeps to algorithms that give the same bits each time meanwhile.
 
     Raises
     ------
@@ -115,7 +102,8 @@ def ranks(device: str = "auto", precision: str = "auto") -> Iterator[Ranks]:
         dist.init_process_group("gloo")
     rank = dist.get_rank() if world_size > 1 else 0
     # Dropout draws from torch's global generators, which are the caller's: they are put back.
-    with torch.random.fork_rng([place] if place.type == "cuda" else []):
+    devices = [place] if place.type == "cuda" else []
+    with torch.random.fork_rng(devices), _deterministic(deterministic):
         yield Ranks(rank, world_size, place, bf16)
     # Not after an error: leaving can wait for ranks that know nothing of it.
     if joined:
@@ -127,6 +115,21 @@ def ranks(device: str = "auto", precision: str = "auto") -> Iterator[Ranks]:
 def is_first_process() -> bool:
     """Whether this process is alone, or the first of those that torchrun started."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextlib.contextmanager
+def _deterministic(wanted: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if wanted:
+        # cuBLAS reads it when it is first used, which is later than here.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 def _device(name: str, local_rank: int) -> torch.device:

@@ -2,28 +2,30 @@
 
     batch of this rank -> what each loss term is divided by, summed over ranks (once)
     each micro-batch: forward -> local sums / global counts * ranks -> backward (synced on the last)
-    -> clip -> optimizer
+    -> clip -> is it finite on all ranks? -> optimizer -> moving average
 
 What a term counts, such as masked values, differs in number per cell, rank and micro-batch, so a mean
 of means would be biased; dividing each sum by the count of the whole step makes every split of a batch
-the same step. DDP averages gradients over ranks, hence the factor. Called by the loop.
+the same step. DDP and FSDP2 average gradients over ranks, hence the factor. Called by the loop.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from scshards.base import seeds
 from scshards.base.errors import ScshardsError
 from scshards.train.config import TrainConfig
+from scshards.train.ema import WeightAverage
+from scshards.train.guard import Guard, Skip
 from scshards.train.micro import AnyBatch, cut, token_counts
 from scshards.train.optim import learning_rate, set_learning_rate
+from scshards.train.parallel import as_wide, clip_norm, synced_if, wrapped
 from scshards.train.setup import Ranks
 from scshards.train.tasks import Task
 
@@ -45,6 +47,8 @@ class StepResult:
         Of this rank: tokens without and with padding, cells.
     stop
         Whether any rank was asked to stop.
+    skip
+        Why the step was left out; its sums and counts are 0 then.
     """
 
     terms: tuple[str, ...]
@@ -56,6 +60,7 @@ class StepResult:
     lr: float
     grad_norm: float
     stop: bool
+    skip: Skip | None = None
 
 
 class Stepper:
@@ -64,11 +69,15 @@ class Stepper:
     Parameters
     ----------
     task
-        The losses, over a model on its device; wrapped for several ranks here.
+        The losses, over a model on its device, sharded or not; wrapped for several ranks here.
     micro_batch
         Cells per rank and forward pass.
-    total_steps
-        Steps of the whole run, for the learning rate.
+    total_steps, steps_per_epoch
+        Steps of the whole run and of an epoch, for the learning rate.
+    average
+        Is updated after each step.
+    skipped_in_a_row
+        Steps that were skipped just before.
     """
 
     def __init__(
@@ -80,10 +89,20 @@ class Stepper:
         *,
         micro_batch: int,
         total_steps: int,
+        steps_per_epoch: int = 1,
+        average: WeightAverage | None = None,
+        skipped_in_a_row: int = 0,
     ) -> None:
         self._task, self._optimizer, self._config, self._ranks = task, optimizer, config, ranks
         self._micro_batch, self._total_steps = micro_batch, total_steps
-        self._forward = ranks.wrapped(task)
+        self._steps_per_epoch, self._average = steps_per_epoch, average
+        self._forward = wrapped(task, ranks)
+        self._guard = Guard(ranks, config.optim.max_skipped, skipped_in_a_row)
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """How many of the latest steps were skipped, one after another."""
+        return self._guard.in_a_row
 
     def step(self, batch: AnyBatch, step: int, *, stop: bool = False) -> StepResult:
         """Step number `step` (from 0) on this rank's share of its global batch.
@@ -91,11 +110,14 @@ class Stepper:
         Raises
         ------
         ScshardsError
-            When the loss or the gradient is not finite; the optimizer has not stepped then.
+            When the loss or the gradient was not finite too often, or memory is full; the optimizer
+            has not stepped then.
         """
         config, ranks, weights = self._config, self._ranks, self._task.terms
         terms = tuple(weights)
         micros = list(cut(batch, self._micro_batch))
+        if config.run.compile:
+            micros = [as_wide(m, self._task.model.config) for m in micros]
         each = [self._task.counts(m) for m in micros]
         mine = torch.tensor([*(sum(c[t] for c in each) for t in terms), int(stop)])
         *counts, stops = ranks.total_(mine).tolist()
@@ -110,7 +132,7 @@ class Stepper:
             # Keyed by what it is for, so that a resumed run draws the same and nothing is saved.
             key = seeds.key(config.run.seed, "dropout", step, i, ranks.rank)
             torch.manual_seed(key)
-            with self._synced_if(i == len(micros) - 1):
+            with synced_if(i == len(micros) - 1, self._forward), self._memory(micro):
                 with ranks.autocast():
                     sums = self._forward(micro.to(ranks.device, non_blocking=True), step)
                 parts = [sums[t] * k for t, k in zip(terms, scale, strict=True) if t in sums]
@@ -118,13 +140,19 @@ class Stepper:
             has = torch.tensor([t in sums for t in terms])
             on_device[has] += torch.stack([sums[t].detach().double() for t in terms if t in sums])
 
-        norm = nn.utils.clip_grad_norm_(self._task.parameters(), config.optim.clip).item()
+        norm = clip_norm(self._task.parameters(), config.optim.clip)
         totals = on_device.cpu()
-        if not math.isfinite(norm):
-            self._refuse(step, batch, totals, norm)
-        lr = learning_rate(step, self._total_steps, config.optim)
-        set_learning_rate(self._optimizer, lr)
-        self._optimizer.step()
+        lr = learning_rate(
+            step, self._total_steps, config.optim, steps_per_epoch=self._steps_per_epoch
+        )
+        skip = self._guard.judge(step, totals.tolist(), norm, batch.cell_keys)
+        if skip is None:
+            set_learning_rate(self._optimizer, lr)
+            self._optimizer.step()
+            if self._average is not None:
+                self._average.update(step)
+        else:
+            totals, has = torch.zeros_like(totals), torch.zeros_like(has)
         self._optimizer.zero_grad(set_to_none=True)
         tokens = [token_counts(m) for m in micros]
         return StepResult(
@@ -137,26 +165,25 @@ class Stepper:
             lr=lr,
             grad_norm=norm,
             stop=stops > 0,
+            skip=skip,
         )
 
-    def _synced_if(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        if isinstance(self._forward, DistributedDataParallel) and not last:
-            return self._forward.no_sync()
-        return contextlib.nullcontext()
-
-    def _refuse(self, step: int, batch: AnyBatch, sums: Tensor, norm: float) -> None:
-        # The summed gradient is not finite on every rank; name the cells of those that made it so.
-        mine = None if bool(sums.isfinite().all()) else batch.cell_keys
-        bad = [keys for keys in self._ranks.gather(mine) if keys is not None]
-        if bad:
-            what = "the loss is not finite"
-            keys = [k for some in bad for k in some]
-        else:
-            what = f"the loss is finite but the gradient is not (norm {norm})"
-            keys = [k for some in self._ranks.gather(batch.cell_keys) for k in some]
-        raise ScshardsError(
-            f"step {step + 1}: {what}; the weights were left as they were",
-            where=f"cells {', '.join(keys)}",
-            advice="lower optim.lr, lengthen optim.warmup_steps, or use run.precision=fp32; "
-            "the same command goes on from the latest checkpoint",
-        )
+    @contextlib.contextmanager
+    def _memory(self, micro: AnyBatch) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as e:
+            # CUDA has an error of its own for it; the CPU's allocator says it in words.
+            if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
+                raise
+            fewer = max((d for d in range(1, len(micro)) if len(micro) % d == 0), default=0)
+            advice = [f"run.micro_batch={fewer}"] if fewer else []
+            advice += ["a smaller data.max_length", "model.d_model or model.n_layers"]
+            if self._ranks.world_size > 1 and self._config.run.parallel == "ddp":
+                advice.append('run.parallel="fsdp2"')
+            raise ScshardsError(
+                f"out of memory: a forward pass of {len(micro)} cells of up to "
+                f"{self._config.data.max_length} tokens does not fit",
+                where=str(self._ranks.device),
+                advice=f"use {', '.join(advice)}; the same command goes on from the latest checkpoint",
+            ) from e

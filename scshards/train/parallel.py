@@ -1,0 +1,136 @@
+"""How one model is computed by several ranks, and by compiled code: DDP, FSDP2, torch.compile.
+
+    prepare(model)   before the optimizer is made: compile each encoder layer, deal out the weights
+    wrapped(task)    what is called in a step: DDP around the task, or the task over a dealt-out model
+
+DDP keeps all weights, gradients and moments on each rank and sums gradients; FSDP2 (fully_shard) keeps
+a share of each and gathers a layer's weights when it is computed. Both average gradients over ranks.
+Called by the loop and the step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from scshards.base.errors import ConfigError
+from scshards.cells.batch import Batch, GenerateBatch
+from scshards.model.config import ModelConfig
+from scshards.model.transformer import CellModel
+from scshards.train.config import RunSettings
+from scshards.train.micro import AnyBatch
+from scshards.train.setup import Ranks
+
+
+def prepare(model: CellModel, ranks: Ranks, settings: RunSettings) -> None:
+    """Compile and shard a model in place, as the settings say; its state_dict keeps its names.
+
+    Alone there is nothing to shard.
+    """
+    if settings.compile:
+        if model.config.domain_norm:
+            raise ConfigError(
+                "domain-specific batch norm counts padding, so batches can't be padded to one shape",
+                where="run.compile",
+                advice="leave run.compile out for this model",
+            )
+        for layer in model.transformer_encoder.layers:
+            layer.compile(dynamic=False)
+    if settings.parallel == "fsdp2" and ranks.world_size > 1:
+        mesh = DeviceMesh.from_group(_group(ranks), ranks.device.type)
+        for layer in model.transformer_encoder.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
+
+def wrapped(task: nn.Module, ranks: Ranks) -> nn.Module:
+    """A task whose backward pass averages gradients over the ranks."""
+    if ranks.world_size == 1 or _sharded(task):
+        return task
+    is_cuda = ranks.device.type == "cuda"
+    return DistributedDataParallel(
+        task, device_ids=[ranks.device.index] if is_cuda else None, process_group=_group(ranks)
+    )
+
+
+def synced_if(last: bool, task: nn.Module) -> AbstractContextManager[None]:
+    """Around the forward and backward pass of a micro-batch: gradients are averaged in the last one."""
+    if isinstance(task, DistributedDataParallel):
+        return contextlib.nullcontext() if last else task.no_sync()
+    for sharded in _sharded(task):
+        sharded.set_requires_gradient_sync(last)
+    return contextlib.nullcontext()
+
+
+def clip_norm(parameters: Iterable[nn.Parameter], most: float) -> float:
+    """The norm of the whole gradient, over all shards; the gradient is then scaled down to `most`."""
+    norm = nn.utils.clip_grad_norm_(parameters, most)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def unsharded(model: CellModel) -> CellModel:
+    """The model with whole weights on every rank, for writing: itself, or a copy on the CPU.
+
+    Every rank must call it when the model is sharded.
+    """
+    if not isinstance(model, FSDPModule):
+        return model
+    state = {
+        name: (t.full_tensor() if isinstance(t, DTensor) else t).cpu()
+        for name, t in model.state_dict().items()
+    }
+    with torch.device("meta"):
+        copy = CellModel(model.config)
+    copy.load_state_dict(state, assign=True)
+    return copy
+
+
+def as_wide(batch: AnyBatch, config: ModelConfig) -> AnyBatch:
+    """The batch padded to `max_length` tokens a cell, so that compiled code sees one shape.
+
+    Of a GenerateBatch both parts are; packed batches have one shape anyway.
+    """
+    genes, values = config.pad_id, config.pad_value
+    if isinstance(batch, Batch):
+        fillers = {"genes": genes, "values": values, "targets": values, "is_masked": 0, "is_pad": 1}
+    elif isinstance(batch, GenerateBatch):
+        known = {"known_genes": genes, "known_values": values, "known_is_pad": 1}
+        fillers = known | {"unknown_genes": genes, "unknown_targets": values, "unknown_is_pad": 1}
+    else:
+        return batch
+    wide: dict[str, Any] = {}
+    for name, value in fillers.items():
+        tensor = getattr(batch, name)
+        wide[name] = F.pad(tensor, (0, config.max_length - tensor.shape[1]), value=value)
+    return dataclasses.replace(batch, **wide)
+
+
+def eager() -> AbstractContextManager[Any]:
+    """Compiled layers run as they are written: evaluations come in shapes of their own."""
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def _sharded(task: nn.Module) -> list[FSDPModule]:
+    """The outermost sharded modules."""
+    return [m for m in (task, *task.children()) if isinstance(m, FSDPModule)]
+
+
+def _group(ranks: Ranks) -> dist.ProcessGroup:
+    # Of its own: DDP never quite lets go of its group, and that of `Ranks` has to end with `ranks`.
+    group: dist.ProcessGroup = dist.new_group(
+        backend="nccl" if ranks.device.type == "cuda" else "gloo"
+    )
+    return group

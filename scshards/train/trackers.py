@@ -62,7 +62,10 @@ def open_trackers(
         When a library is not installed, or W&B can't start.
     """
     check_trackers(names)
-    makers = {"tensorboard": _TensorBoard, "wandb": _WandB}
+    makers: dict[str, type[_TensorBoard] | type[_WandB]] = {
+        "tensorboard": _TensorBoard,
+        "wandb": _WandB,
+    }
     opened: list[Tracker] = []
     failed = True
     try:

@@ -38,6 +38,7 @@ LIBRARIES = {
     "h5py": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(embed|plot))",
     "zarr": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(embed|plot))",
     "scipy": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(embed|plot))",
+    "sklearn": r"scshards\.train\.integration",
     "fsspec": r"scshards\.base\.storage",
     "s3fs": r"scshards\.base\.storage",
     "click": r"scshards\.cli(\..*)?",

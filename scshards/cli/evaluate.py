@@ -30,16 +30,17 @@ def command(
     storage_options: str | None,
     as_json: bool,
 ) -> None:
-    """Score the best model of RUN on masked values of the shard set ROOT.
+    """Score the best model of RUN on the shard set ROOT, by the task it was trained for.
 
-    Beside it stand two predictions that need no model: each gene's mean over the training cells that
-    express it, and each cell's mean over its values that are not masked. All three are mean squared
-    errors over the same masked values, which are the same in every evaluation. The figures go to
-    RUN/evaluation.json too.
+    Masked (or unknown) values: beside the model stand two predictions that need none: each gene's mean
+    over the training cells that express it, and each cell's mean over its values that are not hidden.
+    All three are mean squared errors over the same values, the same in every evaluation. A run of
+    --task integrate is scored as an embedding too, beside PCA; one of --task annotate by accuracy and
+    macro F1, beside the most frequent class. The figures go to RUN/evaluation.json too.
     """
     from scshards.base.progress import table
     from scshards.base.storage import parse_options
-    from scshards.train.evaluate import evaluate_run
+    from scshards.train.evaluate import Annotation, evaluate_run
     from scshards.train.setup import is_first_process
 
     e = evaluate_run(
@@ -55,6 +56,17 @@ def command(
     if as_json:
         click.echo(json.dumps(e.tables()))
         return
+    if isinstance(e, Annotation):
+        lines = [
+            ("model", f"{100 * e.accuracy:.1f}%", f"{e.macro_f1:.3f}", f"{e.class_ce:.4g}"),
+            (f"always {e.majority!r}", f"{100 * e.majority_accuracy:.1f}%", "", ""),
+        ]
+        click.echo(table(("prediction", "accuracy", "macro F1", "cross-entropy"), lines))
+        click.echo(
+            f"\n{e.n_cells:,} {e.split} cells with a class ({e.n_other:,} of classes that the model "
+            f"does not know); {e.n_without:,} more have none"
+        )
+        return
     better = min(e.gene_mean, e.cell_mean)
     rows = [
         (name, mse, f"{100 * (mse / better - 1):+.1f}%")
@@ -64,9 +76,14 @@ def command(
             ("each cell's mean", e.cell_mean),
         )
     ]
-    click.echo(table(("prediction", "masked MSE", "to the better baseline"), rows))
+    click.echo(table(("prediction", f"{e.what} MSE", "to the better baseline"), rows))
     side = "below" if e.margin >= 0 else "above"
     click.echo(
-        f"\n{e.n_masked:,} masked values of {e.n_cells:,} {e.split} cells: the model is "
+        f"\n{e.n_masked:,} {e.what} values of {e.n_cells:,} {e.split} cells: the model is "
         f"{100 * abs(e.margin):.1f}% {side} the better baseline"
     )
+    if e.figures:
+        names = [n for n in e.figures if f"pca_{n}" in e.figures]
+        scores = [(n, f"{e.figures[n]:.4f}", f"{e.figures[f'pca_{n}']:.4f}") for n in names]
+        click.echo(f"\nintegration of {e.figures['metric_cells']:,} {e.split} cells; 1 is best")
+        click.echo(table(("score", "embedding", "PCA"), scores))

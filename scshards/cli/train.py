@@ -1,4 +1,4 @@
-"""`scshards train`: masked-value training, alone or as `torchrun -m scshards train`."""
+"""`scshards train`: pretraining and fine-tuning, alone or as `torchrun -m scshards train`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ import click
 @click.argument("root")
 @click.option(
     "-o", "--output", "run", required=True, help="Folder of the run; resumed if it is there."
+)
+@click.option(
+    "--task",
+    type=click.Choice(["pretrain", "integrate", "annotate"]),
+    help="What is trained for: short for --set task.name=...",
 )
 @click.option("--config", "config_file", metavar="FILE.toml", help="Settings in TOML tables.")
 @click.option(
@@ -25,12 +30,13 @@ import click
 def command(
     root: str,
     run: str,
+    task: str | None,
     config_file: str | None,
     settings: tuple[str, ...],
     storage_options: str | None,
     as_json: bool,
 ) -> None:
-    """Train a model to predict masked values on the shard set ROOT.
+    """Train a model on the shard set ROOT: to predict values, to integrate domains, or to annotate.
 
     The run's folder receives checkpoints, metrics.jsonl and best_model.pt with args.json and
     vocab.json in scGPT's layout. The same command again goes on from the latest checkpoint. SIGTERM,
@@ -38,6 +44,7 @@ def command(
 
     \b
       scshards train shards -o run --set model.n_layers=3 --set run.steps=300
+      scshards train shards -o run --task annotate --set task.label=cell_type --set task.start=scGPT
       torchrun --nproc-per-node 8 -m scshards train s3://bucket/atlas -o run --config atlas.toml
     """
     from scshards.base.storage import parse_options
@@ -45,6 +52,8 @@ def command(
     from scshards.train.loop import train
     from scshards.train.setup import is_first_process
 
+    if task is not None:
+        settings = (f"task.name={task}", *settings)
     config = TrainConfig.read(config_file, settings)
     summary = train(root, run, config, storage_options=parse_options(storage_options))
     if is_first_process():

@@ -1,23 +1,36 @@
-"""Attention over the tokens of a cell: `attend` is the one place that picks an implementation.
+"""Attention over the tokens of a cell: this file is the one place that picks an implementation.
 
-`SelfAttention` (the projections, with scGPT's key names) calls it; model.encoder calls that.
+    Padded   scaled_dot_product_attention with padded keys left out: the reference, CPU and CUDA
+    Packed   varlen_attn on CUDA in half precision; otherwise the cells side by side, as Padded
+    Split    one scaled_dot_product_attention over known and unknown keys, or flex attention
+
+`SelfAttention` (the projections, with scGPT's key names) calls them; model.encoder calls that.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from scshards.model.layout import Layout, Packed, Padded, Split
+
+HAS_VARLEN = importlib.util.find_spec("torch.nn.attention.varlen") is not None
+"""Whether torch is 2.10 or later; before, CUDA computes packed cells as the CPU does."""
+
 CUDA_BACKENDS = [
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-"""What `attend` may run on CUDA. Not cuDNN's: with padding masks its gradients can be NaN."""
+"""What attention may run on CUDA. Not cuDNN's: with padding masks its gradients can be NaN."""
 
 
 def attend(
@@ -48,16 +61,60 @@ def attend(
     # in some backends, whose gradient would reach the weights even from a row that counts nothing.
     # No "is there any padding at all": it would wait for the device, and saves nothing on CPU.
     is_key_BL = ~is_pad_BL | is_pad_BL.all(dim=1, keepdim=True)
-    with sdpa_kernel(CUDA_BACKENDS) if q_BHLE.is_cuda else contextlib.nullcontext():
-        return F.scaled_dot_product_attention(
-            q_BHLE, k_BHLE, v_BHLE, attn_mask=is_key_BL[:, None, None, :], dropout_p=dropout
-        )
+    return _attend_where(q_BHLE, k_BHLE, v_BHLE, is_key_BL[:, None, None, :], dropout)
+
+
+def attend_packed(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, layout: Packed) -> Tensor:
+    """As `attend`, of cells that lie one behind another: float [T, H, E] to [T, H, E].
+
+    There is no dropout: varlen_attn has none, and what a batch trains should not depend on the
+    device. Zero at padding, and padding gets no gradient. varlen_attn takes CUDA, float16 or
+    bfloat16 and heads of a width that is a multiple of 8 up to 256; anything else is computed with
+    the cells side by side, [B, S].
+    """
+    width = q_THE.shape[-1]
+    half = q_THE.dtype in (torch.float16, torch.bfloat16)
+    if HAS_VARLEN and q_THE.is_cuda and half and width % 8 == 0 and width <= 256:
+        from torch.nn.attention.varlen import varlen_attn  # late: it takes two seconds
+
+        # The kernel visits the cells' tokens alone: elsewhere its output, and the gradient of its
+        # inputs, are memory as it was found. Filled, not multiplied: that may be NaN.
+        nowhere_T11 = layout.is_pad[:, None, None]
+        q_THE, k_THE, v_THE = (x.masked_fill(nowhere_T11, 0) for x in (q_THE, k_THE, v_THE))
+        ends, most = layout.cu_seqlens, layout.max_seqlen
+        out_THE = varlen_attn(q_THE, k_THE, v_THE, ends, ends, most, most)
+        assert isinstance(out_THE, Tensor), "nothing else was asked for"
+        return out_THE.masked_fill(nowhere_T11, 0)
+    q_BHSE, k_BHSE, v_BHSE = (layout.padded(x).transpose(1, 2) for x in (q_THE, k_THE, v_THE))
+    return layout.packed(attend(q_BHSE, k_BHSE, v_BHSE, layout.rows_are_pad, 0.0).transpose(1, 2))
+
+
+def attend_split(
+    q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, layout: Split, dropout: float
+) -> Tensor:
+    """As `attend`, where unknown genes see the known ones and themselves, and nobody else sees them.
+
+    One attention over all N keys with a mask; the weights are not materialised (with `dropout` 0,
+    on CPU). A layout with `blocks` runs flex attention, which skips the keys that a block of queries
+    does not see, and has no dropout: `dropout` is not applied there.
+    """
+    if layout.blocks is not None:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        # It is a kernel only when compiled; inside a compiled layer it is, with the rest.
+        alone = q_BHNE.is_cuda and not torch.compiler.is_compiling()
+        run: Any = _compiled(flex_attention) if alone else flex_attention
+        return run(q_BHNE, k_BHNE, v_BHNE, block_mask=layout.blocks)
+    assert layout.may_see is not None, "a layout has a mask of one kind or the other"
+    return _attend_where(q_BHNE, k_BHNE, v_BHNE, layout.may_see[:, None], dropout)
 
 
 class SelfAttention(nn.Module):
     """Fused query, key and value projection, attention, output projection.
 
-    `Wqkv.weight` stacks q, k and v on its first axis in this order, heads inside each.
+    `Wqkv.weight` stacks q, k and v on its first axis in this order, heads inside each. What unknown
+    genes gather does not go through `out_proj`: scGPT's pretraining code left it out there (its
+    flash_layers.py, FlashscGPTMHA), and its published weights were trained so.
     """
 
     def __init__(self, d_model: int, n_heads: int, dropout: float) -> None:
@@ -67,10 +124,27 @@ class SelfAttention(nn.Module):
         self.Wqkv = nn.Linear(d_model, 3 * d_model)
         self.out_proj = nn.Linear(d_model, d_model)
 
-    def forward(self, x_BLD: Tensor, is_pad_BL: Tensor) -> Tensor:
-        """float [B, L, D] and bool [B, L] to float [B, L, D]."""
-        qkv_BLTHE = self.Wqkv(x_BLD).unflatten(-1, (3, self.n_heads, -1))
-        q_BHLE, k_BHLE, v_BHLE = qkv_BLTHE.permute(2, 0, 3, 1, 4).unbind(0)
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """float [B, L, D], [T, D] or [B, N, D], as the layout is, to the same shape."""
+        qkv = self.Wqkv(x).unflatten(-1, (3, self.n_heads, -1))
+        if isinstance(layout, Packed):
+            q_THE, k_THE, v_THE = qkv.unbind(1)
+            return self.out_proj(attend_packed(q_THE, k_THE, v_THE, layout).flatten(1))
+        q_BHLE, k_BHLE, v_BHLE = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         dropout = self.dropout if self.training else 0.0
-        out_BHLE = attend(q_BHLE, k_BHLE, v_BHLE, is_pad_BL, dropout)
-        return self.out_proj(torch.flatten(out_BHLE.transpose(1, 2), 2))
+        if isinstance(layout, Padded):
+            out_BHLE = attend(q_BHLE, k_BHLE, v_BHLE, layout.is_pad, dropout)
+            return self.out_proj(out_BHLE.transpose(1, 2).flatten(2))
+        out_BND = attend_split(q_BHLE, k_BHLE, v_BHLE, layout, dropout).transpose(1, 2).flatten(2)
+        known_BPD, unknown_BGD = out_BND.tensor_split([layout.n_known], dim=1)
+        return torch.cat([self.out_proj(known_BPD), unknown_BGD], 1)
+
+
+def _attend_where(q: Tensor, k: Tensor, v: Tensor, may_see: Tensor, dropout: float) -> Tensor:
+    with sdpa_kernel(CUDA_BACKENDS) if q.is_cuda else contextlib.nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=may_see, dropout_p=dropout)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function)

@@ -30,7 +30,8 @@ class ModelConfig:
         Width of the feed-forward part of a layer.
     dropout
         Probability, in [0, 1), for attention weights, residuals, feed-forward and value embeddings.
-        0 lets CPU attention take its fast path.
+        0 lets CPU attention take its fast path. The attention weights of a PackedBatch, and of
+        flex attention, are never dropped: the kernels can't.
     mvc
         Whether there is a second head that predicts values from the cell embedding (scGPT's MVC).
     pad_value, mask_value
@@ -41,15 +42,19 @@ class ModelConfig:
     max_length
         Most tokens in a cell, `<cls>` included.
     value_style
-        How values are embedded (scGPT's `input_emb_style`).
+        How values are embedded (scGPT's `input_emb_style`): as numbers, as categories (bins; `pad_value`
+        and `mask_value` are `n_bins` and `n_bins + 1`), or as factors of the token embeddings.
     explicit_zero_prob
-        Whether decoders predict the probability of a value above zero too.
+        Whether decoders also predict the probability that a value is not zero.
     cell_style
-        How a cell's embedding is made of its tokens (`cell_emb_style`).
+        How a cell's embedding is made of its tokens (`cell_emb_style`): `<cls>`'s, their mean, or
+        their sum weighed by the values that the model is given (masked and special ones too),
+        scaled to length 1. The last two leave padding out, which scGPT counts; for a cell without
+        padding they are the same.
     mvc_style
-        Whether MVC's gradient reaches the token embeddings (`mvc_decoder_style`).
+        Whether MVC's gradient reaches the token embeddings or is detached (`mvc_decoder_style`).
     generate
-        Whether the model predicts unknown genes, those of a GenerateBatch.
+        Whether the model has a flag for unknown genes and takes a GenerateBatch.
     n_classes, n_class_layers
         Classes that the class head tells apart, 0 for no such head, and the head's depth.
     n_domains
@@ -122,24 +127,56 @@ class ModelConfig:
             "at least 2 are needed, or 0 for values as they are",
         )
         _check(self.max_length >= 2, "max_length", self.max_length, "<cls> and one gene are needed")
-        for name, only in _ONLY.items():
-            _check(getattr(self, name) == only, name, getattr(self, name), f"only {only!r} works")
+        for name, styles in _STYLES.items():
+            _check(getattr(self, name) in styles, name, getattr(self, name), f"one of {styles}")
+        self._check_domains()
+        if self.value_style == "category":
+            self._check_categories()
+        if self.generate:
+            for name, only, why in _GENERATE:
+                _check(getattr(self, name) in only, name, getattr(self, name), why)
+
+    def _check_domains(self) -> None:
+        by_domain = self.use_domain_labels or self.adversary or self.domain_norm
+        _check(
+            self.n_classes == 0 or self.n_classes >= 2,
+            "n_classes",
+            self.n_classes,
+            "at least 2 are needed, or 0 for no class head",
+        )
+        _check(self.n_class_layers >= 1, "n_class_layers", self.n_class_layers, "at least 1")
+        _check(
+            self.n_domains >= 1 if by_domain else self.n_domains == 0,
+            "n_domains",
+            self.n_domains,
+            "it is the number of domains, for use_domain_labels, adversary and domain_norm; "
+            "without any of these it is 0",
+        )
+
+    def _check_categories(self) -> None:
+        _check(self.n_bins >= 2, "n_bins", self.n_bins, "categories are bins, at least 2")
+        for name in ("pad_value", "mask_value"):
+            value = getattr(self, name)
+            _check(
+                value.is_integer() and self.n_bins <= value < self.n_bins + 2,
+                name,
+                value,
+                f"behind the bins there is room for {self.n_bins} and {self.n_bins + 1}",
+            )
 
 
-_ONLY: dict[str, object] = {
-    "value_style": "continuous",
-    "explicit_zero_prob": False,
-    "cell_style": "cls",
-    "mvc_style": "inner product",
-    "generate": False,
-    "n_classes": 0,
-    "n_class_layers": 3,
-    "n_domains": 0,
-    "use_domain_labels": False,
-    "adversary": False,
-    "domain_norm": False,
+_STYLES: dict[str, tuple[str, ...]] = {
+    "value_style": ("continuous", "category", "scaling"),
+    "cell_style": ("cls", "avg-pool", "w-pool"),
+    "mvc_style": ("inner product", "inner product, detach"),
 }
-"""The settings that have one value yet."""
+
+_GENERATE: tuple[tuple[str, tuple[object, ...], str], ...] = (
+    ("value_style", ("continuous", "category"), "an unknown gene has no value to be scaled by"),
+    ("cell_style", ("cls",), "with generate the cell embedding is <cls>'s, to be put in again"),
+    ("domain_norm", (False,), "it is for masked values, without generate"),
+)
+"""What a model with `generate` can have, and why no more."""
 
 
 def _check(ok: bool, name: str, value: object, advice: str) -> None:

@@ -1,4 +1,4 @@
-"""Token and value embeddings, added up to what the encoder reads. Called by model.transformer.
+"""Token, value and domain embeddings, added up to what the encoder reads. Called by model.transformer.
 
 Module and attribute names are scGPT's, because they are the keys of its checkpoints.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from scshards.model.config import ModelConfig
 
 MAX_VALUE = 512.0
 """Values above this are taken as this (scGPT's ContinuousValueEncoder)."""
@@ -25,7 +27,7 @@ class GeneEncoder(nn.Module):
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
 
     def forward(self, genes_BL: Tensor) -> Tensor:
-        """int32 or int64 ids [B, L] to float [B, L, D]."""
+        """int32 or int64 ids [B, L] (or [T]) to float [B, L, D]."""
         return self.enc_norm(self.embedding(genes_BL))
 
 
@@ -44,3 +46,46 @@ class ContinuousValueEncoder(nn.Module):
         x_BL1 = values_BL.clamp(max=MAX_VALUE).unsqueeze(-1)
         x_BLD = self.linear2(torch.relu(self.linear1(x_BL1)))
         return self.dropout(self.norm(x_BLD))
+
+
+class CategoryValueEncoder(nn.Module):
+    """Values as categories: a row for each bin, for padding and for what is masked."""
+
+    def __init__(self, n_rows: int, d_model: int, pad_row: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(n_rows, d_model, padding_idx=pad_row)
+        self.enc_norm = nn.LayerNorm(d_model)
+
+    def forward(self, values_BL: Tensor) -> Tensor:
+        """Whole numbers 0 to n_rows - 1 of any dtype, [B, L], to float [B, L, D]."""
+        return self.enc_norm(self.embedding(values_BL.long()))
+
+
+class ScalingValueEncoder(nn.Module):
+    """Values as factors of the token embedding, which is scGPT's `scaling`; it has no weights."""
+
+    def forward(self, values_BL: Tensor) -> Tensor:
+        """float [B, L] to float [B, L, 1]."""
+        return values_BL.unsqueeze(-1)
+
+
+class DomainEncoder(nn.Module):
+    """Domains to embeddings, for the decoders (scGPT's BatchLabelEncoder)."""
+
+    def __init__(self, n_domains: int, d_model: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(n_domains, d_model)
+        self.enc_norm = nn.LayerNorm(d_model)
+
+    def forward(self, domains_B: Tensor) -> Tensor:
+        """int64 [B] to float [B, D]."""
+        return self.enc_norm(self.embedding(domains_B))
+
+
+def value_encoder(config: ModelConfig) -> nn.Module:
+    """The value encoder of a config's `value_style`."""
+    if config.value_style == "continuous":
+        return ContinuousValueEncoder(config.d_model, config.dropout)
+    if config.value_style == "category":
+        return CategoryValueEncoder(config.n_bins + 2, config.d_model, int(config.pad_value))
+    return ScalingValueEncoder()

@@ -6,10 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from scshards.model.attention import SelfAttention
+from scshards.model.layout import Layout
 
 
 class EncoderLayer(nn.Module):
-    """x = norm1(x + attention(x)); x = norm2(x + feed_forward(x)), with ReLU between two linears."""
+    """x = norm1(x + attention(x)); x = norm2(x + feed_forward(x)), with ReLU between two linears.
+
+    Free of control flow that depends on data: `torch.compile` takes a layer in one piece.
+    """
 
     def __init__(self, d_model: int, n_heads: int, d_hid: int, dropout: float) -> None:
         super().__init__()
@@ -20,9 +24,9 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(d_model, eps=1e-5)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BLD: Tensor, is_pad_BL: Tensor) -> Tensor:
-        """float [B, L, D] and bool [B, L] to float [B, L, D]."""
-        x_BLD = self.norm1(x_BLD + self.dropout(self.self_attn(x_BLD, is_pad_BL)))
+    def forward(self, x_BLD: Tensor, layout: Layout) -> Tensor:
+        """float [B, L, D], or as the layout says, to the same shape."""
+        x_BLD = self.norm1(x_BLD + self.dropout(self.self_attn(x_BLD, layout)))
         hidden_BLF = self.dropout(torch.relu(self.linear1(x_BLD)))
         return self.norm2(x_BLD + self.dropout(self.linear2(hidden_BLF)))
 
@@ -38,8 +42,8 @@ class Encoder(nn.Module):
             EncoderLayer(d_model, n_heads, d_hid, dropout) for _ in range(n_layers)
         )
 
-    def forward(self, x_BLD: Tensor, is_pad_BL: Tensor) -> Tensor:
-        """float [B, L, D] and bool [B, L] to float [B, L, D]."""
+    def forward(self, x_BLD: Tensor, layout: Layout) -> Tensor:
+        """float [B, L, D], or as the layout says, to the same shape."""
         for layer in self.layers:
-            x_BLD = layer(x_BLD, is_pad_BL)
+            x_BLD = layer(x_BLD, layout)
         return x_BLD

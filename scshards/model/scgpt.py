@@ -1,6 +1,7 @@
 """scGPT's checkpoint folders: args.json, vocab.json and best_model.pt, read and written.
 
     folder --read_folder--> args, vocab, state --to_own_layout--> state --load_model--> CellModel
+                                                                        `-load_weights-> part of one
     CellModel --write_folder--> folder
 
 A tensor is never dropped without a word: it is loaded, listed as unused, or the cause of a
@@ -9,11 +10,6 @@ CheckpointError. Called by train (best_model.pt, embedding, starting from a chec
 
 from __future__ import annotations
 
-import io
-import json
-import pickle
-import re
-import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -22,34 +18,37 @@ from torch import Tensor
 
 from scshards.base.errors import CheckpointError
 from scshards.base.storage import Storage
+from scshards.cells.vocab import SPECIALS
+from scshards.model.config import ModelConfig
 from scshards.model.scgpt_args import args_from, check_supported, config_from
+from scshards.model.scgpt_files import (
+    ARGS,
+    VOCAB,
+    WEIGHTS,
+    ScgptFolder,
+    check_vocab,
+    read_folder,
+    to_own_layout,
+    write_files,
+)
 from scshards.model.transformer import CellModel
 
-ARGS, VOCAB, WEIGHTS = "args.json", "vocab.json", "best_model.pt"
+__all__ = [
+    "LoadedModel",
+    "ScgptFolder",
+    "WeightsReport",
+    "load_config",
+    "load_model",
+    "load_weights",
+    "read_folder",
+    "to_own_layout",
+    "write_folder",
+]
 
-HEADS_NOT_HERE = ("flag_encoder", "cls_decoder", "grad_reverse_discriminator", "bn", "dsbn")
-"""Parts of scGPT models that CellModel does not have; their tensors are listed, not loaded.
+EMBEDDING = "encoder.embedding.weight"
 
-`bn` and `dsbn` normalised the input during training; scGPT's own loaders leave them out as well.
-"""
-
-_RENAMED = (
-    (re.compile(r"^(?:module\.)+"), ""),
-    (re.compile(r"\.self_attn\._impl\."), ".self_attn."),
-    (re.compile(r"\.self_attn\.in_proj_(weight|bias)$"), r".self_attn.Wqkv.\1"),
-)
-
-
-_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error)
-"""What torch.load comes to on damaged bytes, besides its own errors (found by flipping bytes)."""
-
-
-class ScgptFolder(NamedTuple):
-    """The three files as they are: `args` and `vocab` (token to id) parsed, `state` on the CPU."""
-
-    args: dict[str, Any]
-    vocab: dict[str, int]
-    state: dict[str, Tensor]
+TRUNK = ("encoder", "value_encoder", "transformer_encoder")
+"""What makes a cell embedding; `load_weights` has to find all of it."""
 
 
 class LoadedModel(NamedTuple):
@@ -61,65 +60,37 @@ class LoadedModel(NamedTuple):
     unused: list[str]
 
 
-def read_folder(path: str, options: Mapping[str, Any] | None = None) -> ScgptFolder:
-    """Read a checkpoint folder.
+class WeightsReport(NamedTuple):
+    """What `load_weights` did, by the names of tensors.
 
-    Parameters
+    Attributes
     ----------
-    path
-        A local folder or an fsspec URL.
-    options
-        Storage options of that URL.
-
-    Raises
-    ------
-    CheckpointError
-        When a file is missing or not what its name says. The weights are read as plain tensors:
-        a file that holds other objects is refused, never unpickled.
+    loaded
+        Taken from the checkpoint.
+    fresh
+        The model's own, left as they were: heads that the checkpoint lacks or has in another shape.
+    unused
+        In the checkpoint alone, or there in another shape.
+    other_shapes
+        Those that are both fresh and unused, with the two shapes.
+    new_tokens
+        Tokens that the checkpoint's vocabulary lacks: their embeddings are fresh.
     """
-    storage = Storage(path, options)
-    missing = [name for name in (ARGS, VOCAB, WEIGHTS) if not storage.exists(name)]
-    if missing:
-        raise CheckpointError(
-            f"the checkpoint lacks {', '.join(missing)}",
-            where=storage.at(""),
-            advice=f"give a folder that holds {ARGS}, {VOCAB} and {WEIGHTS}",
-        )
-    args = _read_object(storage, ARGS)
-    vocab = _read_object(storage, VOCAB)
-    _check_vocab(vocab, storage.at(VOCAB))
-    return ScgptFolder(args, vocab, _read_state(storage))
 
-
-def to_own_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under CellModel's names, in the same order.
-
-    scGPT stores the fused projection of attention, q over k over v, under three names: `Wqkv.weight`
-    (official checkpoints, and here), `in_proj_weight` (torch's layer) and `_impl.Wqkv.weight` (from
-    0.2.5 on). `module.`, left by DistributedDataParallel, is taken off.
-
-    Raises
-    ------
-    CheckpointError
-        When two tensors come out under one name.
-    """
-    own: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        new = name
-        for pattern, replacement in _RENAMED:
-            new = pattern.sub(replacement, new)
-        if new in own:
-            raise CheckpointError(f"the weights hold {new} twice, under different names")
-        own[new] = tensor
-    return own
+    loaded: list[str]
+    fresh: list[str]
+    unused: list[str]
+    other_shapes: list[str]
+    new_tokens: list[str]
 
 
 def load_model(path: str, options: Mapping[str, Any] | None = None) -> LoadedModel:
     """The model of a checkpoint folder, ready to use.
 
-    `n_tokens` is the size of the vocabulary, `pad_id` its id of args' `pad_token`; the MVC head is
-    there when args or weights have it. `mask_value`, `n_bins` and `max_seq_len` play no part in what
-    the model computes and fall back to ModelConfig's defaults in folders that do not state them.
+    `n_tokens` is the size of the vocabulary, `pad_id` its id of args' `pad_token`. Heads are there when
+    the weights have them; what changes how the others compute (styles, zero probability, domains) when
+    args or weights say so. `mask_value`, `n_bins` and `max_seq_len` fall back to ModelConfig's
+    defaults in folders that do not state them.
 
     Parameters
     ----------
@@ -132,19 +103,89 @@ def load_model(path: str, options: Mapping[str, Any] | None = None) -> LoadedMod
         Also when args ask for what CellModel can't do, and when tensors are missing, unexpected or
         of another shape: each is named.
     """
-    args, vocab, raw = read_folder(path, options)
-    where = Storage(path, options).at("")
-    state = to_own_layout(raw)
-    check_supported(args, f"{where}/{ARGS}")
-    has_mvc = any(name.startswith("mvc_decoder.") for name in state)
-    config = config_from(args, vocab, has_mvc, f"{where}/{ARGS}")
-    unused = [name for name in state if name.split(".")[0] in HEADS_NOT_HERE]
+    folder = read_folder(path, options)
+    config, state = _config(folder, path, options)
+    unused = [name for name in state if _is_unused(name, config)]
     used = {name: tensor for name, tensor in state.items() if name not in unused}
     with torch.device("meta"):
         model = CellModel(config)
-    _check_fit(model.state_dict(), used, f"{where}/{WEIGHTS}")
-    model.load_state_dict({k: v.float().contiguous() for k, v in used.items()}, assign=True)
-    return LoadedModel(model.eval(), args, vocab, unused)
+    _check_fit(model.state_dict(), used, Storage(path, options).at(WEIGHTS))
+    model.load_state_dict({k: _plain(v) for k, v in used.items()}, assign=True)
+    return LoadedModel(model.eval(), folder.args, folder.vocab, unused)
+
+
+def load_config(path: str, options: Mapping[str, Any] | None = None) -> ModelConfig:
+    """The config of the model that `load_model` would give, with the same errors for args.json."""
+    return _config(read_folder(path, options), path, options)[0]
+
+
+def load_weights(
+    model: CellModel,
+    path: str,
+    vocab: Mapping[str, int],
+    options: Mapping[str, Any] | None = None,
+) -> WeightsReport:
+    """Start a model from a checkpoint folder, as fine-tuning does; other heads stay fresh.
+
+    Token embeddings go by token, not by id: the vocabularies may differ in order and content. The
+    row of `<pad>` is the padding row of either, whatever it is called.
+
+    Parameters
+    ----------
+    model
+        The bare model, on any device; changed in place, or not at all.
+    path, options
+        As for `read_folder`.
+    vocab
+        {token: id} of the model.
+
+    Raises
+    ------
+    CheckpointError
+        As `load_model` does for what args ask for; when encoder, value encoder or layers are missing
+        there or of another shape, each tensor named; when heads of attention or the value style
+        differ; when the vocabularies have no gene in common.
+    """
+    folder = read_folder(path, options)
+    theirs, state = _config(folder, path, options)
+    where = Storage(path, options).at(WEIGHTS)
+    _check_size(vocab, model.config, "the vocabulary given")
+    for name in ("n_heads", "value_style"):
+        if getattr(theirs, name) != getattr(model.config, name):
+            raise CheckpointError(
+                f"the checkpoint has {name} = {getattr(theirs, name)!r}, "
+                f"the model {getattr(model.config, name)!r}",
+                where=where,
+                advice=f"build the model with model.{name} as in the checkpoint",
+            )
+    own = model.state_dict()
+    trunk = {n: t for n, t in own.items() if n.split(".")[0] in TRUNK and n != EMBEDDING}
+    wrong = _misfits(trunk, {n: t for n, t in state.items() if n in trunk})
+    if EMBEDDING not in state:
+        wrong.append(f"missing: {EMBEDDING}")
+    elif state[EMBEDDING].shape != (theirs.n_tokens, model.config.d_model):
+        expected = [theirs.n_tokens, model.config.d_model]
+        wrong.append(f"shape of {EMBEDDING}: {list(state[EMBEDDING].shape)} instead of {expected}")
+    if wrong:
+        raise CheckpointError(
+            "the checkpoint's encoder is not of the model's shape\n    " + "\n    ".join(wrong),
+            where=where,
+            advice="take d_model, d_hid and n_layers from the checkpoint's args.json",
+        )
+    state[EMBEDDING], new_tokens = _by_token(model, state[EMBEDDING], folder, theirs, vocab, where)
+    fits = {n: t for n, t in state.items() if n in own and own[n].shape == t.shape}
+    model.load_state_dict(fits, strict=False)
+    return WeightsReport(
+        loaded=[n for n in own if n in fits],
+        fresh=[n for n in own if n not in fits],
+        unused=[n for n in state if n not in fits],
+        other_shapes=[
+            f"{n}: {list(state[n].shape)} in the checkpoint, {list(own[n].shape)} here"
+            for n in own
+            if n in state and n not in fits
+        ],
+        new_tokens=new_tokens,
+    )
 
 
 def write_folder(
@@ -172,33 +213,55 @@ def write_folder(
     """
     storage = Storage(path, options)
     config = model.config
-    _check_vocab(vocab, storage.at(VOCAB))
-    if len(vocab) != config.n_tokens:
-        raise CheckpointError(
-            f"the vocabulary has {len(vocab)} tokens, the model {config.n_tokens}",
-            where=storage.at(VOCAB),
-        )
+    _check_size(vocab, config, storage.at(VOCAB))
     pad_token = next(token for token, i in vocab.items() if i == config.pad_id)
     args = args_from(config, pad_token, extra_args or {})
-    state = {
-        name: tensor.detach().to("cpu", torch.float32).contiguous()
-        for name, tensor in model.state_dict().items()
-    }
-    data = io.BytesIO()
-    torch.save(state, data)
-    storage.write(ARGS, json.dumps(args, indent=2).encode())
-    storage.write(VOCAB, json.dumps(dict(sorted(vocab.items(), key=lambda x: x[1]))).encode())
-    storage.write(WEIGHTS, data.getbuffer())
+    state = {name: _plain(tensor.detach().cpu()) for name, tensor in model.state_dict().items()}
+    write_files(storage, args, vocab, state)
+
+
+def _config(
+    folder: ScgptFolder, path: str, options: Mapping[str, Any] | None
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """What args.json and the weights say, and the weights under our names."""
+    where = f"{Storage(path, options).at('')}/{ARGS}"
+    state = to_own_layout(folder.state)
+    check_supported(folder.args, where)
+    return config_from(folder.args, folder.vocab, state, where), state
+
+
+def _by_token(
+    model: CellModel,
+    theirs_VD: Tensor,
+    folder: ScgptFolder,
+    config: ModelConfig,
+    vocab: Mapping[str, int],
+    where: str,
+) -> tuple[Tensor, list[str]]:
+    """The model's token embeddings with the rows of all tokens that the checkpoint has, and the rest."""
+    own_VD = model.state_dict()[EMBEDDING].detach().to("cpu", torch.float32, copy=True)
+    pairs = {i: folder.vocab[token] for token, i in vocab.items() if token in folder.vocab}
+    pairs[model.config.pad_id] = config.pad_id
+    if all(token in SPECIALS or i not in pairs for token, i in vocab.items()):
+        raise CheckpointError(
+            "the checkpoint's vocabulary has no gene of the model's",
+            where=where,
+            advice="the one may name genes by symbol and the other by Ensembl id",
+        )
+    own_VD[list(pairs)] = theirs_VD.float()[list(pairs.values())]
+    return own_VD, [token for token, i in vocab.items() if i not in pairs]
+
+
+def _check_size(vocab: Mapping[str, int], config: ModelConfig, where: str) -> None:
+    check_vocab(vocab, where)
+    if len(vocab) != config.n_tokens:
+        raise CheckpointError(
+            f"the vocabulary has {len(vocab)} tokens, the model {config.n_tokens}", where=where
+        )
 
 
 def _check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
-    wrong = [f"missing: {name}" for name in expected if name not in found]
-    wrong += [f"unexpected: {name}" for name in found if name not in expected]
-    wrong += [
-        f"shape of {name}: {list(found[name].shape)} instead of {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
+    wrong = _misfits(expected, found)
     if wrong:
         raise CheckpointError(
             f"the weights are not those of the model that {ARGS} and {VOCAB} describe\n    "
@@ -208,44 +271,29 @@ def _check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], wher
         )
 
 
-def _check_vocab(vocab: Mapping[str, Any], where: str) -> None:
-    ids = list(vocab.values())
-    plain = all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
-    if not ids or not plain or sorted(ids) != list(range(len(ids))):
-        raise CheckpointError(
-            "the vocabulary is not {token: id} with the ids 0, 1, 2, ... once each", where=where
-        )
+def _misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    wrong = [f"missing: {name}" for name in expected if name not in found]
+    wrong += [f"unexpected: {name}" for name in found if name not in expected]
+    wrong += [
+        f"shape of {name}: {list(found[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    return wrong
 
 
-def _read_object(storage: Storage, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(storage.read(name))
-    except ValueError as e:
-        raise CheckpointError(f"the file is not valid JSON: {e}", where=storage.at(name)) from None
-    if not isinstance(value, dict):
-        raise CheckpointError("the file does not hold a JSON object", where=storage.at(name))
-    return value
+def _is_unused(name: str, config: ModelConfig) -> bool:
+    """Whether a tensor belongs to a part of scGPT that this model goes without."""
+    match name.split(".")[0]:
+        case "bn":  # normalised the input of the first models; scGPT's loaders leave it out too
+            return True
+        case "flag_encoder":  # some models have it and were never trained to generate
+            return not config.generate
+        case "cls_decoder":  # scGPT gives every model one, of a single class unless it classifies
+            return not config.n_classes
+    return False
 
 
-def _read_state(storage: Storage) -> dict[str, Tensor]:
-    where = storage.at(WEIGHTS)
-    data = io.BytesIO(storage.read(WEIGHTS))
-    try:
-        state = torch.load(data, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, *_MALFORMED) as e:
-        # torch's own text goes on to advise loading the file without the safety.
-        raise CheckpointError(
-            f"the weights can't be read as plain tensors ({type(e).__name__})",
-            where=where,
-            advice="the file is damaged, or holds other objects, which are never unpickled",
-        ) from None
-    plain = isinstance(state, dict) and all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
-    )
-    if not plain:
-        raise CheckpointError(
-            "the file does not hold a state_dict, a dict of tensors",
-            where=where,
-            advice="a training checkpoint holds more than that; give the folder of the best model",
-        )
-    return dict(state)
+def _plain(tensor: Tensor) -> Tensor:
+    """In float32, unless it counts something."""
+    return (tensor.float() if tensor.is_floating_point() else tensor).contiguous()

@@ -6,34 +6,22 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from scshards.base.errors import CheckpointError, ConfigError
 from scshards.model.config import ModelConfig
 
-_ONLY: dict[str, tuple[str, object]] = {
-    "input_emb_style": ("values embedded as continuous numbers", "continuous"),
-    "cell_emb_style": ("the <cls> token as cell embedding", "cls"),
-    "mvc_decoder_style": ("the inner product in the MVC head", "inner product"),
-    "explicit_zero_prob": ("no explicit zero probability", False),
-    "use_batch_labels": ("no batch labels in the decoders", False),
-    "domain_spec_batchnorm": ("no domain-specific batch norm", False),
-    "DSBN": ("no domain-specific batch norm", False),
-    "pre_norm": ("post-norm layers", False),
+_CAN: dict[str, tuple[object, ...]] = {
+    "input_emb_style": ("continuous", "category", "scaling"),
+    "cell_emb_style": ("cls", "avg-pool", "w-pool"),
+    "mvc_decoder_style": ("inner product", "inner product, detach"),
+    "explicit_zero_prob": (True, False),
+    "use_batch_labels": (True, False),
+    "domain_spec_batchnorm": (True, False, "dsbn"),
+    "DSBN": (True, False),
+    "pre_norm": (False,),
 }
-"""Settings of args.json that change what the weights compute, and the one that CellModel has."""
-
-_SCGPT_CLS_LAYERS = 3
-"""scGPT's default depth of the classifier, which its tools read from args.json to add one."""
-
-_TRAINING: dict[str, Any] = {
-    "input_style": "binned",
-    "training_tasks": "pcpt",
-    "no_cls": True,
-    "no_cce": True,
-    "USE_CLS": False,
-    "USE_CCE": False,
-    "USE_GENERATIVE_TRAINING": False,
-}
-"""How a CellModel is trained, in scGPT's words: values in bins, masked ones predicted, no classes."""
+"""Settings of args.json that change what the weights compute, and what CellModel has of them."""
 
 
 def args_from(config: ModelConfig, pad_token: str, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,25 +31,42 @@ def args_from(config: ModelConfig, pad_token: str, extra: Mapping[str, Any]) -> 
         "nheads": config.n_heads,
         "d_hid": config.d_hid,
         "nlayers": config.n_layers,
-        "n_layers_cls": _SCGPT_CLS_LAYERS,
+        "n_layers_cls": config.n_class_layers,
         "dropout": config.dropout,
         "pad_token": pad_token,
         "pad_value": _plain(config.pad_value),
         "mask_value": _plain(config.mask_value),
         "n_bins": config.n_bins,
         "max_seq_len": config.max_length,
-        "input_emb_style": "continuous",
-        "cell_emb_style": "cls",
+        "input_emb_style": config.value_style,
+        "cell_emb_style": config.cell_style,
+        "mvc_decoder_style": config.mvc_style,
+        "explicit_zero_prob": config.explicit_zero_prob,
+        "use_batch_labels": config.use_domain_labels,
+        "num_batch_labels": config.n_domains,
+        "domain_spec_batchnorm": config.domain_norm,
+        "do_dab": config.adversary,
+        "n_cls": max(config.n_classes, 1),
         "MVC": config.mvc,
     }
+    # In scGPT's words: values in bins, masked or unknown ones predicted, classes if there are any.
+    training = {
+        "input_style": "binned",
+        "training_tasks": "both" if config.generate else "pcpt",
+        "no_cls": config.n_classes == 0,
+        "no_cce": True,
+        "USE_CLS": config.n_classes > 0,
+        "USE_CCE": False,
+        "USE_GENERATIVE_TRAINING": config.generate,
+    }
     assert not extra.keys() & shape.keys(), extra.keys() & shape.keys()
-    return {**shape, **_TRAINING, **extra}
+    return {**shape, **training, **extra}
 
 
 def config_from(
-    args: Mapping[str, Any], vocab: Mapping[str, int], has_mvc: bool, where: str
+    args: Mapping[str, Any], vocab: Mapping[str, int], state: Mapping[str, Tensor], where: str
 ) -> ModelConfig:
-    """The shape that args state, for that vocabulary, with an MVC head if the weights have one.
+    """The shape that args and weights state, the weights under CellModel's names.
 
     CheckpointError, at `where`, for what is absent or no shape of a model.
     """
@@ -83,6 +88,18 @@ def config_from(
             f"the vocabulary lacks the padding token that args.json names: {pad_token!r}",
             where=where,
         )
+
+    def has(part: str) -> bool:
+        return any(name.startswith(f"{part}.") for name in state)
+
+    value_style: Any = args.get("input_emb_style") or "continuous"
+    cell_style: Any = args.get("cell_emb_style") or "cls"
+    by_labels = bool(args.get("use_batch_labels")) or has("batch_encoder")
+    norm = any(bool(args.get(name)) for name in ("DSBN", "domain_spec_batchnorm")) or has("dsbn")
+    adversary = has("grad_reverse_discriminator")
+    n_domains = _n_domains(state)
+    if n_domains is None:
+        n_domains = number("num_batch_labels", int) if by_labels or norm else 0
     try:
         return ModelConfig(
             n_tokens=len(vocab),
@@ -92,11 +109,27 @@ def config_from(
             d_hid=number("d_hid", int),
             n_layers=number("nlayers", int),
             dropout=number("dropout", float),
-            mvc=bool(args.get("MVC")) or has_mvc,
+            mvc=bool(args.get("MVC")) or has("mvc_decoder"),
             pad_value=number("pad_value", float),
             mask_value=number("mask_value", float, ModelConfig.mask_value),
             n_bins=number("n_bins", int, ModelConfig.n_bins),
             max_length=number("max_seq_len", int, ModelConfig.max_length),
+            value_style=value_style,
+            cell_style=cell_style,
+            mvc_style=args.get("mvc_decoder_style") or "inner product",
+            explicit_zero_prob=bool(args.get("explicit_zero_prob")) or has("decoder.zero_logit"),
+            # Models that could not be asked to generate carry the flag as well.
+            generate=has("flag_encoder")
+            and value_style != "scaling"
+            and cell_style == "cls"
+            and not norm,
+            n_classes=n_classes if (n_classes := _rows(state, "cls_decoder.out_layer")) > 1 else 0,
+            n_class_layers=_n_class_layers(state)
+            or number("n_layers_cls", int, ModelConfig.n_class_layers),
+            n_domains=n_domains,
+            use_domain_labels=by_labels,
+            adversary=adversary,
+            domain_norm=norm,
         )
     except ConfigError as e:
         raise CheckpointError(e.what, where=where, advice=e.advice) from None
@@ -105,9 +138,9 @@ def config_from(
 def check_supported(args: Mapping[str, Any], where: str) -> None:
     """CheckpointError, naming each, when args ask for what CellModel does not have."""
     wrong = [
-        f"{name} = {json.dumps(args[name])}: this model has {have}"
-        for name, (have, only) in _ONLY.items()
-        if args.get(name) not in (None, only)
+        f"{name} = {json.dumps(args[name])}: this model has {' or '.join(map(json.dumps, can))}"
+        for name, can in _CAN.items()
+        if args.get(name) is not None and args[name] not in can
     ]
     if wrong:
         raise CheckpointError(
@@ -115,6 +148,30 @@ def check_supported(args: Mapping[str, Any], where: str) -> None:
             where=where,
             advice="load it with scGPT itself, or take a checkpoint without this",
         )
+
+
+def _n_domains(state: Mapping[str, Tensor]) -> int | None:
+    """As many as the weights know; when their parts differ, those that don't fit are named later."""
+    norms = {name.split(".")[2] for name in state if name.startswith("dsbn.bns.")}
+    known = (
+        _rows(state, "batch_encoder.embedding"),
+        _rows(state, "grad_reverse_discriminator.out_layer"),
+        len(norms),
+    )
+    return next((n for n in known if n), None)
+
+
+def _n_class_layers(state: Mapping[str, Tensor]) -> int | None:
+    """Linears of the class head, from the place of its last norm: linear, ReLU, norm, linear, ..."""
+    if "cls_decoder.out_layer.weight" not in state:
+        return None
+    places = [n.split(".")[2] for n in state if n.startswith("cls_decoder._decoder.")]
+    return 1 + (1 + max((int(p) for p in places if p.isdecimal()), default=-1)) // 3
+
+
+def _rows(state: Mapping[str, Tensor], part: str) -> int:
+    weight = state.get(f"{part}.weight")
+    return 0 if weight is None or weight.ndim != 2 else len(weight)
 
 
 def _plain(value: float) -> int | float:

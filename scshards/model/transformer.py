@@ -2,15 +2,14 @@
 
     genes ----> encoder ---------.--------------------> mvc_decoder -> mvc_predictions
                                  +-> transformer_encoder --^--------> decoder -> predictions
-    values ---> value_encoder ---'        `-> position 0: cell_embeddings
+    values ---> value_encoder ---'        `-> cell_embeddings -> cls_decoder, adversary
 
-Its state_dict has the keys and shapes of the official checkpoints (attention as `Wqkv`). Called by
-train and by model.scgpt.
+The unknown genes of a GenerateBatch have `flag_encoder` in the place of a value. The state_dict has
+the keys and shapes of the official checkpoints (attention as `Wqkv`). Called by train and by
+model.scgpt.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,44 +18,19 @@ from scshards.base import seeds
 from scshards.base.errors import ConfigError
 from scshards.cells.batch import Batch, GenerateBatch, PackedBatch
 from scshards.model.config import ModelConfig
-from scshards.model.embeddings import ContinuousValueEncoder, GeneEncoder
+from scshards.model.embeddings import DomainEncoder, GeneEncoder, value_encoder
 from scshards.model.encoder import Encoder
-from scshards.model.heads import ExprDecoder, MVCDecoder
+from scshards.model.heads import ClsDecoder, ExprDecoder, MVCDecoder, Values, reversed_gradient
+from scshards.model.layout import Packed, Padded, Split
+from scshards.model.norm import DomainNorm
+from scshards.model.output import ModelOutput
 
+__all__ = ["CellModel", "ModelOutput"]
 
-class ModelOutput(NamedTuple):
-    """What a forward pass gives; a tuple, so that torch's distributed wrappers see its tensors.
+AnyBatch = Batch | PackedBatch | GenerateBatch
 
-    Everything is float32. A head that the model lacks, or that the batch does not ask for, gives
-    None.
-
-    Attributes
-    ----------
-    predictions
-        The value of each token, or of each unknown gene; means nothing at padding. [B, L] for a
-        Batch, [T] for a PackedBatch, [B, G] for a GenerateBatch.
-    cell_embeddings
-        [B, D]; not normalised, but for `cell_style="w-pool"`.
-    mvc_predictions
-        As `predictions`, from the cell embedding.
-    zero_probs, mvc_zero_probs
-        As `predictions`: the probability that a value is not zero (the name is scGPT's).
-    class_logits
-        [B, n_classes].
-    domain_logits
-        [B, n_domains], behind gradient reversal.
-    prompt_predictions
-        [B, G]: the unknown genes once more, with the cell embedding in the place of `<cls>`.
-    """
-
-    predictions: Tensor
-    cell_embeddings: Tensor
-    mvc_predictions: Tensor | None = None
-    zero_probs: Tensor | None = None
-    mvc_zero_probs: Tensor | None = None
-    class_logits: Tensor | None = None
-    domain_logits: Tensor | None = None
-    prompt_predictions: Tensor | None = None
+ADVERSARY_LAYERS = 3
+"""Depth of the adversary, as in scGPT."""
 
 
 class CellModel(nn.Module):
@@ -70,39 +44,60 @@ class CellModel(nn.Module):
         The weights are a function of config and seed: the token embedding uniform in (-0.1, 0.1),
         the rest torch's defaults. They are drawn on the CPU, whatever torch's default device is
         (move the model afterwards), unless that is "meta", where nothing is drawn. torch's global
-        random state is left as it was.
+        random state is left as it was. What the config adds to encoder and value decoder changes
+        no weight of these.
+    flex
+        Whether a GenerateBatch runs through flex attention: on CUDA faster than one masked
+        attention, at its best in compiled layers, but without dropout of attention weights.
     """
 
-    def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
+    def __init__(self, config: ModelConfig, *, seed: int = 0, flex: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.flex = flex
+        d_model, n_domains = config.d_model, config.n_domains
         meta = torch.get_default_device().type == "meta"
         with torch.device("meta" if meta else "cpu"), torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: it reseeds every CUDA device too, and fork_rng([]) saves none.
             torch.default_generator.manual_seed(seeds.key(seed, "weights"))
-            self.encoder = GeneEncoder(config.n_tokens, config.d_model, config.pad_id)
-            self.value_encoder = ContinuousValueEncoder(config.d_model, config.dropout)
+            self.encoder = GeneEncoder(config.n_tokens, d_model, config.pad_id)
+            self.value_encoder = value_encoder(config)
             self.transformer_encoder = Encoder(
-                config.n_layers, config.d_model, config.n_heads, config.d_hid, config.dropout
+                config.n_layers, d_model, config.n_heads, config.d_hid, config.dropout
             )
-            self.decoder = ExprDecoder(config.d_model)
-            self.mvc_decoder = MVCDecoder(config.d_model) if config.mvc else None
+            self.decoder = ExprDecoder(config)
+            self.mvc_decoder = MVCDecoder(config) if config.mvc else None
+            self.flag_encoder = nn.Embedding(2, d_model) if config.generate else None
+            self.batch_encoder = (
+                DomainEncoder(n_domains, d_model) if config.use_domain_labels else None
+            )
+            self.dsbn = DomainNorm(n_domains, d_model) if config.domain_norm else None
+            self.cls_decoder = (
+                ClsDecoder(d_model, config.n_classes, config.n_class_layers)
+                if config.n_classes
+                else None
+            )
+            self.grad_reverse_discriminator = (
+                ClsDecoder(d_model, n_domains, ADVERSARY_LAYERS, nn.LeakyReLU)
+                if config.adversary
+                else None
+            )
 
     def forward(
-        self,
-        batch: Batch | PackedBatch | GenerateBatch,
-        *,
-        domains_B: Tensor | None = None,
-        cell_prompt: bool = False,
+        self, batch: AnyBatch, *, domains_B: Tensor | None = None, cell_prompt: bool = False
     ) -> ModelOutput:
         """Predict the values of a batch's tokens, and whatever else there are heads for.
+
+        Predictions are scGPT's without `do_sample`: with `explicit_zero_prob` they are those of
+        values that are not zero, and `zero_probs * predictions` is what to expect.
 
         Parameters
         ----------
         batch
             On the model's device; `values` hold `mask_value` where the model has to predict.
         domains_B
-            int64 [B]: each cell's domain, for a model that was built with domains.
+            int64 [B]: each cell's domain, 0 to n_domains - 1, for `use_domain_labels` and
+            `domain_norm`.
         cell_prompt
             Whether a GenerateBatch gets the second pass too.
 
@@ -111,36 +106,156 @@ class CellModel(nn.Module):
         ConfigError
             For a kind of batch, or an option, that this model was not built for.
         """
-        batch = self._checked(batch, domains_B, cell_prompt)
-        tokens_BLD = self.encoder(batch.genes)
-        x_BLD = self._encode(tokens_BLD, batch)
-        cells_BD = x_BLD[:, 0]
-        mvc_BL = None
-        if self.mvc_decoder is not None:
-            mvc_BL = self.mvc_decoder(cells_BD, tokens_BLD).float()
-        return ModelOutput(self.decoder(x_BLD).float(), cells_BD.float(), mvc_BL)
-
-    def embed(
-        self, batch: Batch | PackedBatch | GenerateBatch, *, domains_B: Tensor | None = None
-    ) -> Tensor:
-        """The cell embeddings alone, float32 [B, D]: `forward` without its heads."""
-        batch = self._checked(batch, domains_B, False)
-        return self._encode(self.encoder(batch.genes), batch)[:, 0].float()
-
-    def _encode(self, tokens_BLD: Tensor, batch: Batch) -> Tensor:
-        return self.transformer_encoder(tokens_BLD + self.value_encoder(batch.values), batch.is_pad)
-
-    def _checked(
-        self,
-        batch: Batch | PackedBatch | GenerateBatch,
-        domains_B: Tensor | None,
-        cell_prompt: bool,
-    ) -> Batch:
-        """The batch, when this model can take it."""
-        if not isinstance(batch, Batch):
-            raise ConfigError(f"this model can't take a {type(batch).__name__}, only a Batch")
-        if domains_B is not None:
-            raise ConfigError("this model was built without domains and is given some")
+        config = self.config
+        self._check_domains(domains_B, config.use_domain_labels or config.domain_norm)
+        if isinstance(batch, GenerateBatch):
+            return self._generate(batch, domains_B, cell_prompt)
         if cell_prompt:
             raise ConfigError("only a GenerateBatch has unknown genes to prompt for")
-        return batch
+        layout = _layout(batch)
+        tokens_BLD = self.encoder(batch.genes)
+        x_BLD = self._encode(tokens_BLD, batch, layout, domains_B)
+        cells_BD = self._cells(x_BLD, batch.values, layout)
+        return self._heads(x_BLD, tokens_BLD, cells_BD, layout, domains_B)
+
+    def embed(self, batch: AnyBatch, *, domains_B: Tensor | None = None) -> Tensor:
+        """The cell embeddings alone, float32 [B, D]: `forward` without its heads.
+
+        Domains are needed for `domain_norm` alone. Of a GenerateBatch the known genes count.
+        """
+        self._check_domains(domains_B, self.config.domain_norm)
+        if isinstance(batch, GenerateBatch):
+            batch = _known(batch)
+        layout = _layout(batch)
+        x_BLD = self._encode(self.encoder(batch.genes), batch, layout, domains_B)
+        return self._cells(x_BLD, batch.values, layout).float()
+
+    def _encode(
+        self,
+        tokens_BLD: Tensor,
+        batch: Batch | PackedBatch,
+        layout: Padded | Packed,
+        domains_B: Tensor | None,
+    ) -> Tensor:
+        x_BLD = self._with_values(tokens_BLD, batch.values)
+        if self.dsbn is not None:
+            assert domains_B is not None, "checked"
+            domains_BL = layout.spread(domains_B[:, None]).squeeze(-1)
+            counts_BL = layout.spread(batch.weight[:, None] > 0).squeeze(-1) & ~batch.is_pad
+            x_BLD = self.dsbn(x_BLD, domains_BL, counts_BL)
+        return self.transformer_encoder(x_BLD, layout)
+
+    def _with_values(self, tokens_BLD: Tensor, values_BL: Tensor) -> Tensor:
+        values_BLD = self.value_encoder(values_BL)
+        if self.config.value_style == "scaling":
+            return tokens_BLD * values_BLD
+        return tokens_BLD + values_BLD
+
+    def _cells(self, x_BLD: Tensor, values_BL: Tensor, layout: Padded | Packed) -> Tensor:
+        """Cell embeddings as `cell_style` says, which scGPT pools over padding as well."""
+        if self.config.cell_style == "cls":
+            return layout.first(x_BLD)
+        x_BLD = x_BLD.float()
+        if self.config.cell_style == "avg-pool":
+            ones_BL1 = torch.ones_like(x_BLD[..., :1])
+            return layout.sums(x_BLD) / layout.sums(ones_BL1).clamp(min=1)
+        weighed_BLD = x_BLD * values_BL.unsqueeze(-1)
+        return nn.functional.normalize(layout.sums(weighed_BLD), dim=1)
+
+    def _generate(
+        self, batch: GenerateBatch, domains_B: Tensor | None, cell_prompt: bool
+    ) -> ModelOutput:
+        if self.flag_encoder is None:
+            raise ConfigError(
+                "this model was not built to predict unknown genes and is given a GenerateBatch",
+                where="model.generate",
+                advice="build it with generate=True, or read batches with objective='mask'",
+            )
+        n_known, n_unknown = batch.known_genes.shape[1], batch.unknown_genes.shape[1]
+        layout = Split.of(batch.known_is_pad, n_unknown, flex=self.flex)
+        tokens_BND = self.encoder(torch.cat([batch.known_genes, batch.unknown_genes], 1))
+        known_BPD, unknown_BGD = tokens_BND.tensor_split([n_known], dim=1)
+        flagged_BGD = unknown_BGD + self.flag_encoder.weight[1]
+        seen_BPD = self._with_values(known_BPD, batch.known_values)
+        x_BND = self.transformer_encoder(torch.cat([seen_BPD, flagged_BGD], 1), layout)
+        cells_BD = x_BND[:, 0]
+        unknown_only = Padded(batch.unknown_is_pad)
+        out = self._heads(x_BND[:, n_known:], unknown_BGD, cells_BD, unknown_only, domains_B)
+        if not cell_prompt:
+            return out
+        # Once more, with what the first pass made of the cell where `<cls>` went in.
+        seen_BPD = self._with_values(known_BPD, batch.known_values)
+        cell_B1D = cells_BD.detach()[:, None].to(seen_BPD.dtype)
+        inputs_BND = torch.cat([cell_B1D, seen_BPD[:, 1:], flagged_BGD], 1)
+        x_BND = self.transformer_encoder(inputs_BND, layout)
+        prompted = self._decode(x_BND[:, n_known:], unknown_only, self._domain(domains_B))
+        return out._replace(prompt_predictions=prompted.predictions)
+
+    def _heads(
+        self,
+        x_BLD: Tensor,
+        tokens_BLD: Tensor,
+        cells_BD: Tensor,
+        layout: Padded | Packed,
+        domains_B: Tensor | None,
+    ) -> ModelOutput:
+        domain_BD = self._domain(domains_B)
+        values = self._decode(x_BLD, layout, domain_BD)
+        mvc = None
+        if self.mvc_decoder is not None:
+            told_BD = cells_BD if domain_BD is None else torch.cat([cells_BD, domain_BD], 1)
+            mvc = self.mvc_decoder(told_BD, tokens_BLD, layout)
+        classes_BC = domains_BK = None
+        if self.cls_decoder is not None:
+            classes_BC = self.cls_decoder(cells_BD)
+        if self.grad_reverse_discriminator is not None:
+            domains_BK = self.grad_reverse_discriminator(reversed_gradient(cells_BD))
+        return ModelOutput(
+            predictions=values.predictions,
+            cell_embeddings=cells_BD.float(),
+            mvc_predictions=None if mvc is None else mvc.predictions,
+            zero_probs=values.zero_probs,
+            mvc_zero_probs=None if mvc is None else mvc.zero_probs,
+            class_logits=classes_BC,
+            domain_logits=domains_BK,
+        )
+
+    def _decode(self, x_BLD: Tensor, layout: Padded | Packed, domain_BD: Tensor | None) -> Values:
+        if domain_BD is not None:
+            x_BLD = torch.cat([x_BLD, layout.spread(domain_BD)], -1)
+        return self.decoder(x_BLD)
+
+    def _domain(self, domains_B: Tensor | None) -> Tensor | None:
+        return None if self.batch_encoder is None else self.batch_encoder(domains_B)
+
+    def _check_domains(self, domains_B: Tensor | None, needed: bool) -> None:
+        if domains_B is None and needed:
+            raise ConfigError(
+                "this model normalises or decodes by domain and is not told the cells' domains",
+                where="model.n_domains",
+                advice="give domains_B, int64 [B]",
+            )
+        if domains_B is not None and not self.config.n_domains:
+            raise ConfigError(
+                "this model was built without domains and is given some", where="model.n_domains"
+            )
+
+
+def _layout(batch: Batch | PackedBatch) -> Padded | Packed:
+    if isinstance(batch, PackedBatch):
+        return Packed.of(batch.cu_seqlens, batch.max_seqlen, batch.is_pad)
+    return Padded(batch.is_pad)
+
+
+def _known(batch: GenerateBatch) -> Batch:
+    """The known genes as a Batch, none masked."""
+    return Batch(
+        genes=batch.known_genes,
+        values=batch.known_values,
+        targets=batch.known_values,
+        is_masked=torch.zeros_like(batch.known_is_pad),
+        is_pad=batch.known_is_pad,
+        keys=batch.keys,
+        labels=batch.labels,
+        weight=batch.weight,
+    )

@@ -1,8 +1,8 @@
-"""What a model has to beat: two predictions of a masked value that need no model.
+"""What a model has to beat: two predictions of a masked (or unknown) value that need no model.
 
 * Each gene's mean over the training cells that express it (the overall mean for genes that no
   training cell expresses).
-* Each cell's own mean, over its values that are not masked.
+* Each cell's own mean, over its values that are not hidden.
 
 Both are in the units of the targets, on the very values that the model is scored on. Called by
 evaluate.
@@ -11,12 +11,13 @@ evaluate.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.progress import Progress
-from scshards.cells.batch import Batch
+from scshards.cells.batch import Batch, GenerateBatch
 from scshards.stream.loader import CellLoader
 from scshards.train.setup import Ranks
 
@@ -50,18 +51,34 @@ def baseline_errors(loader: CellLoader, means: GeneMeans, ranks: Ranks) -> tuple
     by_gene = by_cell = 0.0
     n = 0
     for batch in loader:
-        is_gene, genes, values = _genes(batch)
-        masked = batch.is_masked.numpy() & is_gene
-        seen = is_gene & ~masked
+        asked, genes, values, seen, seen_values = _asked_and_seen(batch)
         n_seen = seen.sum(axis=1)
         own = np.where(
-            n_seen > 0, (values * seen).sum(axis=1) / np.maximum(n_seen, 1), means.overall
+            n_seen > 0, (seen_values * seen).sum(axis=1) / np.maximum(n_seen, 1), means.overall
         )
-        by_gene += float((np.square(values - means.by_token[genes]) * masked).sum())
-        by_cell += float((np.square(values - own[:, None]) * masked).sum())
-        n += int(masked.sum())
+        by_gene += float((np.square(values - means.by_token[genes]) * asked).sum())
+        by_cell += float((np.square(values - own[:, None]) * asked).sum())
+        n += int(asked.sum())
     by_gene, by_cell, total = ranks.total([by_gene, by_cell, n])
     return by_gene / max(total, 1), by_cell / max(total, 1), int(total)
+
+
+def _asked_and_seen(batch: Batch | GenerateBatch) -> tuple[NDArray[Any], ...]:
+    """Where values are asked for, the genes and values there; where values are seen, and those."""
+    if isinstance(batch, GenerateBatch):
+        is_cell = (batch.weight.numpy() > 0)[:, None]
+        seen = ~batch.known_is_pad.numpy() & is_cell
+        seen[:, 0] = False
+        return (
+            ~batch.unknown_is_pad.numpy() & is_cell,
+            batch.unknown_genes.numpy().astype(np.int64),
+            batch.unknown_targets.numpy().astype(np.float64),
+            seen,
+            batch.known_values.numpy().astype(np.float64),
+        )
+    is_gene, genes, values = _genes(batch)
+    masked = batch.is_masked.numpy() & is_gene
+    return masked, genes, values, is_gene & ~masked, values
 
 
 def _genes(batch: Batch) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float64]]:

@@ -1,8 +1,9 @@
-"""classes.json: what the codes of a class head mean, kept beside the weights of a checkpoint.
+"""classes.json and domains.json: what the codes of a head are called, beside a model's weights.
 
     {"column": "cell_type", "classes": ["B cell", "T cell"]}     the class of code 0, 1, ...
+    {"column": "donor", "domains": ["d1", "d2"]}                 the domain of code 0, 1, ...
 
-Written by the annotate task, read by train.annotate.
+Written by the tasks annotate and integrate, read by train.embed and train.annotate.
 """
 
 from __future__ import annotations
@@ -16,19 +17,22 @@ from typing import Any
 from scshards.base.errors import CheckpointError, ConfigError
 from scshards.base.storage import Storage
 
-CLASSES = "classes.json"
+CLASSES, DOMAINS = "classes.json", "domains.json"
+
+Folder = Storage | str | os.PathLike[str]
+"""A checkpoint folder (a local path or an fsspec URL), or its Storage."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classes:
-    """The classes that a model tells apart.
+class LabelNames:
+    """What a model's codes stand for.
 
     Attributes
     ----------
     column
-        The obs column that held them.
+        The obs column that held the names.
     names
-        The class of each code, from 0.
+        The name of each code, from 0.
     """
 
     column: str
@@ -38,15 +42,13 @@ class Classes:
         return len(self.names)
 
 
-def write_classes(
-    folder: Storage | str | os.PathLike[str], column: str, names: Sequence[str]
-) -> None:
+def write_classes(folder: Folder, column: str, names: Sequence[str]) -> None:
     """Publish the classes of a checkpoint folder.
 
     Parameters
     ----------
     folder
-        The checkpoint folder, or its Storage.
+        The checkpoint folder.
     column
         The obs column that held the classes.
     names
@@ -57,39 +59,54 @@ def write_classes(
     ConfigError
         When there is no class, or one twice.
     """
-    storage = folder if isinstance(folder, Storage) else Storage(folder)
-    fault = _fault(column, list(names))
-    if fault:
-        raise ConfigError(f"the classes can't be kept: {fault}", where=storage.at(CLASSES))
-    tree = {"column": column, "classes": list(names)}
-    storage.write(CLASSES, (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode())
+    _write(folder, CLASSES, column, names)
 
 
-def read_classes(
-    folder: Storage | str | os.PathLike[str], options: Mapping[str, Any] | None = None
-) -> Classes:
+def write_domains(folder: Folder, column: str, names: Sequence[str]) -> None:
+    """As `write_classes`, of the domains that a model was trained on."""
+    _write(folder, DOMAINS, column, names)
+
+
+def read_classes(folder: Folder, options: Mapping[str, Any] | None = None) -> LabelNames:
     """The classes of a checkpoint folder.
 
     Parameters
     ----------
     folder
-        The checkpoint folder (a local path or an fsspec URL), or its Storage.
+        The checkpoint folder.
     options
-        Storage options of that URL.
+        Storage options of that address.
 
     Raises
     ------
     CheckpointError
         When there is no classes.json, or it is not what its name says.
     """
+    return _read(folder, CLASSES, options)
+
+
+def read_domains(folder: Folder, options: Mapping[str, Any] | None = None) -> LabelNames:
+    """As `read_classes`, of the domains that a model was trained on."""
+    return _read(folder, DOMAINS, options)
+
+
+def _write(folder: Folder, file: str, column: str, names: Sequence[str]) -> None:
+    storage = folder if isinstance(folder, Storage) else Storage(folder)
+    fault = _fault(column, list(names))
+    if fault:
+        raise ConfigError(f"the names can't be kept: {fault}", where=storage.at(file))
+    tree = {"column": column, file.removesuffix(".json"): list(names)}
+    storage.write(file, (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _read(folder: Folder, file: str, options: Mapping[str, Any] | None) -> LabelNames:
     storage = folder if isinstance(folder, Storage) else Storage(folder, options)
-    data = storage.read_if_there(CLASSES)
-    where = storage.at(CLASSES)
+    data, where, what = storage.read_if_there(file), storage.at(file), file.removesuffix(".json")
     if data is None:
         raise CheckpointError(
-            f"the checkpoint lacks {CLASSES}, which says what its classes are called",
+            f"the checkpoint lacks {file}, which says what its {what} are called",
             where=where,
-            advice='write it: {"column": ..., "classes": [the name of each code, from 0]}',
+            advice=f'write it: {{"column": ..., "{what}": [the name of each code, from 0]}}',
         )
     try:
         tree = json.loads(data)
@@ -97,11 +114,11 @@ def read_classes(
         raise CheckpointError(f"the file is not valid JSON: {e}", where=where) from None
     if not isinstance(tree, dict):
         raise CheckpointError("the file does not hold a JSON object", where=where)
-    column, names = tree.get("column"), tree.get("classes")
+    column, names = tree.get("column"), tree.get(what)
     fault = _fault(column, names)
     if fault:
-        raise CheckpointError(f"the file does not name classes: {fault}", where=where)
-    return Classes(column=str(column), names=tuple(names or ()))
+        raise CheckpointError(f"the file does not name {what}: {fault}", where=where)
+    return LabelNames(column=str(column), names=tuple(names or ()))
 
 
 def _fault(column: object, names: object) -> str | None:
@@ -109,9 +126,9 @@ def _fault(column: object, names: object) -> str | None:
     if not isinstance(column, str) or not column:
         return f"the column is {column!r}"
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        return "the classes are not a list of texts"
+        return "the names are not a list of texts"
     if not names:
-        return "there is none"
+        return "there is no name"
     if len(set(names)) != len(names):
         return f"{next(n for n in names if names.count(n) > 1)!r} is there twice"
     return None

@@ -1,10 +1,11 @@
 """What a training run is made of: data, model, optimizer, run; from TOML and `key=value`.
 
-    [data]  what a batch looks like     [model] the encoder's sizes
-    [optim] optimizer and schedule      [run]   how long, how big a batch, what to save and show
+    [task]  what is trained for         [data]  what a batch looks like
+    [model] the encoder's shape         [optim] optimizer and schedule
+    [run]   how long, how big a batch, what to save and show
 
-The last two are in train.config_run. The resolved config goes into RUN/config.json. Called by the
-loop, `evaluate` and the command line.
+All but [data] are in train.config_task, config_model and config_run. The resolved config goes into
+RUN/config.json. Called by the loop, `evaluate` and the command line.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from scshards.base.errors import ConfigError
 from scshards.base.retry import Retry
 from scshards.stream.parts import ChoiceOptions
 from scshards.stream.quarantine import OnBadShard
+from scshards.train.config_model import ModelSettings, tables_of
 from scshards.train.config_run import OptimSettings, RunSettings, check
+from scshards.train.config_task import TaskSettings
 
 MAY_CHANGE = frozenset(
     {
@@ -55,8 +58,11 @@ class DataSettings:
 
     max_length: int = 1200
     """Tokens per cell, `<cls>` included; longer cells are sampled anew in every epoch."""
-    mask_ratio: float = 0.4
-    """The share of a cell's values that the model has to predict."""
+    mask_ratio: float | tuple[float, ...] | None = None
+    """The share of values, or of genes, that the model has to predict; of several, one is drawn for
+    each batch. None: 0.4 of values, 0.25, 0.5 or 0.75 of genes."""
+    include_zero_genes: int = 0
+    """Unexpressed genes that each cell gets, with the value 0."""
     n_bins: int = 51
     """Bins per cell (bin 0 is zero); 0 leaves the counts as they are."""
     tie_break: Literal["high", "random"] = "high"
@@ -90,16 +96,21 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         check(self.max_length >= 2, "data.max_length", "must be at least 2 (<cls> and one gene)")
-        check(0 < self.mask_ratio < 1, "data.mask_ratio", "must lie between 0 and 1, e.g. 0.4")
+        ratios = self.mask_ratio if isinstance(self.mask_ratio, tuple) else (self.mask_ratio,)
+        check(
+            bool(ratios) and all(r is None or 0 < r < 1 for r in ratios),
+            "data.mask_ratio",
+            "must lie between 0 and 1, e.g. 0.4",
+        )
+        check(
+            0 <= self.include_zero_genes < self.max_length - 1,
+            "data.include_zero_genes",
+            "must be at least 0 and leave room for an expressed gene in data.max_length",
+        )
         check(self.n_bins == 0 or self.n_bins >= 3, "data.n_bins", "must be 0 or at least 3")
         check(self.lanes >= 1, "data.lanes", "must be at least 1")
         check(self.shuffle_buffer >= 1, "data.shuffle_buffer", "must be at least 1")
         check(self.threads >= 1, "data.threads", "must be at least 1")
-        check(
-            self.pad_value < 0 and self.mask_value < 0 and self.pad_value != self.mask_value,
-            "data.mask_value",
-            "pad_value and mask_value must be negative and differ, so that no count equals them",
-        )
         check(self.max_bad_cells >= 0, "data.max_bad_cells", "must be at least 0")
         check(
             (self.cache_dir is None) == (self.cache_size is None),
@@ -114,42 +125,45 @@ class DataSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """The encoder's sizes; the defaults are those of the published whole-human scGPT."""
-
-    d_model: int = 512
-    n_heads: int = 8
-    d_hid: int = 512
-    n_layers: int = 12
-    dropout: float = 0.2
-    mvc: bool = True
-    """Whether the cell embedding must predict the masked values too."""
-
-    def __post_init__(self) -> None:
-        for name in ("d_model", "n_heads", "d_hid", "n_layers"):
-            check(getattr(self, name) >= 1, f"model.{name}", "must be at least 1")
-        check(
-            self.d_model % self.n_heads == 0,
-            "model.n_heads",
-            f"must divide model.d_model ({self.d_model})",
-        )
-        check(0 <= self.dropout < 1, "model.dropout", "must be at least 0 and below 1")
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that a run is told, apart from where the shards are and where to write."""
 
+    task: TaskSettings = field(default_factory=TaskSettings)
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
+    def __post_init__(self) -> None:
+        d = self.data
+        if self.model.value_style == "category":
+            check(
+                d.n_bins > 0 and (d.pad_value, d.mask_value) == (d.n_bins, d.n_bins + 1),
+                "model.value_style",
+                f"category wants bins, data.pad_value={d.n_bins} and data.mask_value={d.n_bins + 1}: "
+                "every value is a row of a table",
+            )
+            return
+        check(
+            d.pad_value < 0 and d.mask_value < 0 and d.pad_value != d.mask_value,
+            "data.mask_value",
+            "pad_value and mask_value must be negative and differ, so that no count equals them",
+        )
+
     @classmethod
     def read(cls, file: str | Path | None = None, settings: Iterable[str] = ()) -> TrainConfig:
-        """The config of a TOML file (or the defaults) with `a.b=value` settings on top."""
-        tables = read_toml(file) if file is not None else {}
-        return build(cls, override(tables, settings))
+        """The config of a TOML file (or the defaults) with `a.b=value` settings on top.
+
+        With `task.start`, sizes and values that are not stated are those of that checkpoint.
+        """
+        tables = override(read_toml(file) if file is not None else {}, settings)
+        task = tables.get("task")
+        start = task.get("start") if isinstance(task, dict) else None
+        if isinstance(start, str):
+            for name, found in tables_of(start).items():
+                if isinstance(stated := tables.get(name, {}), dict):
+                    tables[name] = found | stated
+        return build(cls, tables)
 
     def tables(self) -> dict[str, Any]:
         """The resolved config as plain nested dicts, ready for JSON."""

@@ -79,7 +79,6 @@ class RunSettings:
     """Cells per optimizer step, over all ranks."""
     micro_batch: int | None = None
     """Cells per rank and forward pass; None: the rank's whole share of the batch at once."""
-    mvc_weight: float = 1.0
     log_every: int = 10
     eval_every: int = 500
     save_every: int = 1000
@@ -116,7 +115,6 @@ class RunSettings:
             value = getattr(self, name)
             check(value is None or value >= 1, f"run.{name}", "must be at least 1")
         check(self.checkpoints != "", "run.checkpoints", "must not be empty; leave it out")
-        check(self.mvc_weight >= 0, "run.mvc_weight", "must be at least 0")
         check(len({*self.trackers}) == len(self.trackers), "run.trackers", "names one twice")
         check((self.peak_tflops or 1) > 0, "run.peak_tflops", "must be above 0")
 

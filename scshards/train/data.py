@@ -32,14 +32,15 @@ def train_loader(
         split="train",
         batch_size=rank_batch,
         seed=config.run.seed,
-        **_shape(data),
+        **_shape(config),
         **_place(ranks),
         lanes=data.lanes,
         shuffle_buffer=data.shuffle_buffer,
-        where=data.where,
+        where=_where(config, data.where),
         take=data.take,
         weights=data.weights,
         epoch_cells=data.epoch_cells,
+        domain_by=_domain_by(config),
         **_reading(data),
         storage_options=storage_options,
     )
@@ -47,29 +48,31 @@ def train_loader(
 
 def once_loader(
     root: str,
-    data: DataSettings,
+    config: TrainConfig,
     ranks: Ranks,
     split: str,
     batch_size: int,
     *,
-    max_length: int | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    **other: Any,
 ) -> CellLoader:
-    """Every cell of a split exactly once, with the masks that all evaluations share."""
-    shape = _shape(data) | ({} if max_length is None else {"max_length": max_length})
-    return CellLoader(
-        root,
-        split=split,
-        batch_size=batch_size,
-        seed=VALID_SEED,
-        **shape,
+    """Every cell of a split that the task has use for, once, with the masks all evaluations share.
+
+    `other` are options of CellLoader that are to be otherwise.
+    """
+    options = {
+        "seed": VALID_SEED,
+        **_shape(config),
         **_place(ranks),
-        lanes=data.lanes,
-        **_reading(data),
-        shuffle=False,
-        drop_last=False,
-        storage_options=storage_options,
-    )
+        "lanes": config.data.lanes,
+        "where": _where(config),
+        "domain_by": _domain_by(config),
+        **_reading(config.data),
+        "shuffle": False,
+        "drop_last": False,
+        "storage_options": storage_options,
+    }
+    return CellLoader(root, split=split, batch_size=batch_size, **(options | other))
 
 
 def has_split(shardset: ShardSet, split: str) -> bool:
@@ -83,15 +86,33 @@ def endless(loader: CellLoader) -> Generator[Batch]:
         yield from loader
 
 
-def _shape(data: DataSettings) -> dict[str, Any]:
-    return {
+def _shape(config: TrainConfig) -> dict[str, Any]:
+    data = config.data
+    shape: dict[str, Any] = {
+        "objective": config.task.objective if config.task.masks else "none",
         "max_length": data.max_length,
-        "mask_ratio": data.mask_ratio,
         "n_bins": data.n_bins,
         "tie_break": data.tie_break,
+        "include_zero_genes": data.include_zero_genes,
         "pad_value": data.pad_value,
         "mask_value": data.mask_value,
     }
+    return shape | ({"mask_ratio": data.mask_ratio} if config.task.masks else {})
+
+
+def _where(config: TrainConfig, own: str | None = None) -> str | None:
+    """`own`, and only cells that have what the task needs to know of them."""
+    task = config.task
+    needed = {"pretrain": None, "integrate": task.domain, "annotate": task.label}[task.name]
+    if needed is None:
+        return own
+    known = f"`{needed}` == `{needed}`"  # a missing value equals nothing, itself neither
+    return known if own is None else f"({own}) and {known}"
+
+
+def _domain_by(config: TrainConfig) -> str | None:
+    task = config.task
+    return task.domain if task.name == "integrate" and task.domain_norm else None
 
 
 def _reading(data: DataSettings) -> dict[str, Any]:

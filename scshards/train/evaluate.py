@@ -1,7 +1,7 @@
-"""How well masked values of held-out cells are predicted: the model, and beside it two baselines.
+"""How well a model does its task on held-out cells, and beside it what needs no model.
 
-The masks are the same in every evaluation of a shard set. Called by the loop (the model alone) and
-by `scshards evaluate` (all three, into RUN/evaluation.json).
+What is hidden is the same in every evaluation of a shard set. Called by the loop (the model alone)
+and by `scshards evaluate` (with baselines, into RUN/evaluation.json).
 """
 
 from __future__ import annotations
@@ -17,13 +17,19 @@ from torch import Tensor
 from scshards.base.errors import ConfigError
 from scshards.base.progress import Progress
 from scshards.model.scgpt import load_model
+from scshards.model.transformer import CellModel
+from scshards.shards.shardset import ShardSet
 from scshards.stream.loader import CellLoader
 from scshards.train.baselines import baseline_errors, gene_means
+from scshards.train.classes import read_classes, read_domains
+from scshards.train.config import TrainConfig
 from scshards.train.data import has_split, once_loader
 from scshards.train.folder import RunFolder
+from scshards.train.integration_cells import IntegrationMetrics
+from scshards.train.labels import codes_in, column
 from scshards.train.setup import Ranks, ranks
 from scshards.train.tasks import Task
-from scshards.train.tasks_pretrain import MaskTask
+from scshards.train.tasks_setup import make_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +63,17 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """A model and two baselines on the same masked values; all errors are mean squared ones."""
+    """A model and two baselines on the same hidden values; all errors are mean squared ones.
+
+    Attributes
+    ----------
+    what
+        Which values were predicted: "masked", or "unknown" ones.
+    n_masked
+        How many.
+    figures
+        Integration scores, of the task integrate.
+    """
 
     split: str
     n_cells: int
@@ -66,6 +82,8 @@ class Evaluation:
     mvc: float | None
     gene_mean: float
     cell_mean: float
+    what: str = "masked"
+    figures: dict[str, Any] = field(default_factory=dict)
 
     @property
     def margin(self) -> float:
@@ -73,7 +91,38 @@ class Evaluation:
         return 1 - self.model / min(self.gene_mean, self.cell_mean)
 
     def tables(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"margin": self.margin}
+        values = dataclasses.asdict(self)
+        return values | values.pop("figures") | {"margin": self.margin}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotation:
+    """How well classes are predicted, beside always saying the most frequent class of the train split.
+
+    Attributes
+    ----------
+    n_cells
+        Cells that have a class, which is what the rest is about.
+    n_without
+        Cells of the split that have none.
+    n_other
+        Of `n_cells`, those of classes that the model does not know: never right, in no loss.
+    majority, majority_accuracy
+        That class, and the share of cells that have it.
+    """
+
+    split: str
+    n_cells: int
+    n_without: int
+    n_other: int
+    class_ce: float
+    accuracy: float
+    macro_f1: float
+    majority: str
+    majority_accuracy: float
+
+    def tables(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
 
 
 @torch.no_grad()
@@ -131,7 +180,7 @@ def evaluate_run(
     device: str = "auto",
     storage_options: Mapping[str, Any] | None = None,
     shown: bool = True,
-) -> Evaluation:
+) -> Evaluation | Annotation:
     """RUN's best model and the baselines on a split; written to RUN/evaluation.json as well.
 
     Parameters
@@ -146,52 +195,121 @@ def evaluate_run(
     Raises
     ------
     ConfigError
-        When `folder` is no run, the shard set has no such split, or another vocabulary.
+        When `folder` is no run, the shard set has no such split, another vocabulary, no such label
+        column, or domains that the model was not trained on.
     """
     run = RunFolder(folder)
     config = run.config()
     with ranks(device, config.run.precision) as here:
-
-        def loader(split: str, max_length: int | None = None) -> CellLoader:
-            return once_loader(
-                root,
-                config.data,
-                here,
-                split,
-                batch_size,
-                max_length=max_length,
-                storage_options=storage_options,
-            )
-
-        scored = loader(split)
-        shardset = scored.shardset
+        shardset = ShardSet(root, storage_options)
+        shardset.shards(split)
         if not has_split(shardset, split):
             raise ConfigError(f"the split {split!r} has no cells", where=root)
         loaded = load_model(str(run.path))
         _check_vocab(loaded.vocab, shardset.vocab.to_dict(), folder, root)
-        score = validate(MaskTask(loaded.model.to(here.device)), scored, here)
-        assert score is not None
+        e = _Evaluated(config, root, split, batch_size, shardset, here, storage_options, shown)
+        model = loaded.model.to(here.device)
+        annotates = config.task.name == "annotate"
+        evaluation = e.annotation(model, run) if annotates else e.values(model, run)
+        if here.is_main:
+            run.write("evaluation.json", evaluation.tables())
+    return evaluation
 
-        train = shardset.manifest.splits["train"]
-        longest = 1 + max(s.max_genes for s in train)
-        cells = shardset.manifest.cells("train")
-        with Progress("gene means", cells, shown=shown and here.is_main) as progress:
-            means = gene_means(loader("train", longest), len(shardset.vocab), here, progress)
+
+@dataclass(frozen=True)
+class _Evaluated:
+    """What is evaluated on, and where."""
+
+    config: TrainConfig
+    root: str
+    split: str
+    batch_size: int
+    shardset: ShardSet
+    here: Ranks
+    storage_options: Mapping[str, Any] | None
+    shown: bool
+
+    def loader(self, split: str, **other: Any) -> CellLoader:
+        options = {"storage_options": self.storage_options, **other}
+        return once_loader(self.root, self.config, self.here, split, self.batch_size, **options)
+
+    def values(self, model: CellModel, run: RunFolder) -> Evaluation:
+        """Hidden values, by the model and by the baselines; integration, if that was the task."""
+        t, here = self.config.task, self.here
+        codes = None
+        if t.domain is not None:
+            names = read_domains(run.path).names
+            found = column(self.shardset, t.domain, "task.domain", self.split)
+            codes = codes_in(found, names)
+            unknown = [
+                n for n, c in zip(found.names, found.cells, strict=True) if c and n not in names
+            ]
+            if unknown:
+                raise ConfigError(
+                    f"the model was not trained on these domains: {', '.join(unknown[:5])}",
+                    where=f"{self.root}: {t.domain}",
+                    advice="evaluate on cells of the domains in domains.json",
+                )
+        task = make_task(t, model, codes)
+        scored = self.loader(self.split)
+        score = validate(task, scored, here)
+        assert score is not None
+        figures: dict[str, Any] = {}
+        if t.name == "integrate" and t.metric_cells:
+            measure = IntegrationMetrics(
+                self.root, self.config, here, self.split, self.batch_size, self.storage_options
+            )
+            figures = measure(task)
+        manifest = self.shardset.manifest
+        longest = 1 + max(s.max_genes for s in manifest.splits["train"])
+        whole = self.loader(
+            "train",
+            max_length=longest + self.config.data.include_zero_genes,
+            objective="none",
+            mask_ratio=None,
+        )
+        shown = self.shown and here.is_main
+        with Progress("gene means", manifest.cells("train"), shown=shown) as progress:
+            means = gene_means(whole, len(self.shardset.vocab), here, progress)
         scored.set_epoch(0)
         by_gene, by_cell, n = baseline_errors(scored, means, here)
         assert n == score.n, "the model and the baselines were scored on other values"
-        evaluation = Evaluation(
-            split=split,
+        return Evaluation(
+            split=self.split,
             n_cells=score.n_cells,
             n_masked=score.n,
             model=score.loss,
             mvc=score.terms.get("mvc_mse"),
             gene_mean=by_gene,
             cell_mean=by_cell,
+            what="unknown" if t.objective == "generate" else "masked",
+            figures=figures,
         )
-        if here.is_main:
-            run.write("evaluation.json", evaluation.tables())
-    return evaluation
+
+    def annotation(self, model: CellModel, run: RunFolder) -> Annotation:
+        """Classes, by the model and by the most frequent class of the train split."""
+        t = self.config.task
+        assert t.label is not None
+        names = read_classes(run.path).names
+        found = column(self.shardset, t.label, "task.label", self.split)
+        trained = column(self.shardset, t.label, "task.label")
+        score = validate(
+            make_task(t, model, codes_in(found, names)), self.loader(self.split), self.here
+        )
+        assert score is not None
+        n = int(found.cells.sum())
+        majority = int(trained.cells.argmax())
+        return Annotation(
+            split=self.split,
+            n_cells=n,
+            n_without=found.missing,
+            n_other=n - score.n,
+            class_ce=score.loss,
+            accuracy=score.figures["accuracy"] * score.n / max(n, 1),
+            macro_f1=score.figures["macro_f1"],
+            majority=trained.names[majority],
+            majority_accuracy=float(found.cells[majority]) / max(n, 1),
+        )
 
 
 def _check_vocab(ours: dict[str, int], theirs: dict[str, int], folder: str, root: str) -> None:

@@ -19,10 +19,8 @@ from typing import Any
 from torch import Tensor
 
 from scshards.base.progress import Progress
-from scshards.cells.vocab import Vocab
-from scshards.model.config import ModelConfig
 from scshards.model.scgpt import write_folder
-from scshards.model.transformer import CellModel
+from scshards.shards.shardset import ShardSet
 from scshards.train.checkpoint import Checkpoints, TrainState
 from scshards.train.config import TrainConfig
 from scshards.train.data import endless, has_split, once_loader, train_loader
@@ -30,14 +28,15 @@ from scshards.train.ema import WeightAverage
 from scshards.train.evaluate import validate
 from scshards.train.flops import peak_flops
 from scshards.train.folder import RunFolder
+from scshards.train.integration_cells import IntegrationMetrics
 from scshards.train.metrics import MetricsLog, Window
 from scshards.train.optim import decay, make_optimizer, moments, warmup
 from scshards.train.parallel import eager, prepare, unsharded
 from scshards.train.preempt import StopSignals
 from scshards.train.setup import ranks
 from scshards.train.step import Stepper
-from scshards.train.summary import CRITERIA, Summary
-from scshards.train.tasks_pretrain import MaskTask
+from scshards.train.summary import Summary, progress_note
+from scshards.train.tasks_setup import plan_task
 from scshards.train.trackers import check_trackers, open_trackers
 
 
@@ -86,21 +85,28 @@ def train(
 
         # Cells: one batch of the loader is this rank's share of one step, on any number of ranks.
         rank_batch, micro_batch = config.rank_batch(here.world_size)
+        plan = plan_task(config, ShardSet(root, storage_options))
         loader = train_loader(root, config, here, rank_batch, storage_options)
         steps_per_epoch = len(loader)
         total = config.total_steps(steps_per_epoch)
         warmup(config.optim, total)  # both refuse to be longer than the run
         decay(config.optim, total)
         vocab = loader.shardset.vocab
-        valid = None
+        valid = measure = None
         if has_split(loader.shardset, "valid"):
             valid = once_loader(
-                root, config.data, here, "valid", micro_batch, storage_options=storage_options
+                root, config, here, "valid", micro_batch, storage_options=storage_options
             )
+            if config.task.metric_cells and config.task.name == "integrate":
+                measure = IntegrationMetrics(
+                    root, config, here, "valid", micro_batch, storage_options
+                )
 
-        # Model: made from the seed, the same on every rank.
-        model = CellModel(_model_config(config, vocab), seed=config.run.seed).to(here.device)
-        task = MaskTask(model, mvc_weight=config.run.mvc_weight)
+        # Model: made from the seed and the checkpoint to start from, the same on every rank.
+        model = plan.fresh()
+        notes = plan.notes + plan.start(model)
+        model.to(here.device)
+        task = plan.task(model)
         prepare(model, here, every)
         optimizer = make_optimizer(model, config.optim)
         average = WeightAverage(model, config.optim.ema) if config.optim.ema else None
@@ -142,6 +148,8 @@ def train(
         )
         log = MetricsLog(run.metrics, state.step, enabled=here.is_main, trackers=trackers)
         if shown:
+            for note in notes:
+                print(note, file=sys.stderr)
             for name, (old, new) in changed.items():
                 print(
                     f"changed since this run started: {name} was {old}, is {new}", file=sys.stderr
@@ -178,7 +186,8 @@ def train(
         def publish() -> None:
             whole = unsharded(model)
             if here.is_main:
-                write_folder(str(run.path), whole, vocab.to_dict(), _args(config, state.step))
+                write_folder(str(run.path), whole, vocab.to_dict(), plan.args(state.step))
+                plan.write_names(run.path)
 
         def save() -> None:
             state.seconds = spent + time.perf_counter() - began
@@ -200,9 +209,12 @@ def train(
                 if is_best:
                     state.best_step, state.best_loss = state.step, score.loss
                     publish()
+                figures = measure(task) if measure is not None else {}
             state.evaluated_step = state.step
             epoch = state.step / steps_per_epoch
-            log.write("valid", state.step, epoch=epoch, **score.tables(), is_best=is_best)
+            log.write(
+                "valid", state.step, epoch=epoch, **score.tables(), **figures, is_best=is_best
+            )
             valid_note = f", valid {score.loss:.4g}"
             return True
 
@@ -227,7 +239,7 @@ def train(
                 line = window.close()
                 log.write("train", state.step, epoch=state.step / steps_per_epoch, **line)
                 terms = {name: line[name] for name in task.terms if line[name] is not None}
-                note = _note(state.step, task.criterion, terms, line) + valid_note
+                note = progress_note(state.step, task.criterion, terms, line) + valid_note
             progress.add(1, note)
             stopped = stopped or not assess()
             if state.step % every.save_every == 0 or stopped or state.step == total:
@@ -260,45 +272,3 @@ def train(
             best_loss=state.best_loss,
             stopped_by=(signals.caught or "a signal to another rank") if stopped else None,
         )
-
-
-def _model_config(config: TrainConfig, vocab: Vocab) -> ModelConfig:
-    m, d = config.model, config.data
-    return ModelConfig(
-        n_tokens=len(vocab),
-        pad_id=vocab.pad_id,
-        d_model=m.d_model,
-        n_heads=m.n_heads,
-        d_hid=m.d_hid,
-        n_layers=m.n_layers,
-        dropout=m.dropout,
-        mvc=m.mvc,
-        pad_value=d.pad_value,
-        mask_value=d.mask_value,
-        n_bins=d.n_bins,
-        max_length=d.max_length,
-    )
-
-
-def _args(config: TrainConfig, step: int) -> dict[str, Any]:
-    """What args.json says about the training, in scGPT's words, and where in it the model is."""
-    return {
-        "input_style": "binned" if config.data.n_bins else "normed_raw",
-        "mask_ratio": config.data.mask_ratio,
-        "batch_size": config.run.batch_size,
-        "lr": config.optim.lr,
-        "seed": config.run.seed,
-        "scshards": {"step": step, "config": config.tables()},
-    }
-
-
-def _note(step: int, criterion: str, terms: Mapping[str, float], line: Mapping[str, Any]) -> str:
-    parts = [f"step {step}"]
-    if criterion in terms:
-        parts.append(f"{CRITERIA[criterion]} {terms[criterion]:.4g}")
-    if len(terms) > 1:
-        parts.append(f"loss {line['loss']:.4g}")
-    parts += [f"lr {line['lr']:.2e}", f"{line['cells_per_s']:,.0f} cells/s"]
-    if "mfu" in line:
-        parts.append(f"MFU {100 * line['mfu']:.1f}%")
-    return ", ".join([*parts, f"data wait {100 * line['data_wait']:.1f}%"])

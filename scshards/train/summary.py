@@ -1,8 +1,9 @@
-"""What a call of `train` did, in figures: what `scshards train` prints at its end."""
+"""What a call of `train` does and did, in a few figures: beside the progress bar, and at its end."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,21 @@ class Summary:
         elif self.start >= self.total_steps:
             lines.append("nothing was left to do: raise run.steps or run.epochs to train on")
         return "\n".join(lines)
+
+
+def progress_note(
+    step: int, criterion: str, terms: Mapping[str, float], line: Mapping[str, Any]
+) -> str:
+    """What stands beside the progress bar after a log line."""
+    parts = [f"step {step}"]
+    if criterion in terms:
+        parts.append(f"{CRITERIA[criterion]} {terms[criterion]:.4g}")
+    if len(terms) > 1:
+        parts.append(f"loss {line['loss']:.4g}")
+    parts += [f"lr {line['lr']:.2e}", f"{line['cells_per_s']:,.0f} cells/s"]
+    if "mfu" in line:
+        parts.append(f"MFU {100 * line['mfu']:.1f}%")
+    return ", ".join([*parts, f"data wait {100 * line['data_wait']:.1f}%"])
 
 
 def _speed(rates: dict[str, float]) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scshards.model.attention import SelfAttention, attend
 from scshards.model.encoder import EncoderLayer
+from scshards.model.layout import Padded
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, is_pad: Tensor) -> Tensor:
@@ -85,9 +86,9 @@ def test_dropout_drops_in_training_only(is_pad: Tensor) -> None:
     x = torch.randn(3, 11, 16, generator=torch.Generator().manual_seed(2))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        assert not torch.equal(attention(x, is_pad), attention(x, is_pad))
+        assert not torch.equal(attention(x, Padded(is_pad)), attention(x, Padded(is_pad)))
     attention.eval()
-    assert torch.equal(attention(x, is_pad), attention(x, is_pad))
+    assert torch.equal(attention(x, Padded(is_pad)), attention(x, Padded(is_pad)))
 
 
 def test_layer_equals_torchs_own(is_pad: Tensor) -> None:
@@ -99,4 +100,6 @@ def test_layer_equals_torchs_own(is_pad: Tensor) -> None:
     ours.load_state_dict({k.replace("in_proj_", "Wqkv."): v for k, v in state.items()})
     x = torch.randn(3, 11, 16, generator=g)
     expected = theirs(x, src_key_padding_mask=is_pad)
-    torch.testing.assert_close(ours(x, is_pad)[~is_pad], expected[~is_pad], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        ours(x, Padded(is_pad))[~is_pad], expected[~is_pad], atol=1e-5, rtol=1e-5
+    )

@@ -40,20 +40,26 @@ def test_defaults_are_the_whole_human_model() -> None:
         {"mask_value": -2.0},
         {"n_bins": 1},
         {"max_length": 1},
-        {"value_style": "category"},
-        {"explicit_zero_prob": True},
-        {"cell_style": "avg-pool"},
-        {"mvc_style": "inner product, detach"},
-        {"generate": True},
-        {"n_classes": 3},
+        {"value_style": "binned"},
+        {"cell_style": "max-pool"},
+        {"mvc_style": "concat query"},
+        {"pad_value": -2.0, "value_style": "category"},
+        {"mask_value": 53.0, "value_style": "category", "pad_value": 51.0},
+        {"n_bins": 0, "value_style": "category"},
+        {"value_style": "scaling", "generate": True},
+        {"cell_style": "avg-pool", "generate": True},
+        {"domain_norm": True, "generate": True, "n_domains": 2},
+        {"n_classes": 1},
+        {"n_classes": -2},
+        {"n_class_layers": 0},
         {"n_domains": 2},
-        {"use_domain_labels": True},
-        {"adversary": True},
-        {"domain_norm": True},
+        {"n_domains": 0, "use_domain_labels": True},
+        {"n_domains": 0, "adversary": True},
+        {"n_domains": 0, "domain_norm": True},
     ],
     ids=str,
 )
-def test_refused(wrong: dict[str, float]) -> None:
+def test_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError) as e:
         ModelConfig(**({"n_tokens": 10, "pad_id": 7} | wrong))  # type: ignore[arg-type]
     assert next(iter(wrong)) in str(e.value)

@@ -22,7 +22,7 @@ def test_only_chosen_cells_are_trained_on(shards):
     codes = Counter(c for b in loader for c in b.labels["kind"].tolist())
     assert codes.total() == 64 and set(codes) == {0, 2}
     whole = train_loader(shards, small_config(), HERE, 8)
-    valid = once_loader(shards, config.data, HERE, "train", 8)
+    valid = once_loader(shards, config, HERE, "train", 8)
     assert valid.cells == whole.cells > 200
 
 
@@ -56,7 +56,7 @@ def test_how_a_config_reads(shards, tmp_path):
     loader = train_loader(str(root), config, HERE, 8)
     list(loader)
     assert loader.lost and list((tmp_path / "cache").rglob("*-0"))
-    once = once_loader(str(root), config.data, HERE, "train", 8)
+    once = once_loader(str(root), config, HERE, "train", 8)
     assert sum(int(b.weight.sum()) for b in once) == once.cells - once.lost[0].cells
     with pytest.raises(FormatError, match="max_bad_cells=0"):
         list(

@@ -1,0 +1,157 @@
+"""Where the tokens of a batch's cells lie: side by side, one behind another, or known and unknown.
+
+    Padded   [B, L, ...]  of a Batch
+    Packed   [T, ...]     of a PackedBatch
+    Split    [B, N, ...]  of a GenerateBatch: N = P + G, the known genes before the unknown ones
+
+Attention (model.attention) and heads ask a layout; the rest of the model works on single tokens.
+All are tuples of tensors and sizes, so that a compiled layer can take one. Called by
+model.transformer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Padded(NamedTuple):
+    """Cells side by side; `is_pad` is bool [B, L], wherever the padding is."""
+
+    is_pad: Tensor
+
+    def first(self, x_BLD: Tensor) -> Tensor:
+        """What token 0, `<cls>`, of each cell holds: [B, D]."""
+        return x_BLD[:, 0]
+
+    def spread(self, x_BD: Tensor) -> Tensor:
+        """To each token what its cell has: [B, L, D]."""
+        return x_BD[:, None].expand(-1, self.is_pad.shape[1], -1)
+
+    def sums(self, x_BLD: Tensor) -> Tensor:
+        """Over each cell's tokens, padding left out: [B, D]."""
+        return torch.where(self.is_pad[..., None], 0, x_BLD).sum(1)
+
+    def products(self, x_BLD: Tensor, y_BD: Tensor) -> Tensor:
+        """Of each token with its cell, x . y: [B, L]."""
+        return torch.bmm(x_BLD, y_BD.to(x_BLD.dtype).unsqueeze(-1)).squeeze(-1)
+
+
+class Packed(NamedTuple):
+    """Cells one behind another: T tokens, B cells, none longer than S.
+
+    Attributes
+    ----------
+    is_pad
+        bool [T]: what belongs to no cell.
+    cu_seqlens
+        int32 [B + 1]: cell b has the tokens cu_seqlens[b] to cu_seqlens[b + 1].
+    max_seqlen
+        S.
+    cell
+        int64 [T]: the cell of each token; padding is said to be of the last.
+    rows
+        int64 [B, S]: which token stands where if the cells are put side by side.
+    rows_are_pad
+        bool [B, S]: where none does.
+    slot
+        int64 [T]: where each token stands in [B * S]; 0 for padding.
+    """
+
+    is_pad: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+    cell: Tensor
+    rows: Tensor
+    rows_are_pad: Tensor
+    slot: Tensor
+
+    @classmethod
+    def of(cls, cu_seqlens: Tensor, max_seqlen: int, is_pad_T: Tensor) -> Packed:
+        n_cells, n_tokens = len(cu_seqlens) - 1, len(is_pad_T)
+        starts_B, ends_B = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
+        tokens_T = torch.arange(n_tokens, device=is_pad_T.device)
+        cell_T = torch.searchsorted(ends_B, tokens_T, right=True).clamp(max=n_cells - 1)
+        slot_T = cell_T * max_seqlen + tokens_T - starts_B[cell_T]
+        rows_BS = starts_B[:, None] + torch.arange(max_seqlen, device=is_pad_T.device)
+        return cls(
+            is_pad=is_pad_T,
+            cu_seqlens=cu_seqlens,
+            max_seqlen=max_seqlen,
+            cell=cell_T,
+            rows=rows_BS.clamp(max=n_tokens - 1),
+            rows_are_pad=rows_BS >= ends_B[:, None],
+            slot=torch.where(is_pad_T, 0, slot_T),
+        )
+
+    def first(self, x_TD: Tensor) -> Tensor:
+        """As `Padded.first`."""
+        return x_TD.index_select(0, self.rows[:, 0])
+
+    def spread(self, x_BD: Tensor) -> Tensor:
+        """To each token what its cell has: [T, D]."""
+        return x_BD.index_select(0, self.cell)
+
+    def sums(self, x_TD: Tensor) -> Tensor:
+        """As `Padded.sums`."""
+        return torch.where(self.rows_are_pad[..., None], 0, self.padded(x_TD)).sum(1)
+
+    def products(self, x_TD: Tensor, y_BD: Tensor) -> Tensor:
+        """Of each token with its cell, x . y: [T]."""
+        return (x_TD * self.spread(y_BD)).sum(-1)
+
+    def padded(self, x_T: Tensor) -> Tensor:
+        """[T, ...] to [B, S, ...], with some token or other where there is none."""
+        # index_select: its gradient is a plain sum of rows, that of indexing sorts them first.
+        return x_T.index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape)
+
+    def packed(self, x_BS: Tensor) -> Tensor:
+        """[B, S, ...] back to [T, ...], zero at padding."""
+        x_T = x_BS.flatten(0, 1).index_select(0, self.slot)
+        return x_T.masked_fill(self.is_pad.view(-1, *[1] * (x_T.ndim - 1)), 0)
+
+
+class Split(NamedTuple):
+    """Known genes, which see each other, then unknown ones, which see the known and themselves.
+
+    Attributes
+    ----------
+    n_known
+        P.
+    may_see
+        bool [B, N, N]: whether a token (second axis) attends to a token (third); None with `blocks`.
+    blocks
+        The same as flex attention's BlockMask, or None.
+    """
+
+    n_known: int
+    may_see: Tensor | None
+    blocks: Any
+
+    @classmethod
+    def of(cls, known_is_pad_BP: Tensor, n_unknown: int, *, flex: bool = False) -> Split:
+        n_cells, n_known = known_is_pad_BP.shape
+        n, device = n_known + n_unknown, known_is_pad_BP.device
+        # As in attention: a cell without a known gene must not come to a softmax over nothing.
+        is_key_BP = ~known_is_pad_BP | known_is_pad_BP.all(dim=1, keepdim=True)
+        if flex:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            is_key_BN = torch.nn.functional.pad(is_key_BP, (0, n_unknown))
+
+            def may_see(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+                return is_key_BN[b, j] | ((i == j) & (j >= n_known))
+
+            return cls(
+                n_known, None, create_block_mask(may_see, n_cells, None, n, n, device=device)
+            )
+        known_BNP = is_key_BP[:, None].expand(-1, n, -1)
+        itself_NG = torch.eye(n, dtype=torch.bool, device=device)[:, n_known:]
+        return cls(
+            n_known, torch.cat([known_BNP, itself_NG[None].expand(n_cells, -1, -1)], 2), None
+        )
+
+
+Layout = Padded | Packed | Split

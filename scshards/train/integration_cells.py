@@ -1,0 +1,142 @@
+"""Integration measured on held-out cells: the model's embedding, and beside it PCA of the same cells.
+
+    valid split --take--> some cells, the same every time --model--> unit vectors --scores--> avg_bio
+                            `--log(1 + counts, scaled to 10,000)--> PCA --scores--> pca_avg_bio, ...
+
+Called by the loop and evaluate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scshards.stream.loader import CellLoader
+from scshards.train.config import TrainConfig
+from scshards.train.data import once_loader
+from scshards.train.integration import most_variable, need_sklearn, principal_components, scores
+from scshards.train.setup import Ranks
+from scshards.train.tasks import Task
+
+TARGET_SUM = 10_000.0
+"""What counts are scaled to before the logarithm, for the PCA."""
+
+
+class IntegrationMetrics:
+    """Scores of a model's embedding on some cells of a split.
+
+    Parameters
+    ----------
+    root, config, split, batch_size
+        Which cells: `task.metric_cells` of the split at most, drawn by hash, of those that have a
+        domain and, with `task.label`, a class.
+
+    Raises
+    ------
+    ConfigError
+        Without scikit-learn, or when no cell of the split has both.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        config: TrainConfig,
+        ranks: Ranks,
+        split: str,
+        batch_size: int,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        need_sklearn()
+        task = config.task
+        assert task.domain is not None
+        self._ranks, self._label, self._domain = ranks, task.label, task.domain
+        known = " and ".join(f"`{c}` == `{c}`" for c in (task.label, task.domain) if c)
+
+        def loader(**options: Any) -> CellLoader:
+            shared = {"objective": "none", "mask_ratio": None, "where": known}
+            return once_loader(
+                root,
+                config,
+                ranks,
+                split,
+                batch_size,
+                storage_options=storage_options,
+                **(shared | options),
+            )
+
+        n = min(task.metric_cells, loader().cells)
+        self._loader = loader(take=n)
+        longest = 1 + max(s.max_genes for s in self._loader.shardset.shards(split))
+        as_counts = self._loader.value_kind == "counts"
+        self._plain = loader(
+            take=n,
+            max_length=max(longest, 2),
+            include_zero_genes=0,
+            values="log1p" if as_counts else "counts",
+            target_sum=TARGET_SUM if as_counts else None,
+            n_bins=51 if as_counts else 0,
+        )
+        self._pca: dict[str, Any] | None = None
+
+    def __call__(self, task: Task) -> dict[str, Any]:
+        """The scores, with those of PCA as `pca_...`; {} but on the first rank. All ranks call it."""
+        if self._pca is None:
+            self._pca = self._of_pca()
+        task.eval()
+        found = []
+        self._loader.set_epoch(0)
+        with torch.no_grad(), self._ranks.autocast():
+            for batch in self._loader:
+                # Through the whole forward pass, which is what wrappers of several ranks know.
+                vectors_BD = task.run(batch.to(self._ranks.device), None).cell_embeddings
+                unit_BD = torch.nn.functional.normalize(vectors_BD, dim=1).cpu().numpy()
+                rows = (batch.weight > 0).numpy()
+                found.append((batch.keys.numpy()[rows], unit_BD[rows], self._codes(batch, rows)))
+        every = self._ranks.gather([np.concatenate(parts) for parts in zip(*found, strict=True)])
+        if not self._ranks.is_main:
+            return {}
+        keys, vectors, codes = (np.concatenate(parts) for parts in zip(*every, strict=True))
+        order = np.argsort(keys, kind="stable")  # the same on any number of ranks
+        vectors, codes = vectors[order], codes[order]
+        own = scores(vectors, *self._split(codes))
+        return {"metric_cells": len(vectors)} | own | self._pca
+
+    def _of_pca(self) -> dict[str, Any]:
+        found = []
+        self._plain.set_epoch(0)
+        for batch in self._plain:
+            rows = (batch.weight > 0).numpy()
+            is_gene = ~batch.is_pad.numpy() & rows[:, None]
+            is_gene[:, 0] = False
+            at, places = np.nonzero(is_gene)
+            keys = batch.keys.numpy()
+            tokens = (keys[at], batch.genes.numpy()[at, places], batch.targets.numpy()[at, places])
+            found.append((keys[rows], self._codes(batch, rows), *tokens))
+        mine = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        every = self._ranks.gather(mine)
+        if not self._ranks.is_main:
+            return {}
+        keys, codes, of_cell, genes, values = (
+            np.concatenate(parts) for parts in zip(*every, strict=True)
+        )
+        order = np.argsort(keys, kind="stable")
+        keys, codes = keys[order], codes[order]
+        cells = np.searchsorted(keys, of_cell)
+        best = most_variable(cells, genes, values, len(keys))
+        own = scores(principal_components(best), *self._split(codes))
+        return {f"pca_{name}": value for name, value in own.items()}
+
+    def _codes(self, batch: Any, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """int64 [cells, 2]: class and domain; class -1 when none is asked for."""
+        domain = batch.labels[self._domain].numpy()
+        label = np.full_like(domain, -1) if not self._label else batch.labels[self._label].numpy()
+        return np.stack((label, domain), axis=1)[rows]
+
+    def _split(
+        self, codes: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
+        return (codes[:, 0] if self._label else None), codes[:, 1]

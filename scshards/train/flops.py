@@ -29,6 +29,8 @@ class Amounts:
         Tokens that go through the layers.
     valued
         Those of them that come with a value.
+    projected
+        Those whose context goes through the output projection: unknown genes skip it.
     predicted
         Tokens at which a value is predicted.
     pairs
@@ -39,6 +41,7 @@ class Amounts:
     cells: int
     encoded: int
     valued: int
+    projected: int
     predicted: int
     pairs: int
 
@@ -53,6 +56,7 @@ class Amounts:
                 cells=len(batch),
                 encoded=known + unknown,
                 valued=known,
+                projected=known,
                 predicted=unknown,
                 pairs=int((known_B.square() + unknown_B * (known_B + 1)).sum()),
             )
@@ -62,7 +66,12 @@ class Amounts:
             lengths_B = (~batch.is_pad).sum(dim=1)
         n = int(lengths_B.sum())
         return cls(
-            cells=len(batch), encoded=n, valued=n, predicted=n, pairs=int(lengths_B.square().sum())
+            cells=len(batch),
+            encoded=n,
+            valued=n,
+            projected=n,
+            predicted=n,
+            pairs=int(lengths_B.square().sum()),
         )
 
 
@@ -72,7 +81,8 @@ def forward_flops(config: ModelConfig, amounts: Amounts, *, cell_prompt: bool = 
     Only matrix products count, as in PaLM's appendix B: no norms, softmax, activations, look-ups.
     With D = d_model, F = d_hid and N layers:
 
-        layers   N (encoded (2 (3 D^2 + D^2) + 4 D F) + pairs 4 D)   products with weights; q k', a v
+        layers   N (encoded (6 D^2 + 4 D F) + projected 2 D^2)       products with weights
+                 N pairs 4 D                                         q k', and weights times v
         values   valued 2 (D + D^2)                                  where they are continuous
         decoder  predicted 2 (2 D^2 + D)                             twice with `explicit_zero_prob`
         MVC      predicted 2 (D^2 + D) + cells 2 D^2                 W meets the cell, not each gene
@@ -82,7 +92,8 @@ def forward_flops(config: ModelConfig, amounts: Amounts, *, cell_prompt: bool = 
     """
     d, wide = config.d_model, 2 if config.use_domain_labels else 1
     a, heads = amounts, 2 if config.explicit_zero_prob else 1
-    layers = config.n_layers * (a.encoded * (8 * d * d + 4 * d * config.d_hid) + a.pairs * 4 * d)
+    weights = a.encoded * (6 * d * d + 4 * d * config.d_hid) + a.projected * 2 * d * d
+    layers = config.n_layers * (weights + a.pairs * 4 * d)
     decoder = heads * a.predicted * 2 * (wide * d * d + d * d + d)
     total = layers + decoder
     if cell_prompt:

@@ -38,9 +38,11 @@ TERMS = {
     "unknown_mse": ("Unknown genes", "mean squared error"),
     "mvc_mse": ("From the cell embedding (MVC)", "mean squared error"),
     "prompt_mse": ("Prompted by the cell embedding", "mean squared error"),
+    "zero_nll": ("Above zero or not", "negative log likelihood"),
+    "mvc_zero_nll": ("Above zero or not (MVC)", "negative log likelihood"),
+    "similarity": ("Similarity of cells (ECS)", "loss"),
+    "domain_ce": ("Domains, by the adversary", "cross-entropy"),
     "class_ce": ("Classes", "cross-entropy"),
-    "domain_ce": ("Domains, adversary", "cross-entropy"),
-    "ecs": ("Similarity of cells (ECS)", "loss"),
 }
 """Titles and units of loss terms, for pictures; a term that isn't here is called by its own name."""
 

@@ -45,11 +45,49 @@ def counted(run) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("mvc", [True, False])
-def test_a_forward_pass_has_the_products_that_torch_counts(mvc):
-    model, batch = CellModel(config(mvc=mvc)), full_batch()
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"mvc": False},
+        {"explicit_zero_prob": True},
+        {"value_style": "category", "pad_value": 51.0, "mask_value": 52.0},
+        {"value_style": "scaling"},
+        {"n_classes": 5, "n_class_layers": 2},
+        {"n_domains": 3, "use_domain_labels": True, "adversary": True},
+    ],
+)
+def test_a_forward_pass_has_the_products_that_torch_counts(parts):
+    model, batch = CellModel(config(**parts)), full_batch()
+    domains_B = torch.arange(B) if "n_domains" in parts else None
     expected = forward_flops(model.config, Amounts.of(batch))
-    assert counted(lambda: model(batch)) == expected
+    assert counted(lambda: model(batch, domains_B=domains_B)) == expected
+
+
+@pytest.mark.parametrize("cell_prompt", [False, True])
+def test_unknown_genes_skip_the_keys_and_the_projection_that_they_do_not_have(cell_prompt):
+    model = CellModel(config(generate=True))
+    p, g = 7, 4
+    batch = GenerateBatch(
+        known_genes=torch.zeros(B, p, dtype=torch.int32),
+        known_values=torch.ones(B, p),
+        known_is_pad=torch.zeros(B, p, dtype=torch.bool),
+        unknown_genes=torch.ones(B, g, dtype=torch.int32),
+        unknown_targets=torch.ones(B, g),
+        unknown_is_pad=torch.zeros(B, g, dtype=torch.bool),
+        ratio=0.4,
+        keys=torch.arange(B),
+        labels={},
+        weight=torch.ones(B),
+    )
+    c = model.config
+    found = counted(lambda: model(batch, cell_prompt=cell_prompt))
+    # The reference computes all (P + G)^2 pairs and masks; values are embedded once more, too.
+    masked = B * ((p + g) ** 2 - p * p - g * (p + 1)) * 4 * c.d_model * c.n_layers
+    again = 2 * B * p * (c.d_model + c.d_model**2) if cell_prompt else 0
+    passes = 2 if cell_prompt else 1
+    expected = forward_flops(c, Amounts.of(batch), cell_prompt=cell_prompt)
+    assert found == expected + passes * masked + again
 
 
 def test_a_backward_pass_is_twice_the_forward_pass():
@@ -128,8 +166,8 @@ def test_unknown_genes_attend_to_the_known_ones_and_themselves():
 def test_the_published_model_needs_what_the_literature_says_of_its_size():
     """6 FLOPs a weight and token, apart from attention: 12 layers of 512 are 113 MFLOP a token."""
     whole = ModelConfig(n_tokens=60697, pad_id=60694)
-    token = Amounts(cells=0, encoded=1, valued=0, predicted=0, pairs=0)
-    pair = Amounts(cells=0, encoded=0, valued=0, predicted=0, pairs=1200)
+    token = Amounts(cells=0, encoded=1, valued=0, projected=1, predicted=0, pairs=0)
+    pair = Amounts(cells=0, encoded=0, valued=0, projected=0, predicted=0, pairs=1200)
     assert training_flops(whole, token) == pytest.approx(113e6, rel=0.01)
     assert training_flops(whole, pair) == pytest.approx(88e6, rel=0.01)
 

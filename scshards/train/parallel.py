@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -49,6 +50,8 @@ def prepare(model: CellModel, ranks: Ranks, settings: RunSettings) -> None:
         for layer in model.transformer_encoder.layers:
             layer.compile(dynamic=False)
     if settings.parallel == "fsdp2" and ranks.world_size > 1:
+        # Of in-place changes of what the model returns, which nobody makes.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = DeviceMesh.from_group(_group(ranks), ranks.device.type)
         for layer in model.transformer_encoder.layers:
             fully_shard(layer, mesh=mesh)

@@ -1,4 +1,4 @@
-"""One step of plain SGD on this rank's share of a batch; the first rank writes what came of it.
+"""One step of plain SGD on this rank's share of a batch, for each task; the first rank writes it down.
 
 Started by test_train_step.py through torch.distributed.run.
 """
@@ -11,39 +11,68 @@ import sys
 import torch
 from train_support import small_batch, small_config, small_model
 
+from scshards.cells.batch import Batch, GenerateBatch
 from scshards.train.setup import ranks
 from scshards.train.step import Stepper
-from scshards.train.tasks_pretrain import MaskTask
+from scshards.train.tasks import Task
+from scshards.train.tasks_finetune import AnnotateTask
+from scshards.train.tasks_pretrain import GenerateTask, MaskTask
+
+
+def tasks() -> dict[str, tuple[Task, Batch | GenerateBatch]]:
+    """Each task with a whole batch; those whose losses are sums over cells, not over pairs of them."""
+    whole = small_batch(8)
+    whole.labels["kind"] = torch.tensor([0, 1, 2, -1, 2, 1, 0, 2])
+    half = whole.genes.shape[1] // 2
+    generated = GenerateBatch(
+        known_genes=whole.genes[:, :half],
+        known_values=whole.targets[:, :half],
+        known_is_pad=whole.is_pad[:, :half],
+        unknown_genes=whole.genes[:, half:],
+        unknown_targets=whole.targets[:, half:],
+        unknown_is_pad=whole.is_pad[:, half:],
+        ratio=0.5,
+        keys=whole.keys,
+        labels=whole.labels,
+        weight=whole.weight,
+    )
+    annotate = AnnotateTask(small_model(n_classes=3), "kind")
+    generate = GenerateTask(small_model(generate=True), cell_prompt_after=0)
+    return {
+        "mask": (MaskTask(small_model()), whole),
+        "generate": (generate, generated),
+        "annotate": (annotate, whole),
+    }
+
+
+def share(whole: Batch | GenerateBatch, rank: int, world_size: int) -> Batch | GenerateBatch:
+    r = slice(rank, None, world_size)
+    parts = {
+        f.name: value[r]
+        for f in dataclasses.fields(whole)
+        if isinstance(value := getattr(whole, f.name), torch.Tensor)
+    }
+    return dataclasses.replace(whole, labels={k: v[r] for k, v in whole.labels.items()}, **parts)
 
 
 def main(out: str) -> None:
-    model = small_model()
-    whole = small_batch(8)
+    found = {}
     with ranks("cpu") as here:
-        r = slice(here.rank, None, here.world_size)
-        parts = {
-            f.name: getattr(whole, f.name)[r]
-            for f in dataclasses.fields(whole)
-            if f.name != "labels"
-        }
-        batch = dataclasses.replace(whole, labels={}, **parts)
-        config = small_config("optim.clip=1e9")
-        sgd = torch.optim.SGD(model.parameters(), lr=0.0)
-        stepper = Stepper(MaskTask(model), sgd, config, here, micro_batch=2, total_steps=10)
-        result = stepper.step(batch, 9)
-        sums = here.total(result.sums.tolist())
-        shares = here.gather(int(batch.is_masked.sum()))
+        for name, (task, whole) in tasks().items():
+            batch = share(whole, here.rank, here.world_size)
+            config = small_config("optim.clip=1e9")
+            sgd = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.0)
+            stepper = Stepper(task, sgd, config, here, micro_batch=2, total_steps=10)
+            result = stepper.step(batch, 9)
+            found[name] = {
+                "weights": task.model.state_dict(),
+                "sums": here.total(result.sums.tolist()),
+                "counts": result.counts.tolist(),
+                "grad_norm": result.grad_norm,
+                "shares": here.gather(task.counts(batch)[task.criterion]),
+            }
         if here.is_main:
-            torch.save(
-                {
-                    "weights": model.state_dict(),
-                    "sums": sums,
-                    "n_masked": result.counts[0].item(),
-                    "grad_norm": result.grad_norm,
-                    "shares": shares,
-                },
-                out,
-            )
+            torch.save(found, out)
 
 
 if __name__ == "__main__":

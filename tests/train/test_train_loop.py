@@ -13,7 +13,7 @@ from train_support import small_config
 from scshards.base.errors import ConfigError
 from scshards.model.scgpt import load_model
 from scshards.train import loop
-from scshards.train.checkpoint import complete
+from scshards.train.checkpoint import complete, read_tensors
 from scshards.train.loop import train
 from scshards.train.metrics import read_metrics
 from scshards.train.step import Stepper
@@ -22,8 +22,7 @@ DROPOUT = "model.dropout=0.1"
 
 
 def _weights(run: Path, step: int) -> dict[str, torch.Tensor]:
-    path = run / "checkpoints" / f"step-{step:08d}" / "model.pt"
-    return torch.load(path, weights_only=True)
+    return read_tensors(run / "checkpoints" / f"step-{step:08d}")
 
 
 def _assert_same_run(a: Path, b: Path, step: int) -> None:
@@ -59,10 +58,7 @@ def test_a_run_writes_all_that_it_promises(straight, shards):
         "metrics.jsonl",
         "vocab.json",
     }
-    assert [p.name for p in complete(straight / "checkpoints")] == [
-        "step-00000010",
-        "step-00000020",
-    ]
+    assert complete(straight / "checkpoints") == ["step-00000010", "step-00000020"]
     lines = read_metrics(straight / "metrics.jsonl")
     assert [(m["kind"], m["step"]) for m in lines] == [
         ("train", 5),
@@ -115,7 +111,7 @@ def test_a_signal_saves_and_the_same_call_goes_on(straight, shards, tmp_path, mo
     summary = train(shards, run, config, shown=False)
     assert summary.stopped_by == number.name
     assert summary.step in (15, 16), "after the step in progress, or the next"
-    assert complete(run / "checkpoints")[-1].name == f"step-{summary.step:08d}"
+    assert complete(run / "checkpoints")[-1] == f"step-{summary.step:08d}"
     assert "the same command goes on" in summary.text()
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
 

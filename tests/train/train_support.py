@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from scshards.cells.batch import Batch
@@ -35,7 +37,7 @@ def small_config(*settings: str) -> TrainConfig:
     return TrainConfig.read(None, [*SMALL, *settings])
 
 
-def small_model(dropout: float = 0.0) -> CellModel:
+def small_model(dropout: float = 0.0, **options: Any) -> CellModel:
     config = ModelConfig(
         n_tokens=N_GENES + 2,
         pad_id=PAD,
@@ -44,6 +46,7 @@ def small_model(dropout: float = 0.0) -> CellModel:
         d_hid=16,
         n_layers=2,
         dropout=dropout,
+        **options,
     )
     return CellModel(config, seed=1)
 

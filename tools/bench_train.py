@@ -100,11 +100,9 @@ def measure(args: argparse.Namespace, size: str, device: str) -> Part:
         chosen = in_process(_config, [*base, *settings], own)[0]
         return lambda: in_process(jobs.ours, own, chosen, window, windows)
 
-    measured = {"scshards train, padded": ours()}
+    packed = f"data.tokens_per_batch={in_process(_packed_tokens, own, config)}"
+    measured = {"scshards train, padded": ours(), "scshards train, packed": ours(packed)}
     if device == "cuda":
-        tokens = config.run.batch_size * config.data.max_length
-        packed = f"data.tokens_per_batch={in_process(_packed_tokens, own, config) or tokens}"
-        measured["scshards train, packed"] = ours(packed)
         measured["scshards train, packed, compiled"] = ours(packed, "run.compile=true")
     peer = "plain loop, nn.TransformerEncoder"
     measured[peer] = lambda: in_process(jobs.plain, stock, config, model, window, windows)

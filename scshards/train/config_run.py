@@ -116,7 +116,8 @@ class RunSettings:
             check(value is None or value >= 1, f"run.{name}", "must be at least 1")
         check(self.checkpoints != "", "run.checkpoints", "must not be empty; leave it out")
         check(len({*self.trackers}) == len(self.trackers), "run.trackers", "names one twice")
-        check((self.peak_tflops or 1) > 0, "run.peak_tflops", "must be above 0")
+        peak = self.peak_tflops
+        check(peak is None or peak > 0, "run.peak_tflops", "must be above 0")
 
 
 def check(ok: bool, where: str, what: str) -> None:

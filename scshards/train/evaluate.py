@@ -138,6 +138,9 @@ def validate(
     Every rank must call it; all get the same score.
     """
     task.eval()
+    ranks.share(
+        task.buffers()
+    )  # statistics of batch norm: those that the best model is written with
     loader.set_epoch(0)
     terms = tuple(task.terms)
     sums = torch.zeros(len(terms), dtype=torch.float64, device=ranks.device)

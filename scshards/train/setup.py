@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +47,15 @@ class Ranks:
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def share(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give all ranks the first rank's values of some (small) tensors, in place."""
+        if self.world_size == 1:
+            return
+        for tensor in tensors:
+            on_cpu = tensor.detach().cpu()
+            dist.broadcast(on_cpu, 0)
+            tensor.copy_(on_cpu)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any rank; every rank gets the same answer."""

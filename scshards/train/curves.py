@@ -24,6 +24,20 @@ COLORS = (
 SMOOTHED_FROM = 120
 """Points of a curve from which on its running median is drawn over it."""
 
+FIGURES = {
+    "accuracy": "Accuracy of classes",
+    "macro_f1": "F1 of classes, their mean",
+    "avg_bio": "avg_bio: mean of NMI, ARI, ASW",
+    "nmi": "NMI of clusters and classes",
+    "ari": "ARI of clusters and classes",
+    "asw": "ASW of classes",
+    "asw_domain": "Domains mixed (1 - ASW)",
+}
+"""Titles of what else an evaluation says."""
+
+BESIDE = "pca_"
+"""A field of this prefix is a level to compare the field without it with."""
+
 BASELINES = (
     ("gene_mean", "each gene's mean", "#d95f0e", "--"),
     ("cell_mean", "each cell's mean", "#8c6bb1", ":"),
@@ -99,8 +113,9 @@ def panels(runs: Sequence[Curves]) -> list[Panel]:
     if len(terms) > 1 and "loss" in train:
         found.append(Panel(key="loss", title="All losses, weighted", unit="loss", is_loss=True))
     for key in valid:
-        if key not in terms and not key.startswith("n_"):
-            found.append(Panel(key=key, title=key.replace("_", " "), unit="held-out cells"))
+        if key not in terms and not key.startswith(("n_", "metric_", BESIDE)):
+            title = FIGURES.get(key, key.replace("_", " "))
+            found.append(Panel(key=key, title=title, unit="held-out cells"))
     rest = (
         Panel(key="lr", title="Learning rate", unit="", is_exact=True),
         Panel(key="grad_norm", title="Gradient norm", unit="before clipping", may_be_log=True),
@@ -144,13 +159,18 @@ def draw(ax: Any, panel: Panel, runs: Sequence[Curves]) -> None:
                 **{"color": strong, "lw": 2.2, "marker": "o", "ms": 4.0, "label": label},
             )
             shown.append(held * panel.scale)
+        _, beside = run.points("valid", BESIDE + panel.key)
+        if len(beside):
+            style = {"color": "#d95f0e" if alone else strong, "lw": 1.6, "ls": "--"}
+            ax.axhline(beside[-1], label=f"PCA ({_short(beside[-1])})" if alone else None, **style)
+            shown.append(beside[-1:])
     if panel.key == "masked_mse":
         shown += _baselines(ax, runs)
     _limits(ax, panel, shown)
     ax.set(xlabel="step", ylabel=panel.unit, title=panel.title)
     ax.grid(axis="y", color=GRID, lw=0.8)
     ax.set_axisbelow(True)
-    if ax.get_legend_handles_labels()[1]:
+    if len(ax.get_legend_handles_labels()[1]) > 1:
         ax.legend(loc="upper right" if panel.is_loss else "best", fontsize=9.5)
 
 

@@ -110,7 +110,8 @@ class Window:
         self._ranks, self._weights = ranks, dict(weights)
         self._model, self._peak = model, peak
         self._last: StepResult | None = None
-        self._whole: Tensor | None = None
+        self._whole = torch.zeros(6, dtype=torch.float64)
+        self._windows = 0
         self._clear()
 
     def add(self, result: StepResult, batch: AnyBatch, *, seconds: float, waited: float) -> None:
@@ -134,7 +135,9 @@ class Window:
         own = [*self._tokens.tolist(), self._seconds, self._waited, self._flops]
         total = torch.tensor(self._ranks.total([*own, *self._sums.tolist()]), dtype=torch.float64)
         measured, sums = total[: len(own)], total[len(own) :]
-        self._whole = measured if self._whole is None else self._whole + measured
+        self._windows += 1
+        # The first one waits for the stream to start, and for what is compiled or tuned once.
+        self._whole = measured if self._windows <= 2 else self._whole + measured
         means = {
             term: float(s / n) if n else None
             for term, s, n in zip(self._weights, sums, self._counts, strict=True)
@@ -151,8 +154,8 @@ class Window:
         return values
 
     def whole(self) -> dict[str, float]:
-        """The rates over all windows so far; {} before the first."""
-        return {} if self._whole is None else self._rates(self._whole)
+        """The rates over all windows but the first, if there are more; {} before it."""
+        return self._rates(self._whole) if self._windows else {}
 
     def _rates(self, measured: Tensor) -> dict[str, float]:
         tokens, padded, cells, seconds, waited, flops = measured.tolist()

@@ -97,7 +97,7 @@ def _draw(
     """All curves in one grid; or embeddings beside the first curve, large, and the others below."""
     curves = panels(runs)
     top = 1 + len(embeddings) if embeddings else 0
-    width = 6.4 * top if top else 4.8 * min(3, len(curves))
+    width = 6.4 * top if top else 4.8 * min(3 if len(curves) <= 12 else 4, len(curves))
     below = curves[1:] if top else curves
     columns = min(round(width / 4.6), len(below))
     rows = -(-len(below) // columns) if below else 0

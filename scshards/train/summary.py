@@ -39,7 +39,8 @@ class Summary:
         The loss terms of the last log line, by name.
     rates
         Cells and tokens a second, MFU where it is known, the share of data wait and memory, as in
-        metrics.jsonl, but over all steps of this call; {} when it took none.
+        metrics.jsonl, but over all log lines of this call without the first, which waits for things
+        to start (unless it is the only one); {} when it took no step.
     stopped_by
         The signal that ended it, None when it reached its last step.
     """

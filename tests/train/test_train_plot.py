@@ -76,7 +76,7 @@ def test_everything_that_a_run_measured_has_a_panel(tmp_path):
         "train", 1, steps=1, loss=4.0, masked_mse=2.0, new_term=2.0, memory_bytes=9**9, **rates
     )
     log.write("train", 2, steps=1, loss=3.0, masked_mse=1.0, new_term=2.0, mfu=0.4, **rates)
-    log.write("valid", 2, masked_mse=3.0, accuracy=0.5, **COUNTS)
+    log.write("valid", 2, masked_mse=3.0, accuracy=0.5, pca_accuracy=0.25, metric_cells=9, **COUNTS)
     curves = Curves(name="run", metrics=read_metrics(tmp_path / "metrics.jsonl"), baselines={})
     assert [p.key for p in panels([curves])] == [
         *("masked_mse", "new_term", "loss", "accuracy"),
@@ -87,7 +87,7 @@ def test_everything_that_a_run_measured_has_a_panel(tmp_path):
         draw(ax, panel, [curves])
     drawn = {ax.get_title(): [line.get_xydata().tolist() for line in ax.lines] for ax in axes}
     assert drawn["Masked values"] == [[[1, 2], [2, 1]], [[2, 3]]]
-    assert drawn["accuracy"] == [[[2, 0.5]]]
+    assert drawn["Accuracy of classes"] == [[[2, 0.5]], [[0, 0.25], [1, 0.25]]]
     assert drawn["Model FLOP/s utilization"] == [[[2, 40]]]
     assert drawn["Waiting for data"] == [[[1, 50], [2, 50]]]
     pyplot().close(figure)

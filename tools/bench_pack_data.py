@@ -13,8 +13,11 @@ NAMES = [f"G{i:05d}" for i in range(GENES)]
 _TABLE = 1 << 20
 
 
-def dense_cells(cells: int, *, seed: int) -> sp.csr_matrix:
-    """Cells of about 3,500 values: a library of lognormal depth drawn from a power law of genes."""
+def dense_cells(cells: int, *, seed: int, depth: int = 4500, least: int = 500) -> sp.csr_matrix:
+    """Libraries of lognormal depth, `depth` its median, drawn from a power law of genes.
+
+    A depth of 4,500 gives about 3,500 values a cell.
+    """
     rng = np.random.default_rng(seed)
     weights = rng.permutation(1 / np.arange(1, GENES + 1) ** 0.8)
     # Drawing from a table in which a gene stands as often as it is likely is drawing from the weights.
@@ -22,8 +25,8 @@ def dense_cells(cells: int, *, seed: int) -> sp.csr_matrix:
     table = np.repeat(np.arange(GENES, dtype=np.int32), np.diff(ends, prepend=0))
     indices, data, indptr = [], [], [0]
     for _ in range(cells):
-        depth = int(np.clip(rng.lognormal(np.log(4500), 0.7), 500, 60_000))
-        counts = np.bincount(table[rng.integers(0, _TABLE, depth)], minlength=GENES)
+        drawn = int(np.clip(rng.lognormal(np.log(depth), 0.7), least, 60_000))
+        counts = np.bincount(table[rng.integers(0, _TABLE, drawn)], minlength=GENES)
         ids = np.flatnonzero(counts)
         indices.append(ids.astype(np.int32))
         data.append(counts[ids].astype(np.float32))

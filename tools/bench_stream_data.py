@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgpack
 import numpy as np
+import scipy.sparse as sp
 from bench_pack_data import GENES, NAMES, dense_cells, write_h5ad
 
 from scshards.cells.vocab import Vocab
@@ -119,8 +120,6 @@ class Data:
 
 
 def _make(folder: Path, cells: int) -> None:
-    import webdataset as wds
-
     x = dense_cells(cells, seed=0)
     folder.mkdir(parents=True)
     source = folder / "cells.h5ad"
@@ -128,11 +127,18 @@ def _make(folder: Path, cells: int) -> None:
     options = PackOptions(workers=1, cells_per_shard=-(-cells // SHARDS))
     pack([str(source)], str(folder / "own"), Vocab.from_genes(NAMES), options, progress=False)
     source.unlink()
-    # What a user of stock webdataset would write: one msgpack a cell, arrays as their bytes.
+    write_stock(folder / "stock", x, SHARDS)
+
+
+def write_stock(folder: Path, x: sp.csr_matrix, shards: int) -> None:
+    """What a user of stock webdataset would write: one msgpack a cell, arrays as their bytes."""
+    import webdataset as wds
+
     assert GENES < 1 << 16
-    (folder / "stock").mkdir()
+    folder.mkdir()
+    cells = x.shape[0]
     with wds.ShardWriter(
-        f"file:{folder}/stock/%06d.tar", maxcount=-(-cells // SHARDS), verbose=0
+        f"file:{folder}/%06d.tar", maxcount=-(-cells // shards), verbose=0
     ) as writer:
         for i in range(cells):
             row = slice(x.indptr[i], x.indptr[i + 1])

@@ -1,4 +1,4 @@
-"""`scshards plot`: a run's loss curve, and cell embeddings, in one picture."""
+"""`scshards plot`: the curves of runs, and cell embeddings, in one picture."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import click
 
 
 @click.command("plot")
-@click.argument("run")
-@click.option("-o", "--output", required=True, metavar="FILE.png", help="The picture.")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+@click.option(
+    "-o", "--output", metavar="FILE.png", help="The picture; RUN/curves.png unless given."
+)
 @click.option(
     "--embedding",
     "embeddings",
@@ -22,11 +24,19 @@ import click
     multiple=True,
     help="The obs column that colours the cells; one for each --embedding, or one for all.",
 )
-def command(run: str, output: str, embeddings: tuple[str, ...], colors: tuple[str, ...]) -> None:
-    """Draw the loss curve of RUN, with the baselines that `scshards evaluate` found.
+def command(
+    runs: tuple[str, ...], output: str | None, embeddings: tuple[str, ...], colors: tuple[str, ...]
+) -> None:
+    """Draw the curves of RUN: losses, learning rate, gradient norm, throughput, validation.
 
-    Each --embedding adds a panel: the first two principal components of the cells' embeddings.
+    The baselines that `scshards evaluate` found are drawn too. Several runs come in one picture, each
+    in a colour of its own. Each --embedding adds a panel: the first two principal components of the
+    cells' embeddings.
+
+    \b
+      scshards plot run
+      scshards plot run other-run -o both.png
     """
     from scshards.train.plot import plot
 
-    click.echo(plot(run, output, embeddings=embeddings, colors=colors))
+    click.echo(plot(runs, output, embeddings=embeddings, colors=colors))

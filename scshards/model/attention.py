@@ -126,11 +126,11 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """float [B, L, D], [T, D] or [B, N, D], as the layout is, to the same shape."""
-        qkv = self.Wqkv(x).unflatten(-1, (3, self.n_heads, -1))
+        # Cut along the last axis: its gradient is put together again in one pass, not two.
+        q, k, v = (x.unflatten(-1, (self.n_heads, -1)) for x in self.Wqkv(x).chunk(3, dim=-1))
         if isinstance(layout, Packed):
-            q_THE, k_THE, v_THE = qkv.unbind(1)
-            return self.out_proj(attend_packed(q_THE, k_THE, v_THE, layout).flatten(1))
-        q_BHLE, k_BHLE, v_BHLE = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            return self.out_proj(attend_packed(q, k, v, layout).flatten(1))
+        q_BHLE, k_BHLE, v_BHLE = (x.transpose(1, 2) for x in (q, k, v))
         dropout = self.dropout if self.training else 0.0
         if isinstance(layout, Padded):
             out_BHLE = attend(q_BHLE, k_BHLE, v_BHLE, layout.is_pad, dropout)

@@ -97,6 +97,10 @@ class RunSettings:
     """ddp: every rank has the whole model; fsdp2: weights, gradients and moments are dealt out."""
     compile: bool = False
     """Compile the encoder's layers with torch.compile, for batches of one width (`max_length`)."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where the lines of metrics.jsonl go as well; each needs the extra of its name."""
+    peak_tflops: float | None = None
+    """What the device can do, for MFU; None: as the GPU's name says, if it is a known one."""
     deterministic: bool = False
     """Only algorithms that give the same bits each time; slower on CUDA."""
 
@@ -111,6 +115,9 @@ class RunSettings:
             value = getattr(self, name)
             check(value is None or value >= 1, f"run.{name}", "must be at least 1")
         check(self.checkpoints != "", "run.checkpoints", "must not be empty; leave it out")
+        check(len({*self.trackers}) == len(self.trackers), "run.trackers", "names one twice")
+        peak = self.peak_tflops
+        check(peak is None or peak > 0, "run.peak_tflops", "must be above 0")
 
 
 def check(ok: bool, where: str, what: str) -> None:

@@ -34,6 +34,7 @@ def train_loader(
         seed=config.run.seed,
         **_shape(config),
         **_place(ranks),
+        tokens_per_batch=data.tokens_per_batch,
         lanes=data.lanes,
         shuffle_buffer=data.shuffle_buffer,
         where=_where(config, data.where),

@@ -26,6 +26,7 @@ from scshards.train.config import TrainConfig
 from scshards.train.data import endless, has_split, once_loader, train_loader
 from scshards.train.ema import WeightAverage
 from scshards.train.evaluate import validate
+from scshards.train.flops import peak_flops
 from scshards.train.folder import RunFolder
 from scshards.train.integration_cells import IntegrationMetrics
 from scshards.train.metrics import MetricsLog, Window
@@ -34,8 +35,9 @@ from scshards.train.parallel import eager, prepare, unsharded
 from scshards.train.preempt import StopSignals
 from scshards.train.setup import ranks
 from scshards.train.step import Stepper
-from scshards.train.summary import CRITERIA, Summary
+from scshards.train.summary import Summary, progress_note
 from scshards.train.tasks_setup import plan_task
+from scshards.train.trackers import check_trackers, open_trackers
 
 
 def train(
@@ -77,6 +79,7 @@ def train(
             ranks(every.device, every.precision, deterministic=every.deterministic)
         )
         shown = shown and here.is_main
+        check_trackers(every.trackers)
         run = RunFolder(folder)
         changed = run.check(config)
 
@@ -139,7 +142,11 @@ def train(
         here.barrier()
         if here.is_main:
             run.claim(config, root)
-        log = MetricsLog(run.metrics, state.step, enabled=here.is_main)
+        names = every.trackers if here.is_main else ()
+        trackers = stack.enter_context(
+            open_trackers(names, run.path, config.tables(), step=state.step)
+        )
+        log = MetricsLog(run.metrics, state.step, enabled=here.is_main, trackers=trackers)
         if shown:
             for note in notes:
                 print(note, file=sys.stderr)
@@ -159,9 +166,10 @@ def train(
             average=average,
             skipped_in_a_row=state.skipped_in_a_row,
         )
-        window = Window(here, task.terms)
+        peak = peak_flops(here.device, bf16=here.bf16, told=every.peak_tflops)
+        window = Window(here, task.terms, model.config, peak)
         batches = stack.enter_context(closing(endless(loader)))
-        train_loss: float | None = None
+        terms: dict[str, float] = {}
         note, valid_note, stopped = "", "", False
         progress = stack.enter_context(
             Progress(
@@ -218,7 +226,7 @@ def train(
             batch = next(batches)
             waited = time.perf_counter() - t0
             result = stepper.step(batch, state.step, stop=bool(signals))
-            window.add(result, seconds=time.perf_counter() - t0, waited=waited)
+            window.add(result, batch, seconds=time.perf_counter() - t0, waited=waited)
             state.step += 1
             state.skipped_in_a_row = stepper.skipped_in_a_row
             if result.skip is not None:
@@ -230,8 +238,8 @@ def train(
             if state.step % every.log_every == 0 or stopped or state.step == total:
                 line = window.close()
                 log.write("train", state.step, epoch=state.step / steps_per_epoch, **line)
-                train_loss = line[task.criterion]
-                note = _note(state.step, task.criterion, line) + valid_note
+                terms = {name: line[name] for name in task.terms if line[name] is not None}
+                note = progress_note(state.step, task.criterion, terms, line) + valid_note
             progress.add(1, note)
             stopped = stopped or not assess()
             if state.step % every.save_every == 0 or stopped or state.step == total:
@@ -257,15 +265,10 @@ def train(
             precision="bf16" if here.bf16 else "fp32",
             seconds=state.seconds,
             criterion=task.criterion,
-            train_loss=train_loss,
+            train_loss=terms.get(task.criterion),
+            terms=terms,
+            rates=window.whole(),
             best_step=state.best_step,
             best_loss=state.best_loss,
             stopped_by=(signals.caught or "a signal to another rank") if stopped else None,
         )
-
-
-def _note(step: int, criterion: str, line: Mapping[str, Any]) -> str:
-    return (
-        f"step {step}, {CRITERIA[criterion]} {line[criterion]:.4g}, lr {line['lr']:.2e}, "
-        f"{line['cells_per_s']:,.0f} cells/s, data wait {100 * line['data_wait']:.1f}%"
-    )

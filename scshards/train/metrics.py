@@ -3,21 +3,51 @@
     {"kind": "train", "step": 20, "epoch": 0.4, "loss": ..., "masked_mse": ..., "cells_per_s": ...}
     {"kind": "valid", "step": 20, "epoch": 0.4, "masked_mse": ..., "mvc_mse": ..., "is_best": true}
 
-`docs/training.md` lists every field. Called by the loop; read by plot.
+Every line goes to the run's trackers as well. `docs/training.md` lists every field. Called by the loop;
+read by plot.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from scshards.model.config import ModelConfig
+from scshards.train.flops import Amounts, training_flops
+from scshards.train.micro import AnyBatch
 from scshards.train.setup import Ranks
 from scshards.train.step import StepResult
+from scshards.train.trackers import Tracker, numbers_of
+
+MEASURED = frozenset(
+    {
+        *("steps", "loss", "lr", "grad_norm"),
+        *("cells_per_s", "tokens_per_s", "padded_tokens_per_s", "mfu", "data_wait", "memory_bytes"),
+    }
+)
+"""The fields of a train line that are no loss term; all others are."""
+
+TERMS = {
+    "masked_mse": ("Masked values", "mean squared error"),
+    "unknown_mse": ("Unknown genes", "mean squared error"),
+    "mvc_mse": ("From the cell embedding (MVC)", "mean squared error"),
+    "prompt_mse": ("Prompted by the cell embedding", "mean squared error"),
+    "zero_nll": ("Above zero or not", "negative log likelihood"),
+    "mvc_zero_nll": ("Above zero or not (MVC)", "negative log likelihood"),
+    "similarity": ("Similarity of cells (ECS)", "loss"),
+    "domain_ce": ("Domains, by the adversary", "cross-entropy"),
+    "class_ce": ("Classes", "cross-entropy"),
+}
+"""Titles and units of loss terms, for pictures; a term that isn't here is called by its own name."""
+
+PROMPT = "prompt_mse"
+"""The loss term of the second pass, which a step has or has not."""
 
 
 class MetricsLog:
@@ -27,8 +57,10 @@ class MetricsLog:
     and a line that was cut off, would stand there twice.
     """
 
-    def __init__(self, path: Path, step: int, *, enabled: bool = True) -> None:
-        self._path, self._enabled = path, enabled
+    def __init__(
+        self, path: Path, step: int, *, enabled: bool = True, trackers: Sequence[Tracker] = ()
+    ) -> None:
+        self._path, self._enabled, self._trackers = path, enabled, trackers
         if not enabled:
             return
         kept = [m for m in read_metrics(path) if m["step"] <= step] if step else []
@@ -43,6 +75,9 @@ class MetricsLog:
         line = {"kind": kind, "step": step} | {k: _plain(v) for k, v in values.items()}
         with self._path.open("a") as f:
             f.write(json.dumps(line, allow_nan=False) + "\n")
+        if numbers := numbers_of({k: line[k] for k in values}):
+            for tracker in self._trackers:
+                tracker.write(kind, step, numbers)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -57,15 +92,30 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class Window:
-    """What the steps since the last log line add up to; `weights` are those of the loss terms."""
+    """What the steps since the last log line add up to.
 
-    def __init__(self, ranks: Ranks, weights: Mapping[str, float]) -> None:
+    Parameters
+    ----------
+    weights
+        Those of the loss terms, by name.
+    model
+        What the arithmetic of a step is a function of.
+    peak
+        FLOP/s of each rank's device at most; None where nobody knows, and there is no MFU then.
+    """
+
+    def __init__(
+        self, ranks: Ranks, weights: Mapping[str, float], model: ModelConfig, peak: float | None
+    ) -> None:
         self._ranks, self._weights = ranks, dict(weights)
+        self._model, self._peak = model, peak
         self._last: StepResult | None = None
+        self._whole = torch.zeros(6, dtype=torch.float64)
+        self._windows = 0
         self._clear()
 
-    def add(self, result: StepResult, *, seconds: float, waited: float) -> None:
-        """Count one step that took `seconds`, `waited` of them for its batch."""
+    def add(self, result: StepResult, batch: AnyBatch, *, seconds: float, waited: float) -> None:
+        """Count one step on a batch that took `seconds`, `waited` of them for the batch."""
         self._sums += result.sums
         self._counts += result.counts
         self._tokens += torch.tensor([result.tokens, result.padded_tokens, result.cells])
@@ -73,40 +123,58 @@ class Window:
         self._waited += waited
         self._steps += 1
         self._last = result
+        if self._peak is not None:
+            has_prompt = PROMPT in result.terms and result.counts[result.terms.index(PROMPT)] > 0
+            self._flops += training_flops(
+                self._model, Amounts.of(batch), cell_prompt=bool(has_prompt)
+            )
 
     def close(self) -> dict[str, Any]:
         """The window's metrics over all ranks, and an empty window; every rank must call it."""
         assert self._last is not None
-        r = self._ranks
-        tokens, padded, cells, seconds, waited, *sums = r.total(
-            [*self._tokens.tolist(), self._seconds, self._waited, *self._sums.tolist()]
-        )
+        own = [*self._tokens.tolist(), self._seconds, self._waited, self._flops]
+        total = torch.tensor(self._ranks.total([*own, *self._sums.tolist()]), dtype=torch.float64)
+        measured, sums = total[: len(own)], total[len(own) :]
+        self._windows += 1
+        # The first one waits for the stream to start, and for what is compiled or tuned once.
+        self._whole = measured if self._windows <= 2 else self._whole + measured
         means = {
-            term: total / count if count else None
-            for term, total, count in zip(self._weights, sums, self._counts.tolist(), strict=True)
+            term: float(s / n) if n else None
+            for term, s, n in zip(self._weights, sums, self._counts, strict=True)
         }
-        wall = seconds / r.world_size
         values = {
             "steps": self._steps,
             "loss": sum(w * (means[t] or 0.0) for t, w in self._weights.items()),
             **means,
             "lr": self._last.lr,
             "grad_norm": self._last.grad_norm,
-            "cells_per_s": cells / wall,
-            "tokens_per_s": tokens / wall,
-            "padded_tokens_per_s": padded / wall,
-            "data_wait": waited / seconds,
-            "memory_bytes": r.memory(),
+            **self._rates(measured),
         }
         self._clear()
         return values
+
+    def whole(self) -> dict[str, float]:
+        """The rates over all windows but the first, if there are more; {} before it."""
+        return self._rates(self._whole) if self._windows else {}
+
+    def _rates(self, measured: Tensor) -> dict[str, float]:
+        tokens, padded, cells, seconds, waited, flops = measured.tolist()
+        wall = seconds / self._ranks.world_size
+        return {
+            "cells_per_s": cells / wall,
+            "tokens_per_s": tokens / wall,
+            "padded_tokens_per_s": padded / wall,
+            **({} if self._peak is None else {"mfu": flops / (seconds * self._peak)}),
+            "data_wait": waited / seconds,
+            "memory_bytes": self._ranks.memory(),
+        }
 
     def _clear(self) -> None:
         self._sums = torch.zeros(len(self._weights), dtype=torch.float64)
         self._counts = torch.zeros(len(self._weights), dtype=torch.float64)
         self._tokens = torch.zeros(3, dtype=torch.int64)
         self._steps = 0
-        self._seconds = self._waited = 0.0
+        self._seconds = self._waited = self._flops = 0.0
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A run as a picture: the loss curve with its baselines, and embeddings in two dimensions.
+"""Runs as a picture: their curves with the baselines, and embeddings in two dimensions.
 
 Needs matplotlib (the extra `plot`). Called by `scshards plot`.
 """
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError, SourceError
-from scshards.base.pictures import GRID, STYLE, pyplot, save
+from scshards.base.pictures import STYLE, pyplot, save
+from scshards.train.curves import Curves, draw, legend, panels
 from scshards.train.folder import RunFolder
 from scshards.train.metrics import read_metrics
 
@@ -27,20 +28,20 @@ PALETTE = (
 
 
 def plot(
-    folder: str,
-    output: str,
+    folders: str | Sequence[str],
+    output: str | None = None,
     *,
     embeddings: Sequence[str] = (),
     colors: Sequence[str] = (),
 ) -> Path:
-    """Draw a run's loss curve, and one panel for each embedding; returns the picture's path.
+    """Draw the curves of one or more runs, and one panel for each embedding; returns the picture.
 
     Parameters
     ----------
-    folder
+    folders
         What `scshards train -o` wrote; with evaluation.json, the baselines are drawn too.
     output
-        The picture; its suffix names the format.
+        The picture; its suffix names the format. None: curves.png in the folder of the only run.
     embeddings
         h5ad files with `obsm["X_scshards"]`.
     colors
@@ -49,35 +50,76 @@ def plot(
     Raises
     ------
     ConfigError
-        When matplotlib is not installed, the folder is no run, or colours and files do not pair.
+        When matplotlib is not installed, a folder is no run or has no metrics yet, colours and
+        files do not pair, or there is no output for several runs.
     SourceError
         When a file lacks the embedding or the column.
     """
     plt = pyplot()
-    run = RunFolder(folder)
-    run.config()  # refuses a folder that is no run
+    folders = [folders] if isinstance(folders, str) else list(folders)
+    if output is None and len(folders) > 1:
+        raise ConfigError("several runs in one picture need a name for it", advice="give one: -o")
     if len(colors) not in (0, 1, len(embeddings)):
         raise ConfigError(
             f"{len(colors)} --color for {len(embeddings)} --embedding",
             advice="give one --color for each --embedding, one for all, or none",
         )
     per_panel = list(colors) if len(colors) == len(embeddings) else [*colors] * len(embeddings)
-    metrics = read_metrics(run.metrics)
-    if not metrics:
-        raise ConfigError("the run has no metrics yet", where=run.metrics)
-    baselines = run.read("evaluation.json") if run.evaluation.exists() else {}
-
-    n = 1 + len(embeddings)
+    runs = _runs(folders)
+    path = Path(output) if output is not None else Path(folders[0]) / "curves.png"
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            1, n, figsize=(6.4 * n, 5.0), layout="constrained", squeeze=False
-        )
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
-        _loss(axes[0][0], metrics, baselines)
-        for i, path in enumerate(embeddings):
-            _embedding(axes[0][1 + i], path, per_panel[i] if per_panel else None)
-        save(figure, output)
-    return Path(output)
+        _draw(plt, runs, embeddings, per_panel, str(path))
+    return path
+
+
+def _runs(folders: Sequence[str]) -> list[Curves]:
+    """The runs, named by as much of their paths as tells them apart."""
+    paths = [Path(f).resolve() for f in folders]
+    depth = 1
+    while len({p.parts[-depth:] for p in paths}) < len(set(paths)):
+        depth += 1
+    out = []
+    for folder, path in zip(folders, paths, strict=True):
+        run = RunFolder(folder)
+        run.config()  # refuses a folder that is no run
+        metrics = read_metrics(run.metrics)
+        if not metrics:
+            raise ConfigError("the run has no metrics yet", where=run.metrics)
+        baselines = run.read("evaluation.json") if run.evaluation.exists() else {}
+        name = "/".join(path.parts[-depth:])
+        out.append(Curves(name=name, metrics=metrics, baselines=baselines))
+    return out
+
+
+def _draw(
+    plt: Any, runs: list[Curves], embeddings: Sequence[str], colors: Sequence[str], output: str
+) -> None:
+    """All curves in one grid; or embeddings beside the first curve, large, and the others below."""
+    curves = panels(runs)
+    top = 1 + len(embeddings) if embeddings else 0
+    width = 6.4 * top if top else 4.8 * min(3 if len(curves) <= 12 else 4, len(curves))
+    below = curves[1:] if top else curves
+    columns = min(round(width / 4.6), len(below))
+    rows = -(-len(below) // columns) if below else 0
+    heights = ([5.0] if top else []) + ([3.3 * rows] if rows else [])
+    names = 0.4 * -(-(len(runs) + 2) // 5) if len(runs) > 1 else 0.0
+    figure = plt.figure(figsize=(width, sum(heights) + names), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    if top:
+        first, *rest = parts[0].subplots(1, top, squeeze=False)[0]
+        draw(first, curves[0], runs)
+        for i, (ax, path) in enumerate(zip(rest, embeddings, strict=True)):
+            _embedding(ax, path, colors[i] if colors else None)
+    if rows:
+        grid = parts[-1].subplots(rows, columns, squeeze=False).ravel()
+        for ax, panel in zip(grid, below, strict=False):
+            draw(ax, panel, runs)
+        for ax in grid[len(below) :]:
+            ax.set_axis_off()
+    if names:
+        legend(figure, runs, plt.Line2D)
+    save(figure, output)
 
 
 def principal_components(x: NDArray[Any], n: int = 2) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -92,39 +134,6 @@ def principal_components(x: NDArray[Any], n: int = 2) -> tuple[NDArray[Any], NDA
     axes = axes[:, :n]
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
     return centred @ axes, variance[:n] / max(variance.sum(), 1e-300)
-
-
-def _loss(ax: Any, metrics: list[dict[str, Any]], baselines: dict[str, Any]) -> None:
-    """Training and validation error over the steps; the baselines as dashed lines."""
-    train, valid = (
-        [(m["step"], m["masked_mse"]) for m in metrics if m["kind"] == kind and m["masked_mse"]]
-        for kind in ("train", "valid")
-    )
-    ax.plot(*_columns(train), color="#7fb3d5", lw=1.6, label="training cells")
-    best = f" (best {min(mse for _, mse in valid):.1f})" if valid else ""
-    ax.plot(
-        *_columns(valid), color="#08519c", lw=2.2, marker="o", ms=4.5, label="held-out cells" + best
-    )
-    levels = []
-    for key, label, color in (
-        ("gene_mean", "each gene's mean", "#d95f0e"),
-        ("cell_mean", "each cell's mean", "#8c6bb1"),
-    ):
-        if key in baselines:
-            levels.append(baselines[key])
-            label = f"{label} ({baselines[key]:.1f})"
-            ax.axhline(baselines[key], color=color, lw=1.6, ls="--", label=label)
-    # A fresh model's first losses are many times the rest and would flatten it: they leave the top.
-    shown = [mse for _, mse in train[len(train) // 10 :] + valid] + levels
-    if shown:
-        low, high = min(shown), max(shown)
-        room = max(high - low, 0.02 * high)
-        ax.set_ylim(max(0.0, low - 0.1 * room), high + 0.1 * room)
-    ax.set(xlabel="step", ylabel="mean squared error", title="Masked values")
-    ax.grid(axis="y", color=GRID, lw=0.8)
-    ax.set_axisbelow(True)
-    if ax.lines:
-        ax.legend(loc="upper right")
 
 
 def _embedding(ax: Any, path: str, column: str | None) -> None:
@@ -206,10 +215,6 @@ def _read(path: str, column: str | None) -> tuple[NDArray[Any], NDArray[Any] | N
         return x, np.where(missing, "missing", values.astype(str).to_numpy(dtype=str))
     finally:
         data.file.close()
-
-
-def _columns(points: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
-    return [step for step, _ in points], [mse for _, mse in points]
 
 
 def _short(name: str, most: int = 28) -> str:

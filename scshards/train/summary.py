@@ -1,8 +1,9 @@
-"""What a call of `train` did, in figures: what `scshards train` prints at its end."""
+"""What a call of `train` does and did, in a few figures: beside the progress bar, and at its end."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,12 @@ class Summary:
         Of the last log line, None when this call took no step.
     best_step, best_loss
         The best validation, None without a valid split.
+    terms
+        The loss terms of the last log line, by name.
+    rates
+        Cells and tokens a second, MFU where it is known, the share of data wait and memory, as in
+        metrics.jsonl, but over all log lines of this call without the first, which waits for things
+        to start (unless it is the only one); {} when it took no step.
     stopped_by
         The signal that ended it, None when it reached its last step.
     """
@@ -53,6 +60,8 @@ class Summary:
     train_loss: float | None
     best_step: int | None
     best_loss: float | None
+    terms: dict[str, float]
+    rates: dict[str, float]
     stopped_by: str | None
 
     def tables(self) -> dict[str, Any]:
@@ -68,8 +77,11 @@ class Summary:
             f"trained:    step {self.step:,} of {self.total_steps:,}, {self.cells:,} cells "
             f"({self.epochs:.2f} epochs) in {duration(self.seconds)}",
         ]
+        if self.rates:
+            lines.append(f"speed:      {_speed(self.rates)}")
         if self.train_loss is not None:
-            lines.append(f"train:      {what} {self.train_loss:.4g}")
+            others = [f"{k} {v:.4g}" for k, v in self.terms.items() if k != self.criterion]
+            lines.append("train:      " + ", ".join([f"{what} {self.train_loss:.4g}", *others]))
         if self.best_loss is None:
             lines.append("valid:      no evaluation; best_model.pt is the latest model")
         else:
@@ -85,3 +97,28 @@ class Summary:
         elif self.start >= self.total_steps:
             lines.append("nothing was left to do: raise run.steps or run.epochs to train on")
         return "\n".join(lines)
+
+
+def progress_note(
+    step: int, criterion: str, terms: Mapping[str, float], line: Mapping[str, Any]
+) -> str:
+    """What stands beside the progress bar after a log line."""
+    parts = [f"step {step}"]
+    if criterion in terms:
+        parts.append(f"{CRITERIA[criterion]} {terms[criterion]:.4g}")
+    if len(terms) > 1:
+        parts.append(f"loss {line['loss']:.4g}")
+    parts += [f"lr {line['lr']:.2e}", f"{line['cells_per_s']:,.0f} cells/s"]
+    if "mfu" in line:
+        parts.append(f"MFU {100 * line['mfu']:.1f}%")
+    return ", ".join([*parts, f"data wait {100 * line['data_wait']:.1f}%"])
+
+
+def _speed(rates: dict[str, float]) -> str:
+    padding = rates["padded_tokens_per_s"] / rates["tokens_per_s"] - 1
+    mfu = f", MFU {100 * rates['mfu']:.1f}%" if "mfu" in rates else ""
+    return (
+        f"{rates['cells_per_s']:,.0f} cells/s, {rates['tokens_per_s']:,.0f} tokens/s "
+        f"({100 * padding:.0f}% padding on top){mfu}, data wait {100 * rates['data_wait']:.1f}%, "
+        f"{rates['memory_bytes'] / 1e9:.2f} GB"
+    )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from scshards.base.errors import ConfigError, OutputExistsError
-from scshards.train.config import MAY_CHANGE, TrainConfig, differences
+from scshards.train.config import MAY_CHANGE, TrainConfig
 from scshards.train.folder import RunFolder
 
 
@@ -96,8 +96,11 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
 
 
 def test_what_may_change_are_keys_that_exist():
-    known = differences({}, TrainConfig().tables()).keys()
-    # Keys whose default is None do not differ from an absent one.
-    unset = {"run.steps", "run.epochs", "run.micro_batch", "run.keep_every"}
-    unset |= {"data.cache_dir", "data.cache_size"}
-    assert known | unset >= MAY_CHANGE
+    tables = TrainConfig().tables()
+    assert {f"{table}.{key}" for table, keys in tables.items() for key in keys} >= MAY_CHANGE
+
+
+def test_packed_batches_are_refused_where_they_can_not_be():
+    for setting in ("run.micro_batch=8", "task.objective=generate"):
+        with pytest.raises(ConfigError, match="leave"):
+            TrainConfig.read(None, ["data.tokens_per_batch=5000", setting])

@@ -4,10 +4,14 @@ import json
 
 import pytest
 import torch
+from train_support import small_batch, small_model
 
-from scshards.train.metrics import MetricsLog, Window, read_metrics
+from scshards.train.metrics import MEASURED, MetricsLog, Window, read_metrics
 from scshards.train.setup import Ranks
 from scshards.train.step import StepResult
+
+HERE = Ranks(0, 1, torch.device("cpu"))
+WEIGHTS = {"masked_mse": 1.0, "mvc_mse": 0.5}
 
 
 def test_lines_after_the_resumed_step_are_dropped(tmp_path):
@@ -34,23 +38,29 @@ def test_only_the_first_rank_writes(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def taken(window: Window, masked: float, mvc: float, n: int, cells: int) -> None:
+    window.add(
+        StepResult(
+            terms=("masked_mse", "mvc_mse"),
+            sums=torch.tensor([masked, mvc], dtype=torch.float64),
+            counts=torch.tensor([n, n], dtype=torch.float64),
+            tokens=2 * n,
+            padded_tokens=3 * n,
+            cells=cells,
+            lr=0.1,
+            grad_norm=masked,
+            stop=False,
+        ),
+        small_batch(cells, seed=cells),
+        seconds=2.0,
+        waited=0.5,
+    )
+
+
 def test_a_window_is_the_mean_over_values_not_over_steps():
-    window = Window(Ranks(0, 1, torch.device("cpu")), {"masked_mse": 1.0, "mvc_mse": 0.5})
-    shared = {"terms": ("masked_mse", "mvc_mse"), "lr": 0.1, "stop": False}
-    for masked, mvc, n, cells in ((30.0, 60.0, 10, 4), (1000.0, 0.0, 90, 12)):
-        window.add(
-            StepResult(
-                sums=torch.tensor([masked, mvc], dtype=torch.float64),
-                counts=torch.tensor([n, n], dtype=torch.float64),
-                tokens=2 * n,
-                padded_tokens=3 * n,
-                cells=cells,
-                grad_norm=masked,
-                **shared,
-            ),
-            seconds=2.0,
-            waited=0.5,
-        )
+    window = Window(HERE, WEIGHTS, small_model().config, None)
+    taken(window, 30.0, 60.0, n=10, cells=4)
+    taken(window, 1000.0, 0.0, n=90, cells=12)
     line = window.close()
     assert line["masked_mse"] == pytest.approx(1030 / 100)
     assert line["mvc_mse"] == pytest.approx(60 / 100)
@@ -61,4 +71,32 @@ def test_a_window_is_the_mean_over_values_not_over_steps():
     assert line["data_wait"] == pytest.approx(0.25)
     assert (line["steps"], line["grad_norm"]) == (2, 1000.0)
     assert line["memory_bytes"] > 1_000_000
+    assert "mfu" not in line, "nobody knows what this processor can do"
     json.dumps(line)
+    assert line.keys() - WEIGHTS.keys() <= MEASURED
+
+
+def test_the_whole_call_is_the_mean_over_its_windows_but_the_first():
+    window = Window(HERE, WEIGHTS, small_model().config, None)
+    assert window.whole() == {}
+    taken(window, 1.0, 1.0, n=10, cells=4)
+    assert window.close()["cells_per_s"] == pytest.approx(4 / 2)
+    assert window.whole()["cells_per_s"] == pytest.approx(4 / 2)
+    for cells in (12, 20):
+        taken(window, 1.0, 1.0, n=10, cells=cells)
+        assert window.close()["cells_per_s"] == pytest.approx(cells / 2)
+    assert window.whole()["cells_per_s"] == pytest.approx((12 + 20) / 4)
+
+
+def test_utilization_is_arithmetic_over_what_the_device_can_do():
+    model, peak = small_model().config, 1e9
+    window = Window(HERE, WEIGHTS, model, peak)
+    expected = 0
+    for cells in (4, 12):
+        taken(window, 1.0, 1.0, n=10, cells=cells)
+        lengths = (~small_batch(cells, seed=cells).is_pad).sum(dim=1).tolist()
+        d = model.d_model
+        for n in lengths:  # layers, values, decoder, MVC: multiplications with addition
+            expected += model.n_layers * (n * (4 * d * d + 2 * d * model.d_hid) + 2 * n * n * d)
+            expected += n * (d + d * d) + n * (2 * d * d + d) + n * (d * d + d) + d * d
+    assert window.close()["mfu"] == pytest.approx(3 * 2 * expected / 4.0 / peak)

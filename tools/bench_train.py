@@ -1,0 +1,175 @@
+"""Measures training beside a plain loop; see tools/bench_train."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import bench_train_jobs as jobs
+from bench_process import in_process, machine
+from bench_stream_report import Part, in_turn, markdown
+from bench_train_data import shards
+
+from scshards.base.progress import table
+
+SIZES: dict[str, tuple[str, ...]] = {
+    "small": (
+        "model.d_model=128",
+        "model.d_hid=128",
+        "model.n_heads=4",
+        "model.n_layers=4",
+        "model.dropout=0.0",
+        "data.max_length=300",
+        "data.threads=1",
+        "run.batch_size=32",
+    ),
+    "51m": (
+        "model.d_model=512",
+        "model.d_hid=512",
+        "model.n_heads=8",
+        "model.n_layers=12",
+        "model.dropout=0.2",
+        "data.max_length=1200",
+        "data.threads=4",
+        "run.batch_size=64",
+        "run.precision=bf16",
+    ),
+}
+DEPTHS = {"small": {"deep": 1100, "mixed": 260}, "51m": {"deep": 4500, "mixed": 1050}}
+"""Counts of a cell, in the median: deep cells fill max_length, mixed ones often do not."""
+
+BAR = 1000.0
+"""Cells a second at 51m on an H100."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=SIZES)
+    parser.add_argument("--cells", choices=("deep", "mixed"), default="mixed")
+    parser.add_argument("--device", choices=("cpu", "cuda"))
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20, help="steps measured in each run")
+    parser.add_argument("--cache", type=Path, default=_cache(), metavar="FOLDER")
+    parser.add_argument(
+        "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE",
+        help="a setting of scshards train, on top of the size's",
+    )  # fmt: skip
+    parser.add_argument("--markdown", action="store_true", help="tables for docs/performance.md")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    device = args.device or ("cuda" if in_process(_has_cuda) else "cpu")
+    size = args.size or ("51m" if device == "cuda" else "small")
+    part = measure(args, size, device)
+    about = f"{machine('numpy', 'numba', 'torch')}\ndevice: {in_process(_name, device)}"
+    what = f"{size}, {args.cells} cells, {device}"
+    if args.json:
+        figures = {"figures": part.rows, "bars": part.bars, "notes": part.notes}
+        print(
+            json.dumps({"machine": about.splitlines(), "runs": args.runs, "what": what} | figures)
+        )
+    else:
+        print(f"{about}\n\n{what}\n\n{part.text(markdown if args.markdown else table)}")
+
+
+def measure(args: argparse.Namespace, size: str, device: str) -> Part:
+    """Both, in turn."""
+    windows = 4
+    window = max(1, args.steps // windows)
+    steps = (windows + 2) * window
+    base = [
+        *SIZES[size],
+        f"run.device={device}",
+        f"run.steps={steps}",
+        f"run.log_every={window}",
+        f"run.eval_every={10 * steps}",
+        f"run.save_every={10 * steps}",
+        "optim.lr=1e-4",
+        *args.settings,
+    ]
+    folder = shards(args.cache, DEPTHS[size][args.cells])
+    own, stock = str(folder / "own"), str(folder / "stock")
+    in_process(_warm, str(folder))
+    config, model = in_process(_config, base, own)
+    apart = in_process(jobs.same_model, model)
+    assert apart < 1e-3, f"these are two models: their predictions differ by {apart}"
+
+    def ours(*settings: str) -> Any:
+        chosen = in_process(_config, [*base, *settings], own)[0]
+        return lambda: in_process(jobs.ours, own, chosen, window, windows)
+
+    packed = f"data.tokens_per_batch={in_process(_packed_tokens, own, config)}"
+    measured = {"scshards train, padded": ours(), "scshards train, packed": ours(packed)}
+    if device == "cuda":
+        measured["scshards train, packed, compiled"] = ours(packed, "run.compile=true")
+    peer = "plain loop, nn.TransformerEncoder"
+    measured[peer] = lambda: in_process(jobs.plain, stock, config, model, window, windows)
+    rows = in_turn(measured, args.runs)
+    best = max((what for what in rows if what != peer), key=lambda what: rows[what]["cells/s"])
+    for row in rows.values():
+        row["against the plain loop"] = row["cells/s"] / rows[peer]["cells/s"]
+    bars = []
+    if size == "51m" and device == "cuda":
+        bars.append((f"{best}, cells/s", rows[best]["cells/s"], "at least", BAR))
+        bars.append((f"{best}, data wait, %", rows[best]["data wait, %"], "at most", 1.0))
+    notes = [
+        f"{len(measured)} things in turn, {args.runs} runs of {windows} windows of {window} steps; "
+        f"with the same weights the two models' predictions differ by {apart:.1g} at most."
+    ]
+    return Part(rows, bars, notes)
+
+
+def _config(settings: list[str], root: str) -> tuple[Any, Any]:
+    from scshards.shards.shardset import ShardSet
+    from scshards.train.config import TrainConfig
+    from scshards.train.tasks_setup import plan_task
+
+    config = TrainConfig.read(None, settings)
+    return config, plan_task(config, ShardSet(root)).model
+
+
+def _packed_tokens(root: str, config: Any) -> int:
+    """Tokens in which nearly every batch of this size fits: 5% above the longest of the first ones."""
+    from scshards.stream.loader import CellLoader
+
+    batches = iter(
+        CellLoader(root, batch_size=config.run.batch_size, max_length=config.data.max_length)
+    )
+    most = max(int((~next(batches).is_pad).sum()) for _ in range(20))
+    batches.close()
+    return min(config.run.batch_size * config.data.max_length, -(-most * 105 // 100 // 256) * 256)
+
+
+def _warm(folder: str) -> None:
+    """Read every shard once, so that it is in the page cache, and compile the kernels."""
+    from scshards.stream.loader import CellLoader
+
+    for path in Path(folder).glob("*/**/*.tar"):
+        path.read_bytes()
+    batches = iter(CellLoader(f"{folder}/own", batch_size=4))
+    next(batches)
+    batches.close()
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _name(device: str) -> str:
+    import torch
+
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scshards-bench"
+
+
+if __name__ == "__main__":
+    main()

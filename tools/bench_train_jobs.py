@@ -1,0 +1,177 @@
+"""What tools/bench_train runs in a process of its own for each measurement: plain figures come back."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Figures = dict[str, float]
+
+PEER_SEED = 0
+
+
+def ours(root: str, config: Any, window: int, windows: int) -> Figures:
+    """`scshards train` itself, reading its cells from disk; by the lines of its metrics.jsonl."""
+    from scshards.train.loop import train
+    from scshards.train.metrics import read_metrics
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        train(root, run, config, shown=False)
+        lines = [m for m in read_metrics(run / "metrics.jsonl") if m["kind"] == "train"]
+    measured = lines[-windows:]
+    assert len(lines) > windows and all(m["steps"] == window for m in measured)
+
+    def middle(name: str) -> float:
+        return statistics.median(m[name] for m in measured)
+
+    found = {
+        "steps/s": middle("cells_per_s") / config.run.batch_size,
+        "cells/s": middle("cells_per_s"),
+        "tokens/s": middle("tokens_per_s"),
+        "padding, %": 100 * (1 - middle("tokens_per_s") / middle("padded_tokens_per_s")),
+        "data wait, %": 100 * middle("data_wait"),
+        "memory, MB": middle("memory_bytes") / 1e6,
+    }
+    return found | ({"MFU, %": 100 * middle("mfu")} if "mfu" in measured[0] else {})
+
+
+def plain(stock: str, config: Any, model: Any, window: int, windows: int) -> Figures:
+    """The plain loop, over batches of stock webdataset and scGPT's collator, collated beforehand."""
+    import torch
+    from bench_train_plain import PlainModel, masked_mse
+
+    from scshards.train.flops import peak_flops
+    from scshards.train.setup import ranks
+
+    with ranks(config.run.device, config.run.precision) as here:
+        torch.manual_seed(PEER_SEED)
+        peer = PlainModel(model).to(here.device).train()
+        optimizer = torch.optim.Adam(peer.parameters(), lr=config.optim.lr)
+        batches = list(itertools.islice(_batches(stock, config, model), 8))
+        peak = peak_flops(here.device, bf16=here.bf16, told=config.run.peak_tflops)
+        work = [_flops(b, model) for b in batches]
+        taken = []
+        for _ in range(windows + 1):  # the first one warms up
+            flops = tokens = padded = 0
+            _synchronize(here.device)
+            start = time.perf_counter()
+            for i in range(window):
+                genes, values, targets, is_masked = (
+                    x.to(here.device, non_blocking=True) for x in batches[i % len(batches)]
+                )
+                with here.autocast():
+                    predictions, mvc = peer(genes, values)
+                loss = masked_mse(predictions, targets, is_masked)
+                loss = loss + masked_mse(mvc, targets, is_masked)
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(peer.parameters(), config.optim.clip)
+                optimizer.step()
+                flops += work[i % len(batches)][0]
+                tokens += work[i % len(batches)][1]
+                padded += genes.numel()
+            _synchronize(here.device)
+            taken.append((time.perf_counter() - start, flops, tokens, padded))
+        seconds = statistics.median(t for t, *_ in taken[1:])
+        _, flops, tokens, padded = taken[-1]  # the same in every window
+        cells = window * config.run.batch_size
+        found = {
+            "steps/s": window / seconds,
+            "cells/s": cells / seconds,
+            "tokens/s": tokens / seconds,
+            "padding, %": 100 * (1 - tokens / padded),
+            "data wait, %": 0.0,
+            "memory, MB": here.memory() / 1e6,
+        }
+        return found | ({} if peak is None else {"MFU, %": 100 * flops / seconds / peak})
+
+
+def same_model(model: Any) -> float:
+    """The largest difference between the predictions of both models, with the same weights."""
+    import dataclasses
+
+    import torch
+    from bench_train_plain import PlainModel, names_of_plain
+
+    from scshards.cells.batch import Batch
+    from scshards.model.transformer import CellModel
+
+    small = dataclasses.replace(model, n_tokens=100, pad_id=98)
+    own, peer = CellModel(small).eval(), PlainModel(small).eval()
+    peer.load_state_dict({names_of_plain(k): v for k, v in own.state_dict().items()})
+    g = torch.Generator().manual_seed(0)
+    genes = torch.randint(0, 98, (3, 17), generator=g, dtype=torch.int32)
+    genes[1, 9:] = 98
+    values = torch.rand(3, 17, generator=g) * 50
+    batch = Batch(
+        genes=genes,
+        values=values,
+        targets=values,
+        is_masked=genes != 98,
+        is_pad=genes == 98,
+        keys=torch.arange(3),
+        labels={},
+        weight=torch.ones(3),
+    )
+    with torch.no_grad():
+        out = own(batch)
+        pairs = zip((out.predictions, out.mvc_predictions), peer(genes.long(), values), strict=True)
+        return max(float((a - b)[genes != 98].abs().max()) for a, b in pairs)
+
+
+def _batches(stock: str, config: Any, model: Any) -> Iterator[Any]:
+    """int64 genes, float32 values and targets and bool masks, all [B, L]."""
+    import torch
+    from bench_pack_data import GENES
+    from bench_stream_peers import MASK_VALUE, stock_batches
+
+    assert model.pad_id == GENES, "special tokens come after the genes, <pad> first"
+    torch.manual_seed(PEER_SEED)
+    for batch in stock_batches(
+        Path(stock),
+        n_tokens=GENES,
+        max_length=config.data.max_length,
+        batch_size=config.run.batch_size,
+        do_binning=True,
+    ):
+        # The collator of the benchmark has <cls> and <pad> the other way round.
+        genes = batch["gene"]
+        swapped = torch.where(genes == GENES, GENES + 1, torch.where(genes > GENES, GENES, genes))
+        is_masked = batch["masked_expr"] == MASK_VALUE
+        yield swapped, batch["masked_expr"], batch["expr"], is_masked
+
+
+def _flops(batch: Any, model: Any) -> tuple[int, int]:
+    """A step's arithmetic on what is no padding, and its tokens."""
+    import torch
+
+    from scshards.cells.batch import Batch
+    from scshards.train.flops import Amounts, training_flops
+
+    genes, values, targets, is_masked = batch
+    amounts = Amounts.of(
+        Batch(
+            genes=genes,
+            values=values,
+            targets=targets,
+            is_masked=is_masked,
+            is_pad=genes == model.pad_id,
+            keys=torch.arange(len(genes)),
+            labels={},
+            weight=torch.ones(len(genes)),
+        )
+    )
+    return training_flops(model, amounts), amounts.encoded
+
+
+def _synchronize(device: Any) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,8 +1,8 @@
 """The compiled loops behind cells.tokenizer: CSR rows to token rows. They release the GIL.
 
 A row goes in two steps: its values are put at their tokens in a dense scratch row, where a bit set
-marks them (`spread`, or `spread_plain` for a row of small counts); then the bit set is read, which
-gives the tokens in ascending order (`list_tokens`). Called by cells.tokenizer and pack.kernels.
+marks them (`spread`); then the bit set is read, which gives the tokens in ascending order
+(`list_tokens`). Called by cells.tokenizer, pack.kernels and pack.plain_kernels.
 """
 
 from __future__ import annotations
@@ -66,23 +66,6 @@ def is_plain(indices, data, n_columns):
         inside = np.uint32(indices[i]) < n_columns
         n += np.int32((v >= low) & (v < high) & (np.trunc(v) == v) & inside)
     return n == len(data)
-
-
-@nb.njit(nogil=True)
-def spread_plain(indices, data, slots, scratch, bits):
-    """Put the values of a plain row at their tokens; how many are in unmatched columns comes back.
-
-    Of values that share a token only the last is kept: fewer bits than values tell of it.
-    """
-    # All unsigned: numba adds a test for negative places otherwise.
-    none = np.uint32((len(bits) - 1) << 6)
-    unmatched = np.uint32(0)
-    for i in range(len(data)):
-        t = slots[np.uint32(indices[i])]
-        bits[t >> np.uint32(6)] |= np.uint64(1) << np.uint64(t & np.uint32(63))
-        scratch[t] = scratch.dtype.type(data[i])
-        unmatched += np.uint32(t == none)
-    return np.int64(unmatched)
 
 
 @nb.njit(nogil=True)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-from scshards.cells.kernels import is_plain, list_tokens, spread, spread_plain
+from scshards.cells.kernels import is_plain, list_tokens, spread
+from scshards.pack.plain_kernels import list_small, spread_small, sum_small, write_small
 from scshards.shards.kernels import (
     BAD_COUNT,
     LABELS,
@@ -40,7 +41,7 @@ KEPT, FEW_GENES, MANY_GENES, FEW_COUNTS = 0, 1, 2, 3
 @nb.njit(nogil=True, cache=True)
 def pack_rows(
     indptr, indices, data, largest, rows, first, slots, counts, limits, labels, label_ends,
-    scratch, bits, tokens, values, out, at, sizes, n_genes, totals, fates,
+    scratch, bits, tokens, values, plain_row, out, at, sizes, n_genes, totals, fates,
 ):  # fmt: skip
     """The members of rows[first:] of a block, one after another into out[at:].
 
@@ -50,6 +51,8 @@ def pack_rows(
         A block of CSR rows; `rows` [cells] are those to pack.
     largest, slots, counts, scratch, bits, tokens
         As of cells.kernels.tokenize; `values` [as many as tokens] is of scratch's dtype.
+    plain_row
+        pack.plain_kernels.PlainRow, for the same tokens.
     limits
         Least and most genes of a cell, and the least sum of its values; others are left out.
     labels, label_ends
@@ -71,40 +74,39 @@ def pack_rows(
         if at + member_bound(b - a, label_ends[i] - label_start) > len(out):
             return FULL, i, 0, at, unmatched
         plain = counts and is_plain(indices[a:b], data[a:b], len(slots))
-        n = 0
+        n = n_gap_bytes = n_large = 0
+        total = 0.0
         if plain:
-            lost = spread_plain(indices[a:b], data[a:b], slots, scratch, bits)
-            n = list_tokens(bits, tokens)
+            lost = spread_small(indices[a:b], data[a:b], slots, plain_row)
+            n, n_gap_bytes, n_large = list_small(plain_row)
             # Fewer tokens than values: some share one, and are to be added up.
             plain = n + lost == b - a
-        if not plain:
+        if plain:
+            # Small whole numbers: their sum is exact in any order.
+            total += sum_small(plain_row, n, n_large)
+        else:
             fault, place, lost = spread(
                 indices[a:b], data[a:b], largest, slots, counts, scratch, bits
             )
             if fault:
                 return fault, i, a + place, at, unmatched
             n = list_tokens(bits, tokens)
-        unmatched += lost
-        total = 0.0
-        if plain:
-            # Small whole numbers: their sum is exact in any order, and integers add up sooner.
-            exact = scratch.dtype.type(0)
-            for j in range(n):
-                values[j] = scratch[tokens[j]]
-                exact += values[j]
-            total += exact
-        else:
             for j in range(n):
                 values[j] = scratch[tokens[j]]
                 total += values[j]
+        unmatched += lost
         n_genes[i] = n
         totals[i] = total
         fates[i] = _fate(n, total, limits)
         if fates[i] != KEPT:
             continue
-        p = begin_member(out, at, n, label_ends[i] > label_start)
-        p = write_genes(out, p, tokens[:n])
-        p = write_values(out, p, values[:n])
+        has_labels = label_ends[i] > label_start
+        if plain:
+            p = write_small(out, at, plain_row, n, n_gap_bytes, n_large, has_labels)
+        else:
+            p = begin_member(out, at, n, has_labels)
+            p = write_genes(out, p, tokens[:n])
+            p = write_values(out, p, values[:n])
         p = write_labels(out, p, labels[label_start : label_ends[i]])
         sizes[i] = p - at
         at = p

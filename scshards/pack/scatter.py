@@ -33,6 +33,7 @@ from scshards.pack import kernels, plan
 from scshards.pack.ahead import read_ahead
 from scshards.pack.inputs import InputFile
 from scshards.pack.options import PackOptions
+from scshards.pack.plain_kernels import plain_row
 from scshards.pack.sources import Block, Source
 from scshards.pack.spill import SpillWriter, record_dtype
 from scshards.pack.survey import counts_elsewhere, open_for_task, source_folder
@@ -181,6 +182,7 @@ class _Cells:
         match = _match(np.load(arrays / "tokens.npy"), task.n_tokens)
         self._work = Workspace(match, task.kind)
         self._values = np.empty(len(self._work.tokens), self._work.scratch.dtype)
+        self._plain_row = plain_row(len(self._work.bits) - 1)
         none = 1 << 62
         self._limits = (
             options.min_genes,
@@ -209,7 +211,8 @@ class _Cells:
             status, stop, at, end, unmatched = kernels.pack_rows(
                 block.indptr, block.indices, data, LARGEST[data.dtype.kind], rows, first, work.slots,
                 self._task.kind == "counts", self._limits, labels, label_ends, work.scratch, work.bits,
-                work.tokens, self._values, spill.members, spill.used, sizes, n_genes, totals, fates,
+                work.tokens, self._values, self._plain_row, spill.members, spill.used, sizes, n_genes,
+                totals, fates,
             )  # fmt: skip
             if status > 0:
                 error = value_error(

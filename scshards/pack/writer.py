@@ -6,7 +6,7 @@ Called by pack.job_phases in its worker processes. A worker holds one shard in m
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,16 @@ def write_shard(task: WriteTask) -> Written:
         records = read_records(folder, segments, record_dtype(task.labels))
     order = plan.order_in_shard(options.seed, records["key"], shuffle=options.shuffle)
     offsets, size = layout(records["size"][order])
-    with borrowed(size) as buffer:
+    with borrowed(size) as buffer, ThreadPoolExecutor(1, "checksum") as thread:
         tar = buffer[:size]
         with scratch_writes(folder):
             _gather(tar, folder, segments, records, order, offsets)
+        # One waits for the processor, the other for the disk or the network.
+        is_plain = options.compression == "none"
+        early = thread.submit(hashlib.sha256, tar.data) if is_plain else None
         stored, chunks = seal(tar, offsets, options.compression)
-        return _publish(task, stored, chunks, offsets, records[order])
+        checksum = early or thread.submit(hashlib.sha256, stored.data)
+        return _publish(task, stored, checksum, chunks, offsets, records[order])
 
 
 def _gather(
@@ -94,6 +98,7 @@ def _gather(
 def _publish(
     task: WriteTask,
     stored: NDArray[np.uint8],
+    checksum: Future[Any],
     chunks: Chunks,
     offsets: NDArray[np.int64],
     records: NDArray[Any],
@@ -103,12 +108,9 @@ def _publish(
     storage = Storage(task.root, options.storage_options)
     path = f"{task.name}.tar" + (".zst" if options.compression == "zstd" else "")
     index_path = f"{task.name}.parquet"
-    with ThreadPoolExecutor(1, "checksum") as thread:
-        # One waits for the processor, the other for the disk or the network.
-        checksum = thread.submit(hashlib.sha256, stored.data)
-        storage.write(path, stored.data)
-        index = _index(options, offsets, records)
-        storage.write(index_path, index)
+    storage.write(path, stored.data)
+    index = _index(options, offsets, records)
+    storage.write(index_path, index)
     info = ShardInfo(
         path=path,
         cells=len(records),

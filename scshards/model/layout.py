@@ -96,16 +96,18 @@ class Packed(NamedTuple):
 
     def sums(self, x_TD: Tensor) -> Tensor:
         """As `Padded.sums`."""
-        return torch.where(self.rows_are_pad[..., None], 0, self.padded(x_TD)).sum(1)
+        return self.padded(x_TD).sum(1)
 
     def products(self, x_TD: Tensor, y_BD: Tensor) -> Tensor:
         """Of each token with its cell, x . y: [T]."""
         return (x_TD * self.spread(y_BD)).sum(-1)
 
     def padded(self, x_T: Tensor) -> Tensor:
-        """[T, ...] to [B, S, ...], with some token or other where there is none."""
+        """[T, ...] to [B, S, ...], zero where there is no token."""
         # index_select: its gradient is a plain sum of rows, that of indexing sorts them first.
-        return x_T.index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape)
+        x_BS = x_T.index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape)
+        # Another cell's tokens stand there; filled, so that no NaN of it is multiplied by 0.
+        return x_BS.masked_fill(self.rows_are_pad.view(*self.rows.shape, *[1] * (x_T.ndim - 1)), 0)
 
     def packed(self, x_BS: Tensor) -> Tensor:
         """[B, S, ...] back to [T, ...], zero at padding."""

@@ -175,7 +175,7 @@ class CellModel(nn.Module):
         layout = Split.of(batch.known_is_pad, n_unknown, flex=self.flex)
         tokens_BND = self.encoder(torch.cat([batch.known_genes, batch.unknown_genes], 1))
         known_BPD, unknown_BGD = tokens_BND.tensor_split([n_known], dim=1)
-        flagged_BGD = unknown_BGD + self.flag_encoder.weight[1]
+        flagged_BGD = unknown_BGD + self.flag_encoder(batch.unknown_genes.new_ones(()))
         seen_BPD = self._with_values(known_BPD, batch.known_values)
         x_BND = self.transformer_encoder(torch.cat([seen_BPD, flagged_BGD], 1), layout)
         cells_BD = x_BND[:, 0]

@@ -8,18 +8,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scshards.model.attention import SelfAttention, attend
+from scshards.model.attention import SelfAttention, attend, attend_packed, attend_split
 from scshards.model.encoder import EncoderLayer
+<<<<<<< HEAD
 from scshards.model.layout import Padded
+=======
+from scshards.model.layout import Layout, Packed, Padded, Split
+>>>>>>> model
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, is_pad: Tensor) -> Tensor:
+    """`looking_at` what is not padding."""
+    return looking_at(q, k, v, ~is_pad[:, None, :].expand(-1, q.shape[2], -1))
+
+
+def looking_at(q: Tensor, k: Tensor, v: Tensor, may_see: Tensor) -> Tensor:
     """softmax(q k' / sqrt(E)) v, one cell, head and query at a time, in float64."""
     out = torch.zeros_like(v, dtype=torch.float64)
     for b in range(q.shape[0]):
-        keys = torch.nonzero(~is_pad[b]).flatten()
         for h in range(q.shape[1]):
             for i in range(q.shape[2]):
+                keys = torch.nonzero(may_see[b, i]).flatten()
                 scores = k[b, h, keys].double() @ q[b, h, i].double() / math.sqrt(q.shape[3])
                 weights = torch.exp(scores - scores.max())
                 out[b, h, i] = (weights / weights.sum()) @ v[b, h, keys].double()
@@ -103,3 +112,106 @@ def test_layer_equals_torchs_own(is_pad: Tensor) -> None:
     torch.testing.assert_close(
         ours(x, Padded(is_pad))[~is_pad], expected[~is_pad], atol=1e-5, rtol=1e-5
     )
+
+
+def packed_layout(lengths: list[int], n_tokens: int, max_seqlen: int) -> Packed:
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    return Packed.of(ends.int(), max_seqlen, torch.arange(n_tokens) >= ends[-1])
+
+
+@pytest.mark.parametrize("rest", [0, 5, 40])
+def test_packed_cells_see_themselves_alone(rest: int) -> None:
+    lengths = [4, 1, 11, 6]
+    layout = packed_layout(lengths, sum(lengths) + rest, 12)
+    g = torch.Generator().manual_seed(4)
+    q, k, v = 3 * torch.randn(3, sum(lengths) + rest, 2, 8, generator=g)
+    out = attend_packed(q, k, v, layout)
+    first = 0
+    for n in lengths:
+        one = [x[first : first + n].transpose(0, 1)[None] for x in (q, k, v)]
+        expected = written_out(*one, torch.zeros(1, n, dtype=torch.bool))[0].transpose(0, 1)
+        found = out[first : first + n].double()
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        first += n
+    assert (out[first:] == 0).all()
+
+
+def test_what_packed_padding_holds_reaches_nothing() -> None:
+    layout = packed_layout([4, 7], 16, 8)
+    g = torch.Generator().manual_seed(4)
+    qkv = torch.randn(3, 16, 2, 8, generator=g)
+    before = attend_packed(*qkv, layout)
+    qkv[:, 11:] = float("nan")
+    qkv.requires_grad_(True)
+    out = attend_packed(*qkv, layout)
+    assert torch.equal(out, before)
+    out.sum().backward()
+    assert qkv.grad is not None
+    assert torch.isfinite(qkv.grad).all()
+    assert (qkv.grad[:, 11:] == 0).all()
+
+
+def visible(known_is_pad: Tensor, n_unknown: int) -> Tensor:
+    """Which token sees which, by a loop: known genes for all, an unknown gene for itself."""
+    n_cells, n_known = known_is_pad.shape
+    n = n_known + n_unknown
+    may_see = torch.zeros(n_cells, n, n, dtype=torch.bool)
+    for b in range(n_cells):
+        for i in range(n):
+            for j in range(n):
+                may_see[b, i, j] = not known_is_pad[b, j] if j < n_known else i == j
+    return may_see
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("flex", [False, True])
+@pytest.mark.parametrize("n_known", [1, 7, 11])
+def test_unknown_genes_see_the_known_and_themselves(
+    qkv: Tensor, is_pad: Tensor, n_known: int, flex: bool
+) -> None:
+    known_is_pad = is_pad[:, :n_known]
+    layout = Split.of(known_is_pad, 11 - n_known, flex=flex)
+    expected = looking_at(*qkv, visible(known_is_pad, 11 - n_known))
+    out = attend_split(*qkv, layout, 0.0)
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_unknown_genes_take_the_fused_path_on_cpu(qkv: Tensor, is_pad: Tensor) -> None:
+    qkv.requires_grad_(True)
+    out = attend_split(*qkv, Split.of(is_pad[:, :6], 5), 0.0)
+    assert "FlashAttention" in type(out.grad_fn).__name__
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("flex", [False, True])
+def test_a_cell_without_known_genes_stays_finite(qkv: Tensor, flex: bool) -> None:
+    is_pad = torch.zeros(3, 6, dtype=torch.bool)
+    is_pad[1] = True
+    out = attend_split(*qkv, Split.of(is_pad, 5, flex=flex), 0.0)
+    assert torch.isfinite(out).all()
+
+
+def test_what_unknown_genes_gather_is_not_projected(is_pad: Tensor) -> None:
+    attention = SelfAttention(16, 2, 0.0)
+    x = torch.randn(3, 11, 16, generator=torch.Generator().manual_seed(2))
+    q, k, v = (p.unflatten(-1, (2, 8)).transpose(1, 2) for p in attention.Wqkv(x).split(16, dim=-1))
+    gathered = looking_at(q, k, v, visible(is_pad[:, :6], 5)).transpose(1, 2).flatten(2).float()
+    out = attention(x, Split.of(is_pad[:, :6], 5))
+    near = {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(out[:, 6:], gathered[:, 6:], **near)
+    torch.testing.assert_close(out[:, :6], attention.out_proj(gathered[:, :6]), **near)
+
+
+@pytest.mark.parametrize("kind", ["padded", "packed", "split"])
+def test_a_layer_compiles_in_one_piece(is_pad: Tensor, kind: str) -> None:
+    layouts: dict[str, Layout] = {
+        "padded": Padded(is_pad),
+        "packed": packed_layout([4, 7, 1], 15, 8),
+        "split": Split.of(is_pad[:, :6], 5),
+    }
+    layout = layouts[kind]
+    layer = EncoderLayer(16, 2, 24, 0.0)
+    g = torch.Generator().manual_seed(2)
+    x = torch.randn(*((15,) if kind == "packed" else (3, 11)), 16, generator=g)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, layout), layer(x, layout))

@@ -81,6 +81,7 @@ def test_masked_values(golden: Path, folder: str) -> None:
     torch.testing.assert_close(s / n, io["out_loss_ecs"], **NEAR)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("flex", [False, True])
 def test_unknown_genes(golden: Path, flex: bool) -> None:
     model = load_model(str(golden / "generate_wqkv")).model

@@ -196,10 +196,8 @@ def test_other_heads_are_listed(copy: Path) -> None:
     edit_state(copy, lambda state: state.update({"bn.weight": torch.zeros(2)}))
     assert load_model(str(copy)).unused == ["bn.weight"]
     # scGPT gives models that do not classify a head of one class.
-    one = {
-        f"cls_decoder.out_layer.{n}": torch.zeros(1, 32)[:, : 32 if n == "weight" else 1]
-        for n in ("weight", "bias")
-    }
+    out = "cls_decoder.out_layer"
+    one = {f"{out}.weight": torch.zeros(1, 32), f"{out}.bias": torch.zeros(1)}
     edit_state(copy, lambda state: state.update(one))
     model, _, _, unused = load_model(str(copy))
     assert model.config.n_classes == 0

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from scshards.base.errors import CheckpointError, ScshardsError, StorageError
+from scshards.base.errors import CheckpointError, MissingDataError, ScshardsError, StorageError
 from scshards.base.storage import Storage
 
 FORMAT = 2
@@ -223,7 +223,10 @@ class TensorReader(StorageReader):
         piece, dtype, sizes = self._pieces[index]
         if not piece.nbytes:
             return torch.empty(sizes, dtype=dtype)
-        raw = bytearray(self._storage.read(piece.file, piece.start, piece.start + piece.nbytes))
+        try:
+            raw = bytearray(self._storage.read(piece.file, piece.start, piece.start + piece.nbytes))
+        except MissingDataError as e:
+            raise self._damaged(piece.file, e.what) from None
         if zlib.crc32(raw) != piece.crc32:
             raise self._damaged(piece.file, f"the bytes of {index.fqn} are not those written")
         return torch.frombuffer(raw, dtype=dtype).reshape(sizes)

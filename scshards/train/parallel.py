@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -56,6 +56,7 @@ def prepare(model: CellModel, ranks: Ranks, settings: RunSettings) -> None:
         for layer in model.transformer_encoder.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
+        register_fsdp_forward_method(model, "embed")
 
 
 def wrapped(task: nn.Module, ranks: Ranks) -> nn.Module:

@@ -10,11 +10,7 @@ from torch import Tensor, nn
 
 from scshards.model.attention import SelfAttention, attend, attend_packed, attend_split
 from scshards.model.encoder import EncoderLayer
-<<<<<<< HEAD
-from scshards.model.layout import Padded
-=======
 from scshards.model.layout import Layout, Packed, Padded, Split
->>>>>>> model
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, is_pad: Tensor) -> Tensor:

@@ -121,6 +121,7 @@ def test_a_signal_to_one_rank_saves_and_ends_both_with_exit_code_0(shards, tmp_p
     assert process.returncode == 0, err
     assert "saved; the same command goes on from there" in out
     (*_, latest) = complete(run / "checkpoints")
-    state = json.loads((latest / "state.json").read_text())
+    state = json.loads((run / "checkpoints" / latest / "state.json").read_text())
+    assert json.loads((run / "STOPPED").read_text())["step"] == state["step"]
     assert 10 <= state["step"] < 100_000
     assert f"after step {state['step']:,}" in out

@@ -14,6 +14,7 @@ from scshards.base.errors import ConfigError
 from scshards.model.scgpt import load_model
 from scshards.train import loop
 from scshards.train.checkpoint import complete, read_tensors
+from scshards.train.config import TrainConfig
 from scshards.train.loop import train
 from scshards.train.metrics import read_metrics
 from scshards.train.step import Stepper
@@ -113,11 +114,14 @@ def test_a_signal_saves_and_the_same_call_goes_on(straight, shards, tmp_path, mo
     assert summary.step in (15, 16), "after the step in progress, or the next"
     assert complete(run / "checkpoints")[-1] == f"step-{summary.step:08d}"
     assert "the same command goes on" in summary.text()
+    marker = json.loads((run / "STOPPED").read_text())
+    assert marker == {"signal": number.name, "step": summary.step}
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
 
     monkeypatch.undo()
     again = train(shards, run, config, shown=False)
     assert (again.start, again.step, again.stopped_by) == (summary.step, 20, None)
+    assert not (run / "STOPPED").exists()
     theirs = _weights(straight, 20)
     assert all(v.equal(theirs[k]) for k, v in _weights(run, 20).items())
 
@@ -207,3 +211,114 @@ def test_counts_without_bins_train_too(shards, tmp_path):
     train(shards, tmp_path / "run", small_config("data.n_bins=0", "run.steps=2"), shown=False)
     args = load_model(str(tmp_path / "run")).args
     assert (args["n_bins"], args["input_style"]) == (0, "normed_raw")
+
+
+def _refuse_nothing(*args, **kwargs):
+    raise AssertionError("a checkpoint should have been found")
+
+
+def test_a_run_whose_folder_was_lost_goes_on_from_the_store(shards, tmp_path, s3, monkeypatch):
+    settings = [DROPOUT, "optim.ema=0.9", "run.eval_every=7"]
+    train(shards, tmp_path / "straight", small_config(*settings), shown=False)
+    config = small_config(*settings, f"run.checkpoints={s3.url}/run")
+    take = Stepper.step
+
+    def signalled(self, batch, step, **kw):
+        if step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take(self, batch, step, **kw)
+
+    with monkeypatch.context() as m:
+        m.setattr(Stepper, "step", signalled)
+        stopped = train(shards, tmp_path / "a", config, shown=False)
+    assert complete(f"{s3.url}/run")[-1] == f"step-{stopped.step:08d}"
+    assert not (tmp_path / "a" / "checkpoints").exists()
+    monkeypatch.setattr(type(config), "check_lanes", _refuse_nothing)
+    again = train(shards, tmp_path / "b", config, shown=False)
+    assert (again.start, again.step, again.best_step in (14, 20)) == (stopped.step, 20, True)
+    for kind in ("model", "optimizer", "average"):
+        mine = read_tensors(f"{s3.url}/run/step-00000020", kind)
+        theirs = read_tensors(tmp_path / "straight" / "checkpoints" / "step-00000020", kind)
+        assert mine.keys() == theirs.keys()
+        assert all(t.equal(theirs[name]) for name, t in mine.items())
+    with pytest.raises(ConfigError, match=r"optim\.lr is 0\.003 there"):
+        other = small_config(*settings, f"run.checkpoints={s3.url}/run", "optim.lr=1e-4")
+        train(shards, tmp_path / "c", other, shown=False)
+
+
+def test_the_average_is_what_is_evaluated_and_published(shards, tmp_path):
+    settings = ["model.dropout=0", "optim.ema=0.8", "optim.ema_best=true"]
+    train(shards, tmp_path / "run", small_config(*settings), shown=False)
+    lines = [m for m in read_metrics(tmp_path / "run" / "metrics.jsonl") if m["kind"] == "valid"]
+    best = min(lines, key=lambda m: m["masked_mse"])["step"]
+    folder = tmp_path / "run" / "checkpoints" / f"step-{best:08d}"
+    published = load_model(str(tmp_path / "run")).model.state_dict()
+    average, model = (read_tensors(folder, kind) for kind in ("average", "model"))
+    assert all(t.equal(average[name]) for name, t in published.items())
+    assert not any(t.equal(model[name]) for name, t in published.items())
+    # Training itself does not know of it.
+    train(shards, tmp_path / "plain", small_config("model.dropout=0"), shown=False)
+    assert all(t.equal(model[n]) for n, t in _weights(tmp_path / "plain", best).items())
+
+
+def test_bad_steps_are_skipped_told_and_counted(shards, tmp_path, monkeypatch):
+    take = Stepper.step
+
+    def spoilt(self, batch, step, **kw):
+        if step in (3, 7, 8):
+            batch.targets[0, 1:].fill_(float("nan"))
+            batch.is_masked[0, 1] = True
+            bad.append(batch.cell_keys)
+        return take(self, batch, step, **kw)
+
+    bad: list[list[str]] = []
+    monkeypatch.setattr(Stepper, "step", spoilt)
+    run = tmp_path / "run"
+    config = small_config("model.dropout=0", "optim.max_skipped=2")
+    assert train(shards, run, config, shown=False).step == 20
+    lines = read_metrics(run / "metrics.jsonl")
+    told = [m for m in lines if m["kind"] == "skipped"]
+    assert [m["step"] for m in told] == [4, 8, 9]
+    assert [m["cells"] for m in told] == bad
+    assert all(m["loss"] > 0 for m in lines if m["kind"] == "train")
+    state = json.loads((run / "checkpoints" / "step-00000020" / "state.json").read_text())
+    assert (state["skipped"], state["skipped_in_a_row"]) == (3, 0)
+
+
+def test_deterministic_algorithms_are_asked_for_and_given_back(shards, tmp_path, monkeypatch):
+    seen = []
+    take = Stepper.step
+
+    def watched(self, batch, step, **kw):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return take(self, batch, step, **kw)
+
+    monkeypatch.setattr(Stepper, "step", watched)
+    for flag in ("true", "false"):
+        config = small_config(f"run.deterministic={flag}", "run.steps=1")
+        train(shards, tmp_path / flag, config, shown=False)
+    assert seen == [True, False]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_lanes_that_ranks_can_not_share_are_refused():
+    with pytest.raises(ConfigError, match="64 lanes can't be dealt equally to 3 ranks") as e:
+        TrainConfig().check_lanes(3)
+    assert "data.lanes=63 or 66 fits" in str(e.value)
+    for ranks in (1, 2, 64):
+        TrainConfig().check_lanes(ranks)
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_run(shards, tmp_path):
+    settings = ("model.dropout=0", "model.n_layers=1", "run.steps=10", "run.log_every=1")
+    lines = {}
+    for flag in ("true", "false"):
+        config = small_config(*settings, f"run.compile={flag}")
+        train(shards, tmp_path / flag, config, shown=False)
+        lines[flag] = read_metrics(tmp_path / flag / "metrics.jsonl")
+    for a, b in zip(lines["true"], lines["false"], strict=True):
+        assert a["masked_mse"] == pytest.approx(b["masked_mse"], rel=1e-5)
+    widths = [m["padded_tokens_per_s"] / m["cells_per_s"] for m in lines["true"] if "lr" in m]
+    assert widths == pytest.approx([40] * 10), "all batches have one width"
+    assert not any("_orig_mod" in name for name in _weights(tmp_path / "true", 10))

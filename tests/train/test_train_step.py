@@ -99,6 +99,52 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_cells():
     torch.testing.assert_close(_weights(model), before, rtol=0, atol=0)
 
 
+def test_bad_steps_are_left_out_until_there_are_too_many_in_a_row():
+    model = small_model()
+    stepper = _stepper(model, small_config("optim.max_skipped=2"), 2)
+    bad = small_batch(4)
+    bad.targets[2, 1] = float("inf")
+    bad.is_masked[2, 1] = True
+    before = _weights(model)
+    for step in (0, 1):
+        result = stepper.step(bad, step)
+        assert result.skip is not None and "000007-0000000002" in result.skip.cells
+        assert result.sums.tolist() == result.counts.tolist() == [0, 0]
+    torch.testing.assert_close(_weights(model), before, rtol=0, atol=0)
+    assert stepper.step(small_batch(4), 5).skip is None  # a good step, with gradients of its own
+    assert stepper.skipped_in_a_row == 0
+    moved = _weights(model)
+    fresh = small_model()
+    _stepper(fresh, small_config(), 2).step(small_batch(4), 5)
+    torch.testing.assert_close(moved, _weights(fresh), rtol=0, atol=0)
+    for step in (6, 7):
+        assert stepper.step(bad, step).skip is not None
+    with pytest.raises(ScshardsError, match="step 9: the loss is not finite after 2 such steps"):
+        stepper.step(bad, 8)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_out_of_memory_says_what_to_turn(monkeypatch, error):
+    def full(self, batch, step):
+        raise error
+
+    monkeypatch.setattr(MaskTask, "forward", full)
+    with pytest.raises(ScshardsError, match="a forward pass of 6 cells of up to 40 tokens") as e:
+        _stepper(small_model(), small_config(), 6).step(small_batch(12), 0)
+    assert "run.micro_batch=3, a smaller data.max_length" in str(e.value)
+    assert "fsdp2" not in str(e.value)
+    monkeypatch.setattr(error, "args", ("something else",))
+    if not isinstance(error, torch.OutOfMemoryError):
+        with pytest.raises(RuntimeError, match="something else"):
+            _stepper(small_model(), small_config(), 6).step(small_batch(12), 0)
+
+
 def test_dropout_is_a_function_of_seed_and_step():
     def sums(step, seed=0):
         torch.rand(step + 3)  # whatever was drawn before must not matter

@@ -28,7 +28,7 @@ from scshards.pack.job_phases import SMALL_VALUES, JobPhases
 from scshards.pack.marks import Marked, publish, read_mark
 from scshards.pack.options import PackOptions
 from scshards.pack.scatter import ScatterTask, scatter, transpose, warm_up
-from scshards.pack.survey import Survey, SurveyTask, survey, survey_mark
+from scshards.pack.survey import Survey, SurveyTask, keep_vocab, survey, survey_mark
 from scshards.pack.unique import drop_repeated, dropped_reason, final_splits
 from scshards.pack.unique_base import write_base_hashes
 from scshards.shards.manifest import VOCAB, Manifest, SourceInfo
@@ -96,6 +96,7 @@ class Phases(JobPhases):
         """Look at all inputs; a share begins with its own, and finds those of others done."""
         if not (self.folder / VOCAB).exists():
             publish(self.folder / VOCAB, self.vocab.to_json())
+        keep_vocab(self.vocab)
         tasks = [self._look(i) for i in range(len(self.files))]
         start = len(tasks) * self.share[0] // self.share[1]
         works = []

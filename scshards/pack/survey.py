@@ -10,7 +10,6 @@ in its worker processes.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -214,6 +213,14 @@ def open_for_task(
     )
 
 
+_KEPT: list[Vocab] = []
+
+
+def keep_vocab(vocab: Vocab) -> None:
+    """Spare this process, and those forked from it, reading the vocabulary of their pack."""
+    _KEPT[:] = [vocab]
+
+
 def survey_mark(folder: str, ordinal: int) -> Path:
     """The mark of one input's survey in the scratch folder."""
     return source_folder(folder, ordinal) / "survey.json"
@@ -356,9 +363,9 @@ def _split(
     return np.where(kept, split, plan.DROPPED).astype(np.int8)
 
 
-@functools.lru_cache(maxsize=1)
 def _vocab(folder: str, fingerprint: str) -> Vocab:
-    """The pack's vocabulary; one process may see several packs use the same folder in turn."""
-    vocab = Vocab.load(Path(folder) / "vocab.json")
-    assert vocab.fingerprint == fingerprint
-    return vocab
+    """The pack's vocabulary, read once in a process that did not make it."""
+    if not _KEPT or _KEPT[0].fingerprint != fingerprint:
+        keep_vocab(Vocab.load(Path(folder) / "vocab.json"))
+    assert _KEPT[0].fingerprint == fingerprint
+    return _KEPT[0]

@@ -138,9 +138,8 @@ def validate(
     Every rank must call it; all get the same score.
     """
     task.eval()
-    ranks.share(
-        task.buffers()
-    )  # statistics of batch norm: those that the best model is written with
+    # Statistics of batch norm: those that the best model is written with.
+    ranks.share(task.buffers())
     loader.set_epoch(0)
     terms = tuple(task.terms)
     sums = torch.zeros(len(terms), dtype=torch.float64, device=ranks.device)

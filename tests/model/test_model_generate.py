@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from model_support import NEAR, split_batch
+from model_support import NEAR, as_batch, split_batch
 
 from scshards.base.errors import ConfigError
 from scshards.cells.batch import Batch, GenerateBatch
@@ -115,10 +115,4 @@ def test_refused(small: ModelConfig, model: CellModel, batch: GenerateBatch) -> 
     with pytest.raises(ConfigError, match="not built to predict unknown genes"):
         CellModel(small)(batch)
     with pytest.raises(ConfigError, match="only a GenerateBatch"):
-        model(split_known(batch), cell_prompt=True)
-
-
-def split_known(batch: GenerateBatch) -> Batch:
-    from model_support import as_batch
-
-    return as_batch(batch.known_genes, batch.known_values, batch.known_is_pad)
+        model(as_batch(batch.known_genes, batch.known_values, batch.known_is_pad), cell_prompt=True)

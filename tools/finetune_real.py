@@ -47,16 +47,25 @@ SHARED = (
     "model.d_hid=64",
     "model.n_layers=1",
     "model.dropout=0.0",
-    "optim.lr=2e-3",
     "run.device=cpu",
-    "run.batch_size=16",
     "run.save_every=100000",
 )
-ANNOTATE = ("task.name=annotate", "task.label=line", "run.epochs=40", "run.eval_every=40")
+ANNOTATE = (
+    "task.name=annotate",
+    "task.label=line",
+    "data.tie_break=random",
+    "optim.lr=1e-3",
+    "optim.weight_decay=0.1",
+    "run.batch_size=8",
+    "run.epochs=80",
+    "run.eval_every=40",
+)
 INTEGRATE = (
     "task.name=integrate",
     "task.label=line",
     "task.domain=plate",
+    "optim.lr=2e-3",
+    "run.batch_size=16",
     "run.epochs=30",
     "run.eval_every=100000",
 )

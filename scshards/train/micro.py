@@ -13,8 +13,7 @@ from torch import Tensor
 
 from scshards.base.errors import ConfigError
 from scshards.cells.batch import Batch, GenerateBatch, PackedBatch
-
-AnyBatch = Batch | PackedBatch | GenerateBatch
+from scshards.model.transformer import AnyBatch
 
 
 def cut(batch: AnyBatch, rows: int) -> Iterator[AnyBatch]:

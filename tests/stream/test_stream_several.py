@@ -89,7 +89,7 @@ def test_batches_before_a_bad_cell_come(tmp_path: Path, monkeypatch: pytest.Monk
     assert seen == expected[:5]
 
 
-def test_several_at_once_are_refused_where_each_has_a_ratio() -> None:
+def test_padded_batches_of_one_ratio_are_made_at_once() -> None:
     from scshards.cells.vocab import Vocab
 
     vocab = Vocab(["g0", "g1"]).with_specials()

@@ -23,12 +23,12 @@ FLOORS = {
     "base": 0,
     "cells": 1,
     "shards": 2,
-    "pack": 3,
-    "stream": 3,
-    "model": 3,
     "atlas": 3,
-    "train": 4,
-    "cli": 5,
+    "pack": 4,
+    "stream": 4,
+    "model": 4,
+    "train": 5,
+    "cli": 6,
 }
 
 # {library: the modules that may import it}, as patterns over whole module names.
@@ -39,6 +39,8 @@ LIBRARIES = {
     "zarr": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(apply_output|plot))",
     "scipy": r"scshards\.(pack\.sources\w*|atlas\..*|train\.(apply_output|plot))",
     "sklearn": r"scshards\.train\.integration",
+    "tiledbsoma": r"scshards\.atlas\..*",
+    "cellxgene_census": r"scshards\.atlas\..*",
     "fsspec": r"scshards\.base\.storage",
     "s3fs": r"scshards\.base\.storage",
     "click": r"scshards\.cli(\..*)?",
@@ -223,6 +225,7 @@ RULES: list[tuple[Callable[[Sources], list[str]], Sources]] = [
     (upward_imports, {"scshards.base.a": "from scshards.cells.vocab import Vocab"}),
     (upward_imports, {"scshards.shards.a": "def f():\n    import scshards.pack.run"}),
     (upward_imports, {"scshards.pack.a": "from scshards.stream import plan"}),
+    (upward_imports, {"scshards.atlas.a": "from scshards.pack.inputs import expand"}),
     (upward_imports, {"scshards.model.a": "from scshards.stream.loader import CellLoader"}),
     (
         upward_imports,
@@ -234,6 +237,7 @@ RULES: list[tuple[Callable[[Sources], list[str]], Sources]] = [
     (foreign_imports, {"scshards.pack.run": "from h5py import File"}),
     (foreign_imports, {"scshards.stream.fetch": "from fsspec.core import url_to_fs"}),
     (foreign_imports, {"scshards.train.loop": "import click"}),
+    (foreign_imports, {"scshards.pack.sources_soma": "import tiledbsoma"}),
     (foreign_imports, {"scshards.pack.verify": "import webdataset as wds"}),
     (slow_command_files, {"scshards.cli.train": "import numpy as np"}),
     (slow_command_files, {"scshards.cli.pack": "from scshards.pack.run import pack"}),

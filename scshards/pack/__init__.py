@@ -1,1 +1,1 @@
-"""Floor 3: AnnData files -> shard sets. Meets stream only in `scshards.shards`."""
+"""Floor 4: AnnData files -> shard sets. Meets stream only in `scshards.shards`."""

@@ -1,1 +1,1 @@
-"""Floor 3: shards -> batches. The order is a pure function of (manifest, seed, epoch)."""
+"""Floor 4: shards -> batches. The order is a pure function of (manifest, seed, epoch)."""

@@ -1,1 +1,1 @@
-"""Floor 4: masked-value training on the stream of cells, alone or under torchrun."""
+"""Floor 5: masked-value training on the stream of cells, alone or under torchrun."""

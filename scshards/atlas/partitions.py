@@ -1,0 +1,141 @@
+"""The cells of a query in stretches of soma_joinids: what one input of pack, or one h5ad file, holds.
+
+    partitions("census://heart?version=2025-01-30")
+    -> [Partition(soma://...&first=0&last=412345&cells=200000, ...), ...]
+
+A partition is the n-th `max_cells` of a query's cells in the order of their soma_joinids, named by the
+first and the last of them and the number of cells between: it can be opened by itself, reads only its
+own stretch of obs, and notices when the experiment has changed. Called by atlas.index, atlas.download
+and pack.inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.atlas.address import CENSUS, SOMA, SomaAddress, keys, parse
+from scshards.atlas.census import Release, find_release
+from scshards.atlas.queries import load_queries
+from scshards.atlas.soma import open_experiment
+from scshards.base.errors import ConfigError, SourceError
+from scshards.base.storage import redact
+
+MAX_CELLS = 200_000
+"""Cells of a partition, as in scGPT's scripts: some 2 GB as a compressed h5ad file."""
+
+_KEYS = ["max_cells", "queries", "version"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """One stretch of a query's cells.
+
+    Attributes
+    ----------
+    address
+        Which cells.
+    name
+        What messages and manifests call it.
+    """
+
+    address: SomaAddress
+    name: str
+
+
+def is_query(url: str) -> bool:
+    """Whether an input is cells of a SOMA experiment that are to be cut into partitions."""
+    return url.startswith(CENSUS) or (
+        url.startswith(SOMA) and parse(_without_max(url)[0]).cells is None
+    )
+
+
+def partitions(url: str, storage_options: Mapping[str, Any] | None = None) -> list[Partition]:
+    """The partitions of census://NAME?version=..&queries=FILE&max_cells=N or soma://URI?filter=..&max_cells=N.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such query, version or key, or the filter can't be used.
+    SourceError
+        When there is no such experiment, or no cell of it fits.
+    StorageError
+        When it can't be read.
+    """
+    if url.startswith(CENSUS):
+        address, name, max_cells = _census(url, storage_options)
+    else:
+        plain, max_cells = _without_max(url)
+        address = parse(plain)
+        name = SOMA + redact(address.uri) + (f"?filter={address.filter}" if address.filter else "")
+    with open_experiment(address, storage_options) as experiment:
+        ids = experiment.ids(address.filter, address.first, address.last)
+    if not len(ids):
+        raise SourceError(
+            "no cell fits the filter",
+            where=f"{name}: {address.filter}",
+            advice="check the values it compares with: they are case-sensitive",
+        )
+    return cut(ids, address, name, max_cells)
+
+
+def cut(
+    ids: NDArray[np.int64], address: SomaAddress, name: str, max_cells: int = MAX_CELLS
+) -> list[Partition]:
+    """Cells, by their ascending soma_joinids, in stretches of `max_cells`."""
+    return [
+        Partition(
+            address=dataclasses.replace(
+                address, first=int(part[0]), last=int(part[-1]), cells=len(part)
+            ),
+            name=f"{name} [{number}]",
+        )
+        for number, part in enumerate(np.split(ids, range(max_cells, len(ids), max_cells)))
+    ]
+
+
+def query_address(
+    query_name: str, release: Release, queries_file: str | None = None
+) -> SomaAddress:
+    """The address of all cells of a query in a release."""
+    query = load_queries(queries_file)[query_name]
+    return SomaAddress(
+        uri=release.experiment(query.organism),
+        filter=query.obs_filter,
+        region=release.region,
+        anonymous=release.anonymous,
+    )
+
+
+def _census(url: str, storage_options: Mapping[str, Any] | None) -> tuple[SomaAddress, str, int]:
+    name, _, rest = url.removeprefix(CENSUS).partition("?")
+    given = keys(rest, _KEYS, where=CENSUS + name)
+    queries = load_queries(given.get("queries"))
+    queries[name]  # an unknown name is refused before anything is read
+    release = find_release(queries, given.get("version"), storage_options)
+    address = query_address(name, release, given.get("queries"))
+    return address, f"{CENSUS}{name}@{release.version}", _max_cells(given.get("max_cells"), url)
+
+
+def _without_max(url: str) -> tuple[str, int]:
+    """The address without its max_cells, and that."""
+    plain, _, query = url.partition("?")
+    parts = query.split("&")
+    texts = [part.removeprefix("max_cells=") for part in parts if part.startswith("max_cells=")]
+    others = [part for part in parts if part and not part.startswith("max_cells=")]
+    return plain + ("?" + "&".join(others) if others else ""), _max_cells(
+        texts[0] if texts else None, plain
+    )
+
+
+def _max_cells(text: str | None, where: str) -> int:
+    if text is None:
+        return MAX_CELLS
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"max_cells is a number of at least 1, not {text!r}", where=where)
+    return int(text)

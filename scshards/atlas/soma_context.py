@@ -1,0 +1,107 @@
+"""How TileDB reaches a store: its settings from storage options and the environment.
+
+fsspec reads `AWS_ENDPOINT_URL` and takes options such as {"key": ..., "endpoint_url": ...}; TileDB has
+names of its own for the same. Credentials that are not given come from the usual AWS variables and
+profiles, which TileDB's S3 client reads itself. Called by atlas.soma.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from scshards.base.config import did_you_mean
+from scshards.base.errors import ConfigError
+from scshards.base.storage import redact
+
+BUFFER_BYTES = 1 << 26
+"""TileDB fills a buffer of this size for each column it reads."""
+
+_OPTIONS = ("anon", "client_kwargs", "endpoint_url", "key", "secret", "token")
+"""The storage options of s3fs that mean something to TileDB."""
+
+
+def make_context(
+    uri: str,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    region: str | None = None,
+    anonymous: bool = False,
+) -> Any:
+    """A tiledbsoma context that reaches `uri`.
+
+    Parameters
+    ----------
+    storage_options
+        As for s3fs: key, secret, token, endpoint_url, anon, client_kwargs.
+    region
+        S3 region; else that of the options or of the environment.
+    anonymous
+        Read without credentials; `anon` among the options says otherwise.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such option, or the address is of a store that is not supported.
+    """
+    import tiledbsoma
+
+    config: dict[str, Any] = {"soma.init_buffer_bytes": BUFFER_BYTES}
+    if uri.startswith("s3://"):
+        config |= _s3(dict(storage_options or {}), region, anonymous)
+    elif "://" in uri and not uri.startswith("file://"):
+        raise ConfigError(
+            "an experiment is read from a path or from s3://",
+            where=redact(uri),
+            advice="copy it there, or download its cells as h5ad files",
+        )
+    return tiledbsoma.SOMATileDBContext(tiledb_config=config)
+
+
+def missing_library() -> ConfigError:
+    """The error for a machine without tiledbsoma."""
+    return ConfigError(
+        "reading the Census and SOMA experiments needs tiledbsoma",
+        advice="pip install 'scshards[census]'",
+    )
+
+
+def _s3(options: dict[str, Any], region: str | None, anonymous: bool) -> dict[str, str]:
+    for name in options:
+        if name not in _OPTIONS:
+            raise ConfigError(
+                f"a SOMA experiment's store knows no option {name!r}",
+                where="--storage-options",
+                advice=did_you_mean(name, _OPTIONS),
+            )
+    extra = options.get("client_kwargs") or {}
+    endpoint = (
+        options.get("endpoint_url")
+        or extra.get("endpoint_url")
+        or os.environ.get("AWS_ENDPOINT_URL_S3")
+        or os.environ.get("AWS_ENDPOINT_URL")
+    )
+    region = (
+        extra.get("region_name")
+        or region
+        or os.environ.get("AWS_REGION")
+        or os.environ.get("AWS_DEFAULT_REGION")
+    )
+    config = {
+        "vfs.s3.aws_access_key_id": options.get("key"),
+        "vfs.s3.aws_secret_access_key": options.get("secret"),
+        "vfs.s3.aws_session_token": options.get("token"),
+        "vfs.s3.region": region,
+    }
+    if options.get("anon", anonymous):
+        config["vfs.s3.no_sign_request"] = "true"
+    if endpoint:
+        parts = urlsplit(endpoint)
+        config |= {
+            "vfs.s3.scheme": parts.scheme,
+            "vfs.s3.endpoint_override": parts.netloc,
+            "vfs.s3.use_virtual_addressing": "false",
+        }
+    return {name: value for name, value in config.items() if value}

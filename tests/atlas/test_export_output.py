@@ -13,6 +13,7 @@ import anndata
 import numpy as np
 import pytest
 import s3fs
+import shardsets
 from conftest import S3
 from export_support import bank, quiet_export, quiet_pack, small_set, tables, write_h5ad
 from plain_reader import read_back
@@ -21,6 +22,7 @@ from scshards.atlas.export import ExportOptions, export
 from scshards.base.errors import (
     ChecksumError,
     ConfigError,
+    FormatError,
     OutputExistsError,
     ScshardsError,
     StorageError,
@@ -150,6 +152,33 @@ def test_damage_leaves_nothing(tmp_path: Path, to: str, name: str, order: Any) -
     with pytest.raises(ChecksumError, match="not those that were packed"):
         quiet_export(root, tmp_path / name, to, order=order, max_cells=10 if name == "a" else None)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("order", ["shard", "source"])
+def test_members_are_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Any
+) -> None:
+    real_rows, real_index = shardsets.encode_rows, shardsets.write_index
+
+    def broken(*args: Any) -> Any:
+        payload, ends = real_rows(*args)
+        payload[ends[4]] ^= 0x40
+        return payload, ends
+
+    def another(**columns: Any) -> bytes:
+        return real_index(**columns | {"n_genes": columns["n_genes"] + 1})
+
+    for name, fake, message in (
+        ("encode_rows", broken, "not a cell of format 1"),
+        ("write_index", another, "n_genes is another in the index"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(shardsets, name, fake)
+            shardsets.make_set(tmp_path / name, [9])
+        with pytest.raises(FormatError, match=message) as caught:
+            quiet_export(tmp_path / name, tmp_path / "a.scb", "scbank", order=order)
+        assert f"000000-000000000{5 if name == 'encode_rows' else 0}" in str(caught.value)
+        assert not (tmp_path / "a.scb").exists()
 
 
 KILLED = """

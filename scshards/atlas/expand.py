@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from scshards.atlas.address import CENSUS
 from scshards.atlas.census import find_release
+from scshards.atlas.measured import is_measured
 from scshards.atlas.partitions import query_address
 from scshards.atlas.queries import load_queries
-from scshards.atlas.soma import open_experiment
+from scshards.atlas.soma import JOINID, open_experiment
 from scshards.base.errors import SourceError
 from scshards.cells.expand import GeneTable
 
@@ -32,6 +33,7 @@ def census_genes(
     version: str | None = None,
     gene_column: str = GENES,
     id_column: str | None = IDS,
+    only_measured: bool = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> GeneTable:
     """The genes of a query's organism, in the order of the Census.
@@ -42,13 +44,16 @@ def census_genes(
         As for `scshards census`: a file of queries, and another release than it says.
     gene_column, id_column
         Columns of var with the names and the Ensembl ids; None takes no ids.
+    only_measured
+        Leave out genes that none of the datasets with cells of the query measured.
 
     Raises
     ------
     ConfigError
         When there is no such query or release.
     SourceError
-        When var has no such column (with the nearest), or it holds no text.
+        When var has no such column (with the nearest), or it holds no text; when no cell fits the
+        query, or nothing says what was measured, with `only_measured`.
     StorageError
         When it can't be read.
     """
@@ -60,6 +65,9 @@ def census_genes(
     with open_experiment(address, storage_options) as experiment:
         var = experiment.var(columns)
         where = f"{experiment.name}: var"
+    if only_measured:
+        measured = is_measured(release, address, storage_options)
+        var = var.filter(measured[var.column(JOINID).to_numpy()])
     return GeneTable(
         name=f"{CENSUS}{query_name}@{release.version}",
         genes=_text(var, gene_column, where),

@@ -36,6 +36,11 @@ _EXPECTED = 0.5
 )
 @click.option("--queries", metavar="FILE", help="The file of queries; without it, the shipped one.")
 @click.option("--version", metavar="V", help="Another release of the Census than the file says.")
+@click.option(
+    "--measured",
+    is_flag=True,
+    help="Of the Census, only genes that a dataset with cells of the query measured.",
+)
 @click.option("-o", "--output", metavar="FILE", help="The vocab.json to make.")
 @click.option(
     "--gene-column",
@@ -75,6 +80,7 @@ def expand(
     census: tuple[str, ...],
     queries: str | None,
     version: str | None,
+    measured: bool,
     output: str | None,
     gene_column: str | None,
     id_column: str | None,
@@ -103,14 +109,14 @@ def expand(
     from scshards.pack.vocabulary_expand import pairs_text, read_pairs
 
     files = (*more_inputs, *inputs)
-    _check_usage(files, census, (queries, version), output, pairs, dry_run)
+    _check_usage(files, census, (queries, version, measured or None), output, pairs, dry_run)
     options = parse_options(storage_options)
     outputs = [] if dry_run else [path for path in (pairs, output) if path is not None]
     for path in outputs:
         refuse_existing(path, options)
     expansion = expand_vocab(
         read_vocab(vocab, options),
-        _tables(files, census, queries, version, gene_column, id_column, options),
+        _tables(files, census, queries, version, measured, gene_column, id_column, options),
         strip_versions=strip_versions,
         special_tokens=special_tokens,
         known_pairs=read_pairs(known_pairs, options) if known_pairs is not None else (),
@@ -129,7 +135,7 @@ def expand(
 def _check_usage(
     files: Sequence[str],
     census: Sequence[str],
-    of_census: Sequence[str | None],
+    of_census: Sequence[object],
     output: str | None,
     pairs: str | None,
     dry_run: bool,
@@ -137,7 +143,7 @@ def _check_usage(
     if not files and not census:
         raise click.UsageError("name where genes come from: INPUT or --census NAME")
     if not census and any(value is not None for value in of_census):
-        raise click.UsageError("--queries and --version are for --census")
+        raise click.UsageError("--queries, --version and --measured are for --census")
     if output is None and not dry_run:
         raise click.UsageError("name the vocabulary to make, -o FILE, or ask for --dry-run")
     if output is not None and output == pairs:
@@ -149,6 +155,7 @@ def _tables(
     census: Sequence[str],
     queries: str | None,
     version: str | None,
+    measured: bool,
     gene_column: str | None,
     id_column: str | None,
     options: dict[str, Any],
@@ -163,6 +170,7 @@ def _tables(
             version=version,
             gene_column=gene_column or GENES,
             id_column=id_column or IDS,
+            only_measured=measured,
             storage_options=options,
         )
     if files:

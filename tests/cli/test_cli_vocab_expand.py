@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,7 @@ def test_refusals_leave_everything_as_it_was(tmp_path: Path, old: Path, files: l
     usages: list[tuple[str, list[object]]] = [
         ("INPUT or --census", ["-o", new]),
         ("are for --census", [*files, "-o", new, "--version", STABLE]),
+        ("are for --census", [*files, "-o", new, "--measured"]),
         ("or ask for --dry-run", files),
         ("the same file", [*files, "-o", new, "--pairs", new]),
     ]
@@ -177,6 +179,46 @@ def test_the_genes_of_the_census(tmp_path: Path, old: Path, census: Census) -> N
     assert older["added"] == sorted(set(census.anndata(OLDER).var.feature_name))
     again = report(tmp_path / "new.json", *args[1:], "--dry-run")
     assert again["added"] == [] and again["sources"][0]["known"] == len(var)
+
+
+def test_only_what_the_cells_of_a_query_were_measured_for(
+    tmp_path: Path, old: Path, census: Census
+) -> None:
+    cells = census.anndata()
+    text = Path(census.queries).read_text()
+    queries = tmp_path / "queries.toml"
+    for chosen in (["dataset-1"], ["dataset-0", "dataset-2"], ["dataset-9"]):
+        queries.write_text(f'{text}\n[query.mine]\nfilter = "dataset_id in {chosen}"\n')
+        args = [old, "--census", "mine", "--queries", queries, "--measured", "--dry-run"]
+        is_there = cells.obs.dataset_id.isin(chosen).to_numpy()
+        if not is_there.any():
+            with pytest.raises(SourceError, match="no cell fits"):
+                run(*args)
+            continue
+        # What a dataset measured: all genes with a value in a cell of it, and some without.
+        rows = [int(name.removeprefix("dataset-")) for name in chosen]
+        measured = cells.varm["presence"][:, rows].any(1)
+        tree = report(*args)
+        assert tree["sources"][0]["genes"] == measured.sum() < cells.n_vars
+        assert tree["added"] == sorted(set(cells.var.feature_name[measured]))
+        valued = np.asarray(cells.X[is_there].sum(0)).ravel() > 0
+        assert set(cells.var.feature_name[valued]) <= set(tree["added"])
+
+
+def test_a_census_that_does_not_say_what_was_measured(
+    tmp_path: Path, old: Path, census: Census
+) -> None:
+    import tiledbsoma
+
+    (tmp_path / "bare").mkdir()
+    tiledbsoma.Collection.create(f"{tmp_path}/bare/soma").close()
+    shutil.copytree(f"{census.uri()}/census_data", tmp_path / "bare" / "soma" / "census_data")
+    queries = tmp_path / "queries.toml"
+    queries.write_text(f"uri = '{tmp_path}/bare/soma'\n[query.mine]\nfilter = \"sex == 'male'\"\n")
+    args = [old, "--census", "mine", "--queries", queries, "--dry-run"]
+    assert report(*args)["sources"][0]["genes"] == census.anndata().n_vars
+    with pytest.raises(SourceError, match=r"does not say[\s\S]*leave --measured out"):
+        run(*args, "--measured")
 
 
 def test_the_census_and_a_file_by_ids(tmp_path: Path, old: Path, census: Census) -> None:

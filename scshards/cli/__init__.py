@@ -21,7 +21,7 @@ from scshards.base.config import did_you_mean
 from scshards.base.errors import ScshardsError
 
 COMMANDS = {
-    "vocab": "Build, import or check a gene vocabulary.",
+    "vocab": "Build, import, expand or check a gene vocabulary.",
     "pack": "Pack cells into a shard set.",
     "reshard": "Make a shard set of another: new shards, splits, subsets.",
     "merge": "Make one shard set of several.",

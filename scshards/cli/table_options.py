@@ -18,8 +18,8 @@ TABLE_OPTIONS = (
     click.option(
         "--ids-vocab",
         metavar="FILE",
-        help="The vocabulary of the token ids in Parquet files, saved datasets and MDS folders that have no "
-        "gene_vocab.json: a vocab.json, {gene: id}.",
+        help="The vocabulary of token ids in Parquet files, saved datasets and MDS folders that have "
+        "no gene_vocab.json: a vocab.json, {gene: id}.",
     ),
     click.option(
         "--list-columns",

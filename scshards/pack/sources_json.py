@@ -49,8 +49,8 @@ class JsonTable(CellTable):
             self.n_rows += len(lines)
         # Lists may be empty, and whole numbers be written without a point.
         types = {
-            lists[0]: pa.large_list(pa.int64()),
-            lists[1]: pa.large_list(pa.float64()),
+            lists[0]: pa.list_(pa.int64()),
+            lists[1]: pa.list_(pa.float64()),
         }
         self._schema = pa.schema([])
         if first:

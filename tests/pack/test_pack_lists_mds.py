@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -119,7 +120,7 @@ def test_cells_that_the_library_wrote(tmp_path: Path, pickled: bool) -> None:
         for block in source.blocks(37, 161, max_rows=7):
             ends = block.indptr - block.indptr[0]
             assert block.first_row == at and len(ends) <= 8
-            for a, b in zip(ends[:-1], ends[1:], strict=True):
+            for a, b in itertools.pairwise(ends.tolist()):
                 assert block.indices[a:b].tolist() == [g + 3 for g in rows["genes"][at]]
                 assert block.data[a:b].tolist() == rows["expressions"][at]
                 at += 1

@@ -128,9 +128,9 @@ def folder_of(storage: Storage) -> tuple[Storage, str]:
 
 
 def broken_link(storage: Storage) -> SourceError | None:
-    """The error for a link whose target is gone, as scGPT's script makes them for relative folders."""
+    """The error for a link to a table that is gone: scGPT's script makes such for relative folders."""
     path = storage.local_path
-    if path is None or not path.is_symlink() or path.exists():
+    if path is None or TABLE not in path.name or not path.is_symlink() or path.exists():
         return None
     return SourceError(
         f"the link leads to {path.readlink()}, which is not there",

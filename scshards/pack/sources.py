@@ -188,7 +188,7 @@ def _table(
     if kind == "scbank":
         from scshards.pack.sources_scbank import open_scbank
 
-        return open_scbank(storage, name)
+        return open_scbank(storage, name, scratch)
     if kind == "arrow":
         from scshards.pack.sources_arrow import SavedDataset
 

@@ -232,6 +232,13 @@ class Lists(Source):
             self._rows.close()
 
 
+def written_rows(scratch: Path | None) -> int | None:
+    """How many rows were written out to a source's scratch folder; None when they were not."""
+    if scratch is None or not scratch.is_dir():
+        return None
+    return len(np.load(scratch / _INDPTR, mmap_mode="r")) - 1
+
+
 def refuse_choices(gene_column: str | None, layer: str | None, raw: bool, name: str) -> None:
     """Raise a SourceError when what only AnnData has is asked of a table."""
     asked = {"gene column": gene_column, "layer": layer, "raw matrix": "raw" if raw else None}

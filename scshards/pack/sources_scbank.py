@@ -8,13 +8,14 @@ gene_vocab.json      {token: id}, without special tokens
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
 
 from scshards.base.errors import SourceError
 from scshards.base.storage import Storage
 from scshards.pack.sources_base import LISTS
 from scshards.pack.sources_ids import TABLE
 from scshards.pack.sources_json import JsonTable
+from scshards.pack.sources_lists import written_rows
 from scshards.pack.sources_matrix import reading
 from scshards.pack.sources_parquet import ParquetTable
 from scshards.pack.sources_tables import CellTable
@@ -24,8 +25,8 @@ FORMATS = ("parquet", "json")
 """How a table may be written."""
 
 
-def open_scbank(folder: Storage, name: str) -> CellTable:
-    """The main table of a scBank.
+def open_scbank(folder: Storage, name: str, scratch: Path | None) -> CellTable:
+    """The main table of a scBank; see pack.sources.open_source for `scratch`.
 
     Raises
     ------
@@ -34,9 +35,9 @@ def open_scbank(folder: Storage, name: str) -> CellTable:
     """
     file = table_of(folder, name)
     where = f"{name}: {file}"
-    made: Any = ParquetTable if file.endswith(".parquet") else JsonTable
-    table: CellTable = made(folder, file, LISTS, where)
-    return table
+    if file.endswith(".parquet"):
+        return ParquetTable(folder, file, LISTS, where)
+    return JsonTable(folder, file, LISTS, where, written_rows(scratch))
 
 
 def table_of(folder: Storage, name: str) -> str:

@@ -311,3 +311,22 @@ def test_the_writer_of_these_tests_drops_zero_rows_before_genes() -> None:
     assert tokenized(x, ["A", "B"], {"B": 0}) == {
         "id": [0, 1], "genes": [[], [0]], "expressions": [[], [2.0]]
     }  # fmt: skip
+
+
+def test_lines_of_json_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scshards.pack import plan, sources_json
+
+    x = counts(600, 30)
+    made = write_scbank(tmp_path / "a.scb", x, GENES, ids_of(GENES), form="json")
+    monkeypatch.setattr(plan, "TASK_ROWS", 20)
+    monkeypatch.setattr(sources_json, "TEXT_BYTES", 1 << 10)
+    pieces = []
+    texts = sources_json.JsonTable._texts
+    monkeypatch.setattr(
+        sources_json.JsonTable, "_texts", lambda self: (pieces.append(1) or t for t in texts(self))
+    )
+    manifest = quiet_pack(made, tmp_path / "out", vocab_of(30))
+    assert manifest.sources[0].rows == 600
+    whole = -(-(made / "counts.datatable.json").stat().st_size // (1 << 10))
+    # Twice by the survey and twice to write them out by rows, and the beginning by each of 30 tasks.
+    assert whole > 50 and len(pieces) < 6 * whole

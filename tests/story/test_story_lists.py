@@ -61,7 +61,7 @@ def test_what_scgpt_left_packs_to_the_shards_of_the_h5ad_files(
 
     common = ["--vocab", tmp_path / "vocab.json", "--cells-per-shard", 100]
     for root, inputs, more in (
-        ("h5ad", files, ["--workers", 2]),
+        ("h5ad", files, ["--workers", 1]),
         ("banks", banks, ["--workers", 2]),
         ("all", [folder], ["--workers", 1]),
     ):

@@ -45,6 +45,7 @@ LIBRARIES = {
     "s3fs": r"scshards\.base\.storage",
     "click": r"scshards\.cli(\..*)?",
     "webdataset": r"scshards\.stream\.wds",
+    "streaming": r"scshards\.pack\.sources_mds",
 }
 
 # What a command's file may import at its top: `scshards COMMAND --help` waits for it.

@@ -8,12 +8,15 @@ from typing import Any
 
 import click
 
+from scshards.cli.table_options import TABLE_OPTIONS
+
 _OPTIONS = (
     click.option("-o", "--output", required=True, metavar="OUT", help="Not there yet."),
     click.option("--split", metavar="NAME", help="Of a shard set; default: all of them."),
     click.option("--gene-column", metavar="COL", help="Column of var with the gene names."),
     click.option("--layer", metavar="NAME", help="Read this layer in place of X."),
     click.option("--raw", is_flag=True, help="Read raw.X in place of X."),
+    *TABLE_OPTIONS,
     click.option("--max-length", type=int, help="Tokens of a cell; default: the checkpoint's."),
     click.option(
         "--min-match", default=0.5, show_default=True, help="Share of genes that must match."

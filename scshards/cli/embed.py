@@ -22,8 +22,8 @@ def command(
     """Embed the cells of INPUT... with the model in the folder CHECKPOINT.
 
     CHECKPOINT is a run's folder or any folder in scGPT's layout (args.json, vocab.json,
-    best_model.pt). An INPUT is an h5ad file, a zarr store, a 10x .h5 file or mtx folder, or the root of
-    a shard set. For one, OUT is a file: the input with obsm["X_scshards"], a unit vector for each
+    best_model.pt). An INPUT is what `scshards pack` takes, such as an h5ad file, or the root of a shard
+    set. For one, OUT is a file: the input with obsm["X_scshards"], a unit vector for each
     cell; without X unless the input is an h5ad file. For several, OUT is a folder with a file for
     each. Under torchrun each process takes its share of the cells; the result is the same.
 

@@ -1,4 +1,4 @@
-"""`scshards pack`: h5ad files -> a shard set."""
+"""`scshards pack`: h5ad files and other inputs -> a shard set."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scshards.base.errors import ConfigError
+from scshards.cli.table_options import table_options
 
 if TYPE_CHECKING:
     from scshards.pack.run import Share
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 )
 @click.option("--layer", metavar="NAME", help="Pack this layer in place of X.")
 @click.option("--raw", is_flag=True, help="Pack raw/X in place of X.")
+@table_options
 @click.option(
     "--obs",
     metavar="COL,COL",
@@ -181,18 +183,21 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Add the inputs to the complete shard set at ROOT, as new shards. Options are those that the "
     "set was packed with; how inputs are read may differ: --gene-column, --layer, --raw, --where, "
-    "--min-match, --strip-versions.",
+    "--min-match, --strip-versions, --ids-vocab, --list-columns.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON on standard output.")
 def command(inputs: tuple[str, ...], root: str, vocab: str | None, **chosen: Any) -> None:
-    """Pack the cells of h5ad files, zarr stores, 10x .h5 files and mtx folders into a shard set at ROOT.
+    """Pack the cells of h5ad files and other inputs into a shard set at ROOT.
 
+    An INPUT is an h5ad file, a zarr store, a 10x .h5 file or an mtx folder; or cells as lists of token
+    ids and values: a scBank folder (.scb), a Parquet file, a Hugging Face dataset saved to disk, an MDS
+    folder.
     INPUT and ROOT are local paths or URLs such as s3://bucket/prefix; an INPUT may be on a web server,
     https://host/a.h5ad. ROOT must be absent or empty.
     An INPUT may be a quoted pattern, 'data/*.h5ad', or a directory (a URL with a slash at its end),
-    which stands for all .h5ad, .h5 and .zarr.zip files, zarr stores and mtx folders below it; or a
-    list, a .txt or .tsv file (or @FILE): an input a line and, after a tab, the name that tables and
-    the manifest show for it. Paths in it are relative to its folder.
+    which stands for all .h5ad, .h5, .zarr.zip and .datatable.parquet files and all such folders below
+    it; or a list, a .txt or .tsv file (or @FILE): an input a line and, after a tab, the name that tables
+    and the manifest show for it. Paths in it are relative to its folder.
     Every cell, gene and value that is left out is counted by its reason and shown at the end.
     A pack that was stopped, however it was, goes on when the same command is run again.
 

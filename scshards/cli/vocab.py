@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from scshards.cli.table_options import table_options
 from scshards.cli.vocab_expand import expand
 from scshards.cli.vocab_files import write_new
 
@@ -47,6 +48,7 @@ def command() -> None:
 @_output
 @_gene_column
 @_strip_versions
+@table_options
 @click.option(
     "--min-cells",
     default=0,
@@ -62,20 +64,23 @@ def build(
     strip_versions: bool,
     min_cells: int,
     storage_options: str | None,
+    **tables: Any,
 ) -> None:
     """Make a vocabulary of all genes of the inputs, in alphabetical order.
 
     An INPUT is what `scshards pack` takes: a file, a zarr store, an mtx folder, a quoted pattern, a
     directory, a list.
-    Genes are symbols or Ensembl ids, as the files name them.
+    Genes are symbols or Ensembl ids, as the files name them. Of inputs that hold token ids they are all
+    genes of the vocabulary of the ids; --min-cells 1 takes those that a cell has.
     """
     from scshards.base.storage import parse_options
-    from scshards.pack.vocabulary import build_vocab, check_vocab
+    from scshards.pack.vocabulary import TableOptions, build_vocab, check_vocab
 
     options = parse_options(storage_options)
-    vocab = build_vocab(inputs, gene_column, min_cells, options, strip_versions)
+    read = TableOptions(**tables)
+    vocab = build_vocab(inputs, gene_column, min_cells, options, strip_versions, read)
     _write(vocab, output, options)
-    click.echo(_table(check_vocab(vocab, inputs, gene_column, options, strip_versions)))
+    click.echo(_table(check_vocab(vocab, inputs, gene_column, options, strip_versions, read)))
     click.echo(f"\n{output}: {len(vocab):,} tokens, fingerprint {vocab.fingerprint[:12]}")
 
 
@@ -106,6 +111,7 @@ def import_(file: str, output: str, storage_options: str | None) -> None:
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @_gene_column
 @_strip_versions
+@table_options
 @_storage_options
 @click.option("--json", "as_json", is_flag=True, help="The table as JSON on standard output.")
 def check(
@@ -115,6 +121,7 @@ def check(
     strip_versions: bool,
     storage_options: str | None,
     as_json: bool,
+    **tables: Any,
 ) -> None:
     """Show how many genes of each input are in a vocabulary.
 
@@ -125,10 +132,17 @@ def check(
     import json
 
     from scshards.base.storage import parse_options
-    from scshards.pack.vocabulary import check_vocab, read_vocab
+    from scshards.pack.vocabulary import TableOptions, check_vocab, read_vocab
 
     options = parse_options(storage_options)
-    reports = check_vocab(read_vocab(vocab, options), inputs, gene_column, options, strip_versions)
+    reports = check_vocab(
+        read_vocab(vocab, options),
+        inputs,
+        gene_column,
+        options,
+        strip_versions,
+        TableOptions(**tables),
+    )
     if as_json:
         click.echo(
             json.dumps(

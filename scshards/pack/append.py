@@ -26,10 +26,12 @@ from scshards.pack.vocabulary import read_vocab
 from scshards.shards.manifest import MANIFEST, Manifest
 from scshards.shards.shardset import ShardSet
 
-OF_INPUTS = ("gene_column", "layer", "raw", "where", "min_match", "strip_versions")
+OF_INPUTS = (
+    "gene_column", "layer", "raw", "where", "min_match", "strip_versions", "ids_vocab", "list_columns"
+)  # fmt: skip
 """Options that say how inputs are read, and may differ from one call to the next."""
 
-_OF_THE_RUN = ("workers", "scratch", "storage_options")
+_OF_THE_RUN = ("workers", "scratch", "storage_options", "trust_pickle")
 
 
 def append(
@@ -53,7 +55,8 @@ def append(
         Of the shard set.
     changes
         Options of PackOptions by name. What is not given is as it was when the set was packed; only how
-        inputs are read (OF_INPUTS) may be different, and workers, scratch, storage_options.
+        inputs are read (OF_INPUTS) may be different, and how the work is done: workers, scratch,
+        storage_options, trust_pickle.
     vocab
         The set has one; if one is given, it must be the same.
     progress, dask, restart, seconds

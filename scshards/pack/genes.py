@@ -48,7 +48,7 @@ def match_source(source: Source, vocab: Vocab, options: PackOptions) -> GeneMatc
     match = _match_again(source.genes, vocab, options.strip_versions)
     if match.matched / source.n_columns >= options.min_match:
         return match
-    here = "the index of var" if options.gene_column is None else f"var[{options.gene_column!r}]"
+    here = source.naming if options.gene_column is None else f"var[{options.gene_column!r}]"
     shown = ", ".join(map(repr, match.unmatched_names))
     more = match.unmatched - len(match.unmatched_names)
     raise SourceError(
@@ -78,7 +78,7 @@ def _advice(source: Source, match: GeneMatch, vocab: Vocab, options: PackOptions
     if best_share > max(match.matched / source.n_columns, _WORTH_NAMING):
         advice = f"{best} would match {best_share:.0%}"
     else:
-        advice = (
+        advice = source.naming_advice or (
             "name the column of var that holds the vocabulary's gene names with --gene-column; "
             f"var has: {', '.join(source.gene_columns) or 'no other text columns'}"
         )

@@ -10,7 +10,8 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -18,9 +19,13 @@ from scshards.base.errors import ConfigError
 from scshards.base.remote import translated
 from scshards.base.storage import Storage, is_local, is_web, path_of
 from scshards.pack.sources import display_name, folder_kind
+from scshards.pack.sources_ids import PREFIXED, SCB, TABLE
 
-SUFFIXES = (".h5ad", ".h5", ".zarr.zip")
-"""The files that are taken from a directory, beside zarr stores and mtx folders."""
+SUFFIXES = (".h5ad", ".h5", ".zarr.zip", f"{TABLE}parquet")
+"""The files that are taken from a directory, beside folders that are inputs themselves."""
+
+ALL_COUNTS = "all_counts"
+"""Where scGPT's script links the tables of the scBank folders beside it."""
 
 LISTS = (".txt", ".tsv")
 """What a list of inputs ends with; one of another name is marked by an @ before it."""
@@ -37,7 +42,10 @@ class InputFile(NamedTuple):
 
 _GLOB_LOCAL = re.compile(r"[*?\[]")
 _GLOB_REMOTE = re.compile(r"[*\[]")  # a question mark begins the query of an https:// address
-_NO_FILES = "the directory holds no .h5ad or .h5 file, no zarr store and no mtx folder"
+_NO_FILES = (
+    "the directory holds no .h5ad, .h5 or .datatable.parquet file, no zarr store, mtx or scBank "
+    "folder, saved dataset or MDS folder"
+)
 
 
 def expand(
@@ -48,20 +56,23 @@ def expand(
     Parameters
     ----------
     inputs
-        Files, zarr stores and mtx folders; globs (`*`, `[ab]`, `**` for any depth and, for local
-        paths, `?`); directories, remote ones with a slash at the end: all .h5ad, .h5 and .zarr.zip
-        files, zarr stores and mtx folders in them, at any depth. A path that exists is taken as it
-        is, whatever is in its name. And lists: .txt and .tsv files, or @FILE, with one of all these
-        a line, and, after a tab, the name of a single input; what is relative there is relative to
-        the list's own folder, and lines that are blank or begin with # are passed over.
+        Files, and folders that are inputs: zarr stores, mtx and scBank folders, saved datasets, MDS
+        folders; globs (`*`, `[ab]`, `**` for any depth and, for local paths, `?`); directories,
+        remote ones with a slash at the end: all .h5ad, .h5, .zarr.zip and .datatable.parquet files
+        and such folders in them, at any depth. A directory or pattern that has scBank's tables and
+        scGPT's cls_prefix_data.parquet, which repeats them, stands for the tables, and says so. A
+        path that exists is taken as it is, whatever is in its name. And lists: .txt and .tsv files,
+        or @FILE, with one of all these a line, and, after a tab, the name of a single input; what is
+        relative there is relative to the list's own folder, and lines that are blank or begin with #
+        are passed over.
     storage_options
         For the file systems.
 
     Raises
     ------
     ConfigError
-        When there is no input, a glob, directory or list gives none, or an input or name is there
-        twice.
+        When there is no input, a glob, directory or list gives none, or an input, a name or the
+        cells of a scBank are there twice.
     StorageError
         When a list can't be read, or a bucket not be listed.
     """
@@ -80,7 +91,7 @@ def expand(
     return files
 
 
-def _refuse_repeats(files: Iterable[InputFile]) -> None:
+def _refuse_repeats(files: Sequence[InputFile]) -> None:
     places: set[str] = set()
     names: set[str] = set()
     for file in files:
@@ -95,6 +106,33 @@ def _refuse_repeats(files: Iterable[InputFile]) -> None:
             )
         places.add(os.path.normpath(place))
         names.add(file.name)
+    for file in files:
+        if _is_copy(file.url, places):
+            raise ConfigError(
+                "the cells of scBank folders are given twice: as folders or tables, and in this file",
+                where=file.name,
+                advice=f"name the *{SCB} folders alone, or {ALL_COUNTS} alone",
+            )
+
+
+def _is_copy(url: str, places: Set[str]) -> bool:
+    """Whether a file only repeats the cells of other inputs, as scGPT's scripts make them."""
+    path = path_of(url).absolute() if is_local(url) else None
+    place = os.path.normpath(str(path) if path else url.rstrip("/"))
+    folder, _, name = place.rpartition("/")
+    if name == PREFIXED:
+        if any(TABLE in p and p.rpartition("/")[0] == folder for p in places):
+            return True
+    elif TABLE not in name:
+        return False
+    if path is not None and path.is_symlink():
+        target = path.resolve()
+        if str(target) in places or str(target.parent) in places:
+            return True
+    above, _, here = folder.rpartition("/")
+    return here == ALL_COUNTS and any(
+        p.endswith(SCB) and p.rpartition("/")[0] == above for p in places
+    )
 
 
 def _list_address(text: str) -> str | None:
@@ -153,7 +191,8 @@ def _local(url: str) -> list[str]:
         below = list(_below(Storage(path), path.absolute().name))
         if below == [""]:
             return [url]
-        return _some(sorted(str(path / name) for name in below), url, _NO_FILES)
+        found = _without_prefixed(sorted(str(path / name) for name in below))
+        return _some(found, url, _NO_FILES)
     if path.exists() or not _GLOB_LOCAL.search(str(path)):
         return [url]
     parts = path.parts
@@ -172,13 +211,13 @@ def _local(url: str) -> list[str]:
             kinds[p] = p.is_dir() and folder_kind(p.name, Storage(p).folder()[1]) is not None
         return kinds[p]
 
-    found = {
+    found = sorted(
         str(p)
-        for p in met
+        for p in set(met)
         if (p.is_file() or is_input(p))
         and not any(is_input(q) for q in p.parents if len(q.parts) > len(root.parts))
-    }
-    return _some(sorted(found), url, "no file matches this pattern")
+    )
+    return _some(_without_prefixed(found), url, "no file matches this pattern")
 
 
 def _remote(url: str, options: Mapping[str, Any] | None) -> list[str]:
@@ -191,13 +230,14 @@ def _remote(url: str, options: Mapping[str, Any] | None) -> list[str]:
         below = list(_below(storage, url.rstrip("/").rpartition("/")[2]))
         if below == [""]:
             return [url.rstrip("/")]
-        return _some(sorted(f"{url}{path}" for path in below), url, _NO_FILES)
+        return _some(_without_prefixed(sorted(f"{url}{path}" for path in below)), url, _NO_FILES)
     if glob is None or Storage(url, options).exists(""):
         return [url]
     _refuse_web(url)
     root = url[: url.rindex("/", 0, glob.start()) + 1]
     met = set(_matching(Storage(root, options), "", url[len(root) :].split("/")))
-    return _some(sorted(f"{root}{path}" for path in met), url, "no file matches this pattern")
+    found = _without_prefixed(sorted(f"{root}{path}" for path in met))
+    return _some(found, url, "no file matches this pattern")
 
 
 def _refuse_web(url: str) -> None:
@@ -216,7 +256,7 @@ def _below(storage: Storage, name: str, path: str = "") -> Iterator[str]:
         yield path
         return
     start = f"{path}/" if path else ""
-    yield from (f"{start}{file}" for file in files if file.endswith(SUFFIXES))
+    yield from (f"{start}{f}" for f in files if f.endswith(SUFFIXES) or f == PREFIXED)
     for folder in folders:
         below = f"{start}{folder}"
         local = storage.local_path
@@ -244,6 +284,22 @@ def _matching(storage: Storage, path: str, pattern: Sequence[str]) -> Iterator[s
                 yield below
         elif head == "**" or rest:
             yield from _matching(storage, below, pattern if head == "**" else rest)
+
+
+def _without_prefixed(found: list[str]) -> list[str]:
+    """The same without scGPT's training table where the tables that it was made of are there."""
+    folders = {path.rpartition("/")[0] for path in found if TABLE in path.rpartition("/")[2]}
+    kept = []
+    for path in found:
+        folder, _, name = path.rpartition("/")
+        if name == PREFIXED and folder in folders:
+            print(
+                f"{display_name(path)} is passed over: the tables beside it hold its cells",
+                file=sys.stderr,
+            )
+        else:
+            kept.append(path)
+    return kept
 
 
 def _some(found: list[str], url: str, otherwise: str) -> list[str]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from scshards.base import where as where_
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
+from scshards.base.storage import redact
 from scshards.pack.labels import text_of
+from scshards.pack.sources_base import LISTS
 from scshards.shards.tar import Compression
 
 Values = Literal["auto", "counts", "float"]
@@ -23,7 +25,7 @@ Values = Literal["auto", "counts", "float"]
 HELD_OUT = ("valid", "test")
 """The splits beside "train", in the order of their codes."""
 
-_NOT_RECORDED = ("workers", "scratch", "storage_options")
+_NOT_RECORDED = ("workers", "scratch", "storage_options", "trust_pickle")
 """Options that change neither a byte of the shards nor their meaning, or that hold secrets."""
 
 
@@ -77,6 +79,13 @@ class PackOptions:
         Folder for temporary files.
     storage_options
         For the file system of inputs and output; never written down anywhere.
+    ids_vocab
+        The vocabulary file of inputs that hold token ids and bring none themselves.
+    list_columns
+        The names of the columns of token ids and of values, in Parquet files, saved datasets and MDS
+        folders.
+    trust_pickle
+        Read pickled columns of MDS folders, which runs the code that is in them.
     """
 
     gene_column: str | None = None
@@ -102,6 +111,9 @@ class PackOptions:
     workers: int | None = None
     scratch: str | None = None
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    ids_vocab: str | None = None
+    list_columns: tuple[str, str] = LISTS
+    trust_pickle: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "obs", _names(self.obs))
@@ -110,6 +122,7 @@ class PackOptions:
             raise ConfigError(f"the column {twice!r} is given twice", where="obs")
         if self.layer is not None and self.raw:
             raise ConfigError("choose either a layer or raw", where="layer, raw")
+        object.__setattr__(self, "list_columns", two_columns(self.list_columns))
         _at_least("cells_per_shard", self.cells_per_shard, 1)
         _at_least("min_genes", self.min_genes, 0)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
@@ -144,7 +157,9 @@ class PackOptions:
     def recorded(self) -> dict[str, Any]:
         """What the manifest says: all that decides over the bytes, ready for JSON, and no secrets."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        options["obs"] = list(self.obs)
+        options["obs"], options["list_columns"] = list(self.obs), list(self.list_columns)
+        if self.ids_vocab is not None:
+            options["ids_vocab"] = redact(self.ids_vocab)
         if self.held_out is not None:
             options["held_out"] = {name: list(values) for name, values in self.held_out.items()}
         return {name: v for name, v in options.items() if name not in _NOT_RECORDED}
@@ -238,6 +253,23 @@ def _value(value: Any, split: str) -> str:
             advice="quote it, as the column has it",
         )
     return text_of(value)
+
+
+def two_columns(names: Sequence[str]) -> tuple[str, str]:
+    """The names of the lists of token ids and of values; ConfigError when they are not two names."""
+    if (
+        isinstance(names, str)
+        or len(names) != 2
+        or not all(isinstance(n, str) and n for n in names)
+    ):
+        raise ConfigError(
+            f"{names!r} are not the names of two columns",
+            where="list_columns",
+            advice="name the one of token ids and the one of values: genes,expressions",
+        )
+    if names[0] == names[1]:
+        raise ConfigError(f"the column {names[0]!r} is given twice", where="list_columns")
+    return (names[0], names[1])
 
 
 def _names(columns: Iterable[str] | str) -> tuple[str, ...]:

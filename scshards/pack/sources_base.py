@@ -2,8 +2,8 @@
 
     Source     .genes, .obs(column), .blocks(start, stop)
 
-The contract that sources_anndata, sources_10x and sources_mtx keep; sources opens inputs. Called by all
-of them.
+The contract that sources_anndata, sources_10x, sources_mtx and sources_lists keep; sources opens inputs.
+Called by all of them.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ INDEX = "index"
 BLOCK_ROWS = 1 << 16
 BLOCK_VALUES = 1 << 21
 """Most rows and values of a block: 2M values are 8 to 32 MB, whatever the cells are like."""
+
+LISTS = ("genes", "expressions")
+"""What scGPT and those after it call the columns of token ids and of values."""
 
 ZARR_MARKS = ("zarr.json", ".zgroup")
 """The file that makes a folder a zarr group, in format 3 and 2."""
@@ -84,9 +87,13 @@ class Source(abc.ABC):
     n_rows, n_columns
         Cells and gene columns.
     n_values
-        Values stored in the matrix: the non-zero ones, or all of a dense matrix.
+        Values stored in the matrix: the non-zero ones, or all of a dense matrix. Of tables of lists
+        about so many, the same each time.
     matrix_name
         What is read: "X", "layers/NAME" or "raw/X".
+    naming, naming_advice
+        Where gene names are from when no gene column is chosen, and what to do when they are not those
+        of a vocabulary; None where a gene column can be chosen.
     """
 
     name: str
@@ -95,6 +102,8 @@ class Source(abc.ABC):
     n_columns: int
     n_values: int
     matrix_name: str
+    naming: str = "the index of var"
+    naming_advice: str | None = None
 
     @property
     @abc.abstractmethod

@@ -26,7 +26,7 @@ from scshards.base.storage import Storage
 from scshards.pack.sources_10x import TenX
 from scshards.pack.sources_base import Matrix
 from scshards.pack.sources_matrix import Csr, Triplets, reading
-from scshards.pack.sources_scratch import published, scratch_writes
+from scshards.pack.sources_scratch import mapped, published, scratch_writes
 
 TEXT_BYTES = 1 << 23
 """So much text is parsed at once: about 700 thousand entries, 17 MB as numbers."""
@@ -96,14 +96,14 @@ class MtxFolder(TenX):
             with published(folder) as part:
                 self._write_numbers(part)
         features, values = (
-            _mapped(folder / name, dtype, self.n_values) for name, dtype in self._files()[:2]
+            mapped(folder / name, dtype, self.n_values) for name, dtype in self._files()[:2]
         )
         indptr = np.load(folder / "indptr.npy", mmap_mode="r")
         shape = (self.n_rows, self.n_columns)
         if len(indptr):
             return Csr(indptr, features, values, shape, self._where)
         name, dtype = self._files()[2]
-        cells = _mapped(folder / name, dtype, self.n_values)
+        cells = mapped(folder / name, dtype, self.n_values)
         return Triplets(cells, features, values, shape, self._where, folder / "by-cell")
 
     def _write_numbers(self, folder: Path) -> None:
@@ -249,8 +249,3 @@ def _decompressing(where: str) -> Iterator[None]:
             yield
         except (EOFError, zlib.error) as e:
             raise ValueError(str(e)) from e
-
-
-def _mapped(path: Path, dtype: np.dtype[Any], n: int) -> NDArray[Any]:
-    # An empty file can't be mapped.
-    return np.memmap(path, dtype, "r", shape=(n,)) if n else np.zeros(0, dtype)

@@ -2,7 +2,8 @@
 
     with published(folder) as part: ...     write into `part`; at the end it becomes `folder`
 
-Called by pack.sources_matrix and sources_mtx; `scratch_writes` by all who write temporary files.
+Called by pack.sources_matrix, sources_mtx and sources_lists; `scratch_writes` by all who write temporary
+files.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from scshards.base.errors import ScshardsError, StorageError
 
@@ -64,6 +69,12 @@ def scratch_writes(folder: Path) -> Iterator[None]:
             where=folder,
             advice="free some space there, or name a folder on a larger disk with --scratch",
         ) from e
+
+
+def mapped(path: Path, dtype: np.dtype[Any], n: int) -> NDArray[Any]:
+    """The n numbers of a file, mapped into memory."""
+    # An empty file can't be mapped.
+    return np.memmap(path, dtype, "r", shape=(n,)) if n else np.zeros(0, dtype)
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from scshards.base import where
 from scshards.base.errors import ConfigError, SourceError, ValueKindError
+from scshards.base.storage import Storage
 from scshards.cells.vocab import Vocab
 from scshards.pack import plan
 from scshards.pack.genes import match_source
@@ -210,6 +211,9 @@ def open_for_task(
         raw=options.raw,
         storage_options=options.storage_options,
         scratch=source_folder(folder, ordinal) / "transposed",
+        ids_vocab=options.ids_vocab,
+        list_columns=options.list_columns,
+        trust_pickle=options.trust_pickle,
     )
 
 
@@ -253,7 +257,10 @@ def check_values(source: Source, kept: NDArray[np.bool_]) -> tuple[float | None,
 
 
 def _identity(file: InputFile, options: PackOptions) -> dict[str, Any]:
-    return input_identity(file.url, options.storage_options)
+    identity = input_identity(file.url, options.storage_options)
+    if options.ids_vocab is not None:
+        identity["ids_vocab"] = Storage(options.ids_vocab, options.storage_options).identity()
+    return identity
 
 
 def _sample_rows(source: Source, kept: NDArray[np.bool_]) -> NDArray[Any]:

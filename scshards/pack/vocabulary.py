@@ -5,6 +5,7 @@ Called by the command line (`scshards vocab`) and, for reading, by pack.run.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,21 @@ from scshards.cells.vocab import SPECIALS, Vocab
 from scshards.pack import kernels
 from scshards.pack.genes import match_columns
 from scshards.pack.inputs import Input, InputFile, expand
+from scshards.pack.options import two_columns
 from scshards.pack.sources import Source, open_source
+from scshards.pack.sources_base import LISTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """How inputs that hold cells as lists of token ids are read; see PackOptions."""
+
+    ids_vocab: str | None = None
+    list_columns: tuple[str, str] = LISTS
+    trust_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "list_columns", two_columns(self.list_columns))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +63,7 @@ def build_vocab(
     min_cells: int = 0,
     storage_options: Mapping[str, Any] | None = None,
     strip_versions: bool = False,
+    tables: TableOptions = TableOptions(),
 ) -> Vocab:
     """The genes of some inputs in alphabetical order, special tokens appended.
 
@@ -63,6 +79,9 @@ def build_vocab(
         For the file system.
     strip_versions
         Take Ensembl ids without their version: ENSG00000141510.12 as ENSG00000141510.
+    tables
+        How inputs that hold token ids are read: their genes are all those of their vocabulary, whether a
+        cell has them or not.
 
     Raises
     ------
@@ -72,7 +91,7 @@ def build_vocab(
     files = expand(inputs, storage_options)
     cells: dict[str, int] = {}
     for i, file in enumerate(files):
-        with _open(file, i, gene_column, storage_options) as source:
+        with _open(file, i, gene_column, storage_options, tables) as source:
             genes = list(map(strip_version, source.genes)) if strip_versions else source.genes
             names = sorted(set(genes) - {"", *SPECIALS})
             counts = _count_cells(source, genes, names) if min_cells > 0 else [0] * len(names)
@@ -93,11 +112,12 @@ def check_vocab(
     gene_column: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     strip_versions: bool = False,
+    tables: TableOptions = TableOptions(),
 ) -> list[GeneReport]:
     """How each input matches a vocabulary, in the order of the inputs; they are given as to pack."""
     reports = []
     for i, file in enumerate(expand(inputs, storage_options)):
-        with _open(file, i, gene_column, storage_options) as source:
+        with _open(file, i, gene_column, storage_options, tables) as source:
             match = match_columns(source.genes, vocab, strip_versions=strip_versions)
             missing = np.flatnonzero(match.tokens < 0).tolist()
             reports.append(
@@ -128,6 +148,7 @@ def _open(
     ordinal: int,
     gene_column: str | None,
     storage_options: Mapping[str, Any] | None,
+    tables: TableOptions,
 ) -> Source:
     return open_source(
         file.url,
@@ -135,6 +156,7 @@ def _open(
         name=file.name,
         gene_column=gene_column,
         storage_options=storage_options,
+        **dataclasses.asdict(tables),
     )
 
 

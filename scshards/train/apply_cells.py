@@ -26,6 +26,7 @@ from scshards.cells.vocab import Vocab
 from scshards.pack.labels import read_label
 from scshards.pack.sources import open_source
 from scshards.pack.sources_base import Source, missing_column
+from scshards.pack.sources_ids import GENE_VOCAB
 from scshards.shards.codec import encode_rows
 from scshards.shards.manifest import MANIFEST
 from scshards.shards.shardset import ShardSet
@@ -72,7 +73,9 @@ class Cells(abc.ABC):
 
 def is_shard_set(url: str, storage_options: Mapping[str, Any] | None = None) -> bool:
     """Whether an address is the root of a shard set."""
-    return Storage(url, storage_options).exists(MANIFEST)
+    storage = Storage(url, storage_options)
+    # scBank's folders have a manifest.json too.
+    return storage.exists(MANIFEST) and not storage.exists(GENE_VOCAB)
 
 
 class SourceCells(Cells):
@@ -117,6 +120,9 @@ class SourceCells(Cells):
             raw=options.raw,
             storage_options=storage_options,
             scratch=scratch,
+            ids_vocab=options.ids_vocab,
+            list_columns=options.list_columns,
+            trust_pickle=options.trust_pickle,
         )
         try:
             self.name, self.parts = self.source.name, (self.source.n_rows,)
@@ -210,7 +216,8 @@ class ShardCells(Cells):
     ) -> None:
         self.shardset = ShardSet(url, storage_options)
         self.name = self.shardset.storage.at("")
-        given = [n for n in ("gene_column", "layer", "raw") if getattr(options, n)]
+        choices = ("gene_column", "layer", "raw", "ids_vocab", "trust_pickle")
+        given = [n for n in choices if getattr(options, n)]
         if given:
             raise ConfigError(
                 f"a shard set has no such choice: {', '.join(given)}", where=self.name
@@ -318,9 +325,12 @@ def _matched(cells: Source, vocab: Vocab, options: EmbedOptions) -> GeneMatch:
             f"{match.matched:,} of {cells.n_columns:,} gene columns are in the model's vocabulary; "
             f"not among them: {', '.join(match.unmatched_names[:5])}",
             where=cells.name,
-            advice="name the column of var that holds the genes as the model knows them with "
-            "--gene-column"
-            + (f" ({', '.join(cells.gene_columns)})" if cells.gene_columns else "")
+            advice=(
+                cells.naming_advice
+                or "name the column of var that holds the genes as the model knows them with "
+                "--gene-column"
+                + (f" ({', '.join(cells.gene_columns)})" if cells.gene_columns else "")
+            )
             + ", or lower --min-match",
         )
     return match

@@ -5,18 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scshards.base.errors import ConfigError
+from scshards.pack.options import two_columns
+from scshards.pack.sources_base import LISTS
 
 OBSM_KEY = "X_scshards"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions:
-    """How cells are embedded. None of it but the first six changes a result.
+    """How cells are embedded. None of it but the first nine changes a result.
 
     Attributes
     ----------
     gene_column, layer, raw
         Which names and which matrix of the input, as in pack; not of a shard set.
+    ids_vocab, list_columns, trust_pickle
+        How inputs that hold token ids are read, as in pack.
     split
         Which split of a shard set; None or "all" for all of them.
     max_length
@@ -41,6 +45,9 @@ class EmbedOptions:
     gene_column: str | None = None
     layer: str | None = None
     raw: bool = False
+    ids_vocab: str | None = None
+    list_columns: tuple[str, str] = LISTS
+    trust_pickle: bool = False
     split: str | None = None
     max_length: int | None = None
     seed: int = 0
@@ -53,6 +60,7 @@ class EmbedOptions:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "list_columns", two_columns(self.list_columns))
         if self.batch_size < 1:
             raise ConfigError(f"batch_size is at least 1, not {self.batch_size}")
         if self.threads is not None and self.threads < 1:

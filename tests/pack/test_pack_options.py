@@ -37,6 +37,10 @@ from scshards.base.errors import ConfigError
         ({"min_counts": float("nan")}, "not a number"),
         ({"min_counts": "1"}, "not a number"),
         ({"min_match": float("nan")}, "not a number"),
+        ({"list_columns": "ab"}, "not the names of two columns"),
+        ({"list_columns": ("genes",)}, "not the names of two columns"),
+        ({"list_columns": ("genes", "")}, "not the names of two columns"),
+        ({"list_columns": ("genes", "genes")}, "'genes' is given twice"),
         ({"held_out": {"valid": ["a"]}}, "of no column"),
         ({"split_by": "d", "held_out": {}}, "takes lists of values"),
         ({"split_by": "d", "held_out": ["a"]}, "takes lists of values"),
@@ -113,4 +117,10 @@ def test_each_option_is_recorded_or_known_not_to_matter() -> None:
     import dataclasses
 
     names = {f.name for f in dataclasses.fields(PackOptions)}
-    assert names - set(PackOptions().recorded()) == {"workers", "scratch", "storage_options"}
+    not_recorded = {"workers", "scratch", "storage_options", "trust_pickle"}
+    assert names - set(PackOptions().recorded()) == not_recorded
+
+
+def test_an_address_is_recorded_without_credentials() -> None:
+    recorded = PackOptions(ids_vocab="https://me:secret@host/vocab.json").recorded()
+    assert "secret" not in json.dumps(recorded) and "host/vocab.json" in recorded["ids_vocab"]

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 from pack_support import adata, assert_holds, counts, expected, key, quiet_pack, vocab_of, write
@@ -111,6 +113,22 @@ def test_a_pack_of_files_on_a_web_server(tmp_path: Path) -> None:
         for i, cell in enumerate(expected(x, genes, vocab_of(6)))
     }
     assert_holds(tmp_path / "out", want)
+
+
+def test_a_table_of_token_ids_on_a_web_server(tmp_path: Path) -> None:
+    columns = {"genes": [[1, 2], [0]], "expressions": [[3.0, 4.0], [5.0]]}
+    for name in ("www/a", "www/b"):
+        (tmp_path / name).mkdir(parents=True)
+        pq.write_table(pa.table(columns), tmp_path / name / "t.parquet")
+    ids = tmp_path / "www/a/gene_vocab.json"
+    ids.write_text('{"G000": 0, "G001": 1, "G002": 2}')
+    with serving(tmp_path / "www", "ranges") as url:
+        quiet_pack(f"{url}/a/t.parquet?token=hush", tmp_path / "a", vocab_of(3))
+        with pytest.raises(SourceError, match="nothing says which genes"):
+            open_source(f"{url}/b/t.parquet")
+        quiet_pack(f"{url}/b/t.parquet", tmp_path / "b", vocab_of(3), ids_vocab=str(ids))
+    for name in ("a", "b"):
+        assert_holds(tmp_path / name, {key(0, 0): {1: 3, 2: 4}, key(0, 1): {0: 5}})
 
 
 @pytest.mark.parametrize("mode", ["whole", "none"])

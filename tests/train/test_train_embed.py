@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import anndata
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
@@ -171,12 +174,23 @@ def test_zarr_mtx_and_shards_give_what_the_h5ad_file_gives(
     shards = str(tmp_path / "shards")
     pack(str(source), shards, VOCAB, options, progress=False)
 
-    several = [str(tmp_path / "in.zarr"), str(mtx), shards]
+    bank = tmp_path / "bank.scb"
+    bank.mkdir()
+    (bank / "manifest.json").write_text('{"on_disk_format": "parquet", "main_data": "counts"}')
+    (bank / "gene_vocab.json").write_text(json.dumps({g: i for i, g in enumerate(GENES)}))
+    lists = {"id": range(70), "genes": [np.flatnonzero(row) for row in counts]}
+    lists["expressions"] = [row[row > 0] for row in counts]
+    pq.write_table(pa.table(lists), bank / "counts.datatable.parquet")
+
+    several = [str(tmp_path / "in.zarr"), str(mtx), str(bank), shards]
     report = embed(checkpoint, several, tmp_path / "out", shown=False)
-    assert [Path(f.output).name for f in report.files] == ["in.h5ad", "mtx.h5ad", "shards.h5ad"]
+    assert [Path(f.output).name for f in report.files] == [
+        "in.h5ad", "mtx.h5ad", "bank.h5ad", "shards.h5ad"
+    ]  # fmt: skip
     expected = vectors(tmp_path / "a.h5ad")
-    zarr, tenx, packed = (anndata.read_h5ad(f.output) for f in report.files)
-    for result in (zarr, tenx):
+    zarr, tenx, lists_of, packed = (anndata.read_h5ad(f.output) for f in report.files)
+    assert lists_of.obs["id"].tolist() == list(range(70))
+    for result in (zarr, tenx, lists_of):
         assert np.array_equal(result.obsm["X_scshards"], expected)
         assert result.X is None and result.obs_names.tolist() == cells.obs_names.tolist()
     assert zarr.obs["donor"].tolist() == cells.obs["donor"].tolist()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from scshards.cli.table_options import table_options
 from scshards.cli.vocab_files import refuse_existing, write_new
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ _EXPECTED = 0.5
     help="The --pairs of an earlier time: shows which symbols have changed since.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the report and make nothing.")
+@table_options
 @click.option("--storage-options", metavar="JSON", help="For the file systems.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON on standard output.")
 def expand(
@@ -91,6 +93,7 @@ def expand(
     dry_run: bool,
     storage_options: str | None,
     as_json: bool,
+    **tables: Any,
 ) -> None:
     """Append the genes that VOCAB lacks, of the Census or of inputs, to a new vocabulary.
 
@@ -101,12 +104,13 @@ def expand(
     symbol of several Ensembl ids, an id whose symbol has changed, a gene that has two tokens, tokens
     that differ only in case.
     """
+    import itertools
     import json
 
     from scshards.base.storage import parse_options
     from scshards.cells.expand import expand_vocab
-    from scshards.pack.vocabulary import read_vocab
-    from scshards.pack.vocabulary_expand import pairs_text, read_pairs
+    from scshards.pack.vocabulary import TableOptions, read_vocab
+    from scshards.pack.vocabulary_expand import gene_tables, pairs_text, read_pairs
 
     files = (*more_inputs, *inputs)
     _check_usage(files, census, (queries, version, measured or None), output, pairs, dry_run)
@@ -114,9 +118,13 @@ def expand(
     outputs = [] if dry_run else [path for path in (pairs, output) if path is not None]
     for path in outputs:
         refuse_existing(path, options)
+    of_files = (
+        gene_tables(files, gene_column, id_column, options, TableOptions(**tables)) if files else ()
+    )
+    of_census = _census(census, queries, version, measured, gene_column, id_column, options)
     expansion = expand_vocab(
         read_vocab(vocab, options),
-        _tables(files, census, queries, version, measured, gene_column, id_column, options),
+        itertools.chain(of_census, of_files),
         strip_versions=strip_versions,
         special_tokens=special_tokens,
         known_pairs=read_pairs(known_pairs, options) if known_pairs is not None else (),
@@ -150,8 +158,7 @@ def _check_usage(
         raise click.UsageError("-o and --pairs name the same file")
 
 
-def _tables(
-    files: Sequence[str],
+def _census(
     census: Sequence[str],
     queries: str | None,
     version: str | None,
@@ -161,7 +168,6 @@ def _tables(
     options: dict[str, Any],
 ) -> Iterator[GeneTable]:
     from scshards.atlas.expand import GENES, IDS, census_genes
-    from scshards.pack.vocabulary_expand import gene_tables
 
     for name in census:
         yield census_genes(
@@ -173,8 +179,6 @@ def _tables(
             only_measured=measured,
             storage_options=options,
         )
-    if files:
-        yield from gene_tables(files, gene_column, id_column, options)
 
 
 def _shown(expansion: Expansion, output: str | None) -> str:

@@ -91,7 +91,7 @@ def build_vocab(
     files = expand(inputs, storage_options)
     cells: dict[str, int] = {}
     for i, file in enumerate(files):
-        with _open(file, i, gene_column, storage_options, tables) as source:
+        with open_input(file, i, gene_column, storage_options, tables) as source:
             genes = list(map(strip_version, source.genes)) if strip_versions else source.genes
             names = sorted(set(genes) - {"", *SPECIALS})
             counts = _count_cells(source, genes, names) if min_cells > 0 else [0] * len(names)
@@ -117,7 +117,7 @@ def check_vocab(
     """How each input matches a vocabulary, in the order of the inputs; they are given as to pack."""
     reports = []
     for i, file in enumerate(expand(inputs, storage_options)):
-        with _open(file, i, gene_column, storage_options, tables) as source:
+        with open_input(file, i, gene_column, storage_options, tables) as source:
             match = match_columns(source.genes, vocab, strip_versions=strip_versions)
             missing = np.flatnonzero(match.tokens < 0).tolist()
             reports.append(
@@ -143,13 +143,14 @@ def read_vocab(
     return Vocab.from_json(storage.read(""), where=storage.at(""))
 
 
-def _open(
+def open_input(
     file: InputFile,
     ordinal: int,
     gene_column: str | None,
     storage_options: Mapping[str, Any] | None,
     tables: TableOptions,
 ) -> Source:
+    """Open one of the inputs that were expanded; see open_source."""
     return open_source(
         file.url,
         ordinal,

@@ -16,8 +16,8 @@ from scshards.base.errors import SourceError
 from scshards.base.storage import Storage
 from scshards.cells.expand import GeneTable, Pair
 from scshards.pack.inputs import Input, expand
-from scshards.pack.sources import Source, open_source
-from scshards.pack.sources_base import INDEX
+from scshards.pack.sources_base import INDEX, Source
+from scshards.pack.vocabulary import TableOptions, open_input
 
 HEADER = "feature_id\ttoken"
 """The first line of a file of pairs."""
@@ -28,6 +28,7 @@ def gene_tables(
     gene_column: str | None = None,
     id_column: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    tables: TableOptions | None = None,
 ) -> Iterator[GeneTable]:
     """The genes of each input, one open at a time; no matrix is read.
 
@@ -42,6 +43,8 @@ def gene_tables(
         None takes no ids.
     storage_options
         For the file system.
+    tables
+        How inputs that hold token ids are read: their genes are all those of their vocabulary.
 
     Raises
     ------
@@ -49,9 +52,7 @@ def gene_tables(
         When a file can't be used, or lacks a column (with those it has).
     """
     for i, file in enumerate(expand(inputs, storage_options)):
-        with open_source(
-            file.url, i, name=file.name, gene_column=gene_column, storage_options=storage_options
-        ) as source:
+        with open_input(file, i, gene_column, storage_options, tables or TableOptions()) as source:
             yield GeneTable(
                 name=source.name,
                 genes=source.genes,

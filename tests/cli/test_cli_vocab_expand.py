@@ -10,6 +10,8 @@ from typing import Any
 import anndata
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from soma_census import OLDER, STABLE, Census
@@ -264,3 +266,16 @@ def test_on_s3(s3: Any, s3_census: Census, old: Path, files: list[Path]) -> None
     assert report(*again)["added"] == []
     with pytest.raises(OutputExistsError):
         run(*args, "-o", f"{s3.url}/new.json")
+
+
+def test_files_of_token_ids(tmp_path: Path, old: Path) -> None:
+    ids, lists = tmp_path / "ids.json", tmp_path / "cells.parquet"
+    ids.write_text(json.dumps({"a": 0, "d": 1, "c": 2}))
+    pq.write_table(pa.table({"ids": [[0, 1], [1]], "x": [[1.0, 2.0], [3.0]]}), lists)
+    with pytest.raises(SourceError, match="ids"):
+        run(old, lists, "--list-columns", "ids,x", "-o", tmp_path / "new.json")
+    tables = ["--list-columns", "ids,x", "--ids-vocab", ids]
+    result = run(old, lists, *tables, "-o", tmp_path / "new.json")
+    assert result.exit_code == 0
+    # All genes that the ids could stand for, whether a cell has them or not.
+    assert Vocab.load(tmp_path / "new.json").tokens == ("b", "<cls>", "a", "c", "d")

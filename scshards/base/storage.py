@@ -266,6 +266,11 @@ class Storage:
                 Path(temporary).unlink(missing_ok=True)
                 raise
 
+    def upload(self, path: str, file: Path) -> None:
+        """Publish a local file at `path` in a store, read in parts: all of it or nothing."""
+        with translated(self.at(path)):
+            self._fs.put_file(str(file), self._full(path))
+
     def remove(self, path: str) -> None:
         """Delete a file; nothing happens when it is not there."""
         with translated(self.at(path)):

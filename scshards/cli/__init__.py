@@ -25,6 +25,7 @@ COMMANDS = {
     "pack": "Pack cells into a shard set.",
     "reshard": "Make a shard set of another: new shards, splits, subsets.",
     "merge": "Make one shard set of several.",
+    "export": "Write the cells of a shard set as scBank, AnnData or parquet.",
     "verify": "Check every byte, count and cell of a shard set.",
     "info": "Show what a shard set holds.",
     "bench": "Measure how fast a shard set streams.",

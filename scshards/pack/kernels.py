@@ -16,8 +16,6 @@ from scshards.shards.kernels import (
     LABELS,
     OK,
     copy_bytes,
-    decode_counts,
-    decode_genes,
     parse_member,
 )
 from scshards.shards.write_kernels import (
@@ -184,17 +182,6 @@ def row_totals(indptr, values, out):
 
 
 @nb.njit(nogil=True, cache=True)
-def gather_slices(src, starts, sizes, order, out):
-    """Copy the slices src[starts[i]:starts[i] + sizes[i]] one after another, in `order`."""
-    p = 0
-    for k in range(len(order)):
-        i = order[k]
-        copy_bytes(src, starts[i], sizes[i], out, p)
-        p += sizes[i]
-    return p
-
-
-@nb.njit(nogil=True, cache=True)
 def relabel_members(src, starts, sizes, n_genes, labels, label_ends, out, at, ends):
     """Copy the members src[starts[i]:starts[i] + sizes[i]] one after another into out[at:], with
     other labels.
@@ -241,26 +228,6 @@ def count_cells(indptr, indices, data, tokens, first_row, last_row, cells):
             if t >= 0 and data[i] != 0 and last_row[t] != first_row + row:
                 last_row[t] = first_row + row
                 cells[t] += 1
-
-
-@nb.njit(nogil=True, cache=True)
-def measure_members(src, starts, sizes, fields, status):
-    """Parse the members at src[starts[i]:starts[i] + sizes[i]] into fields [cells, 6] and status."""
-    for i in range(len(starts)):
-        status[i] = parse_member(src, starts[i], starts[i] + sizes[i], fields[i])
-
-
-@nb.njit(nogil=True, cache=True)
-def decode_members(src, fields, indptr, n_tokens, genes, counts, status):
-    """The genes, and the counts unless that is empty, of members whose status is 0."""
-    for i in range(len(fields)):
-        if status[i] != 0:
-            continue
-        f = fields[i]
-        a, b = indptr[i], indptr[i + 1]
-        status[i] = decode_genes(src, f[1], f[2], f[0], n_tokens, genes[a:b])
-        if status[i] == 0 and len(counts) > 0:
-            status[i] = decode_counts(src, f[3], f[4], f[0], counts[a:b])
 
 
 @nb.njit(nogil=True, cache=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import FormatError
+from scshards.base.ahead import read_ahead
 from scshards.base.storage import Storage
 from scshards.cells.batch import format_key
 from scshards.pack import kernels, plan
-from scshards.pack.ahead import read_ahead
 from scshards.pack.marks import publish_array
 from scshards.pack.reshard_decide import BOUNDS, map_path
 from scshards.pack.reshard_sets import SetView, read_view
@@ -37,10 +36,8 @@ from scshards.pack.spill import SpillWriter, record_dtype
 from scshards.shards.codec import LabelColumn, check_status, encode_labels
 from scshards.shards.index import OBS_PREFIX
 from scshards.shards.manifest import ShardInfo
-from scshards.shards.tar import Compression, open_chunk
-
-READ_BYTES = 1 << 22
-"""About so many bytes of chunks are read at a time."""
+from scshards.shards.reading import read_chunks
+from scshards.shards.tar import Compression
 
 COUNTS = ("kept", "values", "bytes")
 """What is counted of each source."""
@@ -115,7 +112,7 @@ def _copy_shard(
     new_shards = _assign(chosen.split, chosen.keys, task)
     taken = np.flatnonzero(new_shards >= 0)
     where = storage.at(shard.path)
-    chunks = _chunks(storage, shard, task.compression, index, taken)
+    chunks = read_chunks(storage, shard, task.compression, index, taken)
     # A worker is one processor's; a second thread of it is for waiting.
     with contextlib.closing(chunks if storage.is_local else read_ahead(chunks)) as pieces:
         for cells, raw, start in pieces:
@@ -168,57 +165,6 @@ def _assign(split: NDArray[np.int8], keys: NDArray[np.int64], task: CopyTask) ->
         out[mine] = first + places
         first += n
     return out
-
-
-def _chunks(
-    storage: Storage,
-    shard: ShardInfo,
-    compression: Compression,
-    index: Mapping[str, NDArray[Any]],
-    taken: NDArray[np.intp],
-) -> Generator[tuple[NDArray[np.intp], NDArray[np.uint8], int], None, None]:
-    """The chunks that hold taken cells, some at a time: (the cells, raw bytes, where those begin).
-
-    Every chunk's checksum was found right, and every member lies in its chunk.
-    """
-    chunks, where = shard.chunks, storage.at(shard.path)
-    chunk_of = np.repeat(np.arange(len(chunks)), chunks.cells)[taken]
-    raw_ends, stored_ends = np.cumsum(chunks.raw), np.cumsum(chunks.stored)
-    offset, size = index["offset"][taken], index["size"][taken]
-    inside = (size >= 0) & (offset >= raw_ends[chunk_of] - chunks.raw[chunk_of])
-    inside &= offset + size <= raw_ends[chunk_of]
-    if not inside.all():
-        bad = int(taken[np.flatnonzero(~inside)[0]])
-        raise FormatError(
-            "its offset and size are not those of a member", where=f"{where}: {_key(index, bad)}"
-        )
-    for first, last in _runs(np.unique(chunk_of), chunks.stored):
-        at = int(stored_ends[first] - chunks.stored[first])
-        stored = np.frombuffer(storage.read(shard.path, at, int(stored_ends[last])), np.uint8)
-        parts = []
-        for i in range(first, last + 1):
-            end = int(stored_ends[i]) - at
-            piece = stored[end - int(chunks.stored[i]) : end]
-            raw_size, checksum = int(chunks.raw[i]), int(chunks.sums[i])
-            parts.append(open_chunk(piece, raw_size, checksum, compression, where))
-        raw = stored if compression == "none" else np.concatenate(parts)
-        raw.setflags(write=False)  # as `stored` is: the kernels are compiled once
-        cells = taken[(chunk_of >= first) & (chunk_of <= last)]
-        yield cells, raw, int(raw_ends[first] - chunks.raw[first])
-
-
-def _runs(wanted: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Neighbouring chunks of together about READ_BYTES: (first, last)."""
-    first = last = -1
-    for i in wanted.tolist():
-        if first >= 0 and i == last + 1 and int(sizes[first : i + 1].sum()) <= READ_BYTES:
-            last = i
-            continue
-        if first >= 0:
-            yield first, last
-        first = last = i
-    if first >= 0:
-        yield first, last
 
 
 class _Labels:

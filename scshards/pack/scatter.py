@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scshards.base.ahead import read_ahead
 from scshards.base.errors import ScshardsError, ValueKindError
 from scshards.base.storage import is_local
 from scshards.cells.tokenizer import (
@@ -30,7 +31,6 @@ from scshards.cells.tokenizer import (
     value_error,
 )
 from scshards.pack import kernels, plan
-from scshards.pack.ahead import read_ahead
 from scshards.pack.inputs import InputFile
 from scshards.pack.options import PackOptions
 from scshards.pack.plain_kernels import plain_row

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.pack import kernels
 from scshards.pack.buffers import borrowed
 from scshards.pack.marks import publish_array
 from scshards.pack.sources_matrix import scratch_writes
+from scshards.shards import kernels as shard_kernels
 
 RUN_BYTES = 1 << 26
 """Most bytes of members that are grouped in memory, unless one cell alone has more."""
@@ -128,7 +128,7 @@ class SpillWriter:
         shards, records = np.concatenate(self._shards), np.concatenate(self._records)
         order = np.argsort(shards, kind="stable")
         sizes = records["size"]
-        n = kernels.gather_slices(
+        n = shard_kernels.gather_slices(
             self.members, np.cumsum(sizes) - sizes, sizes, order, self._grouped
         )
         assert n == self.used

@@ -235,7 +235,7 @@ class _Shard:
         n = len(self._offset)
         fields = np.zeros((n, shard_kernels.MEMBER_FIELDS), np.int64)
         status = np.zeros(n, np.int64)
-        kernels.measure_members(self._raw, self._offset, self._size, fields, status)
+        shard_kernels.measure_members(self._raw, self._offset, self._size, fields, status)
         if self._manifest.value_kind == "float":
             uneven = fields[:, 4] - fields[:, 3] != 4 * fields[:, 0]
             status[(status == shard_kernels.OK) & uneven] = shard_kernels.BAD_COUNT
@@ -310,14 +310,14 @@ class _Shard:
         values: NDArray[Any]
         as_counts = self._manifest.value_kind == "counts"
         counts = np.zeros(len(genes) if as_counts else 0, np.uint64)
-        kernels.decode_members(
+        shard_kernels.decode_members(
             self._raw, fields, indptr, self._manifest.vocab_size, genes, counts, status
         )
         if as_counts:
             values, bad = counts, counts == 0
         else:
             floats = np.empty(4 * len(genes), np.uint8)
-            kernels.gather_slices(
+            shard_kernels.gather_slices(
                 self._raw, fields[:, 3], 4 * fields[:, 0], np.arange(len(fields)), floats
             )
             values = floats.view("<f4")

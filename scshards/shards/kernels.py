@@ -154,6 +154,26 @@ def decode_counts(src, start, end, n, out):
     return OK if p == end else BAD_COUNT
 
 
+@nb.njit(nogil=True, cache=True)
+def measure_members(src, starts, sizes, fields, status):
+    """Parse the members at src[starts[i]:starts[i] + sizes[i]] into fields [cells, 6] and status."""
+    for i in range(len(starts)):
+        status[i] = parse_member(src, starts[i], starts[i] + sizes[i], fields[i])
+
+
+@nb.njit(nogil=True, cache=True)
+def decode_members(src, fields, indptr, n_tokens, genes, counts, status):
+    """The genes, and the counts unless that is empty, of members whose status is 0."""
+    for i in range(len(fields)):
+        if status[i] != 0:
+            continue
+        f = fields[i]
+        a, b = indptr[i], indptr[i + 1]
+        status[i] = decode_genes(src, f[1], f[2], f[0], n_tokens, genes[a:b])
+        if status[i] == 0 and len(counts) > 0:
+            status[i] = decode_counts(src, f[3], f[4], f[0], counts[a:b])
+
+
 @nb.njit(nogil=True)
 def copy_bytes(src, start, size, out, at):
     """out[at:at + size] = src[start:start + size]; in one array, `at` may not lie after `start`.
@@ -167,6 +187,17 @@ def copy_bytes(src, start, size, out, at):
         wide_out[k] = wide_src[k]
     for k in range(8 * words, size):
         out[at + k] = src[start + k]
+
+
+@nb.njit(nogil=True, cache=True)
+def gather_slices(src, starts, sizes, order, out):
+    """Copy the slices src[starts[i]:starts[i] + sizes[i]] one after another, in `order`."""
+    p = 0
+    for k in range(len(order)):
+        i = order[k]
+        copy_bytes(src, starts[i], sizes[i], out, p)
+        p += sizes[i]
+    return p
 
 
 @nb.njit(nogil=True)

@@ -1,6 +1,6 @@
 """Reading ahead: the next block is read on a thread of its own while this one is worked on.
 
-For what comes over a network. Called by pack.scatter and pack.reshard_scatter.
+For what comes over a network. Called by pack.scatter, pack.reshard_scatter and atlas.export_cells.
 """
 
 from __future__ import annotations

@@ -1,0 +1,176 @@
+"""`order="source"`: the cells as they were in the inputs, sorted outside of memory.
+
+    pieces --add--> runs, grouped by bucket --read_back--> pieces, bucket after bucket, sorted
+
+A bucket is a stretch of the inputs' rows whose members take about SORT_BYTES. The shards are read once,
+in their own order, for any compression and from any store: random reads would fetch a whole chunk for
+each cell. Members are kept encoded; what fits in one run never leaves memory. Called by atlas.export.
+
+The temporary files: members.bin and records.bin hold run after run, in each the cells bucket after
+bucket; directory.bin has for each run where its buckets begin in both, int64 [buckets + 1, 2].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.atlas.export_cells import Columns, Piece, Survey, Taken
+from scshards.base.progress import Progress
+from scshards.base.remote import translated
+from scshards.shards import kernels
+from scshards.shards.reading import READ_BYTES
+
+SORT_BYTES = 1 << 27
+"""Members of a run, and of a bucket, about."""
+
+_MEMBERS, _RECORDS, _DIRECTORY = "members.bin", "records.bin", "directory.bin"
+
+
+def in_source_order(taken: Taken, survey: Survey, folder: Path, *, shown: bool) -> Iterator[Piece]:
+    """The cells by input and row.
+
+    Parameters
+    ----------
+    folder
+        An empty one for temporary files: about the members of all taken cells, when they are more than
+        SORT_BYTES.
+
+    Raises
+    ------
+    StorageError
+        When it can't be written.
+    ScshardsError
+        As reading the shards does.
+    """
+    if survey.is_ordered:
+        return taken.pieces()
+    sorter = _Sorter(taken, survey, folder)
+    total = sum(survey.cells.values())
+    with translated(str(folder)), Progress("sort", total, shown=shown) as bar:
+        for piece in taken.pieces():
+            sorter.add(piece)
+            bar.add(len(piece.columns), bytes=int(piece.sizes.sum()))
+    return sorter.read_back()
+
+
+class _Sorter:
+    def __init__(self, taken: Taken, survey: Survey, folder: Path) -> None:
+        before = np.cumsum(survey.bytes) - survey.bytes
+        self._bucket_of_bin = (before // SORT_BYTES).astype(np.int64)
+        self._n_buckets = int(self._bucket_of_bin[-1]) + 1
+        self._taken, self._folder = taken, folder
+        self._members: list[NDArray[np.uint8]] = []
+        self._records: list[NDArray[Any]] = []
+        self._bytes = self._n_runs = 0
+        self._written = np.zeros(2, np.int64)
+        kinds = [np.float64 if i.kind == "number" else np.int32 for i in taken.labels.values()]
+        self._dtype = np.dtype(
+            [("at", np.int64), ("row", np.int64), ("size", np.int64), ("source", np.int32)]
+            + [("n_genes", np.int32), ("split", np.int16)]
+            + [(f"label-{i}", kind) for i, kind in enumerate(kinds)]
+        )
+
+    def add(self, piece: Piece) -> None:
+        n_bytes = int(piece.sizes.sum())
+        if self._bytes and self._bytes + n_bytes > SORT_BYTES:
+            self._flush()
+        columns = piece.columns
+        records = np.empty(len(columns), self._dtype)
+        records["at"] = self._taken.position(columns.source, columns.row)
+        records["size"] = piece.sizes
+        for name in ("row", "source", "n_genes", "split"):
+            records[name] = getattr(columns, name)
+        for i, values in enumerate(columns.labels):
+            records[f"label-{i}"] = values
+        self._records.append(records)
+        everything = np.arange(len(columns))
+        self._members.append(_gathered(piece.raw, piece.starts, piece.sizes, everything))
+        self._bytes += n_bytes
+
+    def read_back(self) -> Iterator[Piece]:
+        if not self._n_runs:
+            yield from self._sorted(self._records, self._members)
+            return
+        with translated(str(self._folder)):
+            self._flush()
+            shape = (self._n_runs, self._n_buckets + 1, 2)
+            directory = np.memmap(self._folder / _DIRECTORY, np.int64, "r", shape=shape)
+            members = np.memmap(self._folder / _MEMBERS, np.uint8, "r")
+            with (self._folder / _RECORDS).open("rb") as f:
+                for bucket in range(self._n_buckets):
+                    records, parts = [], []
+                    for run in range(self._n_runs):
+                        (cell, byte), (cell_end, byte_end) = directory[run, bucket : bucket + 2]
+                        f.seek(int(cell) * self._dtype.itemsize)
+                        records.append(np.fromfile(f, self._dtype, int(cell_end - cell)))
+                        parts.append(members[byte:byte_end])
+                    yield from self._sorted(records, parts)
+
+    def _sorted(
+        self, records: list[NDArray[Any]], members: list[NDArray[np.uint8]]
+    ) -> Iterator[Piece]:
+        """The cells of a bucket in order, about READ_BYTES at a time."""
+        if not sum(map(len, records)):
+            return
+        cells, raw = np.concatenate(records), np.concatenate(members)
+        raw.setflags(write=False)  # as chunks are: the kernels are compiled once
+        starts = np.cumsum(cells["size"]) - cells["size"]
+        order = np.argsort(cells["at"])
+        ends = np.cumsum(cells["size"][order])
+        cuts = np.searchsorted(ends, np.arange(READ_BYTES, int(ends[-1]) + 1, READ_BYTES))
+        for places in np.split(order, np.unique(cuts + 1)):
+            if not len(places):
+                continue
+            mine = cells[places]
+            labels = [
+                np.ascontiguousarray(mine[f"label-{i}"]) for i in range(len(self._taken.labels))
+            ]
+            yield Piece(
+                columns=Columns(
+                    split=np.ascontiguousarray(mine["split"]),
+                    source=np.ascontiguousarray(mine["source"]),
+                    row=np.ascontiguousarray(mine["row"]),
+                    n_genes=np.ascontiguousarray(mine["n_genes"]),
+                    labels=tuple(labels),
+                ),
+                raw=raw,
+                starts=starts[places],
+                sizes=np.ascontiguousarray(mine["size"]),
+            )
+
+    def _flush(self) -> None:
+        if not self._records:
+            return
+        cells, raw = np.concatenate(self._records), np.concatenate(self._members)
+        self._records, self._members, self._bytes = [], [], 0
+        buckets = self._bucket_of_bin[cells["at"] // self._taken.bin_rows]
+        order = np.argsort(buckets, kind="stable")
+        sizes = np.ascontiguousarray(cells["size"])
+        grouped = _gathered(raw, np.cumsum(sizes) - sizes, sizes, order)
+        cells = cells[order]
+        # Before the first cell of each bucket there are so many cells, and so many bytes.
+        first = np.searchsorted(buckets[order], np.arange(self._n_buckets + 1))
+        directory = np.stack([first, np.append(0, np.cumsum(cells["size"]))[first]], axis=1)
+        directory += self._written
+        for name, array in ((_MEMBERS, grouped), (_RECORDS, cells), (_DIRECTORY, directory)):
+            with (self._folder / name).open("ab") as f:
+                f.write(np.ascontiguousarray(array).view(np.uint8).data)
+        self._written = directory[-1]
+        self._n_runs += 1
+
+
+def _gathered(
+    raw: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    order: NDArray[np.intp],
+) -> NDArray[np.uint8]:
+    """The members one after another, in this order."""
+    out = np.empty(int(sizes.sum()), np.uint8)
+    kernels.gather_slices(raw, starts, sizes, order, out)
+    return out

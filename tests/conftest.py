@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from s3_start import s3_process
+from soma_census import Census, build_apart, upload
 
 # Set before anything imports numba, torch or matplotlib.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -77,3 +78,17 @@ def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[S
         },
     )
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def census(tmp_path_factory: pytest.TempPathFactory) -> Census:
+    """A Census of the real cells where there are any, and of drawn ones otherwise; it is only read."""
+    real = os.environ.get("SCSHARDS_REAL_DATA")
+    folder = Path(real) if real and Path(real).is_dir() else None
+    return build_apart(tmp_path_factory.mktemp("census"), folder)
+
+
+@pytest.fixture
+def s3_census(census: Census, s3: S3, tmp_path: Path) -> Census:
+    """The stable release of that Census, on the S3 server."""
+    return upload(census, s3.url, tmp_path / "census-on-s3")

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from scshards.atlas.address import CENSUS, SOMA, SomaAddress, keys, parse
 from scshards.atlas.census import Release, find_release
+from scshards.atlas.index_files import QueryIndex, load_index
 from scshards.atlas.queries import load_queries
 from scshards.atlas.soma import open_experiment
 from scshards.base.errors import ConfigError, SourceError
@@ -29,7 +30,7 @@ from scshards.base.storage import redact
 MAX_CELLS = 200_000
 """Cells of a partition, as in scGPT's scripts: some 2 GB as a compressed h5ad file."""
 
-_KEYS = ["max_cells", "queries", "version"]
+_KEYS = ["index", "max_cells", "queries", "version"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +59,28 @@ def is_query(url: str) -> bool:
 def partitions(url: str, storage_options: Mapping[str, Any] | None = None) -> list[Partition]:
     """The partitions of census://NAME?version=..&queries=FILE&max_cells=N or soma://URI?filter=..&max_cells=N.
 
+    With census://NAME?index=DIR, cells, filter and release are those of an index; then nothing is asked.
+
     Raises
     ------
     ConfigError
-        When there is no such query, version or key, or the filter can't be used.
+        When there is no such query, version or key, the filter can't be used, or the index is of
+        another version.
+    ChecksumError, FormatError
+        When the index is damaged.
     SourceError
         When there is no such experiment, or no cell of it fits.
     StorageError
         When it can't be read.
     """
     if url.startswith(CENSUS):
-        address, name, max_cells = _census(url, storage_options)
+        query_name, _, rest = url.removeprefix(CENSUS).partition("?")
+        given = keys(rest, _KEYS, where=CENSUS + query_name)
+        max_cells = _max_cells(given.get("max_cells"), url)
+        if "index" in given:
+            index = _indexed(query_name, given, storage_options)
+            return cut(index.ids, index.mark.address, index.mark.name, max_cells)
+        address, name = _census(query_name, given, storage_options)
     else:
         plain, max_cells = _without_max(url)
         address = parse(plain)
@@ -112,14 +124,33 @@ def query_address(
     )
 
 
-def _census(url: str, storage_options: Mapping[str, Any] | None) -> tuple[SomaAddress, str, int]:
-    name, _, rest = url.removeprefix(CENSUS).partition("?")
-    given = keys(rest, _KEYS, where=CENSUS + name)
+def _census(
+    name: str, given: Mapping[str, str], storage_options: Mapping[str, Any] | None
+) -> tuple[SomaAddress, str]:
     queries = load_queries(given.get("queries"))
     queries[name]  # an unknown name is refused before anything is read
     release = find_release(queries, given.get("version"), storage_options)
     address = query_address(name, release, given.get("queries"))
-    return address, f"{CENSUS}{name}@{release.version}", _max_cells(given.get("max_cells"), url)
+    return address, f"{CENSUS}{name}@{release.version}"
+
+
+def _indexed(
+    name: str, given: Mapping[str, str], storage_options: Mapping[str, Any] | None
+) -> QueryIndex:
+    if "queries" in given:
+        raise ConfigError(
+            "an index says itself which cells a query takes",
+            where=f"{CENSUS}{name}: queries={given['queries']}",
+            advice="leave out either index or queries",
+        )
+    index = load_index(given["index"], name, storage_options)
+    if given.get("version", index.mark.version) != index.mark.version:
+        raise ConfigError(
+            f"the index is of the release {index.mark.version}, not {given['version']}",
+            where=f"{CENSUS}{name}: index={redact(given['index'])}",
+            advice="leave the version out, or make an index of that release in another folder",
+        )
+    return index
 
 
 def _without_max(url: str) -> tuple[str, int]:

@@ -25,14 +25,11 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-GENE = "feature_id"
-"""The column of var that is its index in the files."""
-
 
 def read_var(experiment: Experiment) -> pd.DataFrame:
-    """All columns of var, indexed by feature_id; by soma_joinid where there is none."""
+    """All columns of var, indexed by the gene's id; by soma_joinid where there is none."""
     table = experiment.var(experiment.var_columns)
-    name = GENE if GENE in table.column_names else JOINID
+    name = experiment.gene_index or JOINID
     return _frame(table, table.column(name).to_numpy().astype(str))
 
 

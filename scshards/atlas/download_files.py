@@ -156,9 +156,9 @@ def making(folder: Path, number: int) -> Iterator[Path]:
             yield path
         except ScshardsError:
             raise
-        except (OSError, RuntimeError) as e:
+        except OSError as e:
             raise StorageError(
-                f"the partition could not be written: {_reason(e)}",
+                f"the partition could not be written: {e.strerror or type(e).__name__}",
                 where=f"{folder / name}{FILE}",
                 advice="mend the cause and run the same again: partitions that are done are kept",
             ) from e
@@ -225,15 +225,6 @@ def _locked(path: Path, where: str) -> Iterator[None]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _reason(error: Exception) -> str:
-    """What HDF5 says of the disk, without its own stack."""
-    text = str(error)
-    said = re.search(r"error message = '([^']*)'", text)
-    if said:
-        return said[1]
-    return getattr(error, "strerror", None) or text.splitlines()[0] or type(error).__name__
 
 
 def _json(tree: dict[str, object]) -> bytes:

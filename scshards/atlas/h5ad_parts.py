@@ -1,7 +1,11 @@
 """The parts of an AnnData file in HDF5 that is written block by block.
 
-    data = Growing(group, "data", dtype, VALUES_CHUNK)
+    disk = NewFile(path)
+    file = h5py.File(disk, "w")
+    data = Growing(file, "data", dtype, VALUES_CHUNK)
     data.add(values); ...; data.finish()
+    file.close()
+    disk.close()
 
 The encodings are those of anndata's on-disk format (anndata docs, "On-disk format"). Called by
 atlas.export_h5ad and atlas.h5ad_writer.
@@ -9,7 +13,9 @@ atlas.export_h5ad and atlas.h5ad_writer.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +29,69 @@ LEVEL = 1
 
 GROUPS = ("layers", "obsm", "obsp", "uns", "varm", "varp")
 """The members of an AnnData file that may be empty."""
+
+
+class NewFile(io.RawIOBase):
+    """A new file for h5py.File, whose writing fails in a way that can be reported.
+
+    HDF5 can't close a file whose disk is full: it fails again and again, and may end the process. So it
+    is told that all is well, nothing more is written, and `check` raises what happened.
+
+    Parameters
+    ----------
+    path
+        The file, which is replaced if it is there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._error: OSError | None = None
+        self._file = path.open("w+b", buffering=0)
+
+    def check(self) -> None:
+        """Raise the OSError that a write has met."""
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int | None:
+        return self._file.readinto(buffer)
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while len(left) and self._error is None:
+                left = left[self._file.write(left) :]
+        except OSError as e:
+            self._error = e
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            if self._error is None:
+                self._file.truncate(size)
+        except OSError as e:
+            self._error = e
+        return self.tell() if size is None else size
 
 
 class Growing:

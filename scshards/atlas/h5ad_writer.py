@@ -10,7 +10,6 @@ of the time to write. Called by atlas.download.
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from scshards.atlas.h5ad_parts import (
     LEVEL,
     VALUES_CHUNK,
     Growing,
+    NewFile,
     new_group,
 )
 
@@ -58,7 +58,8 @@ class H5adWriter:
 
         self.cells = self.values = 0
         self._n_genes = n_genes
-        self._file = h5py.File(path, "w")
+        self._disk = NewFile(path)
+        self._file = h5py.File(self._disk, "w")
         self._file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         self._x = new_group(self._file, "X", "csr_matrix", "0.1.0")
         self._data = Growing(self._x, "data", dtype, VALUES_CHUNK)
@@ -75,22 +76,29 @@ class H5adWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        try:
+            self._file.close()
+        finally:
+            self._disk.close()
         if kind is None:
-            self._file.close()
-            return
-        # Closing after an error, such as a full disk, may meet it again.
-        with contextlib.suppress(OSError, RuntimeError):
-            self._file.close()
+            self._disk.check()
 
     def add(
         self, indptr: NDArray[np.int64], indices: NDArray[np.int32], data: NDArray[Any]
     ) -> None:
-        """Append rows of X: indptr from 0, columns ascending within each row."""
+        """Append rows of X: indptr from 0, columns ascending within each row.
+
+        Raises
+        ------
+        OSError
+            When the disk fails, or is full; also from `finish` and at the end of the context.
+        """
         self._indptr.add(indptr[1:] + self.values)
         self._indices.add(indices.astype(np.int32, copy=False))
         self._data.add(data)
         self.cells += len(indptr) - 1
         self.values += len(data)
+        self._disk.check()
 
     def finish(self, obs: pd.DataFrame, var: pd.DataFrame, uns: Mapping[str, Any]) -> None:
         """Write everything else; obs has a row for each row of X, var one for each column."""

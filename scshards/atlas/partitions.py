@@ -14,7 +14,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,7 @@ from scshards.atlas.index_files import QueryIndex, load_index
 from scshards.atlas.queries import load_queries
 from scshards.atlas.soma import open_experiment
 from scshards.base.errors import ConfigError, SourceError
-from scshards.base.storage import redact
+from scshards.base.storage import is_local, path_of, redact
 
 MAX_CELLS = 200_000
 """Cells of a partition, as in scGPT's scripts: some 2 GB as a compressed h5ad file."""
@@ -60,6 +62,7 @@ def partitions(url: str, storage_options: Mapping[str, Any] | None = None) -> li
     """The partitions of census://NAME?version=..&queries=FILE&max_cells=N or soma://URI?filter=..&max_cells=N.
 
     With census://NAME?index=DIR, cells, filter and release are those of an index; then nothing is asked.
+    An address that names one partition, by the number of its cells, is that one.
 
     Raises
     ------
@@ -84,7 +87,9 @@ def partitions(url: str, storage_options: Mapping[str, Any] | None = None) -> li
     else:
         plain, max_cells = _without_max(url)
         address = parse(plain)
-        name = SOMA + redact(address.uri) + (f"?filter={address.filter}" if address.filter else "")
+        if address.cells is not None:
+            return [Partition(address=address, name=_name(address))]
+        name = _name(address)
     with open_experiment(address, storage_options) as experiment:
         ids = experiment.ids(address.filter, address.first, address.last)
     if not len(ids):
@@ -122,6 +127,35 @@ def query_address(
         region=release.region,
         anonymous=release.anonymous,
     )
+
+
+def beside(url: str, folder: str) -> str:
+    """An address as it stands in a file of `folder`, which what is relative in it is relative to."""
+    place, mark, query = url.partition("?")
+    if place.startswith(SOMA):
+        place = SOMA + _beside(place.removeprefix(SOMA), folder)
+    else:
+        parts = query.split("&")
+        for i, part in enumerate(parts):
+            key, equals, path = part.partition("=")
+            if key in ("index", "queries"):
+                parts[i] = key + equals + quote(_beside(unquote(path), folder), safe="/:")
+        query = "&".join(parts)
+    return f"{place}{mark}{query}"
+
+
+def _beside(path: str, folder: str) -> str:
+    if not path or not is_local(path) or path_of(path).is_absolute():
+        return path
+    return str(Path(folder) / path) if is_local(folder) else f"{folder.rstrip('/')}/{path}"
+
+
+def _name(address: SomaAddress) -> str:
+    shown = SOMA + redact(address.uri) + (f"?filter={address.filter}" if address.filter else "")
+    if address.first is None and address.last is None:
+        return shown
+    ends = ("" if end is None else str(end) for end in (address.first, address.last))
+    return f"{shown} [{'-'.join(ends)}]"
 
 
 def _census(

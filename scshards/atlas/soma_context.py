@@ -7,6 +7,7 @@ profiles, which TileDB's S3 client reads itself. Called by atlas.soma.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,9 @@ from scshards.base.storage import redact
 
 BUFFER_BYTES = 1 << 26
 """TileDB fills a buffer of this size for each column it reads."""
+
+REQUESTS = 16
+"""Reads of an object store that are on their way at a time."""
 
 _OPTIONS = ("anon", "client_kwargs", "endpoint_url", "key", "secret", "token")
 """The storage options of s3fs that mean something to TileDB."""
@@ -48,7 +52,11 @@ def make_context(
     """
     import tiledbsoma
 
-    config: dict[str, Any] = {"soma.init_buffer_bytes": BUFFER_BYTES}
+    config: dict[str, Any] = {
+        "soma.init_buffer_bytes": BUFFER_BYTES,
+        "sm.compute_concurrency_level": _processors(),
+        "sm.io_concurrency_level": REQUESTS if uri.startswith("s3://") else _processors(),
+    }
     if uri.startswith("s3://"):
         config |= _s3(dict(storage_options or {}), region, anonymous)
     elif "://" in uri and not uri.startswith("file://"):
@@ -66,6 +74,14 @@ def missing_library() -> ConfigError:
         "reading the Census and SOMA experiments needs tiledbsoma",
         advice="pip install 'scshards[census]'",
     )
+
+
+def _processors() -> int:
+    """Threads that TileDB may compute with: one in a worker process, which is one processor's."""
+    if multiprocessing.parent_process() is not None:
+        return 1
+    # All processors of the machine, which TileDB would take, may not be this process's.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _s3(options: dict[str, Any], region: str | None, anonymous: bool) -> dict[str, str]:
@@ -97,6 +113,7 @@ def _s3(options: dict[str, Any], region: str | None, anonymous: bool) -> dict[st
     }
     if options.get("anon", anonymous):
         config["vfs.s3.no_sign_request"] = "true"
+    config["vfs.s3.max_parallel_ops"] = str(REQUESTS)
     if endpoint:
         parts = urlsplit(endpoint)
         config |= {

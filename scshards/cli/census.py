@@ -28,8 +28,8 @@ _version = click.option(
 _storage_options = click.option(
     "--storage-options",
     metavar="JSON",
-    help="For the index and the experiment. S3 takes endpoint and credentials from the AWS variables and "
-    "profiles otherwise.",
+    help="For the index and the experiment. S3 takes endpoint and credentials from the AWS variables "
+    "and profiles otherwise.",
 )
 _json = click.option("--json", "as_json", is_flag=True, help="The same as JSON on standard output.")
 
@@ -241,8 +241,8 @@ def index(
 @click.option(
     "--check",
     is_flag=True,
-    help="Read the files that are there and make again those that are damaged; else only their sizes are "
-    "looked at.",
+    help="Read the files that are there and make again those that are damaged; else only their sizes "
+    "are looked at.",
 )
 @_storage_options
 @_json

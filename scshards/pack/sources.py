@@ -1,10 +1,10 @@
-"""Opens the inputs of pack: h5ad files, zarr stores, 10x `.h5` files and mtx folders, local or remote.
+"""Opens the inputs of pack: h5ad files, zarr stores, 10x `.h5` files, mtx folders, SOMA experiments.
 
     open_source(url, ordinal, ...) -> Source     .genes, .obs(column), .blocks(start, stop)
 
 sources_base is the contract; sources_h5ad, sources_zarr, sources_10x and sources_mtx are the kinds of
-inputs, told apart by what is in them; sources_matrix reads their matrices. Called by pack.survey,
-pack.scatter, pack.inputs and pack.vocabulary, and by train.embed.
+inputs, told apart by what is in them; sources_matrix reads their matrices. sources_soma is known by the
+address. Called by pack.survey, pack.scatter, pack.inputs and pack.vocabulary, and by train.embed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from scshards.atlas.address import is_soma, parse
 from scshards.base.errors import ConfigError
 from scshards.base.storage import Storage, is_web
 from scshards.pack.sources_10x import TenXFile, is_10x, refuse_choice
@@ -41,13 +42,13 @@ def open_source(
     storage_options: Mapping[str, Any] | None = None,
     scratch: Path | None = None,
 ) -> Source:
-    """Open an input, whose kind is told by what is in it.
+    """Open an input, whose kind is told by what is in it, or by soma:// before its address.
 
     Parameters
     ----------
     url
         An h5ad file, a 10x `.h5` file, a zarr store (a folder or a .zip) or an mtx folder: a local
-        path or an fsspec URL.
+        path or an fsspec URL. Or a partition of a SOMA experiment; see atlas.partitions.
     ordinal
         Its number among the inputs.
     name
@@ -69,15 +70,32 @@ def open_source(
     StorageError
         When it can't be read at all.
     """
-    source = _opened(
-        Storage(url, storage_options),
-        display_name(url) if name is None else name,
-        ordinal,
-        gene_column=gene_column,
-        layer=layer,
-        raw=raw,
-        scratch=scratch,
-    )
+    name = display_name(url) if name is None else name
+    source: Source
+    if is_soma(os.fspath(url)):
+        # TileDB is large, and most packs do not need it.
+        from scshards.pack.sources_soma import SomaSource
+
+        source = SomaSource(
+            parse(os.fspath(url)),
+            name,
+            ordinal,
+            gene_column=gene_column,
+            layer=layer,
+            raw=raw,
+            storage_options=storage_options,
+            scratch=scratch,
+        )
+    else:
+        source = _opened(
+            Storage(url, storage_options),
+            name,
+            ordinal,
+            gene_column=gene_column,
+            layer=layer,
+            raw=raw,
+            scratch=scratch,
+        )
     if source.n_rows > MAX_ROWS or ordinal >= MAX_SOURCES:
         source.close()
         raise ConfigError(
@@ -135,7 +153,11 @@ def _opened(
 def input_identity(
     url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What tells whether an input has changed, without opening it; see Storage.identity."""
+    """What tells whether an input has changed, without reading it; see Storage.identity."""
+    if is_soma(os.fspath(url)):
+        from scshards.atlas.soma_shared import identity
+
+        return identity(parse(os.fspath(url)), storage_options)
     storage = Storage(url, storage_options)
     if is_web(storage.url) and _kind(storage) == "zarr" and not _is_zip(storage):
         # A web server knows no folders: the files that say what is in the store stand for it.

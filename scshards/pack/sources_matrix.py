@@ -60,7 +60,7 @@ class Csr(ByRows):
                 self.n_values,
                 self._where,
             )
-            for a, b in _cuts(window, max_values):
+            for a, b in cuts(window, max_values):
                 indptr = window[a : b + 1]
                 with reading(self._where):
                     indices = self._indices[indptr[0] : indptr[-1]]
@@ -103,7 +103,7 @@ class Dense(ByRows):
         rows = max(1, n_values // max(self.shape[1], 1))
         parts = [self._data[:0]]
         with reading(self._where):
-            parts += [self._data[a:b] for a, b in _spread(self.shape[0], rows)]
+            parts += [self._data[a:b] for a, b in spread(self.shape[0], rows)]
         return np.concatenate(parts).reshape(-1)
 
 
@@ -168,7 +168,7 @@ class Csc:
             out_columns, out_values = np.empty_like(columns), np.empty_like(values)
             kernels.sort_by_row(rows, columns, values, ptr, out_columns, out_values)
             window = ptr[first - bounds[k] : last - bounds[k] + 1]
-            for c, d in _cuts(window, max_values, max_rows):
+            for c, d in cuts(window, max_values, max_rows):
                 p, q = int(window[c]), int(window[d])
                 yield Block(first + c, window[c : d + 1], out_columns[p:q], out_values[p:q])
 
@@ -201,10 +201,10 @@ class Csc:
                 )
         indptr = np.zeros(self.shape[0] + 1, np.int64)
         np.cumsum(counts, out=indptr[1:])
-        cuts = [a for a, _ in _cuts(indptr, BLOCK_VALUES, BLOCK_ROWS)]
-        bounds = np.array([*cuts, self.shape[0]], np.int64)
-        bucket_of_row = np.repeat(np.arange(len(cuts)), np.diff(bounds)).astype(
-            np.uint16 if len(cuts) <= 1 << 16 else np.int32
+        starts = [a for a, _ in cuts(indptr, BLOCK_VALUES, BLOCK_ROWS)]
+        bounds = np.array([*starts, self.shape[0]], np.int64)
+        bucket_of_row = np.repeat(np.arange(len(starts)), np.diff(bounds)).astype(
+            np.uint16 if len(starts) <= 1 << 16 else np.int32
         )
         at = indptr[bounds[:-1]].copy()
         triplets = self._triplets()
@@ -216,7 +216,7 @@ class Csc:
                 columns = columns_of(a, b)
                 buckets = bucket_of_row[rows]
                 order = np.argsort(buckets, kind="stable")
-                ends = np.cumsum(np.bincount(buckets, minlength=len(cuts)))
+                ends = np.cumsum(np.bincount(buckets, minlength=len(starts)))
                 for k in np.unique(buckets).tolist():
                     mine = order[ends[k - 1] if k else 0 : ends[k]]
                     parts = (rows[mine] - bounds[k], columns[mine], values[mine])
@@ -320,7 +320,7 @@ def _checked_columns(indices: NDArray[Any], n_columns: int, where: str) -> NDArr
     return columns
 
 
-def _cuts(
+def cuts(
     indptr: NDArray[np.int64], max_values: int, max_rows: int = 1 << 62
 ) -> Iterator[tuple[int, int]]:
     """Cut rows into runs (first, end) of at most so many values and rows, at least one row each."""
@@ -332,7 +332,7 @@ def _cuts(
         a = b
 
 
-def _spread(n: int, size: int) -> list[tuple[int, int]]:
+def spread(n: int, size: int) -> list[tuple[int, int]]:
     """About `size` of n things, as up to 16 slices from the first to the last."""
     if n <= size:
         return [(0, n)]
@@ -343,4 +343,4 @@ def _spread(n: int, size: int) -> list[tuple[int, int]]:
 
 def _sample(data: Any, n_values: int, where: str) -> NDArray[Any]:
     with reading(where):
-        return np.concatenate([data[a:b] for a, b in _spread(int(data.shape[0]), n_values)])
+        return np.concatenate([data[a:b] for a, b in spread(int(data.shape[0]), n_values)])

@@ -78,10 +78,14 @@ class H5adWriter:
     ) -> None:
         try:
             self._file.close()
-        finally:
-            self._disk.close()
-        if kind is None:
+        except (OSError, RuntimeError) as e:
+            error = error or e
+        self._disk.close()
+        # What HDF5 says of bytes that a full disk did not take is of no use to anybody.
+        if error is None or isinstance(error, OSError | RuntimeError):
             self._disk.check()
+        if error is not None and kind is None:
+            raise error
 
     def add(
         self, indptr: NDArray[np.int64], indices: NDArray[np.int32], data: NDArray[Any]

@@ -21,7 +21,7 @@ from scshards.base.config import did_you_mean
 from scshards.base.errors import ScshardsError
 
 COMMANDS = {
-    "vocab": "Build, import or check a gene vocabulary.",
+    "vocab": "Build, import, expand or check a gene vocabulary.",
     "census": "Find, index and download cells of the CELLxGENE Census.",
     "pack": "Pack cells into a shard set.",
     "reshard": "Make a shard set of another: new shards, splits, subsets.",

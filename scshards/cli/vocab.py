@@ -1,10 +1,13 @@
-"""`scshards vocab build | import | check`: gene vocabularies."""
+"""`scshards vocab build | import | expand | check`: gene vocabularies; vocab_expand holds `expand`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from scshards.cli.vocab_expand import expand
+from scshards.cli.vocab_files import write_new
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +35,7 @@ _output = click.option(
 
 @click.group("vocab")
 def command() -> None:
-    """Build, import or check a gene vocabulary.
+    """Build, import, expand or check a gene vocabulary.
 
     A vocabulary is a JSON object {token: id}, scGPT's vocab.json, with the special tokens <pad>,
     <cls> and <eoc>.
@@ -156,15 +159,7 @@ def _table(reports: Sequence[GeneReport]) -> str:
 
 
 def _write(vocab: Vocab, output: str, options: dict[str, Any]) -> None:
-    from scshards.base.errors import OutputExistsError
-    from scshards.base.storage import Storage
+    write_new(output, vocab.to_json(), options)
 
-    folder, slash, name = output.rpartition("/")
-    storage = Storage(folder + slash or ".", options)
-    if not name or storage.exists(name):
-        raise OutputExistsError(
-            "the output exists already" if name else "the output is a folder",
-            where=output,
-            advice="choose another name, or remove it first",
-        )
-    storage.write(name, vocab.to_json())
+
+command.add_command(expand)

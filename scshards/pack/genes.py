@@ -8,30 +8,19 @@ Called by pack.survey and pack.vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from scshards.base.errors import SourceError
+from scshards.cells.ensembl import strip_version
 from scshards.cells.tokenizer import GeneMatch, match_genes
 from scshards.cells.vocab import Vocab
 from scshards.pack.options import PackOptions
 from scshards.pack.sources_base import Source
 
-_VERSIONED = re.compile(r"(ENS[A-Z]*[GTP]\d{11})\.\d+(_PAR_Y)?")
 _WORTH_NAMING = 0.1
 """The share of matching genes above which another way to name them is suggested."""
-
-
-def strip_version(name: str) -> str:
-    """ENSG00000141510 of ENSG00000141510.12; any name that is no Ensembl id as it is.
-
-    Ids of genes, transcripts and proteins of any species. A copy on the Y chromosome stays a gene of
-    its own, as GENCODE names it: ENSG00000182378_PAR_Y of ENSG00000182378.14_PAR_Y.
-    """
-    found = _VERSIONED.fullmatch(name)
-    return name if found is None else found[1] + (found[2] or "")
 
 
 def match_columns(names: Sequence[str], vocab: Vocab, *, strip_versions: bool = False) -> GeneMatch:

@@ -14,9 +14,10 @@ import numpy as np
 
 from scshards.base.errors import SourceError
 from scshards.base.storage import Storage, is_local
+from scshards.cells.ensembl import strip_version
 from scshards.cells.vocab import SPECIALS, Vocab
 from scshards.pack import kernels
-from scshards.pack.genes import match_columns, strip_version
+from scshards.pack.genes import match_columns
 from scshards.pack.inputs import Input, InputFile, expand
 from scshards.pack.sources import Source, open_source
 

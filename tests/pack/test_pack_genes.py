@@ -14,30 +14,8 @@ from pack_support import adata, assert_holds, counts, key, quiet_pack, write
 
 from scshards import Vocab
 from scshards.base.errors import SourceError
-from scshards.pack.genes import match_columns, strip_version
+from scshards.pack.genes import match_columns
 from scshards.pack.vocabulary import build_vocab, check_vocab
-
-
-@pytest.mark.parametrize(
-    ("name", "without"),
-    [
-        ("ENSG00000141510.12", "ENSG00000141510"),
-        ("ENSMUSG00000059552.3", "ENSMUSG00000059552"),
-        ("ENST00000269305.9", "ENST00000269305"),
-        ("ENSP00000269305.4", "ENSP00000269305"),
-        ("ENSG00000182378.14_PAR_Y", "ENSG00000182378_PAR_Y"),
-        ("ENSG00000141510", "ENSG00000141510"),
-        ("ENSG0000014151.1", "ENSG0000014151.1"),
-        ("ENSG00000141510.12.1", "ENSG00000141510.12.1"),
-        ("ENSG00000141510.x", "ENSG00000141510.x"),
-        ("ENSE00000141510.1", "ENSE00000141510.1"),
-        ("AC011043.1", "AC011043.1"),
-        ("HLA-A.2", "HLA-A.2"),
-        ("", ""),
-    ],
-)
-def test_only_ensembl_ids_lose_their_version(name: str, without: str) -> None:
-    assert strip_version(name) == without
 
 
 def ensembl(i: int, version: str = "") -> str:

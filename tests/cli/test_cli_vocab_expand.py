@@ -1,0 +1,266 @@
+"""scshards vocab expand: from files, from the Census, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from soma_census import OLDER, STABLE, Census
+
+from scshards import Vocab
+from scshards.base.errors import ConfigError, OutputExistsError, ScshardsError, SourceError
+from scshards.cli.vocab import command
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(command, ["expand", *map(str, args)], catch_exceptions=False)
+
+
+def report(*args: object) -> dict[str, Any]:
+    result = run(*args, "--json")
+    assert result.exit_code == 0, result.output
+    tree: dict[str, Any] = json.loads(result.stdout)
+    return tree
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    path = tmp_path / "old.json"
+    path.write_bytes(Vocab(["b", "<cls>", "a"]).to_json())
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    paths = []
+    for name, genes in (("one", ["a", "d", "B"]), ("two", ["c", "d", "b"])):
+        ids = [f"ENSG{i + len(paths):011d}.{i}" for i in range(3)]
+        var = pd.DataFrame({"symbol": [g.upper() for g in genes], "gene_ids": ids}, index=genes)
+        paths.append(tmp_path / f"{name}.h5ad")
+        anndata.AnnData(np.eye(3, dtype=np.float32), var=var).write_h5ad(paths[-1])
+    return paths
+
+
+def test_files_in_any_order(tmp_path: Path, old: Path, files: list[Path]) -> None:
+    result = run(old, *files, "-o", tmp_path / "new.json")
+    assert result.exit_code == 0
+    new = Vocab.load(tmp_path / "new.json")
+    assert new.tokens == ("b", "<cls>", "a", "B", "c", "d")
+    assert new.fingerprint[:12] in result.stdout and "3 tokens + 3 = 6" in result.stdout
+    rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line}
+    assert rows[str(files[0])] == ["3", "1", "2", "0", "0", "0"]
+    assert "differ only in case" in result.stdout and "b B" in result.stdout
+    assert "--special-tokens puts them where they were" in " ".join(result.stdout.split())
+    assert "1 of 3 genes of" in result.stdout and "--gene-column chooses how" in result.stdout
+    # --inputs a b, --inputs a --inputs b and a b are the same.
+    run(old, "--inputs", files[1], files[0], "-o", tmp_path / "w.json")
+    run(old, "--inputs", files[1], "--inputs", files[0], "-o", tmp_path / "x.json")
+    for name in ("w.json", "x.json"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "new.json").read_bytes()
+    again = report(tmp_path / "new.json", *files, "-o", tmp_path / "again.json")
+    assert again["added"] == [] and again["old"] == again["vocab"]
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "new.json").read_bytes()
+
+
+def test_the_report_and_pairs(tmp_path: Path, old: Path, files: list[Path]) -> None:
+    pairs = tmp_path / "pairs.tsv"
+    tree = report(old, *files, "--id-column", "gene_ids", "-o", tmp_path / "new.json",
+                  "--pairs", pairs)  # fmt: skip
+    ids = [f"ENSG{i:011d}" for i in range(4)]
+    assert tree["added"] == ["B", "c", "d"]
+    assert tree["shared"] == {"d": [ids[1], ids[2]]}
+    assert tree["renamed"] == {ids[1]: ["c", "d"], ids[2]: ["B", "d"]}
+    assert tree["vocab"] == {
+        "tokens": 6, "fingerprint": Vocab.load(tmp_path / "new.json").fingerprint,
+    }  # fmt: skip
+    table = pd.read_csv(pairs, sep="\t")
+    assert list(table.columns) == ["feature_id", "token"]
+    wanted = [(0, "a"), (1, "c"), (1, "d"), (2, "B"), (2, "d"), (3, "b")]
+    assert table.to_numpy().tolist() == [[ids[i], token] for i, token in wanted]
+
+    # The same genes by another name later on: the earlier pairs tell.
+    later = [tmp_path / "new.json", files[0], "--gene-column", "symbol", "--id-column", "gene_ids",
+             "--dry-run"]  # fmt: skip
+    assert report(*later)["renamed"] == {}
+    assert report(*later, "--known-pairs", pairs)["renamed"] == {
+        ids[0]: ["a", "A"], ids[1]: ["c", "d", "D"], ids[2]: ["B", "d"],
+    }  # fmt: skip
+
+
+def test_ids_as_names_without_versions(tmp_path: Path, old: Path, files: list[Path]) -> None:
+    args = [old, *files, "--gene-column", "gene_ids", "--id-column", "index", "--special-tokens"]
+    tree = report(*args, "--strip-versions", "-o", tmp_path / "new.json")
+    ids = [f"ENSG{i:011d}" for i in range(4)]
+    assert tree["added"] == tree["named_by_id"] == ids
+    assert tree["special_tokens"] == ["<pad>", "<eoc>"] and tree["moved_special_tokens"] == []
+    assert Vocab.load(tmp_path / "new.json").tokens == ("b", "<cls>", "a", "<pad>", "<eoc>", *ids)
+    assert len(tree["versioned"]) == 6
+    kept = report(*args, "--dry-run")
+    assert kept["added"] == tree["versioned"]
+    assert kept["same_gene"] == {
+        ids[i]: [f"{ids[i]}.{i - 1}", f"{ids[i]}.{i}"] for i in (1, 2)
+    }  # fmt: skip
+
+
+def test_a_dry_run_makes_nothing(tmp_path: Path, old: Path, files: list[Path]) -> None:
+    before = sorted(tmp_path.iterdir())
+    result = run(old, *files, "--dry-run", "-o", tmp_path / "n.json", "--pairs", tmp_path / "p.tsv")
+    assert result.exit_code == 0 and "nothing is written" in result.stdout
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_refusals_leave_everything_as_it_was(tmp_path: Path, old: Path, files: list[Path]) -> None:
+    (tmp_path / "mine").write_text("mine")
+    new = tmp_path / "new.json"
+    cases: list[tuple[type[ScshardsError], str, list[object]]] = [
+        (OutputExistsError, "exists already", [*files, "-o", tmp_path / "mine"]),
+        (OutputExistsError, "exists already", [*files, "-o", old]),
+        (OutputExistsError, "exists already", [*files, "-o", new, "--pairs", tmp_path / "mine"]),
+        (SourceError, "'gene_ids'", [*files, "-o", new, "--id-column", "gene_id"]),
+        (SourceError, "'symbol'", [*files, "-o", new, "--gene-column", "symbl"]),
+        (SourceError, "no file of pairs", [*files, "-o", new, "--known-pairs", tmp_path / "mine"]),
+        (ConfigError, "given twice", [files[0], files[0], "-o", new]),
+        (ConfigError, "'heart'", ["--census", "hart", "-o", new]),
+    ]
+    for error, message, args in cases:
+        with pytest.raises(error, match=message):
+            run(old, *args)
+    usages: list[tuple[str, list[object]]] = [
+        ("INPUT or --census", ["-o", new]),
+        ("are for --census", [*files, "-o", new, "--version", STABLE]),
+        ("are for --census", [*files, "-o", new, "--measured"]),
+        ("or ask for --dry-run", files),
+        ("the same file", [*files, "-o", new, "--pairs", new]),
+    ]
+    for message, args in usages:
+        result = run(old, *args)
+        assert result.exit_code == 2 and message in result.stderr
+    assert not new.exists() and (tmp_path / "mine").read_text() == "mine"
+    assert Vocab.load(old).tokens == ("b", "<cls>", "a")
+
+
+def test_pairs_that_are_damaged(tmp_path: Path, old: Path, files: list[Path]) -> None:
+    path = tmp_path / "pairs.tsv"
+    for line in ("ENSG1", "ENSG1\t", "\tA", "ENSG1\tA\tB", ""):
+        path.write_text(f"feature_id\ttoken\nENSG2\tB\n{line}\nENSG3\tC\n")
+        with pytest.raises(SourceError, match="line 3 is no pair"):
+            run(old, *files, "--dry-run", "--known-pairs", path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(SourceError, match="no text"):
+        run(old, *files, "--dry-run", "--known-pairs", path)
+
+
+def test_the_genes_of_the_census(tmp_path: Path, old: Path, census: Census) -> None:
+    args = [old, "--census", "heart", "--queries", census.queries]
+    pairs = tmp_path / "pairs.tsv"
+    tree = report(*args, "-o", tmp_path / "new.json", "--pairs", pairs)
+    var = census.anndata().var
+    wanted = sorted(set(var.feature_name))
+    assert tree["added"] == wanted
+    assert Vocab.load(tmp_path / "new.json").tokens == ("b", "<cls>", "a", *wanted)
+    names = [(s["name"], s["genes"]) for s in tree["sources"]]
+    assert names == [(f"census://heart@{STABLE}", len(var))]
+    several = var.groupby("feature_name", observed=True).feature_id.agg(sorted)
+    assert tree["shared"] == {s: ids for s, ids in several.items() if len(ids) > 1}
+    assert tree["named_by_id"] == sorted(n for n in wanted if n.startswith("ENSG"))
+    table = pd.read_csv(pairs, sep="\t").sort_values(["feature_id", "token"])
+    both = var[["feature_id", "feature_name"]].sort_values(["feature_id", "feature_name"])
+    assert table.to_numpy().tolist() == both.to_numpy().tolist()
+
+    # An older release adds nothing more than it has, and expanding again nothing at all.
+    older = report(*args, "--version", OLDER, "--dry-run")
+    assert older["added"] == sorted(set(census.anndata(OLDER).var.feature_name))
+    again = report(tmp_path / "new.json", *args[1:], "--dry-run")
+    assert again["added"] == [] and again["sources"][0]["known"] == len(var)
+
+
+def test_only_what_the_cells_of_a_query_were_measured_for(
+    tmp_path: Path, old: Path, census: Census
+) -> None:
+    cells = census.anndata()
+    text = Path(census.queries).read_text()
+    queries = tmp_path / "queries.toml"
+    for chosen in (["dataset-1"], ["dataset-0", "dataset-2"], ["dataset-9"]):
+        queries.write_text(f'{text}\n[query.mine]\nfilter = "dataset_id in {chosen}"\n')
+        args = [old, "--census", "mine", "--queries", queries, "--measured", "--dry-run"]
+        is_there = cells.obs.dataset_id.isin(chosen).to_numpy()
+        if not is_there.any():
+            with pytest.raises(SourceError, match="no cell fits"):
+                run(*args)
+            continue
+        # What a dataset measured: all genes with a value in a cell of it, and some without.
+        rows = [int(name.removeprefix("dataset-")) for name in chosen]
+        measured = cells.varm["presence"][:, rows].any(1)
+        tree = report(*args)
+        assert tree["sources"][0]["genes"] == measured.sum() < cells.n_vars
+        assert tree["added"] == sorted(set(cells.var.feature_name[measured]))
+        valued = np.asarray(cells.X[is_there].sum(0)).ravel() > 0
+        assert set(cells.var.feature_name[valued]) <= set(tree["added"])
+
+
+def test_a_census_that_does_not_say_what_was_measured(
+    tmp_path: Path, old: Path, census: Census
+) -> None:
+    import tiledbsoma
+
+    (tmp_path / "bare").mkdir()
+    tiledbsoma.Collection.create(f"{tmp_path}/bare/soma").close()
+    shutil.copytree(f"{census.uri()}/census_data", tmp_path / "bare" / "soma" / "census_data")
+    queries = tmp_path / "queries.toml"
+    queries.write_text(f"uri = '{tmp_path}/bare/soma'\n[query.mine]\nfilter = \"sex == 'male'\"\n")
+    args = [old, "--census", "mine", "--queries", queries, "--dry-run"]
+    assert report(*args)["sources"][0]["genes"] == census.anndata().n_vars
+    with pytest.raises(SourceError, match=r"does not say[\s\S]*leave --measured out"):
+        run(*args, "--measured")
+
+
+def test_the_census_and_a_file_by_ids(tmp_path: Path, old: Path, census: Census) -> None:
+    var = census.anndata().var
+    ids = [*var.feature_id[:3], "ENSG09999999999.4"]
+    frame = pd.DataFrame({"feature_id": ids}, index=[f"renamed{i}" for i in range(4)])
+    anndata.AnnData(np.ones((1, 4), np.float32), var=frame).write_h5ad(tmp_path / "a.h5ad")
+    at = ["--census", "heart", "--queries", census.queries, "--dry-run"]
+    by_symbol = report(old, tmp_path / "a.h5ad", *at, "--id-column", "feature_id")
+    symbols = dict(zip(var.feature_id, var.feature_name, strict=True))
+    for number, i in enumerate(ids[:3]):
+        found = by_symbol["same_gene"] if symbols[i] == i else by_symbol["renamed"]
+        assert set(found[i]) == {symbols[i], f"renamed{number}"}
+    by_id = report(old, tmp_path / "a.h5ad", *at, "--gene-column", "feature_id", "--strip-versions")
+    assert by_id["added"] == sorted({*var.feature_id, "ENSG09999999999"})
+    with pytest.raises(SourceError, match="'feature_name'"):
+        run(old, *at, "--gene-column", "feature_nam")
+    with pytest.raises(SourceError, match="'feature_length' holds no text"):
+        run(old, *at, "--id-column", "feature_length")
+    with pytest.raises(ConfigError, match="does not serve"):
+        run(old, *at, "--version", "2001-01-01")
+
+
+def test_on_s3(s3: Any, s3_census: Census, old: Path, files: list[Path]) -> None:
+    import s3fs
+
+    s3fs.S3FileSystem().put(str(files[0]), f"{s3.url}/in/one.h5ad")
+    s3fs.S3FileSystem().put(str(old), f"{s3.url}/old.json")
+    args = [
+        f"{s3.url}/old.json",
+        f"{s3.url}/in/",
+        "--census",
+        "lung",
+        "--queries",
+        s3_census.queries,
+    ]
+    tree = report(*args, "-o", f"{s3.url}/new.json", "--pairs", f"{s3.url}/new.tsv")
+    names = set(s3_census.anndata().var.feature_name) | {"d", "B"}
+    assert tree["added"] == sorted(names)
+    made = Vocab.from_json(s3fs.S3FileSystem().cat_file(f"{s3.url}/new.json"))
+    assert made.tokens == ("b", "<cls>", "a", *sorted(names))
+    again = [f"{s3.url}/new.json", *args[1:], "--known-pairs", f"{s3.url}/new.tsv", "--dry-run"]
+    assert report(*again)["added"] == []
+    with pytest.raises(OutputExistsError):
+        run(*args, "-o", f"{s3.url}/new.json")

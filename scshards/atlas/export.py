@@ -290,9 +290,9 @@ def _small_files(
     if report.to == "scbank":
         tokens = export_parquet.bank_vocab(vocab)
         target.write("gene_vocab.json", json.dumps(tokens, indent=2).encode())
-        target.write("studytable.json", json.dumps({"study_ids": None}).encode())
+        target.write("studytable.json", json.dumps({"study_ids": None}, indent=2).encode())
         manifest = {"on_disk_format": "parquet", "main_data": "counts", "gene_vocab_md5": None}
-        return BANK_MANIFEST, json.dumps(manifest).encode()
+        return BANK_MANIFEST, json.dumps(manifest, indent=2).encode()
     target.write(VOCAB, vocab.to_json())
     tree = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
     return MARK, f"{tree}\n".encode(errors="backslashreplace")

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.atlas.export_cells import Columns, Piece, Survey, Taken
+from scshards.base.errors import MissingDataError
 from scshards.base.progress import Progress
 from scshards.base.remote import translated
 from scshards.shards import kernels
@@ -64,7 +65,7 @@ class _Sorter:
         self._bucket_of_bin = (before // SORT_BYTES).astype(np.int64)
         self._n_buckets = int(self._bucket_of_bin[-1]) + 1
         self._taken, self._folder = taken, folder
-        self._members: list[NDArray[np.uint8]] = []
+        self._members = np.empty(SORT_BYTES, np.uint8)
         self._records: list[NDArray[Any]] = []
         self._bytes = self._n_runs = 0
         self._written = np.zeros(2, np.int64)
@@ -77,8 +78,10 @@ class _Sorter:
 
     def add(self, piece: Piece) -> None:
         n_bytes = int(piece.sizes.sum())
-        if self._bytes and self._bytes + n_bytes > SORT_BYTES:
+        if self._bytes and self._bytes + n_bytes > len(self._members):
             self._flush()
+        if n_bytes > len(self._members):
+            self._members = np.empty(n_bytes, np.uint8)
         columns = piece.columns
         records = np.empty(len(columns), self._dtype)
         records["at"] = self._taken.position(columns.source, columns.row)
@@ -88,36 +91,50 @@ class _Sorter:
         for i, values in enumerate(columns.labels):
             records[f"label-{i}"] = values
         self._records.append(records)
-        everything = np.arange(len(columns))
-        self._members.append(_gathered(piece.raw, piece.starts, piece.sizes, everything))
+        kernels.gather_slices(
+            piece.raw,
+            piece.starts,
+            piece.sizes,
+            np.arange(len(columns)),
+            self._members[self._bytes :],
+        )
         self._bytes += n_bytes
 
     def read_back(self) -> Iterator[Piece]:
         if not self._n_runs:
-            yield from self._sorted(self._records, self._members)
+            cells = np.concatenate(self._records)
+            yield from self._sorted(cells, self._members[: self._bytes])
             return
         with translated(str(self._folder)):
             self._flush()
+            self._members = np.empty(0, np.uint8)
             shape = (self._n_runs, self._n_buckets + 1, 2)
             directory = np.memmap(self._folder / _DIRECTORY, np.int64, "r", shape=shape)
-            members = np.memmap(self._folder / _MEMBERS, np.uint8, "r")
-            with (self._folder / _RECORDS).open("rb") as f:
-                for bucket in range(self._n_buckets):
-                    records, parts = [], []
-                    for run in range(self._n_runs):
-                        (cell, byte), (cell_end, byte_end) = directory[run, bucket : bucket + 2]
-                        f.seek(int(cell) * self._dtype.itemsize)
-                        records.append(np.fromfile(f, self._dtype, int(cell_end - cell)))
-                        parts.append(members[byte:byte_end])
-                    yield from self._sorted(records, parts)
+            for bucket in range(self._n_buckets):
+                yield from self._sorted(*self._read(directory[:, bucket : bucket + 2]))
 
-    def _sorted(
-        self, records: list[NDArray[Any]], members: list[NDArray[np.uint8]]
-    ) -> Iterator[Piece]:
+    def _read(self, bounds: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """The records and members of a bucket; `bounds` [runs, 2, 2] says where each run has them."""
+        n_cells, n_bytes = (bounds[:, 1] - bounds[:, 0]).sum(axis=0)
+        cells, raw = np.empty(n_cells, self._dtype), np.empty(n_bytes, np.uint8)
+        for name, whole, k in ((_RECORDS, cells.view(np.uint8), 0), (_MEMBERS, raw, 1)):
+            width = self._dtype.itemsize if k == 0 else 1
+            at = 0
+            with (self._folder / name).open("rb") as f:
+                for begin, end in (bounds[:, :, k] * width).tolist():
+                    f.seek(begin)
+                    n = f.readinto(whole[at : at + end - begin].data)
+                    if n != end - begin:
+                        raise MissingDataError(
+                            "a temporary file ends early", where=str(self._folder / name)
+                        )
+                    at += n
+        return cells, raw
+
+    def _sorted(self, cells: NDArray[Any], raw: NDArray[np.uint8]) -> Iterator[Piece]:
         """The cells of a bucket in order, about READ_BYTES at a time."""
-        if not sum(map(len, records)):
+        if not len(cells):
             return
-        cells, raw = np.concatenate(records), np.concatenate(members)
         raw.setflags(write=False)  # as chunks are: the kernels are compiled once
         starts = np.cumsum(cells["size"]) - cells["size"]
         order = np.argsort(cells["at"])
@@ -146,12 +163,13 @@ class _Sorter:
     def _flush(self) -> None:
         if not self._records:
             return
-        cells, raw = np.concatenate(self._records), np.concatenate(self._members)
-        self._records, self._members, self._bytes = [], [], 0
+        cells, raw = np.concatenate(self._records), self._members[: self._bytes]
+        self._records, self._bytes = [], 0
         buckets = self._bucket_of_bin[cells["at"] // self._taken.bin_rows]
         order = np.argsort(buckets, kind="stable")
         sizes = np.ascontiguousarray(cells["size"])
-        grouped = _gathered(raw, np.cumsum(sizes) - sizes, sizes, order)
+        grouped = np.empty(len(raw), np.uint8)
+        kernels.gather_slices(raw, np.cumsum(sizes) - sizes, sizes, order, grouped)
         cells = cells[order]
         # Before the first cell of each bucket there are so many cells, and so many bytes.
         first = np.searchsorted(buckets[order], np.arange(self._n_buckets + 1))
@@ -162,15 +180,3 @@ class _Sorter:
                 f.write(np.ascontiguousarray(array).view(np.uint8).data)
         self._written = directory[-1]
         self._n_runs += 1
-
-
-def _gathered(
-    raw: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    sizes: NDArray[np.int64],
-    order: NDArray[np.intp],
-) -> NDArray[np.uint8]:
-    """The members one after another, in this order."""
-    out = np.empty(int(sizes.sum()), np.uint8)
-    kernels.gather_slices(raw, starts, sizes, order, out)
-    return out

@@ -1,7 +1,6 @@
 """The compiled loops of pack: rows to members, and counting, sorting and copying. They release the GIL.
 
-Called by pack.sources_matrix, pack.scatter, pack.reshard_scatter, pack.spill, pack.vocabulary and
-pack.verify.
+Called by pack.sources_matrix, pack.scatter, pack.reshard_scatter, pack.vocabulary and pack.verify.
 """
 
 from __future__ import annotations

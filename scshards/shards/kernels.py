@@ -1,7 +1,8 @@
 """Compiled loops that read shard bytes: varints, members. They release the GIL.
 
-Called by shards.codec and shards.tar (which turn status codes into errors) and by stream's and pack's
-kernels. What writes these bytes is in shards.write_kernels.
+Called by shards.codec, shards.tar and shards.reading (which turn status codes into errors), by stream's
+and pack's kernels, pack.spill, pack.verify_shard and atlas.export_order. What writes these bytes is in
+shards.write_kernels.
 Every reader here takes explicit bounds and returns a status instead of reading past them, so that
 hostile bytes end in an error code. Format 1 is specified in docs/format.md.
 """

@@ -19,6 +19,7 @@ from scshards.atlas.h5ad_parts import (
     GROUPS,
     VALUES_CHUNK,
     Growing,
+    NewFile,
     new_group,
     new_index,
     write_order,
@@ -47,7 +48,8 @@ class H5adFile:
         self._taken, self._dtype = taken, dtype
         is_gene = np.array([t not in SPECIALS for t in vocab.tokens], np.bool_)
         self._column = np.where(is_gene, np.cumsum(is_gene) - 1, -1).astype(np.int32)
-        self._file = h5py.File(path, "w")
+        self._disk = NewFile(path)
+        self._file = h5py.File(self._disk, "w")
         self._cells = 0
         f = self._file
         f.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
@@ -91,6 +93,7 @@ class H5adFile:
         self._keys.resize((n,))
         self._keys[self._cells : n] = text.view(f"S{text.shape[1]}")[:, 0].astype(object)
         self._cells = n
+        self._disk.check()
 
     def close(self) -> None:
         """Write what is left, and the shape."""
@@ -99,10 +102,15 @@ class H5adFile:
         n_genes = int(self._column.max(initial=-1)) + 1
         self._x.attrs["shape"] = np.array([self._cells, n_genes], np.int64)
         self._file.close()
+        self._disk.close()
+        self._disk.check()
 
     def abandon(self) -> None:
         """Close the file, which is not whole."""
-        self._file.close()
+        try:
+            self._file.close()
+        finally:
+            self._disk.close()
 
     def _new_column(self, name: str) -> Growing:
         info = self._taken.labels.get(name)

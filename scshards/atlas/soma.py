@@ -19,11 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.atlas.address import SomaAddress
-from scshards.atlas.soma_context import make_context, missing_library
+from scshards.atlas.soma_context import listing_options, make_context, missing_library, said
 from scshards.atlas.soma_rows import by_row, places, stretches
 from scshards.base.config import did_you_mean
-from scshards.base.errors import ConfigError, ScshardsError, SourceError, StorageError
-from scshards.base.storage import redact
+from scshards.base.errors import (
+    ConfigError,
+    MissingDataError,
+    ScshardsError,
+    SourceError,
+    StorageError,
+)
+from scshards.base.storage import Storage, redact
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +45,11 @@ _GENE_INDEXES = ("feature_id", "var_id")
 READ_VALUES = 1 << 22
 """About so many values are read at once: TileDB hands out 24 bytes for each."""
 
+
+_GROUP = "__group"
+"""The folder that makes a place a group of TileDB."""
+
+_AGAIN = "check the address, the network and the credentials, then run the same again"
 
 _STRETCH = 8
 """Rows of obs that are read at most for each one that is wanted, rather than each by its number."""
@@ -114,12 +125,7 @@ class Experiment:
         )
         with self._reading("the experiment"):
             if not tiledbsoma.Experiment.exists(address.uri, context=context):
-                raise SourceError(
-                    "there is no SOMA experiment here",
-                    where=self.name,
-                    advice="check the address; a Census holds its experiments in census_data/, for "
-                    "example census_data/homo_sapiens",
-                )
+                self._refuse(address, storage_options)
             self._experiment = tiledbsoma.Experiment.open(address.uri, context=context)
         try:
             with self._reading("the experiment"):
@@ -277,6 +283,24 @@ class Experiment:
         for start, stop in stretches(len(ids), n_values, read_values, mean):
             yield self._read(start, ids[start:stop])
 
+    def _refuse(self, address: SomaAddress, options: Mapping[str, Any] | None) -> None:
+        """Say why there is no experiment: TileDB says so too when it may not look, or can't."""
+        known = listing_options(address.uri, options, address.region, address.anonymous)
+        with contextlib.suppress(MissingDataError):
+            folders, _ = Storage(address.uri, known).folder()
+            if _GROUP in folders:
+                raise StorageError(
+                    "the experiment is there, and TileDB can't read it",
+                    where=self.name,
+                    advice=_AGAIN,
+                )
+        raise SourceError(
+            "there is no SOMA experiment here",
+            where=self.name,
+            advice="check the address; a Census holds its experiments in census_data/, for example "
+            "census_data/homo_sapiens",
+        )
+
     def _read(self, first: int, ids: NDArray[np.int64]) -> Rows:
         rows, columns, values = [], [], []
         place = places(ids)
@@ -348,7 +372,7 @@ class Experiment:
         except ScshardsError:
             raise
         except (tiledbsoma.SOMAError, RuntimeError, KeyError, ValueError, OSError) as e:
-            said = _first_line(e)
+            said = said(e)
             if obs_filter is not None:
                 raise ConfigError(
                     f"the filter can't be used: {said}",
@@ -358,17 +382,5 @@ class Experiment:
             raise StorageError(
                 f"reading {what} failed: {said}",
                 where=self.name,
-                advice="check the address, the network and the credentials, then run the same again: "
-                "what is done is kept",
+                advice=_AGAIN,
             ) from e
-
-
-def _first_line(error: Exception) -> str:
-    """What TileDB says, without the lines of C++ and Python below it, and without credentials."""
-    text = str(error).strip()
-    if isinstance(error, KeyError):
-        text = text.strip("'\"")
-    line = text.splitlines()[0].removeprefix("SOMAError: ") if text else type(error).__name__
-    if "incompatible function arguments" in line:
-        line = "a value is not of its column's type: text stands in quotes, numbers do not"
-    return redact(line)

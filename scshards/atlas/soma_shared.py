@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from scshards.atlas.address import SomaAddress
 from scshards.atlas.soma import Experiment
+from scshards.atlas.soma_context import listing_options
 from scshards.base.errors import MissingDataError
 from scshards.base.storage import Storage, redact
 
@@ -95,7 +96,7 @@ def _opened(address: SomaAddress, options: Mapping[str, Any] | None, *, look: bo
 def _state(experiment: Experiment, address: SomaAddress, options: Mapping[str, Any] | None) -> str:
     names = hashlib.sha256()
     for uri in experiment.arrays:
-        storage = Storage(uri, _options(uri, address, options))
+        storage = Storage(uri, listing_options(uri, options, address.region, address.anonymous))
         for name in _written(storage):
             names.update(f"{name}\n".encode())
     return names.hexdigest()
@@ -106,20 +107,3 @@ def _written(storage: Storage) -> Iterator[str]:
         with contextlib.suppress(MissingDataError):  # each array has some of them
             folders, files = storage.folder(folder)
             yield from (f"{folder}/{name}" for name in sorted([*folders, *files]))
-
-
-def _options(
-    uri: str, address: SomaAddress, options: Mapping[str, Any] | None
-) -> Mapping[str, Any]:
-    """Storage options for s3fs that lead where TileDB reads."""
-    given = dict(options or {})
-    if not uri.startswith("s3://"):
-        return {}
-    if address.anonymous:
-        given.setdefault("anon", True)
-    if address.region:
-        given["client_kwargs"] = {
-            "region_name": address.region,
-            **(given.get("client_kwargs") or {}),
-        }
-    return given

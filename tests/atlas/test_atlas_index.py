@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import pytest
 from conftest import S3
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from soma_census import OLDER, STABLE, Census
 
 from scshards.atlas import index
+from scshards.atlas.download import download
 from scshards.atlas.index import build_index, compare
 from scshards.atlas.index_files import load_index
 from scshards.atlas.partitions import partitions
@@ -125,7 +127,7 @@ def test_overlaps_are_those_of_sets(sets: list[set[int]], span: int, data: st.Da
     assert distinct == len(named)
 
 
-def test_an_index_in_a_store(s3_census: Census, s3: S3) -> None:
+def test_an_index_in_a_store(s3_census: Census, s3: S3, tmp_path: Path) -> None:
     folder = f"{s3.url}/index"
     build_index(["heart"], folder, s3_census.queries, progress=False)
     cells = wanted(s3_census, f"{HEART} and is_primary_data")
@@ -134,6 +136,10 @@ def test_an_index_in_a_store(s3_census: Census, s3: S3) -> None:
     assert (found.mark.region, found.mark.anonymous) == ("us-east-1", False)
     (part,) = partitions(f"census://heart?index={folder}")
     assert part.address.cells == len(cells) and part.address.uri == s3_census.experiment()
+    download(["heart"], folder, str(tmp_path), progress=False)
+    made = anndata.read_h5ad(tmp_path / "heart" / "partition_000000.h5ad")
+    wrote = s3_census.anndata()[np.array(cells)]
+    assert (made.X != wrote.X).nnz == 0 and made.obs_names.tolist() == wrote.obs_names.tolist()
 
 
 # --- going on, and what is refused -----------------------------------------------------------

@@ -372,15 +372,15 @@ class Experiment:
         except ScshardsError:
             raise
         except (tiledbsoma.SOMAError, RuntimeError, KeyError, ValueError, OSError) as e:
-            said = said(e)
+            text = said(e)
             if obs_filter is not None:
                 raise ConfigError(
-                    f"the filter can't be used: {said}",
+                    f"the filter can't be used: {text}",
                     where=f"{self.name}: {obs_filter}",
                     advice=f"columns of obs: {', '.join(sorted(self.obs_columns))}",
                 ) from None
             raise StorageError(
-                f"reading {what} failed: {said}",
+                f"reading {what} failed: {text}",
                 where=self.name,
                 advice=_AGAIN,
             ) from e

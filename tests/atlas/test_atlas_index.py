@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from soma_census import OLDER, STABLE, Census
 
-from scshards.atlas import index
+from scshards.atlas import index, index_files
 from scshards.atlas.download import download
 from scshards.atlas.index import build_index, compare
 from scshards.atlas.index_files import load_index
@@ -125,6 +126,22 @@ def test_overlaps_are_those_of_sets(sets: list[set[int]], span: int, data: st.Da
     assert [o.cells for o in overlaps] == sorted(pairs.values(), reverse=True)
     named = {(organisms[str(i)], one) for i, ones in enumerate(sets) for one in ones}
     assert distinct == len(named)
+
+
+@given(st.sets(st.integers(0, 2**62), min_size=1), st.integers(1, 5))
+def test_ids_come_back_as_they_were(ids: set[int], lines: int) -> None:
+    numbers = np.array(sorted(ids), np.int64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_files, "_TEXT_IDS", lines)
+        data = index_files.encode_ids(numbers)
+    mark = index_files.IndexMark(
+        query="q", version="v", experiment="e", organism="o", filter="f", primary=False,
+        cells=len(numbers), primary_cells=None, sha256=hashlib.sha256(data).hexdigest(),
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        index_files.write_index(Storage(folder), mark, data)
+        found = load_index(folder, "q")
+    assert found.mark == mark and found.ids.tolist() == sorted(ids)
 
 
 def test_an_index_in_a_store(s3_census: Census, s3: S3, tmp_path: Path) -> None:

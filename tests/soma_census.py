@@ -17,7 +17,6 @@ shipped queries find cells. The older release lacks the last dataset. Fixtures o
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import subprocess

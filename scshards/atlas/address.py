@@ -63,6 +63,11 @@ class SomaAddress:
         return SOMA + self.uri + ("?" + urlencode(given, quote_via=quote) if given else "")
 
 
+def is_cells(url: str) -> bool:
+    """Whether an address names cells of a SOMA experiment, by a query or as one partition."""
+    return url.startswith((SOMA, CENSUS))
+
+
 def is_soma(url: str) -> bool:
     """Whether an address names cells of a SOMA experiment."""
     return url.startswith(SOMA)

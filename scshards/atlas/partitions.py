@@ -14,22 +14,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scshards.atlas.address import CENSUS, SOMA, SomaAddress, keys, parse
 from scshards.atlas.census import Release, find_release
+from scshards.atlas.index_files import QueryIndex, load_index
 from scshards.atlas.queries import load_queries
 from scshards.atlas.soma import open_experiment
 from scshards.base.errors import ConfigError, SourceError
-from scshards.base.storage import redact
+from scshards.base.storage import is_local, path_of, redact
 
 MAX_CELLS = 200_000
 """Cells of a partition, as in scGPT's scripts: some 2 GB as a compressed h5ad file."""
 
-_KEYS = ["max_cells", "queries", "version"]
+_KEYS = ["index", "max_cells", "queries", "version"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,21 +61,35 @@ def is_query(url: str) -> bool:
 def partitions(url: str, storage_options: Mapping[str, Any] | None = None) -> list[Partition]:
     """The partitions of census://NAME?version=..&queries=FILE&max_cells=N or soma://URI?filter=..&max_cells=N.
 
+    With census://NAME?index=DIR, cells, filter and release are those of an index; then nothing is asked.
+    An address that names one partition, by the number of its cells, is that one.
+
     Raises
     ------
     ConfigError
-        When there is no such query, version or key, or the filter can't be used.
+        When there is no such query, version or key, the filter can't be used, or the index is of
+        another version.
+    ChecksumError, FormatError
+        When the index is damaged.
     SourceError
         When there is no such experiment, or no cell of it fits.
     StorageError
         When it can't be read.
     """
     if url.startswith(CENSUS):
-        address, name, max_cells = _census(url, storage_options)
+        query_name, _, rest = url.removeprefix(CENSUS).partition("?")
+        given = keys(rest, _KEYS, where=CENSUS + query_name)
+        max_cells = _max_cells(given.get("max_cells"), url)
+        if "index" in given:
+            index = _indexed(query_name, given, storage_options)
+            return cut(index.ids, index.mark.address, index.mark.name, max_cells)
+        address, name = _census(query_name, given, storage_options)
     else:
         plain, max_cells = _without_max(url)
         address = parse(plain)
-        name = SOMA + redact(address.uri) + (f"?filter={address.filter}" if address.filter else "")
+        if address.cells is not None:
+            return [Partition(address=address, name=_name(address))]
+        name = _name(address)
     with open_experiment(address, storage_options) as experiment:
         ids = experiment.ids(address.filter, address.first, address.last)
     if not len(ids):
@@ -112,14 +129,62 @@ def query_address(
     )
 
 
-def _census(url: str, storage_options: Mapping[str, Any] | None) -> tuple[SomaAddress, str, int]:
-    name, _, rest = url.removeprefix(CENSUS).partition("?")
-    given = keys(rest, _KEYS, where=CENSUS + name)
+def beside(url: str, folder: str) -> str:
+    """An address as it stands in a file of `folder`, which what is relative in it is relative to."""
+    place, mark, query = url.partition("?")
+    if place.startswith(SOMA):
+        place = SOMA + _beside(place.removeprefix(SOMA), folder)
+    else:
+        parts = query.split("&")
+        for i, part in enumerate(parts):
+            key, equals, path = part.partition("=")
+            if key in ("index", "queries"):
+                parts[i] = key + equals + quote(_beside(unquote(path), folder), safe="/:")
+        query = "&".join(parts)
+    return f"{place}{mark}{query}"
+
+
+def _beside(path: str, folder: str) -> str:
+    if not path or not is_local(path) or path_of(path).is_absolute():
+        return path
+    return str(Path(folder) / path) if is_local(folder) else f"{folder.rstrip('/')}/{path}"
+
+
+def _name(address: SomaAddress) -> str:
+    shown = SOMA + redact(address.uri) + (f"?filter={address.filter}" if address.filter else "")
+    if address.first is None and address.last is None:
+        return shown
+    ends = ("" if end is None else str(end) for end in (address.first, address.last))
+    return f"{shown} [{'-'.join(ends)}]"
+
+
+def _census(
+    name: str, given: Mapping[str, str], storage_options: Mapping[str, Any] | None
+) -> tuple[SomaAddress, str]:
     queries = load_queries(given.get("queries"))
     queries[name]  # an unknown name is refused before anything is read
     release = find_release(queries, given.get("version"), storage_options)
     address = query_address(name, release, given.get("queries"))
-    return address, f"{CENSUS}{name}@{release.version}", _max_cells(given.get("max_cells"), url)
+    return address, f"{CENSUS}{name}@{release.version}"
+
+
+def _indexed(
+    name: str, given: Mapping[str, str], storage_options: Mapping[str, Any] | None
+) -> QueryIndex:
+    if "queries" in given:
+        raise ConfigError(
+            "an index says itself which cells a query takes",
+            where=f"{CENSUS}{name}: queries={given['queries']}",
+            advice="leave out either index or queries",
+        )
+    index = load_index(given["index"], name, storage_options)
+    if given.get("version", index.mark.version) != index.mark.version:
+        raise ConfigError(
+            f"the index is of the release {index.mark.version}, not {given['version']}",
+            where=f"{CENSUS}{name}: index={redact(given['index'])}",
+            advice="leave the version out, or make an index of that release in another folder",
+        )
+    return index
 
 
 def _without_max(url: str) -> tuple[str, int]:

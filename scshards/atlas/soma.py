@@ -11,7 +11,7 @@ atlas.expand and pack.sources_soma.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,10 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.atlas.address import SomaAddress
-from scshards.atlas.soma_context import make_context, missing_library
+from scshards.atlas.soma_context import listing_options, make_context, missing_library, said
+from scshards.atlas.soma_rows import by_row, places, stretches
 from scshards.base.config import did_you_mean
-from scshards.base.errors import ConfigError, ScshardsError, SourceError, StorageError
-from scshards.base.storage import redact
+from scshards.base.errors import (
+    ConfigError,
+    MissingDataError,
+    ScshardsError,
+    SourceError,
+    StorageError,
+)
+from scshards.base.storage import Storage, redact
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,8 +40,19 @@ JOINID = "soma_joinid"
 NNZ = "nnz"
 """The column of the Census's obs that says how many values a cell has."""
 
+_GENE_INDEXES = ("feature_id", "var_id")
+
 READ_VALUES = 1 << 22
 """About so many values are read at once: TileDB hands out 24 bytes for each."""
+
+
+_GROUP = "__group"
+"""The folder that makes a place a group of TileDB."""
+
+_AGAIN = "check the address, the network and the credentials, then run the same again"
+
+_STRETCH = 8
+"""Rows of obs that are read at most for each one that is wanted, rather than each by its number."""
 
 
 class Rows(NamedTuple):
@@ -107,12 +125,7 @@ class Experiment:
         )
         with self._reading("the experiment"):
             if not tiledbsoma.Experiment.exists(address.uri, context=context):
-                raise SourceError(
-                    "there is no SOMA experiment here",
-                    where=self.name,
-                    advice="check the address; a Census holds its experiments in census_data/, for "
-                    "example census_data/homo_sapiens",
-                )
+                self._refuse(address, storage_options)
             self._experiment = tiledbsoma.Experiment.open(address.uri, context=context)
         try:
             with self._reading("the experiment"):
@@ -121,7 +134,14 @@ class Experiment:
                 )
                 self._matrix = self._member(self._measurement.X, address.layer, "layer")
                 self._obs, self._var = self._experiment.obs, self._measurement.var
-                self.n_genes = int(self._matrix.shape[1])
+                if not self._matrix.is_sparse:
+                    raise SourceError(
+                        f"the layer {address.layer!r} is dense; sparse ones can be read",
+                        where=self.name,
+                    )
+                # An array may have room for more genes than there are.
+                genes = self._var.non_empty_domain() or ((0, -1),)
+                self.n_genes = min(int(self._matrix.shape[1]), int(genes[0][1]) + 1)
         except BaseException:
             self.close()
             raise
@@ -129,6 +149,23 @@ class Experiment:
     def close(self) -> None:
         """Close what was opened."""
         self._experiment.close()
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """The names of the measurement's matrices."""
+        return list(self._measurement.X)
+
+    @property
+    def arrays(self) -> Sequence[str]:
+        """Addresses of what is read: the experiment, obs, var and the matrix."""
+        read = (self._experiment, self._obs, self._var, self._matrix)
+        return [str(array.uri) for array in read]
+
+    @cached_property
+    def gene_index(self) -> str | None:
+        """The column of var that names genes, as the Census and tiledbsoma.io have it; None without."""
+        known = self.var_columns
+        return next((name for name in _GENE_INDEXES if name in known), None)
 
     @property
     def obs_columns(self) -> Sequence[str]:
@@ -139,6 +176,17 @@ class Experiment:
     def var_columns(self) -> Sequence[str]:
         """The columns of var, soma_joinid among them."""
         return list(self._var.keys())
+
+    @property
+    def text_columns_of_var(self) -> Sequence[str]:
+        """The columns of var that hold text, or categories of text."""
+        import pyarrow.types as kinds
+
+        def is_text(kind: Any) -> bool:
+            kind = kind.value_type if kinds.is_dictionary(kind) else kind
+            return kinds.is_string(kind) or kinds.is_large_string(kind)
+
+        return [field.name for field in self._var.schema if is_text(field.type)]
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
@@ -191,6 +239,9 @@ class Experiment:
         first, last = self._within(None, None)
         known = ids[(ids >= first) & (ids <= last)]
         table = self._frame(self._obs, "obs", columns, known)
+        if len(table) > len(known):
+            # Of a stretch that is read as a whole, what was asked for.
+            table = table.filter(np.isin(table.column(JOINID).to_numpy(), known))
         found = table.column(JOINID).to_numpy()
         if len(found) != len(ids):
             missing = np.setdiff1d(ids, found)
@@ -219,7 +270,7 @@ class Experiment:
         *,
         n_values: NDArray[np.int64] | None = None,
         read_values: int = READ_VALUES,
-    ) -> Iterator[Rows]:
+    ) -> Generator[Rows, None, None]:
         """Rows of the matrix, in the order of `ids`, which ascend.
 
         Parameters
@@ -228,34 +279,51 @@ class Experiment:
             How many values each cell has, where it is known: then no read is much larger than
             `read_values`, which else goes by the mean of the experiment.
         """
-        for start, stop in _reads(len(ids), n_values, read_values, self.mean_values):
+        mean = self.mean_values
+        for start, stop in stretches(len(ids), n_values, read_values, mean):
             yield self._read(start, ids[start:stop])
+
+    def _refuse(self, address: SomaAddress, options: Mapping[str, Any] | None) -> None:
+        """Say why there is no experiment: TileDB says so too when it may not look, or can't."""
+        known = listing_options(address.uri, options, address.region, address.anonymous)
+        with contextlib.suppress(MissingDataError):
+            folders, _ = Storage(address.uri, known).folder()
+            if _GROUP in folders:
+                raise StorageError(
+                    "the experiment is there, and TileDB can't read it",
+                    where=self.name,
+                    advice=_AGAIN,
+                )
+        raise SourceError(
+            "there is no SOMA experiment here",
+            where=self.name,
+            advice="check the address; a Census holds its experiments in census_data/, for example "
+            "census_data/homo_sapiens",
+        )
 
     def _read(self, first: int, ids: NDArray[np.int64]) -> Rows:
         rows, columns, values = [], [], []
-        place = _places(ids)
+        place = places(ids)
         with self._reading(f"rows {ids[0]} to {ids[-1]}"):
             # In TileDB's own order, which is up to twenty times faster than by rows.
             for table in self._matrix.read((ids,)).tables():
                 rows.append(place(table.column("soma_dim_0").to_numpy()))
-                columns.append(table.column("soma_dim_1").to_numpy().astype(np.int32))
+                genes = table.column("soma_dim_1").to_numpy()
+                self._check_genes(genes)
+                columns.append(genes.astype(np.int32))
                 values.append(table.column("soma_data").to_numpy())
         if not rows:
-            return Rows(
-                first,
-                np.zeros(len(ids) + 1, np.int64),
-                np.zeros(0, np.int32),
-                np.zeros(0, self.dtype),
+            none = np.zeros(0, np.int32)
+            rows, columns, values = [none], [none], [np.zeros(0, self.dtype)]
+        indptr, indices, data = by_row(rows, columns, values, len(ids))
+        return Rows(first, indptr, indices, data)
+
+    def _check_genes(self, genes: NDArray[np.int64]) -> None:
+        if len(genes) and int(genes.max()) >= self.n_genes:
+            raise SourceError(
+                f"the matrix has a value of gene {genes.max()}, and var has {self.n_genes:,} genes",
+                where=self.name,
             )
-        return Rows(
-            first,
-            *_by_row(
-                np.concatenate(rows),
-                np.concatenate(columns),
-                np.concatenate(values),
-                (len(ids), self.n_genes),
-            ),
-        )
 
     def _within(self, first: int | None, last: int | None) -> tuple[int, int]:
         """The bounds, cut to the ids that obs can have: TileDB refuses others."""
@@ -273,9 +341,15 @@ class Experiment:
                     where=self.name,
                     advice=did_you_mean(column, known),
                 )
-        coords = () if ids is None else (ids,)
+        coords: tuple[Any, ...] = ()
+        if ids is not None:
+            # An empty selection would be all to TileDB, and one of many numbers is slow.
+            is_stretch = len(ids) and ids[-1] - ids[0] < _STRETCH * len(ids)
+            coords = (slice(int(ids[0]), int(ids[-1])) if is_stretch else ids,)
         wanted = list(dict.fromkeys([JOINID, *columns]))
         with self._reading(name):
+            if ids is not None and not len(ids):
+                return frame.schema.empty_table().select(wanted)
             table = frame.read(coords=coords, column_names=wanted).concat()
         return table.sort_by(JOINID)
 
@@ -298,63 +372,15 @@ class Experiment:
         except ScshardsError:
             raise
         except (tiledbsoma.SOMAError, RuntimeError, KeyError, ValueError, OSError) as e:
-            said = _first_line(e)
+            text = said(e)
             if obs_filter is not None:
                 raise ConfigError(
-                    f"the filter can't be used: {said}",
+                    f"the filter can't be used: {text}",
                     where=f"{self.name}: {obs_filter}",
                     advice=f"columns of obs: {', '.join(sorted(self.obs_columns))}",
                 ) from None
             raise StorageError(
-                f"reading {what} failed: {said}",
+                f"reading {what} failed: {text}",
                 where=self.name,
-                advice="check the address, the network and the credentials, then run the same again: "
-                "what is done is kept",
+                advice=_AGAIN,
             ) from e
-
-
-def _reads(
-    n: int, n_values: NDArray[np.int64] | None, read_values: int, mean: float
-) -> Iterator[tuple[int, int]]:
-    """Cut n cells into stretches of about so many values."""
-    if n_values is None:
-        rows = max(1, int(read_values / max(mean, 1.0)))
-        yield from ((start, min(start + rows, n)) for start in range(0, n, rows))
-        return
-    ends = np.cumsum(n_values)
-    start = 0
-    while start < n:
-        before = int(ends[start - 1]) if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + read_values, "right")))
-        yield start, stop
-        start = stop
-
-
-def _places(ids: NDArray[np.int64]) -> Any:
-    """A function from soma_joinids to their places in `ids`, as int32."""
-    stretch = int(ids[-1] - ids[0]) + 1
-    if stretch > 64 * len(ids) + (1 << 16):
-        return lambda found: np.searchsorted(ids, found).astype(np.int32)
-    table = np.zeros(stretch, np.int32)
-    table[ids - ids[0]] = np.arange(len(ids), dtype=np.int32)
-    return lambda found: table[found - ids[0]]
-
-
-def _by_row(
-    rows: NDArray[np.int32],
-    columns: NDArray[np.int32],
-    values: NDArray[Any],
-    shape: tuple[int, int],
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[Any]]:
-    """Values in any order -> (indptr, columns, values) by rows."""
-    # scipy deals out in compiled code. A place has one value, so none are added up.
-    from scipy.sparse import coo_array
-
-    matrix = coo_array((values, (rows, columns)), shape=shape).tocsr()
-    return matrix.indptr.astype(np.int64), matrix.indices, matrix.data
-
-
-def _first_line(error: Exception) -> str:
-    """What TileDB says, without the lines of C++ and Python below it, and without credentials."""
-    text = str(error).strip().strip("'\"").splitlines()
-    return redact(text[0].removeprefix("SOMAError: ").strip("'")) if text else type(error).__name__

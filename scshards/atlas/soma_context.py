@@ -7,7 +7,9 @@ profiles, which TileDB's S3 client reads itself. Called by atlas.soma.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +20,12 @@ from scshards.base.storage import redact
 
 BUFFER_BYTES = 1 << 26
 """TileDB fills a buffer of this size for each column it reads."""
+
+REQUESTS = 16
+"""Reads of an object store that are on their way at a time."""
+
+TRIES = 8
+"""How often a request is sent before it has failed: the last waits three seconds."""
 
 _OPTIONS = ("anon", "client_kwargs", "endpoint_url", "key", "secret", "token")
 """The storage options of s3fs that mean something to TileDB."""
@@ -48,7 +56,11 @@ def make_context(
     """
     import tiledbsoma
 
-    config: dict[str, Any] = {"soma.init_buffer_bytes": BUFFER_BYTES}
+    config: dict[str, Any] = {
+        "soma.init_buffer_bytes": BUFFER_BYTES,
+        "sm.compute_concurrency_level": _processors(),
+        "sm.io_concurrency_level": REQUESTS if uri.startswith("s3://") else _processors(),
+    }
     if uri.startswith("s3://"):
         config |= _s3(dict(storage_options or {}), region, anonymous)
     elif "://" in uri and not uri.startswith("file://"):
@@ -60,12 +72,47 @@ def make_context(
     return tiledbsoma.SOMATileDBContext(tiledb_config=config)
 
 
+def listing_options(
+    uri: str, storage_options: Mapping[str, Any] | None, region: str | None, anonymous: bool
+) -> dict[str, Any]:
+    """Options with which base.storage lists what TileDB reads; as for make_context."""
+    if not uri.startswith("s3://"):
+        return {}
+    options = dict(storage_options or {})
+    if anonymous:
+        options.setdefault("anon", True)
+    if region:
+        options["client_kwargs"] = {"region_name": region, **(options.get("client_kwargs") or {})}
+    return options
+
+
 def missing_library() -> ConfigError:
     """The error for a machine without tiledbsoma."""
     return ConfigError(
         "reading the Census and SOMA experiments needs tiledbsoma",
         advice="pip install 'scshards[census]'",
     )
+
+
+def said(error: Exception) -> str:
+    """What TileDB says, without what C++, Python and curl add to it, and without credentials."""
+    text = str(error).strip()
+    if isinstance(error, KeyError):
+        text = text.strip("'\"")
+    line = text.splitlines()[0].removeprefix("SOMAError: ") if text else type(error).__name__
+    if "incompatible function arguments" in line:
+        line = "a value is not of its column's type: text stands in quotes, numbers do not"
+    line = re.sub(r"^.*Caught std::exception: ", "", line)
+    line = re.sub(r"\s*\[Error Type: .*\]\s*(?=:|$)", "", line)
+    return redact(line)
+
+
+def _processors() -> int:
+    """Threads that TileDB may compute with: one in a worker process, which is one processor's."""
+    if multiprocessing.parent_process() is not None:
+        return 1
+    # All processors of the machine, which TileDB would take, may not be this process's.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _s3(options: dict[str, Any], region: str | None, anonymous: bool) -> dict[str, str]:
@@ -97,6 +144,8 @@ def _s3(options: dict[str, Any], region: str | None, anonymous: bool) -> dict[st
     }
     if options.get("anon", anonymous):
         config["vfs.s3.no_sign_request"] = "true"
+    config["vfs.s3.max_parallel_ops"] = str(REQUESTS)
+    config["vfs.s3.connect_max_tries"] = str(TRIES)
     if endpoint:
         parts = urlsplit(endpoint)
         config |= {

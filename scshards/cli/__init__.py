@@ -22,6 +22,7 @@ from scshards.base.errors import ScshardsError
 
 COMMANDS = {
     "vocab": "Build, import, expand or check a gene vocabulary.",
+    "census": "Find, index and download cells of the CELLxGENE Census.",
     "pack": "Pack cells into a shard set.",
     "reshard": "Make a shard set of another: new shards, splits, subsets.",
     "merge": "Make one shard set of several.",

@@ -237,7 +237,7 @@ def command(inputs: tuple[str, ...], root: str, vocab: str | None, **chosen: Any
     options = PackOptions(**chosen)
     with interruptible():
         if task is not None:
-            share = _share(task)
+            share = parse_share(task)
             done = pack_share(inputs, root, vocab, options, share=share)
             click.echo(json.dumps(dataclasses.asdict(done)) if as_json else _told(done, share))
             return
@@ -270,6 +270,14 @@ def split_columns(texts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name.strip() for text in texts for name in text.split(",") if name.strip())
 
 
+def parse_share(text: str) -> tuple[int, int]:
+    """The numbers in `--task I/N`."""
+    i, slash, n = text.partition("/")
+    if not (slash and i.isdigit() and n.isdigit()):
+        raise ConfigError(f"{text!r} is no share", where="--task", advice="give I/N, such as 3/16")
+    return int(i), int(n)
+
+
 def show(manifest: Manifest, seconds: dict[int, float] | None, as_json: bool) -> None:
     """The summary of a set that was made, as tables or as JSON."""
     from scshards.pack import report
@@ -296,13 +304,6 @@ def _refuse_together(options: dict[str, object]) -> None:
         given.remove("--dask")
     if len(given) > 1:
         raise ConfigError(f"{given[0]} and {given[1]} can't be given together")
-
-
-def _share(text: str) -> tuple[int, int]:
-    i, slash, n = text.partition("/")
-    if not (slash and i.isdigit() and n.isdigit()):
-        raise ConfigError(f"{text!r} is no share", where="--task", advice="give I/N, such as 3/16")
-    return int(i), int(n)
 
 
 def _told(done: Share, share: tuple[int, int]) -> str:

@@ -13,10 +13,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scshards.atlas.soma import JOINID
 from scshards.base.errors import ConfigError
 from scshards.cells.vocab import Vocab
 from scshards.pack.executors import make_executor
-from scshards.pack.inputs import Input, expand
+from scshards.pack.inputs import Input, expand, kept_columns
 from scshards.pack.job import ADDS_TO, Job
 from scshards.pack.options import PackOptions
 from scshards.pack.phases import Phases
@@ -79,10 +80,13 @@ def append(
     storage_options = changes.get("storage_options", {})
     shard_set = ShardSet(root, storage_options)
     base = shard_set.manifest
+    files = expand(inputs, storage_options)
+    if "obs" in changes and JOINID in base.options.get("obs", ()):
+        # It was added to what was asked for when the set was packed, and is again.
+        changes["obs"] = kept_columns(changes["obs"], files)
     options = append_options(base, changes, where=shard_set.storage.at(""))
     if vocab is not None:
         _check_vocab(vocab, shard_set, storage_options)
-    files = expand(inputs, storage_options)
     known = {s.name for s in base.sources}
     for file in files:
         if file.name in known:

@@ -29,7 +29,7 @@ DEATHS = 3
 
 _ALIVE_S = 0.5
 
-_THREADED = {"torch", "fsspec.asyn", "distributed"}
+_THREADED = {"torch", "fsspec.asyn", "distributed", "tiledbsoma"}
 """Modules that run threads of their own, which Python does not count."""
 
 

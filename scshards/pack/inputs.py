@@ -15,6 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from scshards.atlas.address import is_cells, is_soma
+from scshards.atlas.partitions import beside, partitions
+from scshards.atlas.soma import JOINID
 from scshards.base.errors import ConfigError
 from scshards.base.remote import translated
 from scshards.base.storage import Storage, is_local, is_web, path_of
@@ -53,6 +56,8 @@ def expand(
 ) -> list[InputFile]:
     """The single inputs, in the order given; those of one glob or directory are sorted by name.
 
+    A query of the Census or of a SOMA experiment gives its partitions; see atlas.partitions.
+
     Parameters
     ----------
     inputs
@@ -61,7 +66,8 @@ def expand(
         remote ones with a slash at the end: all .h5ad, .h5, .zarr.zip and .datatable.parquet files
         and such folders in them, at any depth. A directory or pattern that has scBank's tables and
         scGPT's cls_prefix_data.parquet, which repeats them, stands for the tables, and says so. A
-        path that exists is taken as it is, whatever is in its name. And lists: .txt and .tsv files,
+        path that exists is taken as it is, whatever is in its name. Queries: census://NAME,
+        soma://URI?filter=... And lists: .txt and .tsv files,
         or @FILE, with one of all these a line, and, after a tab, the name of a single input; what is
         relative there is relative to the list's own folder, and lines that are blank or begin with #
         are passed over.
@@ -81,14 +87,24 @@ def expand(
     for one in given:
         listed = _list_address(os.fspath(one))
         if listed is None:
-            urls = _expanded(os.fspath(one), storage_options)
-            files += [InputFile(url, display_name(url)) for url in urls]
+            files += _expanded(os.fspath(one), storage_options)
         else:
             files += _read_list(listed, storage_options)
     if not files:
         raise ConfigError("there is nothing to read: no input was given")
     _refuse_repeats(files)
     return files
+
+
+def kept_columns(obs: Sequence[str], files: Sequence[InputFile]) -> tuple[str, ...]:
+    """The columns of obs that become labels: soma_joinid too, when all inputs are partitions of queries.
+
+    By it every cell can be found again.
+    """
+    kept = tuple(obs)
+    if JOINID not in kept and all(is_soma(file.url) for file in files):
+        kept += (JOINID,)
+    return kept
 
 
 def _refuse_repeats(files: Sequence[InputFile]) -> None:
@@ -138,7 +154,7 @@ def _is_copy(url: str, places: Set[str]) -> bool:
 def _list_address(text: str) -> str | None:
     if text.startswith("@"):
         return text[1:]
-    return text if text.endswith(LISTS) else None
+    return text if text.endswith(LISTS) and not is_cells(text) else None
 
 
 def _read_list(url: str, options: Mapping[str, Any] | None) -> list[InputFile]:
@@ -170,19 +186,25 @@ def _listed(line: str, folder: str, options: Mapping[str, Any] | None) -> list[I
         raise ConfigError("a line of the list is not an input, or an input, a tab and its name")
     if _list_address(address) is not None:
         raise ConfigError("a list can't name another list", where=address)
-    if is_local(address) and not path_of(address).is_absolute():
+    if is_cells(address):
+        address = beside(address, folder)
+    elif is_local(address) and not path_of(address).is_absolute():
         address = str(Path(folder) / address) if is_local(folder) else f"{folder}{address}"
-    urls = _expanded(address, options)
-    if name and len(urls) > 1:
-        raise ConfigError(f"one name is given to {len(urls):,} inputs", where=address)
-    return [InputFile(url, name or display_name(url)) for url in urls]
+    files = _expanded(address, options)
+    if name and len(files) > 1:
+        raise ConfigError(f"one name is given to {len(files):,} inputs", where=address)
+    return [InputFile(file.url, name or file.name) for file in files]
 
 
-def _expanded(url: str, options: Mapping[str, Any] | None) -> list[str]:
-    if not is_local(url):
-        return _remote(url, options)
-    with translated(url):
-        return _local(url)
+def _expanded(url: str, options: Mapping[str, Any] | None) -> list[InputFile]:
+    if is_cells(url):
+        return [InputFile(str(p.address), p.name) for p in partitions(url, options)]
+    if is_local(url):
+        with translated(url):
+            urls = _local(url)
+    else:
+        urls = _remote(url, options)
+    return [InputFile(url, display_name(url)) for url in urls]
 
 
 def _local(url: str) -> list[str]:

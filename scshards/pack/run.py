@@ -13,6 +13,7 @@ line.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from scshards.base.errors import ConfigError
 from scshards.cells.vocab import Vocab
 from scshards.pack.executors import InProcess, make_executor
 from scshards.pack.executors_base import LOCAL
-from scshards.pack.inputs import Input, InputFile, expand
+from scshards.pack.inputs import Input, InputFile, expand, kept_columns
 from scshards.pack.job import Job
 from scshards.pack.options import PackOptions as PackOptions
 from scshards.pack.phases import Phases
@@ -220,6 +221,7 @@ class _Request:
     ) -> _Request:
         options = options or PackOptions()
         files = expand(inputs, options.storage_options)
+        options = dataclasses.replace(options, obs=kept_columns(options.obs, files))
         if not isinstance(vocab, Vocab):
             vocab = read_vocab(vocab, options.storage_options)
         vocab = vocab.with_specials()

@@ -1,11 +1,13 @@
 """Opens the inputs of pack, local or remote: h5ad files, zarr stores, 10x `.h5` files and mtx folders;
-scBank folders, Parquet files, saved datasets and MDS folders, which hold cells as lists of token ids.
+scBank folders, Parquet files, saved datasets and MDS folders, which hold cells as lists of token ids;
+SOMA experiments.
 
     open_source(url, ordinal, ...) -> Source     .genes, .obs(column), .blocks(start, stop)
 
 sources_base is the contract; sources_h5ad, sources_zarr, sources_10x, sources_mtx and sources_lists are
-the kinds of sources, told apart by what is in the input; sources_matrix reads their matrices. Called by
-pack.survey, pack.scatter, pack.inputs and pack.vocabulary, and by train.embed.
+the kinds of sources, told apart by what is in the input; sources_matrix reads their matrices.
+sources_soma is known by the address. Called by pack.survey, pack.scatter, pack.inputs and
+pack.vocabulary, and by train.embed.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from scshards.atlas.address import is_soma, parse
 from scshards.base.errors import ConfigError
 from scshards.base.storage import Storage, is_web
 from scshards.pack.sources_10x import TenXFile, is_10x, refuse_choice
@@ -56,14 +59,14 @@ def open_source(
     list_columns: tuple[str, str] = LISTS,
     trust_pickle: bool = False,
 ) -> Source:
-    """Open an input, whose kind is told by what is in it.
+    """Open an input, whose kind is told by what is in it, or by soma:// before its address.
 
     Parameters
     ----------
     url
         An h5ad file, a 10x `.h5` file, a zarr store (a folder or a .zip), an mtx folder, a scBank
         folder, a Parquet file, a Hugging Face dataset saved to disk or an MDS folder: a local path or
-        an fsspec URL.
+        an fsspec URL. Or a partition of a SOMA experiment; see atlas.partitions.
     ordinal
         Its number among the inputs.
     name
@@ -94,18 +97,35 @@ def open_source(
     StorageError
         When it can't be read at all.
     """
-    source = _opened(
-        Storage(url, storage_options),
-        display_name(url) if name is None else name,
-        ordinal,
-        gene_column=gene_column,
-        layer=layer,
-        raw=raw,
-        scratch=scratch,
-        ids_vocab=ids_vocab,
-        list_columns=list_columns,
-        trust_pickle=trust_pickle,
-    )
+    name = display_name(url) if name is None else name
+    source: Source
+    if is_soma(os.fspath(url)):
+        # TileDB is large, and most packs do not need it.
+        from scshards.pack.sources_soma import SomaSource
+
+        source = SomaSource(
+            parse(os.fspath(url)),
+            name,
+            ordinal,
+            gene_column=gene_column,
+            layer=layer,
+            raw=raw,
+            storage_options=storage_options,
+            scratch=scratch,
+        )
+    else:
+        source = _opened(
+            Storage(url, storage_options),
+            name,
+            ordinal,
+            gene_column=gene_column,
+            layer=layer,
+            raw=raw,
+            scratch=scratch,
+            ids_vocab=ids_vocab,
+            list_columns=list_columns,
+            trust_pickle=trust_pickle,
+        )
     if source.n_rows > MAX_ROWS or ordinal >= MAX_SOURCES:
         source.close()
         raise ConfigError(
@@ -205,7 +225,11 @@ def _table(
 def input_identity(
     url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What tells whether an input has changed, without opening it; see Storage.identity."""
+    """What tells whether an input has changed, without reading it; see Storage.identity."""
+    if is_soma(os.fspath(url)):
+        from scshards.atlas.soma_shared import identity
+
+        return identity(parse(os.fspath(url)), storage_options)
     storage = Storage(url, storage_options)
     _refuse_broken(storage)
     if is_web(storage.url) and _kind(storage) == "zarr" and not _is_zip(storage):

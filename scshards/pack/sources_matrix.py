@@ -201,10 +201,10 @@ class Csc:
                 )
         indptr = np.zeros(self.shape[0] + 1, np.int64)
         np.cumsum(counts, out=indptr[1:])
-        cuts = [a for a, _ in row_cuts(indptr, BLOCK_VALUES, BLOCK_ROWS)]
-        bounds = np.array([*cuts, self.shape[0]], np.int64)
-        bucket_of_row = np.repeat(np.arange(len(cuts)), np.diff(bounds)).astype(
-            np.uint16 if len(cuts) <= 1 << 16 else np.int32
+        starts = [a for a, _ in row_cuts(indptr, BLOCK_VALUES, BLOCK_ROWS)]
+        bounds = np.array([*starts, self.shape[0]], np.int64)
+        bucket_of_row = np.repeat(np.arange(len(starts)), np.diff(bounds)).astype(
+            np.uint16 if len(starts) <= 1 << 16 else np.int32
         )
         at = indptr[bounds[:-1]].copy()
         triplets = self._triplets()
@@ -216,7 +216,7 @@ class Csc:
                 columns = columns_of(a, b)
                 buckets = bucket_of_row[rows]
                 order = np.argsort(buckets, kind="stable")
-                ends = np.cumsum(np.bincount(buckets, minlength=len(cuts)))
+                ends = np.cumsum(np.bincount(buckets, minlength=len(starts)))
                 for k in np.unique(buckets).tolist():
                     mine = order[ends[k - 1] if k else 0 : ends[k]]
                     parts = (rows[mine] - bounds[k], columns[mine], values[mine])

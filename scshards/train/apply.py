@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scshards.atlas.address import is_cells
 from scshards.base.errors import ConfigError, OutputExistsError, StorageError
 from scshards.base.progress import Progress
 from scshards.base.storage import is_local, path_of
@@ -312,7 +313,7 @@ def _inputs(
     """Each input's address, and whether it is a shard set."""
     out: list[tuple[str, bool]] = []
     for one in [inputs] if isinstance(inputs, str) else inputs:
-        if is_shard_set(one, storage_options):
+        if not is_cells(one) and is_shard_set(one, storage_options):
             out.append((one, True))
         else:
             out += [(file.url, False) for file in expand(one, storage_options)]

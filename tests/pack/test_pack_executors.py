@@ -218,7 +218,8 @@ def until(condition: object, seconds: float = 60) -> None:
 
 
 def test_a_process_with_threads_is_not_forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("torch", "fsspec.asyn", "distributed"):
+    threaded = ("torch", "fsspec.asyn", "distributed", "tiledbsoma")
+    for name in threaded:
         monkeypatch.delitem(sys.modules, name, raising=False)
     with Pool(2) as executor:
         assert executor.will_fork == (threading.active_count() == 1 and sys.platform == "linux")
@@ -228,5 +229,7 @@ def test_a_process_with_threads_is_not_forked(monkeypatch: pytest.MonkeyPatch) -
         assert not executor.will_fork
         stop.set()
         thread.join(timeout=30)
-        monkeypatch.setitem(sys.modules, "torch", sys)
-        assert not executor.will_fork
+        for name in threaded:
+            with monkeypatch.context() as loaded:
+                loaded.setitem(sys.modules, name, sys)
+                assert not executor.will_fork

@@ -41,7 +41,7 @@ class SomaAddress:
     region
         S3 region.
     anonymous
-        Read S3 without credentials.
+        Read a public bucket of AWS, without credentials and whatever the environment says of S3.
     """
 
     uri: str
@@ -53,6 +53,16 @@ class SomaAddress:
     cells: int | None = None
     region: str | None = None
     anonymous: bool = False
+
+    def __post_init__(self) -> None:
+        if "?" in self.uri:
+            raise ConfigError(
+                "the address of an experiment can't have a question mark in it", where=self.uri
+            )
+        if self.first is not None and self.last is not None and self.first > self.last:
+            raise ConfigError(
+                f"first={self.first} is behind last={self.last}", where=SOMA + redact(self.uri)
+            )
 
     def __str__(self) -> str:
         given = {
@@ -112,9 +122,10 @@ def keys(query: str, known: list[str], *, where: str) -> dict[str, str]:
     for part in query.replace("+", "%2B").split("&") if query else ():
         name, equals, value = part.partition("=")
         if name not in known:
-            raise ConfigError(
-                f"unknown key {name!r}", where=where, advice=did_you_mean(name, known)
-            )
+            advice = did_you_mean(name, known)
+            if given:
+                advice += " (an & in a filter is written %26)"
+            raise ConfigError(f"unknown key {name!r}", where=where, advice=advice)
         if name in given:
             raise ConfigError(f"{name} is given twice", where=where)
         value = parse_qsl(f"v={value.replace(';', '%3B')}", keep_blank_values=True)[0][1]

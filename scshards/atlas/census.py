@@ -70,8 +70,8 @@ def find_release(
     Raises
     ------
     ConfigError
-        When it is not served (any more), with those that are; or when both a version and an address
-        are given.
+        When it is not served (any more), with those that are; when it was retracted; or when both
+        a version and an address are given.
     StorageError
         When the directory can't be read, or is none.
     """
@@ -100,7 +100,15 @@ def find_release(
             advice=f"{did_you_mean(wanted, [*found, *aliases])}; it serves {shown}; kept for years are "
             f"{lts or 'none'}; `scshards census list` shows all",
         )
-    return found[name]
+    release = found[name]
+    if release.retracted is not None:
+        raise ConfigError(
+            f"the version {name!r} of the Census was retracted: {release.retracted}",
+            where=redact(queries.directory),
+            advice=f"take another; who needs this one names it by `uri = {release.uri!r}` in a file of "
+            "queries",
+        )
+    return release
 
 
 def releases(
@@ -124,15 +132,15 @@ def releases(
         if isinstance(said, str):
             aliases[name] = said
             continue
-        soma = said.get("soma") if isinstance(said, dict) else None
-        if not isinstance(soma, dict) or not (soma.get("uri") or soma.get("relative_uri")):
+        if not _is_description(said):
             raise StorageError("this is no directory of releases of the Census", where=where)
+        soma, flags = said["soma"], said.get("flags") or {}
+        withdrawn = said.get("retraction")
         uri, region = soma.get("uri"), soma.get("s3_region")
         if not uri:
             mirror = mirror or _mirror(queries, storage_options)
             uri = f"{mirror['base_uri'].rstrip('/')}/{soma['relative_uri'].lstrip('/')}"
             region = mirror.get("region")
-        flags, withdrawn = said.get("flags") or {}, said.get("retraction")
         found[name] = Release(
             version=name,
             uri=uri,
@@ -142,6 +150,19 @@ def releases(
             retracted=str(withdrawn.get("reason") or "no reason is given") if withdrawn else None,
         )
     return found, {alias: name for alias, name in aliases.items() if name in found}
+
+
+def _is_description(said: Any) -> bool:
+    """Whether this describes a release, as far as it is looked at here."""
+    if not isinstance(said, dict) or not isinstance(said.get("soma"), dict):
+        return False
+    optional = (said.get("flags"), said.get("retraction"))
+    addresses = (said["soma"].get("uri"), said["soma"].get("relative_uri"))
+    return (
+        all(table is None or isinstance(table, dict) for table in optional)
+        and all(address is None or isinstance(address, str) for address in addresses)
+        and any(addresses)
+    )
 
 
 def _mirror(queries: Queries, storage_options: Mapping[str, Any] | None) -> Mapping[str, Any]:

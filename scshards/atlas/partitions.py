@@ -193,6 +193,8 @@ def _without_max(url: str) -> tuple[str, int]:
     parts = query.split("&")
     texts = [part.removeprefix("max_cells=") for part in parts if part.startswith("max_cells=")]
     others = [part for part in parts if part and not part.startswith("max_cells=")]
+    if len(texts) > 1:
+        raise ConfigError("max_cells is given twice", where=plain)
     return plain + ("?" + "&".join(others) if others else ""), _max_cells(
         texts[0] if texts else None, plain
     )

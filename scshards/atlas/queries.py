@@ -54,7 +54,7 @@ class Query:
     @property
     def obs_filter(self) -> str:
         """The whole expression over obs, on one line."""
-        text = " ".join(self.filter.split())
+        text = re.sub(r"\s*\n\s*", " ", self.filter.strip())
         return f"({text}) and is_primary_data == True" if self.primary else text
 
 
@@ -73,7 +73,7 @@ class Queries:
     uri
         A Census by its address, in place of a release of the directory.
     anonymous
-        Read S3 without credentials. None does so for the releases of a directory, which are public,
+        Read a public bucket of AWS without credentials. None does so for the releases of a directory,
         and not for a Census that `uri` names.
     region
         S3 region of `uri`; a directory names the regions of its releases.
@@ -125,6 +125,19 @@ def load_queries(file: str | Path | None = None) -> Queries:
     if not isinstance(given, Mapping) or not all(isinstance(q, Mapping) for q in given.values()):
         raise ConfigError(
             "`query` must hold tables", where=where, advice='write [query.NAME] and filter = "..."'
+        )
+    for name in ("directory", "version") if "uri" in tables else ("region",):
+        if name in tables:
+            raise ConfigError(
+                f"`{name}` means nothing "
+                + ("beside" if "uri" in tables else "without")
+                + " `uri`",
+                where=where,
+                advice="a Census is named either by directory and version, or by uri and region",
+            )
+    if not isinstance(tables.get("version", ""), str):
+        raise ConfigError(
+            "`version` is text", where=where, advice='quote it: version = "2025-01-30"'
         )
     queries = {name: build(Query, table, f"{where}: query.{name}") for name, table in given.items()}
     try:

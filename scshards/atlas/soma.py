@@ -134,6 +134,13 @@ class Experiment:
                 )
                 self._matrix = self._member(self._measurement.X, address.layer, "layer")
                 self._obs, self._var = self._experiment.obs, self._measurement.var
+                if tuple(self._obs.index_column_names) != (JOINID,):
+                    raise SourceError(
+                        f"obs is indexed by {', '.join(self._obs.index_column_names)}",
+                        where=self.name,
+                        advice=f"experiments whose obs is indexed by {JOINID} can be read, as the "
+                        "Census's and tiledbsoma.io's are",
+                    )
                 if not self._matrix.is_sparse:
                     raise SourceError(
                         f"the layer {address.layer!r} is dense; sparse ones can be read",

@@ -27,6 +27,9 @@ REQUESTS = 16
 TRIES = 8
 """How often a request is sent before it has failed: the last waits three seconds."""
 
+_REGION = "us-east-1"
+"""Where a bucket of AWS is looked for that is nowhere said to be elsewhere."""
+
 _OPTIONS = ("anon", "client_kwargs", "endpoint_url", "key", "secret", "token")
 """The storage options of s3fs that mean something to TileDB."""
 
@@ -47,7 +50,8 @@ def make_context(
     region
         S3 region; else that of the options or of the environment.
     anonymous
-        Read without credentials; `anon` among the options says otherwise.
+        Read a public bucket of AWS without credentials. Options and environment are left aside, as
+        they are those of another store, where shards lie.
 
     Raises
     ------
@@ -78,9 +82,13 @@ def listing_options(
     """Options with which base.storage lists what TileDB reads; as for make_context."""
     if not uri.startswith("s3://"):
         return {}
-    options = dict(storage_options or {})
     if anonymous:
-        options.setdefault("anon", True)
+        return {
+            "anon": True,
+            "endpoint_url": f"https://{_aws(region)}",
+            "client_kwargs": {"region_name": region or _REGION},
+        }
+    options = dict(storage_options or {})
     if region:
         options["client_kwargs"] = {"region_name": region, **(options.get("client_kwargs") or {})}
     return options
@@ -115,6 +123,10 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _aws(region: str | None) -> str:
+    return f"s3.{region or _REGION}.amazonaws.com"
+
+
 def _s3(options: dict[str, Any], region: str | None, anonymous: bool) -> dict[str, str]:
     for name in options:
         if name not in _OPTIONS:
@@ -123,6 +135,17 @@ def _s3(options: dict[str, Any], region: str | None, anonymous: bool) -> dict[st
                 where="--storage-options",
                 advice=did_you_mean(name, _OPTIONS),
             )
+    config: dict[str, Any] = {
+        "vfs.s3.max_parallel_ops": str(REQUESTS),
+        "vfs.s3.connect_max_tries": str(TRIES),
+    }
+    if anonymous:
+        config |= {
+            "vfs.s3.no_sign_request": "true",
+            "vfs.s3.region": region or _REGION,
+            "vfs.s3.endpoint_override": _aws(region),
+        }
+        return config
     extra = options.get("client_kwargs") or {}
     endpoint = (
         options.get("endpoint_url")
@@ -136,16 +159,14 @@ def _s3(options: dict[str, Any], region: str | None, anonymous: bool) -> dict[st
         or os.environ.get("AWS_REGION")
         or os.environ.get("AWS_DEFAULT_REGION")
     )
-    config = {
+    config |= {
         "vfs.s3.aws_access_key_id": options.get("key"),
         "vfs.s3.aws_secret_access_key": options.get("secret"),
         "vfs.s3.aws_session_token": options.get("token"),
         "vfs.s3.region": region,
     }
-    if options.get("anon", anonymous):
+    if options.get("anon"):
         config["vfs.s3.no_sign_request"] = "true"
-    config["vfs.s3.max_parallel_ops"] = str(REQUESTS)
-    config["vfs.s3.connect_max_tries"] = str(TRIES)
     if endpoint:
         parts = urlsplit(endpoint)
         config |= {

@@ -67,8 +67,6 @@ class IndexReport:
     ----------
     folder, version
         Where, and of which release.
-    retracted
-        Why the release should not be used any more, or None.
     queries
         Those that were asked for.
     overlaps
@@ -79,7 +77,6 @@ class IndexReport:
 
     folder: str
     version: str
-    retracted: str | None
     queries: tuple[IndexedQuery, ...]
     overlaps: tuple[Overlap, ...]
     cells: int
@@ -171,7 +168,6 @@ def build_index(
     return IndexReport(
         folder=storage.at(""),
         version=release.version,
-        retracted=release.retracted,
         queries=tuple(done),
         overlaps=tuple(overlaps),
         cells=sum(q.mark.cells for q in done),

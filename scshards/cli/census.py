@@ -131,7 +131,6 @@ def show(
         release = find_release(queries, version, options)
         tree["version"] = release.version
         tree["experiment"] = redact(release.experiment(queries[name].organism))
-        tree["retracted"] = release.retracted
         tree["cells"], tree["primary_cells"], tree["all_cells"] = count_cells(
             name, release, file, options
         )
@@ -145,7 +144,6 @@ def show(
         "Census": tree["census"],
         "release": tree["version"],
         "experiment": tree.get("experiment"),
-        "retracted": tree.get("retracted"),
     }
     if not offline:
         lines["takes now"] = f"{tree['cells']:,} cells"
@@ -202,8 +200,6 @@ def index(
             parse_options(storage_options),
             restart=restart,
         )
-    if report.retracted is not None:
-        click.echo(f"the release {report.version} is retracted: {report.retracted}", err=True)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
     else:

@@ -188,9 +188,8 @@ def test_on_s3_wrong_credentials_are_not_a_missing_experiment(s3_census: Census,
 
 def test_a_store_is_listed_with_what_tiledb_reads_it_with() -> None:
     given = {"key": "k", "client_kwargs": {"use_ssl": False}}
-    assert listing_options("s3://b/x", given, "us-west-2", True) == {
+    assert listing_options("s3://b/x", given, "us-west-2", False) == {
         "key": "k",
-        "anon": True,
         "client_kwargs": {"use_ssl": False, "region_name": "us-west-2"},
     }
     assert given == {"key": "k", "client_kwargs": {"use_ssl": False}}

@@ -129,7 +129,9 @@ def test_index_of_a_retracted_release(census: Census, tmp_path: Path) -> None:
     old, new = (json.dumps(str(f / "release.json")) for f in (census.folder, tmp_path))
     (tmp_path / "q.toml").write_text(text.replace(old, new))
     args = ("index", "--query", "heart", "-o", tmp_path / "i", "--queries", tmp_path / "q.toml")
-    assert f"{STABLE} is retracted: cells were counted twice" in run(*args).stderr
+    with pytest.raises(ConfigError, match="was retracted: cells were counted twice"):
+        run(*args)
+    assert not (tmp_path / "i").exists()
 
 
 def test_download(index: tuple[Path, Result], tmp_path: Path) -> None:

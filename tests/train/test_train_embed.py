@@ -67,14 +67,22 @@ def write(path: Path, x: object, **parts: object) -> Path:
     return path
 
 
-def plain(checkpoint: str, x: np.ndarray, domains: torch.Tensor | None = None) -> np.ndarray:
-    """One cell at a time, written out: only for cells no longer than max_length."""
+def plain(
+    checkpoint: str, x: np.ndarray, domains: torch.Tensor | None = None, *, zeros: bool = False
+) -> np.ndarray:
+    """One cell at a time, written out: only for cells no longer than max_length.
+
+    With `zeros`, every gene of the vocabulary that a cell does not express is there too, as 0.
+    """
     model = load_model(checkpoint).model.eval()
     out = []
     for i, row in enumerate(x):
         tokens = sorted((VOCAB[g], v) for g, v in zip(GENES, row, strict=True) if v and g in VOCAB)
         genes = [VOCAB.cls_id] + [t for t, _ in tokens]
         values = [-2.0] + bin_values(np.array([v for _, v in tokens]), 51).tolist()
+        if zeros:
+            more = sorted({VOCAB[g] for g in (*GENES[5:], "OTHER")} - set(genes))
+            genes, values = genes + more, values + [0.0] * len(more)
         with torch.no_grad():
             values_BL = torch.tensor([values])
             nowhere_BL = torch.zeros(1, len(genes), dtype=torch.bool)
@@ -295,6 +303,23 @@ def test_ties_are_broken_as_in_training(
         made[rule] = vectors(tmp_path / f"{rule}.h5ad")
     assert np.abs(made["high"] - plain(checkpoint, counts)).max() < 1e-5
     assert np.abs(made["high"] - made["random"]).max() > 1e-3
+
+
+def test_unexpressed_genes_are_shown_as_in_training(
+    tmp_path: Path, checkpoint: str, counts: np.ndarray
+) -> None:
+    source = str(write(tmp_path / "in.h5ad", csr_matrix(counts)))
+    (folder := tmp_path / "model").mkdir()
+    extra = {"scshards": {"config": {"data": {"include_zero_genes": 56}}}}
+    write_folder(str(folder), load_model(checkpoint).model, VOCAB.to_dict(), extra)
+    whole = EmbedOptions(max_length=112)
+    embed(str(folder), source, tmp_path / "out.h5ad", whole, shown=False)
+    found = vectors(tmp_path / "out.h5ad")
+    assert np.abs(found - plain(checkpoint, counts, zeros=True)).max() < 1e-5
+    assert np.abs(found - plain(checkpoint, counts)).max() > 1e-3
+    short = EmbedOptions(max_length=57)
+    with pytest.raises(ConfigError, match="56 for unexpressed"):
+        embed(str(folder), source, tmp_path / "no.h5ad", short, shown=False)
 
 
 @pytest.mark.gpu

@@ -317,6 +317,17 @@ def test_unexpressed_genes_are_shown_as_in_training(
     found = vectors(tmp_path / "out.h5ad")
     assert np.abs(found - plain(checkpoint, counts, zeros=True)).max() < 1e-5
     assert np.abs(found - plain(checkpoint, counts)).max() > 1e-3
+    # A shard set of the same cells and vocabulary shows the same ones, also where some are drawn.
+    (few := tmp_path / "few").mkdir()
+    extra = {"scshards": {"config": {"data": {"include_zero_genes": 5}}}}
+    write_folder(str(few), load_model(checkpoint).model, VOCAB.to_dict(), extra)
+    options = PackOptions(cells_per_shard=16, workers=1)
+    pack(source, str(tmp_path / "shards"), VOCAB, options, progress=False)
+    of = [source, str(tmp_path / "shards")]
+    embed(str(few), of, tmp_path / "both", shown=False)
+    rows = anndata.read_h5ad(tmp_path / "both" / "shards.h5ad").obs["row"].to_numpy()
+    packed, plainly = (vectors(tmp_path / "both" / f"{n}.h5ad") for n in ("shards", "in"))
+    assert np.array_equal(packed, plainly[rows])
     short = EmbedOptions(max_length=57)
     with pytest.raises(ConfigError, match="56 for unexpressed"):
         embed(str(folder), source, tmp_path / "no.h5ad", short, shown=False)

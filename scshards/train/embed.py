@@ -100,6 +100,8 @@ def collate_options(args: Mapping[str, Any], options: EmbedOptions) -> CollateOp
     ------
     CheckpointError
         When args.json says what can't be.
+    ConfigError
+        For a `max_length` that the options give and that leaves no room.
     """
     binned = args.get("input_style", "binned") == "binned"
     settings: dict[str, Any] = {
@@ -116,11 +118,13 @@ def collate_options(args: Mapping[str, Any], options: EmbedOptions) -> CollateOp
         "data",
     ):  # where runs of ours keep what scGPT has no word for
         own = own.get(name) if isinstance(own, Mapping) else None
-    if isinstance(own, Mapping) and "tie_break" in own:
-        settings["tie_break"] = own["tie_break"]
+    if isinstance(own, Mapping):
+        settings |= {k: own[k] for k in ("tie_break", "include_zero_genes") if k in own}
     try:
         return build(CollateOptions, settings, "args.json")
     except ConfigError as e:
+        if options.max_length is not None:
+            raise
         raise CheckpointError(f"args.json can't be used: {e.what}", where=e.where) from None
 
 

@@ -70,14 +70,22 @@ def write(path: Path, x: object, **parts: object) -> Path:
     return path
 
 
-def plain(checkpoint: str, x: np.ndarray, domains: torch.Tensor | None = None) -> np.ndarray:
-    """One cell at a time, written out: only for cells no longer than max_length."""
+def plain(
+    checkpoint: str, x: np.ndarray, domains: torch.Tensor | None = None, *, zeros: bool = False
+) -> np.ndarray:
+    """One cell at a time, written out: only for cells no longer than max_length.
+
+    With `zeros`, every gene of the vocabulary that a cell does not express is there too, as 0.
+    """
     model = load_model(checkpoint).model.eval()
     out = []
     for i, row in enumerate(x):
         tokens = sorted((VOCAB[g], v) for g, v in zip(GENES, row, strict=True) if v and g in VOCAB)
         genes = [VOCAB.cls_id] + [t for t, _ in tokens]
         values = [-2.0] + bin_values(np.array([v for _, v in tokens]), 51).tolist()
+        if zeros:
+            more = sorted({VOCAB[g] for g in (*GENES[5:], "OTHER")} - set(genes))
+            genes, values = genes + more, values + [0.0] * len(more)
         with torch.no_grad():
             values_BL = torch.tensor([values])
             nowhere_BL = torch.zeros(1, len(genes), dtype=torch.bool)
@@ -309,6 +317,34 @@ def test_ties_are_broken_as_in_training(
         made[rule] = vectors(tmp_path / f"{rule}.h5ad")
     assert np.abs(made["high"] - plain(checkpoint, counts)).max() < 1e-5
     assert np.abs(made["high"] - made["random"]).max() > 1e-3
+
+
+def test_unexpressed_genes_are_shown_as_in_training(
+    tmp_path: Path, checkpoint: str, counts: np.ndarray
+) -> None:
+    source = str(write(tmp_path / "in.h5ad", csr_matrix(counts)))
+    (folder := tmp_path / "model").mkdir()
+    extra = {"scshards": {"config": {"data": {"include_zero_genes": 56}}}}
+    write_folder(str(folder), load_model(checkpoint).model, VOCAB.to_dict(), extra)
+    whole = EmbedOptions(max_length=112)
+    embed(str(folder), source, tmp_path / "out.h5ad", whole, shown=False)
+    found = vectors(tmp_path / "out.h5ad")
+    assert np.abs(found - plain(checkpoint, counts, zeros=True)).max() < 1e-5
+    assert np.abs(found - plain(checkpoint, counts)).max() > 1e-3
+    # A shard set of the same cells and vocabulary shows the same ones, also where some are drawn.
+    (few := tmp_path / "few").mkdir()
+    extra = {"scshards": {"config": {"data": {"include_zero_genes": 5}}}}
+    write_folder(str(few), load_model(checkpoint).model, VOCAB.to_dict(), extra)
+    options = PackOptions(cells_per_shard=16, workers=1)
+    pack(source, str(tmp_path / "shards"), VOCAB, options, progress=False)
+    of = [source, str(tmp_path / "shards")]
+    embed(str(few), of, tmp_path / "both", shown=False)
+    rows = anndata.read_h5ad(tmp_path / "both" / "shards.h5ad").obs["row"].to_numpy()
+    packed, plainly = (vectors(tmp_path / "both" / f"{n}.h5ad") for n in ("shards", "in"))
+    assert np.array_equal(packed, plainly[rows])
+    short = EmbedOptions(max_length=57)
+    with pytest.raises(ConfigError, match="56 for unexpressed"):
+        embed(str(folder), source, tmp_path / "no.h5ad", short, shown=False)
 
 
 @pytest.mark.gpu

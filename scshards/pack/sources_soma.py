@@ -27,6 +27,9 @@ from scshards.pack.sources_base import INDEX, Block, Matrix, Source, missing_col
 from scshards.pack.sources_matrix import ByRows, cuts, spread
 from scshards.pack.sources_scratch import published
 
+_PLACES = 2
+"""Where values are looked at: for each, TileDB reads and inflates some thousand rows."""
+
 _IDS, _SIZES = "soma_joinid.npy", "values.npy"
 
 
@@ -214,8 +217,7 @@ class _Rows(ByRows):
 
     def sample(self, n_values: int) -> NDArray[Any]:
         mean = max(self.n_values / max(len(self._ids), 1), 1.0)
-        places = spread(len(self._ids), max(1, int(n_values / mean)))
-        # One read for all places: each costs as much as some hundred cells.
+        places = spread(len(self._ids), max(1, int(n_values / mean)), _PLACES)
         ids = np.unique(np.concatenate([self._ids[a:b] for a, b in places]))
         parts = [rows.data for rows in self._experiment.rows(ids)]
         return np.concatenate(parts) if parts else np.zeros(0, self._experiment.dtype)

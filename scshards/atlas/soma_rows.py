@@ -42,6 +42,8 @@ def stretches(
 def places(ids: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], NDArray[np.int32]]:
     """A function from soma_joinids to their places in `ids`, as int32."""
     stretch = int(ids[-1] - ids[0]) + 1
+    if stretch == len(ids):
+        return lambda found: (found - ids[0]).astype(np.int32)
     if stretch > 64 * len(ids) + (1 << 16):
         return lambda found: np.searchsorted(ids, found).astype(np.int32)
     table = np.zeros(stretch, np.int32)

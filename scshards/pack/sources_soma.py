@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from scshards.atlas.address import SomaAddress
 from scshards.atlas.soma import READ_VALUES, Experiment
+from scshards.atlas.soma_context import is_one_of_many
 from scshards.atlas.soma_shared import Shared, shared
 from scshards.base.errors import ConfigError, SourceError
 from scshards.base.storage import is_local
@@ -80,7 +81,8 @@ class SomaSource(Source):
             self._ids,
             self._sizes,
             where=f"{name}: {self.matrix_name}",
-            ahead=not is_local(address.uri),
+            # A local read keeps a processor busy, and a worker has no other.
+            ahead=not is_local(address.uri) or not is_one_of_many(),
         )
         self.n_values = self._matrix.n_values
 

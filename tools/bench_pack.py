@@ -22,6 +22,7 @@ from typing import Any
 
 import h5py
 from bench_pack_data import NAMES, dense_cells, sparse_cells, write_h5ad
+from bench_pack_soma import measure_soma as measure_soma
 from bench_process import in_process
 
 from scshards.base.memory import peak_bytes
@@ -30,7 +31,7 @@ from scshards.cells.vocab import Vocab
 from scshards.pack.run import PackOptions, pack
 
 BLOCK_ROWS = 512
-PARTS = ("speed", "memory", "scale")
+PARTS = ("speed", "memory", "scale", "soma")
 
 Figures = dict[str, float]
 

@@ -115,9 +115,22 @@ def said(error: Exception) -> str:
     return redact(line)
 
 
+_WORKER: list[bool] = []
+
+
+def be_one_of_many() -> None:
+    """Say that this process is one of several that share a machine's processors."""
+    _WORKER[:] = [True]
+
+
+def is_one_of_many() -> bool:
+    """Whether this process is one of several workers, of a pool or of a dask cluster."""
+    return bool(_WORKER) or multiprocessing.current_process().name.startswith("Dask Worker")
+
+
 def _processors() -> int:
     """Threads that TileDB may compute with: one in a worker process, which is one processor's."""
-    if multiprocessing.parent_process() is not None:
+    if is_one_of_many():
         return 1
     # All processors of the machine, which TileDB would take, may not be this process's.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,16 +18,22 @@ _ROWS = 8
 def stretches(
     n: int, n_values: NDArray[np.int64] | None, read_values: int, mean: float
 ) -> Iterator[tuple[int, int]]:
-    """Cut n cells into stretches of about so many values."""
+    """Cut n cells into stretches of about as many values each, `read_values` or somewhat more.
+
+    A small rest would take as long to read as a whole one: rows are inflated some hundred at a time.
+    """
     rows = max(1, int(read_values / max(mean, 1.0)))
     if n_values is None:
-        yield from ((start, min(start + rows, n)) for start in range(0, n, rows))
+        step = -(-n // max(1, round(n / rows))) if n else 1
+        yield from ((start, min(start + step, n)) for start in range(0, n, step))
         return
     # What obs says is not always so: cells that it says hold nothing are not read all at once.
     ends, start = np.cumsum(n_values), 0
     while start < n:
         before = int(ends[start - 1]) if start else 0
-        stop = int(np.searchsorted(ends, before + read_values, "right"))
+        left = int(ends[-1]) - before
+        step = -(-left // max(1, round(left / read_values)))
+        stop = int(np.searchsorted(ends, before + step, "right"))
         stop = min(max(start + 1, stop), start + _ROWS * rows, n)
         yield start, stop
         start = stop
@@ -36,6 +42,8 @@ def stretches(
 def places(ids: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], NDArray[np.int32]]:
     """A function from soma_joinids to their places in `ids`, as int32."""
     stretch = int(ids[-1] - ids[0]) + 1
+    if stretch == len(ids):
+        return lambda found: (found - ids[0]).astype(np.int32)
     if stretch > 64 * len(ids) + (1 << 16):
         return lambda found: np.searchsorted(ids, found).astype(np.int32)
     table = np.zeros(stretch, np.int32)

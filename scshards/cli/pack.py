@@ -197,7 +197,8 @@ def command(inputs: tuple[str, ...], root: str, vocab: str | None, **chosen: Any
     An INPUT may be a quoted pattern, 'data/*.h5ad', or a directory (a URL with a slash at its end),
     which stands for all .h5ad, .h5, .zarr.zip and .datatable.parquet files and all such folders below
     it; or a list, a .txt or .tsv file (or @FILE): an input a line and, after a tab, the name that tables
-    and the manifest show for it. Paths in it are relative to its folder.
+    and the manifest show for it. Paths in it are relative to its folder. Cells of the Census
+    and of other SOMA experiments are census://NAME and soma://URI?filter=EXPRESSION.
     Every cell, gene and value that is left out is counted by its reason and shown at the end.
     A pack that was stopped, however it was, goes on when the same command is run again.
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
+from scshards.atlas.soma_context import be_one_of_many
 from scshards.base.errors import ConfigError
 from scshards.pack import lock
 from scshards.pack.executors_base import Executor, Result, Task, all_cores
@@ -142,6 +143,7 @@ def _begin(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     lock.leave()
+    be_one_of_many()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

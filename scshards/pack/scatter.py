@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scshards.atlas.address import is_soma
 from scshards.base.ahead import read_ahead
 from scshards.base.errors import ScshardsError, ValueKindError
 from scshards.base.storage import is_local
@@ -162,10 +163,12 @@ def limit_reasons(options: PackOptions) -> tuple[str, ...]:
 def _blocks(source: Source, ends: NDArray[np.intp], url: str) -> Generator[Block, None, None]:
     """The blocks from the first to the last row of `ends`, read ahead where they come over a network.
 
+    A SOMA experiment reads ahead by itself: what it reads at once is many blocks.
+
     A worker is one processor's: a thread that inflates or copies would only take it from another.
     """
     blocks = source.blocks(int(ends[0]), int(ends[1]) + 1, max_values=BLOCK_VALUES)
-    yield from blocks if is_local(url) else read_ahead(blocks)
+    yield from blocks if is_local(url) or is_soma(url) else read_ahead(blocks)
 
 
 class _Cells:

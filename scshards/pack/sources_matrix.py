@@ -332,12 +332,12 @@ def row_cuts(
         a = b
 
 
-def spread(n: int, size: int) -> list[tuple[int, int]]:
-    """About `size` of n things, as up to 16 slices from the first to the last."""
+def spread(n: int, size: int, places: int = _SAMPLES) -> list[tuple[int, int]]:
+    """About `size` of n things, as up to so many slices from the first to the last."""
     if n <= size:
         return [(0, n)]
-    piece = max(1, size // _SAMPLES)
-    starts = np.linspace(0, n - piece, min(_SAMPLES, size)).astype(int)
+    piece = max(1, size // places)
+    starts = np.linspace(0, n - piece, min(places, size)).astype(int)
     return [(int(a), int(a) + piece) for a in starts]
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from scshards.atlas.address import SomaAddress
 from scshards.atlas.soma import READ_VALUES, Experiment
+from scshards.atlas.soma_context import is_one_of_many
 from scshards.atlas.soma_shared import Shared, shared
 from scshards.base.ahead import read_ahead
 from scshards.base.errors import ConfigError, SourceError
@@ -26,6 +27,9 @@ from scshards.base.storage import is_local
 from scshards.pack.sources_base import INDEX, Block, Matrix, Source, missing_column
 from scshards.pack.sources_matrix import ByRows, row_cuts, spread
 from scshards.pack.sources_scratch import published
+
+_PLACES = 2
+"""Where values are looked at: for each, TileDB reads and inflates some thousand rows."""
 
 _IDS, _SIZES = "soma_joinid.npy", "values.npy"
 
@@ -77,7 +81,8 @@ class SomaSource(Source):
             self._ids,
             self._sizes,
             where=f"{name}: {self.matrix_name}",
-            ahead=not is_local(address.uri),
+            # A local read keeps a processor busy, and a worker has no other.
+            ahead=not is_local(address.uri) or not is_one_of_many(),
         )
         self.n_values = self._matrix.n_values
 
@@ -214,8 +219,7 @@ class _Rows(ByRows):
 
     def sample(self, n_values: int) -> NDArray[Any]:
         mean = max(self.n_values / max(len(self._ids), 1), 1.0)
-        places = spread(len(self._ids), max(1, int(n_values / mean)))
-        # One read for all places: each costs as much as some hundred cells.
+        places = spread(len(self._ids), max(1, int(n_values / mean)), _PLACES)
         ids = np.unique(np.concatenate([self._ids[a:b] for a, b in places]))
         parts = [rows.data for rows in self._experiment.rows(ids)]
         return np.concatenate(parts) if parts else np.zeros(0, self._experiment.dtype)

@@ -63,6 +63,7 @@ def test_text_in_quotes_stays_as_it_is() -> None:
         ("uri = 's3://b'\ndirectory = 'd'\n[query.a]\nfilter = 'x'", "beside `uri`"),
         ("region = 'us-west-2'\n[query.a]\nfilter = 'x'", "without `uri`"),
         ("query = 3", "must hold tables"),
+        ("[query.a]\nfilter = 'x'\norganism = '../x'", "no name of an organism"),
         ("[query.'a b']\nfilter = 'x'", "can't be the name"),
     ],
 )

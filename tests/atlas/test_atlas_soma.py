@@ -95,7 +95,7 @@ def test_rows_are_those_that_were_written(
     np.testing.assert_array_equal(found, cells.X[ids].toarray())
     if knows_sizes:
         np.testing.assert_array_equal(sizes, np.diff(cells.X.indptr)[ids])
-        assert max(reads) <= max(read_values, sizes.max())
+        assert max(reads) <= max(1.5 * read_values, sizes.max())
 
 
 def test_obs_and_var_come_in_the_order_of_their_ids(
@@ -209,8 +209,8 @@ def test_stretches_hold_every_cell_once_and_are_bounded(
     assert [i for a, b in cut for i in range(a, b)] == list(range(len(sizes)))
     for a, b in cut:
         if said and b - a > 1:
-            assert n_values[a:b].sum() <= read_values
-        assert b - a <= 8 * max(1, read_values // 10)
+            assert n_values[a:b].sum() <= 1.5 * read_values
+        assert b - a <= (8 if said else 1.5) * max(1, read_values // 10) + 1
 
 
 @given(st.data())

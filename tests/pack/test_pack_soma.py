@@ -89,7 +89,7 @@ def manifest(root: Path) -> dict[str, Any]:
             "shuffle": False,
             "compression": "zstd",
             "obs": ("soma_joinid", "assay"),
-            "min_genes": 200,
+            "min_genes": 40,
         },
         {
             "gene_column": "feature_name",

@@ -11,6 +11,7 @@ atlas.expand and pack.sources_soma.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -206,6 +207,12 @@ class Experiment:
         with self._reading("the matrix"):
             return float(self._matrix.nnz) / max(int(self._obs.count), 1)
 
+    @cached_property
+    def _row_tile(self) -> int:
+        """TileDB keeps the matrix in tiles of so many rows, and inflates parts of them as a whole."""
+        said = json.loads(self._matrix.schema_config_options().dims)
+        return max(1, int(said.get("soma_dim_0", {}).get("tile") or 1))
+
     def ids(
         self, obs_filter: str | None = None, first: int | None = None, last: int | None = None
     ) -> NDArray[np.int64]:
@@ -286,8 +293,8 @@ class Experiment:
             How many values each cell has, where it is known: then no read is much larger than
             `read_values`, which else goes by the mean of the experiment.
         """
-        mean = self.mean_values
-        for start, stop in stretches(len(ids), n_values, read_values, mean):
+        mean, tile = self.mean_values, self._row_tile
+        for start, stop in stretches(ids, n_values, read_values, mean, tile):
             yield self._read(start, ids[start:stop])
 
     def _refuse(self, address: SomaAddress, options: Mapping[str, Any] | None) -> None:

@@ -95,7 +95,7 @@ def test_rows_are_those_that_were_written(
     np.testing.assert_array_equal(found, cells.X[ids].toarray())
     if knows_sizes:
         np.testing.assert_array_equal(sizes, np.diff(cells.X.indptr)[ids])
-        assert max(reads) <= max(1.5 * read_values, sizes.max())
+        assert max(reads) <= max(2 * read_values, sizes.max())
 
 
 def test_obs_and_var_come_in_the_order_of_their_ids(
@@ -198,19 +198,28 @@ def test_a_store_is_listed_with_what_tiledb_reads_it_with() -> None:
 
 @given(
     sizes=st.lists(st.integers(0, 50), max_size=60),
+    gaps=st.integers(1, 5),
     said=st.booleans(),
     read_values=st.integers(1, 200),
+    tile=st.sampled_from([1, 7, 16, 1000]),
 )
 def test_stretches_hold_every_cell_once_and_are_bounded(
-    sizes: list[int], said: bool, read_values: int
+    sizes: list[int], gaps: int, said: bool, read_values: int, tile: int
 ) -> None:
     n_values = np.array(sizes, np.int64)
-    cut = list(stretches(len(sizes), n_values if said else None, read_values, 10.0))
+    ids = np.arange(len(sizes), dtype=np.int64) * gaps + 3
+    cut = list(stretches(ids, n_values if said else None, read_values, 10.0, tile))
     assert [i for a, b in cut for i in range(a, b)] == list(range(len(sizes)))
     for a, b in cut:
-        if said and b - a > 1:
-            assert n_values[a:b].sum() <= 1.5 * read_values
-        assert b - a <= (8 if said else 1.5) * max(1, read_values // 10) + 1
+        values = n_values[a:b].sum() if said else 10 * (b - a)
+        assert a < b and (b - a == 1 or values <= 2 * read_values)
+        assert b - a <= 8 * max(1, read_values // 10)
+
+
+def test_stretches_end_where_tiles_do() -> None:
+    ids = np.arange(100, 10_000, dtype=np.int64)
+    ends = [int(ids[b - 1]) + 1 for _, b in stretches(ids, None, 3_000, 1.0, 2048)]
+    assert all(end % 2048 == 0 for end in ends[:-1]) and len(ends) == 3
 
 
 @given(st.data())

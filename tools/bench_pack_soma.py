@@ -23,8 +23,10 @@ from scshards.base.memory import peak_bytes
 from scshards.cells.vocab import Vocab
 from scshards.pack.run import PackOptions, pack
 
-FEW, MANY = 10_000, 500_000
-"""The cells of the two packs whose memory is compared: 50 values each, so that they are soon written."""
+SIZES = (10_000, 100_000, 500_000)
+"""The cells of the packs whose memory is compared: 50 values each, so that they are soon written.
+
+The first has an eighth of the values that pack reads at once; the second fills a read."""
 
 
 def measure_soma(folder: Path, cells: int, runs: int) -> Iterator[tuple[str, float]]:
@@ -50,14 +52,15 @@ def measure_soma(folder: Path, cells: int, runs: int) -> Iterator[tuple[str, flo
         yield f"soma: {name}", statistics.median(values)
     shutil.rmtree(folder / "whole")
     peaks = {}
-    for n in (FEW, MANY):
+    for n in SIZES:
         in_process(_write, str(folder / f"{n}"), n, 50)
         peaks[n] = statistics.median(
             in_process(_pack, str(folder / f"{n}"), str(folder / "out"), {"workers": 1}, 1)[1] / 1e6
             for _ in range(runs)
         )
         yield f"soma: peak memory, MB: {n:,} cells", peaks[n]
-    yield "soma: peak memory: largest / smallest", peaks[MANY] / peaks[FEW]
+    for n in SIZES[:-1]:
+        yield f"soma: peak memory: {SIZES[-1]:,} / {n:,} cells", peaks[SIZES[-1]] / peaks[n]
 
 
 def _write(uri: str, cells: int, values: int) -> None:

@@ -21,6 +21,10 @@ from scshards.base.storage import redact
 BUFFER_BYTES = 1 << 26
 """TileDB fills a buffer of this size for each column it reads."""
 
+BUDGET_BYTES = 1 << 29
+"""TileDB inflates tiles up to this size at a time, where it would take 10 GB; it also has to hold the
+offsets of all tiles of a matrix, some 60 bytes each, of which the Census has a million."""
+
 REQUESTS = 16
 """Reads of an object store that are on their way at a time."""
 
@@ -62,6 +66,7 @@ def make_context(
 
     config: dict[str, Any] = {
         "soma.init_buffer_bytes": BUFFER_BYTES,
+        "sm.mem.total_budget": BUDGET_BYTES,
         "sm.compute_concurrency_level": _processors(),
         "sm.io_concurrency_level": REQUESTS if uri.startswith("s3://") else _processors(),
     }

@@ -58,7 +58,7 @@ def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scshards.pack.reshard_phases.LOOK_CELLS", 40)
     monkeypatch.setattr("scshards.pack.spill.RUN_BYTES", 500)
     monkeypatch.setattr("scshards.pack.segments.GROUP_ROWS", 11)
-    monkeypatch.setattr("scshards.pack.reshard_scatter.READ_BYTES", 1)
+    monkeypatch.setattr("scshards.shards.reading.READ_BYTES", 1)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,16 @@ Called by atlas.soma.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from scshards.atlas import kernels
+
+Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]
+"""Values of a matrix in any order: the ids of their rows, of their columns, and they themselves."""
 
 _ROWS = 8
 """A read is of at most so many times the cells that hold `read_values` on average."""
@@ -57,38 +62,51 @@ def stretches(
         start = stop
 
 
-def places(ids: NDArray[np.int64]) -> Callable[[NDArray[np.int64]], NDArray[np.int32]]:
-    """A function from soma_joinids to their places in `ids`, as int32."""
-    stretch = int(ids[-1] - ids[0]) + 1
-    if stretch == len(ids):
-        return lambda found: (found - ids[0]).astype(np.int32)
-    if stretch > 64 * len(ids) + (1 << 16):
-        return lambda found: np.searchsorted(ids, found).astype(np.int32)
-    table = np.zeros(stretch, np.int32)
-    table[ids - ids[0]] = np.arange(len(ids), dtype=np.int32)
-    return lambda found: table[found - ids[0]]
-
-
 def by_row(
-    rows: list[NDArray[np.int32]],
-    columns: list[NDArray[np.int32]],
-    values: list[NDArray[Any]],
-    n_rows: int,
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[Any]]:
-    """Values in any order, in parts -> (indptr int64, columns, values) by rows."""
-    row, column, value = _joined(rows), _joined(columns), _joined(values)
-    if (row[1:] >= row[:-1]).all():
-        indptr = np.zeros(n_rows + 1, np.int64)
-        np.cumsum(np.bincount(row, minlength=n_rows), out=indptr[1:])
-        return indptr, column, value
-    # scipy deals out in compiled code; said that no place is there twice, it sorts nothing.
-    from scipy.sparse import coo_array
+    ids: NDArray[np.int64], parts: Sequence[Part], dtype: np.dtype[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[Any], int]:
+    """Values in any order -> by rows.
 
-    matrix = coo_array((value, (row, column)), shape=(n_rows, np.iinfo(np.int32).max))
-    matrix.has_canonical_format = True
-    by_rows = matrix.tocsr()
-    return by_rows.indptr.astype(np.int64), by_rows.indices, by_rows.data
+    Parameters
+    ----------
+    ids
+        soma_joinids of the rows, ascending.
+    parts
+        Values with the soma_joinids of their rows, all of them among `ids`, and of their columns.
+    dtype
+        Of the values.
+
+    Returns
+    -------
+    indptr int64 [rows + 1], columns int32, values, and the largest column of all, -1 without values.
+    """
+    first, table = _places(ids)
+    found = [
+        (rows if table is not None else np.searchsorted(ids, rows), columns, values)
+        for rows, columns, values in parts
+    ]
+    if table is None:
+        first, table = 0, np.arange(len(ids), dtype=np.int32)
+    indptr = np.zeros(len(ids) + 1, np.int64)
+    for rows, _, _ in found:
+        kernels.count_rows(rows, first, table, indptr[1:])
+    np.cumsum(indptr, out=indptr)
+    at = indptr[:-1].copy()
+    out_columns, out_values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], dtype)
+    largest = -1
+    for rows, columns, values in found:
+        seen = kernels.deal_to_rows(
+            rows, columns, values, first, table, at, out_columns, out_values
+        )
+        largest = max(largest, int(seen))
+    return indptr, out_columns, out_values, largest
 
 
-def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+def _places(ids: NDArray[np.int64]) -> tuple[int, NDArray[np.int32] | None]:
+    """The first id, and the place of each id from there on; no table where it would be too long."""
+    first, stretch = int(ids[0]), int(ids[-1] - ids[0]) + 1
+    if stretch > 64 * len(ids) + (1 << 16):
+        return first, None
+    table = np.zeros(stretch, np.int32)
+    table[ids - first] = np.arange(len(ids), dtype=np.int32)
+    return first, table

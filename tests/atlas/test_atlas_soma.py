@@ -19,7 +19,7 @@ from soma_census import Census
 from scshards.atlas.address import SomaAddress
 from scshards.atlas.soma import Experiment, open_experiment
 from scshards.atlas.soma_context import listing_options
-from scshards.atlas.soma_rows import by_row, places, stretches
+from scshards.atlas.soma_rows import by_row, stretches
 from scshards.atlas.soma_shared import identity, shared
 from scshards.base.errors import ConfigError, SourceError, StorageError
 
@@ -228,11 +228,12 @@ def test_values_in_any_order_come_by_rows(data: st.DataObject) -> None:
     cells = st.tuples(st.integers(0, len(ids) - 1), st.integers(0, n - 1))
     at = data.draw(st.lists(cells, unique=True, max_size=60))
     split = data.draw(st.integers(0, len(at)))
-    rows = places(ids)(ids[[r for r, _ in at]]).astype(np.int32)
-    columns = np.array([c for _, c in at], np.int32)
+    rows = np.array([r for r, _ in at], np.int64)
+    columns = np.array([c for _, c in at], np.int64)
     values = np.arange(1, len(at) + 1, dtype=np.float32)
-    parts = [[x[:split], x[split:]] for x in (rows, columns, values)]
-    indptr, indices, found = by_row(*parts, len(ids))  # type: ignore[arg-type]
+    parts = [(ids[rows[s]], columns[s], values[s]) for s in (slice(split), slice(split, None))]
+    indptr, indices, found, largest = by_row(ids, parts, np.dtype(np.float32))
+    assert largest == max(columns, default=-1)
     wanted = sp.coo_array((values, (rows, columns)), (len(ids), n)).toarray()
     got = sp.csr_array((found, indices, indptr), (len(ids), n)).toarray()
     np.testing.assert_array_equal(got, wanted)

@@ -7,6 +7,7 @@ bench_pack.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import statistics
 import time
@@ -23,10 +24,10 @@ from scshards.base.memory import peak_bytes
 from scshards.cells.vocab import Vocab
 from scshards.pack.run import PackOptions, pack
 
-SIZES = (10_000, 100_000, 500_000)
+SIZES = (10_000, 500_000, 1_000_000)
 """The cells of the packs whose memory is compared: 50 values each, so that they are soon written.
 
-The first has an eighth of the values that pack reads at once; the second fills a read."""
+The first has an eighth of the values that pack reads at once; the others fill several reads."""
 
 
 def measure_soma(folder: Path, cells: int, runs: int) -> Iterator[tuple[str, float]]:
@@ -59,8 +60,8 @@ def measure_soma(folder: Path, cells: int, runs: int) -> Iterator[tuple[str, flo
             for _ in range(runs)
         )
         yield f"soma: peak memory, MB: {n:,} cells", peaks[n]
-    for n in SIZES[:-1]:
-        yield f"soma: peak memory: {SIZES[-1]:,} / {n:,} cells", peaks[SIZES[-1]] / peaks[n]
+    for few, many in itertools.pairwise(SIZES):
+        yield f"soma: peak memory: {many:,} / {few:,} cells", peaks[many] / peaks[few]
 
 
 def _write(uri: str, cells: int, values: int) -> None:

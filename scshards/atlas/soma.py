@@ -4,7 +4,7 @@
         ids = experiment.ids(filter)
         for block in experiment.rows(ids): ...
 
-The only module that knows tiledbsoma. Called by atlas.partitions, atlas.index, atlas.download,
+With soma_context and measured, all that knows tiledbsoma. Called by atlas.partitions, atlas.index, atlas.download,
 atlas.expand and pack.sources_soma.
 """
 

@@ -2,7 +2,8 @@
 
 fsspec reads `AWS_ENDPOINT_URL` and takes options such as {"key": ..., "endpoint_url": ...}; TileDB has
 names of its own for the same. Credentials that are not given come from the usual AWS variables and
-profiles, which TileDB's S3 client reads itself. Called by atlas.soma.
+profiles, which TileDB's S3 client reads itself. Called by atlas.soma, soma_shared and measured, and by
+pack.sources_soma and pack.executors.
 """
 
 from __future__ import annotations
@@ -146,13 +147,6 @@ def _aws(region: str | None) -> str:
 
 
 def _s3(options: dict[str, Any], region: str | None, anonymous: bool) -> dict[str, str]:
-    for name in options:
-        if name not in _OPTIONS:
-            raise ConfigError(
-                f"a SOMA experiment's store knows no option {name!r}",
-                where="--storage-options",
-                advice=did_you_mean(name, _OPTIONS),
-            )
     config: dict[str, Any] = {
         "vfs.s3.max_parallel_ops": str(REQUESTS),
         "vfs.s3.connect_max_tries": str(TRIES),
@@ -164,6 +158,13 @@ def _s3(options: dict[str, Any], region: str | None, anonymous: bool) -> dict[st
             "vfs.s3.endpoint_override": _aws(region),
         }
         return config
+    for name in options:
+        if name not in _OPTIONS:
+            raise ConfigError(
+                f"a SOMA experiment's store knows no option {name!r}",
+                where="--storage-options",
+                advice=did_you_mean(name, _OPTIONS),
+            )
     extra = options.get("client_kwargs") or {}
     endpoint = (
         options.get("endpoint_url")

@@ -29,8 +29,6 @@ from scshards.pack.sources_scratch import scratch_writes
 from scshards.pack.sources_tables import CellTable, Rows, obs_of
 
 INDEX_FILE = "index.json"
-SHARD = ".mds"
-"""In the name of every shard."""
 
 VALUE_BYTES = 12
 """What a value takes: an id of 8 bytes and a float of 4."""

@@ -26,9 +26,6 @@ from scshards.pack.sources_tables import (
     scalar_columns,
 )
 
-MAGIC = b"PAR1"
-"""What a Parquet file begins and ends with."""
-
 BUFFER_BYTES = 1 << 20
 """Column chunks are read in pieces of so many bytes, and not whole."""
 

@@ -4,8 +4,8 @@
         ids = experiment.ids(filter)
         for block in experiment.rows(ids): ...
 
-With soma_context and measured, all that knows tiledbsoma. Called by atlas.partitions, atlas.index, atlas.download,
-atlas.expand and pack.sources_soma.
+With soma_context and measured, all that knows tiledbsoma. Called by atlas.partitions, atlas.index,
+atlas.download, atlas.expand and pack.sources_soma.
 """
 
 from __future__ import annotations

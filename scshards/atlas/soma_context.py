@@ -32,6 +32,11 @@ REQUESTS = 16
 TRIES = 8
 """How often a request is sent before it has failed: the last waits three seconds."""
 
+_MERGE = "sm.query.sparse_global_order.preprocess_tile_merge"
+"""Whether TileDB sorts all tiles on threads of their own before it reads them. It does not wait for them
+when a read ends: of a thousand short reads one or two ended the process, with `Range size ... does not
+match the expected size 16` or a fault of memory (TileDB 2.30; compare its pull request 5723)."""
+
 _REGION = "us-east-1"
 """Where a bucket of AWS is looked for that is nowhere said to be elsewhere."""
 
@@ -67,6 +72,7 @@ def make_context(
 
     config: dict[str, Any] = {
         "soma.init_buffer_bytes": BUFFER_BYTES,
+        _MERGE: 0,
         "sm.mem.total_budget": BUDGET_BYTES,
         "sm.compute_concurrency_level": _processors(),
         "sm.io_concurrency_level": REQUESTS if uri.startswith("s3://") else _processors(),

@@ -36,6 +36,24 @@ CELLS = 180
 GENES = 900
 """Of drawn datasets."""
 
+_ZSTD = {"_type": "ZstdFilter", "level": 5}
+X_LAYOUT = {
+    "tiledb": {
+        "create": {
+            "capacity": 1 << 16,
+            "dims": {
+                "soma_dim_0": {"tile": 2048, "filters": [_ZSTD]},
+                "soma_dim_1": {"tile": 2048, "filters": ["ByteShuffleFilter", _ZSTD]},
+            },
+            "attrs": {"soma_data": {"filters": ["ByteShuffleFilter", _ZSTD]}},
+            "cell_order": "row-major",
+            "tile_order": "row-major",
+            "allows_duplicates": True,
+        }
+    }
+}
+"""How the matrices of the Census are stored: CENSUS_X_LAYERS_PLATFORM_CONFIG of cellxgene_census_builder."""
+
 _SHIPPED = Path(__file__).parent.parent / "scshards" / "atlas" / "queries.toml"
 _TISSUES = {"heart": 0.25, "lung": 0.25, "blood": 0.2, "brain": 0.1, "liver": 0.15, "skin": 0.05}
 _DISEASES = {"normal": 0.7, "glioblastoma": 0.1, "lung adenocarcinoma": 0.1, "COVID-19": 0.1}
@@ -196,6 +214,7 @@ def write_census(uri: str, cells: Any) -> None:
         obs_id_name="observation_joinid",
         var_id_name="feature_id",
         X_layer_name="raw",
+        platform_config=X_LAYOUT,
     )
     with tiledbsoma.open(f"{uri}/census_data", "w") as data:
         data.set(ORGANISM, tiledbsoma.open(experiment), use_relative_uri=True)

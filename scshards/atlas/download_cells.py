@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from scshards.atlas.h5ad_writer import H5adWriter
 from scshards.atlas.index_files import IndexMark
 from scshards.atlas.partitions import Partition
-from scshards.atlas.soma import JOINID, NNZ, Experiment, Rows
+from scshards.atlas.soma import JOINID, NNZ, Experiment
+from scshards.atlas.soma_rows import Rows
 from scshards.base.ahead import read_ahead
 from scshards.base.errors import SourceError
 

@@ -1,4 +1,4 @@
-"""Compiled loops that deal the values of a SOMA matrix out to rows. They release the GIL.
+"""A compiled loop that deals the values of a SOMA matrix out to rows. It releases the GIL.
 
 Called by atlas.soma_rows.
 """
@@ -8,23 +8,24 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-
-@nb.njit(nogil=True, cache=True)
-def count_rows(rows, first, table, counts):
-    """Add up how many values each row has; `table` says which row the id `first + i` is."""
-    for i in range(len(rows)):
-        counts[table[rows[i] - first]] += 1
+TOO_MANY = -2
 
 
 @nb.njit(nogil=True, cache=True)
-def deal_to_rows(rows, columns, values, first, table, at, out_columns, out_values):
-    """Put each value to its row, at the place `at` that moves on; the largest column comes back."""
+def deal_to_rows(rows, columns, values, first, table, at, ends, out_columns, out_values):
+    """Put each value to its row, at the place `at` that moves on; the largest column comes back.
+
+    `table` says which row the id `first + i` is. TOO_MANY comes back where a row would
+    go beyond its end.
+    """
     largest = np.int64(-1)
     for i in range(len(rows)):
         row = table[rows[i] - first]
         place = at[row]
+        if place >= ends[row]:
+            return np.int64(TOO_MANY)
         at[row] = place + 1
         out_columns[place] = np.int32(columns[i])
         out_values[place] = values[i]
-        largest = max(largest, columns[i])
+        largest = max(largest, np.int64(columns[i]))
     return largest

@@ -14,14 +14,14 @@ import contextlib
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scshards.atlas.address import SomaAddress
 from scshards.atlas.soma_context import listing_options, make_context, missing_library, said
-from scshards.atlas.soma_rows import by_row, stretches
+from scshards.atlas.soma_rows import Part, Rows, by_known_row, by_row, stretches
 from scshards.base.config import did_you_mean
 from scshards.base.errors import (
     ConfigError,
@@ -47,8 +47,7 @@ _COORDS = ("soma_dim_0", "soma_dim_1", "soma_data")
 _GENE_INDEXES = ("feature_id", "var_id")
 
 READ_VALUES = 1 << 22
-"""About so many values are read at once: TileDB hands out 24 bytes for each."""
-
+"""About so many values are read at once: fewer would be of tiles that are inflated again and again."""
 
 _GROUP = "__group"
 """The folder that makes a place a group of TileDB."""
@@ -57,27 +56,6 @@ _AGAIN = "check the address, the network and the credentials, then run the same 
 
 _STRETCH = 8
 """Rows of obs that are read at most for each one that is wanted, rather than each by its number."""
-
-
-class Rows(NamedTuple):
-    """Some cells' rows of a matrix.
-
-    Attributes
-    ----------
-    first
-        The place of the first one among the cells that were asked for.
-    indptr
-        int64 [cells + 1], from 0.
-    indices
-        int32 [values]: soma_joinids of genes, in any order within a row.
-    data
-        [values] of the stored dtype.
-    """
-
-    first: int
-    indptr: NDArray[np.int64]
-    indices: NDArray[np.int32]
-    data: NDArray[Any]
 
 
 @contextlib.contextmanager
@@ -131,6 +109,7 @@ class Experiment:
             if not tiledbsoma.Experiment.exists(address.uri, context=context):
                 self._refuse(address, storage_options)
             self._experiment = tiledbsoma.Experiment.open(address.uri, context=context)
+        self._sizes_hold = True
         try:
             with self._reading("the experiment"):
                 self._measurement = self._member(
@@ -211,8 +190,8 @@ class Experiment:
             return float(self._matrix.nnz) / max(int(self._obs.count), 1)
 
     @cached_property
-    def _row_tile(self) -> int:
-        """TileDB keeps the matrix in tiles of so many rows, and inflates parts of them as a whole."""
+    def row_tile(self) -> int:
+        """Rows of the matrix's tiles: parts of them are inflated as a whole."""
         said = json.loads(self._matrix.schema_config_options().dims)
         return max(1, int(said.get("soma_dim_0", {}).get("tile") or 1))
 
@@ -293,12 +272,15 @@ class Experiment:
         Parameters
         ----------
         n_values
-            How many values each cell has, where it is known: then no read is much larger than
-            `read_values`, which else goes by the mean of the experiment.
+            How many values each cell has, where obs says so: then no read is much larger than
+            `read_values`, which else goes by the mean of the experiment, and it takes less memory.
         """
-        mean, tile = self.mean_values, self._row_tile
+        if n_values is not None and not ((n_values >= 0) & (n_values <= self.n_genes)).all():
+            n_values = None  # they are numbers of something else
+        mean, tile = self.mean_values, self.row_tile
         for start, stop in stretches(ids, n_values, read_values, mean, tile):
-            yield self._read(start, ids[start:stop])
+            sizes = None if n_values is None else n_values[start:stop]
+            yield self._read(start, ids[start:stop], sizes)
 
     def _refuse(self, address: SomaAddress, options: Mapping[str, Any] | None) -> None:
         """Say why there is no experiment: TileDB says so too when it may not look, or can't."""
@@ -318,20 +300,27 @@ class Experiment:
             "census_data/homo_sapiens",
         )
 
-    def _read(self, first: int, ids: NDArray[np.int64]) -> Rows:
+    def _read(self, first: int, ids: NDArray[np.int64], sizes: NDArray[np.int64] | None) -> Rows:
         with self._reading(f"rows {ids[0]} to {ids[-1]}"):
-            # In TileDB's own order, which is up to twenty times faster than by rows.
-            parts = [
-                tuple(table.column(name).to_numpy() for name in _COORDS)
-                for table in self._matrix.read((ids,)).tables()
-            ]
-        indptr, indices, data, largest = by_row(ids, parts, self.dtype)
-        if largest >= self.n_genes:
+            found = None
+            if sizes is not None and self._sizes_hold:
+                found = by_known_row(ids, sizes, self._parts(ids), self.dtype)
+                # A column of this name may count something else, such as another layer's values.
+                self._sizes_hold = found is not None
+            if found is None:
+                found = by_row(ids, self._parts(ids), self.dtype)
+        if found.largest >= self.n_genes:
             raise SourceError(
-                f"the matrix has a value of gene {largest}, and var has {self.n_genes:,} genes",
+                f"the matrix has a value of gene {found.largest}, and var has {self.n_genes:,} genes",
                 where=self.name,
             )
-        return Rows(first, indptr, indices, data)
+        return Rows(first, found.indptr, found.columns, found.values)
+
+    def _parts(self, ids: NDArray[np.int64]) -> Iterator[Part]:
+        # In TileDB's own order, which is up to twenty times faster than by rows.
+        for table in self._matrix.read((ids,)).tables():
+            rows, columns, values = (table.column(name).to_numpy() for name in _COORDS)
+            yield rows, columns, values
 
     def _within(self, first: int | None, last: int | None) -> tuple[int, int]:
         """The bounds, cut to the ids that obs can have: TileDB refuses others."""

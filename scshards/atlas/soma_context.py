@@ -19,12 +19,18 @@ from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
 from scshards.base.storage import redact
 
-BUFFER_BYTES = 1 << 26
-"""TileDB fills a buffer of this size for each column it reads."""
+BUFFER_BYTES = 1 << 23
+"""TileDB fills a buffer of this size for each column it reads, and hands it out."""
 
-BUDGET_BYTES = 1 << 29
-"""TileDB inflates tiles up to this size at a time, where it would take 10 GB; it also has to hold the
-offsets of all tiles of a matrix, some 60 bytes each, of which the Census has a million."""
+BUDGET_BYTES = 1 << 30
+"""What TileDB may hold at a time, where it would take ten times as much."""
+
+_SHARES = {"array_data": 0.5, "coords": 0.1, "tile_ranges": 0.1}
+"""Shares of the budget: what is known of all tiles of a matrix, some 60 bytes each, of which the Census
+has millions; the tiles that are inflated at a time; and which of them are wanted."""
+
+_READERS = ("sparse_global_order", "sparse_unordered_with_dups")
+"""TileDB's code for matrices that may not and may have a value twice; those of the Census may."""
 
 REQUESTS = 16
 """Reads of an object store that are on their way at a time."""
@@ -77,6 +83,9 @@ def make_context(
         "sm.compute_concurrency_level": _processors(),
         "sm.io_concurrency_level": REQUESTS if uri.startswith("s3://") else _processors(),
     }
+    for reader in _READERS:
+        for what, share in _SHARES.items():
+            config[f"sm.mem.reader.{reader}.ratio_{what}"] = share
     if uri.startswith("s3://"):
         config |= _s3(dict(storage_options or {}), region, anonymous)
     elif "://" in uri and not uri.startswith("file://"):

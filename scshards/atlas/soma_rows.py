@@ -1,12 +1,12 @@
 """The arithmetic of reading rows of a SOMA matrix: how many at once, and values in any order to rows.
 
-Called by atlas.soma.
+Called by atlas.soma and, for what its rows are, atlas.download_cells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,27 @@ Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]
 
 _ROWS = 8
 """A read is of at most so many times the cells that hold `read_values` on average."""
+
+
+class Rows(NamedTuple):
+    """Some cells' rows of a matrix.
+
+    Attributes
+    ----------
+    first
+        The place of the first one among the cells that were asked for.
+    indptr
+        int64 [cells + 1], from 0.
+    indices
+        int32 [values]: soma_joinids of genes, in any order within a row.
+    data
+        [values] of the stored dtype.
+    """
+
+    first: int
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.int32]
+    data: NDArray[Any]
 
 
 def stretches(
@@ -62,10 +83,17 @@ def stretches(
         start = stop
 
 
-def by_row(
-    ids: NDArray[np.int64], parts: Sequence[Part], dtype: np.dtype[Any]
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[Any], int]:
-    """Values in any order -> by rows.
+class Dealt(NamedTuple):
+    """Values by rows: indptr int64 [rows + 1], columns int32, values; the largest column, or -1."""
+
+    indptr: NDArray[np.int64]
+    columns: NDArray[np.int32]
+    values: NDArray[Any]
+    largest: int
+
+
+def by_row(ids: NDArray[np.int64], parts: Iterable[Part], dtype: np.dtype[Any]) -> Dealt:
+    """Values in any order -> by rows. All parts are held until the last one has come, 12 bytes a value.
 
     Parameters
     ----------
@@ -75,31 +103,58 @@ def by_row(
         Values with the soma_joinids of their rows, all of them among `ids`, and of their columns.
     dtype
         Of the values.
+    """
+    first, table = _places(ids)
+    kept, largest = [], -1
+    for rows, columns, values in parts:
+        places = table[rows - first] if table is not None else np.searchsorted(ids, rows)
+        largest = max(largest, int(columns.max(initial=-1)))
+        kept.append((places.astype(np.int32), columns.astype(np.int32), values))
+    indptr = np.zeros(len(ids) + 1, np.int64)
+    for places, _, _ in kept:
+        indptr[1:] += np.bincount(places, minlength=len(ids))
+    np.cumsum(indptr, out=indptr)
+    found = _deal(indptr, kept, 0, np.arange(len(ids), dtype=np.int32), dtype)
+    assert found is not None, "as many values as were counted"
+    return found._replace(largest=largest)
+
+
+def by_known_row(
+    ids: NDArray[np.int64],
+    n_values: NDArray[np.int64],
+    parts: Iterable[Part],
+    dtype: np.dtype[Any],
+) -> Dealt | None:
+    """As by_row, for rows of which it is said how many values each has: no part is held.
 
     Returns
     -------
-    indptr int64 [rows + 1], columns int32, values, and the largest column of all, -1 without values.
+    None where it is not so. Not all parts may have been asked for then.
     """
     first, table = _places(ids)
-    found = [
-        (rows if table is not None else np.searchsorted(ids, rows), columns, values)
-        for rows, columns, values in parts
-    ]
     if table is None:
+        parts = ((np.searchsorted(ids, rows), columns, values) for rows, columns, values in parts)
         first, table = 0, np.arange(len(ids), dtype=np.int32)
     indptr = np.zeros(len(ids) + 1, np.int64)
-    for rows, _, _ in found:
-        kernels.count_rows(rows, first, table, indptr[1:])
-    np.cumsum(indptr, out=indptr)
-    at = indptr[:-1].copy()
-    out_columns, out_values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], dtype)
-    largest = -1
-    for rows, columns, values in found:
-        seen = kernels.deal_to_rows(
-            rows, columns, values, first, table, at, out_columns, out_values
-        )
+    np.cumsum(n_values, out=indptr[1:])
+    return _deal(indptr, parts, first, table, dtype)
+
+
+def _deal(
+    indptr: NDArray[np.int64],
+    parts: Iterable[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]],
+    first: int,
+    table: NDArray[np.int32],
+    dtype: np.dtype[Any],
+) -> Dealt | None:
+    at, largest = indptr[:-1].copy(), -1
+    columns, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], dtype)
+    for part in parts:
+        seen = kernels.deal_to_rows(*part, first, table, at, indptr[1:], columns, values)
+        if seen == kernels.TOO_MANY:
+            return None
         largest = max(largest, int(seen))
-    return indptr, out_columns, out_values, largest
+    return Dealt(indptr, columns, values, largest) if np.array_equal(at, indptr[1:]) else None
 
 
 def _places(ids: NDArray[np.int64]) -> tuple[int, NDArray[np.int32] | None]:

@@ -136,7 +136,7 @@ class Phases(JobPhases):
             )
             if self.base is None:
                 # First of all that is written there: an output that can't be written fails now.
-                self.job.storage.write(VOCAB, self.vocab.to_json())
+                self.job.storage.write(VOCAB, (self.folder / VOCAB).read_bytes())
             publish(self.folder / PLAN, json.dumps(decision.to_json()).encode())
 
     def _drop_repeated(self) -> tuple[tuple[int, ...], dict[int, int]]:
@@ -170,7 +170,12 @@ class Phases(JobPhases):
     def slices(self) -> list[plan.Slice]:
         """The tasks of scatter, in order."""
         splits = final_splits(self.folder, self.surveys, self.options)
-        cut = plan.slices(splits, [s.n_values for s in self.surveys], len(self.options.splits))
+        cut = plan.slices(
+            splits,
+            [s.n_values for s in self.surveys],
+            len(self.options.splits),
+            [s.tiles for s in self.surveys],
+        )
         return [dataclasses.replace(s, source=self.first_source + s.source) for s in cut]
 
     def transpose(self) -> None:

@@ -96,7 +96,12 @@ def enlarged(n_values: int) -> int:
     return min(max(n_values // (TASKS * TASK_VALUES), 1), LARGEST)
 
 
-def slices(splits: Iterable[NDArray[np.int8]], values: Sequence[int], n_splits: int) -> list[Slice]:
+def slices(
+    splits: Iterable[NDArray[np.int8]],
+    values: Sequence[int],
+    n_splits: int,
+    tiles: Sequence[tuple[int, int]],
+) -> list[Slice]:
     """Cut all sources into tasks.
 
     Parameters
@@ -107,15 +112,21 @@ def slices(splits: Iterable[NDArray[np.int8]], values: Sequence[int], n_splits: 
         For each source, how many values its matrix has.
     n_splits
         How many splits there are.
+    tiles
+        For each source, rows that are best read together; see Source.tiles.
     """
     out = []
     ranks = [0] * n_splits
     larger = enlarged(sum(values))
-    for source, (codes, n_values) in enumerate(zip(splits, values, strict=True)):
+    sources = zip(splits, values, tiles, strict=True)
+    for source, (codes, n_values, (first, tile)) in enumerate(sources):
         n_rows = len(codes)
         rows = max(1, min(TASK_ROWS, TASK_VALUES * n_rows // max(n_values, 1)) * larger)
-        for start in range(0, n_rows, rows):
-            stop = min(start + rows, n_rows)
+        start = stop = 0
+        while stop < n_rows:
+            start, stop = stop, min(stop + rows, n_rows)
+            # A tile that is begun is read to its end, or else it would be read twice.
+            stop = min(stop + (first - stop) % tile, n_rows)
             # Codes are -1, 0, 1, ...
             counts = np.bincount(codes[start:stop] + 1, minlength=n_splits + 1)[1:].tolist()
             if any(counts):

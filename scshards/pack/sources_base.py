@@ -151,6 +151,11 @@ class Source(abc.ABC):
         """Whether rows can be read only after the matrix was written out by rows."""
         return self.matrix.needs_transposing
 
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Rows that are best read together: the first row at which a tile begins, and rows of a tile."""
+        return 0, 1
+
     def transpose(self) -> None:
         """Write the matrix out by rows to `scratch`, in bounded memory, once for all processes."""
         self.matrix.transpose()

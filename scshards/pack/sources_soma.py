@@ -90,6 +90,13 @@ class SomaSource(Source):
     def matrix(self) -> Matrix:
         return self._matrix
 
+    @property
+    def tiles(self) -> tuple[int, int]:
+        ids, tile = self._ids, self._experiment.row_tile
+        # Of cells with gaps between them there are few in each tile, which costs little to read twice.
+        is_stretch = len(ids) > 0 and int(ids[-1] - ids[0]) < len(ids)
+        return (int(-ids[0] % tile), tile) if is_stretch else (0, 1)
+
     def close(self) -> None:
         if not self._is_shared:
             self._experiment.close()

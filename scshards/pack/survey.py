@@ -60,7 +60,7 @@ class Survey:
 
     Attributes
     ----------
-    ordinal, name, n_rows, n_values, needs_transposing
+    ordinal, name, n_rows, n_values, needs_transposing, tiles
         As the source says.
     identity
         What tells this state of the input from another; see Storage.identity.
@@ -88,6 +88,7 @@ class Survey:
     n_rows: int
     n_values: int
     needs_transposing: bool
+    tiles: tuple[int, int]
     columns: int
     matched: int
     unmatched: int
@@ -113,7 +114,8 @@ class Survey:
             LabelSurvey(**{**label, "categories": tuple(map(sys.intern, label["categories"]))})
             for label in tree["labels"]
         )
-        return cls(**{**known, "labels": labels, "cells": tuple(tree["cells"])})
+        tuples = {"cells": tuple(tree["cells"]), "tiles": tuple(tree["tiles"])}
+        return cls(**{**known, **tuples, "labels": labels})
 
 
 def survey(task: SurveyTask) -> Survey:
@@ -155,6 +157,7 @@ def survey(task: SurveyTask) -> Survey:
             n_rows=source.n_rows,
             n_values=source.n_values,
             needs_transposing=source.needs_transposing,
+            tiles=source.tiles,
             columns=source.n_columns,
             matched=match.matched,
             unmatched=match.unmatched,

@@ -19,7 +19,7 @@ from soma_census import Census
 from scshards.atlas.address import SomaAddress
 from scshards.atlas.soma import Experiment, open_experiment
 from scshards.atlas.soma_context import listing_options
-from scshards.atlas.soma_rows import by_row, stretches
+from scshards.atlas.soma_rows import by_known_row, by_row, stretches
 from scshards.atlas.soma_shared import identity, shared
 from scshards.base.errors import ConfigError, SourceError, StorageError
 
@@ -148,7 +148,7 @@ def test_a_damaged_matrix_is_an_error(census: Census, tmp_path: Path) -> None:
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     with (
         open_experiment(SomaAddress(uri=str(copy))) as experiment,
-        pytest.raises(StorageError, match=r"reading the matrix failed: .*exceeds file size"),
+        pytest.raises(StorageError, match=r"reading rows 0 to .* failed: .*exceeds file size"),
     ):
         dense(experiment, np.arange(600))
 
@@ -232,11 +232,31 @@ def test_values_in_any_order_come_by_rows(data: st.DataObject) -> None:
     columns = np.array([c for _, c in at], np.int64)
     values = np.arange(1, len(at) + 1, dtype=np.float32)
     parts = [(ids[rows[s]], columns[s], values[s]) for s in (slice(split), slice(split, None))]
-    indptr, indices, found, largest = by_row(ids, parts, np.dtype(np.float32))
-    assert largest == max(columns, default=-1)
     wanted = sp.coo_array((values, (rows, columns)), (len(ids), n)).toarray()
-    got = sp.csr_array((found, indices, indptr), (len(ids), n)).toarray()
-    np.testing.assert_array_equal(got, wanted)
+    sizes, kind = np.bincount(rows, minlength=len(ids)), np.dtype(np.float32)
+    for dealt in (by_row(ids, iter(parts), kind), by_known_row(ids, sizes, iter(parts), kind)):
+        assert dealt is not None and dealt.largest == max(columns, default=-1)
+        got = sp.csr_array((dealt.values, dealt.columns, dealt.indptr), (len(ids), n)).toarray()
+        np.testing.assert_array_equal(got, wanted)
+    row = data.draw(st.integers(0, len(ids) - 1))
+    for wrong in (-1, 1):
+        told = sizes.copy()
+        told[row] = max(0, told[row] + wrong)
+        if told[row] != sizes[row]:
+            assert by_known_row(ids, told, iter(parts), kind) is None
+
+
+@pytest.mark.parametrize("wrong", ["none", "more", "turned", "huge", "negative"])
+def test_rows_are_whole_where_obs_says_how_many_values_something_else_has(
+    experiment: Experiment, cells: anndata.AnnData, wrong: str
+) -> None:
+    ids = np.arange(0, 120, 3)
+    true = np.diff(cells.X.indptr)[ids].astype(np.int64)
+    said = {
+        "none": 0 * true, "more": true + 1, "turned": true[::-1], "huge": true + (1 << 50), "negative": -true,
+    }[wrong]  # fmt: skip
+    found, _ = dense(experiment, ids, n_values=said, read_values=3000)
+    np.testing.assert_array_equal(found, cells.X[ids].toarray())
 
 
 def test_any_experiment_of_tiledbsoma_io_is_read(tmp_path: Path) -> None:

@@ -15,7 +15,13 @@ SOURCES = st.lists(st.lists(st.sampled_from([-1, 0, 1]), max_size=40), min_size=
 
 
 def shards_of(
-    splits: list[list[int]], *, task_rows: int, shuffle: bool, seed: int, per_shard: int
+    splits: list[list[int]],
+    *,
+    task_rows: int,
+    shuffle: bool,
+    seed: int,
+    per_shard: int,
+    tile: tuple[int, int] = (0, 1),
 ) -> dict[int, int]:
     """{key: shard}, put together from tasks of at most so many rows, as pack does."""
     arrays = [np.array(s, np.int8) for s in splits]
@@ -24,7 +30,7 @@ def shards_of(
     out = {}
     with pytest.MonkeyPatch.context() as m:
         m.setattr(plan, "TASK_ROWS", task_rows)
-        tasks = plan.slices(arrays, [len(s) for s in arrays], 2)
+        tasks = plan.slices(arrays, [len(s) for s in arrays], 2, [tile] * len(arrays))
     for t in tasks:
         rows = np.arange(t.start, t.stop)
         keys = plan.cell_keys(t.source, rows)
@@ -37,13 +43,21 @@ def shards_of(
     return out
 
 
-@given(SOURCES, st.integers(1, 50), st.booleans(), SEEDS, st.integers(1, 20))
+@given(
+    SOURCES, st.integers(1, 50), st.booleans(), SEEDS, st.integers(1, 20),
+    st.tuples(st.integers(0, 9), st.integers(1, 9)),
+)  # fmt: skip
 def test_tasks_do_not_matter(
-    splits: list[list[int]], task_rows: int, shuffle: bool, seed: int, per_shard: int
+    splits: list[list[int]],
+    task_rows: int,
+    shuffle: bool,
+    seed: int,
+    per_shard: int,
+    tile: tuple[int, int],
 ) -> None:
     options = {"shuffle": shuffle, "seed": seed, "per_shard": per_shard}
     one = shards_of(splits, task_rows=1000, **options)
-    assert shards_of(splits, task_rows=task_rows, **options) == one
+    assert shards_of(splits, task_rows=task_rows, tile=tile, **options) == one
     kept = {
         (source << 40) | row
         for source, codes in enumerate(splits)
@@ -165,10 +179,21 @@ def test_listed_values_go_where_they_are_listed() -> None:
 
 def test_tasks_are_cut_by_rows_and_by_values() -> None:
     codes = [np.zeros(200_000, np.int8), np.zeros(10, np.int8), np.full(10, -1, np.int8)]
-    tasks = plan.slices(codes, [200_000 * 4000, 10, 10], 1)
+    tasks = plan.slices(codes, [200_000 * 4000, 10, 10], 1, [(0, 1)] * 3)
     assert max(t.stop - t.start for t in tasks) * 4000 <= plan.TASK_VALUES
     assert sum(t.cells for t in tasks) == 200_010
     assert {t.source for t in tasks} == {0, 1}, "no task for cells that are all dropped"
+
+
+def test_tasks_end_where_tiles_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "TASK_ROWS", 50)
+    for first, tile, stops in (
+        (0, 40, [80, 160, 200]),
+        (7, 10, [57, 107, 157, 200]),
+        (0, 999, [200]),
+    ):
+        tasks = plan.slices([np.zeros(200, np.int8)], [200], 1, [(first, tile)])
+        assert [t.stop for t in tasks] == stops
 
 
 def test_tasks_of_large_atlases_are_larger_but_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +202,6 @@ def test_tasks_of_large_atlases_are_larger_but_bounded(monkeypatch: pytest.Monke
     monkeypatch.setattr(plan, "TASKS", 8)
     monkeypatch.setattr(plan, "LARGEST", 4)
     for n_rows, rows in ((50, 10), (160, 20), (240, 30), (10_000, 40)):
-        slices = plan.slices([np.zeros(n_rows, np.int8)], [n_rows * 10], 1)
+        slices = plan.slices([np.zeros(n_rows, np.int8)], [n_rows * 10], 1, [(0, 1)])
         assert [s.stop - s.start for s in slices[:-1]] == [rows] * (len(slices) - 1)
         assert slices[0].start == 0 and slices[-1].stop == n_rows

@@ -38,7 +38,7 @@ def surveyed(folder: Path, columns: list[Any], splits: list[Any], n_splits: int)
         cells = tuple(int((codes == c).sum()) for c in range(n_splits))
         surveys.append(
             Survey(
-                ordinal=i, name=f"s{i}", identity={}, n_rows=len(codes), n_values=0, needs_transposing=False,
+                ordinal=i, name=f"s{i}", identity={}, n_rows=len(codes), n_values=0, needs_transposing=False, tiles=(0, 1),
                 columns=1, matched=1, unmatched=0, merged=0, cells=cells, dropped={}, labels=(),
                 fraction=None, is_empty=False, is_log1p=False, advice="",
             )

@@ -115,8 +115,8 @@ def memory(data: Data, runs: int) -> Part:
             ("ten epochs against one", peaks[-1] / peaks[-2], "at most", 1.1),
         ],
         [
-            f"Some {STREAMED:,} cells of each set are streamed; beside one epoch of {data.cells:,} cells the "
-            f"largest set takes {max(peaks[:-2]) / peaks[-2]:.2f} times the memory."
+            f"Some {STREAMED:,} cells of each set are streamed; beside one epoch of {data.cells:,} "
+            f"cells the largest set takes {max(peaks[:-2]) / peaks[-2]:.2f} times the memory."
         ],
     )
 

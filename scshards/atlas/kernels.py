@@ -9,6 +9,7 @@ import numba as nb
 import numpy as np
 
 TOO_MANY = -2
+"""What deal_to_rows returns in place of a column."""
 
 
 @nb.njit(nogil=True, cache=True)

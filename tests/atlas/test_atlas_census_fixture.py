@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import cellxgene_census
 import numpy as np
-from soma_census import ORGANISM, STABLE, Census
+from soma_census import ORGANISM, STABLE, UNSORTED, Census
 
 from scshards.atlas.partitions import partitions
 
 
 def test_the_censuss_own_library_reads_what_was_written(census: Census) -> None:
     written = census.anndata()
-    with cellxgene_census.open_soma(uri=census.uri()) as opened:
+    with cellxgene_census.open_soma(uri=census.uri(), tiledb_config=UNSORTED) as opened:
         read = cellxgene_census.get_anndata(opened, "Homo sapiens")
         presence = cellxgene_census.get_presence_matrix(opened, ORGANISM)
         counts = opened["census_info"]["summary_cell_counts"].read().concat().to_pandas()

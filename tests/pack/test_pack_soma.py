@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 import scipy.sparse as sp
 from pack_support import dense, index, quiet_pack, tree_sums
-from soma_census import OLDER, STABLE, Census
+from soma_census import OLDER, STABLE, UNSORTED, Census
 
 from scshards import PackOptions, Vocab, verify
 from scshards.atlas.partitions import partitions
@@ -58,7 +58,7 @@ def vocab(census: Census) -> Vocab:
 def partition_files(census: Census, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The cells of the query, N a file, in the order of their soma_joinids."""
     folder = tmp_path_factory.mktemp("partitions")
-    with cellxgene_census.open_soma(uri=census.uri()) as opened:
+    with cellxgene_census.open_soma(uri=census.uri(), tiledb_config=UNSORTED) as opened:
         found = cellxgene_census.get_anndata(
             opened, "Homo sapiens", obs_value_filter=f"({HEART}) and is_primary_data == True"
         )

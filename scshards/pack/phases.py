@@ -136,7 +136,7 @@ class Phases(JobPhases):
             )
             if self.base is None:
                 # First of all that is written there: an output that can't be written fails now.
-                self.job.storage.write(VOCAB, (self.folder / VOCAB).read_bytes())
+                self.job.storage.write(VOCAB, self.vocab.to_json())
             publish(self.folder / PLAN, json.dumps(decision.to_json()).encode())
 
     def _drop_repeated(self) -> tuple[tuple[int, ...], dict[int, int]]:

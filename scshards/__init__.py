@@ -16,29 +16,29 @@ if TYPE_CHECKING:
     from scshards.cells.batch import GenerateBatch as GenerateBatch
     from scshards.cells.batch import PackedBatch as PackedBatch
     from scshards.cells.vocab import Vocab as Vocab
-    from scshards.pack.run import PackOptions as PackOptions
-    from scshards.pack.verify import verify as verify
-    from scshards.shards.codec import Cell as Cell
-    from scshards.shards.codec import decode_cell as decode_cell
-    from scshards.shards.codec import encode_cell as encode_cell
+    from scshards.packing.options import PackOptions as PackOptions
+    from scshards.packing.verify.whole import verify as verify
+    from scshards.shards.members import Cell as Cell
+    from scshards.shards.members import decode_cell as decode_cell
+    from scshards.shards.members import encode_cell as encode_cell
     from scshards.shards.shardset import ShardSet as ShardSet
     from scshards.stream.dataset import CellDataset as CellDataset
     from scshards.stream.loader import CellLoader as CellLoader
 
 _HOME = {
     "Batch": "cells.batch",
-    "Cell": "shards.codec",
+    "Cell": "shards.members",
     "CellDataset": "stream.dataset",
     "CellLoader": "stream.loader",
     "GenerateBatch": "cells.batch",
-    "PackOptions": "pack.run",
+    "PackOptions": "packing.options",
     "PackedBatch": "cells.batch",
     "ScshardsError": "base.errors",
     "ShardSet": "shards.shardset",
     "Vocab": "cells.vocab",
-    "decode_cell": "shards.codec",
-    "encode_cell": "shards.codec",
-    "verify": "pack.verify",
+    "decode_cell": "shards.members",
+    "encode_cell": "shards.members",
+    "verify": "packing.verify.whole",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -11,9 +11,9 @@ import numpy as np
 from scshards.base.storage import Storage
 from scshards.cells.tokenizer import TokenRows
 from scshards.cells.vocab import Vocab
-from scshards.shards.codec import LabelColumn, encode_rows
 from scshards.shards.index import write_index
 from scshards.shards.manifest import LabelInfo, Manifest, ShardInfo, SourceInfo
+from scshards.shards.members import LabelColumn, encode_rows
 from scshards.shards.tar import build_tar, seal
 
 

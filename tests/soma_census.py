@@ -55,7 +55,7 @@ X_LAYOUT = {
 """How the matrices of the Census are stored: CENSUS_X_LAYERS_PLATFORM_CONFIG of cellxgene_census_builder."""
 
 UNSORTED = {"sm.query.sparse_global_order.preprocess_tile_merge": 0}
-"""For other readers of it: what atlas.soma_context sets, so that no short read ends the process."""
+"""For other readers of it: what census.context sets, so that no short read ends the process."""
 
 _SHIPPED = Path(__file__).parent.parent / "scshards" / "atlas" / "queries.toml"
 _TISSUES = {"heart": 0.25, "lung": 0.25, "blood": 0.2, "brain": 0.1, "liver": 0.15, "skin": 0.05}

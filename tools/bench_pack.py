@@ -28,7 +28,7 @@ from bench_process import in_process
 from scshards.base.memory import peak_bytes
 from scshards.base.progress import table
 from scshards.cells.vocab import Vocab
-from scshards.pack.run import PackOptions, pack
+from scshards.packing.pack import PackOptions, pack
 
 BLOCK_ROWS = 512
 PARTS = ("speed", "memory", "scale", "soma")

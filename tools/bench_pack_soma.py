@@ -20,11 +20,11 @@ from bench_pack_data import NAMES, dense_cells, sparse_cells
 from bench_process import in_process
 from soma_census import X_LAYOUT
 
-from scshards.atlas.soma import READ_VALUES
-from scshards.atlas.soma_rows import stretches
 from scshards.base.memory import peak_bytes
 from scshards.cells.vocab import Vocab
-from scshards.pack.run import PackOptions, pack
+from scshards.census.experiment import READ_VALUES
+from scshards.census.rows import stretches
+from scshards.packing.pack import PackOptions, pack
 
 SIZES = (10_000, 500_000)
 """The cells of the packs whose memory is compared."""

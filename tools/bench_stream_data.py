@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from bench_pack_data import GENES, NAMES, dense_cells, write_h5ad
 
 from scshards.cells.vocab import Vocab
-from scshards.pack.run import PackOptions, pack
+from scshards.packing.pack import PackOptions, pack
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest
 from scshards.shards.tar import Chunks
 

@@ -14,7 +14,7 @@ from bench_pack_data import NAMES, dense_cells, write_h5ad
 from bench_stream_data import write_stock
 
 from scshards.cells.vocab import Vocab
-from scshards.pack.run import PackOptions, pack
+from scshards.packing.pack import PackOptions, pack
 
 RECIPE = 1
 """To be raised when the shards change, so that older ones are not taken for them."""

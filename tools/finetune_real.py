@@ -35,7 +35,7 @@ from sklearn.metrics import f1_score
 
 from scshards.base.progress import table
 from scshards.cells.vocab import Vocab
-from scshards.pack.run import PackOptions, pack
+from scshards.packing.pack import PackOptions, pack
 from scshards.train.annotate import annotate
 from scshards.train.apply_options import AnnotateOptions
 from scshards.train.config import TrainConfig

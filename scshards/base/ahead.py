@@ -1,7 +1,7 @@
 """Reading ahead: the next block is read on a thread of its own while this one is worked on.
 
-For what comes over a network or is inflated by others' threads. Called by pack.scatter,
-reshard_scatter and sources_soma, and by atlas.export_cells and download_cells.
+For what comes over a network or is inflated by others' threads. Called by packing.scatter,
+reshard_scatter and sources.soma, and by exporting.cells and download_cells.
 """
 
 from __future__ import annotations

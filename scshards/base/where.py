@@ -3,9 +3,9 @@
     parse(text) -> Where      its .columns are what has to be read
     Where.mask({column: values}) -> bool per cell
 
-What reaches pandas is rebuilt from a syntax tree of names, constants, comparisons and arithmetic;
-calls, attributes, subscripts and `@` never do, so an expression can't reach a Python object.
-Called by pack.options and pack.reshard_options (to refuse early), by what they do, and stream.choice.
+What reaches pandas is rebuilt from a syntax tree of names, constants, comparisons and arithmetic; calls,
+attributes, subscripts and `@` never do, so an expression can't reach a Python object. Called by
+packing.options and packing.reshard_options (to refuse early), by what they do, and stream.choice.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Ids that a token has never change. New genes follow sorted by their names, so that the result does not
 depend on the order of the sources, nor of the genes in them. Called by the command line; tables are
-read by atlas.expand and pack.vocabulary_expand.
+read by census.genes and sources.vocabulary.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scshards.base.errors import SourceError
-from scshards.cells.ensembl import is_ensembl, strip_version
-from scshards.cells.vocab import SPECIALS, Vocab
+from scshards.cells.vocab import SPECIALS, Vocab, is_ensembl, strip_version
 
 Pair = tuple[str, str]
 """(Ensembl id, token) of one gene."""

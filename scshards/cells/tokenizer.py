@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ScshardsError, SourceError, ValueKindError
-from scshards.cells import kernels
 from scshards.cells.vocab import Vocab
+from scshards.kernels import tokens as kernels
 
 ValueKind = Literal["counts", "float"]
 
@@ -161,7 +161,7 @@ def tokenize_rows(
 
 
 class Workspace:
-    """What the kernels need beside the rows, for one match; see cells.kernels.tokenize.
+    """What the kernels need beside the rows, for one match; see kernels.tokens.tokenize.
 
     Attributes
     ----------

@@ -11,10 +11,10 @@ from scshards.base.errors import ConfigError, ScshardsError
 from scshards.cli.pack import interruptible, parse_share
 
 if TYPE_CHECKING:
-    from scshards.atlas.census import Release
-    from scshards.atlas.download import DownloadReport
-    from scshards.atlas.index import IndexReport
-    from scshards.atlas.queries import Queries
+    from scshards.census.download import DownloadReport
+    from scshards.census.index import IndexReport
+    from scshards.census.queries import Queries
+    from scshards.census.releases import Release
 
 _queries = click.option(
     "--queries",
@@ -52,9 +52,9 @@ def list_(file: str | None, as_json: bool) -> None:
 
     The queries are shown without a network too.
     """
-    from scshards.atlas.census import releases
-    from scshards.atlas.queries import SHIPPED, load_queries
     from scshards.base.progress import shorten, table
+    from scshards.census.queries import SHIPPED, load_queries
+    from scshards.census.releases import releases
 
     queries = load_queries(file)
     found: dict[str, Release] = {}
@@ -117,10 +117,10 @@ def show(
     as_json: bool,
 ) -> None:
     """Show a query in full, and how many cells it takes now."""
-    from scshards.atlas.census import find_release
-    from scshards.atlas.index import count_cells
-    from scshards.atlas.queries import load_queries
     from scshards.base.storage import parse_options, redact
+    from scshards.census.index import count_cells
+    from scshards.census.queries import load_queries
+    from scshards.census.releases import find_release
 
     queries = load_queries(file)
     tree: dict[str, Any] = {"name": name, **_query_tree(queries, name), **_census_tree(queries)}
@@ -188,8 +188,8 @@ def index(
     tables show how many cells queries have, which are duplicates of primary ones, and which queries take
     the same cells.
     """
-    from scshards.atlas.index import build_index
     from scshards.base.storage import parse_options
+    from scshards.census.index import build_index
 
     with interruptible():
         report = build_index(
@@ -259,9 +259,9 @@ def download(
     Raw counts of all genes, all columns of obs and var. The same command again makes what is missing. To
     train you need no such files: scshards pack 'census://NAME?index=DIR' takes the same partitions.
     """
-    from scshards.atlas.download import DownloadOptions
-    from scshards.atlas.download import download as run
     from scshards.base.storage import parse_options
+    from scshards.census.download import DownloadOptions
+    from scshards.census.download import download as run
 
     options = DownloadOptions(
         partitions=partitions or None,

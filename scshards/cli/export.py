@@ -83,9 +83,10 @@ def command(root: str, output: str, restart: bool, as_json: bool, **chosen: Any)
     scshards export shards --to h5ad --order source -o cells.h5ad
     scshards export s3://bucket/shards --to parquet -o s3://bucket/tables
     """
-    from scshards.atlas.export import ExportOptions, export
     from scshards.base.progress import printable, size, table
     from scshards.base.storage import parse_options
+    from scshards.exporting.export import export
+    from scshards.exporting.options import ExportOptions
 
     chosen["splits"] = chosen["splits"] or None
     chosen["storage_options"] = parse_options(chosen["storage_options"])

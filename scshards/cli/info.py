@@ -17,7 +17,7 @@ def command(root: str, whole: bool, storage_options: str | None, as_json: bool) 
     """
     from scshards.base.progress import printable
     from scshards.base.storage import parse_options
-    from scshards.pack import report
+    from scshards.packing import report
     from scshards.shards.shardset import ShardSet
 
     shard_set = ShardSet(root, parse_options(storage_options))

@@ -29,7 +29,7 @@ def command(roots: tuple[str, ...], new: str, restart: bool, as_json: bool, **ch
     \b
     scshards merge lung gut s3://bucket/blood -o atlas --obs cell_type,donor_id
     """
-    from scshards.pack.reshard import merge
+    from scshards.packing.reshard import merge
 
     options = read_options(chosen)
     with interruptible():

@@ -15,7 +15,7 @@ from scshards.base.errors import ConfigError
 from scshards.cli.table_options import table_options
 
 if TYPE_CHECKING:
-    from scshards.pack.run import Share
+    from scshards.packing.pack import Share
     from scshards.shards.manifest import Manifest
 
 
@@ -207,9 +207,9 @@ def command(inputs: tuple[str, ...], root: str, vocab: str | None, **chosen: Any
         --valid-fraction 0.1 --split-by donor_id
     """
     from scshards.base.storage import parse_options
-    from scshards.pack.append import append
-    from scshards.pack.run import PackOptions, pack, pack_share
-    from scshards.pack.splits import read_split_file
+    from scshards.packing.options import PackOptions
+    from scshards.packing.pack import append, pack, pack_share
+    from scshards.packing.splits import read_split_file
 
     given = _given(chosen)
     dask, task, finish, restart, is_append, as_json = (
@@ -281,7 +281,7 @@ def parse_share(text: str) -> tuple[int, int]:
 
 def show(manifest: Manifest, seconds: dict[int, float] | None, as_json: bool) -> None:
     """The summary of a set that was made, as tables or as JSON."""
-    from scshards.pack import report
+    from scshards.packing import report
 
     if as_json:
         click.echo(report.to_json(report.summary(manifest, seconds)))

@@ -10,7 +10,7 @@ import click
 from scshards.cli.pack import interruptible, show, split_columns
 
 if TYPE_CHECKING:
-    from scshards.pack.reshard import ReshardOptions
+    from scshards.packing.reshard import ReshardOptions
 
 _OPTIONS = (
     click.option(
@@ -126,8 +126,8 @@ def common_options(command: Callable[..., None]) -> Callable[..., None]:
 def read_options(chosen: dict[str, Any]) -> ReshardOptions:
     """What was chosen on the command line."""
     from scshards.base.storage import parse_options
-    from scshards.pack.reshard import ReshardOptions
-    from scshards.pack.splits import read_split_file
+    from scshards.packing.reshard import ReshardOptions
+    from scshards.packing.splits import read_split_file
 
     chosen["obs"] = split_columns(chosen["obs"]) if chosen["obs"] else None
     chosen["splits"] = chosen["splits"] or None
@@ -152,7 +152,7 @@ def command(root: str, new: str, restart: bool, as_json: bool, **chosen: Any) ->
     \b
     scshards reshard shards -o lung --where "tissue == 'lung'" --compression zstd
     """
-    from scshards.pack.reshard import reshard
+    from scshards.packing.reshard import reshard
 
     options = read_options(chosen)
     with interruptible():

@@ -29,7 +29,7 @@ def command(
     """
     from scshards.base.progress import size, table
     from scshards.base.storage import parse_options
-    from scshards.pack.verify import verify
+    from scshards.packing.verify.whole import verify
 
     report = verify(root, parse_options(storage_options))
     if as_json:

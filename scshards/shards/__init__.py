@@ -1,1 +1,8 @@
-"""Floor 2: the bytes on disk: members, tars, indexes, manifests. Pack and stream meet only here."""
+"""Floor 2: the bytes on disk (docs/format.md). Packing and stream meet only here.
+
+    members   a cell <-> the payload of a tar member       index      one row per cell, beside each tar
+    tar       members one after another, in chunks         manifest   what a set holds, written last
+    shardset  a set that is opened                         chunks     cells of a shard, read in order
+
+Read first: manifest.py, then members.py.
+"""

@@ -2,7 +2,7 @@
 
 Columns: key (text), offset and size (where the member's payload lies in the uncompressed tar),
 n_genes, total (sum of the values), source, row, and `obs.<column>` for each obs column that was kept
-(int32 category code, or float64). Called by pack.writer, pack.verify and stream.
+(int32 category code, or float64). Called by packing.writer, packing.verify.whole and stream.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import FormatError
 from scshards.cells.batch import format_key
-from scshards.shards.write_kernels import write_keys
+from scshards.kernels.writing import write_keys
 
 OWN_COLUMNS = ("key", "offset", "size", "n_genes", "total", "source", "row")
 OBS_PREFIX = "obs."

@@ -5,7 +5,7 @@
 
 A chunk is a run of whole members of about CHUNK_BYTES: the unit that is read, checked and, in
 `.tar.zst`, compressed (each chunk is one zstd frame, so a chunk can be read alone while the file as a
-whole stays an ordinary `.tar.zst`). Called by pack.writer, pack.verify and stream.fetch.
+whole stays an ordinary `.tar.zst`). Called by packing.writer, packing.verify.whole and stream.fetch.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import ChecksumError, FormatError
 from scshards.cells.batch import format_key
-from scshards.shards import write_kernels
-from scshards.shards.checksum import xxh64
-from scshards.shards.codec import EXTENSION
+from scshards.kernels import writing as write_kernels
+from scshards.kernels.checksum import xxh64
+from scshards.shards.members import EXTENSION
 
 Compression = Literal["none", "zstd"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-from scshards.cells.kernels import count_ones, trailing_zeros
-from scshards.shards.kernels import draw
+from scshards.kernels.members import draw
+from scshards.kernels.tokens import count_ones, trailing_zeros
 from scshards.stream.vector_kernels import COUNTS, above, equal
 
 TABLE = 1 << 16

@@ -14,8 +14,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.cells.kernels import count_ones, trailing_zeros
-from scshards.shards.kernels import (
+from scshards.kernels.members import (
     BAD_COUNT,
     MEMBER_FIELDS,
     OK,
@@ -23,6 +22,7 @@ from scshards.shards.kernels import (
     draw,
     parse_member,
 )
+from scshards.kernels.tokens import count_ones, trailing_zeros
 from scshards.stream.bin_kernels import TABLE, bin_sorted, bin_table, tied_bin
 from scshards.stream.decode_kernels import LARGE, read_genes, read_small_counts
 from scshards.stream.draw_kernels import choose, take

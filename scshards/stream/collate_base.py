@@ -18,9 +18,9 @@ from scshards.base.errors import FormatError
 from scshards.cells.batch import KEY_ROW_BITS, format_key
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
-from scshards.shards.codec import STATUS
-from scshards.shards.kernels import OK
+from scshards.kernels.members import OK
 from scshards.shards.manifest import LabelInfo
+from scshards.shards.members import STATUS
 from scshards.stream.buffers import BufferPool
 from scshards.stream.cell_kernels import CellRules, DrawKeys, Scratch, count_genes, new_scratch
 from scshards.stream.collate_options import CollateOptions

@@ -22,7 +22,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from scshards.base.errors import StateError
 from scshards.cells.batch import KEY_ROW_BITS, Batch, GenerateBatch, format_key
 from scshards.cells.tokenizer import ValueKind
-from scshards.shards.codec import decode_cell
+from scshards.shards.members import decode_cell
 from scshards.stream.dealer import Block
 from scshards.stream.epochs import SharedEpoch, worker_place
 from scshards.stream.loader import CellLoader, topology

@@ -1,7 +1,7 @@
 """Members -> arrays, many bytes at a time. Compiled; they release the GIL.
 
 Nearly every varint of a cell is one byte long, so a vector of bytes without a continuation bit is as
-many values; where there is one, it goes on byte by byte, as shards.kernels does. Bounds and faults are
+many values; where there is one, it goes on byte by byte, as kernels.members does. Bounds and faults are
 the same. Called by stream.cell_kernels.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-from scshards.cells.kernels import trailing_zeros
-from scshards.shards.kernels import BAD_COUNT, BAD_VARINT, ID_TOO_LARGE, OK, next_gene
+from scshards.kernels.members import BAD_COUNT, BAD_VARINT, ID_TOO_LARGE, OK, next_gene
+from scshards.kernels.tokens import trailing_zeros
 from scshards.stream.vector_kernels import COUNTS, GENES, sum_up, widen
 
 LARGE = 100

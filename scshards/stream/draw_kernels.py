@@ -11,8 +11,8 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-from scshards.cells.kernels import count_ones, trailing_zeros
-from scshards.shards.kernels import draw
+from scshards.kernels.members import draw
+from scshards.kernels.tokens import count_ones, trailing_zeros
 
 DIGITS = 16
 """Binary digits of a chance: it is a whole number of 65,536ths."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numba as nb
 import numpy as np
 
-from scshards.shards.kernels import OK, draw
+from scshards.kernels.members import OK, draw
 from scshards.stream.cell_kernels import is_set, mark_some, read_cell
 
 

@@ -12,7 +12,7 @@ import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.shards.kernels import draw
+from scshards.kernels.members import draw
 
 _AT_ONCE = 1 << 20
 

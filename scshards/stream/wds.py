@@ -28,8 +28,8 @@ from scshards.base.errors import ConfigError, FormatError
 from scshards.base.where import parse
 from scshards.cells.batch import KEY_ROW_BITS
 from scshards.cells.tokenizer import ValueKind
-from scshards.shards.codec import EXTENSION, decode_cell, decode_labels
 from scshards.shards.manifest import LabelInfo
+from scshards.shards.members import EXTENSION, decode_cell, decode_labels
 from scshards.shards.shardset import ShardSet
 from scshards.stream.collate import AnyBatch, Collator
 from scshards.stream.collate_options import CollateOptions

@@ -26,15 +26,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scshards.atlas.address import is_cells
 from scshards.base.errors import ConfigError, OutputExistsError, StorageError
 from scshards.base.progress import Progress
 from scshards.base.storage import is_local, path_of
 from scshards.cells.batch import Batch
 from scshards.cells.vocab import Vocab
+from scshards.census.address import is_cells
 from scshards.model.scgpt import LoadedModel
-from scshards.pack.inputs import expand
-from scshards.pack.sources_h5ad import H5ad
+from scshards.sources.anndata import H5ad
+from scshards.sources.inputs import expand
 from scshards.stream.collate_options import CollateOptions
 from scshards.train.apply_cells import (
     DOMAIN,

@@ -23,13 +23,13 @@ from scshards.base.storage import Storage
 from scshards.cells.batch import Batch
 from scshards.cells.tokenizer import GeneMatch, ValueKind, match_genes, tokenize_rows
 from scshards.cells.vocab import Vocab
-from scshards.pack.labels import read_label
-from scshards.pack.sources import open_source
-from scshards.pack.sources_base import Source, missing_column
-from scshards.pack.sources_ids import GENE_VOCAB
-from scshards.shards.codec import encode_rows
+from scshards.packing.labels import read_label
 from scshards.shards.manifest import MANIFEST
+from scshards.shards.members import encode_rows
 from scshards.shards.shardset import ShardSet
+from scshards.sources.ids import GENE_VOCAB
+from scshards.sources.open import open_source
+from scshards.sources.rows import Source, missing_column
 from scshards.stream.collate import Collator
 from scshards.stream.collate_options import CollateOptions
 from scshards.stream.loader import CellLoader

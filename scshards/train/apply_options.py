@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scshards.base.errors import ConfigError
-from scshards.pack.options import two_columns
-from scshards.pack.sources_base import LISTS
+from scshards.sources.rows import LISTS, two_columns
 
 OBSM_KEY = "X_scshards"
 

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from scshards.base.errors import SourceError
 from scshards.base.storage import Storage
 from scshards.cells.batch import format_key
-from scshards.pack.sources_base import INDEX, Source
-from scshards.pack.sources_hdf5 import text
 from scshards.shards.index import OBS_PREFIX
 from scshards.shards.shardset import ShardSet
+from scshards.sources.hdf5 import text
+from scshards.sources.rows import INDEX, Source
 
 BLOCK_ROWS = 1 << 14
 """Rows that are copied from a RowFile into the output at a time."""

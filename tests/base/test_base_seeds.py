@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scshards.base import seeds
-from scshards.shards import kernels
+from scshards.kernels import members as kernels
 
 U64 = st.integers(0, 2**64 - 1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scshards.cells.ensembl import is_ensembl, strip_version
+from scshards.cells.vocab import is_ensembl, strip_version
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 from soma_census import OLDER, RETRACTED, STABLE, Census
 
-from scshards.atlas.queries import SHIPPED
 from scshards.base.errors import ConfigError
+from scshards.census.queries import SHIPPED
 from scshards.cli.census import command
 
 HEART = "suspension_type != 'na' and disease == 'normal' and tissue_general == 'heart'"

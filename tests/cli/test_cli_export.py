@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 from shardsets import make_set
 
-from scshards.atlas.export import ExportOptions
 from scshards.base.errors import ConfigError
 from scshards.cli import export
+from scshards.exporting.options import ExportOptions
 
 
 def run(*args: object) -> Result:
@@ -45,7 +45,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.extend([*args, more])
         raise ConfigError("enough")
 
-    monkeypatch.setattr("scshards.atlas.export.export", note)
+    monkeypatch.setattr("scshards.exporting.export.export", note)
     with pytest.raises(ConfigError, match="enough"):
         run(
             "s3://b/c", "--to", "h5ad", "-o", "out", "--split", "train", "--split", "test", "--where",

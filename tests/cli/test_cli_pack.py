@@ -71,7 +71,7 @@ def test_every_option_arrives(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         seen.extend([*args, more])
         raise ConfigError("enough")
 
-    monkeypatch.setattr("scshards.pack.run.pack", note)
+    monkeypatch.setattr("scshards.packing.pack.pack", note)
     with pytest.raises(ConfigError, match="enough"):
         run(
             "a", "s3://b/c", "-o", "root", "--vocab", "v", "--gene-column", "g", "--layer", "l",

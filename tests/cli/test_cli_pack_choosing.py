@@ -50,7 +50,7 @@ def options_of(folder: Path, monkeypatch: pytest.MonkeyPatch, *more: object) -> 
         seen.append(args[3])
         raise ConfigError("enough")
 
-    monkeypatch.setattr("scshards.pack.run.pack", note)
+    monkeypatch.setattr("scshards.packing.pack.pack", note)
     run(folder, *more)
     found: PackOptions = seen[0]
     return found

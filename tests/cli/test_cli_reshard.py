@@ -18,8 +18,8 @@ from click.testing import CliRunner, Result
 from scshards import PackOptions, ShardSet, Vocab
 from scshards.base.errors import ConfigError
 from scshards.cli import info, merge, reshard
-from scshards.pack.reshard import ReshardOptions
-from scshards.pack.run import pack
+from scshards.packing.pack import pack
+from scshards.packing.reshard import ReshardOptions
 
 
 def run(module: Any, *args: object) -> Result:
@@ -83,7 +83,7 @@ def test_every_option_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
         seen.extend([*args, more])
         raise ConfigError("enough")
 
-    monkeypatch.setattr(f"scshards.pack.reshard.{name}", note)
+    monkeypatch.setattr(f"scshards.packing.reshard.{name}", note)
     module = {"reshard": reshard, "merge": merge}[name]
     roots = ["s3://b/c"] if name == "reshard" else ["x", "s3://b/c"]
     more = [] if name == "reshard" else ["--same-names"]

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from scshards import PackOptions, Vocab
 from scshards.base.errors import StorageError
 from scshards.cli.verify import command
-from scshards.pack.run import pack
+from scshards.packing.pack import pack
 
 
 def run(*args: object) -> Result:

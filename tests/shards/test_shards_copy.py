@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scshards.shards.kernels import copy_bytes
+from scshards.kernels.members import copy_bytes
 
 
 @nb.njit

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scshards.base.errors import ChecksumError, FormatError
-from scshards.shards.checksum import xxh64
-from scshards.shards.codec import EXTENSION, encode_cell
+from scshards.kernels.checksum import xxh64
+from scshards.shards.members import EXTENSION, encode_cell
 from scshards.shards.tar import (
     CHUNK_BYTES,
     MAX_ROWS,

@@ -15,8 +15,8 @@ from fake_slurm import jobs, log, slurm_environment
 from soma_census import STABLE, Census
 
 from scshards import PackOptions, ShardSet, Vocab, verify
-from scshards.atlas.download import DownloadOptions, download
-from scshards.pack.run import pack
+from scshards.census.download import DownloadOptions, download
+from scshards.packing.pack import pack
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "census"
 QUERIES = ["heart", "lung", "pan-cancer"]

@@ -41,7 +41,7 @@ from scshards.base.errors import (
 )
 from scshards.base.storage import Storage
 from scshards.cli import main
-from scshards.pack.run import pack
+from scshards.packing.pack import pack
 
 TOKENS = {g: i for i, g in enumerate([*GENES, "<pad>", "<cls>", "<eoc>"])}
 

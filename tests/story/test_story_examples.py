@@ -17,7 +17,7 @@ import pytest
 import scipy.sparse as sp
 
 from scshards import PackOptions, ShardSet, Vocab
-from scshards.pack.run import pack
+from scshards.packing.pack import pack
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BATCH = 8

@@ -22,8 +22,8 @@ from plain_reader import leb128
 
 from scshards import PackOptions, Vocab, verify
 from scshards.base.errors import ValueKindError
-from scshards.pack.run import pack
-from scshards.pack.vocabulary import build_vocab
+from scshards.packing.pack import pack
+from scshards.sources.vocabulary import build_vocab
 
 SYMBOLS = ["celltypist_demo", "scirpy_wu2020_200", "scmix_celseq2_5cl_p2_symbol_csr",
            "scvi_pbmc10k_protein_200"]  # fmt: skip

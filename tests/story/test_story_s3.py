@@ -20,7 +20,7 @@ import scipy.sparse as sp
 from scshards import CellLoader, PackOptions, ShardSet, Vocab, verify
 from scshards.base.errors import ChecksumError, OutputExistsError, ScshardsError, StorageError
 from scshards.base.storage import Storage
-from scshards.pack.run import pack
+from scshards.packing.pack import pack
 
 CELLS, GENES = 120, 40
 

@@ -18,8 +18,7 @@ import scipy.sparse as sp
 
 from scshards import PackOptions, Vocab, verify
 from scshards.base.storage import Storage
-from scshards.pack.append import append
-from scshards.pack.run import pack
+from scshards.packing.pack import append, pack
 
 GENES, CELLS, FILES = 15, 60, 4
 OPTIONS = [

@@ -17,8 +17,10 @@ import pytest
 import scipy.sparse as sp
 
 from scshards import Vocab
-from scshards.atlas.export import ExportOptions, export
-from scshards.pack.run import PackOptions, pack
+from scshards.exporting.export import export
+from scshards.exporting.options import ExportOptions
+from scshards.packing.options import PackOptions
+from scshards.packing.pack import pack
 
 sys.path.append(str(Path(__file__).parent.parent / "pack"))
 from list_tables import as_table, tokenized, write_scbank

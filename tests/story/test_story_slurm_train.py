@@ -18,7 +18,8 @@ import pytest
 import scipy.sparse as sp
 
 from scshards import Vocab
-from scshards.pack.run import PackOptions, pack
+from scshards.packing.options import PackOptions
+from scshards.packing.pack import pack
 from scshards.train.metrics import read_metrics
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "slurm" / "train.sbatch"

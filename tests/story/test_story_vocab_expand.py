@@ -19,9 +19,8 @@ from scshards import PackOptions, Vocab
 from scshards.base.errors import ConfigError, VocabError
 from scshards.cells.vocab import SPECIALS
 from scshards.cli.vocab import command
-from scshards.pack.append import append
-from scshards.pack.reshard import merge
-from scshards.pack.run import pack
+from scshards.packing.pack import append, pack
+from scshards.packing.reshard import merge
 from scshards.stream.shardlist import ShardList
 
 SYMBOLS = "celltypist_demo"

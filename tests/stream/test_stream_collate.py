@@ -16,7 +16,7 @@ from scshards.base.errors import ConfigError, FormatError
 from scshards.cells.batch import Batch
 from scshards.cells.values import bin_values
 from scshards.cells.vocab import Vocab
-from scshards.shards.codec import encode_cell
+from scshards.shards.members import encode_cell
 from scshards.stream.collate import Collator
 from scshards.stream.collate_options import CollateOptions
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scshards.base import seeds
-from scshards.shards import kernels as plain
+from scshards.kernels import members as plain
 from scshards.stream import decode_kernels as wide
 from scshards.stream import draw_kernels
 

@@ -23,8 +23,8 @@ from shardsets import Known, make_set
 from scshards.base.errors import ChecksumError, FormatError, MissingDataError, ScshardsError
 from scshards.base.storage import Storage
 from scshards.cells.vocab import Vocab
-from scshards.shards.codec import decode_cell, encode_cell
 from scshards.shards.manifest import Manifest
+from scshards.shards.members import decode_cell, encode_cell
 from scshards.stream.collate import Collator
 from scshards.stream.collate_options import CollateOptions
 from scshards.stream.loader import CellLoader

@@ -16,8 +16,8 @@ from shardsets import Known, make_set
 from scshards.base.errors import ConfigError, StateError
 from scshards.cells.batch import Batch, GenerateBatch
 from scshards.cells.vocab import Vocab
-from scshards.shards.codec import encode_cell
 from scshards.shards.manifest import LabelInfo
+from scshards.shards.members import encode_cell
 from scshards.stream.collate import Collator
 from scshards.stream.collate_options import CollateOptions
 from scshards.stream.loader import CellLoader

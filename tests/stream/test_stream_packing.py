@@ -15,7 +15,7 @@ from shardsets import Known, make_set
 from scshards.base.errors import ConfigError
 from scshards.cells.batch import PackedBatch
 from scshards.cells.vocab import Vocab
-from scshards.shards.codec import encode_cell
+from scshards.shards.members import encode_cell
 from scshards.stream.collate import Collator
 from scshards.stream.collate_options import CollateOptions
 from scshards.stream.loader import CellLoader

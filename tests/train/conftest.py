@@ -10,7 +10,8 @@ import scipy.sparse
 import torch
 
 from scshards.cells.vocab import Vocab
-from scshards.pack.run import PackOptions, pack
+from scshards.packing.options import PackOptions
+from scshards.packing.pack import pack
 
 torch.set_num_threads(1)
 

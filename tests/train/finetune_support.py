@@ -10,7 +10,8 @@ import pandas as pd
 import scipy.sparse
 
 from scshards.cells.vocab import Vocab
-from scshards.pack.run import PackOptions, pack
+from scshards.packing.options import PackOptions
+from scshards.packing.pack import pack
 
 GENES = [f"G{i:02d}" for i in range(60)]
 

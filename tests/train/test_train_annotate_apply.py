@@ -20,7 +20,8 @@ from scshards.cli.annotate import command
 from scshards.model.config import ModelConfig
 from scshards.model.scgpt import load_model, write_folder
 from scshards.model.transformer import CellModel
-from scshards.pack.run import PackOptions, pack
+from scshards.packing.options import PackOptions
+from scshards.packing.pack import pack
 from scshards.train.annotate import AnnotateOptions, annotate
 from scshards.train.classes import LabelNames, read_classes, write_classes
 

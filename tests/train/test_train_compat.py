@@ -18,7 +18,8 @@ from scshards.base.errors import ConfigError, ScshardsError
 from scshards.cells.values import bin_values
 from scshards.cells.vocab import Vocab
 from scshards.model.transformer import CellModel
-from scshards.pack.run import PackOptions, pack
+from scshards.packing.options import PackOptions
+from scshards.packing.pack import pack
 from scshards.stream.loader import CellLoader
 from scshards.train import compat
 from scshards.train.compat_model import batch_of

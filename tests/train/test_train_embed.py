@@ -28,7 +28,8 @@ from scshards.cli.embed import command
 from scshards.model.config import ModelConfig
 from scshards.model.scgpt import load_model, write_folder
 from scshards.model.transformer import CellModel
-from scshards.pack.run import PackOptions, pack
+from scshards.packing.options import PackOptions
+from scshards.packing.pack import pack
 from scshards.train.apply import shares
 from scshards.train.apply_cells import regrouped
 from scshards.train.classes import write_domains

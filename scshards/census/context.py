@@ -1,0 +1,211 @@
+"""How TileDB reaches a store: its settings from storage options and the environment.
+
+fsspec reads `AWS_ENDPOINT_URL` and takes options such as {"key": ..., "endpoint_url": ...}; TileDB has
+names of its own for the same. Credentials that are not given come from the usual AWS variables and
+profiles, which TileDB's S3 client reads itself. Called by census.experiment, census.experiment and
+measured, and by sources.soma and packing.executors.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from scshards.base.config import did_you_mean
+from scshards.base.errors import ConfigError
+from scshards.base.storage import redact
+
+BUFFER_BYTES = 1 << 23
+"""TileDB fills a buffer of this size for each column it reads, and hands it out."""
+
+BUDGET_BYTES = 1 << 30
+"""What TileDB may hold at a time, where it would take ten times as much."""
+
+_SHARES = {"array_data": 0.5, "coords": 0.1, "tile_ranges": 0.1}
+"""Shares of the budget: what is known of all tiles of a matrix, some 60 bytes each, of which the Census
+has millions; the tiles that are inflated at a time; and which of them are wanted."""
+
+_READERS = ("sparse_global_order", "sparse_unordered_with_dups")
+"""TileDB's code for matrices that may not and may have a value twice; those of the Census may."""
+
+REQUESTS = 16
+"""Reads of an object store that are on their way at a time."""
+
+TRIES = 8
+"""How often a request is sent before it has failed: the last waits three seconds."""
+
+_MERGE = "sm.query.sparse_global_order.preprocess_tile_merge"
+"""Whether TileDB sorts all tiles on threads of their own before it reads them. It does not wait for them
+when a read ends: of a thousand short reads one or two ended the process, with `Range size ... does not
+match the expected size 16` or a fault of memory (TileDB 2.30; compare its pull request 5723)."""
+
+_REGION = "us-east-1"
+"""Where a bucket of AWS is looked for that is nowhere said to be elsewhere."""
+
+_OPTIONS = ("anon", "client_kwargs", "endpoint_url", "key", "secret", "token")
+"""The storage options of s3fs that mean something to TileDB."""
+
+
+def make_context(
+    uri: str,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    region: str | None = None,
+    anonymous: bool = False,
+) -> Any:
+    """A tiledbsoma context that reaches `uri`.
+
+    Parameters
+    ----------
+    storage_options
+        As for s3fs: key, secret, token, endpoint_url, anon, client_kwargs.
+    region
+        S3 region; else that of the options or of the environment.
+    anonymous
+        Read a public bucket of AWS without credentials. Options and environment are left aside, as
+        they are those of another store, where shards lie.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such option, or the address is of a store that is not supported.
+    """
+    import tiledbsoma
+
+    config: dict[str, Any] = {
+        "soma.init_buffer_bytes": BUFFER_BYTES,
+        _MERGE: 0,
+        "sm.mem.total_budget": BUDGET_BYTES,
+        "sm.compute_concurrency_level": _processors(),
+        "sm.io_concurrency_level": REQUESTS if uri.startswith("s3://") else _processors(),
+    }
+    for reader in _READERS:
+        for what, share in _SHARES.items():
+            config[f"sm.mem.reader.{reader}.ratio_{what}"] = share
+    if uri.startswith("s3://"):
+        config |= _s3(dict(storage_options or {}), region, anonymous)
+    elif "://" in uri and not uri.startswith("file://"):
+        raise ConfigError(
+            "an experiment is read from a path or from s3://",
+            where=redact(uri),
+            advice="copy it there, or download its cells as h5ad files",
+        )
+    return tiledbsoma.SOMATileDBContext(tiledb_config=config)
+
+
+def listing_options(
+    uri: str, storage_options: Mapping[str, Any] | None, region: str | None, anonymous: bool
+) -> dict[str, Any]:
+    """Options with which base.storage lists what TileDB reads; as for make_context."""
+    if not uri.startswith("s3://"):
+        return {}
+    if anonymous:
+        return {
+            "anon": True,
+            "endpoint_url": f"https://{_aws(region)}",
+            "client_kwargs": {"region_name": region or _REGION},
+        }
+    options = dict(storage_options or {})
+    if region:
+        options["client_kwargs"] = {"region_name": region, **(options.get("client_kwargs") or {})}
+    return options
+
+
+def missing_library() -> ConfigError:
+    """The error for a machine without tiledbsoma."""
+    return ConfigError(
+        "reading the Census and SOMA experiments needs tiledbsoma",
+        advice="pip install 'scshards[census]'",
+    )
+
+
+def said(error: Exception) -> str:
+    """What TileDB says, without what C++, Python and curl add to it, and without credentials."""
+    text = str(error).strip()
+    if isinstance(error, KeyError):
+        text = text.strip("'\"")
+    line = text.splitlines()[0].removeprefix("SOMAError: ") if text else type(error).__name__
+    if "incompatible function arguments" in line:
+        line = "a value is not of its column's type: text stands in quotes, numbers do not"
+    line = re.sub(r"^.*Caught std::exception: ", "", line)
+    line = re.sub(r"\s*\[Error Type: .*\]\s*(?=:|$)", "", line)
+    return redact(line)
+
+
+_WORKER: list[bool] = []
+
+
+def be_one_of_many() -> None:
+    """Say that this process is one of several that share a machine's processors."""
+    _WORKER[:] = [True]
+
+
+def is_one_of_many() -> bool:
+    """Whether this process is one of several workers, of a pool or of a dask cluster."""
+    return bool(_WORKER) or multiprocessing.current_process().name.startswith("Dask Worker")
+
+
+def _processors() -> int:
+    """Threads that TileDB may compute with: one in a worker process, which is one processor's."""
+    if is_one_of_many():
+        return 1
+    # All processors of the machine, which TileDB would take, may not be this process's.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _aws(region: str | None) -> str:
+    return f"s3.{region or _REGION}.amazonaws.com"
+
+
+def _s3(options: dict[str, Any], region: str | None, anonymous: bool) -> dict[str, str]:
+    config: dict[str, Any] = {
+        "vfs.s3.max_parallel_ops": str(REQUESTS),
+        "vfs.s3.connect_max_tries": str(TRIES),
+    }
+    if anonymous:
+        config |= {
+            "vfs.s3.no_sign_request": "true",
+            "vfs.s3.region": region or _REGION,
+            "vfs.s3.endpoint_override": _aws(region),
+        }
+        return config
+    for name in options:
+        if name not in _OPTIONS:
+            raise ConfigError(
+                f"a SOMA experiment's store knows no option {name!r}",
+                where="--storage-options",
+                advice=did_you_mean(name, _OPTIONS),
+            )
+    extra = options.get("client_kwargs") or {}
+    endpoint = (
+        options.get("endpoint_url")
+        or extra.get("endpoint_url")
+        or os.environ.get("AWS_ENDPOINT_URL_S3")
+        or os.environ.get("AWS_ENDPOINT_URL")
+    )
+    region = (
+        extra.get("region_name")
+        or region
+        or os.environ.get("AWS_REGION")
+        or os.environ.get("AWS_DEFAULT_REGION")
+    )
+    config |= {
+        "vfs.s3.aws_access_key_id": options.get("key"),
+        "vfs.s3.aws_secret_access_key": options.get("secret"),
+        "vfs.s3.aws_session_token": options.get("token"),
+        "vfs.s3.region": region,
+    }
+    if options.get("anon"):
+        config["vfs.s3.no_sign_request"] = "true"
+    if endpoint:
+        parts = urlsplit(endpoint)
+        config |= {
+            "vfs.s3.scheme": parts.scheme,
+            "vfs.s3.endpoint_override": parts.netloc,
+            "vfs.s3.use_virtual_addressing": "false",
+        }
+    return {name: value for name, value in config.items() if value}

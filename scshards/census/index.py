@@ -1,0 +1,508 @@
+"""The files of an index: which cells a query takes, and of which release.
+
+    DIR/heart.idx     one soma_joinid a line, ascending, as scGPT's build_soma_idx writes it
+    DIR/heart.json    the mark, written last: where the cells are, how they were chosen, a checksum
+
+    index = load_index("DIR", "heart")      index.mark, index.ids
+
+The index of a corpus: which cells each query takes in one release of the Census.
+
+    report = build_index(["heart", "lung"], "index")
+
+What scGPT's build_soma_idx does, resumable, with what two queries have in common. A query's files are
+read and written by census.index.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base.config import build, did_you_mean
+from scshards.base.errors import (
+    ChecksumError,
+    ConfigError,
+    FormatError,
+    MissingDataError,
+    SourceError,
+)
+from scshards.base.progress import Progress
+from scshards.base.storage import Storage, redact
+from scshards.census.address import CENSUS, SomaAddress
+from scshards.census.experiment import open_experiment
+from scshards.census.queries import Queries, Query, load_queries, query_address
+from scshards.census.releases import Release, find_release
+
+FORMAT = 1
+"""Of the mark."""
+
+IDS, MARK = ".idx", ".json"
+
+_TEXT_IDS = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexMark:
+    """What the mark of a query says.
+
+    Attributes
+    ----------
+    query
+        Its name.
+    version
+        The release of the Census.
+    experiment
+        Address of the SOMA experiment, without credentials.
+    organism, filter, primary
+        Of the query; `filter` is the whole expression over obs.
+    cells, primary_cells
+        All of them, and those that are primary; None where obs does not say.
+    sha256
+        Of NAME.idx.
+    region, anonymous
+        How the experiment is reached.
+    format
+        Of the mark.
+    """
+
+    query: str
+    version: str
+    experiment: str
+    organism: str
+    filter: str
+    primary: bool
+    cells: int
+    primary_cells: int | None
+    sha256: str
+    region: str | None = None
+    anonymous: bool = False
+    format: int = FORMAT
+
+    @property
+    def name(self) -> str:
+        """What messages and manifests call the cells."""
+        return f"{CENSUS}{self.query}@{self.version}"
+
+    @property
+    def address(self) -> SomaAddress:
+        """All cells of the query."""
+        return SomaAddress(
+            uri=self.experiment, filter=self.filter, region=self.region, anonymous=self.anonymous
+        )
+
+
+class QueryIndex(NamedTuple):
+    """The mark of a query, and its cells' soma_joinids, int64, ascending."""
+
+    mark: IndexMark
+    ids: NDArray[np.int64]
+
+
+def load_index(
+    folder: str, name: str, storage_options: Mapping[str, Any] | None = None
+) -> QueryIndex:
+    """Read the index of a query.
+
+    Raises
+    ------
+    ConfigError
+        When the folder has no index of this name; it names the nearest.
+    ChecksumError, FormatError, MissingDataError
+        When its files are damaged.
+    StorageError
+        When they can't be read.
+    """
+    storage = Storage(folder, storage_options)
+    mark = read_mark(storage, name)
+    if mark is None:
+        if storage.exists(name + IDS):
+            raise ConfigError(
+                f"the index of {name!r} has no mark {name}{MARK}: it was not finished, or scshards did "
+                "not make it",
+                where=storage.at(name + IDS),
+                advice=f"scshards census index --query {name} -o {storage.at('')}",
+            )
+        make = f"scshards census index --query {name} -o {storage.at('')}"
+        known = index_names(storage)
+        raise ConfigError(
+            f"there is no index of {name!r}",
+            where=storage.at(""),
+            advice=f"{did_you_mean(name, known)} Or make it: {make}" if known else make,
+        )
+    return QueryIndex(mark, read_ids(storage, mark))
+
+
+def index_names(storage: Storage) -> list[str]:
+    """The queries that a folder has an index of, in alphabetical order."""
+    files: set[str] = set()
+    with contextlib.suppress(MissingDataError):
+        files.update(storage.folder()[1])
+    return sorted(
+        path.removesuffix(MARK)
+        for path in files
+        if path.endswith(MARK) and path.removesuffix(MARK) + IDS in files
+    )
+
+
+def read_mark(storage: Storage, name: str) -> IndexMark | None:
+    """The mark of a query, or None when there is none.
+
+    Raises
+    ------
+    FormatError
+        When it is no mark, or that of another query.
+    """
+    data = storage.read_if_there(name + MARK)
+    if data is None:
+        return None
+    where = storage.at(name + MARK)
+    try:
+        tree = json.loads(data)
+        mark = build(IndexMark, tree, where) if isinstance(tree, dict) else None
+    except ValueError:
+        mark = None
+    if mark is None or mark.query != name or mark.format != FORMAT:
+        raise FormatError(
+            "this is no mark of an index",
+            where=where,
+            advice=f"make it again: scshards census index --query {name} --restart",
+        )
+    return mark
+
+
+def read_ids(storage: Storage, mark: IndexMark) -> NDArray[np.int64]:
+    """The soma_joinids of an index, int64, ascending, after their checksum.
+
+    Raises
+    ------
+    ChecksumError
+        When the file is not the one that the mark speaks of.
+    MissingDataError
+        When it is not there.
+    """
+    name = mark.query + IDS
+    data = storage.read(name)
+    if hashlib.sha256(data).hexdigest() != mark.sha256:
+        raise ChecksumError(
+            "the index is damaged: it is not the file that its mark speaks of",
+            where=storage.at(name),
+            advice=f"make it again: scshards census index --query {mark.query}",
+        )
+    ids = np.fromstring(data.decode("ascii"), np.int64, sep="\n")
+    assert len(ids) == mark.cells
+    return ids
+
+
+def is_whole(storage: Storage, mark: IndexMark) -> bool:
+    """Whether the soma_joinids of a mark are there and are the right ones."""
+    try:
+        read_ids(storage, mark)
+    except (ChecksumError, MissingDataError):
+        return False
+    return True
+
+
+def encode_ids(ids: NDArray[np.int64]) -> bytes:
+    """One soma_joinid a line."""
+    return b"".join(_lines(ids))
+
+
+def write_index(storage: Storage, mark: IndexMark, data: bytes) -> None:
+    """Publish an index: its soma_joinids, then its mark."""
+    storage.write(mark.query + IDS, data)
+    tree = dataclasses.asdict(mark)
+    storage.write(mark.query + MARK, f"{json.dumps(tree, indent=1, ensure_ascii=False)}\n".encode())
+
+
+def _lines(ids: NDArray[np.int64]) -> Iterator[bytes]:
+    for start in range(0, len(ids), _TEXT_IDS):
+        part = ids[start : start + _TEXT_IDS].tolist()
+        yield ("\n".join(map(str, part)) + "\n").encode("ascii")
+
+
+PRIMARY = "is_primary_data"
+"""The column of obs that says of one of a cell's copies that it is the one to take."""
+
+_SPAN = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexedQuery:
+    """A query of a report: its mark, and whether it was there before."""
+
+    mark: IndexMark
+    was_there: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """Two queries that have cells in common, and how many."""
+
+    first: str
+    second: str
+    cells: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexReport:
+    """What an index holds.
+
+    Attributes
+    ----------
+    folder, version
+        Where, and of which release.
+    queries
+        Those that were asked for.
+    overlaps
+        Pairs of them that share cells.
+    cells, distinct
+        Of all queries: with and without those that several take.
+    """
+
+    folder: str
+    version: str
+    queries: tuple[IndexedQuery, ...]
+    overlaps: tuple[Overlap, ...]
+    cells: int
+    distinct: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        tree = dataclasses.asdict(self)
+        tree["queries"] = [
+            {**dataclasses.asdict(q.mark), "was_there": q.was_there} for q in self.queries
+        ]
+        return tree
+
+
+def build_index(
+    names: Sequence[str] | None,
+    folder: str,
+    queries_file: str | None = None,
+    version: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    *,
+    restart: bool = False,
+) -> IndexReport:
+    """Write the soma_joinids of the cells of queries into a folder.
+
+    What is there is not asked for again: a query with the same filter of the same release.
+
+    Parameters
+    ----------
+    names
+        Of the queries; None takes all of the file.
+    folder
+        A local path or an fsspec URL.
+    queries_file
+        None is the shipped one.
+    version
+        A release, in place of the one that the file names.
+    storage_options
+        For the folder and the experiment.
+    progress
+        Show progress on standard error.
+    restart
+        Make again what is there.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such query or release, a filter can't be used, the folder holds an index of
+        another release, or of another filter under the same name.
+    SourceError
+        When no cell fits a query; those that have some are done before it is raised.
+    FormatError
+        When a mark in the folder is damaged.
+    StorageError
+        When something can't be read or written.
+    """
+    queries = load_queries(queries_file)
+    wanted = list(dict.fromkeys(names if names is not None else queries.query))
+    for name in wanted:
+        queries[name]  # an unknown name is refused before anything is read
+    storage = Storage(folder, storage_options)
+    release = find_release(queries, version, storage_options)
+    marks = _marks(storage, wanted, queries, release, restart=restart)
+    done: list[IndexedQuery] = []
+    empty: list[str] = []
+    with Progress("index", len(wanted), "queries", shown=progress) as bar:
+        for name in wanted:
+            mark = marks.get(name)
+            was_there = mark is not None and is_whole(storage, mark)
+            if mark is None or not was_there:
+                mark = _make(storage, name, queries[name], release, queries_file, storage_options)
+            if mark is None:
+                empty.append(name)
+            else:
+                done.append(IndexedQuery(mark=mark, was_there=was_there))
+            bar.add(1, name)
+    if empty:
+        raise SourceError(
+            f"no cell fits {'these queries' if len(empty) > 1 else 'the query'}: {', '.join(empty)}",
+            where=release.version,
+            advice="check the values that the filter compares with: they are case-sensitive; "
+            f"`scshards census show {empty[0]}` shows it. All other queries are done",
+        )
+    overlaps, distinct = compare(
+        {q.mark.query: read_ids(storage, q.mark) for q in done},
+        {q.mark.query: q.mark.organism for q in done},
+    )
+    return IndexReport(
+        folder=storage.at(""),
+        version=release.version,
+        queries=tuple(done),
+        overlaps=tuple(overlaps),
+        cells=sum(q.mark.cells for q in done),
+        distinct=distinct,
+    )
+
+
+def count_cells(
+    name: str,
+    release: Release,
+    queries_file: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> tuple[int, int | None, int | None]:
+    """How many cells a query takes in a release, how many without duplicates, and how many with them.
+
+    The latter two are None where obs does not say which cells are primary.
+    """
+    address = query_address(name, release, queries_file)
+    query = load_queries(queries_file)[name]
+    everything = dataclasses.replace(query, primary=False).obs_filter
+    with open_experiment(address, storage_options) as experiment:
+        cells = len(experiment.ids(address.filter))
+        if PRIMARY not in experiment.obs_columns:
+            return cells, None, None
+        if query.primary:
+            return cells, cells, len(experiment.ids(everything))
+        primary = dataclasses.replace(query, primary=True).obs_filter
+        return cells, len(experiment.ids(primary)), cells
+
+
+def compare(
+    ids: Mapping[str, NDArray[np.int64]], organisms: Mapping[str, str]
+) -> tuple[list[Overlap], int]:
+    """Which queries share cells, and how many cells they have together.
+
+    Parameters
+    ----------
+    ids
+        {query: ascending soma_joinids}.
+    organisms
+        {query: organism}; soma_joinids of two organisms are of different cells.
+    """
+    overlaps: dict[tuple[str, str], int] = {}
+    distinct = 0
+    for organism in dict.fromkeys(organisms.values()):
+        names = [name for name in ids if organisms[name] == organism]
+        for members in _spans([ids[name] for name in names]):
+            times = members.sum(0, dtype=np.int32)
+            distinct += int(np.count_nonzero(times))
+            shared = members[:, times > 1]
+            for a, b in combinations(range(len(names)), 2):
+                both = int(np.count_nonzero(shared[a] & shared[b]))
+                if both:
+                    pair = names[a], names[b]
+                    overlaps[pair] = overlaps.get(pair, 0) + both
+    found = [Overlap(first=a, second=b, cells=n) for (a, b), n in overlaps.items()]
+    return sorted(found, key=lambda o: (-o.cells, o.first, o.second)), distinct
+
+
+def _spans(ids: Sequence[NDArray[np.int64]]) -> Iterator[NDArray[np.bool_]]:
+    """Stretch by stretch of soma_joinids: [queries, soma_joinids], whether a query takes a cell."""
+    end = max((int(i[-1]) + 1 for i in ids if len(i)), default=0)
+    for start in range(0, end, _SPAN):
+        stop = min(start + _SPAN, end)
+        members = np.zeros((len(ids), stop - start), np.bool_)
+        for row, one in zip(members, ids, strict=True):
+            low, high = np.searchsorted(one, (start, stop))
+            row[one[low:high] - start] = True
+        yield members
+
+
+def _marks(
+    storage: Storage,
+    wanted: Sequence[str],
+    queries: Queries,
+    release: Release,
+    *,
+    restart: bool,
+) -> dict[str, IndexMark]:
+    """The marks of queries that are done, after all refusals."""
+    found: dict[str, IndexMark] = {}
+    for name in index_names(storage):
+        if restart and name in wanted:
+            continue
+        mark = read_mark(storage, name)
+        if mark is None:
+            continue
+        if mark.version != release.version:
+            raise ConfigError(
+                f"the folder holds an index of another release: {name} of {mark.version}, and this "
+                f"would be of {release.version}",
+                where=storage.at(""),
+                advice=f"choose another folder, go on with --version {mark.version}, or make all of "
+                "its queries again with --restart",
+            )
+        if name not in wanted:
+            continue
+        query = queries[name]
+        if (mark.filter, mark.organism) != (query.obs_filter, query.organism):
+            raise ConfigError(
+                f"the index of {name!r} was made with another filter: {mark.organism}, {mark.filter}",
+                where=storage.at(name),
+                advice="make it again with --restart, or give the changed query another name",
+            )
+        found[name] = mark
+    return found
+
+
+def _make(
+    storage: Storage,
+    name: str,
+    query: Query,
+    release: Release,
+    queries_file: str | None,
+    storage_options: Mapping[str, Any] | None,
+) -> IndexMark | None:
+    """Ask for the cells of a query and write them; None when there are none."""
+    address = query_address(name, release, queries_file)
+    with open_experiment(address, storage_options) as experiment:
+        ids = experiment.ids(address.filter)
+        if not len(ids):
+            return None
+        primary: int | None = len(ids)
+        if not query.primary:
+            primary = None
+            if PRIMARY in experiment.obs_columns:
+                only = dataclasses.replace(query, primary=True).obs_filter
+                primary = len(experiment.ids(only))
+    data = encode_ids(ids)
+    mark = IndexMark(
+        query=name,
+        version=release.version,
+        experiment=redact(address.uri),
+        organism=query.organism,
+        filter=query.obs_filter,
+        primary=query.primary,
+        cells=len(ids),
+        primary_cells=primary,
+        sha256=hashlib.sha256(data).hexdigest(),
+        region=address.region,
+        anonymous=address.anonymous,
+        format=FORMAT,
+    )
+    write_index(storage, mark, data)
+    return mark

@@ -1,0 +1,173 @@
+"""The queries of a corpus: which cells of the Census, by name, from a TOML file.
+
+    load_queries()          those of scGPT's human atlas (queries.toml beside this file)
+    load_queries("my.toml")
+
+Called by census.partitions, census.index and the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scshards.base.config import build, did_you_mean, read_toml
+from scshards.base.errors import ConfigError
+from scshards.census.address import SomaAddress
+from scshards.census.releases import Release
+
+SHIPPED = Path(__file__).with_name("queries.toml")
+"""The queries that scGPT's atlas was made with."""
+
+DIRECTORY = "https://census.cellxgene.cziscience.com/cellxgene-census/v1/release.json"
+"""Where the Census says which releases it serves, unless a file of queries names another place."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """One query.
+
+    Attributes
+    ----------
+    filter
+        Expression over obs, in the syntax of TileDB-SOMA: comparisons, `in`, `and`, `or`.
+    primary
+        Take only primary cells: of a cell that several collections published, one. False also takes
+        its duplicates.
+    organism
+        Name of the experiment in the Census.
+    """
+
+    filter: str
+    primary: bool = True
+    organism: str = "homo_sapiens"
+
+    def __post_init__(self) -> None:
+        if not self.filter.strip():
+            raise ConfigError("the filter is empty", where="query")
+        if not _NAME.fullmatch(self.organism):
+            raise ConfigError(f"{self.organism!r} is no name of an organism", where="query")
+
+    @property
+    def obs_filter(self) -> str:
+        """The whole expression over obs, on one line."""
+        text = re.sub(r"\s*\n\s*", " ", self.filter.strip())
+        return f"({text}) and is_primary_data == True" if self.primary else text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queries:
+    """What a file of queries says.
+
+    Attributes
+    ----------
+    query
+        {name: Query}.
+    directory
+        Address of the JSON file that lists the releases: a URL or a path.
+    version
+        The release that is meant: its date, "stable" or "latest".
+    uri
+        A Census by its address, in place of a release of the directory.
+    anonymous
+        Read a public bucket of AWS without credentials. None does so for the releases of a directory,
+        and not for a Census that `uri` names.
+    region
+        S3 region of `uri`; a directory names the regions of its releases.
+    """
+
+    query: Mapping[str, Query] = field(default_factory=dict)
+    directory: str = DIRECTORY
+    version: str = "stable"
+    uri: str | None = None
+    anonymous: bool | None = None
+    region: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.query:
+            raise ConfigError(
+                "the file has no query", advice='add one: [query.NAME] and filter = "..."'
+            )
+        for name in self.query:
+            if not _NAME.fullmatch(name):
+                raise ConfigError(
+                    f"{name!r} can't be the name of a query",
+                    advice="use letters, digits, dots, dashes and underscores",
+                )
+
+    def __getitem__(self, name: str) -> Query:
+        """The query of this name.
+
+        Raises
+        ------
+        ConfigError
+            When there is none; it names the nearest.
+        """
+        if name not in self.query:
+            raise ConfigError(f"no query {name!r}", advice=did_you_mean(name, self.query))
+        return self.query[name]
+
+
+def load_queries(file: str | Path | None = None) -> Queries:
+    """Read a file of queries; None reads the shipped one.
+
+    Raises
+    ------
+    ConfigError
+        When it can't be read, a key is unknown (with the nearest), or a query is not one.
+    """
+    where = str(file or "the shipped queries")
+    tables = read_toml(file or SHIPPED)
+    given = tables.pop("query", {})
+    if not isinstance(given, Mapping) or not all(isinstance(q, Mapping) for q in given.values()):
+        raise ConfigError(
+            "`query` must hold tables", where=where, advice='write [query.NAME] and filter = "..."'
+        )
+    for name in ("directory", "version") if "uri" in tables else ("region",):
+        if name in tables:
+            raise ConfigError(
+                f"`{name}` means nothing "
+                + ("beside" if "uri" in tables else "without")
+                + " `uri`",
+                where=where,
+                advice="a Census is named either by directory and version, or by uri and region",
+            )
+    if not isinstance(tables.get("version", ""), str):
+        raise ConfigError(
+            "`version` is text", where=where, advice='quote it: version = "2025-01-30"'
+        )
+    queries = {name: build(Query, table, f"{where}: query.{name}") for name, table in given.items()}
+    try:
+        settings = build(_Settings, tables, where)
+        return Queries(query=queries, **dataclasses.asdict(settings))
+    except ConfigError as e:
+        raise ConfigError(e.what, where=e.where or where, advice=e.advice) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """The keys of a file beside its queries; see Queries."""
+
+    directory: str = DIRECTORY
+    version: str = "stable"
+    uri: str | None = None
+    anonymous: bool | None = None
+    region: str | None = None
+
+
+def query_address(
+    query_name: str, release: Release, queries_file: str | None = None
+) -> SomaAddress:
+    """The address of all cells of a query in a release."""
+    query = load_queries(queries_file)[query_name]
+    return SomaAddress(
+        uri=release.experiment(query.organism),
+        filter=query.obs_filter,
+        region=release.region,
+        anonymous=release.anonymous,
+    )

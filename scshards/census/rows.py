@@ -1,0 +1,167 @@
+"""The arithmetic of reading rows of a SOMA matrix: how many at once, and values in any order to rows.
+
+Called by census.experiment and, for what its rows are, census.download.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.kernels import rows as kernels
+
+Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]
+"""Values of a matrix in any order: the ids of their rows, of their columns, and they themselves."""
+
+_ROWS = 8
+"""A read is of at most so many times the cells that hold `read_values` on average."""
+
+
+class Rows(NamedTuple):
+    """Some cells' rows of a matrix.
+
+    Attributes
+    ----------
+    first
+        The place of the first one among the cells that were asked for.
+    indptr
+        int64 [cells + 1], from 0.
+    indices
+        int32 [values]: soma_joinids of genes, in any order within a row.
+    data
+        [values] of the stored dtype.
+    """
+
+    first: int
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.int32]
+    data: NDArray[Any]
+
+
+def stretches(
+    ids: NDArray[np.int64],
+    n_values: NDArray[np.int64] | None,
+    read_values: int,
+    mean: float,
+    tile: int = 1,
+) -> Iterator[tuple[int, int]]:
+    """Cut cells into stretches of about as many values, at most twice `read_values` but for one cell.
+
+    They end where tiles of rows do, if that is near: what is inflated for two stretches takes a third
+    of the time. And they are even: a small rest would take as long as a whole one.
+
+    Parameters
+    ----------
+    ids
+        soma_joinids, ascending.
+    n_values
+        How many values each cell has, where it is known, else `mean`.
+    tile
+        Rows of a tile.
+    """
+    n, rows = len(ids), max(1, int(read_values / max(mean, 1.0)))
+    ends = np.arange(1, n + 1) * mean if n_values is None else np.cumsum(n_values)
+    start = 0
+    while start < n:
+        before = float(ends[start - 1]) if start else 0.0
+        left = float(ends[-1]) - before
+        step = left / max(1, round(left / read_values))
+        # What obs says is not always so: cells that it says hold nothing are not read all at once.
+        most = start + _ROWS * rows
+        stop = min(max(int(np.searchsorted(ends, before + step, "right")), start + 1), most, n)
+        if stop < n and tile > 1:
+            later = int(np.searchsorted(ids, -(-int(ids[stop]) // tile) * tile))
+            sooner = int(np.searchsorted(ids, int(ids[stop]) // tile * tile))
+            if later <= most and float(ends[later - 1]) - before <= 2 * read_values:
+                stop = later
+            elif sooner > start and float(ends[sooner - 1]) - before >= read_values / 2:
+                stop = sooner
+        yield start, stop
+        start = stop
+
+
+class Dealt(NamedTuple):
+    """Values by rows: indptr int64 [rows + 1], columns int32, values; the largest column, or -1."""
+
+    indptr: NDArray[np.int64]
+    columns: NDArray[np.int32]
+    values: NDArray[Any]
+    largest: int
+
+
+def by_row(ids: NDArray[np.int64], parts: Iterable[Part], dtype: np.dtype[Any]) -> Dealt:
+    """Values in any order -> by rows. All parts are held until the last one has come, 12 bytes a value.
+
+    Parameters
+    ----------
+    ids
+        soma_joinids of the rows, ascending.
+    parts
+        Values with the soma_joinids of their rows, all of them among `ids`, and of their columns.
+    dtype
+        Of the values.
+    """
+    first, table = _places(ids)
+    kept, largest = [], -1
+    for rows, columns, values in parts:
+        places = table[rows - first] if table is not None else np.searchsorted(ids, rows)
+        largest = max(largest, int(columns.max(initial=-1)))
+        kept.append((places.astype(np.int32), columns.astype(np.int32), values))
+    indptr = np.zeros(len(ids) + 1, np.int64)
+    for places, _, _ in kept:
+        indptr[1:] += np.bincount(places, minlength=len(ids))
+    np.cumsum(indptr, out=indptr)
+    found = _deal(indptr, kept, 0, np.arange(len(ids), dtype=np.int32), dtype)
+    assert found is not None, "as many values as were counted"
+    return found._replace(largest=largest)
+
+
+def by_known_row(
+    ids: NDArray[np.int64],
+    n_values: NDArray[np.int64],
+    parts: Iterable[Part],
+    dtype: np.dtype[Any],
+) -> Dealt | None:
+    """As by_row, for rows of which it is said how many values each has: no part is held.
+
+    Returns
+    -------
+    None where it is not so. Not all parts may have been asked for then.
+    """
+    first, table = _places(ids)
+    if table is None:
+        parts = ((np.searchsorted(ids, rows), columns, values) for rows, columns, values in parts)
+        first, table = 0, np.arange(len(ids), dtype=np.int32)
+    indptr = np.zeros(len(ids) + 1, np.int64)
+    np.cumsum(n_values, out=indptr[1:])
+    return _deal(indptr, parts, first, table, dtype)
+
+
+def _deal(
+    indptr: NDArray[np.int64],
+    parts: Iterable[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]],
+    first: int,
+    table: NDArray[np.int32],
+    dtype: np.dtype[Any],
+) -> Dealt | None:
+    at, largest = indptr[:-1].copy(), -1
+    columns, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], dtype)
+    for part in parts:
+        seen = kernels.deal_to_rows(*part, first, table, at, indptr[1:], columns, values)
+        if seen == kernels.TOO_MANY:
+            return None
+        largest = max(largest, int(seen))
+    return Dealt(indptr, columns, values, largest) if np.array_equal(at, indptr[1:]) else None
+
+
+def _places(ids: NDArray[np.int64]) -> tuple[int, NDArray[np.int32] | None]:
+    """The first id, and the place of each id from there on; no table where it would be too long."""
+    first, stretch = int(ids[0]), int(ids[-1] - ids[0]) + 1
+    if stretch > 64 * len(ids) + (1 << 16):
+        return first, None
+    table = np.zeros(stretch, np.int32)
+    table[ids - first] = np.arange(len(ids), dtype=np.int32)
+    return first, table

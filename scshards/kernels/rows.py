@@ -1,0 +1,267 @@
+"""The compiled loops of pack: rows to members, and counting, sorting and copying. They release the GIL.
+
+A compiled loop that deals the values of a SOMA matrix out to rows. It releases the GIL.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+from scshards.kernels.members import (
+    BAD_COUNT,
+    LABELS,
+    OK,
+    copy_bytes,
+    parse_member,
+)
+from scshards.kernels.plain import list_small, spread_small, sum_small, write_small
+from scshards.kernels.tokens import is_plain, list_tokens, spread
+from scshards.kernels.writing import (
+    MEMBER_BOUND,
+    begin_member,
+    write_genes,
+    write_labels,
+    write_values,
+)
+
+FULL = -1
+"""`pack_rows` stopped before a row for which there may be no room; faults are above 0."""
+
+LABELS_BOUND = len(LABELS)
+"""Bytes of a member that are neither in one without labels nor in the labels themselves."""
+
+KEPT, FEW_GENES, MANY_GENES, FEW_COUNTS = 0, 1, 2, 3
+"""What became of a cell."""
+
+
+@nb.njit(nogil=True, cache=True)
+def pack_rows(
+    indptr, indices, data, largest, rows, first, slots, counts, limits, labels, label_ends,
+    scratch, bits, tokens, values, plain_row, out, at, sizes, n_genes, totals, fates,
+):  # fmt: skip
+    """The members of rows[first:] of a block, one after another into out[at:].
+
+    Parameters
+    ----------
+    indptr, indices, data
+        A block of CSR rows; `rows` [cells] are those to pack.
+    largest, slots, counts, scratch, bits, tokens
+        As of kernels.tokens.tokenize; `values` [as many as tokens] is of scratch's dtype.
+    plain_row
+        kernels.plain.PlainRow, for the same tokens.
+    limits
+        Least and most genes of a cell, and the least sum of its values; others are left out.
+    labels, label_ends
+        Of `rows`, as shards.members.encode_labels gives them.
+    sizes, n_genes, totals, fates
+        Filled for each of `rows`: bytes of its member, its genes, the sum of its values in the order of
+        the genes (float64), and KEPT or why it is not.
+
+    Returns
+    -------
+    0, FULL or a fault; the place in `rows` where it stopped, and in `data` for a fault; the end of what
+    was written; and the values that lay in unmatched columns.
+    """
+    start = indptr[0]
+    unmatched = 0
+    for i in range(first, len(rows)):
+        a, b = indptr[rows[i]] - start, indptr[rows[i] + 1] - start
+        label_start = label_ends[i - 1] if i else 0
+        if at + member_bound(b - a, label_ends[i] - label_start) > len(out):
+            return FULL, i, 0, at, unmatched
+        plain = counts and is_plain(indices[a:b], data[a:b], len(slots))
+        n = n_gap_bytes = n_large = 0
+        total = 0.0
+        if plain:
+            lost = spread_small(indices[a:b], data[a:b], slots, plain_row)
+            n, n_gap_bytes, n_large = list_small(plain_row)
+            # Fewer tokens than values: some share one, and are to be added up.
+            plain = n + lost == b - a
+        if plain:
+            # Small whole numbers: their sum is exact in any order.
+            total += sum_small(plain_row, n, n_large)
+        else:
+            fault, place, lost = spread(
+                indices[a:b], data[a:b], largest, slots, counts, scratch, bits
+            )
+            if fault:
+                return fault, i, a + place, at, unmatched
+            n = list_tokens(bits, tokens)
+            for j in range(n):
+                values[j] = scratch[tokens[j]]
+                total += values[j]
+        unmatched += lost
+        n_genes[i] = n
+        totals[i] = total
+        fates[i] = _fate(n, total, limits)
+        if fates[i] != KEPT:
+            continue
+        has_labels = label_ends[i] > label_start
+        if plain:
+            p = write_small(out, at, plain_row, n, n_gap_bytes, n_large, has_labels)
+        else:
+            p = begin_member(out, at, n, has_labels)
+            p = write_genes(out, p, tokens[:n])
+            p = write_values(out, p, values[:n])
+        p = write_labels(out, p, labels[label_start : label_ends[i]])
+        sizes[i] = p - at
+        at = p
+    return 0, len(rows), 0, at, unmatched
+
+
+@nb.njit(nogil=True, cache=True)
+def member_bound(n_values, label_bytes):
+    """A member of so many values and bytes of labels takes no more than this."""
+    return MEMBER_BOUND + label_bytes + 15 * n_values
+
+
+@nb.njit(nogil=True)
+def _fate(n, total, limits):
+    least_genes, most_genes, least_sum = limits
+    if n < least_genes:
+        return FEW_GENES
+    if n > most_genes:
+        return MANY_GENES
+    if total < least_sum:
+        return FEW_COUNTS
+    return KEPT
+
+
+@nb.njit(nogil=True, cache=True)
+def columns_fit(columns, n):
+    """Whether all columns are in a matrix of n columns. The loop is compiled to vector instructions."""
+    inside = 0
+    for i in range(len(columns)):
+        inside += np.uint32(columns[i]) < np.uint32(n)
+    return inside == len(columns)
+
+
+@nb.njit(nogil=True, cache=True)
+def unshuffle(planes, out):
+    """Undo HDF5's shuffle filter: `planes` holds the first bytes of all words of `out`, the next, ..."""
+    n = len(out)
+    for i in range(n):
+        word = np.uint64(0)
+        for k in range(out.itemsize):
+            word |= np.uint64(planes[k * n + i]) << np.uint64(8 * k)
+        out[i] = word
+
+
+@nb.njit(nogil=True, cache=True)
+def count_rows(rows, counts):
+    """counts[r] += 1 for each r of `rows`; False when one is out of range."""
+    for i in range(len(rows)):
+        r = rows[i]
+        if r < 0 or r >= len(counts):
+            return False
+        counts[r] += 1
+    return True
+
+
+@nb.njit(nogil=True, cache=True)
+def sort_by_row(rows, columns, values, indptr, out_columns, out_values):
+    """Triplets to CSR, stable: indptr [n + 1] must already count the rows."""
+    at = indptr[:-1].copy()
+    for i in range(len(rows)):
+        p = at[rows[i]]
+        at[rows[i]] = p + 1
+        out_columns[p] = columns[i]
+        out_values[p] = values[i]
+
+
+@nb.njit(nogil=True, cache=True)
+def row_totals(indptr, values, out):
+    """out[i] = the sum of row i's values, in order, in float64: the same for any blocking."""
+    for i in range(len(indptr) - 1):
+        total = 0.0
+        for j in range(indptr[i], indptr[i + 1]):
+            total += values[j]
+        out[i] = total
+
+
+@nb.njit(nogil=True, cache=True)
+def relabel_members(src, starts, sizes, n_genes, labels, label_ends, out, at, ends):
+    """Copy the members src[starts[i]:starts[i] + sizes[i]] one after another into out[at:], with
+    other labels.
+
+    Parameters
+    ----------
+    n_genes
+        How many each member must say that it has.
+    labels, label_ends
+        As `encode_labels` writes them; no bytes for no labels.
+    ends
+        Filled: where member i ends in `out`, which has room for all.
+
+    Returns
+    -------
+    The status of the first member that is none, and its place; or OK and how many there are.
+    """
+    fields = np.empty(6, np.int64)
+    p = np.int64(at)
+    first = 0
+    for i in range(len(starts)):
+        status = parse_member(src, starts[i], starts[i] + sizes[i], fields)
+        if status == OK and fields[0] != n_genes[i]:
+            status = BAD_COUNT
+        if status != OK:
+            return status, i
+        # All but the first byte, which counts the fields, is the same up to the end of the values.
+        size = fields[4] - starts[i]
+        copy_bytes(src, starts[i], size, out, p)
+        out[p] = 0x84 if label_ends[i] > first else 0x83
+        p = write_labels(out, p + size, labels[first : label_ends[i]])
+        first = label_ends[i]
+        ends[i] = p
+    return OK, len(starts)
+
+
+@nb.njit(nogil=True, cache=True)
+def count_cells(indptr, indices, data, tokens, first_row, last_row, cells):
+    """cells[t] += 1 for each row with a non-zero value of token t; last_row[t] is work space."""
+    start = indptr[0]
+    for row in range(len(indptr) - 1):
+        for i in range(indptr[row] - start, indptr[row + 1] - start):
+            t = tokens[indices[i]]
+            if t >= 0 and data[i] != 0 and last_row[t] != first_row + row:
+                last_row[t] = first_row + row
+                cells[t] += 1
+
+
+@nb.njit(nogil=True, cache=True)
+def slices_differ(a, a_starts, b, b_ends, sizes, differs):
+    """differs[i] = whether slice i of `a` is not slice i of `b`, whose slices lie end to end."""
+    start = 0
+    for i in range(len(sizes)):
+        differs[i] = b_ends[i] - start != sizes[i]
+        if not differs[i]:
+            for k in range(sizes[i]):
+                if a[a_starts[i] + k] != b[start + k]:
+                    differs[i] = True
+                    break
+        start = b_ends[i]
+
+
+TOO_MANY = -2
+"""What deal_to_rows returns in place of a column."""
+
+
+@nb.njit(nogil=True, cache=True)
+def deal_to_rows(rows, columns, values, first, table, at, ends, out_columns, out_values):
+    """Put each value to its row, at the place `at` that moves on; the largest column comes back.
+
+    `table` says which row the id `first + i` is. TOO_MANY comes back where a row would
+    go beyond its end.
+    """
+    largest = np.int64(-1)
+    for i in range(len(rows)):
+        row = table[rows[i] - first]
+        place = at[row]
+        if place >= ends[row]:
+            return np.int64(TOO_MANY)
+        at[row] = place + 1
+        out_columns[place] = np.int32(columns[i])
+        out_values[place] = values[i]
+        largest = max(largest, np.int64(columns[i]))
+    return largest

@@ -1,1 +1,0 @@
-"""Floor 4: AnnData files -> shard sets. Meets stream only in `scshards.shards`."""

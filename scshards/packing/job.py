@@ -1,0 +1,352 @@
+"""A pack as a job that can be stopped at any moment and gone on with by the same command.
+
+    <folder>/job.json              what was asked for; another question is refused once work has begun
+             vocab.json
+             source-000000/        arrays of the survey, and survey.json, its mark
+             plan.json             what the surveys decide together: from here on the output is written
+             000000.bin .npy .json a spill, its directory, its mark
+             train-000000.json     the mark of a shard
+             lock
+
+`folder` is `.packing` in a local root, or a folder of a name of its own below `--scratch` (or the
+system's temporary folder). It is removed when the manifest is written. Called by packing.pack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from scshards._version import __version__
+from scshards.base.errors import OutputExistsError, ScshardsError, StorageError
+from scshards.base.files import scratch_writes
+from scshards.base.locks import LEASE, LOCK, Lease, held
+from scshards.base.remote import translated
+from scshards.base.storage import Storage, path_of, redact
+from scshards.packing.marks import publish, read_mark
+from scshards.packing.options import PackOptions
+from scshards.shards.manifest import MANIFEST, VOCAB, Manifest
+
+FOLDER, JOB, PLAN = ".packing", "job.json", "plan.json"
+
+ADDS_TO = "adds to"
+"""The key of what is asked for that names the manifest of the set that is added to."""
+
+GO_ON = (
+    "what is done is kept: run the same command to go on, or add --restart to throw it away and "
+    "begin anew"
+)
+
+_OURS = re.compile(r"(train|valid|test)/\d{6,}\.(tar|tar\.zst|parquet)")
+
+
+class Job:
+    """The place of one pack: its output, its scratch folder, its locks; a context manager.
+
+    Parameters
+    ----------
+    root
+        Of the output.
+    options
+        For storage options and the scratch folder.
+    asked
+        What decides over the output, ready for JSON: two jobs are the same when this is.
+    base
+        The manifest of the set that is added to, or None for a new set.
+    restart
+        Throw away what an earlier job has left.
+    shared
+        Whether other processes work on the same job at the same time (`--task`).
+    begun_only
+        Refuse when no job has begun (`--finish`).
+
+    Attributes
+    ----------
+    storage
+        The root.
+    folder
+        The scratch folder.
+    is_worthless
+        Set when the same command can only fail again, so that nothing is kept.
+
+    Raises
+    ------
+    OutputExistsError
+        When there is something else at the root, another job, or a pack that runs.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        options: PackOptions,
+        asked: dict[str, Any],
+        *,
+        base: Manifest | None = None,
+        restart: bool = False,
+        shared: bool = False,
+        begun_only: bool = False,
+    ) -> None:
+        self.storage = Storage(root, options.storage_options)
+        self.folder = _folder(self.storage, options.scratch)
+        self._asked = {"scshards": __version__, **asked}
+        self._base, self._restart = base, restart
+        self._shared, self._begun_only = shared, begun_only
+        self.is_worthless = False
+
+    @property
+    def has_plan(self) -> bool:
+        return (self.folder / PLAN).exists()
+
+    def __enter__(self) -> Job:
+        self._refuse_strangers()
+        root = self.storage.local_path
+        self._made = _missing_parents(root) if root else []
+        with contextlib.ExitStack() as stack:
+            if root:
+                try:
+                    root.mkdir(parents=True, exist_ok=True)
+                except OSError as e:
+                    raise StorageError(
+                        f"the output can't be made: {e.strerror}", where=self.storage.at("")
+                    ) from None
+            stack.callback(self._remove_empty)
+            with scratch_writes(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            _check_owner(self.folder)
+            stack.enter_context(held(self.folder, shared=self._shared, where=self.storage.at("")))
+            if self._base is None and self.storage.exists(MANIFEST):
+                self._refuse_strangers()  # it was finished while the lock was waited for
+            if root is None and not self._shared:
+                stack.enter_context(Lease(self.storage))
+            try:
+                self._claim()
+            except BaseException:
+                if not (self.folder / JOB).exists():
+                    self._remove_folder()
+                raise
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        keep = self._shared or self._is_worth_keeping(error)
+        left = []
+        if error is not None and not keep:
+            with contextlib.suppress(StorageError):
+                self._remove_work()
+            left = self._remove_folder()
+        self._stack.close()
+        if error is None:
+            return
+        state = GO_ON if keep else "nothing was left in the output"
+        if left:
+            state = f"remove what could not be removed before you pack again: {', '.join(left)}"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"packing was interrupted; {state}") from None
+        if isinstance(error, ScshardsError) and (keep or left):
+            advice = f"{error.advice}; {state}" if error.advice else state
+            raise type(error)(error.what, where=error.where, advice=advice) from error
+
+    def finish(self, manifest: Manifest) -> None:
+        """Publish the manifest, last of all, and remove the scratch folder."""
+        self.storage.remove_temporaries()
+        self.storage.write(MANIFEST, manifest.to_json())
+        left = self._remove_folder()
+        if left:
+            raise StorageError(
+                "the shard set is complete, but the scratch folder can't be removed",
+                where=", ".join(left),
+                advice="remove it by hand",
+            )
+
+    def mark(self, name: str) -> Path:
+        """Where the mark of a task is."""
+        return self.folder / f"{name}.json"
+
+    def _refuse_strangers(self) -> None:
+        """Refuse a root that holds what no job of this root has left there."""
+        root = self.storage.local_path
+        with translated(self.storage.at("")):
+            is_file = root is not None and root.exists() and not root.is_dir()
+        if is_file:
+            raise OutputExistsError(
+                "the output is a file",
+                where=self.storage.at(""),
+                advice="name a folder that is empty or absent",
+            )
+        if self._base is not None:
+            self._refuse_unfinished_addition(self._base)
+            return
+        if self.storage.exists(MANIFEST):
+            self._remove_leftovers()
+            raise OutputExistsError(
+                "there is a shard set already",
+                where=self.storage.at(""),
+                advice="choose another output, or remove it first; add cells to it with --append",
+            )
+        names = [n for n in self.storage.list() if not n.startswith(f"{FOLDER}/") and n != LEASE]
+        if not names or (self.folder / JOB).exists():
+            return
+        ours = [n for n in names if n == VOCAB or _OURS.fullmatch(n)]
+        if self._restart and len(ours) == len(names):
+            return
+        other = next((n for n in names if n not in ours), names[0])
+        advice = "choose another output, or empty it first"
+        if len(ours) == len(names):
+            advice = (
+                "it looks like a pack that did not finish and whose temporary files are gone: remove "
+                "it with --restart, name them with --scratch, or choose another output"
+            )
+        raise OutputExistsError(
+            f"the output is not empty: it holds {other}", where=self.storage.at(""), advice=advice
+        )
+
+    def _remove_leftovers(self) -> None:
+        """Remove the scratch folder of a job that was killed after it had published its manifest."""
+        if (self.folder / JOB).exists():
+            # Whoever holds it removes it.
+            with contextlib.suppress(OutputExistsError), held(self.folder):
+                self._remove_folder()
+
+    def _refuse_unfinished_addition(self, base: Manifest) -> None:
+        if self._restart or (self.folder / JOB).exists():
+            return
+        known = _files(base)
+        for name in self.storage.list():
+            if _OURS.fullmatch(name) and name not in known:
+                raise OutputExistsError(
+                    f"the manifest does not name {name}: it looks like something that was added by "
+                    "half, and whose temporary files are gone",
+                    where=self.storage.at(""),
+                    advice="remove such files with --restart, or name the temporary files with "
+                    "--scratch",
+                )
+
+    def _claim(self) -> None:
+        """Make this job the folder's, or find that it is already."""
+        found = read_mark(self.folder / JOB)
+        if self._begun_only and found is None:
+            raise OutputExistsError(
+                "there is nothing to finish: no task of this pack has begun",
+                where=self.storage.at(""),
+                advice="run its tasks first, with --task I/N",
+            )
+        # A job that was not about this manifest had published it, and was killed before it was gone.
+        is_over = (
+            self._base is not None
+            and found is not None
+            and found.get(ADDS_TO) != self._asked[ADDS_TO]
+        )
+        if self._restart or is_over:
+            self._remove_work()
+            found = None
+        if found is not None and found != self._asked:
+            if self.has_plan or self._shared or self._begun_only:
+                raise OutputExistsError(
+                    f"another pack is half done there; {_difference(found, self._asked)}",
+                    where=self.storage.at(""),
+                    advice="give the same options to go on with it, or add --restart to throw it "
+                    "away and begin anew",
+                )
+            self._remove_work()
+        publish(self.folder / JOB, json.dumps(self._asked).encode())
+
+    def _is_worth_keeping(self, error: BaseException | None) -> bool:
+        """Whether a later run could go on: not when an input was refused before any task was done."""
+        if not isinstance(error, ScshardsError):
+            return True
+        if not self.has_plan or self.is_worthless:
+            return False
+        return isinstance(error, StorageError) or any(self.folder.glob("[0-9]*.json"))
+
+    def _remove_work(self) -> None:
+        """Remove what a job has made, but not the lock, and nothing of the set that is added to."""
+        keep = {VOCAB, *_files(self._base)} if self._base is not None else set()
+        for name in self.storage.list():
+            if (name == VOCAB or _OURS.fullmatch(name)) and name not in keep:
+                self.storage.remove(name)
+        with scratch_writes(self.folder):
+            for path in self.folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != LOCK:
+                    path.unlink()
+
+    def _remove_folder(self) -> list[str]:
+        try:
+            shutil.rmtree(self.folder)
+        except OSError:
+            return [str(self.folder)]
+        return []
+
+    def _remove_empty(self) -> None:
+        """Remove the local folders that this job made; a folder that holds something stays."""
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _files(manifest: Manifest) -> set[str]:
+    """All shards and indexes of a set."""
+    shards = [s for split in manifest.splits.values() for s in split]
+    return {path for s in shards for path in (s.path, s.index_path)}
+
+
+def _folder(storage: Storage, scratch: str | None) -> Path:
+    root = storage.local_path
+    if scratch is None and root is not None:
+        return root / FOLDER
+    # The same for the same root, so that the same command finds it again.
+    name = str(root) if root is not None else redact(storage.url).rstrip("/")
+    tag = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
+    parent = path_of(scratch).absolute() if scratch else Path(tempfile.gettempdir())
+    return parent / f"scshards-{os.getuid()}-{tag}"
+
+
+def _check_owner(folder: Path) -> None:
+    if folder.stat().st_uid != os.getuid():
+        raise StorageError(
+            "the scratch folder belongs to another user",
+            where=folder,
+            advice="name a folder of your own with --scratch",
+        )
+
+
+def _missing_parents(path: Path) -> list[Path]:
+    """The folders that making `path` will make, the deepest first."""
+    return [p for p in (path, *path.parents) if not p.exists()]
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """In words, what two jobs do not share."""
+    told = []
+    for name in sorted(old.keys() | new.keys()):
+        a, b = old.get(name), new.get(name)
+        if a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            told += [
+                f"{k}: {json.dumps(a.get(k))} there, {json.dumps(b.get(k))} here"
+                for k in sorted(a.keys() | b.keys())
+                if a.get(k) != b.get(k)
+            ]
+        elif name == "inputs":
+            told.append(_inputs_differ(a or [], b or []))
+        else:
+            told.append(f"{name}: {json.dumps(a)} there, {json.dumps(b)} here")
+    return "; ".join(told)
+
+
+def _inputs_differ(old: Iterable[Any], new: Iterable[Any]) -> str:
+    before, now = [str(n) for n in old], [str(n) for n in new]
+    for what, some in (("without", set(before) - set(now)), ("with", set(now) - set(before))):
+        if some:
+            return f"inputs: here {what} {sorted(some)[0]}"
+    return "inputs: in another order"

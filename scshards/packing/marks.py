@@ -1,0 +1,118 @@
+"""Marks: what a finished task leaves, so that a re-run of the same pack does not do it again.
+
+    perform(Marked(scatter, task, mark))      runs the task, then publishes its result as the mark
+    read_mark(path)                           the result, or None
+
+A mark is a small JSON file that appears whole or not at all, after everything it speaks for. Called by
+packing.phases in its worker processes, and by packing.job.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base.errors import StorageError
+from scshards.base.files import scratch_writes
+
+
+class Result(Protocol):
+    """What a task returns: it can be written as JSON."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Marked:
+    """A task with the function that does it and the mark that says it is done."""
+
+    function: Callable[[Any], Any]
+    task: Any
+    mark: str
+
+
+def perform(work: Marked) -> dict[str, Any]:
+    """Do the task and publish its mark; the mark's content comes back, with the mark's path as `mark`.
+
+    Raises
+    ------
+    StorageError
+        When this process does not see the pack's scratch folder, or can't write there.
+    """
+    mark = Path(work.mark)
+    if not mark.parent.is_dir():
+        raise StorageError(
+            "this worker does not see the scratch folder of the pack",
+            where=mark.parent,
+            advice="name a folder that every worker can read and write with --scratch",
+        )
+    start = time.monotonic()
+    result: dict[str, Any] = work.function(work.task).to_json()
+    result |= {"seconds": round(time.monotonic() - start, 3)}
+    publish(mark, json.dumps(result, ensure_ascii=True).encode())
+    return {**result, "mark": work.mark}
+
+
+def publish(path: Path, data: bytes | memoryview) -> None:
+    """Write a file of the scratch folder: all of it or nothing, and two writers do not meet."""
+    with scratch_writes(path):
+        handle, temporary = tempfile.mkstemp(
+            prefix=f"{path.name}.", suffix=".part", dir=path.parent
+        )
+        try:
+            with os.fdopen(handle, "wb") as f:
+                f.write(data)
+            os.replace(temporary, path)  # noqa: PTH105
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def publish_array(path: Path, array: NDArray[Any]) -> None:
+    """Write a .npy file of the scratch folder, all of it or nothing."""
+    out = io.BytesIO()
+    np.save(out, array)
+    publish(path, out.getbuffer())
+
+
+def read_mark(path: Path) -> dict[str, Any] | None:
+    """What a mark says; None when there is none."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as e:
+        raise StorageError(f"a mark of the pack can't be read: {e.strerror}", where=path) from None
+    try:
+        tree = json.loads(text)
+    except ValueError:
+        tree = None
+    if not isinstance(tree, dict):
+        raise StorageError(
+            "a mark of the pack is damaged", where=path, advice="remove it, and run the pack again"
+        )
+    return tree
+
+
+SPLIT = "split.npy"
+"""The split code of each row, before cells are dropped for what other sources hold."""
+
+
+def survey_mark(folder: str, ordinal: int) -> Path:
+    """The mark of one input's survey in the scratch folder."""
+    return source_folder(folder, ordinal) / "survey.json"
+
+
+def source_folder(folder: str, ordinal: int) -> Path:
+    """Where one input's arrays are in the scratch folder."""
+    return Path(folder) / f"source-{ordinal:06d}"

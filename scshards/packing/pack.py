@@ -1,0 +1,371 @@
+"""`pack`: AnnData files -> a shard set. The order of the work, and who does it.
+
+    survey each input   -> decide: refusals, labels, splits      nothing is written to the output before
+    transpose           CSC matrices only
+    scatter (pass 1)    slices of inputs -> spill files by shard
+    write   (pass 2)    shards and indexes
+    manifest.json       last
+
+The output depends on the inputs, the options and the seed alone. What was done is never done again: a
+pack that was stopped goes on when it is called again (packing.job).
+
+`append`: more inputs for a complete shard set, as new shards beside the old ones.
+
+No old shard is written again: new sources and shards are numbered after the old, labels keep their codes
+and get new categories at their end, and a new manifest takes the place of the old one at once. Who has
+read the old manifest finds everything that it names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scshards.base.errors import ConfigError
+from scshards.cells.vocab import Vocab
+from scshards.census.experiment import JOINID
+from scshards.packing.executors import LOCAL, InProcess, make_executor
+from scshards.packing.job import ADDS_TO, Job
+from scshards.packing.options import PackOptions as PackOptions
+from scshards.packing.phases import Phases
+from scshards.packing.reshard_record import KEPT
+from scshards.shards.manifest import MANIFEST, Manifest
+from scshards.shards.shardset import ShardSet
+from scshards.sources.inputs import Input, InputFile, expand, kept_columns
+from scshards.sources.vocabulary import read_vocab
+
+
+def pack(
+    inputs: Input | Sequence[Input],
+    root: Input,
+    vocab: Vocab | Input,
+    options: PackOptions | None = None,
+    progress: bool = True,
+    *,
+    dask: str | None = None,
+    restart: bool = False,
+    finish: bool = False,
+    seconds: dict[int, float] | None = None,
+) -> Manifest:
+    """Pack the cells of AnnData and 10x files into a shard set.
+
+    A pack that was stopped is gone on with by the same call: what is done is not done again.
+
+    Parameters
+    ----------
+    inputs
+        Files, stores, folders, globs and lists, local or fsspec URLs; see sources.inputs.expand. Their
+        order gives them their ordinals.
+    root
+        Where the shard set goes: a local folder or an fsspec URL, absent or empty.
+    vocab
+        A vocabulary or its file; special tokens are added where they are missing.
+    options
+        See PackOptions.
+    progress
+        Show progress on standard error.
+    dask
+        Address of a dask scheduler, or "local": who does the work, in place of `options.workers`
+        processes.
+    restart
+        Throw away what an unfinished pack has left at `root`, and begin anew.
+    finish
+        Refuse unless tasks of this pack were begun by `pack_share`.
+    seconds
+        A dict that is given the seconds each source took, by its ordinal.
+
+    Returns
+    -------
+    The manifest, as it was written.
+
+    Raises
+    ------
+    OutputExistsError
+        When there is anything else at `root`, or a pack runs there.
+    ConfigError, VocabError, SourceError, ValueKindError, StorageError
+        When options, vocabulary, inputs or output can't be used. Before the first byte of the output
+        is written nothing is left at `root`; afterwards what is done is kept, without a manifest.
+    """
+    request = _Request.of(inputs, root, vocab, options)
+    job = Job(request.root, request.options, request.asked, restart=restart, begun_only=finish)
+    check_shared(job, request.options, dask)
+    with job, make_executor(request.options.workers, dask) as executor:
+        phases = Phases(
+            request.files, request.vocab, request.options, job, executor, shown=progress
+        )
+        manifest = run_all(phases, automatic=request.options.workers is None and dask is None)
+        if seconds is not None:
+            seconds |= phases.seconds
+        return manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Share:
+    """What a call of `pack_share` has left.
+
+    Attributes
+    ----------
+    slices, slices_done
+        Tasks of pass 1, and how many of them are done, by whomever.
+    shards, shards_done
+        Shards, and how many of them are written; 0 as long as pass 1 is not done.
+    """
+
+    slices: int
+    slices_done: int
+    shards: int
+    shards_done: int
+
+
+def pack_share(
+    inputs: Input | Sequence[Input],
+    root: Input,
+    vocab: Vocab | Input,
+    options: PackOptions | None = None,
+    progress: bool = True,
+    *,
+    share: tuple[int, int],
+) -> Share:
+    """Do one of n shares of a pack, beside other processes that do the others (`--task I/N`).
+
+    Each call does its share of pass 1 and, when the whole of pass 1 is done, of the shards. Two rounds
+    of calls do it all, then, and `pack(..., finish=True)` does what is missing, if anything, and
+    publishes the manifest. All processes must see the same scratch folder.
+
+    Parameters
+    ----------
+    inputs, root, vocab, options, progress
+        As for `pack`.
+    share
+        (i, n), i from 1 to n.
+
+    Raises
+    ------
+    As `pack`; what is done is kept.
+    """
+    i, n = share
+    if not 1 <= i <= n:
+        raise ConfigError(
+            f"{i}/{n} is no share", where="--task", advice="give I/N with I from 1 to N"
+        )
+    request = _Request.of(inputs, root, vocab, options)
+    job = Job(request.root, request.options, request.asked, shared=True)
+    check_shared(job, request.options, None, option="--task")
+    executor = make_executor(request.options.workers or 1, None)
+    with job, executor:
+        phases = Phases(
+            request.files,
+            request.vocab,
+            request.options,
+            job,
+            executor,
+            share=(i - 1, n),
+            shown=progress,
+        )
+        phases.survey()
+        phases.decide()
+        phases.transpose()
+        phases.scatter()
+        slices, done = len(phases.slices), phases.scattered
+        shards = shards_done = 0
+        if done == slices:
+            phases.merge()
+            phases.write()
+            shards_done, shards = phases.written
+        return Share(slices=slices, slices_done=done, shards=shards, shards_done=shards_done)
+
+
+def run_all(phases: Phases, *, automatic: bool) -> Manifest:
+    """All phases in order; `automatic` does a small pack in this process."""
+    phases.survey()
+    phases.decide()
+    if automatic and phases.is_small:
+        phases.executor = InProcess()
+    phases.transpose()
+    phases.scatter()
+    phases.merge()
+    phases.write()
+    manifest = phases.manifest()
+    phases.job.finish(manifest)
+    return manifest
+
+
+def check_shared(
+    job: Job, options: PackOptions, dask: str | None, *, option: str | None = None
+) -> None:
+    """Refuse processes on other machines without a scratch folder that they can see."""
+    option = option or (None if dask in (None, LOCAL) else "--dask")
+    if option is None:
+        return
+    if job.storage.local_path is None and options.scratch is None:
+        raise ConfigError(
+            f"{option} needs a scratch folder that every process sees",
+            where=job.storage.at(""),
+            advice="name one on a shared file system with --scratch",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Request:
+    """What was asked for, read and checked."""
+
+    files: list[InputFile]
+    root: str
+    vocab: Vocab
+    options: PackOptions
+    asked: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        inputs: Input | Sequence[Input],
+        root: Input,
+        vocab: Vocab | Input,
+        options: PackOptions | None,
+    ) -> _Request:
+        options = options or PackOptions()
+        files = expand(inputs, options.storage_options)
+        options = dataclasses.replace(options, obs=kept_columns(options.obs, files))
+        if not isinstance(vocab, Vocab):
+            vocab = read_vocab(vocab, options.storage_options)
+        vocab = vocab.with_specials()
+        asked = {
+            "inputs": [f.name for f in files],
+            "vocabulary": vocab.fingerprint,
+            "options": options.recorded(),
+        }
+        return cls(files=files, root=os.fspath(root), vocab=vocab, options=options, asked=asked)
+
+
+OF_INPUTS = (
+    "gene_column", "layer", "raw", "where", "min_match", "strip_versions", "ids_vocab", "list_columns"
+)  # fmt: skip
+"""Options that say how inputs are read, and may differ from one call to the next."""
+
+_OF_THE_RUN = ("workers", "scratch", "storage_options", "trust_pickle")
+
+
+def append(
+    inputs: Input | Sequence[Input],
+    root: Input,
+    changes: Mapping[str, Any] | None = None,
+    vocab: Vocab | Input | None = None,
+    progress: bool = True,
+    *,
+    dask: str | None = None,
+    restart: bool = False,
+    seconds: dict[int, float] | None = None,
+) -> Manifest:
+    """Add the cells of more inputs to a complete shard set.
+
+    Parameters
+    ----------
+    inputs
+        As for `pack`; none may be in the set already.
+    root
+        Of the shard set.
+    changes
+        Options of PackOptions by name. What is not given is as it was when the set was packed; only how
+        inputs are read (OF_INPUTS) may be different, and how the work is done: workers, scratch,
+        storage_options, trust_pickle.
+    vocab
+        The set has one; if one is given, it must be the same.
+    progress, dask, restart, seconds
+        As for `pack`. `restart` throws away what an unfinished call has left, nothing else.
+
+    Returns
+    -------
+    The new manifest.
+
+    Raises
+    ------
+    StorageError
+        When there is no shard set at `root`.
+    ConfigError
+        When the options are not those of the set, or an input is in it already.
+    ScshardsError
+        As for `pack`; the set stays as it was.
+    """
+    changes = dict(changes or {})
+    storage_options = changes.get("storage_options", {})
+    shard_set = ShardSet(root, storage_options)
+    base = shard_set.manifest
+    files = expand(inputs, storage_options)
+    if "obs" in changes and JOINID in base.options.get("obs", ()):
+        # It was added to what was asked for when the set was packed, and is again.
+        changes["obs"] = kept_columns(changes["obs"], files)
+    options = append_options(base, changes, where=shard_set.storage.at(""))
+    if vocab is not None:
+        _check_vocab(vocab, shard_set, storage_options)
+    known = {s.name for s in base.sources}
+    for file in files:
+        if file.name in known:
+            raise ConfigError(
+                "the shard set has this input already",
+                where=file.name,
+                advice="leave it out; if it is another file, give it a name of its own in a list",
+            )
+    asked = {
+        "inputs": [f.name for f in files],
+        ADDS_TO: hashlib.sha256(shard_set.storage.read(MANIFEST)).hexdigest(),
+        "options": options.recorded(),
+    }
+    job = Job(os.fspath(root), options, asked, base=base, restart=restart)
+    check_shared(job, options, dask)
+    with job, make_executor(options.workers, dask) as executor:
+        phases = Phases(files, shard_set.vocab, options, job, executor, base=base, shown=progress)
+        manifest = run_all(phases, automatic=options.workers is None and dask is None)
+        if seconds is not None:
+            seconds |= phases.seconds
+        return manifest
+
+
+def append_options(base: Manifest, changes: Mapping[str, Any], *, where: object) -> PackOptions:
+    """The options that a set was packed with, and those that may differ changed.
+
+    Raises
+    ------
+    ConfigError
+        When one that holds for the whole set would change.
+    """
+    if base.options.get("splits") == KEPT:
+        raise ConfigError(
+            "the set was merged from sets that were split in different ways: nobody can say where new "
+            "cells belong",
+            where=where,
+            advice="split it anew with scshards reshard first, such as by --split-by",
+        )
+    names = {f.name for f in dataclasses.fields(PackOptions)}
+    old = {name: value for name, value in base.options.items() if name in names}
+    # What JSON has as a list is a tuple here.
+    old["obs"] = tuple(old.get("obs", ()))
+    wanted = PackOptions(**{**old, **changes})
+    before = PackOptions(**old)
+    for name in changes:
+        if name in OF_INPUTS or name in _OF_THE_RUN:
+            continue
+        a, b = getattr(before, name), getattr(wanted, name)
+        if a != b:
+            raise ConfigError(
+                f"the shard set was packed with {name}={a!r}, and what is added can't have {b!r}",
+                where=where,
+                advice="leave the option out, or change the whole set with scshards reshard",
+            )
+    return wanted
+
+
+def _check_vocab(
+    vocab: Vocab | Input, shard_set: ShardSet, storage_options: Mapping[str, Any]
+) -> None:
+    if not isinstance(vocab, Vocab):
+        vocab = read_vocab(vocab, storage_options)
+    if vocab.with_specials().fingerprint != shard_set.manifest.vocab_fingerprint:
+        raise ConfigError(
+            "the vocabulary is not the one that the shard set was packed with",
+            where=shard_set.storage.at(""),
+            advice="leave --vocab out: the set has its own",
+        )

@@ -1,0 +1,189 @@
+"""Where each cell goes: its split, its shard and its place there. Pure functions of integers.
+
+A cell is named by its key (`source << 40 | row`); what is decided about it depends on nothing but the
+seed, its key and how many cells there are in all: not on workers, blocks or tasks.
+
+    split    a hash of (seed, key), or of (seed, value of an obs column), or the values as listed
+    shard    shuffled: a hash of (seed, key) over the split's shards; else its rank in the split, cut
+             every `cells_per_shard`
+    place    shuffled: by another hash; else by key
+
+Called by packing.survey, packing.phases, packing.scatter and packing.writer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base import seeds
+from scshards.cells.batch import KEY_ROW_BITS
+
+TRAIN, DROPPED = 0, -1
+"""Codes of the split "train", which is always the first, and of cells that are in no split."""
+
+TASK_ROWS = 1 << 16
+TASK_VALUES = 1 << 24
+"""A task is about so many rows or values: enough work to hand out, few enough spill files."""
+
+TASKS, LARGEST = 1 << 10, 1 << 4
+"""With more tasks than TASKS they are made larger, up to LARGEST times: each leaves a spill file, of
+which each shard reads a part."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slice:
+    """Rows start:stop of one source: the work of one task.
+
+    Attributes
+    ----------
+    ranks
+        For each split, how many of its cells lie before `start` over all sources.
+    cells
+        Cells of the slice that are in a split.
+    """
+
+    source: int
+    start: int
+    stop: int
+    ranks: tuple[int, ...]
+    cells: int
+
+
+def cell_keys(source: int | NDArray[np.integer], rows: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The keys of rows of a source, or of one source each, int64."""
+    return np.asarray(source, np.int64) << KEY_ROW_BITS | rows.astype(np.int64)
+
+
+def split_keys(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The sources and the rows of keys."""
+    return keys >> KEY_ROW_BITS, keys & ((1 << KEY_ROW_BITS) - 1)
+
+
+def split_cells(seed: int, valid: float, test: float, keys: NDArray[np.int64]) -> NDArray[np.int8]:
+    """The split code of each cell, by a hash of the cell.
+
+    Parameters
+    ----------
+    valid, test
+        The splits' shares. Those with a share have the codes after TRAIN, valid before test.
+    """
+    return _cut(seeds.uniforms(seeds.key(seed, "split"), keys), valid, test)
+
+
+def split_values(seed: int, valid: float, test: float, values: Sequence[str]) -> NDArray[np.int8]:
+    """The split code of each value of an obs column, by a hash of its text."""
+    keys = np.array([seeds.key(seed, "split", value) for value in values], np.uint64)
+    return _cut(seeds.uniforms(0, keys), valid, test)
+
+
+def split_listed(held_out: Mapping[str, Sequence[str]], values: Sequence[str]) -> NDArray[np.int8]:
+    """The split code of each value of an obs column, by the lists of those that are held out."""
+    code = {value: i for i, split in enumerate(held_out, 1) for value in held_out[split]}
+    return np.array([code.get(value, TRAIN) for value in values], np.int8)
+
+
+def shard_counts(cells: Sequence[int], cells_per_shard: int) -> tuple[int, ...]:
+    """How many shards each split has room for, from its cells before any is dropped for its genes."""
+    return tuple(-(-n // cells_per_shard) for n in cells)
+
+
+def enlarged(n_values: int) -> int:
+    """How many times larger tasks are than usual when there are so many values in all."""
+    return min(max(n_values // (TASKS * TASK_VALUES), 1), LARGEST)
+
+
+def slices(
+    splits: Iterable[NDArray[np.int8]],
+    values: Sequence[int],
+    n_splits: int,
+    tiles: Sequence[tuple[int, int]],
+) -> list[Slice]:
+    """Cut all sources into tasks.
+
+    Parameters
+    ----------
+    splits
+        For each source, the split code of each row.
+    values
+        For each source, how many values its matrix has.
+    n_splits
+        How many splits there are.
+    tiles
+        For each source, rows that are best read together; see Source.tiles.
+    """
+    out = []
+    ranks = [0] * n_splits
+    larger = enlarged(sum(values))
+    sources = zip(splits, values, tiles, strict=True)
+    for source, (codes, n_values, (first, tile)) in enumerate(sources):
+        n_rows = len(codes)
+        rows = max(1, min(TASK_ROWS, TASK_VALUES * n_rows // max(n_values, 1)) * larger)
+        start = stop = 0
+        while stop < n_rows:
+            start, stop = stop, min(stop + rows, n_rows)
+            # A tile that is begun is read to its end, or else it would be read twice.
+            stop = min(stop + (first - stop) % tile, n_rows)
+            # Codes are -1, 0, 1, ...
+            counts = np.bincount(codes[start:stop] + 1, minlength=n_splits + 1)[1:].tolist()
+            if any(counts):
+                out.append(
+                    Slice(
+                        source=source, start=start, stop=stop, ranks=tuple(ranks), cells=sum(counts)
+                    )
+                )
+            ranks = [r + c for r, c in zip(ranks, counts, strict=True)]
+    return out
+
+
+def assign_shards(
+    split: NDArray[np.int8],
+    keys: NDArray[np.int64],
+    ranks: Sequence[int],
+    n_shards: Sequence[int],
+    *,
+    seed: int,
+    shuffle: bool,
+    cells_per_shard: int,
+) -> NDArray[np.int32]:
+    """The shard of each of a slice's cells, numbered through all splits; -1 where in no split.
+
+    Parameters
+    ----------
+    split, keys
+        Of every row of the slice, in order.
+    ranks
+        For each split, how many of its cells come before.
+    n_shards
+        For each split, its shards.
+    """
+    out = np.full(len(split), -1, np.int32)
+    hashes = seeds.draws(seeds.key(seed, "shard"), keys) if shuffle else None
+    first = 0
+    for code, n in enumerate(n_shards):
+        mine = split == code
+        if hashes is not None and n:
+            out[mine] = first + (hashes[mine] % np.uint64(n)).astype(np.int32)
+        elif n:
+            out[mine] = first + (ranks[code] + np.arange(mine.sum())) // cells_per_shard
+        first += n
+    return out
+
+
+def order_in_shard(seed: int, keys: NDArray[np.int64], *, shuffle: bool) -> NDArray[np.int64]:
+    """The order of a shard's cells, as indices into `keys`."""
+    if not shuffle:
+        return np.argsort(keys, kind="stable")
+    return np.lexsort((keys, seeds.draws(seeds.key(seed, "order"), keys)))
+
+
+def _cut(drawn: NDArray[np.float64], valid: float, test: float) -> NDArray[np.int8]:
+    """valid is cut from the lower end of [0, 1) and test from the upper one, so that a cell that is
+    held out for one of them stays there when the other is added or grows."""
+    codes = np.full(len(drawn), TRAIN, np.int8)
+    codes[drawn >= 1 - test] = TRAIN + (2 if valid > 0 else 1)
+    codes[drawn < valid] = TRAIN + 1
+    return codes

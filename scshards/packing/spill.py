@@ -1,0 +1,315 @@
+"""Large byte arrays that a process uses again: a fresh one costs a page fault for every 4 kB of it.
+
+    with borrowed(size) as buffer: ...
+
+Spill files: what pass 1 leaves in the scratch folder for pass 2, one per task.
+
+    SpillWriter: members[used:] = ..., add(...)        000012.bin, then 000012.npy
+    read_records(segments), read_members(segments)     one record per cell, and their members
+
+A spill file is a row of runs. A run holds the cells that fit in one buffer, grouped by shard: first all
+their records, then all their members. The directory (.npy) has a row for each shard in each run, ordered
+by shard; it is written last, so that one that is there says that its spill is whole.
+
+The directories of all spills as one, by shard: which parts of which spills a shard is made of.
+
+    merge(folder, tasks, shards)     segments.npy, and firsts.npy: where each shard begins in it
+
+A directory has a row for each shard in each run of a task, so that all of them together grow with tasks
+and shards, and may not fit in memory: they are merged for as many shards at a time as do.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import itertools
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base.files import scratch_writes
+from scshards.kernels import members as shard_kernels
+from scshards.packing.marks import publish_array
+
+_free: list[NDArray[np.uint8]] = []
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def borrowed(size: int) -> Iterator[NDArray[np.uint8]]:
+    """Bytes of any content, at least `size` of them, that are kept for the next who asks.
+
+    A process never keeps more arrays than were borrowed at one time: one that is too small makes way.
+    """
+    buffer = _take(size)
+    try:
+        yield buffer
+    finally:
+        with _lock:
+            _free.append(buffer)
+
+
+def _take(size: int) -> NDArray[np.uint8]:
+    with _lock:
+        _free.sort(key=len)
+        for i, buffer in enumerate(_free):
+            if len(buffer) >= size:
+                return _free.pop(i)
+        if _free:
+            _free.pop()  # before the new one is made, so that both are never there
+    return np.empty(size, np.uint8)
+
+
+RUN_BYTES = 1 << 26
+"""Most bytes of members that are grouped in memory, unless one cell alone has more."""
+
+SMALL_RUN_BYTES, SEGMENT_BYTES = 1 << 23, 1 << 15
+"""What fits in a processor's cache is grouped faster; but pass 2 reads a shard's part of every run, and
+those should not be small: a run has so many bytes for each shard, and no less than the small run."""
+
+PIECE_BYTES = 1 << 20
+"""How many bytes of members are read at once in pass 2, unless one cell alone has more."""
+
+SEGMENT = np.dtype(
+    [
+        ("shard", "<i4"),
+        ("task", "<i4"),
+        ("cells", "<i8"),
+        ("records_at", "<i8"),
+        ("members_at", "<i8"),
+        ("bytes", "<i8"),
+    ]
+)
+"""A shard's cells in one run: how many, where their records and members are, bytes of members."""
+
+
+def record_dtype(labels: Sequence[str]) -> np.dtype[Any]:
+    """What is known of a cell beside its member; `labels` are the kinds of its labels."""
+    fields = [("key", "<i8"), ("size", "<i8"), ("n_genes", "<i4"), ("total", "<f8")]
+    fields += [
+        (f"label-{i}", "<f8" if kind == "number" else "<i4") for i, kind in enumerate(labels)
+    ]
+    return np.dtype(fields)
+
+
+class SpillWriter:
+    """Writes one task's spill; a context manager that leaves no directory when it fails.
+
+    Attributes
+    ----------
+    members
+        uint8: where members are to be written, from `used` on.
+    used
+        How much of it is filled.
+    """
+
+    members: NDArray[np.uint8]
+
+    def __init__(self, folder: Path, task: int, n_shards: int) -> None:
+        self._path, self._task = folder / f"{task:06d}.bin", task
+        self._run_bytes = min(RUN_BYTES, max(SMALL_RUN_BYTES, n_shards * SEGMENT_BYTES))
+        self.used = 0
+        self._records: list[NDArray[Any]] = []
+        self._shards: list[NDArray[np.int32]] = []
+        self._segments: list[NDArray[Any]] = []
+        self._at = 0
+
+    def __enter__(self) -> SpillWriter:
+        # A name of its own: another process may do the same task, after this one was given up.
+        with scratch_writes(self._path):
+            handle, self._temporary = tempfile.mkstemp(
+                prefix=f"{self._path.name}.", suffix=".part", dir=self._path.parent
+            )
+            self._file = os.fdopen(handle, "wb")
+        self._buffers = contextlib.ExitStack()
+        self._take_buffers(self._run_bytes)
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        with self._buffers, self._file:
+            if kind is None:
+                self._flush()
+        if kind is not None:
+            Path(self._temporary).unlink(missing_ok=True)
+            return
+        segments = np.concatenate([np.empty(0, SEGMENT), *self._segments])
+        with scratch_writes(self._path):
+            os.replace(self._temporary, self._path)  # noqa: PTH105
+        order = np.argsort(segments["shard"], kind="stable")
+        publish_array(self._path.with_suffix(".npy"), segments[order])
+
+    def add(self, shards: NDArray[np.int32], records: NDArray[Any], end: int) -> None:
+        """Add the cells whose members were written to `members` one after another, up to `end`."""
+        self.used = end
+        if len(records):
+            self._shards.append(shards)
+            self._records.append(records)
+
+    def make_room(self, size: int) -> None:
+        """Empty `members`, which has room for at least `size` bytes then."""
+        self._flush()
+        if size > len(self.members):
+            self._buffers.close()
+            self._take_buffers(size)
+
+    def _take_buffers(self, size: int) -> None:
+        self.members, self._grouped = (self._buffers.enter_context(borrowed(size)) for _ in "12")
+
+    def _flush(self) -> None:
+        if not self._records:
+            return
+        shards, records = np.concatenate(self._shards), np.concatenate(self._records)
+        order = np.argsort(shards, kind="stable")
+        sizes = records["size"]
+        n = shard_kernels.gather_slices(
+            self.members, np.cumsum(sizes) - sizes, sizes, order, self._grouped
+        )
+        assert n == self.used
+        shards, records = shards[order], records[order]
+        first = np.flatnonzero(np.append(True, shards[1:] != shards[:-1]))
+        ends = np.append(0, np.cumsum(records["size"]))
+        segments = np.empty(len(first), SEGMENT)
+        segments["shard"], segments["task"] = shards[first], self._task
+        segments["cells"] = np.diff(np.append(first, len(shards)))
+        segments["records_at"] = self._at + first * records.dtype.itemsize
+        segments["members_at"] = self._at + records.nbytes + ends[first]
+        segments["bytes"] = np.diff(np.append(ends[first], ends[-1]))
+        with scratch_writes(self._path):
+            self._file.write(records.data)
+            self._file.write(self._grouped[:n].data)
+        self._at += records.nbytes + n
+        self._segments.append(segments)
+        self._records, self._shards, self.used = [], [], 0
+
+
+def read_records(folder: Path, segments: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The records of the cells of one shard.
+
+    Parameters
+    ----------
+    folder
+        Of the spill files.
+    segments
+        The shard's rows of all directories, ordered by task.
+    dtype
+        Of the records.
+    """
+    records = np.empty(int(segments["cells"].sum()), dtype)
+    p = 0
+    for f, s in _opened(folder, segments):
+        n = int(s["cells"])
+        _read_into(f, int(s["records_at"]), records[p : p + n].view(np.uint8))
+        p += n
+    return records
+
+
+def read_members(
+    folder: Path, segments: NDArray[Any], sizes: NDArray[np.int64]
+) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
+    """The members of the same cells, some at a time: (which cells, their members one after another).
+
+    `sizes` are those of the cells' members. The bytes are good until the next are asked for.
+    """
+    ends = np.cumsum(sizes)
+    with borrowed(int(max(PIECE_BYTES, sizes.max(initial=0)))) as buffer:
+        first = 0
+        for f, s in _opened(folder, segments):
+            last = first + int(s["cells"])
+            start = base = int(ends[first] - sizes[first])
+            while first < last:
+                # As many of the segment's cells as fit.
+                stop = min(int(np.searchsorted(ends, start + len(buffer), side="right")), last)
+                members = buffer[: int(ends[stop - 1]) - start]
+                _read_into(f, int(s["members_at"]) + start - base, members)
+                yield slice(first, stop), members
+                first, start = stop, int(ends[stop - 1])
+
+
+def _opened(folder: Path, segments: NDArray[Any]) -> Iterator[tuple[Any, Any]]:
+    """Each segment with its spill file, each file opened once."""
+    for task, group in itertools.groupby(segments, key=lambda s: int(s["task"])):
+        with (folder / f"{task:06d}.bin").open("rb", buffering=0) as f:
+            for s in group:
+                yield f, s
+
+
+def _read_into(f: Any, at: int, out: NDArray[np.uint8]) -> None:
+    f.seek(at)
+    view = out.data
+    while len(view):
+        n = f.readinto(view)
+        assert n, "a spill file is shorter than its directory says"
+        view = view[n:]
+
+
+SEGMENTS, FIRSTS, CELLS = "segments.npy", "firsts.npy", "shard-cells.npy"
+
+GROUP_ROWS = 1 << 21
+"""Most rows that are sorted in memory at once: 92 MB."""
+
+
+def merge(folder: Path, n_tasks: int, n_shards: int) -> NDArray[np.int64]:
+    """Write segments.npy and firsts.npy [shards + 1]; the cells of each shard [shards] come back.
+
+    A task without a directory, which packed no cell, has no part in it. What is written appears whole or
+    not at all; when it is there already, it is not made again.
+    """
+    with scratch_writes(folder):
+        if (folder / CELLS).exists():
+            done: NDArray[np.int64] = np.load(folder / CELLS)
+            return done
+        rows, cells = np.zeros(n_shards, np.int64), np.zeros(n_shards, np.int64)
+        for number in range(n_tasks):
+            part = np.load(folder / f"{number:06d}.npy", mmap_mode="r")
+            for a in range(0, len(part), GROUP_ROWS):
+                some = np.array(part[a : a + GROUP_ROWS])
+                rows += np.bincount(some["shard"], minlength=n_shards)
+                cells += np.bincount(some["shard"], some["cells"], n_shards).astype(np.int64)
+        firsts = np.append(0, np.cumsum(rows))
+        _write_segments(folder, n_tasks, firsts)
+        publish_array(folder / FIRSTS, firsts)
+        # Last: its presence says that the others are whole.
+        publish_array(folder / CELLS, cells)
+        return cells
+
+
+def read_segments(folder: Path, shard: int) -> NDArray[Any]:
+    """The rows of one shard, ordered by task."""
+    firsts = np.load(folder / FIRSTS, mmap_mode="r")
+    segments = np.load(folder / SEGMENTS, mmap_mode="r")
+    return np.array(segments[int(firsts[shard]) : int(firsts[shard + 1])])
+
+
+def _write_segments(folder: Path, n_tasks: int, firsts: NDArray[np.int64]) -> None:
+    n_shards = len(firsts) - 1
+    handle, temporary = tempfile.mkstemp(prefix=f"{SEGMENTS}.", suffix=".part", dir=folder)
+    with os.fdopen(handle, "wb") as f:
+        header = {"descr": SEGMENT.descr, "fortran_order": False, "shape": (int(firsts[-1]),)}
+        np.lib.format.write_array_header_1_0(f, header)
+        low = 0
+        while low < n_shards:
+            high = int(np.searchsorted(firsts, firsts[low] + GROUP_ROWS, side="right")) - 1
+            high = min(max(high, low + 1), n_shards)
+            parts = [np.empty(0, SEGMENT)]
+            for number in range(n_tasks):
+                part = np.load(folder / f"{number:06d}.npy", mmap_mode="r")
+                a, b = (_place(part, shard) for shard in (low, high))
+                parts.append(np.array(part[a:b]))
+            rows = np.concatenate(parts)
+            f.write(rows[np.argsort(rows["shard"], kind="stable")].data)
+            low = high
+    os.replace(temporary, folder / SEGMENTS)  # noqa: PTH105
+
+
+def _place(directory: NDArray[Any], shard: int) -> int:
+    """Where the rows of a shard begin in a directory, which is sorted by shard."""
+    return bisect.bisect_left(
+        range(len(directory)), shard, key=lambda i: int(directory[i]["shard"])
+    )

@@ -1,0 +1,374 @@
+"""Look at one input before anything is packed: does it fit, and which of its cells are kept?
+
+    survey(SurveyTask) -> Survey        and, in the scratch folder, arrays that the tasks of pass 1 read:
+                                        tokens.npy, split.npy, label-0.npy, ..., unique.bin
+
+Every refusal that can be known without reading the whole matrix is raised here. Called by
+packing.phases, in its worker processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base import where
+from scshards.base.errors import ConfigError, SourceError, ValueKindError
+from scshards.base.files import scratch_writes
+from scshards.base.storage import Storage
+from scshards.cells.vocab import Vocab
+from scshards.packing import plan
+from scshards.packing.labels import Label, LabelSurvey, read_label
+from scshards.packing.marks import SPLIT, publish_array, source_folder
+from scshards.packing.options import PackOptions
+from scshards.packing.unique import write_hashes
+from scshards.sources.genes import Naming, match_source
+from scshards.sources.inputs import InputFile
+from scshards.sources.open import input_identity, open_source
+from scshards.sources.rows import Source
+
+SAMPLE_VALUES = 1 << 20
+"""How many values are looked at to tell counts from others; pass 1 looks at all of them."""
+
+SAMPLE_PLACES = 16
+"""Where cells are left out: how many places are looked at, and how many rows at each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SurveyTask:
+    """One input to look at; `folder` is the pack's scratch folder, which holds vocab.json."""
+
+    file: InputFile
+    ordinal: int
+    options: PackOptions
+    folder: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Survey:
+    """What packing.pack must know of one input.
+
+    Attributes
+    ----------
+    ordinal, name, n_rows, n_values, needs_transposing, tiles
+        As the source says.
+    identity
+        What tells this state of the input from another; see Storage.identity.
+    columns, matched, unmatched, merged
+        Gene columns and how they match the vocabulary.
+    cells
+        Cells of each split, before any is dropped for its genes, or because it is repeated.
+    dropped
+        {reason: cells} so far.
+    labels
+        The columns of `options.labels`.
+    fraction
+        A value that is no whole number, or None when none was seen.
+    is_empty
+        Whether no value was seen that is not zero.
+    is_log1p
+        Whether the file says that it is log-normalised.
+    advice
+        What to do when counts are wanted and there are fractions.
+    """
+
+    ordinal: int
+    name: str
+    identity: dict[str, Any]
+    n_rows: int
+    n_values: int
+    needs_transposing: bool
+    tiles: tuple[int, int]
+    columns: int
+    matched: int
+    unmatched: int
+    merged: int
+    cells: tuple[int, ...]
+    dropped: dict[str, int]
+    labels: tuple[LabelSurvey, ...]
+    fraction: float | None
+    is_empty: bool
+    is_log1p: bool
+    advice: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Survey:
+        """From what `to_json` gave; other keys of `tree` are left aside."""
+        known = {f.name: tree[f.name] for f in dataclasses.fields(cls)}
+        labels = tuple(
+            # Sources have most categories in common: each text is kept once.
+            LabelSurvey(**{**label, "categories": tuple(map(sys.intern, label["categories"]))})
+            for label in tree["labels"]
+        )
+        tuples = {"cells": tuple(tree["cells"]), "tiles": tuple(tree["tiles"])}
+        return cls(**{**known, **tuples, "labels": labels})
+
+
+def survey(task: SurveyTask) -> Survey:
+    """Look at one input.
+
+    Raises
+    ------
+    SourceError
+        When too few genes match, a column is missing or not a label, or the file is damaged.
+    ValueKindError
+        When a negative, NaN or infinite value is seen.
+    ConfigError
+        When `where` does not fit, or cells have no value of `split_by` or `unique`.
+    """
+    options = task.options
+    identity = _identity(task.file, options)
+    with open_for_task(task.file, task.ordinal, options, task.folder) as source:
+        vocab = _vocab(task.folder, task.fingerprint)
+        naming = Naming(
+            gene_column=options.gene_column,
+            strip_versions=options.strip_versions,
+            min_match=options.min_match,
+        )
+        match = match_source(source, vocab, naming)
+        kept = _kept(source, options)
+        labels = [_label(source, column).only(kept) for column in options.labels]
+        split = _split(source, kept, labels, options)
+        fraction, is_empty = check_values(source, kept)
+        arrays: dict[str, NDArray[Any]] = {"tokens.npy": match.tokens, SPLIT: split}
+        arrays |= {f"label-{i}.npy": label.values for i, label in enumerate(labels)}
+        folder = source_folder(task.folder, task.ordinal)
+        with scratch_writes(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        for name, array in arrays.items():
+            publish_array(folder / name, array)
+        if options.unique is not None:
+            column = source.obs(options.unique)
+            write_hashes(folder, column, split, name=source.name, column=options.unique)
+        n_dropped = int((~kept).sum())
+        return Survey(
+            ordinal=source.ordinal,
+            name=source.name,
+            identity=identity,
+            n_rows=source.n_rows,
+            n_values=source.n_values,
+            needs_transposing=source.needs_transposing,
+            tiles=source.tiles,
+            columns=source.n_columns,
+            matched=match.matched,
+            unmatched=match.unmatched,
+            merged=match.merged,
+            cells=tuple(int((split == code).sum()) for code in range(len(options.splits))),
+            dropped={"where": n_dropped} if n_dropped else {},
+            labels=tuple(
+                label.survey(as_text=options.held_out is not None and name == options.split_by)
+                for name, label in zip(options.labels, labels, strict=True)
+            ),
+            fraction=fraction,
+            is_empty=is_empty,
+            is_log1p=source.is_log1p,
+            advice=""
+            if fraction is None
+            else _advice(
+                source,
+                "pack a file with counts, or keep the values as they are with --values float",
+            ),
+        )
+
+
+def open_for_task(
+    file: InputFile,
+    ordinal: int,
+    options: PackOptions,
+    folder: str,
+    identity: Mapping[str, Any] | None = None,
+) -> Source:
+    """Open an input as the options say, with its place in the pack's scratch folder.
+
+    Parameters
+    ----------
+    identity
+        What the survey found the input to be; None while it is surveyed.
+
+    Raises
+    ------
+    SourceError
+        Also when it is not the file that was surveyed.
+    """
+    if identity is not None and identity != _identity(file, options):
+        raise SourceError(
+            "the input has changed since this pack began",
+            where=file.name,
+            advice="put the old file back, or add --restart to throw away what was packed",
+        )
+    return open_source(
+        file.url,
+        ordinal,
+        name=file.name,
+        gene_column=options.gene_column,
+        layer=options.layer,
+        raw=options.raw,
+        storage_options=options.storage_options,
+        scratch=source_folder(folder, ordinal) / "transposed",
+        ids_vocab=options.ids_vocab,
+        list_columns=options.list_columns,
+        trust_pickle=options.trust_pickle,
+    )
+
+
+_KEPT: list[Vocab] = []
+
+
+def keep_vocab(vocab: Vocab) -> None:
+    """Spare this process, and those forked from it, reading the vocabulary of their pack."""
+    _KEPT[:] = [vocab]
+
+
+def check_values(source: Source, kept: NDArray[np.bool_]) -> tuple[float | None, bool]:
+    """Look at some values of the kept rows: (a fraction among them or None, whether all are zero).
+
+    Raises
+    ------
+    ValueKindError
+        When one of them is negative, NaN or infinite.
+    """
+    values = source.sample(SAMPLE_VALUES) if kept.all() else _sample_rows(source, kept)
+    where = f"{source.name}: {source.matrix_name}"
+    fault = _fault(values)
+    if fault is not None:
+        value, what = fault
+        raise ValueKindError(
+            f"the matrix holds values that can't be packed: {value:g} is {what}",
+            where=where,
+            advice=_advice(source, "pack a file with counts"),
+        )
+    return _fraction(values), not values.any()
+
+
+def _identity(file: InputFile, options: PackOptions) -> dict[str, Any]:
+    identity = input_identity(file.url, options.storage_options)
+    if options.ids_vocab is not None:
+        identity["ids_vocab"] = Storage(options.ids_vocab, options.storage_options).identity()
+    return identity
+
+
+def _sample_rows(source: Source, kept: NDArray[np.bool_]) -> NDArray[Any]:
+    """Values of kept rows at some places: a cell that is left out may hold anything."""
+    rows = np.flatnonzero(kept)
+    places = (
+        np.unique(rows[np.linspace(0, len(rows) - 1, SAMPLE_PLACES).astype(int)])
+        if len(rows)
+        else rows
+    )
+    parts = []
+    for place in places.tolist():
+        for block in source.blocks(place, min(place + SAMPLE_PLACES, source.n_rows)):
+            of_value = np.repeat(np.arange(len(block.indptr) - 1), np.diff(block.indptr))
+            parts.append(block.data[kept[block.first_row + of_value]])
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def counts_elsewhere(source: Source) -> str | None:
+    """A line of advice that names the other matrices of the file that hold counts, if any do."""
+    whole, _ = _other_matrices(source)
+    return f"these matrices of the file hold whole numbers: {', '.join(whole)}" if whole else None
+
+
+def _other_matrices(source: Source) -> tuple[list[str], list[str]]:
+    """The options that choose the file's other matrices: of whole numbers, and of fractions."""
+    whole: list[str] = []
+    fractions: list[str] = []
+    for option, values in source.other_samples(SAMPLE_VALUES):
+        if _fault(values) is None and values.any():
+            (whole if _fraction(values) is None else fractions).append(option)
+    return whole, fractions
+
+
+def _advice(source: Source, otherwise: str) -> str:
+    whole, fractions = _other_matrices(source)
+    if whole:
+        return f"these matrices of the file hold whole numbers: {', '.join(whole)}"
+    advice = f"no other matrix of this file holds whole numbers: {otherwise}"
+    if fractions:
+        shown = ", ".join(f"{option} --values float" for option in fractions)
+        advice += f"; what could be packed from this file, as it is: {shown}"
+    return advice
+
+
+def _fault(values: NDArray[Any]) -> tuple[Any, str] | None:
+    if values.dtype.kind == "f":
+        for found, what in (
+            (np.isnan(values), "not a number"),
+            (np.isneginf(values) | np.isposinf(values), "infinite"),
+        ):
+            if found.any():
+                return values[found][0], what
+    if values.dtype.kind in "if" and (values < 0).any():
+        return values[values < 0][0], "negative"
+    return None
+
+
+def _fraction(values: NDArray[Any]) -> float | None:
+    if values.dtype.kind != "f":
+        return None
+    found = values[values != np.floor(values)]
+    return float(found[0]) if len(found) else None
+
+
+def _kept(source: Source, options: PackOptions) -> NDArray[np.bool_]:
+    if options.where is None:
+        return np.ones(source.n_rows, np.bool_)
+    expression = where.parse(options.where)
+    columns = {}
+    for column in expression.columns:
+        try:
+            columns[column] = source.obs(column)
+        except SourceError as e:
+            # A name that is in no column is a mistake in the expression.
+            raise ConfigError(e.what, where=f"{e.where}: --where", advice=e.advice) from None
+    return expression.mask(columns, source.n_rows, where=source.name)
+
+
+def _label(source: Source, column: str) -> Label:
+    return read_label(source.obs(column), where=f"{source.name}: obs, column {column!r}")
+
+
+def _split(
+    source: Source, kept: NDArray[np.bool_], labels: list[Label], options: PackOptions
+) -> NDArray[np.int8]:
+    if options.split_by is None:
+        keys = plan.cell_keys(source.ordinal, np.arange(source.n_rows))
+        split = plan.split_cells(options.seed, options.valid_fraction, options.test_fraction, keys)
+    else:
+        label = labels[options.labels.index(options.split_by)].as_category()
+        n_missing = int((label.missing & kept).sum())
+        if n_missing:
+            raise ConfigError(
+                f"{n_missing:,} cells have no value of {options.split_by!r}, so no split",
+                where=source.name,
+                advice=f'drop them with --where "`{options.split_by}` == `{options.split_by}`" '
+                "(true where there is a value)",
+            )
+        if options.held_out is not None:
+            of_value = plan.split_listed(options.held_out, label.categories)
+        else:
+            of_value = plan.split_values(
+                options.seed, options.valid_fraction, options.test_fraction, label.categories
+            )
+        split = np.append(of_value, np.int8(plan.DROPPED))[label.values]
+    return np.where(kept, split, plan.DROPPED).astype(np.int8)
+
+
+def _vocab(folder: str, fingerprint: str) -> Vocab:
+    """The pack's vocabulary, read once in a process that did not make it."""
+    if not _KEPT or _KEPT[0].fingerprint != fingerprint:
+        keep_vocab(Vocab.load(Path(folder) / "vocab.json"))
+    assert _KEPT[0].fingerprint == fingerprint
+    return _KEPT[0]

@@ -1,0 +1,8 @@
+"""Is a shard set what its manifest says, to the last byte?
+
+    whole      `verify`: all shards, and what can only be known over all of them
+    shard      one shard against its manifest entry, its index and format 1
+    promises   what the options of the set promise of its cells
+
+Read first: whole.py.
+"""

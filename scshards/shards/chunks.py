@@ -1,0 +1,150 @@
+"""Reading cells of a shard in order: the chunks that hold them, checked, and members decoded in blocks.
+
+    index, places --read_chunks--> raw bytes of some chunks at a time --decode_block--> TokenRows
+
+A few chunks are in memory at a time. Called by packing.reshard_scatter and exporting.cells; the stream,
+which reads cells at random, has a reader of its own (stream.fetch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base.errors import FormatError
+from scshards.base.storage import Storage
+from scshards.cells.batch import format_key
+from scshards.cells.tokenizer import TokenRows, ValueKind
+from scshards.kernels import members as kernels
+from scshards.shards.manifest import ShardInfo
+from scshards.shards.members import check_status
+from scshards.shards.tar import Compression, open_chunk
+
+READ_BYTES = 1 << 22
+"""About so many bytes of chunks are read at a time."""
+
+
+def read_chunks(
+    storage: Storage,
+    shard: ShardInfo,
+    compression: Compression,
+    index: Mapping[str, NDArray[Any]],
+    taken: NDArray[np.intp],
+) -> Generator[tuple[NDArray[np.intp], NDArray[np.uint8], int], None, None]:
+    """The chunks that hold some cells, a few at a time.
+
+    Parameters
+    ----------
+    storage, shard, compression
+        The shard.
+    index
+        Its index, with `offset`, `size`, `source` and `row` at least.
+    taken
+        The places of the cells in the shard, ascending.
+
+    Yields
+    ------
+    (places of the cells, the raw bytes of their chunks, where those begin in the uncompressed tar).
+    Every chunk's checksum was found right, and every member lies in its chunk.
+
+    Raises
+    ------
+    ChecksumError, FormatError, StorageError
+        When the shard is not what its index and the manifest say, or can't be read.
+    """
+    chunks, where = shard.chunks, storage.at(shard.path)
+    chunk_of = np.repeat(np.arange(len(chunks)), chunks.cells)[taken]
+    raw_ends, stored_ends = np.cumsum(chunks.raw), np.cumsum(chunks.stored)
+    offset, size = index["offset"][taken], index["size"][taken]
+    inside = (size >= 0) & (offset >= raw_ends[chunk_of] - chunks.raw[chunk_of])
+    inside &= offset + size <= raw_ends[chunk_of]
+    if not inside.all():
+        bad = int(taken[np.flatnonzero(~inside)[0]])
+        raise FormatError(
+            "its offset and size are not those of a member", where=f"{where}: {_key(index, bad)}"
+        )
+    for first, last in _runs(np.unique(chunk_of), chunks.stored):
+        at = int(stored_ends[first] - chunks.stored[first])
+        stored = np.frombuffer(storage.read(shard.path, at, int(stored_ends[last])), np.uint8)
+        parts = []
+        for i in range(first, last + 1):
+            end = int(stored_ends[i]) - at
+            piece = stored[end - int(chunks.stored[i]) : end]
+            raw_size, checksum = int(chunks.raw[i]), int(chunks.sums[i])
+            parts.append(open_chunk(piece, raw_size, checksum, compression, where))
+        raw = stored if compression == "none" else np.concatenate(parts)
+        raw.setflags(write=False)  # as `stored` is: the kernels are compiled once
+        cells = taken[(chunk_of >= first) & (chunk_of <= last)]
+        yield cells, raw, int(raw_ends[first] - chunks.raw[first])
+
+
+def decode_block(
+    src: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    n_tokens: int,
+    kind: ValueKind,
+    where: Callable[[int], str],
+) -> TokenRows:
+    """The genes and values of the members src[starts[i]:starts[i] + sizes[i]].
+
+    Parameters
+    ----------
+    n_tokens
+        Gene ids are below this.
+    kind
+        "counts" or "float".
+    where
+        What an error calls member i.
+
+    Raises
+    ------
+    FormatError
+        When one of them is not a cell of format 1.
+    """
+    n = len(starts)
+    fields = np.zeros((n, kernels.MEMBER_FIELDS), np.int64)
+    status = np.zeros(n, np.int64)
+    kernels.measure_members(src, starts, sizes, fields, status)
+    if kind == "float":
+        uneven = fields[:, 4] - fields[:, 3] != 4 * fields[:, 0]
+        status[(status == kernels.OK) & uneven] = kernels.BAD_COUNT
+    _check(status, where)
+    indptr = np.append(0, np.cumsum(fields[:, 0]))
+    genes = np.empty(int(indptr[-1]), np.int32)
+    counts = np.empty(len(genes) if kind == "counts" else 0, np.uint64)
+    kernels.decode_members(src, fields, indptr, n_tokens, genes, counts, status)
+    _check(status, where)
+    values: NDArray[Any] = counts
+    if kind == "float":
+        stored = np.empty(4 * len(genes), np.uint8)
+        kernels.gather_slices(src, fields[:, 3], 4 * fields[:, 0], np.arange(n), stored)
+        values = stored.view("<f4").astype(np.float32, copy=False)
+    return TokenRows(indptr=indptr, genes=genes, values=values, unmatched_values=0)
+
+
+def _runs(wanted: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Neighbouring chunks of together about READ_BYTES: (first, last)."""
+    first = last = -1
+    for i in wanted.tolist():
+        if first >= 0 and i == last + 1 and int(sizes[first : i + 1].sum()) <= READ_BYTES:
+            last = i
+            continue
+        if first >= 0:
+            yield first, last
+        first = last = i
+    if first >= 0:
+        yield first, last
+
+
+def _check(status: NDArray[np.int64], where: Callable[[int], str]) -> None:
+    bad = np.flatnonzero(status != kernels.OK)
+    if len(bad):
+        check_status(int(status[bad[0]]), where(int(bad[0])))
+
+
+def _key(index: Mapping[str, NDArray[Any]], cell: int) -> str:
+    return format_key(int(index["source"][cell]), int(index["row"][cell]))

@@ -1,0 +1,260 @@
+"""Cell <-> bytes: the payload of one tar member (format 1, docs/format.md).
+
+A member is the msgpack map {"n", "genes", "values"[, "labels"]} in this order, every item in its
+shortest form. `encode_rows` makes many members at once, for verify and train.embed; pack has a kernel
+of its own that writes the same (kernels.rows.pack_rows). `decode_cell` reads one for people and tests.
+The stream reads members with `kernels.members` directly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base.errors import FormatError
+from scshards.cells.tokenizer import TokenRows, ValueKind
+from scshards.kernels import members as kernels
+from scshards.kernels import writing as write_kernels
+
+EXTENSION = "cell.mp"
+"""Of a member's name; `mp` is how webdataset's own `.decode()` knows msgpack."""
+
+MAX_TOKENS = MAX_CODES = 1 << 31
+"""Token ids and category codes are below this, so that an int32 holds them."""
+
+STATUS = {
+    kernels.BAD_STRUCTURE: "the member is not a cell of format 1",
+    kernels.BAD_VARINT: "a varint is cut short or overlong",
+    kernels.BAD_ORDER: "gene ids do not ascend",
+    kernels.ID_TOO_LARGE: "a gene id is outside the vocabulary",
+    kernels.BAD_COUNT: "the number of genes or values differs from n",
+}
+"""What a kernel's status code means."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One decoded cell.
+
+    Attributes
+    ----------
+    genes
+        int32 [n]: token ids, ascending.
+    values
+        uint64 [n] counts, or float32 [n].
+    labels
+        {column: category code, or number}; empty when the shard set keeps none.
+    """
+
+    genes: NDArray[np.int32]
+    values: NDArray[Any]
+    labels: dict[str, int | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelColumn:
+    """One obs column of a block of cells: int64 codes (-1 missing) or float64 numbers (NaN missing)."""
+
+    name: str
+    values: NDArray[Any]
+
+    @property
+    def is_number(self) -> bool:
+        return bool(self.values.dtype.kind == "f")
+
+
+def encode_rows(
+    rows: TokenRows, labels: Sequence[LabelColumn] = ()
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The members of a block of cells.
+
+    Parameters
+    ----------
+    rows
+        Tokenized cells, counts (uint64) or float32.
+    labels
+        Columns of as many values as there are cells.
+
+    Returns
+    -------
+    payload uint8, and ends int64 [cells]: cell i is payload[ends[i - 1]:ends[i]].
+    """
+    n = len(rows)
+    label_bytes, label_ends = encode_labels(labels, n)
+    value_bytes = 4
+    if rows.values.dtype == np.uint64:
+        value_bytes = _varint_bytes(int(rows.values.max()) if len(rows.values) else 0)
+    gene_bytes = _varint_bytes(int(rows.genes.max()) if len(rows.genes) else 0)
+    bound = len(rows.genes) * (gene_bytes + value_bytes)
+    bound += n * write_kernels.MEMBER_BOUND + len(label_bytes)
+    payload = np.empty(bound, np.uint8)
+    ends = np.empty(n, np.int64)
+    values = np.ascontiguousarray(rows.values, rows.values.dtype.newbyteorder("="))
+    size = write_kernels.encode_members(
+        rows.indptr, rows.genes, values, label_bytes, label_ends, payload, ends
+    )
+    assert size <= bound
+    return payload[:size], ends
+
+
+def encode_labels(
+    labels: Sequence[LabelColumn], n: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The labels of n cells as they stand in their members: payload and ends, as of `encode_rows`."""
+    assert all(len(c.values) == n for c in labels)
+    if not labels:
+        return np.zeros(0, np.uint8), np.zeros(n, np.int64)
+    codes = np.full((n, len(labels)), -1, np.int64)
+    numbers = np.zeros((n, len(labels)), np.uint64)
+    is_number = np.array([c.is_number for c in labels], np.bool_)
+    for j, column in enumerate(labels):
+        if column.is_number:
+            numbers[:, j] = np.ascontiguousarray(column.values, np.float64).view(np.uint64)
+        else:
+            codes[:, j] = column.values
+    names = [msgpack.packb(c.name) for c in labels]
+    name_ends = np.cumsum([len(b) for b in names], dtype=np.int64)
+    flat = np.frombuffer(b"".join(names), np.uint8)
+    out = np.empty(n * (3 + len(flat) + 9 * len(labels)), np.uint8)
+    ends = np.empty(n, np.int64)
+    size = write_kernels.encode_labels(flat, name_ends, codes, numbers, is_number, out, ends)
+    return out[:size], ends
+
+
+def encode_cell(
+    genes: Sequence[int] | NDArray[np.integer],
+    values: Sequence[float] | NDArray[Any],
+    labels: Mapping[str, int | float] | None = None,
+    *,
+    kind: ValueKind = "counts",
+) -> bytes:
+    """The member of one cell, for tests and small tools: pack encodes blocks.
+
+    Raises
+    ------
+    FormatError
+        When the genes do not ascend, a value is not above 0 or, of counts, not whole, or a label is
+        neither a category code (an int, -1 when missing) nor a number (a float).
+    """
+    ids, given = _array(genes), _array(values)
+    if ids.ndim != 1 or ids.shape != given.shape:
+        raise FormatError(f"{ids.size} genes but {given.size} values")
+    if ids.size and (ids.dtype.kind not in "iu" or ids[0] < 0 or ids[-1] >= MAX_TOKENS):
+        raise FormatError(f"gene ids are whole numbers from 0 to {MAX_TOKENS - 1}")
+    if (ids[1:] <= ids[:-1]).any():
+        raise FormatError("gene ids must ascend", advice="sort them, and add up repeated genes")
+    if given.dtype.kind not in "iuf":
+        raise FormatError(f"values of dtype {given.dtype} can't be stored")
+    if kind == "counts" and (given % 1 != 0).any():
+        raise FormatError("counts must be whole numbers", advice="store the values as kind='float'")
+    with np.errstate(over="ignore", invalid="ignore"):
+        stored: NDArray[Any] = given.astype(np.uint64 if kind == "counts" else np.float32)
+    if not ((given > 0) & (stored > 0) & (stored < np.inf)).all():
+        raise FormatError("values must be above 0", advice="leave out genes without a value")
+    rows = TokenRows(
+        indptr=np.array([0, len(ids)], np.int64),
+        genes=ids.astype(np.int32),
+        values=stored,
+        unmatched_values=0,
+    )
+    columns = []
+    for name, label in (labels or {}).items():
+        if not _is_label(label):
+            raise FormatError(f"{label!r} is no label", where=name)
+        column = np.array([label], np.float64 if isinstance(label, float) else np.int64)
+        columns.append(LabelColumn(name=name, values=column))
+    return bytes(encode_rows(rows, columns)[0])
+
+
+def decode_cell(payload: bytes, *, kind: ValueKind = "counts", where: object = None) -> Cell:
+    """The cell in a member's bytes.
+
+    Parameters
+    ----------
+    payload
+        The bytes of one `*.cell.mp` member.
+    kind
+        "counts" or "float", as the manifest's `values.kind` says.
+    where
+        Named in an error: the shard and key.
+
+    Raises
+    ------
+    FormatError
+        When the bytes are not a cell of format 1.
+    """
+    src = np.frombuffer(payload, np.uint8)
+    fields = np.zeros(kernels.MEMBER_FIELDS, np.int64)
+    check_status(kernels.parse_member(src, 0, len(src), fields), where)
+    n, g0, g1, v0, v1, labels_at = (int(x) for x in fields)
+    genes = np.empty(n, np.int32)
+    check_status(kernels.decode_genes(src, g0, g1, n, MAX_TOKENS, genes), where)
+    values: NDArray[Any]
+    if kind == "counts":
+        values = np.empty(n, np.uint64)
+        check_status(kernels.decode_counts(src, v0, v1, n, values), where)
+    else:
+        check_status(kernels.OK if v1 - v0 == 4 * n else kernels.BAD_COUNT, where)
+        values = np.frombuffer(payload, "<f4", n, v0).astype(np.float32)
+    labels = _labels(payload, labels_at, where)
+    return Cell(genes=genes, values=values, labels=labels)
+
+
+def decode_labels(payload: bytes, *, where: object = None) -> dict[str, int | float]:
+    """The labels alone of a member, as `decode_cell` has them."""
+    src = np.frombuffer(payload, np.uint8)
+    fields = np.zeros(kernels.MEMBER_FIELDS, np.int64)
+    check_status(kernels.parse_member(src, 0, len(src), fields), where)
+    return _labels(payload, int(fields[-1]), where)
+
+
+def check_status(status: int, where: object) -> None:
+    """Raise the FormatError that a kernel's status stands for."""
+    if status != kernels.OK:
+        raise _not_a_cell(status, where)
+
+
+def _not_a_cell(status: int, where: object) -> FormatError:
+    return FormatError(STATUS[status], where=where, advice="run scshards verify on the shard set")
+
+
+def _array(numbers: Sequence[float] | NDArray[Any]) -> NDArray[Any]:
+    if not isinstance(numbers, np.ndarray) and all(
+        isinstance(v, int) and 0 <= v < 1 << 64 for v in numbers
+    ):
+        # Left alone, numpy makes floats of a list that has numbers on both sides of 2^63.
+        return np.array(numbers, np.uint64)
+    return np.asarray(numbers)
+
+
+def _labels(payload: bytes, at: int, where: object) -> dict[str, int | float]:
+    """The labels that begin at a member's byte `at`; none when that is below 0."""
+    if at < 0:
+        return {}
+    labels: object = None
+    with contextlib.suppress(msgpack.UnpackException, ValueError):
+        # Labels are flat: with these limits, hostile bytes can't ask for memory.
+        labels = msgpack.unpackb(payload[at:], max_array_len=0, max_ext_len=0)
+    if isinstance(labels, dict) and all(
+        isinstance(name, str) and _is_label(v) for name, v in labels.items()
+    ):
+        return labels
+    raise _not_a_cell(kernels.BAD_STRUCTURE, where)
+
+
+def _is_label(value: object) -> bool:
+    """A category code, -1 when missing, or a number, NaN when missing."""
+    if isinstance(value, float):
+        return True
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and -1 <= int(value) < MAX_CODES  # type: ignore[call-overload]
+
+
+def _varint_bytes(largest: int) -> int:
+    return max(1, -(-largest.bit_length() // 7))

@@ -1,0 +1,231 @@
+"""Cells of a SOMA experiment, such as the CELLxGENE Census: one partition is one input.
+
+Its rows are the cells that the address names, in the order of their soma_joinids; obs and var are as in
+an h5ad file of the partition: var named by feature_id, cells by their soma_joinid. Called by
+sources.open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base.ahead import read_ahead
+from scshards.base.errors import ConfigError, SourceError
+from scshards.base.files import published
+from scshards.base.storage import is_local
+from scshards.census.address import SomaAddress
+from scshards.census.context import is_one_of_many
+from scshards.census.experiment import READ_VALUES, Experiment, Shared, shared
+from scshards.sources.matrix import ByRows, row_cuts, spread
+from scshards.sources.rows import INDEX, Block, Matrix, Source, missing_column
+
+_PLACES = 2
+"""Where values are looked at: for each, TileDB reads and inflates some thousand rows."""
+
+_IDS, _SIZES = "soma_joinid.npy", "values.npy"
+
+
+class SomaSource(Source):
+    """One partition; see Source for what it offers and sources.open.open_source for its arguments.
+
+    The ids of its cells are read once, by the pack's survey, and kept in `scratch` for its tasks.
+    """
+
+    def __init__(
+        self,
+        address: SomaAddress,
+        name: str,
+        ordinal: int,
+        *,
+        gene_column: str | None,
+        layer: str | None,
+        raw: bool,
+        storage_options: Mapping[str, Any] | None,
+        scratch: Path | None,
+    ):
+        if layer is not None or raw:
+            raise ConfigError(
+                "the matrix of a SOMA experiment is chosen in its address",
+                where=name,
+                advice="leave --layer and --raw out; soma://URI?layer=NAME takes another than `raw`",
+            )
+        self.name, self.ordinal = name, ordinal
+        self._address, self._options = address, storage_options
+        self._gene_column = gene_column
+        self._is_shared = scratch is not None
+        # A pack's tasks compare the experiment's state before they open it here; nobody else does.
+        if scratch is not None:
+            opened = shared(address, storage_options)
+            self._experiment = opened.experiment
+            self._ids, self._sizes = self._kept_cells(scratch, opened)
+        else:
+            self._experiment = Experiment(address, storage_options)
+            try:
+                self._ids, self._sizes = self._cells()
+            except BaseException:
+                self.close()
+                raise
+        self.n_rows, self.n_columns = len(self._ids), self._experiment.n_genes
+        self.matrix_name = f"ms/{address.measurement}/X/{address.layer}"
+        self._matrix = _Rows(
+            self._experiment,
+            self._ids,
+            self._sizes,
+            where=f"{name}: {self.matrix_name}",
+            # A local read keeps a processor busy, and a worker has no other.
+            ahead=not is_local(address.uri) or not is_one_of_many(),
+        )
+        self.n_values = self._matrix.n_values
+
+    @property
+    def matrix(self) -> Matrix:
+        return self._matrix
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        ids, tile = self._ids, self._experiment.row_tile
+        # Of cells with gaps between them there are few in each tile, which costs little to read twice.
+        is_stretch = len(ids) > 0 and int(ids[-1] - ids[0]) < len(ids)
+        return (int(-ids[0] % tile), tile) if is_stretch else (0, 1)
+
+    def close(self) -> None:
+        if not self._is_shared:
+            self._experiment.close()
+
+    @cached_property
+    def genes(self) -> Sequence[str]:
+        return self.names_in(self._gene_column)
+
+    @cached_property
+    def gene_columns(self) -> Sequence[str]:
+        return self._experiment.text_columns_of_var
+
+    def names_in(self, gene_column: str | None) -> Sequence[str]:
+        where = f"{self.name}: var"
+        column = self._experiment.gene_index if gene_column is None else gene_column
+        known = self._experiment.var_columns
+        if column is None:
+            raise SourceError(
+                "var has no feature_id or var_id: nothing says which column names the genes",
+                where=where,
+                advice=f"name one with --gene-column; var has: {', '.join(known)}",
+            )
+        if column not in known:
+            raise missing_column(column, known, frame="var", where=where)
+        table = self._experiment.var([column])
+        names = [""] * self.n_columns
+        for gene, found in zip(table[0].to_pylist(), table[1].to_pylist(), strict=True):
+            if gene < len(names) and found is not None:
+                names[gene] = str(found)
+        return names
+
+    @property
+    def obs_columns(self) -> Sequence[str]:
+        return self._experiment.obs_columns
+
+    def obs(self, column: str) -> Any:
+        if column == INDEX and column not in self.obs_columns:
+            return self._ids.astype(str).astype(object)
+        if column not in self.obs_columns:
+            raise missing_column(column, self.obs_columns, frame="obs", where=f"{self.name}: obs")
+        values = self._experiment.obs(self._ids, [column]).column(0).combine_chunks()
+        # Categories come as pandas has them, whole numbers with gaps as floats.
+        found = values.to_pandas()
+        return found.array if hasattr(found, "cat") else found.to_numpy()
+
+    @property
+    def is_log1p(self) -> bool:
+        return False
+
+    def other_samples(self, n_values: int) -> Iterator[tuple[str, NDArray[Any]]]:
+        for layer in self._experiment.layers:
+            if layer == self._address.layer:
+                continue
+            address = dataclasses.replace(self._address, layer=layer)
+            try:
+                other = Experiment(address, self._options)
+            except SourceError:
+                continue  # it can't be chosen anyway, so it is not named
+            try:
+                values = _Rows(other, self._ids, None, where=self.name, ahead=False).sample(
+                    n_values
+                )
+            finally:
+                other.close()
+            yield f"layer={layer} in the address", values
+
+    def _cells(self) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        """The ids of the cells, and how many values each has, where obs says so."""
+        address = self._address
+        ids = self._experiment.ids(address.filter, address.first, address.last)
+        if address.cells is not None and len(ids) != address.cells:
+            raise SourceError(
+                f"the experiment has changed: of {address.cells:,} cells that were to be here it has "
+                f"{len(ids):,}",
+                where=self.name,
+                advice="name the query again, or make its index anew: the numbers of cells are those "
+                "of one version of an experiment",
+            )
+        return ids, self._experiment.n_values(ids)
+
+    def _kept_cells(
+        self, scratch: Path, opened: Shared
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        folder = scratch.with_name(f"cells-{opened.state[:16]}")
+        if not folder.is_dir():
+            ids, sizes = self._cells()
+            with published(folder) as part:
+                np.save(part / _IDS, ids)
+                if sizes is not None:
+                    np.save(part / _SIZES, sizes)
+            return ids, sizes
+        sizes = np.load(folder / _SIZES) if (folder / _SIZES).exists() else None
+        return np.load(folder / _IDS), sizes
+
+
+class _Rows(ByRows):
+    """The rows of some cells of an experiment."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        ids: NDArray[np.int64],
+        sizes: NDArray[np.int64] | None,
+        *,
+        where: str,
+        ahead: bool,
+    ):
+        self._experiment, self._ids, self._sizes = experiment, ids, sizes
+        self._where, self._ahead = where, ahead
+        if experiment.dtype.kind not in "biuf":
+            raise SourceError(f"values of dtype {experiment.dtype} are not numbers", where=where)
+        self.shape = (len(ids), experiment.n_genes)
+        self.n_values = (
+            int(experiment.mean_values * len(ids)) if sizes is None else int(sizes.sum())
+        )
+
+    def blocks(self, start: int, stop: int, max_rows: int, max_values: int) -> Iterator[Block]:
+        sizes = None if self._sizes is None else self._sizes[start:stop]
+        reads = self._experiment.rows(
+            self._ids[start:stop], n_values=sizes, read_values=max(READ_VALUES, max_values)
+        )
+        with contextlib.closing(read_ahead(reads) if self._ahead else reads) as coming:
+            for first, indptr, indices, data in coming:
+                for a, b in row_cuts(indptr, max_values, max_rows):
+                    p, q = int(indptr[a]), int(indptr[b])
+                    yield Block(start + first + a, indptr[a : b + 1] - p, indices[p:q], data[p:q])
+
+    def sample(self, n_values: int) -> NDArray[Any]:
+        mean = max(self.n_values / max(len(self._ids), 1), 1.0)
+        places = spread(len(self._ids), max(1, int(n_values / mean)), _PLACES)
+        ids = np.unique(np.concatenate([self._ids[a:b] for a, b in places]))
+        parts = [rows.data for rows in self._experiment.rows(ids)]
+        return np.concatenate(parts) if parts else np.zeros(0, self._experiment.dtype)

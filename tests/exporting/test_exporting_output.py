@@ -1,0 +1,308 @@
+"""export: choices, files and refusals; no output is seen before it is whole, locally or on S3."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pytest
+import s3fs
+import shardsets
+from conftest import S3
+from export_support import bank, quiet_export, quiet_pack, small_set, tables, write_h5ad
+from plain_reader import read_back
+
+from scshards.base.errors import (
+    ChecksumError,
+    ConfigError,
+    FormatError,
+    OutputExistsError,
+    ScshardsError,
+    StorageError,
+)
+from scshards.base.storage import Storage
+from scshards.exporting.export import export
+from scshards.exporting.options import ExportOptions
+
+LAYOUTS = (("scbank", "a.scb"), ("parquet", "a"), ("h5ad", "a.h5ad"), ("h5ad", "a"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_set(tmp_path_factory.mktemp("export"))
+
+
+def test_files_are_cut_by_split_and_number(root: Path, tmp_path: Path) -> None:
+    want = read_back(root)
+    report = quiet_export(root, tmp_path / "p", "parquet", max_cells=25)
+    splits = {s: sum(m.split == s for m in want.values()) for s in ("train", "valid")}
+    assert report.splits == splits and report.cells == 120
+    names = [f"{s}-{i:06d}.parquet" for s, n in splits.items() for i in range(-(-n // 25))]
+    assert [f.path for f in report.files] == names
+    assert {p.name for p in (tmp_path / "p").iterdir()} == {*names, "vocab.json", "export.json"}
+    for file in report.files:
+        assert file.cells <= 25
+        assert (tmp_path / "p" / file.path).stat().st_size == file.bytes
+    assert {r["key"]: r["split"] for r in tables(tmp_path / "p", names)} == {
+        k: m.split for k, m in want.items()
+    }
+    said = json.loads((tmp_path / "p" / "export.json").read_text())
+    assert said == json.loads(json.dumps(report.to_json()))
+    assert (tmp_path / "p" / "vocab.json").read_bytes() == (root / "vocab.json").read_bytes()
+    many = quiet_export(root, tmp_path / "h", "h5ad", max_cells=50, order="source")
+    assert [(f.path, f.cells) for f in many.files] == [
+        ("cells-000000.h5ad", 50),
+        ("cells-000001.h5ad", 50),
+        ("cells-000002.h5ad", 20),
+    ]
+    parts = [anndata.read_h5ad(tmp_path / "h" / f.path) for f in many.files]
+    assert [key for part in parts for key in part.obs_names] == sorted(want)
+
+
+def test_splits_and_expressions(root: Path, tmp_path: Path) -> None:
+    want = read_back(root)
+    report = quiet_export(
+        root,
+        tmp_path / "p",
+        "parquet",
+        splits=["valid"],
+        where="n_genes > 4 and total < 12 and source == 1",
+    )
+    rows = tables(tmp_path / "p", ["valid-000000.parquet"])
+    assert [r["key"] for r in rows] == [
+        key for key, m in want.items()
+        if m.split == "valid" and len(m.genes) > 4 and sum(m.values) < 12 and key.startswith("000001")
+    ]  # fmt: skip
+    in_valid = sum(m.split == "valid" for m in want.values())
+    assert report.left_out + len(rows) == in_valid and 0 < len(rows) < in_valid
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"splits": ["vlaid"]}, "did you mean 'valid'"),
+        ({"where": "agee > 3"}, "did you mean 'age'"),
+        ({"where": "`cell type` == 'T cel'"}, "did you mean 'T cell'"),
+        ({"where": "age > 1000"}, "no cell matches 'age > 1000'"),
+        ({"where": "age >"}, "can't be parsed"),
+        ({"max_cells": 5, "to": "scbank"}, "a scBank has one file"),
+        ({"max_cells": 5, "to": "h5ad"}, "one file holds all cells"),
+        ({"max_cells": 0}, "is no number of cells"),
+        ({"order": "key"}, "'shard', 'source'"),
+        ({"dtype": "int8"}, "is not one of"),
+        ({"splits": "train"}, "takes a list"),
+        ({"splits": []}, "no split is named"),
+        ({"to": "zarr"}, "'scbank', 'h5ad', 'parquet'"),
+    ],
+)
+def test_refusals(root: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    chosen = {"to": "parquet"} | options
+    output = tmp_path / {"scbank": "a.scb", "h5ad": "a.h5ad"}.get(chosen["to"], "a")
+    with pytest.raises(ConfigError) as caught:
+        quiet_export(root, output, **chosen)
+    assert message in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_a_layout_can_not_hold(tmp_path: Path) -> None:
+    x = np.ones((2, 2), np.float32)
+    write_h5ad(
+        tmp_path / "in.h5ad", x, {"genes": ["a", "b"], "split": ["p", "q"], "_x": [1.0, 2.0]}
+    )
+    quiet_pack(tmp_path / "in.h5ad", tmp_path / "set", 2, obs=("genes", "split", "_x"))
+    with pytest.raises(ConfigError, match="the label 'genes' has the name"):
+        quiet_export(tmp_path / "set", tmp_path / "p", "parquet")
+    with pytest.raises(ConfigError, match=r"ends in \.scb"):
+        quiet_export(tmp_path / "set", tmp_path / "bank", "scbank")
+    quiet_export(tmp_path / "set", tmp_path / "a.h5ad", "h5ad", order="source")
+    obs = anndata.read_h5ad(tmp_path / "a.h5ad").obs
+    assert obs["split"].tolist() == ["p", "q"], "a label comes before the split of its name"
+    assert list(obs.columns) == ["source", "row", "genes", "split", "_x"]
+
+
+@pytest.mark.parametrize(("to", "name"), LAYOUTS)
+def test_an_output_that_is_there_stays(root: Path, tmp_path: Path, to: str, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(OutputExistsError, match="there is something already"):
+        quiet_export(root, tmp_path / name, to)
+    assert (tmp_path / name).read_text() == "mine"
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    if name != "a.h5ad":
+        quiet_export(root, tmp_path / name, to)
+    with pytest.raises(OutputExistsError):
+        quiet_export(root, tmp_path / name, to)
+    assert [p.name for p in tmp_path.iterdir()] == [name], "nothing else is left"
+
+
+@pytest.mark.parametrize(("to", "name"), LAYOUTS)
+@pytest.mark.parametrize("order", ["shard", "source"])
+def test_damage_leaves_nothing(tmp_path: Path, to: str, name: str, order: Any) -> None:
+    root = small_set(tmp_path)
+    tar = sorted((root / "valid").glob("*.tar"))[-1]
+    data = bytearray(tar.read_bytes())
+    data[600] ^= 1
+    tar.write_bytes(data)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ChecksumError, match="not those that were packed"):
+        quiet_export(root, tmp_path / name, to, order=order, max_cells=10 if name == "a" else None)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("order", ["shard", "source"])
+def test_members_are_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Any
+) -> None:
+    real_rows, real_index = shardsets.encode_rows, shardsets.write_index
+
+    def broken(*args: Any) -> Any:
+        payload, ends = real_rows(*args)
+        payload[ends[4]] ^= 0x40
+        return payload, ends
+
+    def another(**columns: Any) -> bytes:
+        return real_index(**columns | {"n_genes": columns["n_genes"] + 1})
+
+    for name, fake, message in (
+        ("encode_rows", broken, "not a cell of format 1"),
+        ("write_index", another, "n_genes is another in the index"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(shardsets, name, fake)
+            shardsets.make_set(tmp_path / name, [9])
+        with pytest.raises(FormatError, match=message) as caught:
+            quiet_export(tmp_path / name, tmp_path / "a.scb", "scbank", order=order)
+        assert f"000000-000000000{5 if name == 'encode_rows' else 0}" in str(caught.value)
+        assert not (tmp_path / "a.scb").exists()
+
+
+KILLED = """
+import os, signal, sys
+from scshards.atlas import export, exporting.output
+def die(*args):
+    os.kill(os.getpid(), signal.SIGKILL)
+exporting.output.Output.publish = die
+export.export(sys.argv[1], sys.argv[2], export.ExportOptions(to=sys.argv[3]), False)
+"""
+
+
+def killed(root: object, output: object, to: str) -> None:
+    line = [sys.executable, "-c", KILLED, str(root), str(output), to]
+    assert subprocess.run(line, timeout=100).returncode == -9
+
+
+def test_what_a_killed_export_left_is_taken_over(root: Path, tmp_path: Path) -> None:
+    killed(root, tmp_path / "a.scb", "scbank")
+    assert [p.name for p in tmp_path.iterdir()] == [".a.scb.exporting"]
+    report = quiet_export(root, tmp_path / "a.scb", "scbank")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.scb"]
+    assert len(bank(tmp_path / "a.scb")) == report.cells
+
+
+def test_two_exports_to_one_place(root: Path, tmp_path: Path) -> None:
+    working = tmp_path / ".a.exporting"
+    working.mkdir()
+    with (working / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(OutputExistsError, match="another export is writing there"):
+            quiet_export(root, tmp_path / "a", "parquet")
+    quiet_export(root, tmp_path / "a", "parquet")
+
+
+def test_an_output_that_comes_meanwhile_stays(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scshards.exporting.output import Output
+
+    for name, to in (("a", "parquet"), ("a.h5ad", "h5ad")):
+        publish = Output.publish
+
+        def late(self: Output, mark: Any, name: str = name, publish: Any = publish) -> None:
+            (tmp_path / name).write_text("mine")
+            publish(self, mark)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Output, "publish", late)
+            with pytest.raises(OutputExistsError):
+                quiet_export(root, tmp_path / name, to)
+        assert (tmp_path / name).read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_full_disk_is_an_error(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scshards.exporting.parquet import ParquetFile
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ParquetFile, "close", full)
+    with pytest.raises(StorageError, match="No space left"):
+        quiet_export(root, tmp_path / "a", "parquet")
+    assert not list(tmp_path.iterdir())
+
+
+def upload(root: Path, url: str) -> None:
+    storage = Storage(url)
+    for path in sorted(p for p in root.rglob("*") if p.is_file()):
+        storage.write(path.relative_to(root).as_posix(), path.read_bytes())
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_on_s3(s3: S3, tmp_path: Path, compression: str) -> None:
+    root = small_set(tmp_path, compression=compression)
+    upload(root, f"{s3.url}/set")
+    scratch = str(tmp_path / "scratch")
+    for to, name in LAYOUTS:
+        more: dict[str, Any] = {"order": "source", "max_cells": 50 if name == "a" else None}
+        here, there = tmp_path / f"{to}-{name}", f"{s3.url}/{to}-{name}"
+        near = quiet_export(root, here, to, **more)
+        far = quiet_export(f"{s3.url}/set", there, to, scratch=scratch, **more)
+        assert [(f.path, f.cells) for f in far.files] == [(f.path, f.cells) for f in near.files]
+        store = Storage(there)
+        if here.is_file():
+            (tmp_path / "back.h5ad").write_bytes(store.read(""))
+            back = anndata.read_h5ad(tmp_path / "back.h5ad")
+            assert (back.X != anndata.read_h5ad(here).X).nnz == 0
+        else:
+            assert store.list() == sorted(p.name for p in here.iterdir())
+            for name_ in store.list():
+                if name_ != "export.json" and to != "h5ad":
+                    assert store.read(name_) == (here / name_).read_bytes()
+        with pytest.raises(OutputExistsError):
+            quiet_export(f"{s3.url}/set", there, to, scratch=scratch)
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_unfinished_on_s3(s3: S3, root: Path, tmp_path: Path) -> None:
+    killed(root, f"{s3.url}/a", "parquet")
+    store = Storage(f"{s3.url}/a")
+    assert "exporting.json" in store.list() and "export.json" not in store.list()
+    with pytest.raises(OutputExistsError, match="not finished") as caught:
+        quiet_export(root, f"{s3.url}/a", "parquet")
+    assert "--restart" in str(caught.value)
+    export(root, f"{s3.url}/a", ExportOptions(to="parquet", splits=("valid",)), False, restart=True)
+    assert store.list() == ["export.json", "valid-000000.parquet", "vocab.json"]
+    with pytest.raises(OutputExistsError, match="something already"):
+        export(root, f"{s3.url}/a", ExportOptions(to="parquet"), False, restart=True)
+
+
+def test_an_error_on_s3_leaves_nothing(s3: S3, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scshards.exporting import output as export_output
+
+    def refuse(self: Any, path: str, file: Path) -> None:
+        if path.startswith("valid"):
+            raise StorageError("the object store failed")
+        s3fs.S3FileSystem().put_file(str(file), f"{s3.url}/a/{path}")
+
+    monkeypatch.setattr(export_output.Storage, "upload", refuse)
+    with pytest.raises(ScshardsError, match="the object store failed"):
+        quiet_export(root, f"{s3.url}/a", "parquet")
+    assert Storage(f"{s3.url}/a").list() == []

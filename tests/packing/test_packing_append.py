@@ -1,0 +1,223 @@
+"""More inputs for a complete set: new shards beside the old, which stay as they are."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from pack_support import counts, quiet_pack, read_back, tree_sums, vocab_of, write
+
+from scshards import CellLoader, ShardSet, verify
+from scshards.base.errors import ConfigError, OutputExistsError, ScshardsError, StorageError
+from scshards.base.storage import Storage
+from scshards.packing.pack import append
+
+GENES = 6
+OPTIONS = {
+    "cells_per_shard": 8, "obs": ("type", "age"), "valid_fraction": 0.3, "split_by": "donor",
+    "seed": 3,
+}  # fmt: skip
+
+
+def obs(n: int, types: str, first: int = 0) -> dict[str, Any]:
+    return {
+        "type": [types[i % len(types)] for i in range(n)],
+        "donor": [f"d{(first + i) % 7}" for i in range(n)],
+        "age": [float(i) for i in range(n)],
+        "barcode": [f"b{first + i}" for i in range(n)],
+    }
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    return [
+        write(tmp_path / "a.h5ad", counts(50, GENES), obs=obs(50, "bd")),
+        write(tmp_path / "b.h5ad", counts(40, GENES, seed=1), obs=obs(40, "acd", 30)),
+        write(tmp_path / "c.h5ad", counts(30, GENES, seed=2), obs=obs(30, "eb", 65), form="csc"),
+    ]
+
+
+def quiet_append(inputs: Any, root: Path | str, **more: Any) -> Any:
+    changes = {"workers": 1} | more.pop("changes", {})
+    return append(inputs, root, changes, progress=False, **more)
+
+
+def cells(root: Path) -> dict[str, tuple[Any, ...]]:
+    """{key: split, genes, values, labels as text} of all cells."""
+    labels = json.loads((root / "manifest.json").read_bytes())["labels"]
+    out = {}
+    for key, cell in read_back(root).items():
+        told = {
+            name: labels[name]["categories"][code] if labels[name]["kind"] == "category" else code
+            for name, code in cell.labels.items()
+        }
+        out[key] = (cell.split, cell.genes, cell.values, told)
+    return out
+
+
+def test_the_cells_are_those_of_one_pack_and_old_files_stay(tmp_path: Path, paths: Any) -> None:
+    root = tmp_path / "set"
+    first = quiet_pack(paths[:1], root, vocab_of(GENES), **OPTIONS)
+    old = ShardSet(root)
+    loader = CellLoader(root, batch_size=4, n_bins=0, lanes=2, drop_last=False)
+    batches = iter(loader)
+    next(batches)
+    before = tree_sums(root)
+    quiet_append(paths[1:2], root)
+    second = quiet_append([paths[2]], root)
+    after = tree_sums(root)
+    for name, sha in before.items():
+        assert name == "manifest.json" or after[name] == sha
+    assert len(after) > len(before) and not (root / ".packing").exists()
+    report = verify(root, progress=False)
+    assert report.ok, report.faults
+    # Who has read the old manifest sees what it names, and goes on reading it.
+    assert [s.path for s in old.shards("train")] == [s.path for s in first.splits["train"]]
+    assert sum(int(b.weight.sum()) for b in batches) + 4 == first.cells("train")
+
+    quiet_pack(paths, tmp_path / "once", vocab_of(GENES), **OPTIONS)
+    assert cells(root) == cells(tmp_path / "once")
+    assert second.labels["type"].categories == ("b", "d", "a", "c", "e"), "old codes stay"
+    assert [s.name for s in second.sources] == [str(p) for p in paths]
+    assert [a["first_source"] for a in second.options["added"]] == [1, 2]
+
+
+def test_bytes_do_not_depend_on_workers_or_stops(
+    tmp_path: Path, paths: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scshards.packing import phases as job_phases
+
+    roots = [tmp_path / name for name in ("one", "two", "stopped")]
+    for root in roots:
+        root.mkdir()
+        quiet_pack(paths[:1], root, vocab_of(GENES), **OPTIONS)
+    quiet_append(paths[1:], roots[0])
+    quiet_append(paths[1:], roots[1], changes={"workers": 2})
+    real = job_phases.perform
+    for _ in range(100):
+        calls: list[int] = []
+
+        def perform(work: Any, calls: list[int] = calls) -> Any:
+            calls.append(1)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+            return real(work)
+
+        before = (roots[2] / "manifest.json").read_bytes()
+        with monkeypatch.context() as m:
+            m.setattr(job_phases, "perform", perform)
+            try:
+                quiet_append(paths[1:], roots[2])
+                break
+            except KeyboardInterrupt as e:
+                assert "go on" in str(e)
+                assert (roots[2] / "manifest.json").read_bytes() == before
+                ShardSet(roots[2])
+    assert tree_sums(roots[0]) == tree_sums(roots[1]) == tree_sums(roots[2])
+
+
+def test_what_a_set_was_packed_with_holds(tmp_path: Path, paths: Any) -> None:
+    root = tmp_path / "set"
+    quiet_pack(paths[:1], root, vocab_of(GENES), **OPTIONS)
+    before = tree_sums(root)
+    for changes, words in (
+        ({"seed": 4}, "seed=3"),
+        ({"obs": ("type",)}, "obs="),
+        ({"compression": "zstd"}, "reshard"),
+        ({"min_genes": 3}, "min_genes=1"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            quiet_append(paths[1:], root, changes=changes)
+    with pytest.raises(ConfigError, match="already"):
+        quiet_append(paths[:2], root)
+    with pytest.raises(ConfigError, match="vocabulary"):
+        quiet_append(paths[1:], root, vocab=vocab_of(GENES + 1))
+    with pytest.raises(StorageError, match="no complete shard set"):
+        quiet_append(paths[1:], tmp_path / "nowhere")
+    with pytest.raises(ScshardsError, match="holds numbers"):
+        numbers = obs(5, "a") | {"type": [1.0, 2, 3, 4, 5]}
+        path = write(tmp_path / "n.h5ad", counts(5, GENES), obs=numbers)
+        quiet_append([path], root)
+    with pytest.raises(ScshardsError, match="not whole numbers"):
+        path = write(tmp_path / "f.h5ad", counts(5, GENES) + 0.5, obs=obs(5, "a"))
+        quiet_append([path], root)
+    assert tree_sums(root) == before
+    # How inputs are read may differ.
+    manifest = quiet_append(
+        paths[1:], root, changes={"where": "age < 10", "seed": 3}, vocab=vocab_of(GENES)
+    )
+    assert [s.dropped.get("where", 0) for s in manifest.sources] == [0, 30, 20]
+    assert manifest.options["added"][0]["where"] == "age < 10"
+    assert verify(root, progress=False).ok
+
+
+def test_files_of_half_an_addition(
+    tmp_path: Path, paths: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "set"
+    quiet_pack(paths[:1], root, vocab_of(GENES), **OPTIONS)
+    (root / "train" / "000099.tar").write_bytes(b"half")
+    with pytest.raises(OutputExistsError, match=r"000099.*half"):
+        quiet_append(paths[1:], root)
+    quiet_append(paths[1:], root, restart=True)
+    assert verify(root, progress=False).ok
+
+
+@pytest.mark.parametrize("group", [1, 1 << 20])
+def test_unique_holds_over_additions(
+    tmp_path: Path, paths: Any, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scshards.packing.unique.GROUP_CELLS", group)
+    options = {"cells_per_shard": 8, "obs": ("barcode",), "unique": "barcode"}
+    root = tmp_path / "set"
+    quiet_pack(paths[:1], root, vocab_of(GENES), **options)
+    quiet_append(paths[1:2], root)
+    manifest = quiet_append(paths[2:], root)
+    # a has b0 to b49, b has b30 to b69, c has b65 to b94.
+    assert [s.kept for s in manifest.sources] == [50, 20, 25]
+    quiet_pack(paths, tmp_path / "once", vocab_of(GENES), **options)
+    assert set(cells(root)) == set(cells(tmp_path / "once"))
+    hidden = tmp_path / "hidden"
+    quiet_pack(paths[:1], hidden, vocab_of(GENES), unique="barcode")
+    with pytest.raises(ConfigError, match="no label"):
+        quiet_append(paths[1:], hidden)
+
+
+def test_numbers_and_columns_without_a_value(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    frames = [
+        obs(6, "a"),
+        obs(6, "a") | {"age": [np.nan] * 6, "type": pd.Categorical([None] * 6, categories=["z"])},
+    ]
+    paths = [
+        write(tmp_path / f"{i}.h5ad", counts(6, GENES, seed=i), obs=frame)
+        for i, frame in enumerate(frames)
+    ]
+    quiet_pack(paths[:1], root, vocab_of(GENES), obs=("age", "type"))
+    quiet_append(paths[1:], root)
+    labels = [cell.labels for key, cell in sorted(read_back(root).items())]
+    assert [c["age"] for c in labels[:6]] == [0, 1, 2, 3, 4, 5]
+    assert all(np.isnan(c["age"]) for c in labels[6:])
+    assert [c["type"] for c in labels] == [0] * 6 + [-1] * 6
+
+
+def test_on_s3_and_on_the_command_line(s3: Any, tmp_path: Path, paths: Any) -> None:
+    root = f"{s3.url}/set"
+    quiet_pack(paths[:1], root, vocab_of(GENES), **OPTIONS)
+    quiet_pack(paths[:1], tmp_path / "local", vocab_of(GENES), **OPTIONS)
+    quiet_append(paths[1:], tmp_path / "local")
+    line = [sys.executable, "-m", "scshards", "pack", *map(str, paths[1:]), "-o", root, "--append"]
+    refused = subprocess.run([*line, "--seed", "9"], capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 1 and "seed=3" in refused.stderr
+    done = subprocess.run([*line, "--seed", "3"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    here, there = Storage(tmp_path / "local"), Storage(root)
+    assert here.list() == there.list()
+    for name in here.list():
+        assert here.read(name) == there.read(name), name

@@ -1,0 +1,77 @@
+"""A Census on S3, packed by the command line through a connection that fails, and is lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from faults import FaultProxy
+from pack_support import quiet_pack, tree_sums
+from soma_census import Census
+
+from scshards import Vocab
+from scshards.sources.vocabulary import build_vocab
+
+HIT_AND_MISS = ("500", "refuse", "reset", "cut")
+
+
+def run(
+    census: Census, root: Path, vocab: Path, s3: Any, url: str
+) -> subprocess.CompletedProcess[str]:
+    # In a process of its own: TileDB waits for answers without letting this one's proxy run.
+    query = f"census://heart?queries={census.queries}&max_cells=40"
+    options = ["--gene-column", "feature_name", "--cells-per-shard", "30", "--workers", "1"]
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "scshards",
+            "pack",
+            query,
+            "-o",
+            str(root),
+            "--vocab",
+            str(vocab),
+            *options,
+        ],
+        env={**os.environ, **s3.env, "AWS_ENDPOINT_URL": url},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def test_a_pack_of_the_census_outlives_its_connection(
+    s3_census: Census, census: Census, s3: Any, tmp_path: Path
+) -> None:
+    vocab = tmp_path / "vocab.json"
+    query = f"census://heart?queries={census.queries}"
+    vocab.write_bytes(build_vocab(query, "feature_name").to_json())
+    endpoint = s3.options["endpoint_url"]
+
+    # The line is cut when the values of the matrix are read.
+    lost = [True]
+
+    def cut(path: str) -> str | None:
+        return "refuse" if lost[0] and "/X/raw/" in path and path.endswith("d0.tdb") else None
+
+    with FaultProxy(endpoint, share=cut) as proxy:
+        failed = run(s3_census, tmp_path / "set", vocab, s3, proxy.url)
+    assert failed.returncode != 0 and proxy.faults["refuse"] > 1
+    assert "failed: S3" in failed.stderr and "check the address, the network" in failed.stderr
+    assert "Traceback" not in failed.stderr and "s3cret" not in failed.stderr
+    assert not (tmp_path / "set" / "manifest.json").exists()
+
+    # The same again on a bad line.
+    with FaultProxy(endpoint, share=0.04, seed=3, kinds=HIT_AND_MISS) as proxy:
+        done = run(s3_census, tmp_path / "set", vocab, s3, proxy.url)
+    assert done.returncode == 0, done.stderr
+    assert proxy.faults.total() > 3
+    chosen = {"gene_column": "feature_name", "cells_per_shard": 30}
+    local = f"{query}&max_cells=40"
+    quiet_pack(local, tmp_path / "local", Vocab.load(vocab), **chosen)
+    assert tree_sums(tmp_path / "set") == tree_sums(tmp_path / "local")

@@ -184,10 +184,10 @@ def test_members_are_not_believed(
 
 KILLED = """
 import os, signal, sys
-from scshards.atlas import export, exporting.output
+from scshards.exporting import export, output
 def die(*args):
     os.kill(os.getpid(), signal.SIGKILL)
-exporting.output.Output.publish = die
+output.Output.publish = die
 export.export(sys.argv[1], sys.argv[2], export.ExportOptions(to=sys.argv[3]), False)
 """
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from pack_support import counts, quiet_pack, read_back, tree_sums, vocab_of, write
-from test_pack_executors import dask_cluster, until
+from test_packing_executors import dask_cluster, until
 
 from scshards import PackOptions
 from scshards.base.errors import ConfigError, OutputExistsError, StorageError, ValueKindError

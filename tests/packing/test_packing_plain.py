@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_pack_scatter import LIMITLESS, run
+from test_packing_scatter import LIMITLESS, run
 
 from scshards.cells.tokenizer import GeneMatch, tokenize_rows
 from scshards.shards.members import encode_rows

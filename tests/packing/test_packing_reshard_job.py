@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from pack_support import counts, quiet_pack, tree_sums, vocab_of, write
-from test_pack_executors import until
-from test_pack_job import fail_at
-from test_pack_reshard import assert_good, quiet_reshard, shard_files
-from test_pack_reshard_merge import quiet_merge
+from test_packing_executors import until
+from test_packing_job import fail_at
+from test_packing_reshard import assert_good, quiet_reshard, shard_files
+from test_packing_reshard_merge import quiet_merge
 
 from scshards import ShardSet
 from scshards.base.errors import ChecksumError, OutputExistsError, StorageError

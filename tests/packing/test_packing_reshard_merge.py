@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from pack_support import counts, quiet_pack, read_back, tree_sums, vocab_of, write
-from test_pack_reshard import assert_good, named, quiet_reshard, shard_files
+from test_packing_reshard import assert_good, named, quiet_reshard, shard_files
 
 from scshards import ShardSet, Vocab
 from scshards.base.errors import (

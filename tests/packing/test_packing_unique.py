@@ -12,9 +12,18 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pack_support import adata, counts, key, quiet_pack, read_back, tree_sums, vocab_of, write
+from pack_support import (
+    adata,
+    counts,
+    key,
+    quiet_pack,
+    read_back,
+    tree_sums,
+    vocab_of,
+    write,
+    write_10x,
+)
 from scipy.io import mmwrite
-from test_pack_10x import write_10x
 
 from scshards import PackOptions
 from scshards.base.errors import ConfigError, SourceError

@@ -12,7 +12,17 @@ import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from pack_support import assert_holds, counts, dense, expected, key, quiet_pack, vocab_of, write
+from pack_support import (
+    assert_holds,
+    counts,
+    dense,
+    expected,
+    key,
+    quiet_pack,
+    vocab_of,
+    write,
+    write_10x,
+)
 
 from scshards import Vocab
 from scshards.base.errors import SourceError
@@ -20,28 +30,6 @@ from scshards.sources import matrix as sources_matrix
 from scshards.sources import mtx as sources_mtx
 from scshards.sources.open import open_source
 from scshards.sources.vocabulary import build_vocab
-
-
-def write_10x(path: Path, x: Any, *, version: int = 3, genome: str = "GRCh38") -> Path:
-    """A matrix (cells x genes) as Cell Ranger writes it: genes G000 ..., ids E000 ..."""
-    matrix = sp.csc_matrix(np.asarray(x, np.int32).T)
-    n = matrix.shape[0]
-    symbols, ids = ([f"{c}{i:03d}".encode() for i in range(n)] for c in "GE")
-    with h5py.File(path, "a") as f:
-        group = f.create_group("matrix" if version == 3 else genome)
-        for name in ("data", "indices", "indptr"):
-            group.create_dataset(name, data=getattr(matrix, name), compression="gzip")
-        group["shape"] = np.array(matrix.shape, np.int32)
-        group["barcodes"] = np.array([f"C{i}-1".encode() for i in range(matrix.shape[1])], "S9")
-        if version == 2:
-            group["gene_names"], group["genes"] = symbols, ids
-        else:
-            features = group.create_group("features")
-            features["name"], features["id"] = symbols, ids
-            features["feature_type"] = [b"Gene Expression"] * (n - 1) + [b"Antibody Capture"]
-            features["genome"] = [genome.encode()] * n
-            features["_all_tag_keys"] = [b"genome"]
-    return path
 
 
 @pytest.mark.parametrize("version", [2, 3])

@@ -57,7 +57,7 @@ X_LAYOUT = {
 UNSORTED = {"sm.query.sparse_global_order.preprocess_tile_merge": 0}
 """For other readers of it: what census.context sets, so that no short read ends the process."""
 
-_SHIPPED = Path(__file__).parent.parent / "scshards" / "atlas" / "queries.toml"
+_SHIPPED = Path(__file__).parent.parent / "scshards" / "census" / "queries.toml"
 _TISSUES = {"heart": 0.25, "lung": 0.25, "blood": 0.2, "brain": 0.1, "liver": 0.15, "skin": 0.05}
 _DISEASES = {"normal": 0.7, "glioblastoma": 0.1, "lung adenocarcinoma": 0.1, "COVID-19": 0.1}
 _SUSPENSIONS = {"cell": 0.6, "nucleus": 0.3, "na": 0.1}

@@ -2,7 +2,7 @@
 tools/bench_pack.
 
 Every figure is a median of runs that were taken in turn. Each pack runs in a process of its own, whose
-peak memory is the operating system's account. "Fresh" times begin when scshards.pack was imported, so
+peak memory is the operating system's account. "Fresh" times begin when scshards.packing was imported, so
 that they include loading what a pack needs (pyarrow, compiled kernels, ...); "loaded" ones are a second
 pack of the same process, as h5py's own reading is timed with h5py loaded.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ import pytest
 from hypothesis import settings
 from s3_start import s3_process
 from soma_census import Census, build_apart, upload
+
+# A background job of a script ignores Ctrl-C, and so would every process that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Set before anything imports numba, torch or matplotlib.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

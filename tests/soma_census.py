@@ -361,7 +361,7 @@ def _frame(collection: Any, name: str, table: Any) -> None:
 def build_apart(folder: Path, real_data: Path | None = None) -> Census:
     """As build_census, in another process: this one does not load tiledbsoma for it."""
     command = [sys.executable, __file__, str(folder), *([str(real_data)] if real_data else [])]
-    subprocess.run(command, check=True, timeout=300)
+    subprocess.run(command, check=True, timeout=600)
     return Census(root=str(folder), folder=folder)
 
 

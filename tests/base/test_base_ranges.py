@@ -55,7 +55,8 @@ def first(n: int, fault: str):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_mended(proxy: FaultProxy, s3, data: bytes, fault: str) -> None:
-    storage = through(proxy, s3, replace(QUICK, timeout=1) if fault == "stall" else QUICK)
+    patient = replace(QUICK, retries=60, timeout=1)
+    storage = through(proxy, s3, patient if fault == "stall" else QUICK)
     out = bytearray(SIZE - 1000)
     for read in range(3):
         proxy.share = first(2, fault)
@@ -77,7 +78,7 @@ def test_each_fault_is_mended(proxy: FaultProxy, s3, data: bytes, fault: str) ->
 
 
 def test_many_reads_with_many_faults(proxy: FaultProxy, s3, data: bytes) -> None:
-    storage = through(proxy, s3, Retry(retries=12, timeout=1, first_wait=0.01, longest_wait=0.05))
+    storage = through(proxy, s3, Retry(retries=99, timeout=1, first_wait=0.01, longest_wait=0.05))
     proxy.share, proxy.seed = 0.3, 7
     rng = np.random.default_rng(0)
     ranges = [sorted(rng.integers(0, SIZE, 2).tolist()) for _ in range(120)]
@@ -109,20 +110,18 @@ def test_no_more_tries_than_said(proxy: FaultProxy, s3) -> None:
 
 def test_the_deadline_ends_tries_and_slow_answers(proxy: FaultProxy, s3) -> None:
     proxy.share = lambda path: "stall"
-    began = time.monotonic()
     with pytest.raises(StorageError, match="no answer in time"):
         through(proxy, s3, Retry(retries=1000, timeout=0.2, deadline=1, first_wait=0.01)).read("x")
-    assert time.monotonic() - began < 10
+    assert len(proxy.requests) <= 6
+    # Without the deadline this would end with the test's own limit.
     with pytest.raises(StorageError, match=r"no answer in time \(1 try\)"):
-        through(proxy, s3, Retry(timeout=20, deadline=0.3)).read("x")
-    assert time.monotonic() - began < 10
+        through(proxy, s3, Retry(timeout=100_000, deadline=0.3)).read("x")
 
 
 def test_what_trying_again_cannot_mend_is_raised_at_once(
     proxy: FaultProxy, s3, data: bytes
 ) -> None:
-    patient = Retry(retries=50, timeout=20)
-    began = time.monotonic()
+    patient = Retry(retries=50, timeout=200)
     with pytest.raises(MissingDataError, match="no such file"):
         through(proxy, s3, patient).read("none")
     with pytest.raises(StorageError, match="access denied"):
@@ -132,7 +131,7 @@ def test_what_trying_again_cannot_mend_is_raised_at_once(
     with pytest.raises(MissingDataError, match="ends early: 0 bytes instead of 5"):
         through(proxy, s3, patient).read("x", SIZE + 10, SIZE + 15)
     assert through(proxy, s3, patient).read_if_there("x", SIZE - 2, SIZE + 5) == data[-2:]
-    assert len(proxy.requests) == 5 and time.monotonic() - began < 10
+    assert len(proxy.requests) == 5
 
 
 def test_an_object_that_is_replaced_meanwhile_is_read_again(proxy, s3, data: bytes) -> None:
@@ -151,24 +150,35 @@ def test_an_object_that_is_replaced_meanwhile_is_read_again(proxy, s3, data: byt
 
 
 def test_a_read_that_nobody_waits_for_ends(proxy: FaultProxy, s3) -> None:
-    storage = through(proxy, s3, Retry(retries=1000, timeout=60, deadline=100, first_wait=50))
+    hours = {"timeout": 1e5, "deadline": 1e5, "first_wait": 1e4, "longest_wait": 1e5}
+    storage = through(proxy, s3, Retry(retries=1000, **hours))
     for fault in ("stall", "503"):
+        proxy.requests.clear()
         proxy.share = lambda path, fault=fault: fault
         stop = threading.Event()
         with ThreadPoolExecutor(1) as pool:
             job = pool.submit(storage.read_into, "x", 0, [memoryview(bytearray(SIZE))], stop)
-            time.sleep(0.3)
+            while not proxy.requests:
+                time.sleep(0.02)
+            time.sleep(0.3)  # most often it waits by now; it must end in either case
             stop.set()
             with pytest.raises(Stopped):
-                job.result(timeout=10)
+                job.result(timeout=600)
 
 
-def test_an_endpoint_where_nobody_listens(s3) -> None:
+def test_an_endpoint_where_nobody_listens(s3, monkeypatch: pytest.MonkeyPatch) -> None:
     options = s3.options | {"endpoint_url": "http://127.0.0.1:9"}
-    began = time.monotonic()
+    connected = []
+    loop, connect = asyncio.SelectorEventLoop, asyncio.SelectorEventLoop.sock_connect
+
+    async def counted(self, sock, address):
+        connected.append(address)
+        return await connect(self, sock, address)
+
+    monkeypatch.setattr(loop, "sock_connect", counted)
     with pytest.raises(StorageError, match=r"connection failed: \w+ \(4 tries\)"):
         Storage(s3.url, options, retry=Retry(retries=3, first_wait=0.01)).read("x")
-    assert time.monotonic() - began < 5, "nobody below tries again by himself"
+    assert connected == [("127.0.0.1", 9)] * 4, "nobody below tries again by himself"
 
 
 def test_one_line_tells_of_retries_and_no_secret_is_in_it(

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -169,7 +168,7 @@ def test_a_killed_write_leaves_the_old_file_and_is_not_listed(tmp_path: Path) ->
         from scshards.base.storage import Storage
         def stop(*names):
             print("ready", flush=True)
-            time.sleep(60)
+            time.sleep(600)
         os.replace = stop
         Storage({str(tmp_path)!r}).write("f", b"new" * 1000)
     """
@@ -194,8 +193,7 @@ def test_readers_see_whole_files_only(tmp_path: Path) -> None:
     """
     child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)])
     reads = 0
-    until = time.monotonic() + 30
-    while child.poll() is None and time.monotonic() < until:
+    while child.poll() is None:
         data = store.read("f")
         assert len(data) == 300_000 and data == data[:1] * 300_000
         reads += 1

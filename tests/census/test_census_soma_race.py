@@ -38,7 +38,7 @@ def test_thousands_of_short_reads(census: Census) -> None:
     command = [sys.executable, "-c", READS, census.experiment()]
     readers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     try:
-        said = [reader.communicate(timeout=250)[1] for reader in readers]
+        said = [reader.communicate(timeout=600)[1] for reader in readers]
     finally:
         for reader in readers:
             reader.kill()

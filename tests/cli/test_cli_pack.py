@@ -127,7 +127,7 @@ def scshards(*args: object) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "scshards", *map(str, args)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 

@@ -28,7 +28,7 @@ def python(program: str, **env: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", textwrap.dedent(program)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env=os.environ | env,
     )
 
@@ -38,7 +38,7 @@ def scshards_command(*args: str, **env: str) -> subprocess.CompletedProcess[str]
         [sys.executable, "-m", "scshards", *args],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env=os.environ | env,
     )
 
@@ -208,7 +208,7 @@ def test_a_real_interrupt() -> None:
         @click.command()
         def command():
             print("ready", flush=True)
-            time.sleep(60)
+            time.sleep(600)
 
         sys.modules["scshards.cli.info"] = SimpleNamespace(command=command)
         cli.main(["info"])
@@ -219,9 +219,12 @@ def test_a_real_interrupt() -> None:
         stderr=subprocess.PIPE,
         text=True,
     ) as child:
-        assert child.stdout is not None and child.stdout.readline() == "ready\n"
-        child.send_signal(signal.SIGINT)
-        _, stderr = child.communicate(timeout=30)
+        try:
+            assert child.stdout is not None and child.stdout.readline() == "ready\n"
+            child.send_signal(signal.SIGINT)
+            _, stderr = child.communicate(timeout=600)
+        finally:
+            child.kill()
     assert child.returncode == 130
     assert stderr.strip() == "interrupted"
 

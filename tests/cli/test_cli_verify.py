@@ -68,7 +68,7 @@ def test_no_shard_set(tmp_path: Path) -> None:
 
 def test_as_a_process(root: Path) -> None:
     args = [sys.executable, "-m", "scshards", "verify", str(root)]
-    assert subprocess.run(args, capture_output=True, timeout=120).returncode == 0
+    assert subprocess.run(args, capture_output=True, timeout=600).returncode == 0
     flip(root)
-    bad = subprocess.run(args, capture_output=True, text=True, timeout=120)
+    bad = subprocess.run(args, capture_output=True, text=True, timeout=600)
     assert bad.returncode == 1 and "faults" in bad.stderr and "Traceback" not in bad.stderr

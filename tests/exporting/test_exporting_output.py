@@ -194,7 +194,7 @@ export.export(sys.argv[1], sys.argv[2], export.ExportOptions(to=sys.argv[3]), Fa
 
 def killed(root: object, output: object, to: str) -> None:
     line = [sys.executable, "-c", KILLED, str(root), str(output), to]
-    assert subprocess.run(line, timeout=100).returncode == -9
+    assert subprocess.run(line, timeout=600).returncode == -9
 
 
 def test_what_a_killed_export_left_is_taken_over(root: Path, tmp_path: Path) -> None:

@@ -213,9 +213,9 @@ def test_on_s3_and_on_the_command_line(s3: Any, tmp_path: Path, paths: Any) -> N
     quiet_pack(paths[:1], tmp_path / "local", vocab_of(GENES), **OPTIONS)
     quiet_append(paths[1:], tmp_path / "local")
     line = [sys.executable, "-m", "scshards", "pack", *map(str, paths[1:]), "-o", root, "--append"]
-    refused = subprocess.run([*line, "--seed", "9"], capture_output=True, text=True, timeout=120)
+    refused = subprocess.run([*line, "--seed", "9"], capture_output=True, text=True, timeout=600)
     assert refused.returncode == 1 and "seed=3" in refused.stderr
-    done = subprocess.run([*line, "--seed", "3"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*line, "--seed", "3"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     here, there = Storage(tmp_path / "local"), Storage(root)
     assert here.list() == there.list()

@@ -165,15 +165,15 @@ def test_a_hundred_thousand_categories_are_fast() -> None:
     n, sources = 100_000, 10
     names = np.array([f"cell type/{i:06d} é" for i in range(n)], object)
     orders = [np.random.default_rng(i).permutation(n) for i in range(sources // 2)]
-    start = time.perf_counter()
+    start = time.process_time()
     labels = [
         read_label(pd.Categorical.from_codes(orders[i // 2], names)).only(np.arange(n) % 2 == i % 2)
         for i in range(sources)
     ]
     info, maps = unite("c", [x.survey() for x in labels], [""] * sources)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert info.categories == tuple(names) and all(len(m) == n // 2 for m in maps)
-    assert seconds < 15, "about 1 s on one core"
+    assert seconds < 60, "about 1 s of processor time; many hours if each looked for each"
 
 
 def test_labels_of_a_pack_do_not_depend_on_workers(tmp_path: Path) -> None:

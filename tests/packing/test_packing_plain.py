@@ -59,7 +59,7 @@ def test_a_processor_without_wide_instructions_writes_the_same() -> None:
     environment = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     said = subprocess.run(
-        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=600
     )
     assert said.stdout.split() == [hashlib.sha256(members(0)[0]).hexdigest()], said.stderr
 

@@ -57,7 +57,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     code = (
         "import sys, time, pathlib; from scshards.base.files import published\n"
         "with published(pathlib.Path(sys.argv[1])) as part:\n"
-        "    (part / 'a').write_text('half'); print('there', flush=True); time.sleep(60)\n"
+        "    (part / 'a').write_text('half'); print('there', flush=True); time.sleep(600)\n"
     )
     folder = tmp_path / "f"
     process = subprocess.Popen([sys.executable, "-c", code, folder], stdout=subprocess.PIPE)

@@ -40,7 +40,7 @@ def run(
         env={**os.environ, **s3.env, "AWS_ENDPOINT_URL": url},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         check=False,
     )
 

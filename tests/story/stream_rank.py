@@ -26,7 +26,7 @@ BATCHES = {4: 4, 2: 6, 3: 5}
 
 
 def main(root: str, out: Path, attempt: int, killed: int, step: int, point: str) -> None:
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=600))
     rank, world = distributed.get_rank(), distributed.get_world_size()
     loader = CellLoader(
         root, batch_size=BATCHES[world], lanes=8, shuffle_buffer=64, epoch=2, max_length=10

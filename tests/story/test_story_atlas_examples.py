@@ -43,7 +43,7 @@ save_every = 10
 def script(name: str, *args: object, env: dict[str, str], ok: bool = True) -> str:
     done = subprocess.run(
         ["bash", str(EXAMPLES / name), *map(str, args)],
-        env=env, capture_output=True, text=True, timeout=240,
+        env=env, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert (done.returncode == 0) == ok, done.stderr
     return done.stdout if ok else done.stderr
@@ -130,7 +130,7 @@ def test_slurm_and_dask(census: Census, tmp_path: Path) -> None:
 
     sbatch = ["sbatch", "--array=1-1", str(EXAMPLES / "download.sbatch")]
     line = [*sbatch, str(atlas / "index"), str(tmp_path / "h5ad"), "--max-cells", "50"]
-    subprocess.run(line, env=env, check=True, timeout=120, capture_output=True)
+    subprocess.run(line, env=env, check=True, timeout=600, capture_output=True)
     assert jobs(tmp_path)[5:] == [0], log(tmp_path)
     marks = [json.loads(p.read_text()) for p in (tmp_path / "h5ad").rglob("partition_*.json")]
     assert sum(mark["cells"] for mark in marks) == sum(s.rows for s in sources)

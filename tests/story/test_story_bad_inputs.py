@@ -761,7 +761,7 @@ def tree_bytes(root: Path) -> dict[str, bytes]:
 
 def python(*args: Any) -> Done:
     run = subprocess.run(
-        [sys.executable, *map(str, args)], capture_output=True, timeout=120, env=os.environ
+        [sys.executable, *map(str, args)], capture_output=True, timeout=600, env=os.environ
     )
     return Done(run.returncode, run.stdout.decode(), run.stderr.decode())
 

@@ -60,7 +60,7 @@ def run(*command: object, code: int = 0) -> str:
         [sys.executable, "-W", "ignore", *map(str, command)],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == code, done.stderr[-3000:]

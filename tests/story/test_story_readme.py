@@ -59,7 +59,7 @@ def run(heading: str, folder: Path, text: str | None = None, **env: str) -> str:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=600,
         env=os.environ | env | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
     )
     assert done.returncode == 0, done.stderr

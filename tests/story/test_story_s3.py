@@ -62,7 +62,7 @@ def command(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "scshards", *args],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env=os.environ | env,
     )
 

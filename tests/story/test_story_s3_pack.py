@@ -85,15 +85,15 @@ def test_killed_again_and_again(atlas: str, folder: Path, tmp_path: Path) -> Non
     env = os.environ | {"TMPDIR": str(tmp_path)}
     for _ in range(5):
         run = subprocess.Popen(line(atlas, root, "--workers", "2"), env=env, stderr=subprocess.PIPE)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while run.poll() is None and not list(tmp_path.glob("scshards-*/job.json")):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 1.5))
         run.kill()
-        run.communicate(timeout=60)
+        run.communicate(timeout=600)
     if not Storage(root).exists("manifest.json"):
-        subprocess.run(line(atlas, root), env=env, check=True, timeout=120)
+        subprocess.run(line(atlas, root), env=env, check=True, timeout=600)
     the_same(root, folder)
     assert not list(tmp_path.glob("scshards-*"))
 
@@ -101,14 +101,14 @@ def test_killed_again_and_again(atlas: str, folder: Path, tmp_path: Path) -> Non
 def test_shares(atlas: str, folder: Path, tmp_path: Path) -> None:
     root, scratch = f"{atlas}/set", ["--scratch", str(tmp_path / "scratch")]
     refused = subprocess.run(
-        line(atlas, root, "--task", "1/2"), capture_output=True, text=True, timeout=60
+        line(atlas, root, "--task", "1/2"), capture_output=True, text=True, timeout=600
     )
     assert refused.returncode == 1 and "--scratch" in refused.stderr
     for _ in range(2):
         runs = [subprocess.Popen(line(atlas, root, *scratch, "--task", f"{i}/2")) for i in (1, 2)]
-        assert [run.wait(timeout=120) for run in runs] == [0, 0]
+        assert [run.wait(timeout=600) for run in runs] == [0, 0]
     assert not Storage(root).exists("manifest.json")
-    subprocess.run(line(atlas, root, *scratch, "--finish"), check=True, timeout=120)
+    subprocess.run(line(atlas, root, *scratch, "--finish"), check=True, timeout=600)
     the_same(root, folder)
 
 
@@ -121,19 +121,19 @@ def test_a_second_pack_is_refused_while_the_first_runs(
         (tmp_path / name).mkdir()
     first = subprocess.Popen(line(atlas, root), env=places[0], stderr=subprocess.PIPE)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not Storage(root).exists(".packing.json"):
             assert first.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         # Stopped, so that it holds the output for as long as this takes.
         first.send_signal(19)
         second = subprocess.run(
-            line(atlas, root), env=places[0], capture_output=True, text=True, timeout=120
+            line(atlas, root), env=places[0], capture_output=True, text=True, timeout=600
         )
         assert second.returncode == 1 and "another pack is writing there" in second.stderr
     finally:
         first.send_signal(18)
-    first.communicate(timeout=120)
+    first.communicate(timeout=600)
     assert first.returncode == 0
     the_same(root, folder)
 

@@ -28,7 +28,7 @@ def test_the_slurm_example(tmp_path: Path) -> None:
         "--vocab", str(tmp_path / "vocab.json"), "--cells-per-shard", "20",
     ]  # fmt: skip
     env = slurm_environment(tmp_path) | {"SHARES": "3"}
-    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "submitted: 1 (cells), then 2 (shards), then 3 (manifest)" in done.stdout
     assert jobs(tmp_path) == [0, 0, 0], log(tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
 
 import pytest
 from shardsets import make_set
@@ -21,21 +20,37 @@ def root(tmp_path):
     return tmp_path / "set"
 
 
+class Clock:
+    """A time that passes only where somebody sleeps, or waits for a batch of `Slow`."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
 class Slow(CellLoader):
-    """Takes so long for every batch, on one thread."""
+    """Takes so long for every batch, beside whoever takes them."""
 
-    delay_s = 0.0
+    def __init__(self, root, clock, delay_s):
+        super().__init__(root, batch_size=16)
+        self.clock, self.delay_s, self.made = clock, delay_s, clock.now
 
-    def collate(self, block, wanted):
-        for batch in super().collate(block, wanted):
-            time.sleep(self.delay_s)
+    def __iter__(self):
+        for batch in super().__iter__():
+            self.made += self.delay_s
+            self.clock.now = max(self.clock.now, self.made)
             yield batch
 
 
-def slow(root, delay_s):
-    loader = Slow(root, batch_size=16, threads=1)
-    loader.delay_s = delay_s
-    return loader
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("scshards.stream.bench.time", clock)
+    return clock
 
 
 def test_what_a_batch_holds_is_counted(root):
@@ -53,7 +68,7 @@ def test_what_a_batch_holds_is_counted(root):
 def test_a_report_adds_up(root):
     CellLoader(root)  # nothing of what follows is its first
     report = bench(lambda: CellLoader(root, batch_size=16), seconds=0.5, progress=False)
-    assert 0.5 <= report.seconds < 5
+    assert report.seconds >= 0.5
     assert report.cells == 16 * report.batches > 0
     assert report.cells_per_s == report.cells / report.seconds
     assert report.tokens <= report.padded_tokens
@@ -64,18 +79,18 @@ def test_a_report_adds_up(root):
     assert json.loads(json.dumps(report.tables()))["cells_per_s"] == report.cells_per_s
 
 
-def test_a_loader_that_is_fast_enough_does_not_stall(root):
+def test_a_loader_that_is_fast_enough_does_not_stall(root, clock):
     # Batches of 16 cells come every 10 ms and are wanted every 80 ms.
-    report = bench(lambda: slow(root, 0.01), seconds=0.8, demand=200, progress=False)
-    assert report.headroom > 2
-    assert report.stall < 0.35
+    report = bench(lambda: Slow(root, clock, 0.01), seconds=0.8, demand=200, progress=False)
+    assert report.headroom == pytest.approx(8)
+    assert report.stall < 0.02, "the first batch alone is waited for"
 
 
-def test_a_loader_that_is_too_slow_stalls_by_what_is_missing(root):
+def test_a_loader_that_is_too_slow_stalls_by_what_is_missing(root, clock):
     # Batches come every 100 ms and are wanted every 20 ms: a step waits for four fifths of its time.
-    report = bench(lambda: slow(root, 0.1), seconds=1.5, demand=800, progress=False)
-    assert 0.05 < report.headroom < 0.22
-    assert 0.7 < report.stall < 0.96
+    report = bench(lambda: Slow(root, clock, 0.1), seconds=1.5, demand=800, progress=False)
+    assert report.headroom == pytest.approx(0.2)
+    assert report.stall == pytest.approx(0.8, abs=0.02)
 
 
 @pytest.mark.parametrize("options", [{"seconds": 0}, {"demand": -1}, {"demand": 0}])

@@ -56,5 +56,5 @@ def test_threads_never_share_a_buffer() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=600)
     assert not faults and len(pool) <= 4 + 3

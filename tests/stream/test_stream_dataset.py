@@ -51,7 +51,7 @@ def workers(data: CellDataset, k: int, **options: Any) -> DataLoader:
     if k and "multiprocessing_context" not in options:
         options["multiprocessing_context"] = "fork"
     return DataLoader(
-        data, **{"batch_size": None, "num_workers": k, "timeout": 60 * (k > 0)} | options
+        data, **{"batch_size": None, "num_workers": k, "timeout": 600 * (k > 0)} | options
     )
 
 
@@ -196,7 +196,7 @@ def test_a_batch_of_a_worker_comes_in_one_piece(known: Known) -> None:
 
 def test_webdatasets_loader(known: Known) -> None:
     data = dataset(known)
-    loader = webdataset.WebLoader(data, batch_size=None, num_workers=2, timeout=60)
+    loader = webdataset.WebLoader(data, batch_size=None, num_workers=2, timeout=600)
     assert same(list(loader), batches_of(known))
     sizes = list(loader.map(len))
     assert sizes == [8] * 25

@@ -107,6 +107,6 @@ def test_memory_is_shared_with_processes() -> None:
     for epoch in range(2):
         process = context.Process(target=shared.begin)
         process.start()
-        process.join(timeout=60)
+        process.join(timeout=600)
         assert process.exitcode == 0
         assert shared.latest() == epoch

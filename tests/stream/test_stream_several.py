@@ -116,6 +116,6 @@ def test_the_same_bits_without_wide_vectors(tmp_path: Path) -> None:
     }
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "set")],
-        env=environment, capture_output=True, text=True, timeout=280, check=True,
+        env=environment, capture_output=True, text=True, timeout=600, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == digest(loader(tmp_path / "set", max_length=300))

@@ -94,7 +94,7 @@ def test_each_cell_comes_once_over_ranks_and_workers(
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank))
         cells = wds.pipeline(known.root, decode=False).compose(wds.Collate(known.root, 8))
-        options = {"multiprocessing_context": "fork", "timeout": 60} if workers else {}
+        options = {"multiprocessing_context": "fork", "timeout": 600} if workers else {}
         loader = webdataset.WebLoader(cells, batch_size=None, num_workers=workers, **options)
         found = [k for batch in loader for k in batch.keys.tolist()]
         assert 0 < len(found) < 100
@@ -225,7 +225,7 @@ def test_on_s3_without_a_secret_in_any_address(s3: Any) -> None:
     cells = wds.pipeline(f"{s3.url}/set", storage_options=s3.options)
     urls = cells.pipeline[0].urls
     assert all(u.startswith(s3.url) for u in urls)
-    options = {"num_workers": 2, "multiprocessing_context": "fork", "timeout": 60}
+    options = {"num_workers": 2, "multiprocessing_context": "fork", "timeout": 600}
     # Without a collate function of its own, torch makes tensors of arrays.
     found = list(webdataset.WebLoader(cells, batch_size=None, collate_fn=dict, **options))
     assert sorted(row(s) for s in found) == list(range(100))

@@ -136,7 +136,7 @@ save(where, 2, keep_last=1)
 def test_a_run_that_is_killed_leaves_the_checkpoint_before(tmp_path, request, writes, left):
     script = KILLED.format(folder=str(request.path.parent))
     line = [sys.executable, "-c", script, str(tmp_path), str(writes)]
-    done = subprocess.run(line, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(line, capture_output=True, timeout=600, check=False)
     assert done.returncode == -9, done.stderr.decode()
     assert len(list(tmp_path.iterdir())) == 2, "the torn one must be there, under another name"
     assert complete(tmp_path) == [f"step-{left:08d}"]

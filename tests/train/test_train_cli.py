@@ -31,7 +31,7 @@ def _train(shards, run, *settings) -> list[str]:
 
 def _call(*words) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        words, capture_output=True, text=True, timeout=120, check=False, env=ENVIRONMENT
+        words, capture_output=True, text=True, timeout=600, check=False, env=ENVIRONMENT
     )
 
 
@@ -106,14 +106,14 @@ def test_a_signal_to_one_rank_saves_and_ends_both_with_exit_code_0(shards, tmp_p
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
     try:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 600
         while len(read_metrics(run / "metrics.jsonl")) < 2 and process.poll() is None:
             assert time.monotonic() < deadline, "training did not start"
             time.sleep(0.1)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         assert len(children) == 2
         os.kill(int(children[1]), signal.SIGUSR1)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
     finally:
         if process.poll() is None:
             process.kill()

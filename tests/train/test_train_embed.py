@@ -157,7 +157,7 @@ def test_two_ranks_write_what_one_writes(
         [*launch, "-m", "scshards", "embed", checkpoint, str(source), "-o", tmp_path / "two.h5ad"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
     )

@@ -62,7 +62,7 @@ def _ranks(n: int, shards: str, folder: Path) -> None:
         [*launch, f"--nproc-per-node={n}", str(worker), shards, json.dumps(runs)],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[:3000]

@@ -164,7 +164,7 @@ def test_two_ranks_take_the_step_of_one(tmp_path):
             [*launch, f"--nproc-per-node={n}", str(worker), str(tmp_path / f"{n}.pt")],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
         )
         assert done.returncode == 0, done.stderr[-2000:]

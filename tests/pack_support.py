@@ -121,25 +121,3 @@ def tree_sums(root: Path) -> dict[str, str]:
         for p in sorted(root.rglob("*"))
         if p.is_file()
     }
-
-
-def write_10x(path: Path, x: Any, *, version: int = 3, genome: str = "GRCh38") -> Path:
-    """A matrix (cells x genes) as Cell Ranger writes it: genes G000 ..., ids E000 ..."""
-    matrix = sp.csc_matrix(np.asarray(x, np.int32).T)
-    n = matrix.shape[0]
-    symbols, ids = ([f"{c}{i:03d}".encode() for i in range(n)] for c in "GE")
-    with h5py.File(path, "a") as f:
-        group = f.create_group("matrix" if version == 3 else genome)
-        for name in ("data", "indices", "indptr"):
-            group.create_dataset(name, data=getattr(matrix, name), compression="gzip")
-        group["shape"] = np.array(matrix.shape, np.int32)
-        group["barcodes"] = np.array([f"C{i}-1".encode() for i in range(matrix.shape[1])], "S9")
-        if version == 2:
-            group["gene_names"], group["genes"] = symbols, ids
-        else:
-            features = group.create_group("features")
-            features["name"], features["id"] = symbols, ids
-            features["feature_type"] = [b"Gene Expression"] * (n - 1) + [b"Antibody Capture"]
-            features["genome"] = [genome.encode()] * n
-            features["_all_tag_keys"] = [b"genome"]
-    return path

@@ -27,7 +27,7 @@ COMMANDS: dict[str, list[str]] = {
     "labels": ["pack", "a.h5ad", "b.h5ad", "--obs", "type,age", "--valid-fraction", "0.3", "--split-by", "donor", "--vocab", "vocab.json"],
     "floats": ["pack", "d.h5ad", "--values", "float", "--test-fraction", "0.2", "--seed", "2", "--vocab", "vocab.json"],
     "chosen": ["pack", "a.h5ad", "c.h5ad", "--where", "age > 30", "--unique", "barcode", "--vocab", "vocab.json"],
-    "grown": ["pack", "c.h5ad", "--append"],
+    "grown": ["pack", "e.h5ad", "--append"],
     "resharded": ["reshard", "labels", "--seed", "9", "--where", "n_genes>14"],
     "ordered": ["reshard", "mixed", "--no-shuffle", "--one-split"],
     "merged": ["merge", "labels", "chosen", "--obs="] + ["--same-names"],
@@ -51,6 +51,7 @@ def write_inputs(folder: Path) -> None:
             "b": sp.csc_matrix,
             "c": np.asarray,
             "d": sp.csr_matrix,
+            "e": sp.csr_matrix,
             "e": sp.csr_matrix,
         }.items()
     ):

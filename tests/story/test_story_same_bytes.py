@@ -30,7 +30,7 @@ COMMANDS: dict[str, list[str]] = {
     "grown": ["pack", "e.h5ad", "--append"],
     "resharded": ["reshard", "labels", "--seed", "9", "--where", "n_genes>14"],
     "ordered": ["reshard", "mixed", "--no-shuffle", "--one-split"],
-    "merged": ["merge", "labels", "chosen", "--obs="] + ["--same-names"],
+    "merged": ["merge", "mixed", "chosen", "--obs=", "--same-names"],
 }  # fmt: skip
 """{set: the command that makes it}, in order; "grown" adds to the set "plain"."""
 
@@ -51,7 +51,6 @@ def write_inputs(folder: Path) -> None:
             "b": sp.csc_matrix,
             "c": np.asarray,
             "d": sp.csr_matrix,
-            "e": sp.csr_matrix,
             "e": sp.csr_matrix,
         }.items()
     ):

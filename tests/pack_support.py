@@ -65,7 +65,7 @@ def write_10x(path: Path, x: Any, *, version: int = 3, genome: str = "GRCh38") -
         else:
             features = group.create_group("features")
             features["name"], features["id"] = symbols, ids
-            features["feature_type"] = [b"Gene Expression"] * (n - 1) + [b"Antibody Capture"]
+            features["feature_type"] = [b"Gene Expression"] * n
             features["genome"] = [genome.encode()] * n
             features["_all_tag_keys"] = [b"genome"]
     return path

@@ -1,4 +1,4 @@
-"""The options of inputs that hold cells as lists of token ids: of pack, vocab, embed and annotate."""
+"""The options of what of an input is read, which pack, vocab, embed and annotate share."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ def _two(context: click.Context, parameter: click.Parameter, text: str) -> tuple
 
 
 TABLE_OPTIONS = (
+    click.option(
+        "--feature-type",
+        "feature_types",
+        metavar="TYPE",
+        multiple=True,
+        default=("Gene Expression",),
+        show_default=True,
+        help="The features that are genes, where var.feature_types (or a 10x file) says what they are; "
+        "others, such as antibodies and peaks, are left out and counted. Repeatable.",
+    ),
     click.option(
         "--ids-vocab",
         metavar="FILE",

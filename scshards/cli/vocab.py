@@ -162,6 +162,7 @@ def check(
 
 def _table(reports: Sequence[GeneReport]) -> str:
     from scshards.base.progress import table
+    from scshards.packing.report import left_out
 
     rows = [
         (
@@ -176,7 +177,8 @@ def _table(reports: Sequence[GeneReport]) -> str:
         )
         for r in reports
     ]
-    return table(("input", "genes", "matched", "unmatched", "merged", "share", "not matched"), rows)
+    header = ("input", "genes", "matched", "unmatched", "merged", "share", "not matched")
+    return table(header, rows) + left_out(r.left_out for r in reports)
 
 
 def _write(vocab: Vocab, output: str, options: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from scshards.base.errors import ConfigError
 from scshards.base.storage import redact
 from scshards.packing.labels import text_of
 from scshards.shards.tar import Compression
-from scshards.sources.rows import LISTS, two_columns
+from scshards.sources.rows import GENES_ALONE, LISTS, some_types, two_columns
 
 Values = Literal["auto", "counts", "float"]
 
@@ -86,6 +86,9 @@ class PackOptions:
         folders.
     trust_pickle
         Read pickled columns of MDS folders, which runs the code that is in them.
+    feature_types
+        Which features are gene columns, where var.feature_types says what they are: the others, such as
+        antibodies and peaks, are left out and counted. Features of which nothing is said are genes.
     """
 
     gene_column: str | None = None
@@ -114,6 +117,7 @@ class PackOptions:
     ids_vocab: str | None = None
     list_columns: tuple[str, str] = LISTS
     trust_pickle: bool = False
+    feature_types: tuple[str, ...] = GENES_ALONE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "obs", _names(self.obs))
@@ -123,6 +127,7 @@ class PackOptions:
         if self.layer is not None and self.raw:
             raise ConfigError("choose either a layer or raw", where="layer, raw")
         object.__setattr__(self, "list_columns", two_columns(self.list_columns))
+        object.__setattr__(self, "feature_types", some_types(self.feature_types))
         _at_least("cells_per_shard", self.cells_per_shard, 1)
         _at_least("min_genes", self.min_genes, 0)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
@@ -157,7 +162,8 @@ class PackOptions:
     def recorded(self) -> dict[str, Any]:
         """What the manifest says: all that decides over the bytes, ready for JSON, and no secrets."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        options["obs"], options["list_columns"] = list(self.obs), list(self.list_columns)
+        for name in ("obs", "list_columns", "feature_types"):
+            options[name] = list(options[name])
         if self.ids_vocab is not None:
             options["ids_vocab"] = redact(self.ids_vocab)
         if self.held_out is not None:

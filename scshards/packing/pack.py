@@ -242,7 +242,8 @@ class _Request:
 
 
 OF_INPUTS = (
-    "gene_column", "layer", "raw", "where", "min_match", "strip_versions", "ids_vocab", "list_columns"
+    "gene_column", "layer", "raw", "where", "min_match", "strip_versions", "ids_vocab", "list_columns",
+    "feature_types",
 )  # fmt: skip
 """Options that say how inputs are read, and may differ from one call to the next."""
 

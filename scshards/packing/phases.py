@@ -448,6 +448,7 @@ class Phases(JobPhases):
                 matched=s.matched,
                 unmatched=s.unmatched,
                 merged=s.merged,
+                left_out=s.left_out,
                 values=sum(r["values"] for r in mine),
                 unmatched_values=sum(r["unmatched_values"] for r in mine),
                 bytes=sum(r["bytes"] for r in mine),

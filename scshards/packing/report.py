@@ -6,6 +6,7 @@ Called by the command line: pack, info.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -46,7 +47,7 @@ def summary(manifest: Manifest, seconds: Mapping[int, float] | None = None) -> d
         },
         "sources": [
             {"name": s.name, **{name: getattr(s, name) for name in _NUMBERS}}
-            | {"dropped": dict(s.dropped)}
+            | {"dropped": dict(s.dropped), "left_out": dict(s.left_out)}
             | ({} if seconds is None else {"seconds": seconds.get(i)})
             for i, s in enumerate(manifest.sources)
         ],
@@ -107,7 +108,25 @@ def source_table(
     more = " and ".join(f"{n:,} more {what}" for n, what in left if n)
     if more:
         text += f"\n{more} are in the sums; `scshards info ROOT --all` shows them all"
-    return text
+    return text + left_out(s.left_out for s in manifest.sources)
+
+
+def left_out(of_inputs: Iterable[Mapping[str, int]]) -> str:
+    """A line, after a line break, of the features of all inputs that are no genes; "" where all are."""
+    inputs: Counter[str] = Counter()
+    features: Counter[str] = Counter()
+    for one in of_inputs:
+        inputs.update(list(one))
+        features.update(one)
+    if not features:
+        return ""
+    kinds = [
+        f"{n:,} {printable(kind)} ({inputs[kind]:,} {'inputs' if inputs[kind] > 1 else 'input'})"
+        for kind, n in features.most_common()
+    ]
+    return (
+        f"\nfeatures left out, as they are no genes: {', '.join(kinds)}; --feature-type takes them"
+    )
 
 
 def split_table(manifest: Manifest) -> str:

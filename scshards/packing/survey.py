@@ -64,6 +64,8 @@ class Survey:
         What tells this state of the input from another; see Storage.identity.
     columns, matched, unmatched, merged
         Gene columns and how they match the vocabulary.
+    left_out
+        {type: features that are no gene columns}.
     cells
         Cells of each split, before any is dropped for its genes, or because it is repeated.
     dropped
@@ -91,6 +93,7 @@ class Survey:
     matched: int
     unmatched: int
     merged: int
+    left_out: dict[str, int]
     cells: tuple[int, ...]
     dropped: dict[str, int]
     labels: tuple[LabelSurvey, ...]
@@ -165,6 +168,7 @@ def survey(task: SurveyTask) -> Survey:
             matched=match.matched,
             unmatched=match.unmatched,
             merged=match.merged,
+            left_out=dict(source.left_out),
             cells=tuple(int((split == code).sum()) for code in range(len(options.splits))),
             dropped={"where": n_dropped} if n_dropped else {},
             labels=tuple(
@@ -220,6 +224,7 @@ def open_for_task(
         ids_vocab=options.ids_vocab,
         list_columns=options.list_columns,
         trust_pickle=options.trust_pickle,
+        feature_types=options.feature_types,
     )
 
 

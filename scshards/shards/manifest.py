@@ -77,6 +77,8 @@ class SourceInfo:
         Cells in the input; kept; {reason: cells dropped}.
     columns, matched, unmatched, merged
         Gene columns; with a token; without one; sharing a token with an earlier column.
+    left_out
+        {type: features that are no gene columns}, such as antibodies.
     values, unmatched_values
         Values stored; non-zero values of read cells that lay in unmatched columns.
     bytes
@@ -91,6 +93,7 @@ class SourceInfo:
     matched: int
     unmatched: int
     merged: int
+    left_out: Mapping[str, int] = field(default_factory=dict)
     values: int
     unmatched_values: int
     bytes: int
@@ -321,6 +324,7 @@ def _source_to_json(s: SourceInfo) -> dict[str, Any]:
             "matched": s.matched,
             "unmatched": s.unmatched,
             "merged": s.merged,
+            **({"left_out": dict(s.left_out)} if s.left_out else {}),
         },
         "values": {"stored": s.values, "unmatched": s.unmatched_values, "bytes": s.bytes},
     }
@@ -337,6 +341,7 @@ def _source_from_json(tree: dict[str, Any]) -> SourceInfo:
         matched=_number(genes["matched"]),
         unmatched=_number(genes["unmatched"]),
         merged=_number(genes["merged"]),
+        left_out={_text(kind): _number(n) for kind, n in genes.get("left_out", {}).items()},
         values=_number(values["stored"]),
         unmatched_values=_number(values["unmatched"]),
         bytes=_number(values["bytes"]),

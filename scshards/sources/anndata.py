@@ -23,7 +23,7 @@ from scshards.base.config import did_you_mean
 from scshards.base.errors import ScshardsError, SourceError
 from scshards.sources.hdf5 import direct, plain_values, text
 from scshards.sources.matrix import Csc, Csr, Dense, reading
-from scshards.sources.rows import INDEX, Matrix, Source, missing_column
+from scshards.sources.rows import FEATURE_TYPES, INDEX, Matrix, Source, missing_column
 
 _INDEX_NAMES = ("_index", "index")
 
@@ -71,27 +71,28 @@ class AnnDataSource(Source):
         return values
 
     @abc.abstractmethod
-    def _names_in(self, group: Any) -> Sequence[str]:
+    def _listed(self, group: Any) -> Sequence[str]:
         """What is in a group; nothing when the file can't be listed."""
 
     @property
-    def matrix(self) -> Matrix:
-        return self._matrix
+    def _matrix(self) -> Matrix:
+        return self._stored
 
     def close(self) -> None:
-        self._matrix.close()
+        self._stored.close()
         self._closing.close()
-
-    @cached_property
-    def genes(self) -> Sequence[str]:
-        return self.names_in(self._gene_column)
 
     @cached_property
     def gene_columns(self) -> Sequence[str]:
         with reading(f"{self.name}: {self._var}"):
             return [c for c in _columns(self._file[self._var]) if self._is_text(self._var, c)]
 
-    def names_in(self, gene_column: str | None) -> Sequence[str]:
+    @property
+    def _says_types(self) -> bool:
+        with reading(f"{self.name}: {self._var}"):
+            return FEATURE_TYPES in _columns(self._file[self._var])
+
+    def _names_in(self, gene_column: str | None) -> Sequence[str]:
         where = f"{self.name}: {self._var}"
         with reading(where):
             frame = self._file[self._var]
@@ -101,9 +102,10 @@ class AnnDataSource(Source):
                 names = text(self._values(frame, gene_column))
             else:
                 raise missing_column(gene_column, known, frame="var", where=where)
-        if len(names) != self.n_columns:
+        if len(names) != self._stored.shape[1]:
             raise SourceError(
-                f"there are {len(names):,} gene names for {self.n_columns:,} columns", where=where
+                f"there are {len(names):,} gene names for {self._stored.shape[1]:,} columns",
+                where=where,
             )
         return names
 
@@ -144,7 +146,9 @@ class AnnDataSource(Source):
             try:
                 with reading(self.name):
                     matrix = self._open_matrix(name, f"{self.name}: {name}")
-                values = matrix.sample(n_values)
+                # raw has columns of its own.
+                has_same = matrix.shape == self._stored.shape
+                values = (self._of_genes(matrix) if has_same else matrix).sample(n_values)
             except SourceError:
                 continue  # it can't be chosen anyway, so it is not named
             yield option, values
@@ -167,16 +171,16 @@ class AnnDataSource(Source):
         self._matrix_path = path
         self.matrix_name = path.replace("raw.", "raw/")
         self._var = {"raw/X": "raw/var", "raw.X": "raw.var"}.get(path, "var")
-        self._matrix = self._open_matrix(path, f"{self.name}: {self.matrix_name}")
-        self.n_rows, self.n_columns = self._matrix.shape
-        self.n_values = self._matrix.n_values
+        self._stored = self._open_matrix(path, f"{self.name}: {self.matrix_name}")
+        self.n_rows, self.n_columns = self._stored.shape
+        self.n_values = self._stored.n_values
 
     def _matrices(self) -> dict[str, str]:
         """{its path in the file: the option that chooses it} of all matrices, X first."""
         found = {"X": "the default, X"} if "X" in self._file else {}
         if "layers" in self._file and not _is_array(self._file["layers"]):
             found |= {
-                f"layers/{name}": f"--layer {name}" for name in self._names_in(self._file["layers"])
+                f"layers/{name}": f"--layer {name}" for name in self._listed(self._file["layers"])
             }
         for path in ("raw/X", "raw.X"):  # the latter before anndata 0.7
             if path in self._file:
@@ -308,5 +312,5 @@ class H5ad(AnnDataSource):
     def _old_categories(self, frame: Any, node: Any) -> Any:
         return self._file[node.attrs["categories"]]
 
-    def _names_in(self, group: Any) -> Sequence[str]:
+    def _listed(self, group: Any) -> Sequence[str]:
         return list(group)

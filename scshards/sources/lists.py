@@ -193,17 +193,13 @@ class Lists(Source):
         self._rows = ListMatrix(table, ids, scratch)
 
     @property
-    def genes(self) -> Sequence[str]:
-        return self._ids.names
-
-    @property
     def gene_columns(self) -> Sequence[str]:
         return []
 
-    def names_in(self, gene_column: str | None) -> Sequence[str]:
+    def _names_in(self, gene_column: str | None) -> Sequence[str]:
         if gene_column is not None:
             raise missing_column(gene_column, [], frame="var", where=self.name)
-        return self.genes
+        return self._ids.names
 
     @property
     def obs_columns(self) -> Sequence[str]:
@@ -220,7 +216,7 @@ class Lists(Source):
         return False
 
     @property
-    def matrix(self) -> Matrix:
+    def _matrix(self) -> Matrix:
         return self._rows
 
     def other_samples(self, n_values: int) -> Iterator[tuple[str, NDArray[Any]]]:

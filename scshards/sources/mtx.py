@@ -74,7 +74,7 @@ class MtxFolder(TenX):
                 where=self._where,
                 advice="put the three files of one run of Cell Ranger into the folder",
             )
-        self._scratch = scratch
+        self._scratch, self._shape = scratch, (self.n_rows, self.n_columns)
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
 
     def _barcodes(self) -> Sequence[str]:
@@ -85,7 +85,7 @@ class MtxFolder(TenX):
             self._temporary.cleanup()
 
     @cached_property
-    def matrix(self) -> Matrix:
+    def _matrix(self) -> Matrix:
         """The matrix as numbers on disk, written there when it is not yet."""
         if self._scratch is None:
             with scratch_writes(Path(tempfile.gettempdir())):
@@ -99,12 +99,11 @@ class MtxFolder(TenX):
             mapped(folder / name, dtype, self.n_values) for name, dtype in self._files()[:2]
         )
         indptr = np.load(folder / "indptr.npy", mmap_mode="r")
-        shape = (self.n_rows, self.n_columns)
         if len(indptr):
-            return Csr(indptr, features, values, shape, self._where)
+            return Csr(indptr, features, values, self._shape, self._where)
         name, dtype = self._files()[2]
         cells = mapped(folder / name, dtype, self.n_values)
-        return Triplets(cells, features, values, shape, self._where, folder / "by-cell")
+        return Triplets(cells, features, values, self._shape, self._where, folder / "by-cell")
 
     def _write_numbers(self, folder: Path) -> None:
         """features.bin, values.bin, cells.bin; indptr.npy, the row pointers, empty when not sorted."""
@@ -158,9 +157,7 @@ class MtxFolder(TenX):
             )
         entries = numbers.reshape(-1, 3)
         places = entries[:, :2]
-        if not (
-            (places >= 1) & (places <= (self.n_columns, self.n_rows)) & (places % 1 == 0)
-        ).all():
+        if not ((places >= 1) & (places <= self._shape[::-1]) & (places % 1 == 0)).all():
             raise SourceError(
                 "a line of the matrix names a feature or cell that is outside of it",
                 where=self._where,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,7 +27,7 @@ from scshards.sources.hdf5 import open_hdf5
 from scshards.sources.ids import GENE_VOCAB, SCB, broken_link, find_ids, folder_of
 from scshards.sources.matrix import reading
 from scshards.sources.mtx import MATRIX, MtxFolder
-from scshards.sources.rows import LISTS, ZARR_MARKS
+from scshards.sources.rows import GENES_ALONE, LISTS, ZARR_MARKS
 from scshards.sources.rows import Block as Block
 from scshards.sources.rows import Source as Source
 from scshards.sources.rows import display_name as display_name
@@ -57,6 +57,7 @@ def open_source(
     ids_vocab: str | None = None,
     list_columns: tuple[str, str] = LISTS,
     trust_pickle: bool = False,
+    feature_types: Sequence[str] = GENES_ALONE,
 ) -> Source:
     """Open an input, whose kind is told by what is in it, or by soma:// before its address.
 
@@ -85,11 +86,16 @@ def open_source(
         The names of their columns of ids and of values; a scBank's are always the usual ones.
     trust_pickle
         Whether columns of an MDS folder may be unpickled, which runs the code that is in them.
+    feature_types
+        Which features are gene columns, where var.feature_types (in 10x files the column of this name)
+        says what they are: others are left out, and counted in `left_out`. A feature of which nothing
+        is said is a gene.
 
     Raises
     ------
     SourceError
-        When the file is damaged, or has no such layer, raw or gene column (with those it has); when
+        When the file is damaged, or has no such layer, raw, gene column or types of features (with
+        those it has); when
         nothing names its token ids; when columns are pickled and not trusted.
     ConfigError
         When the library that reads MDS folders is not installed.
@@ -130,6 +136,10 @@ def open_source(
         raise ConfigError(
             f"format 1 numbers {MAX_SOURCES:,} inputs of {MAX_ROWS:,} cells", where=source.name
         )
+    with contextlib.ExitStack() as on_error:
+        on_error.callback(source.close)
+        source.take(feature_types)
+        on_error.pop_all()
     return source
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import abc
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -29,6 +31,12 @@ BLOCK_VALUES = 1 << 21
 
 LISTS = ("genes", "expressions")
 """What scGPT and those after it call the columns of token ids and of values."""
+
+FEATURE_TYPES = "feature_types"
+"""The column of var that says what each feature is, as scanpy and 10x have it."""
+
+GENES_ALONE = ("Gene Expression",)
+"""The features that are genes; those of which nothing is said are taken to be."""
 
 ZARR_MARKS = ("zarr.json", ".zgroup")
 """The file that makes a folder a zarr group, in format 3 and 2."""
@@ -86,6 +94,8 @@ class Source(abc.ABC):
         Its number among the inputs, the first half of its cells' keys.
     n_rows, n_columns
         Cells and gene columns.
+    left_out
+        {type: how many} of the features that are no gene columns, because of their type.
     n_values
         Values stored in the matrix: the non-zero ones, or all of a dense matrix. Of tables of lists
         about so many, the same each time.
@@ -104,20 +114,58 @@ class Source(abc.ABC):
     matrix_name: str
     naming: str = "the index of var"
     naming_advice: str | None = None
+    left_out: Mapping[str, int] = {}
+    _gene_column: str | None = None
+    _taken: NDArray[np.intp] | None = None  # the columns of the file that are gene columns
 
-    @property
-    @abc.abstractmethod
+    @cached_property
     def genes(self) -> Sequence[str]:
         """The names of the gene columns, "" where one is missing."""
+        return self.names_in(self._gene_column)
 
     @property
     @abc.abstractmethod
     def gene_columns(self) -> Sequence[str]:
         """Columns of var that could name genes."""
 
-    @abc.abstractmethod
     def names_in(self, gene_column: str | None) -> Sequence[str]:
         """The names in a column of var, or in its index (None)."""
+        names = self._names_in(gene_column)
+        return names if self._taken is None else [names[i] for i in self._taken.tolist()]
+
+    @abc.abstractmethod
+    def _names_in(self, gene_column: str | None) -> Sequence[str]:
+        """As names_in, of all columns of the file's matrix."""
+
+    @property
+    def _says_types(self) -> bool:
+        """Whether var has the types of its features."""
+        return FEATURE_TYPES in self.gene_columns
+
+    def take(self, feature_types: Sequence[str]) -> None:
+        """Leave the features of other types out; done once, before anything else is read.
+
+        Raises
+        ------
+        SourceError
+            When there is none of these types; it lists those that there are.
+        """
+        types: Sequence[str] = GENES_ALONE * self.n_columns
+        if self._says_types:
+            types = [t or GENES_ALONE[0] for t in self._names_in(FEATURE_TYPES)]
+        there = Counter(types)
+        if there and not set(feature_types) & set(there):
+            has = ", ".join(f"{n:,} {t!r}" for t, n in there.most_common(5))
+            raise SourceError(
+                f"no feature is of the type {' or '.join(map(repr, feature_types))}: it has {has}",
+                where=f"{self.name}: {FEATURE_TYPES}",
+                advice="name what to take, once for each type: "
+                f"--feature-type {there.most_common(1)[0][0]!r}",
+            )
+        self.left_out = {t: n for t, n in sorted(there.items()) if t not in feature_types}
+        if self.left_out:
+            self._taken = np.flatnonzero([t in feature_types for t in types])
+            self.n_columns = len(self._taken)
 
     @property
     @abc.abstractmethod
@@ -141,10 +189,19 @@ class Source(abc.ABC):
     def is_log1p(self) -> bool:
         """Whether the file itself says that its values are log-normalised."""
 
-    @property
-    @abc.abstractmethod
+    @cached_property
     def matrix(self) -> Matrix:
         """Where rows and samples are read."""
+        return self._of_genes(self._matrix)
+
+    @property
+    @abc.abstractmethod
+    def _matrix(self) -> Matrix:
+        """The matrix with all of its columns."""
+
+    def _of_genes(self, matrix: Matrix) -> Matrix:
+        """The same with the gene columns alone."""
+        return matrix if self._taken is None else Columns(matrix, self._taken)
 
     @property
     def needs_transposing(self) -> bool:
@@ -195,6 +252,49 @@ class Source(abc.ABC):
         self.close()
 
 
+class Columns:
+    """Some columns of a matrix, in their order; a Matrix."""
+
+    def __init__(self, whole: Matrix, taken: NDArray[np.intp]) -> None:
+        self._whole = whole
+        self._place = np.full(whole.shape[1], -1, np.int32)
+        self._place[taken] = np.arange(len(taken))
+        self.shape = (whole.shape[0], len(taken))
+        self.n_values = whole.n_values
+        self.needs_transposing = whole.needs_transposing
+
+    def transpose(self) -> None:
+        self._whole.transpose()
+
+    def blocks(self, start: int, stop: int, max_rows: int, max_values: int) -> Iterator[Block]:
+        for block in self._whole.blocks(start, stop, max_rows, max_values):
+            places = self._place[block.indices]
+            kept = places >= 0
+            ends = np.append(0, np.cumsum(kept))[block.indptr - block.indptr[0]]
+            yield Block(block.first_row, ends, places[kept], block.data[kept])
+
+    def sample(self, n_values: int) -> NDArray[Any]:
+        # Which column a value is of is known by rows only.
+        n_rows = self.shape[0]
+        rows = max(1, n_values * n_rows // max(self.n_values, 1))
+        starts = np.linspace(0, max(n_rows - rows // _PLACES, 0), _PLACES).astype(int)
+        parts = [
+            block.data
+            for a in np.unique(starts).tolist()
+            for block in self.blocks(
+                a, min(a + -(-rows // _PLACES), n_rows), BLOCK_ROWS, BLOCK_VALUES
+            )
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+    def close(self) -> None:
+        self._whole.close()
+
+
+_PLACES = 16
+"""A sample by rows is taken at so many places."""
+
+
 def display_name(url: str | os.PathLike[str]) -> str:
     """An input's name in messages and in the manifest: as given, without credentials."""
     return redact(os.fspath(url))
@@ -221,3 +321,14 @@ def two_columns(names: Sequence[str]) -> tuple[str, str]:
     if names[0] == names[1]:
         raise ConfigError(f"the column {names[0]!r} is given twice", where="list_columns")
     return (names[0], names[1])
+
+
+def some_types(names: Sequence[str]) -> tuple[str, ...]:
+    """The types of features to take, each once; ConfigError when they are not names, or none."""
+    if isinstance(names, str) or not names or not all(isinstance(n, str) and n for n in names):
+        raise ConfigError(
+            f"{names!r} are not types of features",
+            where="feature_types",
+            advice=f"name some, such as {GENES_ALONE[0]!r}",
+        )
+    return tuple(dict.fromkeys(names))

@@ -75,7 +75,7 @@ class SomaSource(Source):
                 raise
         self.n_rows, self.n_columns = len(self._ids), self._experiment.n_genes
         self.matrix_name = f"ms/{address.measurement}/X/{address.layer}"
-        self._matrix = _Rows(
+        self._stored = _Rows(
             self._experiment,
             self._ids,
             self._sizes,
@@ -83,11 +83,11 @@ class SomaSource(Source):
             # A local read keeps a processor busy, and a worker has no other.
             ahead=not is_local(address.uri) or not is_one_of_many(),
         )
-        self.n_values = self._matrix.n_values
+        self.n_values = self._stored.n_values
 
     @property
-    def matrix(self) -> Matrix:
-        return self._matrix
+    def _matrix(self) -> Matrix:
+        return self._stored
 
     @property
     def tiles(self) -> tuple[int, int]:
@@ -101,14 +101,10 @@ class SomaSource(Source):
             self._experiment.close()
 
     @cached_property
-    def genes(self) -> Sequence[str]:
-        return self.names_in(self._gene_column)
-
-    @cached_property
     def gene_columns(self) -> Sequence[str]:
         return self._experiment.text_columns_of_var
 
-    def names_in(self, gene_column: str | None) -> Sequence[str]:
+    def _names_in(self, gene_column: str | None) -> Sequence[str]:
         where = f"{self.name}: var"
         column = self._experiment.gene_index if gene_column is None else gene_column
         known = self._experiment.var_columns
@@ -121,7 +117,7 @@ class SomaSource(Source):
         if column not in known:
             raise missing_column(column, known, frame="var", where=where)
         table = self._experiment.var([column])
-        names = [""] * self.n_columns
+        names = [""] * self._experiment.n_genes
         for gene, found in zip(table[0].to_pylist(), table[1].to_pylist(), strict=True):
             if gene < len(names) and found is not None:
                 names[gene] = str(found)

@@ -5,8 +5,7 @@
 
 The matrix is stored as features x cells by columns, which is cells x features by rows. Names are those
 of scanpy.read_10x_h5: the index of var is the symbols, `gene_ids`, `feature_types` and `genome` are its
-columns. All features are gene columns; antibodies and other features that the vocabulary does not have
-are counted as unmatched. There are no obs columns. Called by sources.open and sources.mtx.
+columns. There are no obs columns.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 import abc
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Any
 
 import h5py
@@ -44,15 +42,11 @@ class TenX(Source):
         self._features, self._gene_column = dict(features), gene_column
         self.n_columns = len(self._features[None])
 
-    @cached_property
-    def genes(self) -> Sequence[str]:
-        return self.names_in(self._gene_column)
-
     @property
     def gene_columns(self) -> Sequence[str]:
         return [c for c in self._features if c is not None]
 
-    def names_in(self, gene_column: str | None) -> Sequence[str]:
+    def _names_in(self, gene_column: str | None) -> Sequence[str]:
         if gene_column not in self._features:
             assert gene_column is not None
             raise missing_column(
@@ -127,7 +121,7 @@ class TenXFile(TenX):
         self._closing = closing
 
     @property
-    def matrix(self) -> Matrix:
+    def _matrix(self) -> Matrix:
         return self._rows
 
     def _barcodes(self) -> Sequence[str]:

@@ -24,26 +24,29 @@ from scshards.kernels import rows as kernels
 from scshards.sources.genes import match_columns
 from scshards.sources.inputs import Input, InputFile, expand
 from scshards.sources.open import open_source
-from scshards.sources.rows import INDEX, LISTS, Source, two_columns
+from scshards.sources.rows import GENES_ALONE, INDEX, LISTS, Source, some_types, two_columns
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions:
-    """How inputs that hold cells as lists of token ids are read; see PackOptions."""
+    """What of an input is read, and how where it holds lists of token ids; see PackOptions."""
 
     ids_vocab: str | None = None
     list_columns: tuple[str, str] = LISTS
     trust_pickle: bool = False
+    feature_types: tuple[str, ...] = GENES_ALONE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "list_columns", two_columns(self.list_columns))
+        object.__setattr__(self, "feature_types", some_types(self.feature_types))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GeneReport:
     """How one input's gene columns match a vocabulary; the figures are those of GeneMatch.
 
-    `unmatched_names` are all names without a token, in the order of their columns.
+    `unmatched_names` are all names without a token, in the order of their columns; `left_out` counts,
+    by type, the features that are no gene columns.
     """
 
     name: str
@@ -52,6 +55,7 @@ class GeneReport:
     unmatched: int
     merged: int
     unmatched_names: tuple[str, ...]
+    left_out: Mapping[str, int]
 
     @property
     def share(self) -> float:
@@ -130,6 +134,7 @@ def check_vocab(
                     unmatched=match.unmatched,
                     merged=match.merged,
                     unmatched_names=tuple(str(source.genes[i]) for i in missing),
+                    left_out=source.left_out,
                 )
             )
     return reports

@@ -50,7 +50,7 @@ class ZarrStore(AnnDataSource):
         values: NDArray[Any] = _Array(table)[:][column]  # zarr can't read a field of its own
         return values
 
-    def _names_in(self, group: Any) -> Sequence[str]:
+    def _listed(self, group: Any) -> Sequence[str]:
         known = group.metadata.consolidated_metadata is not None or group.store.supports_listing
         return sorted(group) if known else ()
 

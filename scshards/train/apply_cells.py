@@ -29,7 +29,7 @@ from scshards.shards.members import encode_rows
 from scshards.shards.shardset import ShardSet
 from scshards.sources.ids import GENE_VOCAB
 from scshards.sources.open import open_source
-from scshards.sources.rows import Source, missing_column
+from scshards.sources.rows import GENES_ALONE, Source, missing_column
 from scshards.stream.collate import Collator
 from scshards.stream.collate_options import CollateOptions
 from scshards.stream.loader import CellLoader
@@ -123,6 +123,7 @@ class SourceCells(Cells):
             ids_vocab=options.ids_vocab,
             list_columns=options.list_columns,
             trust_pickle=options.trust_pickle,
+            feature_types=options.feature_types,
         )
         try:
             self.name, self.parts = self.source.name, (self.source.n_rows,)
@@ -218,6 +219,7 @@ class ShardCells(Cells):
         self.name = self.shardset.storage.at("")
         choices = ("gene_column", "layer", "raw", "ids_vocab", "trust_pickle")
         given = [n for n in choices if getattr(options, n)]
+        given += ["feature_types"] if options.feature_types != GENES_ALONE else []
         if given:
             raise ConfigError(
                 f"a shard set has no such choice: {', '.join(given)}", where=self.name

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scshards.base.errors import ConfigError
-from scshards.sources.rows import LISTS, two_columns
+from scshards.sources.rows import GENES_ALONE, LISTS, some_types, two_columns
 
 OBSM_KEY = "X_scshards"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions:
-    """How cells are embedded. None of it but the first nine changes a result.
+    """How cells are embedded. Nothing from `key` on changes a result.
 
     Attributes
     ----------
@@ -20,6 +20,8 @@ class EmbedOptions:
         Which names and which matrix of the input, as in pack; not of a shard set.
     ids_vocab, list_columns, trust_pickle
         How inputs that hold token ids are read, as in pack.
+    feature_types
+        Which features are gene columns, as in pack.
     split
         Which split of a shard set; None or "all" for all of them.
     max_length
@@ -47,6 +49,7 @@ class EmbedOptions:
     ids_vocab: str | None = None
     list_columns: tuple[str, str] = LISTS
     trust_pickle: bool = False
+    feature_types: tuple[str, ...] = GENES_ALONE
     split: str | None = None
     max_length: int | None = None
     seed: int = 0
@@ -60,6 +63,7 @@ class EmbedOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "list_columns", two_columns(self.list_columns))
+        object.__setattr__(self, "feature_types", some_types(self.feature_types))
         if self.batch_size < 1:
             raise ConfigError(f"batch_size is at least 1, not {self.batch_size}")
         if self.threads is not None and self.threads < 1:

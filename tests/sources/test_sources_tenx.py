@@ -57,7 +57,7 @@ def test_names_are_those_of_scanpy(tmp_path: Path) -> None:
         assert source.genes == ["E000", "E001", "E002"]
         assert source.names_in(None) == ["G000", "G001", "G002"]
         assert source.gene_columns == ["gene_ids", "feature_types", "genome"]
-        assert source.names_in("feature_types") == ["Gene Expression"] * 2 + ["Antibody Capture"]
+        assert source.names_in("feature_types") == ["Gene Expression"] * 3
         assert source.names_in("genome") == ["GRCh38"] * 3
         assert list(source.obs_columns) == [] and source.matrix_name == "matrix"
         with pytest.raises(SourceError, match="no column 'donor'"):

@@ -136,7 +136,7 @@ def survey(task: SurveyTask) -> Survey:
     with open_for_task(task.file, task.ordinal, options, task.folder) as source:
         vocab = _vocab(task.folder, task.fingerprint)
         naming = Naming(
-            gene_column=options.gene_column,
+            gene_column=task.file.gene_column or options.gene_column,
             strip_versions=options.strip_versions,
             min_match=options.min_match,
         )
@@ -216,7 +216,7 @@ def open_for_task(
         file.url,
         ordinal,
         name=file.name,
-        gene_column=options.gene_column,
+        gene_column=file.gene_column or options.gene_column,
         layer=options.layer,
         raw=options.raw,
         storage_options=options.storage_options,

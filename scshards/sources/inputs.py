@@ -1,8 +1,9 @@
 """The inputs as a person names them -> the files and folders to open.
 
-    expand(["data/*.h5ad", "s3://bucket/"]) -> [InputFile("data/a.h5ad", "data/a.h5ad"), ...]
+    expand(["data/*.h5ad", "p1.h5ad::feature_name", "s3://bucket/"]) -> [InputFile(url, name, ...), ...]
 
-Lists, globs and directories are expanded. Called by packing.pack and sources.vocabulary.
+Lists, globs and directories are expanded. What is hidden (`._a.h5ad`, `.ipynb_checkpoints/`) is no input
+of theirs, and one that holds a matrix twice, as Cell Ranger's outs/ does, is refused.
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ import fnmatch
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence, Set
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from scshards.base.errors import ConfigError
-from scshards.base.remote import translated
 from scshards.base.storage import Storage, is_local, is_web, path_of
 from scshards.census.address import is_cells, is_soma
 from scshards.census.experiment import JOINID
@@ -28,6 +28,9 @@ from scshards.sources.rows import display_name
 SUFFIXES = (".h5ad", ".h5", ".zarr.zip", f"{TABLE}parquet")
 """The files that are taken from a directory, beside folders that are inputs themselves."""
 
+_ENDINGS = (*SUFFIXES, ".zarr", ".zip", ".parquet", SCB)
+"""What the names of inputs end with, where they say what they are."""
+
 ALL_COUNTS = "all_counts"
 """Where scGPT's script links the tables of the scBank folders beside it."""
 
@@ -38,14 +41,26 @@ Input = str | os.PathLike[str]
 
 
 class InputFile(NamedTuple):
-    """One input: where it is, and what messages and the manifest call it."""
+    """One input: where it is, what messages and the manifest call it, and what names its genes.
+
+    `gene_column` is the column of var that stands after its address, or None; see rows.Source.names.
+    """
 
     url: str
     name: str
+    gene_column: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Its address in the one spelling that two names of the same input share."""
+        if not is_local(self.url):
+            return self.url.rstrip("/")
+        return os.path.realpath(path_of(self.url))
 
 
 _GLOB_LOCAL = re.compile(r"[*?\[]")
 _GLOB_REMOTE = re.compile(r"[*\[]")  # a question mark begins the query of an https:// address
+_WITH_COLUMN = re.compile(r"(.+)::([^/:'\"=<>&?]+)", re.DOTALL)
 _NO_FILES = (
     "the directory holds no .h5ad, .h5 or .datatable.parquet file, no zarr store, mtx or scBank "
     "folder, saved dataset or MDS folder"
@@ -65,32 +80,36 @@ def expand(
         Files, and folders that are inputs: zarr stores, mtx and scBank folders, saved datasets, MDS
         folders; globs (`*`, `[ab]`, `**` for any depth and, for local paths, `?`); directories,
         remote ones with a slash at the end: all .h5ad, .h5, .zarr.zip and .datatable.parquet files
-        and such folders in them, at any depth. A directory or pattern that has scBank's tables and
-        scGPT's cls_prefix_data.parquet, which repeats them, stands for the tables, and says so. A
-        path that exists is taken as it is, whatever is in its name. Queries: census://NAME,
-        soma://URI?filter=... And lists: .txt and .tsv files,
-        or @FILE, with one of all these a line, and, after a tab, the name of a single input; what is
-        relative there is relative to the list's own folder, and lines that are blank or begin with #
-        are passed over.
+        and such folders in them, at any depth. Names that begin with a dot are met by neither. A
+        directory or pattern that has scBank's tables and scGPT's cls_prefix_data.parquet, which
+        repeats them, stands for the tables, and says so. A path that exists is taken as it is,
+        whatever is in its name. Queries: census://NAME, soma://URI?filter=... And lists: .txt and
+        .tsv files, or @FILE, with one of all these a line, and, after a tab, the name of a single
+        input; what is relative there is relative to the list's own folder, and lines that are blank
+        or begin with # are passed over. `::COLUMN` after any of these names the column of var that
+        has the genes of its inputs; one in a list goes before that of the list.
     storage_options
         For the file systems.
 
     Raises
     ------
     ConfigError
-        When there is no input, a glob, directory or list gives none, or an input, a name or the
-        cells of a scBank are there twice.
+        When there is no input, a glob, directory or list gives none, or a glob or directory holds a
+        matrix twice; when an input, a name or the cells of a scBank are there twice.
     StorageError
         When a list can't be read, or a bucket not be listed.
     """
     given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
     files: list[InputFile] = []
     for one in given:
-        listed = _list_address(os.fspath(one))
-        if listed is None:
-            files += _expanded(os.fspath(one), storage_options)
-        else:
-            files += _read_list(listed, storage_options)
+        address, column = _parted(os.fspath(one))
+        listed = _list_address(address)
+        found = (
+            _expanded(address, storage_options)
+            if listed is None
+            else _read_list(listed, storage_options)
+        )
+        files += [_named_by(column, file) for file in found]
     if not files:
         raise ConfigError("there is nothing to read: no input was given")
     _refuse_repeats(files)
@@ -108,23 +127,44 @@ def kept_columns(obs: Sequence[str], files: Sequence[InputFile]) -> tuple[str, .
     return kept
 
 
+def _parted(text: str) -> tuple[str, str | None]:
+    """`a.h5ad::feature_name` as the address and the column; the key of an object may hold `::` too."""
+    found = _WITH_COLUMN.fullmatch(text)
+    if found is None or (is_local(text) and path_of(text).exists()):
+        return text, None
+    address, column = found.groups()
+    known = is_cells(address) or address.endswith((*_ENDINGS, *LISTS, "/"))
+    if column.endswith(_ENDINGS) or not (known or is_local(address)):
+        return text, None
+    return address, column
+
+
+def _named_by(column: str | None, file: InputFile) -> InputFile:
+    return file if file.gene_column is not None else file._replace(gene_column=column)
+
+
 def _refuse_repeats(files: Sequence[InputFile]) -> None:
     places: set[str] = set()
     names: set[str] = set()
     for file in files:
-        place = str(path_of(file.url).absolute()) if is_local(file.url) else file.url.rstrip("/")
-        if os.path.normpath(place) in places:
-            raise ConfigError("an input is given twice", where=file.name)
+        if file.place in places:
+            raise ConfigError(
+                "an input is given twice",
+                where=file.name,
+                advice=f"both names lead to {display_name(file.place)}: leave one of them out",
+            )
         if file.name in names:
             raise ConfigError(
                 "two inputs have the same name",
                 where=file.name,
                 advice="name them in a list of inputs: a .txt file, with a tab and the name after each",
             )
-        places.add(os.path.normpath(place))
+        places.add(file.place)
         names.add(file.name)
+    places |= set(map(_spelled, (file.url for file in files)))
     for file in files:
-        if _is_copy(file.url, places):
+        spelled = _spelled(file.url)
+        if any(_is_copy(place, places) for place in (file.place, spelled)):
             raise ConfigError(
                 "the cells of scBank folders are given twice: as folders or tables, and in this file",
                 where=file.name,
@@ -132,23 +172,22 @@ def _refuse_repeats(files: Sequence[InputFile]) -> None:
             )
 
 
-def _is_copy(url: str, places: Set[str]) -> bool:
+def _spelled(url: str) -> str:
+    return os.path.normpath(path_of(url).absolute()) if is_local(url) else url.rstrip("/")
+
+
+def _is_copy(place: str, places: Set[str]) -> bool:
     """Whether a file only repeats the cells of other inputs, as scGPT's scripts make them."""
-    path = path_of(url).absolute() if is_local(url) else None
-    place = os.path.normpath(str(path) if path else url.rstrip("/"))
     folder, _, name = place.rpartition("/")
+    above, _, here = folder.rpartition("/")
     if name == PREFIXED:
         if any(TABLE in p and p.rpartition("/")[0] == folder for p in places):
             return True
     elif TABLE not in name:
         return False
-    if path is not None and path.is_symlink():
-        target = path.resolve()
-        if str(target) in places or str(target.parent) in places:
-            return True
-    above, _, here = folder.rpartition("/")
-    return here == ALL_COUNTS and any(
-        p.endswith(SCB) and p.rpartition("/")[0] == above for p in places
+    return folder in places or (
+        here == ALL_COUNTS
+        and any(p.endswith(SCB) and p.rpartition("/")[0] == above for p in places)
     )
 
 
@@ -181,66 +220,42 @@ def _read_list(url: str, options: Mapping[str, Any] | None) -> list[InputFile]:
 
 
 def _listed(line: str, folder: str, options: Mapping[str, Any] | None) -> list[InputFile]:
-    address, *names = (part.strip() for part in line.split("\t"))
+    text, *names = (part.strip() for part in line.split("\t"))
     name = names[0] if names else ""
-    if not address or len(names) > 1 or not name.isprintable():
+    if not text or len(names) > 1 or not name.isprintable():
         raise ConfigError("a line of the list is not an input, or an input, a tab and its name")
+    found = _WITH_COLUMN.fullmatch(text)
+    if is_cells(text):
+        text = beside(text, folder)
+    elif is_local(found[1] if found else text) and not path_of(text).is_absolute():
+        text = str(Path(folder) / text) if is_local(folder) else f"{folder}{text}"
+    address, column = _parted(text)
     if _list_address(address) is not None:
         raise ConfigError("a list can't name another list", where=address)
-    if is_cells(address):
-        address = beside(address, folder)
-    elif is_local(address) and not path_of(address).is_absolute():
-        address = str(Path(folder) / address) if is_local(folder) else f"{folder}{address}"
     files = _expanded(address, options)
     if name and len(files) > 1:
         raise ConfigError(f"one name is given to {len(files):,} inputs", where=address)
-    return [InputFile(file.url, name or file.name) for file in files]
+    return [InputFile(file.url, name or file.name, column) for file in files]
 
 
 def _expanded(url: str, options: Mapping[str, Any] | None) -> list[InputFile]:
     if is_cells(url):
         return [InputFile(str(p.address), p.name) for p in partitions(url, options)]
-    if is_local(url):
-        with translated(url):
-            urls = _local(url)
-    else:
-        urls = _remote(url, options)
-    return [InputFile(url, display_name(url)) for url in urls]
+    found = _local(url) if is_local(url) else _remote(url, options)
+    return [InputFile(one, display_name(one)) for one in found]
 
 
 def _local(url: str) -> list[str]:
     path = path_of(url)
     if path.is_dir():
-        below = list(_below(Storage(path), path.absolute().name))
-        if below == [""]:
-            return [url]
-        found = _without_prefixed(sorted(str(path / name) for name in below))
-        return _some(found, url, _NO_FILES)
+        return _of_directory(Storage(path), path.absolute().name, url, lambda p: str(path / p))
     if path.exists() or not _GLOB_LOCAL.search(str(path)):
         return [url]
     parts = path.parts
     first = next(i for i, part in enumerate(parts) if _GLOB_LOCAL.search(part))
     root = Path(*parts[:first])
-    try:
-        met = list(root.glob(str(PurePosixPath(*parts[first:]))))
-    except ValueError as e:
-        raise ConfigError(f"this pattern can't be used: {e}", where=url) from None
-    # Directories that a pattern happens to meet are not meant, unless they are inputs themselves;
-    # and nothing is meant that is inside of an input.
-    kinds: dict[Path, bool] = {}
-
-    def is_input(p: Path) -> bool:
-        if p not in kinds:
-            kinds[p] = p.is_dir() and folder_kind(p.name, Storage(p).folder()[1]) is not None
-        return kinds[p]
-
-    found = sorted(
-        str(p)
-        for p in set(met)
-        if (p.is_file() or is_input(p))
-        and not any(is_input(q) for q in p.parents if len(q.parts) > len(root.parts))
-    )
-    return _some(_without_prefixed(found), url, "no file matches this pattern")
+    met = _matching(Storage(root), "", list(parts[first:]), url) if root.is_dir() else ()
+    return _chosen({str(root / p) for p in met}, url, "no file matches this pattern")
 
 
 def _remote(url: str, options: Mapping[str, Any] | None) -> list[str]:
@@ -249,18 +264,21 @@ def _remote(url: str, options: Mapping[str, Any] | None) -> list[str]:
     glob = _GLOB_REMOTE.search(url.partition("?")[0])
     if url.endswith("/"):
         _refuse_web(url)
-        storage = Storage(url, options)
-        below = list(_below(storage, url.rstrip("/").rpartition("/")[2]))
-        if below == [""]:
-            return [url.rstrip("/")]
-        return _some(_without_prefixed(sorted(f"{url}{path}" for path in below)), url, _NO_FILES)
+        name = url.rstrip("/").rpartition("/")[2]
+        return _of_directory(Storage(url, options), name, url, lambda p: f"{url}{p}")
     if glob is None or Storage(url, options).exists(""):
         return [url]
     _refuse_web(url)
     root = url[: url.rindex("/", 0, glob.start()) + 1]
-    met = set(_matching(Storage(root, options), "", url[len(root) :].split("/")))
-    found = _without_prefixed(sorted(f"{root}{path}" for path in met))
-    return _some(found, url, "no file matches this pattern")
+    met = _matching(Storage(root, options), "", url[len(root) :].split("/"), url)
+    return _chosen({f"{root}{p}" for p in met}, url, "no file matches this pattern")
+
+
+def _of_directory(storage: Storage, name: str, url: str, at: Callable[[str], str]) -> list[str]:
+    below = list(_below(storage, name))
+    if below == [""]:
+        return [url.rstrip("/") if not storage.is_local else url]
+    return _chosen({at(path) for path in below}, url, _NO_FILES)
 
 
 def _refuse_web(url: str) -> None:
@@ -279,34 +297,93 @@ def _below(storage: Storage, name: str, path: str = "") -> Iterator[str]:
         yield path
         return
     start = f"{path}/" if path else ""
-    yield from (f"{start}{f}" for f in files if f.endswith(SUFFIXES) or f == PREFIXED)
+    seen = (f for f in files if not f.startswith("."))
+    yield from (f"{start}{f}" for f in seen if f.endswith(SUFFIXES) or f == PREFIXED)
     for folder in folders:
         below = f"{start}{folder}"
-        local = storage.local_path
-        if local is None or not (local / below).is_symlink():
+        if folder.startswith("."):
+            continue
+        if not _is_link(storage, below):
             yield from _below(storage, folder, below)
         elif folder_kind(folder, storage.folder(below)[1]):
             yield below  # no other link is followed: it may lead in a circle
 
 
-def _matching(storage: Storage, path: str, pattern: Sequence[str]) -> Iterator[str]:
-    """The inputs below a folder that fit the parts of a pattern; `**` is any number of folders."""
+def _matching(storage: Storage, path: str, pattern: Sequence[str], url: str) -> Iterator[str]:
+    """The inputs below a folder that fit the parts of a pattern; `**` is any number of folders.
+
+    As in a shell, what is hidden is met only by a part that begins with a dot itself. Nothing is looked
+    for inside of an input, and other folders are none.
+    """
     folders, files = storage.folder(path)
     start, head, rest = f"{path}/" if path else "", pattern[0], pattern[1:]
-    if head == "**":
-        if rest:
-            yield from _matching(storage, path, rest)
-    elif not rest:
-        yield from (f"{start}{name}" for name in files if fnmatch.fnmatchcase(name, head))
-    for name in folders:
+    if "**" in head and head != "**":
+        raise ConfigError(
+            "this pattern can't be used: ** stands for folders, alone between two slashes",
+            where=display_name(url),
+        )
+
+    def fits(name: str) -> bool:
+        if name.startswith(".") and not head.startswith("."):
+            return False
+        return head == "**" or fnmatch.fnmatchcase(name, head)
+
+    if head == "**" and rest:
+        yield from _matching(storage, path, rest, url)
+    elif not rest and head != "**":
+        yield from (f"{start}{name}" for name in files if fits(name))
+    for name in filter(fits, folders):
         below = f"{start}{name}"
-        if head != "**" and not fnmatch.fnmatchcase(name, head):
-            continue
-        if folder_kind(name, storage.folder(below)[1]):  # and nothing is looked for inside of it
+        if folder_kind(name, storage.folder(below)[1]):
             if not rest or rest == ["**"]:
                 yield below
-        elif head == "**" or rest:
-            yield from _matching(storage, below, pattern if head == "**" else rest)
+        elif head == "**" and not _is_link(storage, below):
+            yield from _matching(storage, below, pattern, url)
+        elif head != "**" and rest:
+            yield from _matching(storage, below, rest, url)
+
+
+def _is_link(storage: Storage, path: str) -> bool:
+    local = storage.local_path
+    return local is not None and (local / path).is_symlink()
+
+
+def _chosen(met: Set[str], url: str, otherwise: str) -> list[str]:
+    """What a directory or pattern stands for, sorted: each matrix once, in one place."""
+    found = _without_prefixed(sorted(met))
+    if not found:
+        raise ConfigError(
+            otherwise,
+            where=display_name(url),
+            advice="check the spelling; quote patterns, so that the shell leaves them alone",
+        )
+    first: dict[str, str] = {}
+    for one in found:
+        other = first.setdefault(_matrix(one), one)
+        if other != one:
+            both = sorted((one, other), key=lambda path: ("filtered" not in path, path))
+            meant = both[0].rpartition("/")[2]
+            raise ConfigError(
+                f"one matrix is there twice: {display_name(other)} and {display_name(one)}",
+                where=display_name(url),
+                advice=f"name the one that is meant: {display_name(both[0])}, or in every folder by a "
+                f"pattern such as '**/{meant}'",
+            )
+    return found
+
+
+def _matrix(path: str) -> str:
+    """What two files of one matrix share: the name but for its ending, and Cell Ranger's choice."""
+    ending = next((e for e in _ENDINGS if path.endswith(e)), "")
+    name = _CHOICE.sub(r"\1", path.removesuffix(ending))
+    return name if ending else _GENOME.sub("", name)
+
+
+_CHOICE = re.compile(
+    r"(?:(?<=[/_.-])|^)(?:sample_)?(?:raw|filtered)_((?:feature|gene|peak)_bc_matri(?:x|ces))(?:_h5$)?"
+)
+_GENOME = re.compile(r"(?<=_bc_matrices)/[^/]+$")
+"""The folder in the folder, before Cell Ranger 3."""
 
 
 def _without_prefixed(found: list[str]) -> list[str]:
@@ -323,13 +400,3 @@ def _without_prefixed(found: list[str]) -> list[str]:
         else:
             kept.append(path)
     return kept
-
-
-def _some(found: list[str], url: str, otherwise: str) -> list[str]:
-    if not found:
-        raise ConfigError(
-            otherwise,
-            where=display_name(url),
-            advice="check the spelling; quote patterns, so that the shell leaves them alone",
-        )
-    return found

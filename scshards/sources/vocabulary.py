@@ -162,7 +162,7 @@ def open_input(
         file.url,
         ordinal,
         name=file.name,
-        gene_column=gene_column,
+        gene_column=file.gene_column or gene_column,
         storage_options=storage_options,
         **dataclasses.asdict(tables),
     )

@@ -21,7 +21,7 @@ def tree(root: Path, *paths: str) -> Path:
 
 
 def names(root: Path | str, inputs: Any) -> list[str]:
-    return [url.removeprefix(f"{root}/") for url, _ in expand(inputs)]
+    return [file.url.removeprefix(f"{root}/") for file in expand(inputs)]
 
 
 def test_local_patterns_and_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def test_stores_are_inputs_and_what_is_in_them_is_not(tmp_path: Path) -> None:
     assert names(root, f"{root}/*.zarr") == ["a.zarr", "lost.zarr"]
     assert names(root, f"{root}/**/*.h5ad") == ["c.h5ad"]
     assert names(root, f"{root}/**/t*") == ["deep/two"]
-    (root / "link.zarr").symlink_to(root / "deep" / "two")
+    (root / "link.zarr").symlink_to(tree(tmp_path, "elsewhere/.zgroup") / "elsewhere")
     (root / "circle").symlink_to(root)
     assert names(root, root) == sorted([*everything, "link.zarr"])
 
@@ -131,13 +131,130 @@ def test_a_list_of_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("l", "@file://"),
     ):
         (tmp_path / "in" / name).write_text(text, newline="")
-        assert [tuple(file) for file in expand(f"{given}{tmp_path}/in/{name}")] == want
+        assert [file[:2] for file in expand(f"{given}{tmp_path}/in/{name}")] == want
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in" / "short.txt").write_text("a.h5ad")
-    assert expand(["far.h5ad", "in/short.txt"]) == [
+    assert [file[:2] for file in expand(["far.h5ad", "in/short.txt"])] == [
         ("far.h5ad", "far.h5ad"),
         ("in/a.h5ad", "in/a.h5ad"),
     ]
+
+
+def test_hidden_names_are_no_inputs(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path / "d",
+        *(
+            "s1.h5ad",
+            "._s1.h5ad",
+            ".ipynb_checkpoints/s1-checkpoint.h5ad",
+            "x/._s2.h5ad",
+            "x/s2.h5ad",
+        ),
+        *(".cache/run/matrix.mtx", "x/.z.zarr/.zgroup", "z.zarr/.zgroup", ".a.zarr.zip"),
+    )
+    for given in (root, f"{root}/**/*"):
+        assert names(root, given) == ["s1.h5ad", "x/s2.h5ad", "z.zarr"]
+    assert names(root, f"{root}/*.h5ad") == ["s1.h5ad"]
+    assert names(root, f"{root}/**/*.h5ad") == ["s1.h5ad", "x/s2.h5ad"]
+    # Who begins with a dot means it.
+    assert names(root, f"{root}/.*.h5ad") == ["._s1.h5ad"]
+    assert names(root, f"{root}/.ipynb*/*") == [".ipynb_checkpoints/s1-checkpoint.h5ad"]
+    assert names(root, root / ".cache") == [".cache/run"]
+    (tmp_path / "e" / ".hidden").mkdir(parents=True)
+    tree(tmp_path / "e", "._a.h5ad", ".hidden/b.h5ad")
+    with pytest.raises(ConfigError, match="the directory holds no"):
+        expand(tmp_path / "e")
+
+
+RAW, FILTERED = "raw_feature_bc_matrix", "filtered_feature_bc_matrix"
+
+
+@pytest.mark.parametrize(
+    ("files", "meant"),
+    [
+        ((f"outs/{RAW}.h5", f"outs/{FILTERED}.h5"), f"outs/{FILTERED}.h5"),
+        ((f"outs/{FILTERED}.h5", f"outs/{FILTERED}/matrix.mtx.gz"), f"outs/{FILTERED}"),
+        ((f"outs/{FILTERED}/matrix.mtx.gz", f"outs/{RAW}/matrix.mtx.gz"), f"outs/{FILTERED}"),
+        (
+            ("o/raw_gene_bc_matrices_h5.h5", "o/filtered_gene_bc_matrices/hg19/matrix.mtx"),
+            "o/filtered_gene_bc_matrices/hg19",
+        ),
+        ((f"GSM1_a_{RAW}.h5", f"GSM1_a_{FILTERED}.h5"), f"GSM1_a_{FILTERED}.h5"),
+        ((f"c/sample_{FILTERED}.h5", f"c/sample_{RAW}.h5"), f"c/sample_{FILTERED}.h5"),
+        (("x/a.h5ad", "x/a.zarr/.zgroup"), "x/a.h5ad"),
+        (("x/a.zarr.zip", "x/a.zarr/.zgroup"), "x/a.zarr"),
+    ],
+)
+def test_one_matrix_twice_in_a_directory(
+    tmp_path: Path, files: tuple[str, str], meant: str
+) -> None:
+    root = tree(tmp_path / "d", *files)
+    for given in (root, f"{root}/**/*"):
+        with pytest.raises(ConfigError, match="one matrix is there twice") as refused:
+            expand(given)
+        assert f"name the one that is meant: {root}/{meant}," in str(refused.value.advice)
+    paths = [root / f.removesuffix("/.zgroup").removesuffix("/matrix.mtx") for f in files]
+    paths = [p.parent if p.name == "matrix.mtx.gz" else p for p in paths]
+    assert len(expand(paths)) == 2, "who names both means both"
+
+
+def test_runs_side_by_side_are_not_one_matrix(tmp_path: Path) -> None:
+    files = [f"{s}/outs/{FILTERED}.h5" for s in ("s1", "s2")]
+    files += ["raw_a.h5ad", "filtered_a.h5ad", f"{FILTERED}/a.h5ad", f"{FILTERED}/b.h5ad"]
+    assert names(tmp_path / "d", tree(tmp_path / "d", *files)) == sorted(files)
+
+
+def test_two_names_of_one_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path, "a.h5ad", "deep/b.h5ad")
+    (tmp_path / "link.h5ad").symlink_to("a.h5ad")
+    (tmp_path / "up").symlink_to("deep")
+    monkeypatch.chdir(tmp_path)
+    for pair in (
+        ("a.h5ad", "./a.h5ad"),
+        ("a.h5ad", tmp_path / "a.h5ad"),
+        ("a.h5ad", "deep/../a.h5ad"),
+        ("a.h5ad", "link.h5ad"),
+        ("deep/b.h5ad", "up/b.h5ad"),
+        ("a.h5ad", f"file://{tmp_path}/a.h5ad"),
+        ("a.h5ad", "a.h5ad::symbol"),
+        ("s3://b/m.zarr", "s3://b/m.zarr/"),
+    ):
+        with pytest.raises(ConfigError, match="given twice"):
+            expand(pair)
+
+
+def test_a_column_for_each_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path, "in/a.h5ad", "in/b.h5ad", "in/o::dd.h5ad", "in/x::y", "in/m/matrix.mtx")
+    (tmp_path / "in/l.txt").write_text(
+        "a.h5ad::gene_name\nb.h5ad\tsecond\n./o::dd.h5ad\nm/::gene ids\tthird\ns3://b/c.h5ad::id\n"
+    )
+    monkeypatch.chdir(tmp_path / "in")
+
+    def columns(*given: str) -> list[tuple[str, str | None]]:
+        return [(f.url.removeprefix(f"{tmp_path}/in/"), f.gene_column) for f in expand(given)]
+
+    assert columns("a.h5ad::feature_name", "b.h5ad") == [
+        ("a.h5ad", "feature_name"),
+        ("b.h5ad", None),
+    ]
+    assert expand("a.h5ad::index")[0].name == "a.h5ad"
+    assert columns("[ab].h5ad::index") == [("a.h5ad", "index"), ("b.h5ad", "index")]
+    assert columns(f"{tmp_path}/in/m/::gene_ids") == [("m/", "gene_ids")]
+    of_list = [("a.h5ad", "gene_name"), ("b.h5ad", None), ("o::dd.h5ad", None), ("m/", "gene ids")]
+    assert columns("l.txt") == [*of_list, ("s3://b/c.h5ad", "id")]
+    assert [c for _, c in columns("@l.txt::symbol")] == [
+        "gene_name",
+        "symbol",
+        "symbol",
+        "gene ids",
+        "id",
+    ]
+    # A path that is there, the keys of objects and chains of file systems are what they say.
+    for whole in ("./x::y", f"{tmp_path}/in/o::dd.h5ad", "s3://b/a::b.h5ad", "s3://b/x.h5ad::y.h5ad",
+                  "s3://b/run::1", "simplecache::s3://b/a.h5ad"):  # fmt: skip
+        assert columns(whole) == [(whole.removeprefix(f"{tmp_path}/in/"), None)]
+    assert columns("s3://b/a::b.h5ad::id") == [("s3://b/a::b.h5ad", "id")]
+    assert columns("https://h/a.h5ad::feature_name") == [("https://h/a.h5ad", "feature_name")]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +332,7 @@ def test_patterns_and_directories_on_s3(tmp_path: Path, s3: Any) -> None:
     manifest = quiet_pack(f"{root}/[ab]*.h5ad", tmp_path / "out", vocab_of(4))
     assert [s.name for s in manifest.sources] == [f"{root}/a.h5ad", f"{root}/b.h5ad"]
     fs.pipe_file(f"{root}/list.tsv", b"a.h5ad\tfirst\ndeep/**/*.h5ad\n")
-    assert expand(f"{root}/list.tsv") == [
+    assert [file[:2] for file in expand(f"{root}/list.tsv")] == [
         (f"{root}/a.h5ad", "first"),
         (f"{root}/deep/er/c.h5ad", f"{root}/deep/er/c.h5ad"),
     ]

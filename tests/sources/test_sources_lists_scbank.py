@@ -160,17 +160,20 @@ def test_cells_are_not_packed_twice(tmp_path: Path) -> None:
     elsewhere.mkdir()
     (elsewhere / "z.datatable.parquet").symlink_to(banks[0] / "counts.datatable.parquet")
     for given in (
-        [tmp_path],
         [banks[0], table],
         [*banks, folder],
         [table, prefixed],
         [*banks, prefixed],
         [banks[0], elsewhere],
-        [banks[0] / "counts.datatable.parquet", elsewhere],
     ):
         with pytest.raises(ConfigError, match="given twice") as refused:
             expand(given)
         assert "*.scb folders alone, or all_counts alone" in str(refused.value)
+    with pytest.raises(ConfigError, match="given twice"):
+        expand(tmp_path)
+    with pytest.raises(ConfigError, match="given twice") as refused:
+        expand([banks[0] / "counts.datatable.parquet", elsewhere])
+    assert f"lead to {banks[0]}/counts.datatable.parquet" in str(refused.value)
     table.unlink()
     (folder / "b.datatable.parquet").unlink()
     assert [f.url for f in expand(folder)] == [str(prefixed)]

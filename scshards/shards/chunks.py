@@ -20,7 +20,7 @@ from scshards.cells.batch import format_key
 from scshards.cells.tokenizer import TokenRows, ValueKind
 from scshards.kernels import members as kernels
 from scshards.shards.manifest import ShardInfo
-from scshards.shards.members import check_status
+from scshards.shards.members import check_status, decode_rows
 from scshards.shards.tar import Compression, open_chunk
 
 READ_BYTES = 1 << 22
@@ -105,25 +105,11 @@ def decode_block(
     FormatError
         When one of them is not a cell of format 1.
     """
-    n = len(starts)
-    fields = np.zeros((n, kernels.MEMBER_FIELDS), np.int64)
-    status = np.zeros(n, np.int64)
-    kernels.measure_members(src, starts, sizes, fields, status)
-    if kind == "float":
-        uneven = fields[:, 4] - fields[:, 3] != 4 * fields[:, 0]
-        status[(status == kernels.OK) & uneven] = kernels.BAD_COUNT
-    _check(status, where)
-    indptr = np.append(0, np.cumsum(fields[:, 0]))
-    genes = np.empty(int(indptr[-1]), np.int32)
-    counts = np.empty(len(genes) if kind == "counts" else 0, np.uint64)
-    kernels.decode_members(src, fields, indptr, n_tokens, genes, counts, status)
-    _check(status, where)
-    values: NDArray[Any] = counts
-    if kind == "float":
-        stored = np.empty(4 * len(genes), np.uint8)
-        kernels.gather_slices(src, fields[:, 3], 4 * fields[:, 0], np.arange(n), stored)
-        values = stored.view("<f4").astype(np.float32, copy=False)
-    return TokenRows(indptr=indptr, genes=genes, values=values, unmatched_values=0)
+    rows, _, status = decode_rows(src, starts, sizes, n_tokens, kind)
+    bad = np.flatnonzero(status != kernels.OK)
+    if len(bad):
+        check_status(int(status[bad[0]]), where(int(bad[0])))
+    return rows
 
 
 def _runs(wanted: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -138,12 +124,6 @@ def _runs(wanted: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[tuple
         first = last = i
     if first >= 0:
         yield first, last
-
-
-def _check(status: NDArray[np.int64], where: Callable[[int], str]) -> None:
-    bad = np.flatnonzero(status != kernels.OK)
-    if len(bad):
-        check_status(int(status[bad[0]]), where(int(bad[0])))
 
 
 def _key(index: Mapping[str, NDArray[Any]], cell: int) -> str:

@@ -18,13 +18,19 @@ from scshards.base.errors import FormatError
 from scshards.cells.batch import format_key
 from scshards.kernels.writing import write_keys
 
-OWN_COLUMNS = ("key", "offset", "size", "n_genes", "total", "source", "row")
-OBS_PREFIX = "obs."
+OWN_COLUMNS: Mapping[str, Any] = {
+    "key": object,
+    "offset": np.int64,
+    "size": np.int64,
+    "n_genes": np.int32,
+    "total": np.float64,
+    "source": np.int32,
+    "row": np.int64,
+}
+"""{column: what numpy has it as}; `obs.*` columns are int32 or float64."""
 
-_KINDS = {"key": "OUT", "total": "f"} | dict.fromkeys(
-    ("offset", "size", "n_genes", "source", "row"), "i"
-)
-"""numpy's letters for what a column may hold; those of obs columns hold codes or numbers."""
+OBS_PREFIX = "obs."
+LABEL_TYPES: Mapping[str, Any] = {"category": np.int32, "number": np.float64}
 
 
 def write_index(
@@ -44,17 +50,12 @@ def write_index(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns: dict[str, Any] = {
-        "key": _keys(source, row),
-        "offset": _column(offset, np.int64),
-        "size": _column(size, np.int64),
-        "n_genes": _column(n_genes, np.int32),
-        "total": _column(total, np.float64),
-        "source": _column(source, np.int32),
-        "row": _column(row, np.int64),
-    }
+    own = {"offset": offset, "size": size, "n_genes": n_genes, "total": total}
+    own |= {"source": source, "row": row}
+    columns: dict[str, Any] = {"key": _keys(source, row)}
+    columns |= {name: _column(values, OWN_COLUMNS[name]) for name, values in own.items()}
     for name, values in labels.items():
-        kind = np.float64 if values.dtype.kind == "f" else np.int32
+        kind = LABEL_TYPES["number" if values.dtype.kind == "f" else "category"]
         columns[OBS_PREFIX + name] = _column(values, kind)
     out = io.BytesIO()
     pq.write_table(pa.table(columns), out, compression="zstd", store_schema=False)
@@ -89,8 +90,9 @@ def read_index(
     except (pa.ArrowException, OSError, ValueError) as e:
         raise FormatError(f"the index can't be read: {e}", where=where) from None
     for name, values in found.items():
+        kinds = np.dtype(OWN_COLUMNS[name]).kind if name in OWN_COLUMNS else "if"
         # A column with nulls comes out as another kind, too.
-        if values.dtype.kind not in _KINDS.get(name, "if"):
+        if values.dtype.kind not in kinds:
             raise FormatError(f"the index's column {name!r} holds {values.dtype}", where=where)
     return found
 

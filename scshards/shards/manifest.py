@@ -25,7 +25,7 @@ FORMAT_NAME, FORMAT_VERSION = "scshards", 1
 GENES_ENCODING = "delta-leb128"
 VALUES_ENCODING = {"counts": "leb128", "float": "float32-le"}
 _PATH = re.compile(r"\w[\w-]*/\w[\w.-]*")
-_OPEN = 4
+_OPEN, _TOO_LARGE = 4, 1 << 63
 _SEAL = ',\n "sha256": "'
 
 
@@ -193,7 +193,7 @@ class Manifest:
             raise FormatError(f"the manifest is not valid JSON: {e}", where=where) from None
         if not isinstance(tree, dict) or tree.get("format") != FORMAT_NAME:
             raise FormatError("this is not the manifest of a shard set", where=where)
-        if tree.get("version") != FORMAT_VERSION:
+        if tree.get("version") != FORMAT_VERSION or type(tree["version"]) is not int:
             raise FormatError(
                 f"format version {tree.get('version')!r} is not {FORMAT_VERSION}",
                 where=where,
@@ -216,8 +216,11 @@ class Manifest:
             VALUES_ENCODING.get(kind) != tree["values"]["encoding"]
             or tree["genes"]["encoding"] != GENES_ENCODING
             or compression not in ("none", "zstd")
+            or tree["vocab"]["file"] != VOCAB
         ):
-            raise ValueError("it names an encoding that format 1 does not have")
+            raise ValueError("it names an encoding or a file that format 1 does not have")
+        if not isinstance(tree["options"], dict):
+            raise ValueError("the options are no table")
         return cls(
             vocab_size=_number(tree["vocab"]["size"]),
             vocab_fingerprint=_text(tree["vocab"]["fingerprint"]),
@@ -349,8 +352,8 @@ def _source_from_json(tree: dict[str, Any]) -> SourceInfo:
 
 
 def _number(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} stands where a number from 0 belongs")
+    if type(value) is not int or not 0 <= value < _TOO_LARGE:
+        raise ValueError(f"{value!r:.60} stands where a number from 0 belongs")
     return value
 
 

@@ -103,6 +103,45 @@ def encode_rows(
     return payload[:size], ends
 
 
+def decode_rows(
+    src: NDArray[np.uint8],
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    n_tokens: int,
+    kind: ValueKind,
+) -> tuple[TokenRows, NDArray[np.int64], NDArray[np.int64]]:
+    """The genes and values of the members src[starts[i]:starts[i] + sizes[i]].
+
+    Returns
+    -------
+    rows
+        The cells: uint64 counts or float32 values, gene ids below `n_tokens`.
+    fields
+        int64 [cells, MEMBER_FIELDS]: where the parts of each member are, as the kernel says.
+    status
+        int64 [cells]: OK or a key of STATUS; then the cell's genes and values mean nothing.
+    """
+    n = len(starts)
+    fields = np.zeros((n, kernels.MEMBER_FIELDS), np.int64)
+    status = np.zeros(n, np.int64)
+    kernels.measure_members(src, starts, sizes, fields, status)
+    if kind == "float":
+        uneven = fields[:, 4] - fields[:, 3] != 4 * fields[:, 0]
+        status[(status == kernels.OK) & uneven] = kernels.BAD_COUNT
+    fields[status != kernels.OK] = 0
+    indptr = np.append(0, np.cumsum(fields[:, 0]))
+    genes = np.zeros(int(indptr[-1]), np.int32)
+    counts = np.zeros(len(genes) if kind == "counts" else 0, np.uint64)
+    kernels.decode_members(src, fields, indptr, n_tokens, genes, counts, status)
+    values: NDArray[Any] = counts
+    if kind == "float":
+        stored = np.empty(4 * len(genes), np.uint8)
+        kernels.gather_slices(src, fields[:, 3], 4 * fields[:, 0], np.arange(n), stored)
+        values = stored.view("<f4").astype(np.float32, copy=False)
+    rows = TokenRows(indptr=indptr, genes=genes, values=values, unmatched_values=0)
+    return rows, fields, status
+
+
 def encode_labels(
     labels: Sequence[LabelColumn], n: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

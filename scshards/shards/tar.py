@@ -32,6 +32,8 @@ CHUNK_BYTES = 1 << 20
 ZSTD_LEVEL = 3
 MAX_SOURCES, MAX_ROWS = 10**6, 10**10
 _END = 1024
+_ZSTD_MOST = 1 << 15
+"""A byte of a zstd frame stands for so many at most: a block of 128 KiB takes four."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,17 +127,8 @@ def seal(
     -------
     The bytes to store (uint8) and the chunk table.
     """
-    heads = np.append(offsets - 512, len(tar))
-    # The first member at or after each multiple of CHUNK_BYTES opens a chunk.
-    marks = np.arange(0, len(tar), CHUNK_BYTES)
-    first = np.unique(np.searchsorted(heads[:-1], marks))
-    first = first[first < len(offsets)]
-    if len(first) == 0:
-        first = np.zeros(1, np.int64)
-    bounds = np.append(heads[first], len(tar))
-    bounds[0] = 0
-    cells = np.diff(np.append(first, len(offsets)))
-    raw = np.diff(bounds)
+    cells, raw = cut(offsets, len(tar))
+    bounds = np.append(0, np.cumsum(raw))
     if compression == "none":
         stored_bytes, stored = tar, raw
     else:
@@ -158,6 +151,24 @@ def seal(
     return stored_bytes, table
 
 
+def cut(offsets: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where a tar of `size` bytes is cut, whose members' data begin at `offsets`.
+
+    Returns
+    -------
+    The cells and the bytes of each chunk (int64 [chunks]).
+    """
+    heads = np.append(offsets - 512, size)
+    # The first member at or after each multiple of CHUNK_BYTES opens a chunk.
+    first = np.unique(np.searchsorted(heads[:-1], np.arange(0, size, CHUNK_BYTES)))
+    first = first[first < len(offsets)]
+    if len(first) == 0:
+        first = np.zeros(1, np.int64)
+    bounds = np.append(heads[first], size)
+    bounds[0] = 0
+    return np.diff(np.append(first, len(offsets))), np.diff(bounds)
+
+
 def open_chunk(
     stored: NDArray[np.uint8], raw_size: int, checksum: int, compression: Compression, where: str
 ) -> NDArray[np.uint8]:
@@ -168,7 +179,7 @@ def open_chunk(
     ChecksumError
         When the bytes are not those that were packed.
     FormatError
-        When a right checksum covers bytes that are no zstd frame of `raw_size` bytes.
+        When a right checksum covers bytes that are not one zstd frame of `raw_size` bytes, and no more.
     """
     if int(xxh64(stored)) != checksum:
         raise ChecksumError(
@@ -183,9 +194,9 @@ def open_chunk(
     try:
         # The frame's own word for its size is what the decompressor allocates: check it first.
         size = zstandard.frame_content_size(stored.data)
-        if size != raw_size:
+        if size != raw_size or size > len(stored) * _ZSTD_MOST:
             raise FormatError(f"a chunk has {size} bytes instead of {raw_size}", where=where)
-        raw = zstandard.ZstdDecompressor().decompress(stored.data)
+        raw = zstandard.ZstdDecompressor().decompress(stored.data, allow_extra_data=False)
     except zstandard.ZstdError as e:
         raise FormatError(f"a chunk can't be decompressed: {e}", where=where) from None
     return np.frombuffer(raw, np.uint8)

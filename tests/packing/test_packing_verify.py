@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
+import zstandard
 from pack_support import counts, index, quiet_pack, tree_sums, vocab_of, write
 
 from scshards import ShardSet, verify
-from scshards.base.errors import StorageError
+from scshards.base.errors import FormatError, StorageError
 from scshards.packing.verify.whole import VerifyReport
 from scshards.shards.manifest import Manifest
 
@@ -250,6 +253,129 @@ def test_verify_changes_nothing(plain: Path) -> None:
     before = tree_sums(plain)
     look(plain)
     assert tree_sums(plain) == before
+
+
+def fit(root: Path, stored: bytes, **chunks: Any) -> None:
+    """Change the first shard and all that the manifest says of it, as a wrong program would."""
+    shard = ShardSet(root).manifest.splits["train"][0]
+    (root / shard.path).write_bytes(stored)
+
+    def change(tree: dict[str, Any]) -> None:
+        split = tree["splits"]["train"]
+        entry = split["shards"][0]
+        split["bytes"] += len(stored) - entry["bytes"]
+        entry.update(bytes=len(stored), sha256=hashlib.sha256(stored).hexdigest())
+        entry["chunks"].update(chunks)
+
+    rewrite(root, change)
+
+
+@pytest.mark.parametrize("rubbish", [b"rubbish", b"\0", zstandard.ZstdCompressor().compress(b"")])
+def test_rubbish_behind_the_frame_of_a_chunk(
+    sets: dict[str, Path], rubbish: bytes, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(sets["zstd"], tmp_path / "set"))
+    shard = ShardSet(root).manifest.splits["train"][0]
+    stored = (root / shard.path).read_bytes() + rubbish
+    fit(root, stored, bytes=[len(stored)], xxh64=xxhash.xxh64(stored).hexdigest())
+    faults = look(root).faults
+    assert [f.shard for f in faults] == [shard.path]
+    assert faults[0].what.startswith("chunk 0 (cells 0 to ")
+
+
+def test_chunks_that_are_cut_elsewhere(plain: Path) -> None:
+    """Two whole chunks in place of one: a reader would manage, but no packer of format 1 does it."""
+    shard = ShardSet(plain).manifest.splits["train"][0]
+    stored = (plain / shard.path).read_bytes()
+    place = int(index(plain, shard.index_path)["offset"][9]) - 512
+    parts = stored[:place], stored[place:]
+    fit(
+        plain,
+        stored,
+        cells=[9, shard.cells - 9],
+        bytes=[len(p) for p in parts],
+        xxh64=" ".join(xxhash.xxh64(p).hexdigest() for p in parts),
+    )
+    assert [f.what for f in look(plain).faults] == [
+        "its chunks are not cut where format 1 cuts them"
+    ]
+
+
+def test_an_index_of_other_types(plain: Path) -> None:
+    def change(table: Any) -> Any:
+        at = table.column_names.index("n_genes")
+        return table.set_column(at, "n_genes", table.column("n_genes").cast(pa.int64()))
+
+    change_index(plain, change)
+    assert any("'n_genes' is of type int64" in f.what for f in look(plain).faults)
+
+
+def places(tree: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The places of all values in a tree of JSON."""
+    if isinstance(tree, dict | list):
+        for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from places(value, (*at, name))
+    if at:
+        yield at
+
+
+TEXT, NUMBER = (str,), (int, float)
+ARGUED: dict[str, tuple[type, ...]] = {
+    # What stands nowhere else in the set: how its inputs were, and how they were read.
+    r"sources \d+ name": TEXT,
+    r"sources \d+ values unmatched": NUMBER,
+    r"sources \d+ genes merged": NUMBER,
+    r"sources \d+ cells dropped": (dict,),
+    r"labels donor categories( \d+)?": (str, list),
+    r"options (gene_column|layer|ids_vocab|where|unique|list_columns|feature_types)( \d+)?": (str, list),
+    r"options (raw|strip_versions)": (bool,),
+    r"options (min_match|seed|(valid|test)_fraction)": NUMBER,
+    # Of a shuffled set a mean; a limit that all cells are within.
+    r"options (cells_per_shard|min_genes|max_genes|min_counts)": NUMBER,
+    r"options held_out": (type(None), dict),
+    # Nobody has to say what he was asked for.
+    r"options": (dict,),
+}
+"""{places in the manifest: types of values} that can be another without being wrong."""
+
+
+def test_every_change_of_the_manifest_is_refused_or_argued(tmp_path: Path) -> None:
+    obs = {"donor": [f"d{i % 3}" for i in range(12)], "q": np.arange(12.0)}
+    inputs = [write(tmp_path / f"{i}.h5ad", counts(12, 9, seed=i), obs=obs) for i in range(2)]
+    root = tmp_path / "set"
+    quiet_pack(
+        inputs, root, vocab_of(8), obs=("q",), split_by="donor", valid_fraction=0.4,
+        cells_per_shard=7, min_genes=2, compression="zstd",
+    )  # fmt: skip
+    path = root / "manifest.json"
+    whole = json.loads(path.read_bytes())
+    nonsense = [None, True, 0, 1, 2**62, 1.5, "x", [], {}, ["x"]]
+    missed, n = [], 0
+    for place in places(whole):
+        tree = json.loads(json.dumps(whole))
+        at = tree
+        for name in place[:-1]:
+            at = at[name]
+        old, name = at[place[-1]], " ".join(map(str, place))
+        more = [old + 1, old - 1] if type(old) is int else []
+        more += [old[::-1]] if isinstance(old, list) else []
+        for new in [*nonsense, *more]:
+            if json.dumps(new) == json.dumps(old) or name == "sha256":
+                continue
+            at[place[-1]] = new
+            if any(
+                re.fullmatch(what, name) and isinstance(new, kinds)
+                for what, kinds in ARGUED.items()
+            ):
+                continue
+            try:
+                path.write_bytes(Manifest.from_json(json.dumps(tree)).to_json())
+            except FormatError:
+                continue
+            n += 1
+            if look(root).ok:
+                missed.append((name, old, new))
+    assert missed == [] and n > 100
 
 
 def test_many_faults_are_counted_and_the_first_are_kept(plain: Path) -> None:

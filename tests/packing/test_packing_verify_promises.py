@@ -18,6 +18,7 @@ from scshards.packing.verify import promises as verify_promises
 from scshards.shards.manifest import Manifest
 
 N = 80
+BOTH = {"valid_fraction": 0.2, "test_fraction": 0.2}
 
 
 @pytest.fixture
@@ -110,7 +111,9 @@ def test_a_value_in_two_splits(
     root: Path, column: str, merge: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verify_promises, "_MERGE", merge)
-    rewrite(root, split_by=column, held_out=None)
+    rewrite(
+        root, split_by=column, held_out=None, **{**BOTH, "obs": ["id", "number", "dose", "donor"]}
+    )
     assert faults(root) == [], "each value is there once, so in one split"
     rewrite(root, split_by="dose")
     found = cells(root)
@@ -131,7 +134,9 @@ def test_held_out_values_must_be_where_they_are_held_out_for(root: Path) -> None
         "donor 'D0' is in the split train, and belongs into valid",
         "donor 'D3' is in the split test, and belongs into train",
     ]
-    rewrite(root, split_by="number", held_out={"test": [str(i) for i in range(2 * N)]})
+    numbers = {"test": [str(i) for i in range(2 * N)], "valid": ["-1"]}
+    obs = ["id", "number", "dose", "donor"]
+    rewrite(root, split_by="number", held_out=numbers, obs=obs)
     assert len(faults(root)) == sum(cells(root)["split"] != "test")
 
 
@@ -149,7 +154,7 @@ def test_uniqueness_of_what_was_added_is_against_all(root: Path, column: str) ->
     rewrite(root, unique=None, added=[{"first_source": 1, "unique": column}])
     found = cells(root)
     assert len(faults(root)) == found[f"obs.{column}"][found["source"] == 1].nunique()
-    rewrite(root, unique=None, added=[{"first_source": 2, "unique": column}])
+    rewrite(root, unique=None, added=[])
     assert faults(root) == [], "no source is held to it"
 
 
@@ -158,7 +163,7 @@ def test_cells_without_a_value_have_no_split(tmp_path: Path) -> None:
     path = write(tmp_path / "a.h5ad", counts(3, 4), obs=obs)
     quiet_pack(path, tmp_path / "out", vocab_of(4), obs=("donor", "age"))
     for column, n in (("donor", 1), ("age", 2)):
-        rewrite(tmp_path / "out", split_by=column)
+        rewrite(tmp_path / "out", split_by=column, valid_fraction=0.1)
         assert faults(tmp_path / "out") == [f"{n} cells of the split train have no {column}"]
 
 
@@ -184,8 +189,29 @@ def test_what_can_not_be_checked_is_said(root: Path) -> None:
         {"added": 3},
         {"added": [3]},
         {"added": [{"min_genes": 3}]},
+        {"added": [{"first_source": 2}]},
+        {"added": [{"first_source": 1}, {"first_source": 1}]},
+        {"added": [{"first_source": 1, "min_genes": True}]},
+        {"compression": "zstd"},
+        {"values": "float"},
+        {"raw": 1},
+        {"seed": "0"},
+        {"obs": ["id", "number"]},
+        {"shuffle": False, "cells_per_shard": 3},
+        {"held_out": {"test": ["D1", "D2", "D3"]}},
+        {"made_of": [{"first_source": 0, "name": "a", "sha256": "b"}]},
+        {"splits": "all"},
+        {"order_seed": None},
     ],
 )
 def test_options_that_no_pack_writes_are_a_fault(root: Path, options: dict[str, Any]) -> None:
     rewrite(root, **options)
-    assert "its options are not those of a pack" in faults(root)
+    (fault, *_) = [f for f in verify(root, progress=False).faults if f.shard == "manifest.json"]
+    assert fault.what.startswith("its options are not those of a pack: ")
+    assert any(name in fault.what for name in (*options, "min_genes", "a shard has", "split"))
+
+
+def test_options_of_another_version_are_said(root: Path) -> None:
+    rewrite(root, taste="sweet")
+    report = verify(root, progress=False)
+    assert report.ok and report.unchecked == ("not checked: options of another version, taste",)

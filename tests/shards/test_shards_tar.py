@@ -251,6 +251,8 @@ def test_any_changed_byte_is_found(compression: Compression) -> None:
         zstandard.ZstdCompressor().compress(b"x" * 100),
         zstandard.ZstdCompressor(write_content_size=False).compress(b"x" * 99),
         zstandard.ZstdCompressor().compress(b"x" * 99)[:-3],
+        zstandard.ZstdCompressor().compress(b"x" * 99) + b"y",
+        zstandard.ZstdCompressor().compress(b"x" * 99) * 2,
         # A frame that claims a tebibyte must not be given one.
         b"\x28\xb5\x2f\xfd\xe0" + (1 << 40).to_bytes(8, "little") + b"\x01\x00\x00",
     ],
@@ -260,3 +262,10 @@ def test_a_right_checksum_over_a_wrong_frame(frame: bytes) -> None:
     with pytest.raises(FormatError, match="chunk") as caught:
         open_chunk(data, 99, int(xxh64(data)), "zstd", "shard 5")
     assert not isinstance(caught.value, ChecksumError)
+
+
+def test_a_manifest_and_a_frame_that_both_claim_a_tebibyte() -> None:
+    frame = b"\x28\xb5\x2f\xfd\xe0" + (1 << 40).to_bytes(8, "little") + b"\x01\x00\x00"
+    data = np.frombuffer(frame, np.uint8)
+    with pytest.raises(FormatError, match="chunk"):
+        open_chunk(data, 1 << 40, int(xxh64(data)), "zstd", "shard 5")

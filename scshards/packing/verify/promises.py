@@ -3,20 +3,27 @@
     genes and counts     no cell has fewer or more than `min_genes`, `max_genes` and `min_counts` say
     splits               no value of `split_by` is in two splits; values that are held out are in theirs
     unique               no value of the column is there twice
+    the options          are such as a pack can have, and fit what the manifest says beside them
 
 A set that was added to has the options of the first pack, and under "added" those that differ, with the
-source that they begin at. Called by packing.verify.whole.
+source that they begin at.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scshards.base.config import build
+from scshards.base.errors import ConfigError
 from scshards.packing.labels import text_of
+from scshards.packing.options import PackOptions
+from scshards.packing.reshard_record import KEPT
 from scshards.packing.verify.shard import Faults
 from scshards.shards.index import OBS_PREFIX
 from scshards.shards.manifest import MANIFEST, LabelInfo, Manifest
@@ -26,6 +33,9 @@ _LIMITS = (
     ("max_genes", "n_genes", np.greater, "more genes"),
     ("min_counts", "total", np.less, "a smaller sum of values"),
 )
+_HISTORY = {"added", "made_of", "splits", "order_seed", "first_source"}
+"""Options that say how a set came about from others."""
+
 _MERGE = 1 << 20
 """Distinct numbers of a column are merged when so many have come together."""
 
@@ -41,8 +51,11 @@ class Promises:
 
     def __init__(self, manifest: Manifest) -> None:
         self.unchecked: list[str] = []
-        self._is_malformed = False
+        self._wrong: list[str] = []
         parts, part_of_source = self._parts(manifest)
+        for part in parts:
+            self._check_part(manifest, part)
+        self._check_history(manifest)
         self._limits = {name: self._limit(parts, name)[part_of_source] for name, *_ in _LIMITS}
         self._splits: dict[str, _Splits] = {}
         self._unique: dict[str, tuple[NDArray[np.bool_], _Times]] = {}
@@ -75,8 +88,8 @@ class Promises:
 
     def check(self, faults: Faults) -> None:
         """Add what is wrong over all shards."""
-        if self._is_malformed:
-            faults.add(MANIFEST, None, "its options are not those of a pack")
+        for what in dict.fromkeys(self._wrong):
+            faults.add(MANIFEST, None, f"its options are not those of a pack: {what}")
         for splits in self._splits.values():
             splits.check(faults)
         for _, times in self._unique.values():
@@ -86,25 +99,67 @@ class Promises:
         """The options of the first pack and of each that added to it, and which each source has."""
         parts: list[Mapping[str, Any]] = [manifest.options]
         part_of_source = np.zeros(len(manifest.sources), np.intp)
-        added = manifest.options.get("added", [])
-        for more in added if isinstance(added, list) else [None]:
-            if not isinstance(more, dict) or type(more.get("first_source")) is not int:
-                self._is_malformed = True
-                continue
-            part_of_source[max(more["first_source"], 0) :] = len(parts)
+        for more in self._later(manifest, "added"):
+            part_of_source[more["first_source"] :] = len(parts)
             parts.append({**manifest.options, **more})
         return parts, part_of_source
+
+    def _later(self, manifest: Manifest, name: str, first: int = 1) -> list[dict[str, Any]]:
+        """The entries of an option that lists what begins at a later source, in their order."""
+        found = []
+        entries = manifest.options.get(name, [])
+        for entry in entries if isinstance(entries, list) else [None]:
+            if isinstance(entry, dict):
+                source = entry.get("first_source")
+                if type(source) is int and first <= source < max(len(manifest.sources), 1):
+                    found.append(entry)
+                    first = source + 1
+                    continue
+            self._wrong.append(f"{name}: {entry!r:.60} is not of a later source")
+        return found
+
+    def _check_part(self, manifest: Manifest, part: Mapping[str, Any]) -> None:
+        """Note what is wrong with the options of one pack."""
+        names = {f.name for f in dataclasses.fields(PackOptions)}
+        unknown = sorted(part.keys() - names - _HISTORY)
+        if unknown:
+            self.unchecked.append(f"not checked: options of another version, {', '.join(unknown)}")
+        try:
+            options = build(PackOptions, {k: v for k, v in part.items() if k in names}, "options")
+        except ConfigError as e:
+            self._wrong.append(f"{e.where}: {e.what}")
+            return
+        labels = options.labels if options.split_by in manifest.labels else options.obs
+        kind = manifest.value_kind
+        for name, asked, has in (
+            ("compression", options.compression, manifest.compression),
+            ("obs", labels, tuple(manifest.labels)),
+            ("values", kind if options.values == "auto" else options.values, kind),
+        ):
+            if name in part and asked != has:
+                self._wrong.append(f"{name} is {part[name]!r:.60}, and the set has {has!r:.60}")
+        if not options.shuffle and "cells_per_shard" in part:
+            most = max((s.cells for split in manifest.splits.values() for s in split), default=0)
+            if most > options.cells_per_shard:
+                self._wrong.append(f"a shard has {most:,} cells")
+        extra = manifest.splits.keys() - set(options.splits)
+        if "train" in manifest.splits and extra and not _HISTORY & manifest.options.keys():
+            self._wrong.append(f"nothing makes the split {min(extra)}")
+
+    def _check_history(self, manifest: Manifest) -> None:
+        """Note what is wrong with what the set says of the sets that it was made of."""
+        for old in self._later(manifest, "made_of", first=0):
+            if not isinstance(old.get("name"), str) or not _is_sha256(old.get("sha256")):
+                self._wrong.append(f"made_of: {old!r:.60} names no shard set")
+        if manifest.options.get("splits", KEPT) != KEPT:
+            self._wrong.append(f"splits is {manifest.options['splits']!r:.60}")
+        if type(manifest.options.get("order_seed", 0)) is not int:
+            self._wrong.append(f"order_seed is {manifest.options['order_seed']!r:.60}")
 
     def _limit(self, parts: Sequence[Mapping[str, Any]], name: str) -> NDArray[np.float64]:
         """A limit of each part; where there is none, NaN, which nothing is below or above."""
         found = [part.get(name) for part in parts]
-        is_number = [type(v) in (int, float) for v in found]
-        self._is_malformed |= any(
-            v is not None and not ok for v, ok in zip(found, is_number, strict=True)
-        )
-        return np.array(
-            [v if ok else np.nan for v, ok in zip(found, is_number, strict=True)], float
-        )
+        return np.array([v if type(v) in (int, float) else np.nan for v in found], float)
 
     def _held_out(
         self, parts: Sequence[Mapping[str, Any]], column: str
@@ -115,8 +170,6 @@ class Promises:
         for held_out in lists:
             if isinstance(held_out, dict) and all(isinstance(v, list) for v in held_out.values()):
                 split_of |= {str(v): split for split, values in held_out.items() for v in values}
-            else:
-                self._is_malformed |= held_out is not None
         return split_of, len(lists) == len(parts) and None not in lists
 
     def _cannot(self, what: str, column: str) -> None:
@@ -201,6 +254,10 @@ class _Times:
         for value in repeated.tolist():
             named = _named(self._column, self._label, value)
             faults.add("", None, f"{named} is there more than once, and is to be unique")
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
 def _columns(parts: Sequence[Mapping[str, Any]], option: str) -> list[str]:

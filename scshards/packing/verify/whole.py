@@ -27,6 +27,7 @@ from scshards.packing.verify.promises import Promises
 from scshards.packing.verify.shard import Fault, Faults, check_shard
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, seal_holds
 from scshards.shards.shardset import ShardSet
+from scshards.shards.tar import MAX_ROWS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,9 +99,10 @@ def verify(
     with Progress("verify", n_cells, "cells", shown=progress) as bar:
         for split, infos in manifest.splits.items():
             for info in infos:
-                cells = check_shard(manifest, storage, info, specials, faults)
-                if cells is not None:
-                    set_.add(split, info.path, cells, faults)
+                found = check_shard(manifest, storage, info, specials)
+                faults.extend(found.faults)
+                if found.index is not None:
+                    set_.add(split, info.path, found.index, faults)
                 n_shards, n_bytes = n_shards + 1, n_bytes + info.bytes + info.index_bytes
                 bar.add(info.cells, bytes=info.bytes + info.index_bytes)
     set_.check(faults)
@@ -123,7 +125,12 @@ def _check_vocab(shard_set: ShardSet, faults: Faults) -> NDArray[np.int32]:
 
 def _check_stray_files(manifest: Manifest, storage: Storage, faults: Faults) -> None:
     """Readers that list a split's folder would read files that are not the shard set's."""
+    ending = ".tar" if manifest.compression == "none" else ".tar.zst"
     for split, infos in manifest.splits.items():
+        for i, info in enumerate(infos):
+            name = f"{split}/{i:06d}"
+            if (info.path, info.index_path) != (name + ending, f"{name}.parquet"):
+                faults.add(info.path, None, f"as shard {i} of its split it is to be {name}{ending}")
         known = {path for s in infos for path in (s.path, s.index_path)}
         for name in storage.list(split):
             if name not in known:
@@ -184,6 +191,9 @@ class WholeSet:
         for key in np.unique(keys[1:][keys[1:] == keys[:-1]]).tolist():
             name = format_key(key >> KEY_ROW_BITS, key & ((1 << KEY_ROW_BITS) - 1))
             faults.add("", name, "the cell is in the shard set more than once")
+        for name, label in self._manifest.labels.items():
+            if len(set(label.categories)) < len(label.categories):
+                faults.add(MANIFEST, None, f"a category of {name!r} is there more than once")
         for i, s in enumerate(self._manifest.sources):
             if s.rows != s.kept + sum(s.dropped.values()):
                 faults.add(
@@ -191,6 +201,10 @@ class WholeSet:
                 )
             if s.columns != s.matched + s.unmatched:
                 faults.add(MANIFEST, None, f"the genes of {s.name} do not add up")
+            if s.merged > s.matched or s.matched - s.merged > self._manifest.vocab_size:
+                faults.add(MANIFEST, None, f"the merged genes of {s.name} are more than can be")
+            if s.rows > MAX_ROWS:
+                faults.add(MANIFEST, None, f"{s.name} has more rows than keys can number")
             if not self._is_whole or self._n_keys < len(self._keys):
                 continue  # shards that could not be counted are faults already
             for what, said, found in (

@@ -16,11 +16,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 KEY_ROW_BITS = 40
 """A cell's key is `source << 40 | row`: the ordinal of its source and its row in that source."""
+
+
+def cell_keys(source: int | NDArray[np.integer], rows: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The keys of rows of a source, or of one source each, int64."""
+    return np.asarray(source, np.int64) << KEY_ROW_BITS | rows.astype(np.int64)
+
+
+def split_keys(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The sources and the rows of keys."""
+    return keys >> KEY_ROW_BITS, keys & ((1 << KEY_ROW_BITS) - 1)
+
 
 AnyBatch = TypeVar("AnyBatch", bound="CellBatch")
 

@@ -2,19 +2,21 @@
 
     decide(surveys, ...) -> Decision     the kind of values, labels, cells and shards of each split
 
-and, in the scratch folder, map-<label>.npy of each source. Every refusal that needs more than one input
-to be seen is raised here. Called by packing.phases.
+and, in the scratch folder, map-<label>.npy of each source and, where the order of shard sets is kept,
+bounds.npy, the first key of each shard. Every refusal that needs more than one input to be seen is
+raised here.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError, SourceError, ValueKindError
 from scshards.cells.tokenizer import ValueKind
@@ -22,9 +24,17 @@ from scshards.packing import labels, plan
 from scshards.packing.labels import LabelSurvey
 from scshards.packing.marks import publish_array, source_folder
 from scshards.packing.options import PackOptions
+from scshards.packing.scatter import BOUNDS
 from scshards.packing.splits import check_held_out
-from scshards.packing.survey import Survey
+from scshards.packing.survey import Survey, Work, keys_name
 from scshards.shards.manifest import LabelInfo, Manifest
+from scshards.sources.shardset import OldSet
+
+STRETCH = 1 << 21
+"""About so many keys are sorted in memory at once: 16 MB."""
+
+SAMPLE = 1 << 10
+"""Every how manyeth key of a file is looked at to cut all of them into stretches."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,12 +90,12 @@ class Decision:
 
 def decide(
     surveys: Sequence[Survey],
-    options: PackOptions,
-    folder: Path,
+    work: Work,
     *,
     cells: Sequence[int],
     repeated: Mapping[int, int],
     base: Manifest | None,
+    sets: Sequence[OldSet],
     say: bool,
 ) -> Decision:
     """Decide what all tasks share, and leave each source's label maps in the scratch folder.
@@ -94,29 +104,54 @@ def decide(
     ----------
     surveys
         Of all inputs, by ordinal.
-    options, folder
+    work
         Of the pack.
     cells, repeated
         See Decision.
     base
         The manifest of the set that is added to: its kind of values and its categories hold.
+    sets
+        The shard sets that the inputs are runs of.
     say
         Tell on standard error what was chosen by itself.
+
+    Raises
+    ------
+    SourceError, ConfigError, ValueKindError
+        When nothing is left, a split is empty, a value is in two splits, or inputs do not go together.
     """
+    options = work.options
     kind = _value_kind(surveys, options, base, say)
-    infos = _unite_labels(surveys, options, folder, base)
+    if options.held_out is not None and base is None:
+        column = options.labels.index(str(options.split_by))
+        check_held_out(options, [s.labels[column] for s in surveys])
+    reasons = (
+        {f"--unique {options.unique}": sum(repeated.values())} if any(repeated.values()) else {}
+    )
     check_splits(
         cells,
-        surveys,
-        options,
-        {i: n for i, n in repeated.items() if n},
+        [s.name for s in surveys],
+        (*(d for s in surveys for d in s.dropped), *((0, r, n) for r, n in reasons.items())),
+        work,
         is_addition=base is not None,
     )
+    for name in work.kept.apart if work.kept else ():
+        _check_apart(surveys, name, work.splits)
+    infos = _unite_labels(surveys, work, base, sets)
+    n_shards = plan.shard_counts(cells, options.cells_per_shard)
+    if work.kept is not None and not options.shuffle:
+        folders = [source_folder(work.folder, s.ordinal) for s in surveys]
+        bounds = [
+            shard_bounds([f / keys_name(code) for f in folders], options.cells_per_shard)
+            for code in range(len(work.splits))
+        ]
+        assert [len(b) for b in bounds] == list(n_shards)
+        publish_array(Path(work.folder) / BOUNDS, np.concatenate(bounds))
     return Decision(
         kind=kind,
         labels=infos,
         cells=tuple(cells),
-        n_shards=plan.shard_counts(cells, options.cells_per_shard),
+        n_shards=n_shards,
         n_values=sum(s.n_values for s in surveys),
         repeated=dict(repeated),
     )
@@ -124,42 +159,87 @@ def decide(
 
 def check_splits(
     cells: Sequence[int],
-    surveys: Sequence[Any],
-    options: PackOptions,
-    repeated: Mapping[int, int] | None = None,
+    names: Sequence[str],
+    dropped: Iterable[tuple[int, str, int]],
+    work: Work,
     *,
     is_addition: bool = False,
 ) -> None:
     """Refuse an empty split: it is a mistake somewhere, and better known now than in training.
 
-    What is added to a set need not have cells for each split. `surveys` have a name and
-    {reason: cells} `dropped`: surveys, or sources of a manifest.
+    What is added to a set need not have cells for each split. `names` are those of the inputs, `dropped`
+    (source, reason, cells) of what is not in `cells`.
     """
+    options = work.options
+    names = list(dict.fromkeys(names))
+    inputs = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     if sum(cells) == 0:
         reasons: dict[str, int] = {}
-        for s in surveys:
-            for reason, n in s.dropped.items():
-                reasons[reason] = reasons.get(reason, 0) + n
-        if repeated:
-            reasons[f"--unique {options.unique}"] = sum(repeated.values())
-        dropped = ", ".join(f"{n:,} dropped by {reason}" for reason, n in reasons.items())
+        for _, reason, n in dropped:
+            reasons[reason] = reasons.get(reason, 0) + n
+        told = ", ".join(f"{n:,} dropped by {reason}" for reason, n in reasons.items())
         raise SourceError(
-            f"no cell is left to pack ({dropped or 'the inputs hold none'})",
-            where=", ".join(s.name for s in surveys[:3]) + (", ..." if len(surveys) > 3 else ""),
-            advice="loosen --where or --min-genes" if dropped else "check the inputs",
+            f"no cell is left to pack ({told or 'the inputs hold none'})",
+            where=inputs,
+            advice="loosen --where or --min-genes" if told else "check the inputs",
         )
-    for name, n in zip(options.splits, cells, strict=True):
+    for name, n in zip(work.splits, cells, strict=True):
         if n == 0 and not is_addition:
-            by, advice = options.split_by, "choose another fraction or --seed"
-            if options.held_out is not None:
-                advice = "change the lists of values that are held out, or what drops cells"
-            elif by is not None:
-                advice += " (the values are few, and each goes to one split)"
-            raise ConfigError(
-                f"no cell falls into the split {name!r}",
-                where=f"{name}_fraction" if by is None else f"split_by {by!r}",
-                advice=advice,
+            where = (
+                f"{name}_fraction" if options.split_by is None else f"split_by {options.split_by!r}"
             )
+            advice = "choose another fraction or --seed"
+            if work.kept is not None and work.kept.splits:
+                others = [s for s, m in zip(work.splits, cells, strict=True) if m]
+                where, advice = inputs, "take only the others: "
+                advice += " ".join(f"--split {s}" for s in others)
+            elif options.held_out is not None:
+                advice = "change the lists of values that are held out, or what drops cells"
+            elif options.split_by is not None:
+                advice += " (the values are few, and each goes to one split)"
+            raise ConfigError(f"no cell falls into the split {name!r}", where=where, advice=advice)
+
+
+def shard_bounds(paths: Sequence[Path], cells_per_shard: int) -> NDArray[np.int64]:
+    """Of sorted keys in several files, every `cells_per_shard`-th of all of them, from the first on."""
+    found = [np.zeros(0, np.int64)]
+    n = 0
+    for stretch in _stretches(paths):
+        stretch.sort()
+        first = -n % cells_per_shard
+        found.append(stretch[first::cells_per_shard])
+        n += len(stretch)
+    return np.concatenate(found)
+
+
+def _stretches(paths: Sequence[Path]) -> Iterator[NDArray[np.int64]]:
+    """All keys, about STRETCH at a time, each batch above the one before."""
+    files = [np.load(path, mmap_mode="r") for path in paths]
+    samples = np.sort(np.concatenate([np.zeros(0, np.int64), *(f[::SAMPLE] for f in files)]))
+    cuts = np.unique(samples[:: max(1, STRETCH // SAMPLE)])[1:]
+    starts = [0] * len(files)
+    for cut in (*cuts.tolist(), None):
+        ends = [len(f) if cut is None else int(np.searchsorted(f, cut)) for f in files]
+        yield np.concatenate(
+            [np.zeros(0, np.int64), *(f[a:b] for f, a, b in zip(files, starts, ends, strict=True))]
+        )
+        starts = ends
+
+
+def _check_apart(surveys: Sequence[Survey], name: str, splits: Sequence[str]) -> None:
+    """Refuse a value that is in two splits; a number is compared by its text."""
+    split_of: dict[str, tuple[str, str]] = {}
+    for s in surveys:
+        for split, values in zip(splits, s.apart[name], strict=True):
+            for value in values:
+                before, other = split_of.setdefault(value, (split, s.name))
+                if before != split:
+                    raise ConfigError(
+                        f"{name} {value!r} is in the split {before} of {other} and in {split} here",
+                        where=s.name,
+                        advice=f"split all cells anew, such as with --split-by {name} "
+                        "--valid-fraction 0.1, or put them into --one-split",
+                    )
 
 
 def _value_kind(
@@ -193,42 +273,42 @@ def _value_kind(
 
 
 def _unite_labels(
-    surveys: Sequence[Survey], options: PackOptions, folder: Path, base: Manifest | None
+    surveys: Sequence[Survey], work: Work, base: Manifest | None, sets: Sequence[OldSet]
 ) -> dict[str, LabelInfo]:
+    """The labels of the set, and the map of each source's codes to theirs in the scratch folder."""
     infos = {}
-    for i, name in enumerate(options.labels):
-        columns, names = [s.labels[i] for s in surveys], [s.name for s in surveys]
-        if name == options.split_by and base is None:
-            check_held_out(options, columns)
-        if base is None:
-            infos[name], maps = labels.unite(name, columns, names)
-        else:
-            infos[name], maps = _extend(base.labels[name], name, columns, names)
-        for s, codes in zip(surveys, maps, strict=True):
-            publish_array(source_folder(str(folder), s.ordinal) / f"map-{i}.npy", codes)
-    return infos
-
-
-def _extend(
-    old: LabelInfo, name: str, columns: Sequence[LabelSurvey], names: Sequence[str]
-) -> tuple[LabelInfo, list[Any]]:
-    """The label of a set that is added to: its codes stay, new categories come after them."""
-    before = LabelSurvey(
-        kind=old.kind,
-        categories=old.categories,
-        all_missing=old.kind == "category" and not old.categories,
-    )
-    united, _ = labels.unite(name, [before, *columns], ["the shard set", *names])
-    if united.kind != old.kind:
-        raise SourceError(
-            f"the obs column {name!r} holds numbers, and is kept as text in the shard set",
-            where=names[0],
-            advice="store the column as text, or pack a new set",
+    names = [s.name for s in surveys]
+    for i, name in enumerate(work.options.labels):
+        # What stays though no cell may have it, and in which order.
+        whole: list[tuple[str, LabelInfo]] = []
+        if base is not None:
+            whole = [("the shard set", base.labels[name])]
+        elif work.kept is not None and work.kept.categories:
+            whole = [(s.name, s.manifest.labels[name]) for s in sets]
+        before = [
+            LabelSurvey(
+                kind=old.kind,
+                categories=old.categories,
+                # Of a set that is added to, numbers were seen to be numbers.
+                all_missing=not old.categories and (old.kind == "category" or base is None),
+            )
+            for _, old in whole
+        ]
+        # Nobody's codes change without need.
+        known = [base] if base is not None else [s.manifest for s in sets]
+        united, maps = labels.unite(
+            name,
+            [*before, *(s.labels[i] for s in surveys)],
+            [*(n for n, _ in whole), *names],
+            first=known[0].labels[name].categories if len(known) == 1 else (),
         )
-    if united.kind == "number":
-        return united, [np.zeros(0, np.int32) for _ in columns]
-    known = set(old.categories)
-    categories = (*old.categories, *(c for c in united.categories if c not in known))
-    code = {c: i for i, c in enumerate(categories)}
-    maps = [np.array([code[c] for c in s.categories], np.int32) for s in columns]
-    return LabelInfo(kind="category", categories=categories), maps
+        if base is not None and united.kind != base.labels[name].kind:
+            raise SourceError(
+                f"the obs column {name!r} holds numbers, and is kept as text in the shard set",
+                where=names[0],
+                advice="store the column as text, or pack a new set",
+            )
+        infos[name] = united
+        for s, codes in zip(surveys, maps[len(whole) :], strict=True):
+            publish_array(source_folder(work.folder, s.ordinal) / f"map-{i}.npy", codes)
+    return infos

@@ -57,6 +57,15 @@ class Label:
             kind=self.kind, categories=categories, all_missing=bool(self.missing.all())
         )
 
+    def by_split(self, split: NDArray[np.int8], n_splits: int) -> list[list[str]]:
+        """The values of each split's cells, as text."""
+        label = self.as_category()
+        found = []
+        for code in range(n_splits):
+            used = np.unique(label.values[split == code])
+            found.append([label.categories[i] for i in used[used >= 0].tolist()])
+        return found
+
     def only(self, rows: NDArray[np.bool_]) -> Label:
         """The same without the categories that the chosen rows do not have; values of other rows are
         missing."""
@@ -126,7 +135,10 @@ def read_label(values: Any, *, where: object = None) -> Label:
 
 
 def unite(
-    name: str, surveys: Sequence[LabelSurvey], sources: Sequence[str]
+    name: str,
+    surveys: Sequence[LabelSurvey],
+    sources: Sequence[str],
+    first: Sequence[str] = (),
 ) -> tuple[LabelInfo, list[NDArray[np.int32]]]:
     """One column over all sources.
 
@@ -136,6 +148,8 @@ def unite(
         Of the column.
     surveys, sources
         Of each source: the column, and the source's name for messages.
+    first
+        Categories that come before all others, in this order, where any source has them.
 
     Returns
     -------
@@ -158,7 +172,9 @@ def unite(
         )
     if "number" in kinds:
         return LabelInfo(kind="number"), [np.zeros(0, np.int32) for _ in surveys]
-    categories = sorted({c for s in surveys for c in s.categories})
+    found = {c for s in surveys for c in s.categories}
+    ordered = [c for c in first if c in found]
+    categories = [*ordered, *sorted(found.difference(ordered))]
     code = {c: i for i, c in enumerate(categories)}
     maps = [np.array([code[c] for c in s.categories], np.int32) for s in surveys]
     return LabelInfo(kind="category", categories=tuple(categories)), maps

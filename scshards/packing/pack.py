@@ -1,41 +1,37 @@
-"""`pack`: AnnData files -> a shard set. The order of the work, and who does it.
+"""`pack`, `pack_share` and `append`: inputs -> a shard set, or more shards of one.
 
-    survey each input   -> decide: refusals, labels, splits      nothing is written to the output before
-    transpose           CSC matrices only
-    scatter (pass 1)    slices of inputs -> spill files by shard
-    write   (pass 2)    shards and indexes
-    manifest.json       last
+    _request   what was asked for, read and checked        phases.Request
+    run        the job (packing.job), its phases (packing.phases), the manifest
 
 The output depends on the inputs, the options and the seed alone. What was done is never done again: a
-pack that was stopped goes on when it is called again (packing.job).
+pack that was stopped goes on when it is called again.
 
-`append`: more inputs for a complete shard set, as new shards beside the old ones.
-
-No old shard is written again: new sources and shards are numbered after the old, labels keep their codes
-and get new categories at their end, and a new manifest takes the place of the old one at once. Who has
-read the old manifest finds everything that it names.
+`append` writes no old shard again: new sources and shards are numbered after the old, labels keep their
+codes and get new categories at their end, and a new manifest takes the place of the old one at once. Who
+has read the old manifest finds everything that it names.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scshards.base.errors import ConfigError
 from scshards.cells.vocab import Vocab
 from scshards.census.experiment import JOINID
-from scshards.packing.executors import LOCAL, InProcess, make_executor
+from scshards.packing.executors import LOCAL, make_executor
+from scshards.packing.history import KEPT
 from scshards.packing.job import ADDS_TO, Job
 from scshards.packing.options import PackOptions as PackOptions
-from scshards.packing.phases import Phases
-from scshards.packing.reshard_record import KEPT
+from scshards.packing.phases import Phases, Request
 from scshards.shards.manifest import MANIFEST, Manifest
 from scshards.shards.shardset import ShardSet
-from scshards.sources.inputs import Input, InputFile, expand, kept_columns
+from scshards.sources.inputs import Input, expand, kept_columns
 from scshards.sources.vocabulary import read_vocab
 
 
@@ -90,17 +86,8 @@ def pack(
         When options, vocabulary, inputs or output can't be used. Before the first byte of the output
         is written nothing is left at `root`; afterwards what is done is kept, without a manifest.
     """
-    request = _Request.of(inputs, root, vocab, options)
-    job = Job(request.root, request.options, request.asked, restart=restart, begun_only=finish)
-    check_shared(job, request.options, dask)
-    with job, make_executor(request.options.workers, dask) as executor:
-        phases = Phases(
-            request.files, request.vocab, request.options, job, executor, shown=progress
-        )
-        manifest = run_all(phases, automatic=request.options.workers is None and dask is None)
-        if seconds is not None:
-            seconds |= phases.seconds
-        return manifest
+    request = _request(inputs, root, vocab, options)
+    return run(request, progress, dask=dask, restart=restart, begun_only=finish, seconds=seconds)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,93 +139,103 @@ def pack_share(
         raise ConfigError(
             f"{i}/{n} is no share", where="--task", advice="give I/N with I from 1 to N"
         )
-    request = _Request.of(inputs, root, vocab, options)
-    job = Job(request.root, request.options, request.asked, shared=True)
-    check_shared(job, request.options, None, option="--task")
-    executor = make_executor(request.options.workers or 1, None)
-    with job, executor:
-        phases = Phases(
-            request.files,
-            request.vocab,
-            request.options,
-            job,
-            executor,
-            share=(i - 1, n),
-            shown=progress,
+    request = _request(inputs, root, vocab, options)
+    with _working(request, progress, share=(i - 1, n)) as phases:
+        phases.run()
+        shards_done, shards = phases.written if phases.is_scattered else (0, 0)
+        return Share(
+            slices=len(phases.slices),
+            slices_done=phases.scattered,
+            shards=shards,
+            shards_done=shards_done,
         )
-        phases.survey()
-        phases.decide()
-        phases.transpose()
-        phases.scatter()
-        slices, done = len(phases.slices), phases.scattered
-        shards = shards_done = 0
-        if done == slices:
-            phases.merge()
-            phases.write()
-            shards_done, shards = phases.written
-        return Share(slices=slices, slices_done=done, shards=shards, shards_done=shards_done)
 
 
-def run_all(phases: Phases, *, automatic: bool) -> Manifest:
-    """All phases in order; `automatic` does a small pack in this process."""
-    phases.survey()
-    phases.decide()
-    if automatic and phases.is_small:
-        phases.executor = InProcess()
-    phases.transpose()
-    phases.scatter()
-    phases.merge()
-    phases.write()
-    manifest = phases.manifest()
-    phases.job.finish(manifest)
-    return manifest
+def run(
+    request: Request,
+    progress: bool,
+    *,
+    dask: str | None = None,
+    restart: bool = False,
+    begun_only: bool = False,
+    seconds: dict[int, float] | None = None,
+) -> Manifest:
+    """Do all that is asked for, and publish the manifest; see `pack`."""
+    with _working(request, progress, dask=dask, restart=restart, begun_only=begun_only) as phases:
+        phases.run()
+        manifest = phases.manifest()
+        phases.job.finish(manifest)
+        if seconds is not None:
+            seconds |= phases.seconds
+        return manifest
 
 
-def check_shared(
-    job: Job, options: PackOptions, dask: str | None, *, option: str | None = None
-) -> None:
-    """Refuse processes on other machines without a scratch folder that they can see."""
-    option = option or (None if dask in (None, LOCAL) else "--dask")
-    if option is None:
-        return
-    if job.storage.local_path is None and options.scratch is None:
+@contextlib.contextmanager
+def _working(
+    request: Request,
+    progress: bool,
+    *,
+    dask: str | None = None,
+    share: tuple[int, int] | None = None,
+    restart: bool = False,
+    begun_only: bool = False,
+) -> Iterator[Phases]:
+    """The phases of a job that is claimed, with those who do the work."""
+    options = request.options
+    job = Job(
+        request.root,
+        options,
+        dict(request.asked),
+        base=request.base,
+        restart=restart,
+        shared=share is not None,
+        begun_only=begun_only,
+    )
+    elsewhere = "--task" if share else None if dask in (None, LOCAL) else "--dask"
+    if elsewhere and job.storage.local_path is None and options.scratch is None:
         raise ConfigError(
-            f"{option} needs a scratch folder that every process sees",
+            f"{elsewhere} needs a scratch folder that every process sees",
             where=job.storage.at(""),
             advice="name one on a shared file system with --scratch",
         )
+    workers = options.workers or (1 if share else None)
+    with job, make_executor(workers, dask) as executor:
+        yield Phases(
+            request,
+            job,
+            executor,
+            automatic=workers is None and dask is None,
+            share=share or (0, 1),
+            shown=progress,
+        )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Request:
-    """What was asked for, read and checked."""
-
-    files: list[InputFile]
-    root: str
-    vocab: Vocab
-    options: PackOptions
-    asked: dict[str, Any]
-
-    @classmethod
-    def of(
-        cls,
-        inputs: Input | Sequence[Input],
-        root: Input,
-        vocab: Vocab | Input,
-        options: PackOptions | None,
-    ) -> _Request:
-        options = options or PackOptions()
-        files = expand(inputs, options.storage_options)
-        options = dataclasses.replace(options, obs=kept_columns(options.obs, files))
-        if not isinstance(vocab, Vocab):
-            vocab = read_vocab(vocab, options.storage_options)
-        vocab = vocab.with_specials()
-        asked = {
-            "inputs": [f.name for f in files],
-            "vocabulary": vocab.fingerprint,
-            "options": options.recorded(),
-        }
-        return cls(files=files, root=os.fspath(root), vocab=vocab, options=options, asked=asked)
+def _request(
+    inputs: Input | Sequence[Input],
+    root: Input,
+    vocab: Vocab | Input,
+    options: PackOptions | None,
+) -> Request:
+    options = options or PackOptions()
+    files = expand(inputs, options.storage_options)
+    options = dataclasses.replace(options, obs=kept_columns(options.obs, files))
+    if not isinstance(vocab, Vocab):
+        vocab = read_vocab(vocab, options.storage_options)
+    vocab = vocab.with_specials()
+    asked = {
+        "inputs": [f.name for f in files],
+        "vocabulary": vocab.fingerprint,
+        "options": options.recorded(),
+    }
+    return Request(
+        root=os.fspath(root),
+        inputs=files,
+        vocab=vocab,
+        options=options,
+        splits=options.splits,
+        asked=asked,
+        recorded=options.recorded(),
+    )
 
 
 OF_INPUTS = (
@@ -310,19 +307,24 @@ def append(
                 where=file.name,
                 advice="leave it out; if it is another file, give it a name of its own in a list",
             )
-    asked = {
-        "inputs": [f.name for f in files],
-        ADDS_TO: hashlib.sha256(shard_set.storage.read(MANIFEST)).hexdigest(),
-        "options": options.recorded(),
-    }
-    job = Job(os.fspath(root), options, asked, base=base, restart=restart)
-    check_shared(job, options, dask)
-    with job, make_executor(options.workers, dask) as executor:
-        phases = Phases(files, shard_set.vocab, options, job, executor, base=base, shown=progress)
-        manifest = run_all(phases, automatic=options.workers is None and dask is None)
-        if seconds is not None:
-            seconds |= phases.seconds
-        return manifest
+    recorded = options.recorded()
+    added = {"first_source": len(base.sources)}
+    added |= {k: v for k, v in recorded.items() if v != base.options.get(k)}
+    request = Request(
+        root=os.fspath(root),
+        inputs=files,
+        vocab=shard_set.vocab,
+        options=options,
+        splits=options.splits,
+        asked={
+            "inputs": [f.name for f in files],
+            ADDS_TO: hashlib.sha256(shard_set.storage.read(MANIFEST)).hexdigest(),
+            "options": recorded,
+        },
+        recorded={**base.options, "added": [*base.options.get("added", []), added]},
+        base=base,
+    )
+    return run(request, progress, dask=dask, restart=restart, seconds=seconds)
 
 
 def append_options(base: Manifest, changes: Mapping[str, Any], *, where: object) -> PackOptions:

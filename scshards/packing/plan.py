@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base import seeds
-from scshards.cells.batch import KEY_ROW_BITS
+from scshards.cells.batch import cell_keys as cell_keys
+from scshards.cells.batch import split_keys as split_keys
 
 TRAIN, DROPPED = 0, -1
 """Codes of the split "train", which is always the first, and of cells that are in no split."""
@@ -51,16 +52,6 @@ class Slice:
     stop: int
     ranks: tuple[int, ...]
     cells: int
-
-
-def cell_keys(source: int | NDArray[np.integer], rows: NDArray[np.integer]) -> NDArray[np.int64]:
-    """The keys of rows of a source, or of one source each, int64."""
-    return np.asarray(source, np.int64) << KEY_ROW_BITS | rows.astype(np.int64)
-
-
-def split_keys(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The sources and the rows of keys."""
-    return keys >> KEY_ROW_BITS, keys & ((1 << KEY_ROW_BITS) - 1)
 
 
 def split_cells(seed: int, valid: float, test: float, keys: NDArray[np.int64]) -> NDArray[np.int8]:
@@ -148,6 +139,7 @@ def assign_shards(
     seed: int,
     shuffle: bool,
     cells_per_shard: int,
+    bounds: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int32]:
     """The shard of each of a slice's cells, numbered through all splits; -1 where in no split.
 
@@ -159,6 +151,8 @@ def assign_shards(
         For each split, how many of its cells come before.
     n_shards
         For each split, its shards.
+    bounds
+        The first key of each shard, when cells do not come in the order of their keys.
     """
     out = np.full(len(split), -1, np.int32)
     hashes = seeds.draws(seeds.key(seed, "shard"), keys) if shuffle else None
@@ -167,6 +161,9 @@ def assign_shards(
         mine = split == code
         if hashes is not None and n:
             out[mine] = first + (hashes[mine] % np.uint64(n)).astype(np.int32)
+        elif bounds is not None:
+            places = np.searchsorted(bounds[first : first + n], keys[mine], side="right")
+            out[mine] = first + places - 1
         elif n:
             out[mine] = first + (ranks[code] + np.arange(mine.sum())) // cells_per_shard
         first += n

@@ -1,7 +1,6 @@
 """What `reshard` and `merge` are asked for, and the options that the new set has by it.
 
-What is not given stays as it was in the (first) set. Called by packing.reshard (which exports it), its
-tasks, and the command line.
+What is not given stays as it was in the (first) set.
 """
 
 from __future__ import annotations
@@ -132,6 +131,7 @@ class ReshardOptions:
             "min_genes": _given(self.min_genes, 0),
             "max_genes": self.max_genes,
             "min_counts": self.min_counts,
+            "values": manifests[0].value_kind,
             "workers": self.workers,
             "scratch": self.scratch,
             "storage_options": self.storage_options,

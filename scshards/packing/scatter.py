@@ -2,8 +2,7 @@
 
     source blocks -> kept rows -> tokens -> members -> spill
 
-No cell is a Python object here: every step works on a block. Called by packing.phases in its worker
-processes.
+No cell is a Python object here: every step works on a block.
 """
 
 from __future__ import annotations
@@ -35,19 +34,17 @@ from scshards.kernels import rows as kernels
 from scshards.kernels.plain import plain_row
 from scshards.packing import plan
 from scshards.packing.marks import source_folder
-from scshards.packing.options import PackOptions
 from scshards.packing.spill import SpillWriter, record_dtype
-from scshards.packing.survey import counts_elsewhere, open_for_task
+from scshards.packing.survey import AnyInput, Work, counts_elsewhere, limit_reasons, open_input
 from scshards.packing.unique import load_split
 from scshards.shards.members import LabelColumn, encode_labels
-from scshards.sources.inputs import InputFile
 from scshards.sources.rows import Block, Source
 
 BLOCK_VALUES = 1 << 18
 """Most values of a block: with what is made of them, they stay in a processor's cache."""
 
-_REASONS = ("fewer than {} genes", "more than {} genes", "fewer than {} counts")
-"""Why a cell is left out, in the order of the codes of kernels.rows."""
+BOUNDS = "bounds.npy"
+"""The first key of each shard, when the order of shard sets is kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,15 +55,14 @@ class ScatterTask:
     """
 
     number: int
-    file: InputFile
+    file: AnyInput
     identity: Mapping[str, Any]
     slice: plan.Slice
-    options: PackOptions
+    work: Work
     kind: ValueKind
     n_tokens: int
     n_shards: tuple[int, ...]
     labels: tuple[str, ...]
-    folder: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,19 +71,22 @@ class Scattered:
 
     Attributes
     ----------
-    number, source
-        The task's and the source's.
-    kept, dropped
-        Cells packed, and {reason: cells dropped} in this slice.
-    values, unmatched_values, bytes
+    number, input
+        The task's and the input's.
+    sources
+        (source, cells, values, bytes) of what was packed of each source.
+    dropped
+        (source, reason, cells) of what was not.
+    unmatched_values
         As in SourceInfo.
+    bytes
+        Of all members.
     """
 
     number: int
-    source: int
-    kept: int
-    dropped: dict[str, int]
-    values: int
+    input: int
+    sources: tuple[tuple[int, int, int, int], ...]
+    dropped: tuple[tuple[int, str, int], ...]
     unmatched_values: int
     bytes: int
 
@@ -106,28 +105,27 @@ def scatter(task: ScatterTask) -> Scattered:
     SourceError, StorageError
         When the source can't be read, or the scratch folder not written.
     """
-    s, options = task.slice, task.options
-    split = np.array(load_split(task.folder, s.source, options)[s.start : s.stop])
-    keys = plan.cell_keys(s.source, np.arange(s.start, s.stop))
-    shards = plan.assign_shards(
-        split,
-        keys,
-        s.ranks,
-        task.n_shards,
-        seed=options.seed,
-        shuffle=options.shuffle,
-        cells_per_shard=options.cells_per_shard,
-    )
-    wanted = np.flatnonzero(shards >= 0)
-    with (
-        _open(task) as source,
-        SpillWriter(Path(task.folder), task.number, sum(task.n_shards)) as spill,
-        contextlib.closing(_blocks(source, s.start + wanted[[0, -1]], task.file.url)) as blocks,
-    ):
+    s, options = task.slice, task.work.options
+    folder = Path(task.work.folder)
+    split = np.array(load_split(folder, s.source, options)[s.start : s.stop])
+    with _open(task) as source, SpillWriter(folder, task.number, sum(task.n_shards)) as spill:
+        keys = source.keys(s.start, s.stop)
+        shards = plan.assign_shards(
+            split,
+            keys,
+            s.ranks,
+            task.n_shards,
+            seed=options.seed,
+            shuffle=options.shuffle,
+            cells_per_shard=options.cells_per_shard,
+            bounds=np.load(folder / BOUNDS) if task.work.kept and not options.shuffle else None,
+        )
         cells = _Cells(task, source, spill)
-        for block in blocks:
-            first = block.first_row - s.start
-            cells.add(block, shards[first : first + len(block.indptr) - 1])
+        with contextlib.closing(_blocks(source, s.start, shards >= 0, task.file.url)) as blocks:
+            for block in blocks:
+                first = block.first_row - s.start
+                rows = slice(first, first + len(block.indptr) - 1)
+                cells.add(block, shards[rows], keys[rows])
     return cells.scattered()
 
 
@@ -147,29 +145,33 @@ def warm_up(task: ScatterTask) -> None:
     with (
         # A fault of the input is the task's own to tell.
         contextlib.suppress(ScshardsError),
-        tempfile.TemporaryDirectory(dir=task.folder) as folder,
+        tempfile.TemporaryDirectory(dir=task.work.folder) as folder,
         _open(task) as source,
         SpillWriter(Path(folder), 0, 1) as spill,
     ):
         for block in source.blocks(s.start, s.start + 1):
             cells = _Cells(task, source, spill)
-            cells.add(block, np.zeros(len(block.indptr) - 1, np.int32))
+            n = len(block.indptr) - 1
+            cells.add(block, np.zeros(n, np.int32), source.keys(s.start, s.start + n))
 
 
-def limit_reasons(options: PackOptions) -> tuple[str, ...]:
-    """Why cells are left out by `min_genes`, `max_genes` and `min_counts`, in words."""
-    limits = (options.min_genes, options.max_genes, options.min_counts)
-    return tuple(r.format(_shown(v)) for r, v in zip(_REASONS, limits, strict=True))
-
-
-def _blocks(source: Source, ends: NDArray[np.intp], url: str) -> Generator[Block, None, None]:
-    """The blocks from the first to the last row of `ends`, read ahead where they come over a network.
+def _blocks(
+    source: Source, start: int, wanted: NDArray[np.bool_], url: str
+) -> Generator[Block, None, None]:
+    """The blocks from the first to the last row that is wanted, of those from `start` on; they are read
+    ahead where they come over a network.
 
     A SOMA experiment reads ahead by itself: what it reads at once is many blocks.
 
     A worker is one processor's: a thread that inflates or copies would only take it from another.
     """
-    blocks = source.blocks(int(ends[0]), int(ends[1]) + 1, max_values=BLOCK_VALUES)
+    first, last = np.flatnonzero(wanted)[[0, -1]].tolist()
+    blocks = source.blocks(
+        start + first,
+        start + last + 1,
+        max_values=BLOCK_VALUES,
+        wanted=wanted[first : last + 1],
+    )
     yield from blocks if is_local(url) or is_soma(url) else read_ahead(blocks)
 
 
@@ -177,8 +179,8 @@ class _Cells:
     """Packs blocks into a spill, and counts what became of their cells."""
 
     def __init__(self, task: ScatterTask, source: Source, spill: SpillWriter) -> None:
-        options = task.options
-        arrays = source_folder(task.folder, task.slice.source)
+        options = task.work.options
+        arrays = source_folder(task.work.folder, task.slice.source)
         self._task, self._source, self._spill = task, source, spill
         self._labels = [
             _Labels(arrays, i, name, kind)
@@ -194,13 +196,16 @@ class _Cells:
             none if options.max_genes is None else options.max_genes,
             0.0 if options.min_counts is None else float(options.min_counts),
         )
-        self._fates = np.zeros(len(_REASONS) + 1, np.int64)
-        self._n_values = self._unmatched = self._bytes = 0
+        self._first_source, n = source.sources
+        # Cells of each source by what became of them; values and bytes of those that are kept.
+        self._fates = np.zeros((n, kernels.FEW_COUNTS + 1), np.int64)
+        self._sums = np.zeros((n, 2), np.int64)
+        self._unmatched = 0
 
-    def add(self, block: Block, shards: NDArray[np.int32]) -> None:
+    def add(self, block: Block, shards: NDArray[np.int32], keys: NDArray[np.int64]) -> None:
         """Pack the rows of a block that have a shard (not -1)."""
         rows = np.flatnonzero(shards >= 0)
-        shards, numbers = shards[rows], block.first_row + rows
+        shards, numbers, keys = shards[rows], block.first_row + rows, keys[rows]
         columns = [label.column(numbers) for label in self._labels]
         labels, label_ends = encode_labels(columns, len(rows))
         records = np.zeros(len(rows), record_dtype(self._task.labels))
@@ -209,7 +214,7 @@ class _Cells:
         where = f"{self._source.name}: {self._source.matrix_name}"
         data = kernel_values(block.data, where=where)
         work, spill, first = self._work, self._spill, 0
-        records["key"] = plan.cell_keys(self._source.ordinal, numbers)
+        records["key"] = keys
         for i, column in enumerate(columns):
             records[f"label-{i}"] = column.values
         while True:
@@ -228,10 +233,8 @@ class _Cells:
             records["size"][done], records["n_genes"][done] = sizes[done], n_genes[done]
             records["total"][done] = totals[done]
             kept = first + np.flatnonzero(fates[done] == kernels.KEPT)
-            self._bytes += end - spill.used
             self._unmatched += unmatched
-            self._n_values += int(n_genes[kept].sum())
-            self._fates += np.bincount(fates[done], minlength=len(self._fates))
+            self._count(records[done], fates[done])
             spill.add(shards[kept], records[kept], end)
             if status == 0:
                 return
@@ -240,18 +243,31 @@ class _Cells:
             label_bytes = int(label_ends[stop] - (label_ends[stop - 1] if stop else 0))
             spill.make_room(kernels.member_bound(n_values, label_bytes))
 
+    def _count(self, records: NDArray[Any], fates: NDArray[np.int8]) -> None:
+        sources = plan.split_keys(records["key"])[0] - self._first_source
+        n, n_fates = self._fates.shape
+        self._fates += np.bincount(sources * n_fates + fates, minlength=n * n_fates).reshape(n, -1)
+        kept = fates == kernels.KEPT
+        for sums, name in zip(self._sums.T, ("n_genes", "size"), strict=True):
+            sums += np.bincount(sources[kept], records[name][kept], n).astype(np.int64)
+
     def scattered(self) -> Scattered:
         """The account of all blocks."""
-        reasons = limit_reasons(self._task.options)
-        dropped = {r: int(n) for r, n in zip(reasons, self._fates[1:], strict=True) if n}
+        kept = self._fates[:, kernels.KEPT]
+        first, reasons = self._first_source, limit_reasons(self._task.work.options)
         return Scattered(
             number=self._task.number,
-            source=self._task.slice.source,
-            kept=int(self._fates[kernels.KEPT]),
-            dropped=dropped,
-            values=self._n_values,
+            input=self._task.slice.source,
+            sources=tuple(
+                (first + int(i), int(kept[i]), *self._sums[i].tolist())
+                for i in np.flatnonzero(kept)
+            ),
+            dropped=tuple(
+                (first + int(i), reasons[code], int(self._fates[i, code + 1]))
+                for i, code in np.argwhere(self._fates[:, kernels.KEPT + 1 :])
+            ),
             unmatched_values=self._unmatched,
-            bytes=self._bytes,
+            bytes=int(self._sums[:, 1].sum()),
         )
 
 
@@ -275,7 +291,7 @@ class _Labels:
 
 
 def _open(task: ScatterTask) -> Source:
-    return open_for_task(task.file, task.slice.source, task.options, task.folder, task.identity)
+    return open_input(task.file, task.slice.source, task.work, task.identity)
 
 
 def _match(tokens: NDArray[np.int32], n_tokens: int) -> GeneMatch:
@@ -283,11 +299,6 @@ def _match(tokens: NDArray[np.int32], n_tokens: int) -> GeneMatch:
     return GeneMatch(
         tokens=tokens, n_tokens=n_tokens, matched=0, unmatched=0, merged=0, unmatched_names=()
     )
-
-
-def _shown(limit: float | None) -> float | None:
-    """A whole number without a decimal point."""
-    return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
 
 
 def _advised(error: ScshardsError, source: Source) -> ScshardsError:

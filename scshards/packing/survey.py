@@ -3,15 +3,16 @@
     survey(SurveyTask) -> Survey        and, in the scratch folder, arrays that the tasks of pass 1 read:
                                         tokens.npy, split.npy, label-0.npy, ..., unique.bin
 
-Every refusal that can be known without reading the whole matrix is raised here. Called by
-packing.phases, in its worker processes.
+and of shard sets whose order is kept, keys-0.npy, ...: the sorted keys of each split. Every refusal that
+can be known without reading the whole matrix is raised here.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from scshards.base import where
 from scshards.base.errors import ConfigError, SourceError, ValueKindError
 from scshards.base.files import scratch_writes
 from scshards.base.storage import Storage
+from scshards.cells.tokenizer import GeneMatch
 from scshards.cells.vocab import Vocab
 from scshards.packing import plan
 from scshards.packing.labels import Label, LabelSurvey, read_label
@@ -33,6 +35,7 @@ from scshards.sources.genes import Naming, match_source
 from scshards.sources.inputs import InputFile
 from scshards.sources.open import input_identity, open_source
 from scshards.sources.rows import Source
+from scshards.sources.shardset import ShardRun, ShardSource
 
 SAMPLE_VALUES = 1 << 20
 """How many values are looked at to tell counts from others; pass 1 looks at all of them."""
@@ -41,15 +44,67 @@ SAMPLE_PLACES = 16
 """Where cells are left out: how many places are looked at, and how many rows at each."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SurveyTask:
-    """One input to look at; `folder` is the pack's scratch folder, which holds vocab.json."""
+ANOTHER_SPLIT, WHERE = "in another split", "where"
+_REASONS = ("fewer than {} genes", "more than {} genes", "fewer than {} counts")
+"""Why a cell is left out, in the order of the codes of kernels.rows."""
 
-    file: InputFile
-    ordinal: int
-    options: PackOptions
+AnyInput = InputFile | ShardRun
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """What a new set keeps of the shard sets that it is made of.
+
+    Attributes
+    ----------
+    taken
+        Only cells of these splits are taken; None takes all.
+    splits
+        Whether each cell stays in its split.
+    categories
+        Whether categories stay that no cell has.
+    apart
+        Labels of which no value may be in two splits.
+    """
+
+    taken: tuple[str, ...] | None
+    splits: bool
+    categories: bool
+    apart: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What all tasks of a job share.
+
+    Attributes
+    ----------
+    folder
+        The scratch folder, which holds vocab.json.
+    fingerprint
+        Of the vocabulary.
+    options
+        Of the set that is written.
+    splits
+        Its splits, in the order of their codes.
+    kept
+        What is kept of the sets that it is made of; None when it is packed.
+    """
+
     folder: str
     fingerprint: str
+    options: PackOptions
+    splits: tuple[str, ...]
+    kept: Kept | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SurveyTask:
+    """One input to look at, and its number."""
+
+    file: AnyInput
+    ordinal: int
+    work: Work
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,9 +124,11 @@ class Survey:
     cells
         Cells of each split, before any is dropped for its genes, or because it is repeated.
     dropped
-        {reason: cells} so far.
+        (source, reason, cells) so far.
     labels
         The columns of `options.labels`.
+    apart
+        {label: its values in each split}, of those that must be apart.
     fraction
         A value that is no whole number, or None when none was seen.
     is_empty
@@ -95,8 +152,9 @@ class Survey:
     merged: int
     left_out: dict[str, int]
     cells: tuple[int, ...]
-    dropped: dict[str, int]
+    dropped: tuple[tuple[int, str, int], ...]
     labels: tuple[LabelSurvey, ...]
+    apart: dict[str, list[list[str]]]
     fraction: float | None
     is_empty: bool
     is_log1p: bool
@@ -116,6 +174,7 @@ class Survey:
             for label in tree["labels"]
         )
         tuples = {"cells": tuple(tree["cells"]), "tiles": tuple(tree["tiles"])}
+        tuples["dropped"] = tuple((s, reason, n) for s, reason, n in tree["dropped"])
         return cls(**{**known, **tuples, "labels": labels})
 
 
@@ -131,31 +190,25 @@ def survey(task: SurveyTask) -> Survey:
     ConfigError
         When `where` does not fit, or cells have no value of `split_by` or `unique`.
     """
-    options = task.options
+    work, options = task.work, task.work.options
     identity = _identity(task.file, options)
-    with open_for_task(task.file, task.ordinal, options, task.folder) as source:
-        vocab = _vocab(task.folder, task.fingerprint)
-        naming = Naming(
-            gene_column=task.file.gene_column or options.gene_column,
-            strip_versions=options.strip_versions,
-            min_match=options.min_match,
-        )
-        match = match_source(source, vocab, naming)
-        kept = _kept(source, options)
-        labels = [_label(source, column).only(kept) for column in options.labels]
-        split = _split(source, kept, labels, options)
-        fraction, is_empty = check_values(source, kept)
-        arrays: dict[str, NDArray[Any]] = {"tokens.npy": match.tokens, SPLIT: split}
-        arrays |= {f"label-{i}.npy": label.values for i, label in enumerate(labels)}
-        folder = source_folder(task.folder, task.ordinal)
+    with open_input(task.file, task.ordinal, work) as source:
+        match = _match(source, task.file, work)
+        kept, dropped = _kept(source, work)
+        labels = {name: _label(source, name).only(kept) for name in options.labels}
+        split = _split(source, kept, labels, work)
+        fraction, is_empty = None, False
+        if not isinstance(source, ShardSource):  # whose values were looked at when they were packed
+            fraction, is_empty = check_values(source, kept)
+        folder = source_folder(work.folder, task.ordinal)
         with scratch_writes(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        for name, array in arrays.items():
+        for name, array in _arrays(source, match, labels, split, work):
             publish_array(folder / name, array)
         if options.unique is not None:
             column = source.obs(options.unique)
             write_hashes(folder, column, split, name=source.name, column=options.unique)
-        n_dropped = int((~kept).sum())
+        advice = "pack a file with counts, or keep the values as they are with --values float"
         return Survey(
             ordinal=source.ordinal,
             name=source.name,
@@ -169,30 +222,25 @@ def survey(task: SurveyTask) -> Survey:
             unmatched=match.unmatched,
             merged=match.merged,
             left_out=dict(source.left_out),
-            cells=tuple(int((split == code).sum()) for code in range(len(options.splits))),
-            dropped={"where": n_dropped} if n_dropped else {},
+            cells=tuple(int((split == code).sum()) for code in range(len(work.splits))),
+            dropped=dropped,
             labels=tuple(
                 label.survey(as_text=options.held_out is not None and name == options.split_by)
-                for name, label in zip(options.labels, labels, strict=True)
+                for name, label in labels.items()
             ),
+            apart={
+                name: labels[name].by_split(split, len(work.splits))
+                for name in (work.kept.apart if work.kept else ())
+            },
             fraction=fraction,
             is_empty=is_empty,
             is_log1p=source.is_log1p,
-            advice=""
-            if fraction is None
-            else _advice(
-                source,
-                "pack a file with counts, or keep the values as they are with --values float",
-            ),
+            advice="" if fraction is None else _advice(source, advice),
         )
 
 
-def open_for_task(
-    file: InputFile,
-    ordinal: int,
-    options: PackOptions,
-    folder: str,
-    identity: Mapping[str, Any] | None = None,
+def open_input(
+    file: AnyInput, ordinal: int, work: Work, identity: Mapping[str, Any] | None = None
 ) -> Source:
     """Open an input as the options say, with its place in the pack's scratch folder.
 
@@ -206,6 +254,9 @@ def open_for_task(
     SourceError
         Also when it is not the file that was surveyed.
     """
+    options = work.options
+    if isinstance(file, ShardRun):
+        return ShardSource(file, ordinal, options.storage_options)
     if identity is not None and identity != _identity(file, options):
         raise SourceError(
             "the input has changed since this pack began",
@@ -220,7 +271,7 @@ def open_for_task(
         layer=options.layer,
         raw=options.raw,
         storage_options=options.storage_options,
-        scratch=source_folder(folder, ordinal) / "transposed",
+        scratch=source_folder(work.folder, ordinal) / "transposed",
         ids_vocab=options.ids_vocab,
         list_columns=options.list_columns,
         trust_pickle=options.trust_pickle,
@@ -257,7 +308,25 @@ def check_values(source: Source, kept: NDArray[np.bool_]) -> tuple[float | None,
     return _fraction(values), not values.any()
 
 
-def _identity(file: InputFile, options: PackOptions) -> dict[str, Any]:
+def keys_name(code: int) -> str:
+    """The file of the sorted keys of a split's cells."""
+    return f"keys-{code}.npy"
+
+
+def limit_reasons(options: PackOptions) -> tuple[str, ...]:
+    """Why cells are left out by `min_genes`, `max_genes` and `min_counts`, in words."""
+    limits = (options.min_genes, options.max_genes, options.min_counts)
+    return tuple(r.format(_shown(v)) for r, v in zip(_REASONS, limits, strict=True))
+
+
+def _shown(limit: float | None) -> float | None:
+    """A whole number without a decimal point."""
+    return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
+
+
+def _identity(file: AnyInput, options: PackOptions) -> dict[str, Any]:
+    if isinstance(file, ShardRun):
+        return {}  # every shard and index is checked when it is read
     identity = input_identity(file.url, options.storage_options)
     if options.ids_vocab is not None:
         identity["ids_vocab"] = Storage(options.ids_vocab, options.storage_options).identity()
@@ -327,18 +396,78 @@ def _fraction(values: NDArray[Any]) -> float | None:
     return float(found[0]) if len(found) else None
 
 
-def _kept(source: Source, options: PackOptions) -> NDArray[np.bool_]:
-    if options.where is None:
-        return np.ones(source.n_rows, np.bool_)
-    expression = where.parse(options.where)
-    columns = {}
-    for column in expression.columns:
-        try:
-            columns[column] = source.obs(column)
-        except SourceError as e:
-            # A name that is in no column is a mistake in the expression.
-            raise ConfigError(e.what, where=f"{e.where}: --where", advice=e.advice) from None
-    return expression.mask(columns, source.n_rows, where=source.name)
+def _kept(source: Source, work: Work) -> tuple[NDArray[np.bool_], tuple[tuple[int, str, int], ...]]:
+    """Which cells are kept, and (source, reason, cells) of the others."""
+    kept = np.ones(source.n_rows, np.bool_)
+    first, n_sources = source.sources
+    dropped = []
+    for reason, mask in _masks(source, work):
+        rows = np.flatnonzero(kept & ~mask)
+        kept &= mask
+        if n_sources == 1:
+            counts = [len(rows)]
+        else:
+            sources = plan.split_keys(source.keys(0, source.n_rows))[0][rows] - first
+            counts = np.bincount(sources, minlength=n_sources).tolist()
+        dropped += [(first + i, reason, n) for i, n in enumerate(counts) if n]
+    return kept, tuple(dropped)
+
+
+def _masks(source: Source, work: Work) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """(why cells are left out, which are not), in the order in which they are asked."""
+    options = work.options
+    if isinstance(source, ShardSource) and work.kept is not None and work.kept.taken is not None:
+        yield ANOTHER_SPLIT, source.in_splits(work.kept.taken) >= 0
+    if options.where is not None:
+        expression = where.parse(options.where)
+        columns = {}
+        for column in expression.columns:
+            try:
+                columns[column] = source.obs(column)
+            except SourceError as e:
+                # A name that is in no column is a mistake in the expression.
+                raise ConfigError(e.what, where=f"{e.where}: --where", advice=e.advice) from None
+        yield WHERE, expression.mask(columns, source.n_rows, where=source.name)
+    if isinstance(source, ShardSource):
+        n_genes, total = source.known("n_genes"), source.known("total")
+        most = math.inf if options.max_genes is None else options.max_genes
+        least = 0 if options.min_counts is None else options.min_counts
+        masks = (n_genes >= options.min_genes, n_genes <= most, total >= least)
+        yield from zip(limit_reasons(options), masks, strict=True)
+
+
+def _match(source: Source, file: AnyInput, work: Work) -> GeneMatch:
+    if isinstance(file, ShardRun):
+        n = source.n_columns
+        return GeneMatch(
+            tokens=np.arange(n, dtype=np.int32), n_tokens=n, matched=n, unmatched=0, merged=0,
+            unmatched_names=(),
+        )  # fmt: skip
+    options = work.options
+    naming = Naming(
+        gene_column=file.gene_column or options.gene_column,
+        strip_versions=options.strip_versions,
+        min_match=options.min_match,
+    )
+    return match_source(source, _vocab(work.folder, work.fingerprint), naming)
+
+
+def _arrays(
+    source: Source,
+    match: GeneMatch,
+    labels: Mapping[str, Label],
+    split: NDArray[np.int8],
+    work: Work,
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """What pass 1 and the decision need, by name."""
+    yield "tokens.npy", match.tokens
+    yield SPLIT, split
+    for i, label in enumerate(labels.values()):
+        yield f"label-{i}.npy", label.values
+    if work.kept is not None and not work.options.shuffle:
+        keys = source.keys(0, source.n_rows)
+        for code in range(len(work.splits)):
+            yield keys_name(code), np.sort(keys[split == code])
 
 
 def _label(source: Source, column: str) -> Label:
@@ -346,13 +475,17 @@ def _label(source: Source, column: str) -> Label:
 
 
 def _split(
-    source: Source, kept: NDArray[np.bool_], labels: list[Label], options: PackOptions
+    source: Source, kept: NDArray[np.bool_], labels: Mapping[str, Label], work: Work
 ) -> NDArray[np.int8]:
-    if options.split_by is None:
-        keys = plan.cell_keys(source.ordinal, np.arange(source.n_rows))
+    options = work.options
+    if work.kept is not None and work.kept.splits:
+        assert isinstance(source, ShardSource)
+        split = source.in_splits(work.splits)
+    elif options.split_by is None:
+        keys = source.keys(0, source.n_rows)
         split = plan.split_cells(options.seed, options.valid_fraction, options.test_fraction, keys)
     else:
-        label = labels[options.labels.index(options.split_by)].as_category()
+        label = labels[options.split_by].as_category()
         n_missing = int((label.missing & kept).sum())
         if n_missing:
             raise ConfigError(
@@ -361,14 +494,17 @@ def _split(
                 advice=f'drop them with --where "`{options.split_by}` == `{options.split_by}`" '
                 "(true where there is a value)",
             )
-        if options.held_out is not None:
-            of_value = plan.split_listed(options.held_out, label.categories)
-        else:
-            of_value = plan.split_values(
-                options.seed, options.valid_fraction, options.test_fraction, label.categories
-            )
-        split = np.append(of_value, np.int8(plan.DROPPED))[label.values]
+        split = np.append(_splits_of(label.categories, options), np.int8(plan.DROPPED))[
+            label.values
+        ]
     return np.where(kept, split, plan.DROPPED).astype(np.int8)
+
+
+def _splits_of(values: Sequence[str], options: PackOptions) -> NDArray[np.int8]:
+    """The split code of each value of `split_by`."""
+    if options.held_out is not None:
+        return plan.split_listed(options.held_out, values)
+    return plan.split_values(options.seed, options.valid_fraction, options.test_fraction, values)
 
 
 def _vocab(folder: str, fingerprint: str) -> Vocab:

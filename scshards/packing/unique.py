@@ -197,7 +197,7 @@ def drop_repeated(
     -------
     Cells of each split over all sources, and {ordinal: cells dropped} of the sources that lose any.
     """
-    codes = range(len(options.splits))
+    codes = range(len(surveys[0].cells))
     if options.unique is None:
         return tuple(sum(s.cells[code] for s in surveys) for code in codes), {}
     own = [source_folder(str(folder), s.ordinal) for s in surveys]

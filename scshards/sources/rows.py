@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError, SourceError
 from scshards.base.storage import redact
+from scshards.cells.batch import cell_keys
 
 INDEX = "index"
 """What pandas calls the index of a table in expressions."""
@@ -209,6 +210,15 @@ class Source(abc.ABC):
         return self.matrix.needs_transposing
 
     @property
+    def sources(self) -> tuple[int, int]:
+        """The sources of the manifest that its cells are of: the first ordinal, and how many."""
+        return self.ordinal, 1
+
+    def keys(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The keys of the cells start:stop."""
+        return cell_keys(self.ordinal, np.arange(start, stop))
+
+    @property
     def tiles(self) -> tuple[int, int]:
         """Rows that are best read together: the first row at which a tile begins, and rows of a tile."""
         return 0, 1
@@ -224,10 +234,12 @@ class Source(abc.ABC):
         *,
         max_rows: int = BLOCK_ROWS,
         max_values: int = BLOCK_VALUES,
+        wanted: NDArray[np.bool_] | None = None,
     ) -> Iterator[Block]:
         """The rows start:stop in order, in blocks of at most so many rows and values.
 
-        A single row with more than `max_values` values is a block of its own.
+        A single row with more than `max_values` values is a block of its own. Of rows that are not
+        `wanted` [stop - start] nothing need be read: they may be empty, or in no block.
         """
         stop = self.n_rows if stop is None else stop
         assert 0 <= start <= stop <= self.n_rows

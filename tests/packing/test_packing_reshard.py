@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pack_support import counts, quiet_pack, read_back, tree_sums, vocab_of, write
 
 from scshards import ShardSet, verify
-from scshards.packing import reshard_decide
+from scshards.packing import decide
 from scshards.packing.reshard import ReshardOptions, reshard
 
 GENES = 6
@@ -360,7 +360,7 @@ def test_bounds_of_shards_are_those_of_one_sort(
         paths.append(folder / f"{i}.npy")
         np.save(paths[-1], np.sort(np.array(keys, np.int64)))
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(reshard_decide, "STRETCH", stretch)
-        m.setattr(reshard_decide, "SAMPLE", sample)
-        found = reshard_decide.shard_bounds(paths, every)
+        m.setattr(decide, "STRETCH", stretch)
+        m.setattr(decide, "SAMPLE", sample)
+        found = decide.shard_bounds(paths, every)
     assert found.tolist() == sorted(k for keys in files for k in keys)[::every]

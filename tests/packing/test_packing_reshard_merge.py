@@ -227,16 +227,16 @@ REFUSED: list[tuple[list[str], dict[str, Any], type[ScshardsError], str]] = [
     (["plain", "plain1"], {"where": "donr == 'd1'"}, ConfigError, "(?s)no 'donr'.*did you mean 'donor'"),
     (["plain", "bare"], {"where": "age > 1", "obs": ("donor",)}, ConfigError, "(?s)no 'age'.*bare: --where"),
     (["plain", "plain1"], {"where": "donor > 3"}, ConfigError, "does not fit the columns"),
-    (["plain", "plain1"], {"where": "age > 99"}, SourceError, r"(?s)no cell is left \(73 left out by where\).*plain.*plain1"),
+    (["plain", "plain1"], {"where": "age > 99"}, SourceError, r"(?s)no cell is left to pack \(73 dropped by where\).*plain.*plain1"),
     (["plain", "plain1"], {"splits": ("test",)}, ConfigError, "(?s)no split 'test'.*train"),
     (["plain", "plain1"], {"min_genes": 5, "max_genes": 4}, ConfigError, "no cell has at least 5"),
     (["plain", "plain1"], {"split_by": "donor"}, ConfigError, "nothing to split"),
     (["plain", "plain1"], {"split_by": "nobody", "valid_fraction": 0.1}, ConfigError, "no label 'nobody'"),
     (["plain", "plain1"], {"split_by": "type", "valid_fraction": 0.5}, ConfigError, r"(?s)cells have no value of 'type'.*--where"),
-    (["plain", "plain1"], {"split_by": "donor", "valid_fraction": 0.001}, ConfigError, "no cell is left in the split 'valid'"),
+    (["plain", "plain1"], {"split_by": "donor", "valid_fraction": 0.001}, ConfigError, "no cell falls into the split 'valid'"),
     (["plain", "plain1"], {"split_by": "donor", "held_out": {"test": ["d0x"]}}, ConfigError, "(?s)'d0x' of 'donor'.*did you mean 'd10'"),
     (["plain", "plain1"], {"one_split": True, "valid_fraction": 0.1}, ConfigError, "either one split or new splits"),
-    (["split", "bare"], {"where": "donor in ['d20', 'd21']", "obs": ("donor",)}, ConfigError, "(?s)no cell is left in the split 'valid'.*--split train"),
+    (["split", "bare"], {"where": "donor in ['d20', 'd21']", "obs": ("donor",)}, ConfigError, "(?s)no cell falls into the split 'valid'.*--split train"),
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from pack_support import counts, quiet_pack, read_back, vocab_of, write
 
 from scshards import PackOptions
 from scshards.packing.marks import source_folder
-from scshards.packing.survey import Survey, SurveyTask, survey
+from scshards.packing.survey import Survey, SurveyTask, Work, survey
 from scshards.sources.inputs import expand
 
 OPTIONS = PackOptions(
@@ -43,8 +43,11 @@ def tasks(tmp_path: Path) -> list[SurveyTask]:
         (tmp_path / name / "vocab.json").write_bytes(vocab.to_json())
         made.append(
             SurveyTask(
-                file=expand(path, {})[0], ordinal=3, options=OPTIONS, folder=str(tmp_path / name),
-                fingerprint=vocab.fingerprint,
+                file=expand(path, {})[0], ordinal=3,
+                work=Work(
+                    folder=str(tmp_path / name), fingerprint=vocab.fingerprint, options=OPTIONS,
+                    splits=OPTIONS.splits,
+                ),
             )
         )  # fmt: skip
     return made
@@ -53,7 +56,9 @@ def tasks(tmp_path: Path) -> list[SurveyTask]:
 def test_a_survey_goes_through_json(tasks: list[SurveyTask]) -> None:
     found = survey(tasks[0])
     assert Survey.from_json(json.loads(json.dumps(found.to_json()))) == found
-    assert found.cells == (1, 1, 2) and found.dropped == {"where": 2} and found.fraction == 0.5
+    assert (
+        found.cells == (1, 1, 2) and found.dropped == ((3, "where", 2),) and found.fraction == 0.5
+    )
     kinds = [(label.kind, label.categories) for label in found.labels]
     assert kinds == [
         ("category", ("B", "T/é")),  # 日本 is only in the cell that is left out
@@ -63,7 +68,7 @@ def test_a_survey_goes_through_json(tasks: list[SurveyTask]) -> None:
 
 
 def test_arrays_are_the_same_again(tasks: list[SurveyTask]) -> None:
-    folders = [source_folder(t.folder, t.ordinal) for t in tasks]
+    folders = [source_folder(t.work.folder, t.ordinal) for t in tasks]
     assert survey(tasks[0]) == survey(tasks[1])
     names = sorted(p.name for p in folders[0].iterdir())
     assert names == [

@@ -327,7 +327,10 @@ ARGUED: dict[str, tuple[type, ...]] = {
     r"sources \d+ genes merged": NUMBER,
     r"sources \d+ cells dropped": (dict,),
     r"labels donor categories( \d+)?": (str, list),
-    r"options (gene_column|layer|ids_vocab|where|unique|list_columns|feature_types)( \d+)?": (str, list),
+    r"options (gene_column|layer|ids_vocab|where|unique|list_columns|feature_types)( \d+)?": (
+        str,
+        list,
+    ),
     r"options (raw|strip_versions)": (bool,),
     r"options (min_match|seed|(valid|test)_fraction)": NUMBER,
     # Of a shuffled set a mean; a limit that all cells are within.

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from scshards.base.config import build
 from scshards.base.errors import ConfigError
+from scshards.packing.history import KEPT
 from scshards.packing.labels import text_of
 from scshards.packing.options import PackOptions
-from scshards.packing.reshard_record import KEPT
 from scshards.packing.verify.shard import Faults
 from scshards.shards.index import OBS_PREFIX
 from scshards.shards.manifest import MANIFEST, LabelInfo, Manifest

@@ -1,7 +1,7 @@
 """What the manifest of a set made of others says of how it came to be: its `options` and sources.
 
 The options are those that hold for the cells of the first set; under "added", as in a set that was added
-to, stands from which source on others differ. Called by packing.reshard_phases.
+to, stands from which source on others differ.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from scshards.base.errors import FormatError
 from scshards.packing.options import HELD_OUT, PackOptions
 from scshards.packing.reshard_options import ReshardOptions
-from scshards.packing.reshard_sets import OldSet
+from scshards.sources.shardset import OldSet
 
 KEPT = "kept"
 """`options["splits"]` of a set whose parts were split in different ways: no rule says where a new cell

@@ -1,0 +1,335 @@
+"""Shard sets as inputs: each cell with the key, the split and the labels that it has there.
+
+    OldSet            a set that another one is made of
+    .runs(...)        its shards, some at a time, each run an input of its own: ShardRun
+    ShardSource       one run, opened: genes are the tokens, obs the labels and what the index knows
+
+An index is read whole when it is needed, a shard some chunks at a time. Everything is checked: an index
+by its checksum, chunks by theirs, members by what the index says of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base.errors import FormatError
+from scshards.base.storage import Storage
+from scshards.cells.batch import cell_keys, format_key
+from scshards.cells.tokenizer import ValueKind
+from scshards.shards.chunks import decode_block, read_chunks
+from scshards.shards.index import OBS_PREFIX
+from scshards.shards.manifest import LabelInfo, Manifest, ShardInfo
+from scshards.shards.shardset import read_checked_index
+from scshards.shards.tar import Compression
+from scshards.sources.rows import BLOCK_ROWS, BLOCK_VALUES, Block, Source, missing_column
+
+KNOWN = ("n_genes", "total")
+"""What the index knows of a cell beside its labels; a label of the same name comes first."""
+
+RUN_CELLS = 1 << 20
+"""A run has about so many cells: what is known of all of them is in memory at once."""
+
+_PLACES = ("source", "row", "offset", "size")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardRun:
+    """Some shards of one set, as one input of pack.
+
+    Attributes
+    ----------
+    url, name
+        The set's address, and what messages call it.
+    shards
+        (split, shard) in order.
+    first_row
+        The number of the first cell, as rows of this input are counted.
+    labels
+        The labels that are asked for.
+    first_source, n_sources
+        The ordinal of the set's first source in the new set, and how many it has.
+    compression, kind, n_tokens
+        Of the shards and their members.
+    """
+
+    url: str
+    name: str
+    shards: tuple[tuple[str, ShardInfo], ...]
+    first_row: int = 0
+    labels: Mapping[str, LabelInfo]
+    first_source: int
+    n_sources: int
+    compression: Compression
+    kind: ValueKind
+    n_tokens: int
+
+    @property
+    def cells(self) -> int:
+        return sum(shard.cells for _, shard in self.shards)
+
+    def part(self, start: int, stop: int) -> ShardRun:
+        """The shards that hold these rows, without their labels."""
+        ends = self.first_row + np.cumsum([shard.cells for _, shard in self.shards])
+        first, last = np.searchsorted(ends, (start, stop - 1), side="right").tolist()
+        skipped = int(ends[first - 1]) if first else self.first_row
+        shards = self.shards[first : last + 1]
+        return dataclasses.replace(self, shards=shards, first_row=skipped, labels={})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OldSet:
+    """A shard set that another one is made of.
+
+    Attributes
+    ----------
+    root, name
+        Its address, and what messages and the manifest call it.
+    manifest, sha256
+        Its manifest, and the checksum of the file.
+    first_source
+        What is added to the ordinals of its sources.
+    """
+
+    root: str
+    name: str
+    manifest: Manifest
+    sha256: str
+    first_source: int
+
+    def runs(self, labels: Collection[str]) -> Iterator[ShardRun]:
+        """All shards in order, about RUN_CELLS cells at a time, with those of these labels it has."""
+        run: list[tuple[str, ShardInfo]] = []
+        cells = 0
+        for split, shards in self.manifest.splits.items():
+            for shard in shards:
+                if run and cells + shard.cells > RUN_CELLS:
+                    yield self._run(run, labels)
+                    run, cells = [], 0
+                run.append((split, shard))
+                cells += shard.cells
+        if run:
+            yield self._run(run, labels)
+
+    def _run(self, shards: Sequence[tuple[str, ShardInfo]], labels: Collection[str]) -> ShardRun:
+        m = self.manifest
+        return ShardRun(
+            url=self.root,
+            name=self.name,
+            shards=tuple(shards),
+            labels={n: info for n, info in m.labels.items() if n in labels},
+            first_source=self.first_source,
+            n_sources=len(m.sources),
+            compression=m.compression,
+            kind=m.value_kind,
+            n_tokens=m.vocab_size,
+        )
+
+
+class ShardSource(Source):
+    """One run of shards.
+
+    Parameters
+    ----------
+    run
+        Which shards.
+    ordinal
+        The number of the input.
+    storage_options
+        For the file system.
+
+    Raises
+    ------
+    ChecksumError, FormatError, StorageError
+        From every method that reads, when an index or a shard is not what the manifest says.
+    """
+
+    naming_advice = "the genes of a shard set are the tokens of its vocabulary"
+    needs_transposing = False
+    is_log1p = False
+    matrix_name = "shards"
+
+    def __init__(
+        self, run: ShardRun, ordinal: int, storage_options: Mapping[str, Any] | None = None
+    ) -> None:
+        self.run, self.ordinal, self.name = run, ordinal, run.name
+        self.n_rows, self.n_columns = run.first_row + run.cells, run.n_tokens
+        self.n_values = sum(shard.tokens for _, shard in run.shards)
+        self._storage = Storage(run.url, storage_options)
+        self._tables: dict[int, dict[str, NDArray[Any]]] = {}
+
+    @property
+    def gene_columns(self) -> Sequence[str]:
+        return ()
+
+    def _names_in(self, gene_column: str | None) -> Sequence[str]:
+        raise AssertionError("the columns of a shard set are tokens already")
+
+    @property
+    def sources(self) -> tuple[int, int]:
+        """See Source."""
+        return self.run.first_source, self.run.n_sources
+
+    @property
+    def obs_columns(self) -> Sequence[str]:
+        return (*self.run.labels, *(name for name in KNOWN if name not in self.run.labels))
+
+    def obs(self, column: str) -> Any:
+        """See Source: a label, or what the index knows."""
+        if column not in self.obs_columns:
+            raise missing_column(column, self.obs_columns, frame="obs", where=self.name)
+        info = self.run.labels.get(column)
+        if info is None:
+            return self.known(column)
+        values = self.known(OBS_PREFIX + column)
+        if info.kind == "number":
+            return values
+        import pandas as pd
+
+        return pd.Categorical.from_codes(values, pd.Index(info.categories, dtype=object))
+
+    def known(self, column: str) -> NDArray[Any]:
+        """A column of the index [n_rows]."""
+        return np.concatenate([self._table(i)[column] for i in range(len(self.run.shards))])
+
+    def in_splits(self, names: Sequence[str]) -> NDArray[np.int8]:
+        """The place of each cell's split among the names; -1 where it is none of them [n_rows]."""
+        codes = [names.index(s) if s in names else -1 for s, _ in self.run.shards]
+        return np.repeat(np.array(codes, np.int8), [shard.cells for _, shard in self.run.shards])
+
+    def keys(self, start: int, stop: int) -> NDArray[np.int64]:
+        """See Source: as they are in the set, its sources numbered after those of sets before it."""
+        parts = [np.zeros(0, np.int64)]
+        for i, a, b in self._shards_of(start, stop):
+            index = self._table(i)
+            sources = self.run.first_source + index["source"][a:b].astype(np.int64)
+            parts.append(cell_keys(sources, index["row"][a:b]))
+        return np.concatenate(parts)
+
+    def blocks(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        max_rows: int = BLOCK_ROWS,
+        max_values: int = BLOCK_VALUES,
+        wanted: NDArray[np.bool_] | None = None,
+    ) -> Iterator[Block]:
+        """See Source; chunks without a wanted row are not read."""
+        stop = self.n_rows if stop is None else stop
+        first_row = start
+        for i, a, b in self._shards_of(start, stop):
+            rows = np.arange(a, b)
+            if wanted is not None:
+                rows = rows[wanted[first_row - start : first_row - start + b - a]]
+            for block in self._decoded(i, rows, max_rows, max_values):
+                # Rows are numbered from the first of the shard so far.
+                yield block._replace(first_row=first_row + block.first_row - a)
+            first_row += b - a
+
+    def sample(self, n_values: int) -> NDArray[Any]:
+        """None: what was packed was looked at then."""
+        return np.zeros(0)
+
+    @property
+    def _matrix(self) -> Any:
+        raise AssertionError("blocks are read by the source itself")
+
+    def other_samples(self, n_values: int) -> Iterator[tuple[str, NDArray[Any]]]:
+        """See Source: a set has one matrix."""
+        yield from ()
+
+    def close(self) -> None:
+        """See Source."""
+        self._tables.clear()
+
+    def _table(self, i: int) -> dict[str, NDArray[Any]]:
+        """The index of a shard, after it was found to be one of this set."""
+        if i in self._tables:
+            return self._tables[i]
+        run, shard = self.run, self.run.shards[i][1]
+        labels = {OBS_PREFIX + name: info for name, info in run.labels.items()}
+        index = read_checked_index(self._storage, shard, [*_PLACES, *KNOWN, *labels])
+        where = self._storage.at(shard.index_path)
+        source = index["source"]
+        if len(source) and not 0 <= int(source.min()) <= int(source.max()) < run.n_sources:
+            raise FormatError("a cell is of no source of the set", where=where)
+        for name, info in labels.items():
+            codes = index[name]
+            if info.kind == "number" or not len(codes):
+                continue
+            if not -1 <= int(codes.min()) <= int(codes.max()) < len(info.categories):
+                label = name.removeprefix(OBS_PREFIX)
+                raise FormatError(f"a cell has no such category of {label!r}", where=where)
+        self._tables[i] = index
+        return index
+
+    def _shards_of(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """(place of a shard, first and last of its cells) that hold the rows start:stop."""
+        first = self.run.first_row
+        for i, (_, shard) in enumerate(self.run.shards):
+            a, b = max(start - first, 0), min(stop - first, shard.cells)
+            if a < b:
+                yield i, a, b
+            first += shard.cells
+
+    def _decoded(
+        self, i: int, rows: NDArray[np.intp], max_rows: int, max_values: int
+    ) -> Iterator[Block]:
+        """Cells of one shard; `first_row` counts from its first cell, rows between them are empty."""
+        shard, index = self.run.shards[i][1], self._table(i)
+        where = self._storage.at(shard.path)
+        chunks = read_chunks(self._storage, shard, self.run.compression, index, rows)
+        for cells, raw, begin in chunks:
+            n_genes = index["n_genes"][cells].astype(np.int64)
+            for a, b in _cuts(cells, n_genes, max_rows, max_values):
+                some = cells[a:b]
+                names = functools.partial(_named, where, index, some)
+                found = decode_block(
+                    raw,
+                    index["offset"][some] - begin,
+                    index["size"][some],
+                    self.run.n_tokens,
+                    self.run.kind,
+                    names,
+                )
+                wrong = np.flatnonzero(np.diff(found.indptr) != n_genes[a:b])
+                if not len(wrong) and not found.values.all():
+                    zero = np.flatnonzero(found.values == 0)[:1]
+                    wrong = np.searchsorted(found.indptr, zero, side="right") - 1
+                if len(wrong):
+                    raise FormatError(
+                        "the number of genes or values differs from n", where=names(int(wrong[0]))
+                    )
+                sizes = np.zeros(int(some[-1] - some[0]) + 1, np.int64)
+                sizes[some - some[0]] = n_genes[a:b]
+                indptr = np.append(0, np.cumsum(sizes))
+                yield Block(int(some[0]), indptr, found.genes, found.values)
+
+
+def _cuts(
+    cells: NDArray[np.intp], sizes: NDArray[np.int64], max_rows: int, max_values: int
+) -> Iterator[tuple[int, int]]:
+    """Neighbouring cells that fit in one block, also with the empty rows between them."""
+    ends = np.cumsum(sizes)
+    a = 0
+    while a < len(cells):
+        before = int(ends[a - 1]) if a else 0
+        b = int(np.searchsorted(ends, before + max_values, side="right"))
+        b = max(min(b, int(np.searchsorted(cells, cells[a] + max_rows))), a + 1)
+        yield a, b
+        a = b
+
+
+def _named(
+    shard: str, index: Mapping[str, NDArray[Any]], cells: NDArray[np.intp], place: int
+) -> str:
+    """What an error calls one of some cells of a shard."""
+    cell = int(cells[place])
+    return f"{shard}: {format_key(int(index['source'][cell]), int(index['row'][cell]))}"

@@ -1,36 +1,114 @@
-"""Parts of remote objects, tried again from where a failed answer broke off.
+"""Requests to stores and web servers, tried again; reads of a part from where an answer broke off.
 
     thread --read_into--> a request on the file system's event loop --pieces--> the caller's memory
               ^                                                   |
               +--- what is missing is asked for again (base.retry) <-- 5xx, reset, stall, short body
 
 This is the only place where a read is repeated: the file system's own retries, and those of the
-client below it, are switched off for these reads, or they would multiply. Bytes that were received
-are not asked for again. On S3 and on web servers an answer is copied into the caller's memory as it
-comes in; other file systems give whole answers. Called by base.storage, from any number of threads.
+client below it, are switched off for reads, or they would multiply. Bytes that were received are not
+asked for again. On S3 and on web servers an answer is copied into the caller's memory as it comes in;
+other file systems give whole answers. Used by base.storage, from any number of threads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import io
+import os
 import re
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-from scshards.base.remote import no_ranges, status_of, temporary
+from scshards.base.errors import StorageError
+from scshards.base.remote import (
+    Refused,
+    code_in,
+    no_ranges,
+    status_of,
+    temporary,
+    translated,
+    version,
+)
 from scshards.base.retry import Retry, Stopped, Tally, Tries
 
 CONNECTIONS = 64
 """Connections to a store that a process keeps at most, unless its options say otherwise."""
 
-_PIECE = 1 << 20
+BLOCK_BYTES, BLOCKS = 1 << 22, 8
+"""An open file is read in blocks of so many bytes, of which it keeps so many."""
+
+_PIECE, _HEAD = 1 << 20, 1 << 12
 _LOOK_S = 0.5
 """How often a waiting read looks whether it was given up."""
 
+Got = TypeVar("Got")
+
 _NOT_FROM_THERE = 416
 """HTTP's answer to a range that begins after the end."""
+
+
+class RemoteFile(io.RawIOBase):
+    """An object as a seekable file, read in blocks; its errors are StorageErrors.
+
+    HDF5 reads here and there in turn: the blocks that were used last are kept, wherever they lie.
+    """
+
+    def __init__(self, ranges: Ranges, path: str, where: str) -> None:
+        self._ranges, self._path, self._where = ranges, path, where
+        info = ranges.info(path, where)
+        if info.get("size") is None or info["type"] == "directory":
+            raise no_ranges(where) if info["type"] == "file" else IsADirectoryError
+        self.size = int(info["size"])
+        self._answer = _Answer()
+        self._etag = self._answer.etag = version(info).get("etag")
+        self._at = 0
+        self._blocks: dict[int, bytes] = {}
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"a file has no byte {base + offset}")
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Bytes of one block, as many as are asked for and lie in it."""
+        if self._at >= self.size or not len(buffer):
+            return 0
+        number, begin = divmod(self._at, BLOCK_BYTES)
+        piece = memoryview(self._block(number))[begin : begin + len(buffer)]
+        buffer[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+    def _block(self, number: int) -> bytes:
+        block = self._blocks.pop(number, None)
+        if block is None:
+            start = number * BLOCK_BYTES
+            end = min(start + BLOCK_BYTES, self.size)
+            with translated(self._where):
+                block = self._ranges.read(self._path, self._where, start, end, self._answer)
+            if len(block) != end - start or self._answer.etag != self._etag:
+                raise StorageError(
+                    "the file was replaced while it was read",
+                    where=self._where,
+                    advice="run the same command again once nobody writes it",
+                )
+            while len(self._blocks) >= BLOCKS:
+                self._blocks.pop(next(iter(self._blocks)))  # the one that was used longest ago
+        self._blocks[number] = block
+        return block
 
 
 class _Parts:
@@ -90,33 +168,84 @@ class _Growing:
         self.data.clear()
 
 
-_Sink = _Parts | _Growing
+class _Nothing:
+    """Takes no byte: what the head of an answer says is enough."""
+
+    got, is_full = 0, False
+
+    def put(self, piece: bytes) -> bool:
+        self.is_full = True
+        return True
+
+    def restart(self) -> None:
+        self.is_full = False
+
+
+_Sink = _Parts | _Growing | _Nothing
 """What takes the bytes of an answer, in order; `put` is False when there is no room."""
 
 
 class Ranges:
-    """Reads parts of the objects of one file system.
+    """Asks one file system, and reads parts of its objects.
 
     Parameters
     ----------
     fs
         An fsspec file system.
     retry
-        How reads are tried again.
+        How requests are tried again.
     where
         The root, without credentials, for messages.
+
+    Attributes
+    ----------
+    fs
+        The same file system, without retries of its own where it is S3's.
+    tally
+        What was tried again.
     """
 
     def __init__(self, fs: Any, retry: Retry, where: str) -> None:
         self._retry = retry
         self.tally = Tally(where)
         self._kind = _kind(fs)
-        self._fs = _patient(fs, retry) if self._kind == "s3" else fs
+        self.fs = _patient(fs, retry) if self._kind == "s3" else fs
 
-    def read(self, path: str, where: str, start: int, end: int | None) -> bytes:
-        """The bytes [start, end) of an object, or fewer when it ends early; `end` None is its end."""
+    def ask(self, where: str, call: Callable[[], Got]) -> Got:
+        """What `call` returns, which asks the file system something that may be asked twice."""
+        tries = Tries(self._retry, self.tally, where)
+        while True:
+            try:
+                return call()
+            except Exception as e:
+                problem = temporary(e)
+                if problem is None:
+                    raise
+            tries.again(problem)
+
+    def info(self, path: str, where: str) -> dict[str, Any]:
+        """What the file system says of an object or a folder: its size, its version and so on."""
+        if self._kind != "web":
+            return dict(self.ask(where, lambda: self.fs.info(path)))
+        # A web server is asked for a byte: an address may be signed for GET alone, and fsspec takes
+        # every answer that it does not like for a file that is not there.
+        answer = _Answer()
+        self._fill(_Nothing(), answer, path, where, 0, 1, None)
+        return {"size": answer.size, "type": "file", **answer.version}
+
+    def open(self, path: str, where: str) -> RemoteFile:
+        """An object as a file that can be read here and there."""
+        return RemoteFile(self, path, where)
+
+    def read(
+        self, path: str, where: str, start: int, end: int | None, answer: _Answer | None = None
+    ) -> bytes:
+        """The bytes [start, end) of an object, or fewer when it ends early; `end` None is its end.
+
+        `answer` is what earlier reads of it said.
+        """
         sink = _Growing(None if end is None else end - start)
-        self._fill(sink, path, where, start, end, None)
+        self._fill(sink, answer or _Answer(), path, where, start, end, None)
         return bytes(sink.data)
 
     def read_into(
@@ -129,12 +258,13 @@ class Ranges:
     ) -> int:
         """Fill buffers, one after another, from byte `start` of an object; how many bytes it had."""
         sink = _Parts(parts)
-        self._fill(sink, path, where, start, start + sum(len(p) for p in parts), stop)
+        self._fill(sink, _Answer(), path, where, start, start + sum(len(p) for p in parts), stop)
         return sink.got
 
     def _fill(
         self,
         sink: _Sink,
+        answer: _Answer,
         path: str,
         where: str,
         start: int,
@@ -143,8 +273,8 @@ class Ranges:
     ) -> None:
         """Try until the sink is full or the object has ended; other errors than temporary ones go up."""
         tries = Tries(self._retry, self.tally, where, stop)
-        answer = _Answer()
         while not sink.is_full:
+            had = sink.got
             try:
                 self._try(_Request(path, where, start + sink.got, end), sink, answer, tries)
             except Exception as e:
@@ -157,24 +287,25 @@ class Ranges:
                 if answer.has_changed:
                     # No mixture of two versions.
                     sink.restart()
-                    answer = _Answer()
+                    answer.forget()
                     problem = "the object was replaced while it was read"
-                elif answer.is_complete(start + sink.got, end):
+                elif sink.is_full or answer.is_complete(start + sink.got, end):
                     return
                 else:
                     problem = "the answer was shorter than what was asked for"
+            if sink.got > had:
+                tries.got_on()
             tries.again(problem)
 
     def _try(self, request: _Request, sink: _Sink, answer: _Answer, tries: Tries) -> None:
         """One request; what it brings is in the sink even when it fails."""
         if self._kind == "plain":
-            _put(
-                self._fs.cat_file(request.path, start=request.start, end=request.end), sink, request
-            )
+            data = self.fs.cat_file(request.path, start=request.start, end=request.end)
+            _put(data, sink, request)
             return
-        limit = _Limit(self._retry.timeout, tries.seconds_left)
+        limit = _Limit(min(self._retry.timeout, tries.seconds_left))
         job = asyncio.run_coroutine_threadsafe(
-            _RECEIVE[self._kind](self._fs, request, sink, answer, limit), self._fs.loop
+            _RECEIVE[self._kind](self.fs, request, sink, answer, limit), self.fs.loop
         )
         try:
             if tries.stop is not None:
@@ -202,9 +333,14 @@ class _Answer:
     """What the answers to a read have said of the object."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """The object is another now."""
         self.size: int | None = None
         self.has_changed = False
-        self._etag: str | None = None
+        self.etag: str | None = None
+        self.version: dict[str, str] = {}
 
     def is_complete(self, at: int, end: int | None) -> bool:
         """Whether there is nothing more to be had after the byte `at`."""
@@ -221,22 +357,26 @@ class _Answer:
                 raise no_ranges(request.where)
             if said[2] != "*":
                 self.size = int(said[2])
-        self.has_changed = self._etag is not None and etag is not None and etag != self._etag
-        self._etag = etag or self._etag
+        self.has_changed = self.etag is not None and etag is not None and etag != self.etag
+        self.etag = etag or self.etag
+
+    def ended(self, content_range: str | None) -> None:
+        """Note what an answer says that has nothing from there on."""
+        said = re.fullmatch(r"bytes \*/(\d+)", content_range or "")
+        self.size = int(said[1]) if said else self.size
 
 
 class _Limit:
-    """Ends a request whose next bytes do not come within some seconds, or that takes too long in all.
+    """Ends a request whose next bytes do not come within some seconds.
 
     The seconds begin when a request does: `async with limit: ...`.
     """
 
-    def __init__(self, seconds: float, in_all: float) -> None:
-        self._seconds, self._in_all = seconds, in_all
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
 
     async def __aenter__(self) -> None:
-        self._end = asyncio.get_running_loop().time() + self._in_all
-        self._timeout = asyncio.timeout(min(self._seconds, self._in_all))
+        self._timeout = asyncio.timeout(self._seconds)
         await self._timeout.__aenter__()
 
     async def __aexit__(self, *raised: Any) -> None:
@@ -244,8 +384,7 @@ class _Limit:
 
     def renew(self) -> None:
         """Some bytes have come."""
-        now = asyncio.get_running_loop().time()
-        self._timeout.reschedule(min(now + self._seconds, self._end))
+        self._timeout.reschedule(asyncio.get_running_loop().time() + self._seconds)
 
 
 async def _from_s3(fs: Any, request: _Request, sink: _Sink, answer: _Answer, limit: _Limit) -> None:
@@ -270,10 +409,16 @@ async def _from_web(
     options = fs.kwargs | {"headers": {**fs.kwargs.get("headers", {}), **own}}
     session = await fs.set_session()
     async with limit, session.get(fs.encode_url(request.path), **options) as said:
-        if said.status == 404:
-            raise FileNotFoundError
-        said.raise_for_status()
+        if said.status >= 400:
+            answer.ended(said.headers.get("Content-Range"))
+            raise Refused(said.status, code_in(await said.content.read(_HEAD)))
+        answer.version = version(said.headers)
         answer.met(request, said.headers.get("Content-Range"), said.headers.get("ETag"))
+        if isinstance(sink, _Nothing):
+            if said.status != 206:
+                answer.size = said.content_length
+            _put(b"", sink, request)
+            return
         await _receive(said.content, request, sink, answer, limit)
 
 

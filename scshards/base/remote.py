@@ -1,16 +1,27 @@
-"""What fsspec's file systems raise and say, in scshards' words. Called by base.storage, base.ranges."""
+"""What file systems, stores and web servers answer, in scshards' words: what passes and what does not.
+
+Their messages may hold credentials: all that is told of them is a status, a code, a class name.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import io
-import os
+import http
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from scshards.base.errors import ConfigError, MissingDataError, StorageError
+
+
+class Refused(Exception):
+    """A web server's answer that is not what was asked for: its status, and its body's code, if any."""
+
+    def __init__(self, status: int, code: str | None = None) -> None:
+        self.status, self.code = status, code
+        super().__init__(f"{status} {code or ''}")
 
 
 @contextlib.contextmanager
@@ -20,47 +31,92 @@ def translated(where: str) -> Iterator[None]:
         yield
     except StorageError:
         raise
-    except FileNotFoundError:
-        raise MissingDataError(
-            "no such file or bucket", where=where, advice="check the address"
-        ) from None
-    except PermissionError:
-        raise StorageError(
-            "access denied",
-            where=where,
-            advice="check the permissions, or the AWS credentials and endpoint in the environment",
-        ) from None
-    except OSError as e:
-        raise StorageError(
-            f"the storage failed: {e.strerror or type(e).__name__}", where=where
-        ) from e
-    except TypeError as e:
-        # File systems connect late, so that an option they do not know comes out here.
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(e))
-        if unknown is None:
-            raise
-        raise ConfigError(
-            f"the storage knows no option {unknown[1]!r}",
-            where=where,
-            advice="correct --storage-options",
-        ) from None
     except Exception as e:
-        # botocore's and aiohttp's errors are not OSErrors; their class name is all that is
-        # certain to be free of credentials.
-        if type(e).__module__.split(".")[0] == "aiohttp":
-            status = getattr(e, "status", None)
-            raise StorageError(
-                f"the server answered {status}" if status else f"no answer: {type(e).__name__}",
+        told = _told(e, where)
+        if told is None:
+            raise
+        raise told from (e if isinstance(e, OSError) and not status_of(e) else None)
+
+
+def _told(error: Exception, where: str) -> Exception | None:
+    """What a user is told of an error; None when it is a bug."""
+    status, code = status_of(error), code_of(error)
+    if code == "NoSuchBucket":
+        return MissingDataError(
+            "there is no such bucket", where=where, advice="check the address and the endpoint"
+        )
+    if isinstance(error, FileNotFoundError) or status in (404, 410):
+        return MissingDataError("no such file", where=where, advice="check the address")
+    if isinstance(error, PermissionError) or status in (401, 403):
+        return _denied(status, code, where)
+    if status is not None:
+        return StorageError(answered(status, code), where=where, advice=_CHECK)
+    if isinstance(error, OSError) and not _host_is_unknown(error):
+        return StorageError(
+            f"the storage failed: {error.strerror or type(error).__name__}", where=where
+        )
+    if isinstance(error, TypeError):
+        # File systems connect late, so that an option they do not know comes out here.
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        return unknown and no_option(unknown[1], where)
+    if _host_is_unknown(error):
+        return StorageError("there is no such host", where=where, advice=_CHECK)
+    library = type(error).__module__.partition(".")[0]
+    if library == "aiohttp":
+        return StorageError(f"no answer: {type(error).__name__}", where=where, advice=_CHECK)
+    if library in ("botocore", "aiobotocore"):
+        if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+            return StorageError(
+                f"there are no credentials for this store ({type(error).__name__})",
                 where=where,
-                advice="check the address, and that it can be read from here",
-            ) from None
-        if type(e).__module__.split(".")[0] in ("botocore", "aiobotocore"):
-            raise StorageError(
-                f"the object store failed: {type(e).__name__}",
-                where=where,
-                advice="check endpoint, region and credentials (AWS_* variables or a profile)",
-            ) from None
-        raise
+                advice=_CREDENTIALS,
+            )
+        return StorageError(
+            f"the object store failed: {type(error).__name__}", where=where, advice=_CREDENTIALS
+        )
+    return None
+
+
+_CHECK = "check the address, and that it can be read from here"
+_CREDENTIALS = (
+    "check endpoint, region and credentials: AWS_* variables or a profile where scshards runs, on each "
+    "worker too, or --storage-options @FILE"
+)
+
+
+def _denied(status: int | None, code: str | None, where: str) -> StorageError:
+    if status is None and "://" not in where:
+        return StorageError("access denied", where=where, advice="check the permissions")
+    said = f": {answered(status, code)}" if status else f" ({code})" if code else ""
+    if code and "expired" in code.lower():
+        return StorageError(
+            f"access denied, as the credentials or the signed address have expired{said}",
+            where=where,
+            advice="get new credentials, or have the address signed again",
+        )
+    return StorageError(f"access denied{said}", where=where, advice=_CREDENTIALS)
+
+
+def no_option(name: str, where: str) -> ConfigError:
+    """The error for an option that the file system of an address does not have."""
+    return ConfigError(
+        f"the storage knows no option {name!r}",
+        where=where,
+        advice="correct --storage-options; options that are not for all addresses stand in a table "
+        'named by how theirs begin: {"s3://": {...}}',
+    )
+
+
+def answered(status: int, code: str | None = None) -> str:
+    """A status in words: the server answered 503 (Service Unavailable)."""
+    try:
+        words = http.HTTPStatus(status).phrase
+    except ValueError:
+        words = ""
+    # S3 says a bare status for its code where an answer has no body.
+    if code and not code.isdigit() and code.lower() != words.replace(" ", "").lower():
+        words = f"{words}, {code}" if words else code
+    return f"the server answered {status}{f' ({words})' if words else ''}"
 
 
 def status_of(error: BaseException | None) -> int | None:
@@ -79,6 +135,29 @@ def status_of(error: BaseException | None) -> int | None:
     return None
 
 
+def code_of(error: BaseException | None) -> str | None:
+    """The word that a store has for what went wrong, such as NoSuchBucket, if any."""
+    while error is not None:
+        said = getattr(error, "response", None)
+        code = (
+            said.get("Error", {}).get("Code")
+            if isinstance(said, Mapping)
+            else getattr(error, "code", None)
+        )
+        if isinstance(code, str) and re.fullmatch(r"[\w.]{1,60}", code):
+            return code
+        error = error.__cause__
+    return None
+
+
+def code_in(body: bytes) -> str | None:
+    """The code in an answer's body: of S3, GCS and Azure in XML; that of what has expired first."""
+    found = re.search(rb"<Code>([\w.]{1,60})</Code>", body)
+    if re.search(rb"(?i)\bexpired\b|specified time ?frame", body):
+        return "Expired"
+    return found[1].decode() if found else None
+
+
 def temporary(error: Exception) -> str | None:
     """What went wrong, in a few words without credentials, when trying again may mend it; else None."""
     if isinstance(error, StorageError | FileNotFoundError | PermissionError | FileExistsError):
@@ -88,12 +167,14 @@ def temporary(error: Exception) -> str | None:
         return None
     if isinstance(error, TimeoutError) or names & {"ReadTimeoutError", "ConnectTimeoutError"}:
         return "no answer in time"
+    if _host_is_unknown(error):
+        return None
     if isinstance(error, ConnectionError | EOFError) or names & _CUT:
         return f"the connection failed: {type(error).__name__}"
-    status = status_of(error)
+    status, code = status_of(error), code_of(error)
     if status is not None:
         is_passing = status in _PASSING or (status >= 500 and status not in _LASTING)
-        return f"the server answered {status}" if is_passing else None
+        return answered(status, code) if is_passing or code in _PASSING_CODES else None
     if isinstance(error, OSError) and error.errno in _CUT_ERRNOS:
         return f"the connection failed: {error.strerror}"
     return None
@@ -101,6 +182,7 @@ def temporary(error: Exception) -> str | None:
 
 # Too slow, too early, too many; and answers of 500 and above that stay what they are.
 _PASSING, _LASTING = (408, 425, 429), (501, 505)
+_PASSING_CODES = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"}
 
 # Of aiohttp and botocore, which base does not import.
 _CUT = {
@@ -114,38 +196,11 @@ _CUT_ERRNOS = {
 }  # fmt: skip
 
 
-class RemoteFile(io.RawIOBase):
-    """A remote file whose errors are StorageErrors."""
-
-    def __init__(self, stream: Any, where: str) -> None:
-        self._stream, self._where = stream, where
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return int(self._stream.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._stream.tell())
-
-    def readinto(self, buffer: Any) -> int:
-        with translated(self._where):
-            try:
-                data = self._stream.read(len(buffer))
-            except ValueError:
-                # fsspec's word for an answer that is not the part that was asked for.
-                raise no_ranges(self._where) from None
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._stream.close()
-        super().close()
+def _host_is_unknown(error: BaseException) -> bool:
+    """Whether a name server was asked and knows no such host: of aiohttp, alone or within botocore's."""
+    inner = getattr(error, "kwargs", {}).get("error", error)
+    cause = getattr(inner, "os_error", None)
+    return isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME
 
 
 def no_ranges(where: str) -> StorageError:

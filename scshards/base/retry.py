@@ -1,7 +1,8 @@
 """When something remote is tried again: how often, after what waits, for how long, and who is told.
 
-Waits grow and are jittered by the operating system's randomness, so that many readers of a store do not
-come back all at once; nothing about the order of cells depends on them. Called by base.ranges.
+One rule for every request to a store or a web server, reads and writes. Waits grow and are jittered by
+the operating system's randomness, so that many readers of a store do not come back all at once; nothing
+about the order of cells depends on them.
 """
 
 from __future__ import annotations
@@ -11,45 +12,63 @@ import random
 import threading
 import time
 from dataclasses import dataclass
+from functools import cached_property
 
 from scshards.base.errors import ConfigError, StorageError
 
 LINE_EVERY_S = 10.0
 """A log line on retries is written at most this often for each storage."""
 
+_MOST = 10_000
 _log = logging.getLogger(__name__)
 _jitter = random.SystemRandom()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Retry:
-    """How a remote read that fails is tried again.
+    """How a remote request that fails is tried again.
 
     Attributes
     ----------
     retries
-        How often one read is tried again; 0 never does.
+        How often one request is tried again; 0 never does. The waits before 14 retries take about a
+        minute.
     timeout
         Seconds without an answer, or without the answer's next bytes, after which a request has failed.
     deadline
-        Seconds after which a read is not tried again, whatever is left of its retries.
+        Seconds since its last bytes after which a request is not tried again, whatever is left of its
+        retries. None: as long as the waits of its retries take, and two timeouts at least.
     first_wait, longest_wait
-        Seconds: before the i-th retry comes a wait drawn from [0, min(longest_wait, first_wait * 2^i)).
+        Seconds: before the i-th retry comes a wait drawn from the upper half of
+        [0, min(longest_wait, first_wait * 2^i)).
     """
 
-    retries: int = 5
+    retries: int = 14
     timeout: float = 30.0
-    deadline: float = 300.0
+    deadline: float | None = None
     first_wait: float = 0.1
-    longest_wait: float = 20.0
+    longest_wait: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.retries < 0:
-            raise ConfigError(f"retries is at least 0, not {self.retries}")
+        if type(self.retries) is not int or not 0 <= self.retries <= _MOST:
+            raise ConfigError(
+                f"retries is a whole number from 0 to {_MOST:,}, not {self.retries!r}"
+            )
         for name in ("timeout", "deadline", "first_wait", "longest_wait"):
             value = getattr(self, name)
-            if not value > 0:
+            if value is not None and not value > 0:
                 raise ConfigError(f"{name} is above 0 (seconds), not {value}")
+
+    def wait(self, done: int) -> float:
+        """The longest wait after a number of tries that failed."""
+        return min(self.longest_wait, self.first_wait * 2.0 ** min(done, 99))
+
+    @cached_property
+    def patience(self) -> float:
+        """Seconds since its last bytes after which a request is not tried again."""
+        if self.deadline is not None:
+            return self.deadline
+        return max(sum(map(self.wait, range(self.retries))), 2 * self.timeout)
 
 
 class Stopped(Exception):
@@ -57,7 +76,7 @@ class Stopped(Exception):
 
 
 class Tally:
-    """How many reads of one storage were tried again, and a line about them now and then.
+    """How many requests of one storage were tried again, and a line about them now and then.
 
     Parameters
     ----------
@@ -73,7 +92,7 @@ class Tally:
         self._lock = threading.Lock()
 
     def count(self, problem: str, where: str) -> None:
-        """One more retry, of a read at `where`, because of `problem`."""
+        """One more retry, of a request at `where`, because of `problem`."""
         with self._lock:
             self.retried += 1
             self._untold += 1
@@ -82,15 +101,15 @@ class Tally:
                 return
             untold, self._untold, self._told_at = self._untold, 0, now
             total = self.retried
-        reads = "1 read is" if untold == 1 else f"{untold} reads are"
+        requests = "1 request is" if untold == 1 else f"{untold} requests are"
         _log.warning(
             "%s: %s tried again (%d so far); the last one, of %s: %s",
-            self._where, reads, total, where, problem,
+            self._where, requests, total, where, problem,
         )  # fmt: skip
 
 
 class Tries:
-    """The tries of one read.
+    """The tries of one request.
 
     Parameters
     ----------
@@ -99,22 +118,27 @@ class Tries:
     tally
         Where retries are counted.
     where
-        What is read, for messages.
+        What is asked for, for messages.
     stop
-        Set when the read is to be given up.
+        Set when the request is to be given up.
     """
 
     def __init__(
-        self, retry: Retry, tally: Tally, where: str, stop: threading.Event | None
+        self, retry: Retry, tally: Tally, where: str, stop: threading.Event | None = None
     ) -> None:
         self._retry, self._tally, self._where = retry, tally, where
         self.stop = stop
         self._done = 0
-        self._until = time.monotonic() + retry.deadline
+        self._began = time.monotonic()
+        self.got_on()
+
+    def got_on(self) -> None:
+        """Bytes have come: the store is patient with us, and we are with it."""
+        self._until = time.monotonic() + self._retry.patience
 
     @property
     def seconds_left(self) -> float:
-        """Until the deadline; a little when it has passed."""
+        """Until it is too late for another try; a little when it is."""
         return max(0.001, self._until - time.monotonic())
 
     def again(self, problem: str) -> None:
@@ -123,20 +147,21 @@ class Tries:
         Raises
         ------
         StorageError
-            When there is none: it was the last, or the deadline would pass.
+            When there is none: it was the last, or it would come too late.
         Stopped
             When nobody waits for the read any more.
         """
-        wait = min(self._retry.longest_wait, self._retry.first_wait * 2**self._done)
-        wait *= _jitter.random()
+        wait = self._retry.wait(self._done) * (0.5 + 0.5 * _jitter.random())
         self._done += 1
         if self._done > self._retry.retries or wait >= self.seconds_left:
-            tries = "1 try" if self._done == 1 else f"{self._done} tries"
+            seconds = time.monotonic() - self._began
+            tries = "1 try" if self._done == 1 else f"{self._done} tries in {seconds:.0f} s"
             raise StorageError(
                 f"{problem} ({tries})",
                 where=self._where,
-                advice="check the address, the network and the store's state; more retries and a "
-                "longer timeout make a reader more patient",
+                advice="check the address, the network and the state of the server; --retries and "
+                f"--timeout ({self._retry.retries} and {self._retry.timeout:g} s here) make scshards "
+                "more patient",
             )
         self._tally.count(problem, self._where)
         if self.stop is None:

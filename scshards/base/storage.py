@@ -1,32 +1,33 @@
 """Files and objects behind one face: local paths and any fsspec URL (s3://, ...).
 
 A `Storage` is a root; every path given to it is relative to that root. Writes are atomic: a reader
-sees the whole file or none. Errors come out as StorageError and never carry credentials. This is
-the only module that knows fsspec. Called by shards, pack, stream and train.
+sees the whole file or none. Errors come out as StorageError and never carry credentials. What is
+asked of a store or a web server is asked again by one rule (base.retry).
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import re
 import shutil
 import stat
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
-from scshards.base.errors import ConfigError, MissingDataError, StorageError
+from scshards.base.access import Access
+from scshards.base.access import parse_options as parse_options
+from scshards.base.errors import MissingDataError, StorageError
 from scshards.base.ranges import Ranges
-from scshards.base.remote import RemoteFile, no_ranges, translated, version
+from scshards.base.remote import code_of, no_option, translated, version
 from scshards.base.retry import Retry
 
-BLOCK_BYTES, BLOCKS = 1 << 22, 8
-"""Remote files are read in blocks of so many bytes, of which each open file keeps so many."""
+Got = TypeVar("Got")
 
 _TEMPORARY = ".tmp"
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(::|://)")
@@ -40,10 +41,11 @@ class Storage:
     url
         A local path or an fsspec URL such as ``s3://bucket/prefix``.
     options
-        What the fsspec file system is made with. For S3, endpoint, region and credentials come from
-        the usual AWS environment variables and profiles when they are not given here.
+        What the fsspec file system is made with, for all addresses or by how they begin; or an Access,
+        which says how patiently it is asked, too. For S3, endpoint, region and credentials come from the
+        usual AWS environment variables and profiles when they are not given here.
     retry
-        How remote reads that fail are tried again.
+        How requests that fail are tried again, in place of what `options` says.
     """
 
     def __init__(
@@ -55,28 +57,21 @@ class Storage:
     ):
         self.url = os.fspath(url)
         self._shown = redact(self.url).rstrip("/")
-        self.options = dict(options or {})
+        self.options = Access.of(options)
+        if retry is not None:
+            self.options = replace(self.options, retry=retry)
         self.is_local = is_local(self.url)
-        self._fs: Any
-        self._ranges: Ranges | None
+        self._fs: Any = None
+        self._ranges: Ranges | None = None
         if self.is_local:
             self._root = str(path_of(self.url).absolute())
-            self._fs = self._ranges = None
         else:
-            import fsspec
-
-            with translated(redact(self.url)):
-                try:
-                    self._fs, self._root = fsspec.core.url_to_fs(self.url, **self.options)
-                except (ValueError, ImportError, TypeError) as e:
-                    raise StorageError(
-                        f"no file system for this address: {e}",
-                        where=redact(self.url),
-                        advice="give a local path or an fsspec URL such as s3://bucket/prefix",
-                    ) from None
+            with translated(self._shown):
+                self._fs, self._root = _file_system(self.url, self.options.options_for(self.url))
+                self._ranges = Ranges(self._fs, self.options.retry, self._shown)
+            for fs in (self._fs, self._ranges.fs):
                 # A listing that was cached before somebody else wrote would hide new files.
-                self._fs.use_listings_cache = False
-                self._ranges = Ranges(self._fs, retry or Retry(), redact(self.url))
+                fs.use_listings_cache = False
         self._root = self._root.rstrip("/") or "/"
 
     def at(self, path: str) -> str:
@@ -90,15 +85,19 @@ class Storage:
 
     @property
     def retried(self) -> int:
-        """Remote reads that were tried again so far."""
+        """Requests that were tried again so far."""
         return self._ranges.tally.retried if self._ranges is not None else 0
 
     def exists(self, path: str) -> bool:
+        """Whether there is a file or a folder of that name."""
+        full = self._full(path)
         with translated(self.at(path)):
-            if self.is_local:
-                return Path(self._full(path)).exists()
-            self._fs.invalidate_cache()
-            return bool(self._fs.exists(self._full(path)))
+            if self._ranges is None:
+                return Path(full).exists()
+        try:
+            return bool(self._info(path))
+        except MissingDataError:
+            return False
 
     def list(self, path: str = "") -> list[str]:
         """Relative paths of all files below `path`, sorted; empty when there is none.
@@ -107,33 +106,24 @@ class Storage:
         """
         full = self._full(path)
         with translated(self.at(path)):
-            if self.is_local:
+            if self._ranges is None:
                 root = Path(self._root)
                 found = (p for p in Path(full).rglob("*") if p.is_file())
                 return sorted(p.relative_to(root).as_posix() for p in found if not _is_temporary(p))
-            self._fs.invalidate_cache()
-            try:
-                names = self._fs.find(full)
-            except FileNotFoundError:
-                return []
-            return sorted(n[len(self._root) :].lstrip("/") for n in names)
+        names = self._listed(path, lambda fs: fs.find(full))
+        return sorted(n[len(self._root) :].lstrip("/") for n in names)
 
     def folder(self, path: str = "") -> tuple[Sequence[str], Sequence[str]]:
         """The names of the folders and of the files right in a folder, sorted."""
         full = self._full(path)
         with translated(self.at(path)):
-            if self.is_local:
+            if self._ranges is None:
                 entries = [(p.name, p.is_dir()) for p in Path(full).iterdir()]
             else:
-                self._fs.invalidate_cache()
-                try:
-                    found = self._fs.ls(full, detail=True)
-                except FileNotFoundError:
-                    found = []
                 # Some stores list the folder itself, as an object without a name.
                 entries = [
                     (e["name"].rstrip("/").rpartition("/")[2], e["type"] == "directory")
-                    for e in found
+                    for e in self._listed(path, lambda fs: fs.ls(full, detail=True))
                     if e["name"].strip("/") != full.strip("/")
                 ]
         return (
@@ -147,8 +137,8 @@ class Storage:
         A local file: size and mtime_ns. An object: size, and what its store says of its version (an
         ETag or the time of the last change). A folder: files, their size, and the newest time.
         """
-        with translated(self.at("")):
-            if self.is_local:
+        if self._ranges is None:
+            with translated(self.at("")):
                 root = Path(self._root)
                 if not root.is_dir():
                     stat = root.stat()
@@ -159,23 +149,24 @@ class Storage:
                     "size": sum(s.st_size for s in stats),
                     "mtime_ns": max((s.st_mtime_ns for s in stats), default=0),
                 }
-            self._fs.invalidate_cache()
-            info = self._fs.info(self._root)
-            if info["type"] != "directory":
-                return {"size": info.get("size"), **version(info)}
-            infos = list(self._fs.find(self._root, detail=True).values())
-            times = [version(i).get("modified", "") for i in infos]
-            return {
-                "files": len(infos),
-                "size": sum(i.get("size") or 0 for i in infos),
-                "modified": max(times, default=""),
-            }
+        info = self._info("")
+        if info["type"] != "directory":
+            return {"size": info.get("size"), **version(info)}
+        found = self._listed("", lambda fs: fs.find(self._root, detail=True))
+        infos = list(found.values()) if isinstance(found, dict) else []
+        times = [version(i).get("modified", "") for i in infos]
+        return {
+            "files": len(infos),
+            "size": sum(i.get("size") or 0 for i in infos),
+            "modified": max(times, default=""),
+        }
 
     def size(self, path: str) -> int:
+        """The bytes of a file."""
         with translated(self.at(path)):
-            if self.is_local:
+            if self._ranges is None:
                 return Path(self._full(path)).stat().st_size
-            return int(self._fs.size(self._full(path)))
+        return int(self._info(path)["size"])
 
     def read(self, path: str, start: int = 0, end: int | None = None) -> bytes:
         """The bytes [start, end) of a file; MissingDataError when fewer are there."""
@@ -228,27 +219,15 @@ class Storage:
                         advice="write it to a file first, and name that",
                     )
                 return file.open("rb")
-            # HDF5 reads here and there in turn: what is ahead of one place must not push out another's.
-            stream = self._fs.open(
-                self._full(path),
-                "rb",
-                block_size=BLOCK_BYTES,
-                cache_type="blockcache",
-                cache_options={"maxblocks": BLOCKS},
-            )
-            try:
-                stream.seek(0, os.SEEK_END)
-                stream.seek(0)
-            except ValueError:
-                raise no_ranges(self.at(path)) from None
-        return io.BufferedReader(RemoteFile(stream, self.at(path)))
+            assert self._ranges is not None
+            return io.BufferedReader(self._ranges.open(self._full(path), self.at(path)))
 
     def write(self, path: str, data: bytes | memoryview) -> None:
         """Publish `data` at `path`: all of it or nothing, replacing what was there."""
         full = self._full(path)
         with translated(self.at(path)):
-            if not self.is_local:
-                self._fs.pipe_file(full, bytes(data))
+            if self._ranges is not None:
+                self._ranges.ask(self.at(path), lambda: self._fs.pipe_file(full, bytes(data)))
                 return
             target = Path(full)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -268,16 +247,19 @@ class Storage:
 
     def upload(self, path: str, file: Path) -> None:
         """Publish a local file at `path` in a store, read in parts: all of it or nothing."""
+        assert self._ranges is not None
         with translated(self.at(path)):
-            self._fs.put_file(str(file), self._full(path))
+            self._ranges.ask(self.at(path), lambda: self._fs.put_file(str(file), self._full(path)))
 
     def remove(self, path: str) -> None:
         """Delete a file; nothing happens when it is not there."""
         with translated(self.at(path)):
-            if self.is_local:
+            if self._ranges is None:
                 Path(self._full(path)).unlink(missing_ok=True)
-            elif self._fs.exists(self._full(path)):
-                self._fs.rm_file(self._full(path))
+            elif self.exists(path):
+                # It is gone when an answer was lost and it is asked again.
+                with contextlib.suppress(FileNotFoundError):
+                    self._ranges.ask(self.at(path), lambda: self._fs.rm_file(self._full(path)))
 
     def remove_tree(self, path: str) -> None:
         """Delete everything below `path`, folders too."""
@@ -293,6 +275,26 @@ class Storage:
             with translated(self.at("")):
                 for path in Path(self._root).rglob(f".*{_TEMPORARY}"):
                     path.unlink(missing_ok=True)
+
+    def _info(self, path: str) -> dict[str, Any]:
+        """What a store says of a file or a folder."""
+        assert self._ranges is not None
+        with translated(self.at(path)):
+            self._ranges.fs.invalidate_cache()
+            return self._ranges.info(self._full(path), self.at(path))
+
+    def _listed(self, path: str, call: Callable[[Any], Got]) -> Got | Sequence[Any]:
+        """What a store lists; nothing when there is nothing, an error when there is no bucket."""
+        assert self._ranges is not None
+        fs = self._ranges.fs
+        with translated(self.at(path)):
+            fs.invalidate_cache()
+            try:
+                return self._ranges.ask(self.at(path), lambda: call(fs))
+            except FileNotFoundError as e:
+                if code_of(e) == "NoSuchBucket":
+                    raise
+                return ()
 
     def _read(self, path: str, start: int, end: int | None) -> bytes:
         with translated(self.at(path)):
@@ -348,21 +350,36 @@ def redact(url: str) -> str:
     return url if is_local(url) else url.partition("?")[0]
 
 
-def parse_options(text: str | None) -> dict[str, Any]:
-    """`--storage-options JSON` as a dict."""
-    if not text:
-        return {}
+def _file_system(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """The fsspec file system of an address, and the address within it."""
+    import fsspec
+
+    protocol, _, rest = url.partition("://")
     try:
-        options = json.loads(text)
-    except json.JSONDecodeError as e:
-        # The text may hold a secret: say where it breaks, not what it says.
-        raise ConfigError(
-            f"--storage-options is not valid JSON (at character {e.pos})",
-            advice="for example --storage-options '{\"anon\": true}'",
+        if "::" in protocol or any("://" in part for part in rest.split("::")[1:]):
+            fs, root = fsspec.core.url_to_fs(url, **options)
+        else:
+            # Not url_to_fs: it would take a key with :: in it for a chain of file systems.
+            cls = fsspec.get_filesystem_class(protocol)
+            fs = cls(**(cls._get_kwargs_from_urls(url) | dict(options)))
+            root = cls._strip_protocol(url)
+    except (ValueError, ImportError, TypeError) as e:
+        raise StorageError(
+            f"no file system for this address: {e}",
+            where=redact(url),
+            advice="give a local path or an fsspec URL such as s3://bucket/prefix",
         ) from None
-    if not isinstance(options, dict):
-        raise ConfigError("--storage-options takes a JSON object")
-    return options
+    if is_web(url) and (unknown := set(options) - _OF_WEB):
+        raise no_option(min(unknown), redact(url))
+    return fs, root
+
+
+_OF_WEB = {
+    "client_kwargs", "get_client", "encoded", "size_policy", "same_scheme", "simple_links",
+    "headers", "params", "cookies", "auth", "ssl", "proxy", "proxy_auth", "proxy_headers",
+    "timeout", "trust_env", "allow_redirects", "max_redirects", "verify_ssl", "ssl_context",
+}  # fmt: skip
+"""What fsspec's file system for the web takes, and aiohttp for a request: it refuses nothing itself."""
 
 
 def _is_temporary(path: Path) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from scshards.base.access import Access
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
 from scshards.base.storage import redact
@@ -87,7 +88,7 @@ def make_context(
         for what, share in _SHARES.items():
             config[f"sm.mem.reader.{reader}.ratio_{what}"] = share
     if uri.startswith("s3://"):
-        config |= _s3(dict(storage_options or {}), region, anonymous)
+        config |= _s3(Access.of(storage_options).options_for(uri), region, anonymous)
     elif "://" in uri and not uri.startswith("file://"):
         raise ConfigError(
             "an experiment is read from a path or from s3://",
@@ -109,7 +110,7 @@ def listing_options(
             "endpoint_url": f"https://{_aws(region)}",
             "client_kwargs": {"region_name": region or _REGION},
         }
-    options = dict(storage_options or {})
+    options = Access.of(storage_options).options_for(uri)
     if region:
         options["client_kwargs"] = {"region_name": region, **(options.get("client_kwargs") or {})}
     return options

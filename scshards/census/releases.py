@@ -180,9 +180,7 @@ def _mirror(queries: Queries, storage_options: Mapping[str, Any] | None) -> Mapp
 
 def _json(address: str, storage_options: Mapping[str, Any] | None) -> Any:
     folder, slash, name = address.rpartition("/")
-    # Storage options are for the store of shards, not for a web server.
-    options = None if address.startswith(("http://", "https://")) else storage_options
-    data = Storage(folder + slash or ".", options).read(name)
+    data = Storage(folder + slash or ".", storage_options).read(name)
     try:
         return json.loads(data)
     except ValueError:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scshards.cells.vocab import Vocab
     from scshards.sources.vocabulary import GeneReport
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from scshards.cells.expand import Expansion, GeneTable
 
@@ -181,7 +181,7 @@ def _table(reports: Sequence[GeneReport]) -> str:
     return table(header, rows) + left_out(r.left_out for r in reports)
 
 
-def _write(vocab: Vocab, output: str, options: dict[str, Any]) -> None:
+def _write(vocab: Vocab, output: str, options: Mapping[str, Any]) -> None:
     write_new(output, vocab.to_json(), options)
 
 
@@ -341,7 +341,7 @@ def _census(
     measured: bool,
     gene_column: str | None,
     id_column: str | None,
-    options: dict[str, Any],
+    options: Mapping[str, Any],
 ) -> Iterator[GeneTable]:
     from scshards.census.genes import GENES, IDS, census_genes
 
@@ -410,7 +410,7 @@ def _some(names: Sequence[str]) -> str:
     )
 
 
-def refuse_existing(output: str, options: dict[str, Any]) -> None:
+def refuse_existing(output: str, options: Mapping[str, Any]) -> None:
     """Raise OutputExistsError when a file can't be made there, because there is one or a folder."""
     from scshards.base.errors import OutputExistsError
     from scshards.base.storage import Storage
@@ -424,7 +424,7 @@ def refuse_existing(output: str, options: dict[str, Any]) -> None:
         )
 
 
-def write_new(output: str, data: bytes, options: dict[str, Any]) -> None:
+def write_new(output: str, data: bytes, options: Mapping[str, Any]) -> None:
     """Publish a file where there is none."""
     from scshards.base.storage import Storage
 

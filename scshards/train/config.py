@@ -84,9 +84,9 @@ class DataSettings:
     epoch_cells: int | None = None
     """Cells of an epoch, repeated ones counted each time; None: as many as are trained on."""
     threads: int = 2
-    retries: int = 10
+    retries: int = Retry.retries
     """How often a read over a network is tried again."""
-    timeout: float = 30.0
+    timeout: float = Retry.timeout
     """Seconds without an answer, or more of it, after which a request has failed."""
     cache_dir: str | None = None
     """A folder on a local disk that keeps what was read, for all ranks of a node."""

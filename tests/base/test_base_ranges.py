@@ -102,8 +102,9 @@ def test_no_more_tries_than_said(proxy: FaultProxy, s3) -> None:
         storage = through(proxy, s3, Retry(retries=retries, timeout=5, first_wait=0.01))
         with pytest.raises(StorageError) as caught:
             storage.read("x", 0, 10)
-        tries = "1 try" if retries == 0 else f"{retries + 1} tries"
-        assert f"answered 503 ({tries})" in str(caught.value)
+        tries = r"1 try" if retries == 0 else rf"{retries + 1} tries in \d s"
+        assert caught.match(rf"answered 503 \(Service Unavailable, SlowDown\) \({tries}\)")
+        assert f"--retries and --timeout ({retries} and 5 s here)" in str(caught.value)
         assert len(proxy.requests) == retries + 1
         assert f"{s3.url}/p/x" in str(caught.value)
 
@@ -112,9 +113,9 @@ def test_the_deadline_ends_tries_and_slow_answers(proxy: FaultProxy, s3) -> None
     proxy.share = lambda path: "stall"
     with pytest.raises(StorageError, match="no answer in time"):
         through(proxy, s3, Retry(retries=1000, timeout=0.2, deadline=1, first_wait=0.01)).read("x")
-    assert len(proxy.requests) <= 6
+    assert len(proxy.requests) <= 30  # bytes that came before it stalled begin the time anew
     # Without the deadline this would end with the test's own limit.
-    with pytest.raises(StorageError, match=r"no answer in time \(1 try\)"):
+    with pytest.raises(StorageError, match="no answer in time"):
         through(proxy, s3, Retry(timeout=100_000, deadline=0.3)).read("x")
 
 
@@ -176,7 +177,7 @@ def test_an_endpoint_where_nobody_listens(s3, monkeypatch: pytest.MonkeyPatch) -
         return await connect(self, sock, address)
 
     monkeypatch.setattr(loop, "sock_connect", counted)
-    with pytest.raises(StorageError, match=r"connection failed: \w+ \(4 tries\)"):
+    with pytest.raises(StorageError, match=r"connection failed: \w+ \(4 tries in \d s\)"):
         Storage(s3.url, options, retry=Retry(retries=3, first_wait=0.01)).read("x")
     assert connected == [("127.0.0.1", 9)] * 4, "nobody below tries again by himself"
 
@@ -189,7 +190,7 @@ def test_one_line_tells_of_retries_and_no_secret_is_in_it(
     storage = Storage(
         f"{s3.url}/p",
         options,
-        retry=Retry(retries=50, timeout=0.5, first_wait=0.001, longest_wait=0.01),
+        retry=Retry(retries=50, timeout=0.5, deadline=60, first_wait=0.001, longest_wait=0.01),
     )
     with caplog.at_level(logging.INFO), ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda i: storage.read("x", i, i + 100), range(12)))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from scshards.base.errors import ConfigError, StorageError
-from scshards.base.remote import RemoteFile, translated, version
+from scshards.base.remote import Refused, code_in, temporary, translated, version
 from scshards.base.storage import Storage
 
 
@@ -86,19 +86,6 @@ def test_what_file_systems_call_a_version() -> None:
     assert version({}) == {}
 
 
-class Broken:
-    """A stream that fails in the ways of fsspec's."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-    def read(self, n: int) -> bytes:
-        raise self.error
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
 def _named(module: str, **attributes: Any) -> Exception:
     made = type("ClientError", (Exception,), {"__module__": module})("secret")
     for name, value in attributes.items():
@@ -106,22 +93,53 @@ def _named(module: str, **attributes: Any) -> Exception:
     return made
 
 
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (FileNotFoundError("x"), "no such file"),
-        (PermissionError("x"), "access denied"),
-        (TimeoutError(), "TimeoutError"),
-        (ValueError("ranges"), "does not serve parts"),
-        (_named("aiohttp.client", status=503), "answered 503"),
-        (_named("aiohttp.client"), "no answer: ClientError"),
-        (_named("botocore.exceptions"), "object store failed: ClientError"),
-    ],
-)
-def test_a_remote_file_that_fails(error: Exception, said: str) -> None:
-    with pytest.raises(StorageError, match=said) as refused:
-        RemoteFile(Broken(error), "s3://b/x").read(5)
+def _s3(status: int, code: str) -> Exception:
+    response = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": code}}
+    return _named("botocore.exceptions", response=response)
+
+
+def _by_s3fs(error: Exception, status: int, code: str) -> Exception:
+    error.__cause__ = _s3(status, code)
+    return error
+
+
+TOLD = [
+    (FileNotFoundError("x"), "no such file", False),
+    (_by_s3fs(FileNotFoundError("x"), 404, "NoSuchBucket"), "there is no such bucket", False),
+    (_by_s3fs(FileNotFoundError("x"), 404, "NoSuchKey"), "no such file", False),
+    (PermissionError("x"), "access denied", False),
+    (_by_s3fs(PermissionError("x"), 403, "InvalidAccessKeyId"), "denied: .* 403 .*InvalidAccessKeyId", False),
+    (_by_s3fs(PermissionError("x"), 403, "ExpiredToken"), "have expired", False),
+    (Refused(403, "Expired"), "have expired.* 403", False),
+    (Refused(401), r"denied: the server answered 401 \(Unauthorized\)", False),
+    (Refused(404), "no such file", False),
+    (Refused(503), r"answered 503 \(Service Unavailable\)", True),
+    (Refused(429), r"answered 429 \(Too Many Requests\)", True),
+    (Refused(501), "answered 501", False),
+    (_s3(503, "SlowDown"), "answered 503 .*SlowDown", True),
+    (_s3(400, "RequestTimeout"), "answered 400 .*RequestTimeout", True),
+    (_s3(400, "InvalidArgument"), "answered 400 .*InvalidArgument", False),
+    (TimeoutError(), "TimeoutError", True),
+    (_named("aiohttp.client"), "no answer: ClientError", False),
+    (_named("botocore.exceptions"), "object store failed: ClientError", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "said", "passes"), TOLD)
+def test_what_is_told_of_an_error(error: Exception, said: str, passes: bool) -> None:
+    with pytest.raises(StorageError, match=said) as refused, translated("s3://b/x"):
+        raise error
     assert refused.value.where == "s3://b/x" and "secret" not in str(refused.value)
+    assert (temporary(error) is not None) is passes
+
+
+def test_the_codes_in_the_bodies_of_answers() -> None:
+    assert code_in(b"<Error><Code>AccessDenied</Code><Key>k</Key></Error>") == "AccessDenied"
+    expired = b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
+    assert code_in(expired) == "Expired"
+    azure = b"<Code>AuthenticationFailed</Code>Signature not valid in the specified time frame"
+    assert code_in(azure) == "Expired"
+    assert code_in(b"<html>no</html>") is None and code_in(b"") is None
 
 
 def test_other_errors_are_bugs_and_stay() -> None:

@@ -104,14 +104,18 @@ class Storage:
 
         What a write that was killed has left behind is not among them.
         """
+        return sorted(self.sizes(path))
+
+    def sizes(self, path: str = "") -> dict[str, int | None]:
+        """{relative path: bytes} of all files that `list` names; None where a store does not list it."""
         full = self._full(path)
         with translated(self.at(path)):
             if self._ranges is None:
                 root = Path(self._root)
-                found = (p for p in Path(full).rglob("*") if p.is_file())
-                return sorted(p.relative_to(root).as_posix() for p in found if not _is_temporary(p))
-        names = self._listed(path, lambda fs: fs.find(full))
-        return sorted(n[len(self._root) :].lstrip("/") for n in names)
+                found = (p for p in Path(full).rglob("*") if p.is_file() and not _is_temporary(p))
+                return {p.relative_to(root).as_posix(): p.stat().st_size for p in found}
+        infos = self._listed(path, lambda fs: fs.find(full, detail=True).items())
+        return {n[len(self._root) :].lstrip("/"): info["size"] for n, info in infos}
 
     def folder(self, path: str = "") -> tuple[Sequence[str], Sequence[str]]:
         """The names of the folders and of the files right in a folder, sorted."""

@@ -66,6 +66,15 @@ def test_no_shard_set(tmp_path: Path) -> None:
         run(tmp_path)
 
 
+def test_quick_says_what_it_has_not_looked_at(root: Path) -> None:
+    result = run(root, "--quick", "--workers", 2)
+    assert result.exit_code == 0
+    assert "the size of every file and 2 of 2 chunks" in result.stdout
+    assert "every byte" not in result.stdout
+    flip(root)
+    assert run(root, "--quick").exit_code == 1
+
+
 def test_as_a_process(root: Path) -> None:
     args = [sys.executable, "-m", "scshards", "verify", str(root)]
     assert subprocess.run(args, capture_output=True, timeout=600).returncode == 0

@@ -19,7 +19,8 @@ import zstandard
 from pack_support import counts, index, quiet_pack, tree_sums, vocab_of, write
 
 from scshards import ShardSet, verify
-from scshards.base.errors import FormatError, StorageError
+from scshards.base.errors import ConfigError, FormatError, StorageError
+from scshards.packing.verify import whole as verify_whole
 from scshards.packing.verify.whole import VerifyReport
 from scshards.shards.manifest import Manifest
 
@@ -379,6 +380,69 @@ def test_every_change_of_the_manifest_is_refused_or_argued(tmp_path: Path) -> No
             if look(root).ok:
                 missed.append((name, old, new))
     assert missed == [] and n > 100
+
+
+def test_the_report_is_the_same_for_any_number_of_workers(plain: Path) -> None:
+    manifest = ShardSet(plain).manifest
+    for i, shard in enumerate(manifest.splits["train"]):
+        path = plain / (shard.path, shard.index_path)[i % 2]
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    (plain / manifest.splits["valid"][0].path).unlink()
+    one = verify(plain, progress=False, workers=1)
+    assert one.n_faults > 3 and len({f.shard for f in one.faults}) > 3
+    for workers in (2, 5, None):
+        assert verify(plain, progress=False, workers=workers) == one
+    with pytest.raises(ConfigError, match="workers"):
+        verify(plain, progress=False, workers=0)
+
+
+def test_quick_looks_at_sizes_and_a_sample(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = ShardSet(plain).manifest
+    shards = [s for split in manifest.splits.values() for s in split]
+    monkeypatch.setattr(verify_whole, "SAMPLE", 2)
+    report = verify(plain, progress=False, quick=True)
+    assert report.ok and (report.chunks, report.chunks_checked) == (len(shards), 2)
+    assert report.bytes == sum(s.bytes + s.index_bytes for s in (shards[0], shards[-1]))
+    for shard, seen in ((shards[0], True), (shards[1], False), (shards[-1], True)):
+        good = (plain / shard.path).read_bytes()
+        bad = bytearray(good)
+        bad[len(bad) // 2] ^= 1
+        (plain / shard.path).write_bytes(bad)
+        assert verify(plain, progress=False, quick=True).ok is not seen
+        (plain / shard.path).write_bytes(good[:-1])
+        faults = verify(plain, progress=False, quick=True).faults
+        assert f"it has {len(good) - 1:,} bytes instead of {len(good):,}" in [
+            f.what for f in faults
+        ]
+        (plain / shard.path).write_bytes(good)
+    (plain / shards[1].index_path).unlink()
+    (fault,) = verify(plain, progress=False, quick=True).faults
+    assert (fault.shard, fault.what) == (shards[1].index_path, "it can't be read: no such file")
+    rewrite(plain, lambda t: t["sources"][0]["cells"].update(rows=121))
+    assert len(verify(plain, progress=False, quick=True).faults) == 2
+
+
+def test_chunks_are_sampled_over_the_whole_set() -> None:
+    assert verify_whole._sample([]) == []
+    assert verify_whole._sample([2, 1, 3]) == [[0, 1], [0], [0, 1, 2]]
+    found = verify_whole._sample([100, 1, 900])
+    assert found[0] and found[0][0] == 0 and found[2] and found[2][-1] == 899
+    assert sum(len(c or ()) for c in found) == verify_whole.SAMPLE
+
+
+def test_files_that_other_readers_put_beside_shards_are_noted(plain: Path) -> None:
+    """Energon's `prepare` indexes each tar; DALI's wds2idx names its index without `.tar`."""
+    ours = ["train/000000.tar.idx", "train/000000.idx", "train/.nv-meta/index.sqlite"]
+    for name in [*ours, ".nv-meta/dataset.yaml", "README.md"]:
+        (plain / name).parent.mkdir(exist_ok=True)
+        (plain / name).write_bytes(b"x")
+    report = look(plain)
+    assert report.ok
+    assert report.notes == ("files of other readers beside the shards: " + ", ".join(sorted(ours)),)
+    (plain / "train" / "000099.idx").write_bytes(b"of no shard")
+    assert [f.shard for f in look(plain).faults] == ["train/000099.idx"]
 
 
 def test_many_faults_are_counted_and_the_first_are_kept(plain: Path) -> None:

@@ -2,8 +2,8 @@
 
     verify(root) -> VerifyReport      every fault with its shard and cell; .ok when there is none
 
-It does not stop at the first fault. One shard is in memory at a time, and 8 bytes for each cell of the
-whole set, to find keys that appear twice (16 with a `unique` column of numbers).
+It does not stop at the first fault. A worker has one shard in memory; besides, 8 bytes for each cell of
+the whole set are kept, to find keys that appear twice (16 with a `unique` column of numbers).
 
 What can only be known over all shards of a set: keys, sums of sources, and what the options promise.
 """
@@ -11,23 +11,33 @@ What can only be known over all shards of a set: keys, sums of sources, and what
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import FormatError, StorageError, VocabError
+from scshards.base.errors import ConfigError, FormatError, StorageError, VocabError
 from scshards.base.progress import Progress
 from scshards.base.storage import Storage
 from scshards.cells.batch import KEY_ROW_BITS, format_key
 from scshards.cells.vocab import SPECIALS
+from scshards.packing.executors import all_cores
 from scshards.packing.verify.promises import Promises
-from scshards.packing.verify.shard import Fault, Faults, check_shard
-from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, seal_holds
+from scshards.packing.verify.shard import Checked, Fault, Faults, check_shard
+from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, ShardInfo, seal_holds
 from scshards.shards.shardset import ShardSet
 from scshards.shards.tar import MAX_ROWS
+
+SAMPLE = 64
+"""Chunks that `quick` looks at."""
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,10 +50,16 @@ class VerifyReport:
         The first faults, at most MAX_FAULTS of them.
     n_faults
         All of them.
-    shards, cells, bytes
-        What was looked at.
+    shards, cells
+        Of the set.
+    bytes
+        How many were read of shards and indexes.
+    chunks, chunks_checked
+        Chunks of the set, and those that were looked at: all of them, or a sample.
     unchecked
         What the options promise and can't be checked, because no label was kept of it.
+    notes
+        What is no fault and may be good to know: files that others put beside the shards.
     """
 
     faults: tuple[Fault, ...]
@@ -51,7 +67,10 @@ class VerifyReport:
     shards: int
     cells: int
     bytes: int
+    chunks: int = 0
+    chunks_checked: int = 0
     unchecked: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -62,6 +81,9 @@ def verify(
     root: str | os.PathLike[str],
     storage_options: Mapping[str, Any] | None = None,
     progress: bool = True,
+    *,
+    workers: int | None = None,
+    quick: bool = False,
 ) -> VerifyReport:
     """Check a shard set: checksums, counts, tar members, index rows, payloads, sums, keys, and what
     its options promise of cells and splits.
@@ -74,6 +96,11 @@ def verify(
         For the file system.
     progress
         Show progress on standard error.
+    workers
+        Threads, each with a shard of its own; None takes every core. The report is the same for any.
+    quick
+        Look only at the manifest, the vocabulary, the size of every file, and a sample of chunks with
+        their indexes, evenly over the set.
 
     Raises
     ------
@@ -81,32 +108,80 @@ def verify(
         When there is no shard set at `root`. Whatever is wrong with one that is there, its manifest
         included, is a fault in the report.
     """
+    if workers is not None and workers < 1:
+        raise ConfigError(f"{workers} is not at least 1", where="workers")
     faults = Faults()
     try:
         shard_set = ShardSet(root, storage_options)
     except FormatError as e:
         faults.add(MANIFEST, None, e.what)
-        return _report(faults, 0, 0, 0)
+        return VerifyReport(faults=tuple(faults.first), n_faults=1, shards=0, cells=0, bytes=0)
     manifest, storage = shard_set.manifest, shard_set.storage
     data = storage.read(MANIFEST)
     if not seal_holds(data) or manifest.to_json() != data:
         faults.add(MANIFEST, None, "its bytes are not those that were written")
     specials = _check_vocab(shard_set, faults)
-    _check_stray_files(manifest, storage, faults)
+    notes = _check_files(manifest, storage, faults, sizes=quick)
     n_cells = sum(manifest.cells(split) for split in manifest.splits)
     set_ = WholeSet(manifest, n_cells)
-    n_shards = n_bytes = 0
-    with Progress("verify", n_cells, "cells", shown=progress) as bar:
-        for split, infos in manifest.splits.items():
-            for info in infos:
-                found = check_shard(manifest, storage, info, specials)
-                faults.extend(found.faults)
-                if found.index is not None:
-                    set_.add(split, info.path, found.index, faults)
-                n_shards, n_bytes = n_shards + 1, n_bytes + info.bytes + info.index_bytes
-                bar.add(info.cells, bytes=info.bytes + info.index_bytes)
-    set_.check(faults)
-    return _report(faults, n_shards, n_cells, n_bytes, set_.unchecked)
+    shards = [(split, info) for split, infos in manifest.splits.items() for info in infos]
+    n_chunks = [len(info.chunks) for _, info in shards]
+    sample = _sample(n_chunks) if quick else [None] * len(shards)
+    looked_at = [(i, s) for i, s in enumerate(sample) if s is None or len(s)]
+
+    def check(task: tuple[int, list[int] | None]) -> Checked:
+        return check_shard(manifest, storage, shards[task[0]][1], specials, task[1])
+
+    n_bytes = 0
+    total = sum(shards[i][1].cells for i, _ in looked_at)
+    with Progress("verify", total, "cells", shown=progress) as bar:
+        results = _in_order(check, looked_at, workers or all_cores())
+        for (i, _), found in zip(looked_at, results, strict=True):
+            split, info = shards[i]
+            faults.extend(found.faults)
+            if found.index is not None and not quick:
+                set_.add(split, info.path, found.index, faults)
+            n_bytes += found.bytes
+            bar.add(info.cells, bytes=found.bytes)
+    set_.check(faults, whole=not quick)
+    return VerifyReport(
+        faults=tuple(faults.first),
+        n_faults=faults.n,
+        shards=len(shards),
+        cells=n_cells,
+        bytes=n_bytes,
+        chunks=sum(n_chunks),
+        chunks_checked=sum(n_chunks[i] if s is None else len(s) for i, s in looked_at),
+        unchecked=() if quick else set_.unchecked,
+        notes=tuple(notes),
+    )
+
+
+def _sample(n_chunks: list[int]) -> list[list[int] | None]:
+    """Of each shard the chunks to look at: SAMPLE of the whole set, evenly."""
+    ends = np.cumsum(n_chunks)
+    total = int(ends[-1]) if len(ends) else 0
+    chosen = np.unique(np.linspace(0, total - 1, min(SAMPLE, total)).astype(np.int64))
+    cut = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+    return (
+        [(c - (e - n)).tolist() for c, e, n in zip(cut, ends, n_chunks, strict=True)]
+        if total
+        else []
+    )
+
+
+def _in_order(
+    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
+) -> Iterator[Result]:
+    """The results in the order of the tasks, `workers` of which run at a time."""
+    with ThreadPoolExecutor(workers, "verify") as pool:
+        waiting: deque[Future[Result]] = deque()
+        for task in tasks:
+            waiting.append(pool.submit(function, task))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _check_vocab(shard_set: ShardSet, faults: Faults) -> NDArray[np.int32]:
@@ -123,31 +198,43 @@ def _check_vocab(shard_set: ShardSet, faults: Faults) -> NDArray[np.int32]:
     return np.array([vocab[t] for t in SPECIALS if t in vocab], np.int32)
 
 
-def _check_stray_files(manifest: Manifest, storage: Storage, faults: Faults) -> None:
-    """Readers that list a split's folder would read files that are not the shard set's."""
+def _check_files(manifest: Manifest, storage: Storage, faults: Faults, *, sizes: bool) -> list[str]:
+    """Check the names, and if asked for the sizes, of the files in the splits' folders.
+
+    Readers that list a folder would read files that are not the shard set's. What tools put there that
+    read shards in their own way is noted: DALI's and Energon's `.idx`, Energon's `.nv-meta/`.
+    """
     ending = ".tar" if manifest.compression == "none" else ".tar.zst"
+    others = []
     for split, infos in manifest.splits.items():
+        there = storage.sizes(split)
         for i, info in enumerate(infos):
             name = f"{split}/{i:06d}"
             if (info.path, info.index_path) != (name + ending, f"{name}.parquet"):
                 faults.add(info.path, None, f"as shard {i} of its split it is to be {name}{ending}")
-        known = {path for s in infos for path in (s.path, s.index_path)}
-        for name in storage.list(split):
-            if name not in known:
+        known = {path: n for s in infos for path, n in _files(s)}
+        for path, size in known.items() if sizes else ():
+            if path not in there:
+                faults.add(path, None, "it can't be read: no such file")
+                continue
+            found = there[path]
+            found = storage.size(path) if found is None else found
+            if found != size:
+                faults.add(path, None, f"it has {found:,} bytes instead of {size:,}")
+        beside = {re.sub(r"\.tar(\.zst)?$", "", path) for path in known}
+        for name in sorted(there.keys() - known.keys()):
+            stem = re.sub(r"(\.tar(\.zst)?)?\.idx$", "", name)
+            if name.startswith(f"{split}/.nv-meta/") or (name.endswith(".idx") and stem in beside):
+                others.append(name)
+            else:
                 faults.add(name, None, "the manifest does not name this file")
+    first = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+    return [f"files of other readers beside the shards: {first}"] if others else []
 
 
-def _report(
-    faults: Faults, shards: int, cells: int, n_bytes: int, unchecked: tuple[str, ...] = ()
-) -> VerifyReport:
-    return VerifyReport(
-        faults=tuple(faults.first),
-        n_faults=faults.n,
-        shards=shards,
-        cells=cells,
-        bytes=n_bytes,
-        unchecked=unchecked,
-    )
+def _files(info: ShardInfo) -> Iterator[tuple[str, int]]:
+    yield info.path, info.bytes
+    yield info.index_path, info.index_bytes
 
 
 class WholeSet:
@@ -184,8 +271,8 @@ class WholeSet:
         self._bytes += np.bincount(source, index["size"], minlength=n).astype(np.int64)
         self._promises.add(split, path, index, faults)
 
-    def check(self, faults: Faults) -> None:
-        """Add what is wrong over all shards."""
+    def check(self, faults: Faults, *, whole: bool = True) -> None:
+        """Add what is wrong over all shards; of what the manifest says alone when not `whole`."""
         keys = self._keys[: self._n_keys]
         keys.sort()
         for key in np.unique(keys[1:][keys[1:] == keys[:-1]]).tolist():
@@ -205,7 +292,7 @@ class WholeSet:
                 faults.add(MANIFEST, None, f"the merged genes of {s.name} are more than can be")
             if s.rows > MAX_ROWS:
                 faults.add(MANIFEST, None, f"{s.name} has more rows than keys can number")
-            if not self._is_whole or self._n_keys < len(self._keys):
+            if not whole or not self._is_whole or self._n_keys < len(self._keys):
                 continue  # shards that could not be counted are faults already
             for what, said, found in (
                 ("cells", s.kept, int(self._cells[i])),

@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh64_intdigest
 
 from scshards.base.errors import ChecksumError, FormatError
 from scshards.cells.batch import format_key
 from scshards.kernels import writing as write_kernels
-from scshards.kernels.checksum import xxh64
 from scshards.shards.members import EXTENSION
 
 Compression = Literal["none", "zstd"]
@@ -141,7 +141,9 @@ def seal(
         ]
         stored_bytes, stored = np.concatenate(frames), np.array([len(f) for f in frames])
     ends = np.cumsum(stored)
-    sums = [xxh64(stored_bytes[e - s : e]) for s, e in zip(stored, ends, strict=True)]
+    sums = [
+        xxh64_intdigest(stored_bytes[e - s : e].data) for s, e in zip(stored, ends, strict=True)
+    ]
     table = Chunks(
         cells=cells.astype(np.int64),
         stored=stored.astype(np.int64),
@@ -181,7 +183,7 @@ def open_chunk(
     FormatError
         When a right checksum covers bytes that are not one zstd frame of `raw_size` bytes, and no more.
     """
-    if int(xxh64(stored)) != checksum:
+    if xxh64_intdigest(stored.data) != checksum:
         raise ChecksumError(
             "the bytes of a chunk are not those that were packed",
             where=where,

@@ -3,8 +3,7 @@
     expand_vocab(vocab, [GeneTable(name="a.h5ad", genes=symbols, ids=ensembl_ids)]) -> Expansion
 
 Ids that a token has never change. New genes follow sorted by their names, so that the result does not
-depend on the order of the sources, nor of the genes in them. Called by the command line; tables are
-read by census.genes and sources.vocabulary.
+depend on the order of the sources, nor of the genes in them.
 """
 
 from __future__ import annotations
@@ -17,9 +16,6 @@ from typing import Any
 
 from scshards.base.errors import SourceError
 from scshards.cells.vocab import SPECIALS, Vocab, is_ensembl, strip_version
-
-Pair = tuple[str, str]
-"""(Ensembl id, token) of one gene."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +83,7 @@ class Expansion:
     shared
         {token: ids}: names that several Ensembl ids have. Their counts are added up.
     renamed
-        {id: tokens}: ids with several symbols, those of lower token id first. The symbols are tokens
-        of their own, or of an earlier pairing.
+        {id: tokens}: ids with several symbols, those of lower token id first.
     same_gene
         {id: tokens}: ids that are a token themselves, with or without version, and have a second
         token: their symbol, or another version. Those of lower token id first.
@@ -100,8 +95,6 @@ class Expansion:
         Names in the sources that are Ensembl ids with a version.
     without_name
         Ids of genes that have no name, and are left out.
-    pairs
-        All pairs of id and token, those known before included; ids are without version.
     """
 
     old: Vocab
@@ -116,7 +109,6 @@ class Expansion:
     named_by_id: tuple[str, ...]
     versioned: tuple[str, ...]
     without_name: tuple[str, ...]
-    pairs: tuple[Pair, ...]
 
     @property
     def moved_special_tokens(self) -> tuple[str, ...]:
@@ -125,11 +117,11 @@ class Expansion:
         return tuple(missing) if self.added else ()
 
     def report(self) -> dict[str, Any]:
-        """All of it but the pairs, for JSON."""
+        """All of it, for JSON."""
         tree = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name not in ("old", "vocab", "sources", "pairs")
+            if field.name not in ("old", "vocab", "sources")
         }
         return {
             "old": {"tokens": len(self.old), "fingerprint": self.old.fingerprint},
@@ -146,7 +138,6 @@ def expand_vocab(
     *,
     strip_versions: bool = False,
     special_tokens: bool = False,
-    known_pairs: Iterable[Pair] = (),
 ) -> Expansion:
     """Append the genes that a vocabulary lacks, sorted by their names.
 
@@ -162,45 +153,54 @@ def expand_vocab(
     special_tokens
         Append those that are missing, ahead of the genes: where pack and `scshards vocab import` put
         them into the old vocabulary.
-    known_pairs
-        Pairs from before, such as an earlier Expansion's: a symbol that has changed since is found.
 
     Raises
     ------
     SourceError
         When a name can't be a token.
     """
-    found = _Found(vocab, strip_versions)
+    found = _Genes(vocab, strip_versions)
     sources = tuple(found.take(table) for table in tables)
     base = vocab.with_specials() if special_tokens else vocab
     added = tuple(sorted(found.tokens - set(base.tokens)))
     new = Vocab(base.tokens + added) if added else base
-    pairs = found.pairs | {(strip_version(i), token) for i, token in known_pairs}
-    names = _Names(new, found, pairs)
+    rank = new.to_dict()
     return Expansion(
         old=vocab,
         vocab=new,
         sources=sources,
         special_tokens=base.tokens[len(vocab) :],
         added=added,
-        shared=names.shared(),
-        renamed=names.renamed(),
-        same_gene=names.same_gene(),
-        differ_in_case=names.differ_in_case(),
+        shared={t: tuple(sorted(ids)) for t, ids in sorted(found.ids_of.items()) if len(ids) > 1},
+        renamed=_several(found.symbols_of, rank),
+        same_gene=found.same_gene(rank),
+        differ_in_case=tuple(found.differ_in_case(rank)),
         named_by_id=tuple(sorted(filter(is_ensembl, found.tokens))),
         versioned=tuple(sorted(found.versioned)),
         without_name=tuple(sorted(found.without_name)),
-        pairs=tuple(sorted(pairs)),
     )
 
 
-class _Found:
-    """What the sources hold, each thing once: `tokens`, `pairs`, `versioned` and `without_name`."""
+class _Genes:
+    """What the sources hold, each thing once.
+
+    Attributes
+    ----------
+    tokens
+        The tokens of their genes.
+    ids_of
+        {token: its Ensembl ids}.
+    symbols_of
+        {Ensembl id: its tokens that are not the id itself}.
+    versioned, without_name
+        See Expansion.
+    """
 
     def __init__(self, vocab: Vocab, strip_versions: bool):
         self._vocab, self._strips = vocab, strip_versions
         self.tokens: set[str] = set()
-        self.pairs: set[Pair] = set()
+        self.ids_of: dict[str, set[str]] = defaultdict(set)
+        self.symbols_of: dict[str, set[str]] = defaultdict(set)
         self.versioned: set[str] = set()
         self.without_name: set[str] = set()
 
@@ -225,7 +225,9 @@ class _Found:
                 new += 1
             seen.add(token)
             if plain_id:
-                self.pairs.add((plain_id, token))
+                self.ids_of[token].add(plain_id)
+                if strip_version(token) != plain_id:
+                    self.symbols_of[plain_id].add(token)
         self.tokens |= seen
         return SourceGenes(
             name=table.name,
@@ -244,59 +246,35 @@ class _Found:
         self.versioned.add(name)
         return plain if self._strips and name not in self._vocab else name
 
-
-class _Names:
-    """Looks for names that call for a look, among the tokens of `vocab` and what the sources hold."""
-
-    def __init__(self, vocab: Vocab, found: _Found, pairs: Iterable[Pair]):
-        self._vocab, self._found = vocab, found
-        self._rank = vocab.to_dict()
-        self._ids_of: dict[str, set[str]] = defaultdict(set)
-        self._symbols_of: dict[str, set[str]] = defaultdict(set)
-        for gene_id, token in pairs:
-            self._ids_of[token].add(gene_id)
-            if strip_version(token) != gene_id:
-                self._symbols_of[gene_id].add(token)
-        self._seen_ids = {gene_id for gene_id, _ in found.pairs}
-
-    def shared(self) -> dict[str, tuple[str, ...]]:
-        return {
-            token: tuple(sorted(ids))
-            for token, ids in sorted(self._ids_of.items())
-            if len(ids) > 1 and token in self._found.tokens
+    def same_gene(self, rank: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+        """See Expansion; `rank` has the ids of all tokens."""
+        tokens_of: dict[str, set[str]] = defaultdict(set)
+        for token in filter(is_ensembl, rank):
+            tokens_of[strip_version(token)].add(token)
+        seen = set().union(*self.ids_of.values(), map(strip_version, self.tokens))
+        of_seen = {
+            gene_id: tokens | {t for t in self.symbols_of.get(gene_id, ()) if t in rank}
+            for gene_id, tokens in tokens_of.items()
+            if gene_id in seen
         }
+        return _several(of_seen, rank)
 
-    def renamed(self) -> dict[str, tuple[str, ...]]:
-        return {
-            gene_id: self._ordered(tokens)
-            for gene_id, tokens in sorted(self._symbols_of.items())
-            if len(tokens) > 1 and gene_id in self._seen_ids
-        }
-
-    def same_gene(self) -> dict[str, tuple[str, ...]]:
-        by_id: dict[str, set[str]] = defaultdict(set)
-        for token in filter(is_ensembl, self._vocab.tokens):
-            by_id[strip_version(token)].add(token)
-        seen = self._seen_ids | {strip_version(t) for t in self._found.tokens}
-        out = {}
-        for gene_id in sorted(by_id.keys() & seen):
-            symbols = {t for t in self._symbols_of.get(gene_id, ()) if t in self._rank}
-            tokens = by_id[gene_id] | symbols
-            if len(tokens) > 1:
-                out[gene_id] = self._ordered(tokens)
-        return out
-
-    def differ_in_case(self) -> tuple[tuple[str, ...], ...]:
+    def differ_in_case(self, rank: Mapping[str, int]) -> Iterator[tuple[str, ...]]:
+        """See Expansion."""
         groups: dict[str, list[str]] = defaultdict(list)
-        for token in self._vocab.tokens:
+        for token in rank:
             groups[token.casefold()].append(token)
-        return tuple(self._with_seen(groups.values()))
-
-    def _with_seen(self, groups: Iterable[list[str]]) -> Iterator[tuple[str, ...]]:
-        for tokens in groups:
-            if len(tokens) > 1 and not self._found.tokens.isdisjoint(tokens):
+        for tokens in groups.values():
+            if len(tokens) > 1 and not self.tokens.isdisjoint(tokens):
                 yield tuple(tokens)
 
-    def _ordered(self, tokens: Iterable[str]) -> tuple[str, ...]:
-        """By token id; what is no token, last."""
-        return tuple(sorted(tokens, key=lambda t: (self._rank.get(t, len(self._rank)), t)))
+
+def _several(
+    tokens_of: Mapping[str, set[str]], rank: Mapping[str, int]
+) -> dict[str, tuple[str, ...]]:
+    """The ids that have several tokens, sorted, with those of lower token id first."""
+    return {
+        gene_id: tuple(sorted(tokens, key=lambda t: (rank.get(t, len(rank)), t)))
+        for gene_id, tokens in sorted(tokens_of.items())
+        if len(tokens) > 1
+    }

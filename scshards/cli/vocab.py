@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 _gene_column = click.option(
     "--gene-column",
     metavar="COL",
-    help="The column of var that names genes; without it, its index.",
+    help="The column of var that names genes, of inputs that name none by FILE::COLUMN; `index` is its "
+    "index.",
+)
+_allow_mixed = click.option(
+    "--allow-mixed", is_flag=True, help="Take inputs that have few genes in common, too."
 )
 _strip_versions = click.option(
     "--strip-versions",
@@ -55,6 +59,7 @@ def command() -> None:
 @_output
 @_gene_column
 @_strip_versions
+@_allow_mixed
 @table_options
 @click.option(
     "--min-cells",
@@ -69,6 +74,7 @@ def build(
     output: str,
     gene_column: str | None,
     strip_versions: bool,
+    allow_mixed: bool,
     min_cells: int,
     storage_options: str | None,
     **tables: Any,
@@ -77,7 +83,8 @@ def build(
 
     An INPUT is what `scshards pack` takes: a file, a zarr store, an mtx folder, a quoted pattern, a
     directory, a list.
-    Genes are symbols or Ensembl ids, as the files name them. Of inputs that hold token ids they are all
+    Genes are symbols or Ensembl ids, as the files name them by the index of var, or the column that is
+    chosen: in all inputs alike, or the vocabulary is refused. Of inputs that hold token ids they are all
     genes of the vocabulary of the ids; --min-cells 1 takes those that a cell has.
     """
     from scshards.base.storage import parse_options
@@ -85,9 +92,12 @@ def build(
 
     options = parse_options(storage_options)
     read = TableOptions(**tables)
-    vocab = build_vocab(inputs, gene_column, min_cells, options, strip_versions, read)
+    vocab = build_vocab(
+        inputs, gene_column, min_cells, options, strip_versions, read, allow_mixed=allow_mixed
+    )
     _write(vocab, output, options)
-    click.echo(_table(check_vocab(vocab, inputs, gene_column, options, strip_versions, read)))
+    column = gene_column or "index"
+    click.echo(_table(check_vocab(vocab, inputs, column, options, strip_versions, read)))
     click.echo(f"\n{output}: {len(vocab):,} tokens, fingerprint {vocab.fingerprint[:12]}")
 
 
@@ -118,6 +128,7 @@ def import_(file: str, output: str, storage_options: str | None) -> None:
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @_gene_column
 @_strip_versions
+@_allow_mixed
 @table_options
 @_storage_options
 @click.option("--json", "as_json", is_flag=True, help="The table as JSON on standard output.")
@@ -126,19 +137,22 @@ def check(
     inputs: tuple[str, ...],
     gene_column: str | None,
     strip_versions: bool,
+    allow_mixed: bool,
     storage_options: str | None,
     as_json: bool,
     **tables: Any,
 ) -> None:
     """Show how many genes of each input are in a vocabulary.
 
-    "merged" are columns that share a gene with an earlier one: pack adds their counts up. --json lists
-    all genes that are not matched.
+    "by" is the column of var that matches best, unless one is chosen. "merged" are columns that share a
+    gene with an earlier one: pack adds their counts up. "shared" is how many genes an input has in
+    common with another one, at the least over all others. --json lists all genes that are not matched.
     """
     import dataclasses
     import json
 
     from scshards.base.storage import parse_options
+    from scshards.sources.genes import refuse_mixed
     from scshards.sources.vocabulary import TableOptions, check_vocab, read_vocab
 
     options = parse_options(storage_options)
@@ -158,6 +172,8 @@ def check(
         )
     else:
         click.echo(_table(reports))
+    if not allow_mixed:
+        refuse_mixed([r.shared for r in reports], {r.name: r.gene_columns for r in reports})
 
 
 def _table(reports: Sequence[GeneReport]) -> str:
@@ -167,17 +183,29 @@ def _table(reports: Sequence[GeneReport]) -> str:
     rows = [
         (
             r.name,
+            r.gene_column,
             r.columns,
             r.matched,
             r.unmatched,
             r.merged,
             f"{r.share:.1%}",
+            None if r.shared.least is None else f"{r.shared.least:.1%}",
             ", ".join(name or "(no name)" for name in r.unmatched_names[:5])
             + (", ..." if r.unmatched > 5 else ""),
         )
         for r in reports
     ]
-    header = ("input", "genes", "matched", "unmatched", "merged", "share", "not matched")
+    header = (
+        "input",
+        "by",
+        "genes",
+        "matched",
+        "unmatched",
+        "merged",
+        "share",
+        "shared",
+        "not matched",
+    )
     return table(header, rows) + left_out(r.left_out for r in reports)
 
 
@@ -223,7 +251,7 @@ _EXPECTED = 0.5
 @click.option(
     "--id-column",
     metavar="COL",
-    help="The column of var with Ensembl ids, for the report and --pairs; `index` is the index. "
+    help="The column of var with Ensembl ids, for the report; `index` is the index. "
     "Without it, none of files, and feature_id of the Census.",
 )
 @click.option(
@@ -235,12 +263,6 @@ _EXPECTED = 0.5
     "--special-tokens",
     is_flag=True,
     help="Append <pad>, <cls> and <eoc> where they are missing, ahead of the new genes.",
-)
-@click.option("--pairs", metavar="FILE", help="Also make a TSV file of Ensembl ids and tokens.")
-@click.option(
-    "--known-pairs",
-    metavar="FILE",
-    help="The --pairs of an earlier time: shows which symbols have changed since.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the report and make nothing.")
 @table_options
@@ -259,8 +281,6 @@ def expand(
     id_column: str | None,
     strip_versions: bool,
     special_tokens: bool,
-    pairs: str | None,
-    known_pairs: str | None,
     dry_run: bool,
     storage_options: str | None,
     as_json: bool,
@@ -280,20 +300,13 @@ def expand(
 
     from scshards.base.storage import parse_options
     from scshards.cells.expand import expand_vocab
-    from scshards.sources.vocabulary import (
-        TableOptions,
-        gene_tables,
-        pairs_text,
-        read_pairs,
-        read_vocab,
-    )
+    from scshards.sources.vocabulary import TableOptions, gene_tables, read_vocab
 
     files = (*more_inputs, *inputs)
-    _check_usage(files, census, (queries, version, measured or None), output, pairs, dry_run)
+    _check_usage(files, census, (queries, version, measured or None), output, dry_run)
     options = parse_options(storage_options)
-    outputs = [] if dry_run else [path for path in (pairs, output) if path is not None]
-    for path in outputs:
-        refuse_existing(path, options)
+    if output is not None and not dry_run:
+        refuse_existing(output, options)
     of_files = (
         gene_tables(files, gene_column, id_column, options, TableOptions(**tables)) if files else ()
     )
@@ -303,17 +316,13 @@ def expand(
         itertools.chain(of_census, of_files),
         strip_versions=strip_versions,
         special_tokens=special_tokens,
-        known_pairs=read_pairs(known_pairs, options) if known_pairs is not None else (),
     )
-    # The vocabulary last: where it is, all is.
-    if pairs is not None and not dry_run:
-        write_new(pairs, pairs_text(expansion.pairs), options)
     if output is not None and not dry_run:
         write_new(output, expansion.vocab.to_json(), options)
     if as_json:
         click.echo(json.dumps(expansion.report(), ensure_ascii=False))
     else:
-        click.echo(_shown(expansion, output if outputs else None))
+        click.echo(_shown(expansion, None if dry_run else output))
 
 
 def _check_usage(
@@ -321,7 +330,6 @@ def _check_usage(
     census: Sequence[str],
     of_census: Sequence[object],
     output: str | None,
-    pairs: str | None,
     dry_run: bool,
 ) -> None:
     if not files and not census:
@@ -330,8 +338,6 @@ def _check_usage(
         raise click.UsageError("--queries, --version and --measured are for --census")
     if output is None and not dry_run:
         raise click.UsageError("name the vocabulary to make, -o FILE, or ask for --dry-run")
-    if output is not None and output == pairs:
-        raise click.UsageError("-o and --pairs name the same file")
 
 
 def _census(

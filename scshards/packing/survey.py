@@ -449,7 +449,7 @@ def _match(source: Source, file: AnyInput, work: Work) -> GeneMatch:
         strip_versions=options.strip_versions,
         min_match=options.min_match,
     )
-    return match_source(source, _vocab(work.folder, work.fingerprint), naming)
+    return match_source(source, _vocab(work.folder, work.fingerprint), naming).match
 
 
 def _arrays(

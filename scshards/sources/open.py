@@ -27,7 +27,7 @@ from scshards.sources.hdf5 import open_hdf5
 from scshards.sources.ids import GENE_VOCAB, SCB, broken_link, find_ids, folder_of
 from scshards.sources.matrix import reading
 from scshards.sources.mtx import MATRIX, MtxFolder
-from scshards.sources.rows import GENES_ALONE, LISTS, ZARR_MARKS
+from scshards.sources.rows import GENES_ALONE, INDEX, LISTS, ZARR_MARKS
 from scshards.sources.rows import Block as Block
 from scshards.sources.rows import Source as Source
 from scshards.sources.rows import display_name as display_name
@@ -72,7 +72,8 @@ def open_source(
     name
         What messages and the manifest call it; None takes the address, without credentials.
     gene_column
-        Column of var with the gene names; None takes the index.
+        Column of var with the gene names; None takes the index, and so does "index" where no column is
+        called so.
     layer, raw
         Read a layer, or `raw`, in place of X.
     storage_options
@@ -160,7 +161,7 @@ def _opened(
     if kind in _TABLES:
         from scshards.sources.lists import Lists, refuse_choices
 
-        refuse_choices(gene_column, layer, raw, name)
+        refuse_choices(None if gene_column == INDEX else gene_column, layer, raw, name)
         folder, of_table = (storage, "") if kind != "parquet" else folder_of(storage)
         ids = find_ids(folder, of_table, ids_vocab, where=name)
         with contextlib.ExitStack() as on_error:

@@ -130,8 +130,9 @@ class Source(abc.ABC):
         """Columns of var that could name genes."""
 
     def names_in(self, gene_column: str | None) -> Sequence[str]:
-        """The names in a column of var, or in its index (None)."""
-        names = self._names_in(gene_column)
+        """The names in a column of var, or in its index: None, or INDEX where no column is called so."""
+        is_index = gene_column == INDEX and INDEX not in self.gene_columns
+        names = self._names_in(None if is_index else gene_column)
         return names if self._taken is None else [names[i] for i in self._taken.tolist()]
 
     @abc.abstractmethod

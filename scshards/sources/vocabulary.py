@@ -1,30 +1,36 @@
-"""Vocabularies and inputs: build one from files, and see how files match one.
+"""Vocabularies and inputs: build one from files, see how files match one, and let one grow.
 
-The genes of pack's inputs for a vocabulary that grows, and the file of pairs.
-
-    gene_tables(["a.h5ad"], id_column="gene_ids")     one cells.expand.GeneTable for each input
-    read_pairs("pairs.tsv"), pairs_text(pairs)        Ensembl id, tab, token
+build_vocab(["a.h5ad"]) -> Vocab         check_vocab(vocab, ["a.h5ad"]) -> [GeneReport, ...]
+gene_tables(["a.h5ad"], id_column="gene_ids")     one cells.expand.GeneTable for each input
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scshards.base.errors import SourceError
 from scshards.base.storage import Storage, is_local
-from scshards.cells.expand import GeneTable, Pair
+from scshards.cells.expand import GeneTable
 from scshards.cells.vocab import SPECIALS, Vocab, strip_version
 from scshards.kernels import rows as kernels
-from scshards.sources.genes import match_columns
+from scshards.sources.genes import (
+    Naming,
+    Shared,
+    are_ids,
+    match_source,
+    refuse_mixed,
+    shared_genes,
+)
 from scshards.sources.inputs import Input, InputFile, expand
 from scshards.sources.open import open_source
-from scshards.sources.rows import GENES_ALONE, INDEX, LISTS, Source, some_types, two_columns
+from scshards.sources.rows import GENES_ALONE, LISTS, Source, some_types, two_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +51,32 @@ class TableOptions:
 class GeneReport:
     """How one input's gene columns match a vocabulary; the figures are those of GeneMatch.
 
-    `unmatched_names` are all names without a token, in the order of their columns; `left_out` counts,
-    by type, the features that are no gene columns.
+    Attributes
+    ----------
+    name
+        Of the input.
+    gene_column, gene_columns
+        The column of var that names its genes, "index" for its index; and all that could.
+    columns, matched, unmatched, merged
+        See GeneMatch.
+    unmatched_names
+        All names without a token, in the order of their columns.
+    left_out
+        {type: features that are no gene columns}.
+    shared
+        What it has in common with the other inputs.
     """
 
     name: str
+    gene_column: str
+    gene_columns: tuple[str, ...]
     columns: int
     matched: int
     unmatched: int
     merged: int
     unmatched_names: tuple[str, ...]
     left_out: Mapping[str, int]
+    shared: Shared
 
     @property
     def share(self) -> float:
@@ -70,6 +91,8 @@ def build_vocab(
     storage_options: Mapping[str, Any] | None = None,
     strip_versions: bool = False,
     tables: TableOptions = TableOptions(),
+    *,
+    allow_mixed: bool = False,
 ) -> Vocab:
     """The genes of some inputs in alphabetical order, special tokens appended.
 
@@ -78,7 +101,7 @@ def build_vocab(
     inputs
         Files, stores, folders, globs, directories and lists; see sources.inputs.expand.
     gene_column
-        Column of var with the names; None takes the index.
+        Column of var with the names, for inputs that name none themselves; None takes the index.
     min_cells
         Leave out genes that have a value in fewer cells, over all inputs. 0 reads no matrix.
     storage_options
@@ -88,22 +111,32 @@ def build_vocab(
     tables
         How inputs that hold token ids are read: their genes are all those of their vocabulary, whether a
         cell has them or not.
+    allow_mixed
+        Take inputs that have few genes in common, too.
 
     Raises
     ------
     SourceError
-        When a file can't be used, or no gene is left.
+        When a file can't be used, no gene is left, or two inputs have few genes in common.
     """
     files = expand(inputs, storage_options)
-    cells: dict[str, int] = {}
+    number: dict[str, int] = {}
+    cells: list[int] = []
+    sets: list[NDArray[np.int64]] = []
+    columns: dict[str, Sequence[str]] = {}
     for i, file in enumerate(files):
         with open_input(file, i, gene_column, storage_options, tables) as source:
             genes = list(map(strip_version, source.genes)) if strip_versions else source.genes
             names = sorted(set(genes) - {"", *SPECIALS})
             counts = _count_cells(source, genes, names) if min_cells > 0 else [0] * len(names)
-            for name, n in zip(names, counts, strict=True):
-                cells[name] = cells.get(name, 0) + n
-    kept = [name for name, n in cells.items() if n >= min_cells]
+            columns[file.name] = source.gene_columns
+        sets.append(np.array([number.setdefault(name, len(number)) for name in names], np.int64))
+        cells += [0] * (len(number) - len(cells))
+        for gene, n in zip(sets[-1].tolist(), counts, strict=True):
+            cells[gene] += n
+    if not allow_mixed:
+        refuse_mixed(shared_genes([f.name for f in files], sets, are_ids(number)), columns)
+    kept = [name for name, gene in number.items() if cells[gene] >= min_cells]
     if not kept:
         raise SourceError(
             f"no gene has a value in {min_cells:,} cells" if cells else "the inputs name no gene",
@@ -120,24 +153,43 @@ def check_vocab(
     strip_versions: bool = False,
     tables: TableOptions = TableOptions(),
 ) -> list[GeneReport]:
-    """How each input matches a vocabulary, in the order of the inputs; they are given as to pack."""
-    reports = []
-    for i, file in enumerate(expand(inputs, storage_options)):
-        with open_input(file, i, gene_column, storage_options, tables) as source:
-            match = match_columns(source.genes, vocab, strip_versions=strip_versions)
-            missing = np.flatnonzero(match.tokens < 0).tolist()
-            reports.append(
-                GeneReport(
-                    name=source.name,
-                    columns=source.n_columns,
-                    matched=match.matched,
-                    unmatched=match.unmatched,
-                    merged=match.merged,
-                    unmatched_names=tuple(str(source.genes[i]) for i in missing),
-                    left_out=source.left_out,
-                )
+    """How each input matches a vocabulary, and the others, in the order of the inputs.
+
+    The parameters are those of build_vocab, but that without a `gene_column` what matches best names
+    the genes, as in pack.
+
+    Raises
+    ------
+    SourceError
+        When a file can't be used, or two columns of its var match about as well and mean other genes.
+    """
+    files = expand(inputs, storage_options)
+    found: list[dict[str, Any]] = []
+    sets: list[NDArray[np.int32]] = []
+    for i, file in enumerate(files):
+        column = file.gene_column or gene_column
+        naming = Naming(gene_column=column, strip_versions=strip_versions)
+        with open_input(file, i, column, storage_options, tables) as source:
+            way = match_source(source, vocab, naming)
+            match, tokens = way.match, way.match.tokens
+            found.append(
+                {
+                    "name": source.name,
+                    "gene_column": way.column,
+                    "gene_columns": tuple(source.gene_columns),
+                    "columns": source.n_columns,
+                    "matched": match.matched,
+                    "unmatched": match.unmatched,
+                    "merged": match.merged,
+                    "unmatched_names": tuple(
+                        str(way.names[i]) for i in np.flatnonzero(tokens < 0).tolist()
+                    ),
+                    "left_out": source.left_out,
+                }
             )
-    return reports
+        sets.append(tokens[tokens >= 0])
+    shared = shared_genes([f.name for f in files], sets, are_ids(vocab.tokens))
+    return [GeneReport(**one, shared=s) for one, s in zip(found, shared, strict=True)]
 
 
 def read_vocab(
@@ -182,10 +234,6 @@ def _count_cells(source: Source, genes: Sequence[str], names: Sequence[str]) -> 
     return counts
 
 
-HEADER = "feature_id\ttoken"
-"""The first line of a file of pairs."""
-
-
 def gene_tables(
     inputs: Input | Sequence[Input],
     gene_column: str | None = None,
@@ -219,57 +267,5 @@ def gene_tables(
             yield GeneTable(
                 name=source.name,
                 genes=source.genes,
-                ids=None if id_column is None else _names_in(source, id_column),
+                ids=None if id_column is None else source.names_in(id_column),
             )
-
-
-def pairs_text(pairs: Iterable[Pair]) -> bytes:
-    """The bytes of a file of pairs: a header, and one pair a line.
-
-    Raises
-    ------
-    SourceError
-        When an id or a token holds a tab or a line break.
-    """
-    lines = [HEADER]
-    for pair in pairs:
-        if any(set(text) & set("\t\r\n") for text in pair):
-            raise SourceError(f"the pair {pair} can't be written: it holds a tab or a line break")
-        lines.append("\t".join(pair))
-    return "".join(f"{line}\n" for line in lines).encode()
-
-
-def read_pairs(
-    url: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
-) -> list[Pair]:
-    """Read a file of pairs, local or remote.
-
-    Raises
-    ------
-    SourceError
-        When it is none.
-    StorageError
-        When it can't be read.
-    """
-    storage = Storage(url, storage_options)
-    where = storage.at("")
-    advice = f"--pairs writes them: a first line {HEADER!r}, then an id, a tab and a token"
-    try:
-        text = storage.read("").decode()
-    except UnicodeDecodeError:
-        raise SourceError("this is no text", where=where, advice=advice) from None
-    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
-    if lines[0] != HEADER:
-        raise SourceError("this is no file of pairs", where=where, advice=advice)
-    pairs = []
-    for number, line in enumerate(lines[1:], 2):
-        gene_id, tab, token = line.partition("\t")
-        if not (gene_id and tab and token) or "\t" in token:
-            raise SourceError(f"line {number} is no pair: {line!r}", where=where, advice=advice)
-        pairs.append((gene_id, token))
-    return pairs
-
-
-def _names_in(source: Source, column: str) -> Sequence[str]:
-    is_index = column == INDEX and column not in source.gene_columns
-    return source.names_in(None if is_index else column)

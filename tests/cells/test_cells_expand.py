@@ -45,7 +45,7 @@ def tables_of(drawn: Sequence[tuple[Sequence[tuple[str, str]], bool]]) -> list[G
 
 
 def without_sources(e: Expansion) -> dict[str, object]:
-    return {**e.report(), "sources": None, "pairs": e.pairs}
+    return {**e.report(), "sources": None}
 
 
 @given(OLD, TABLES, st.booleans(), st.booleans(), st.randoms(use_true_random=False))
@@ -102,7 +102,6 @@ def test_the_report_by_plain_formulas(old, drawn, strips):  # type: ignore[no-un
     tokens = {t for t, _ in genes}
     pairs = {(i, t) for t, i in genes if i}
     assert e.vocab.tokens == (*old, *sorted(tokens - set(old)))
-    assert set(e.pairs) == pairs
     for source, (rows, _) in zip(e.sources, drawn, strict=True):
         names = [name for name, _ in rows]
         usable = [token(n) for n in names if n and n not in SPECIALS]
@@ -152,20 +151,6 @@ def test_special_tokens_come_ahead_of_new_genes_when_asked() -> None:
     # Where pack puts them into the old one, and so they stay there.
     assert asked.vocab.tokens[:5] == vocab.with_specials().tokens
     assert not expand_vocab(vocab, []).moved_special_tokens
-
-
-def test_an_earlier_pairing_shows_a_symbol_that_has_changed() -> None:
-    first = expand_vocab(
-        Vocab(["X"]), [GeneTable(name="2023", genes=["OLD"], ids=[ensembl(1, ".3")])]
-    )
-    assert first.pairs == ((ensembl(1), "OLD"),) and not first.renamed
-    table = GeneTable(name="2025", genes=["NEW", "X"], ids=[ensembl(1), ensembl(2)])
-    assert not expand_vocab(first.vocab, [table]).renamed
-    e = expand_vocab(first.vocab, [table], known_pairs=[*first.pairs, (ensembl(9), "GONE")])
-    assert e.renamed == {ensembl(1): ("OLD", "NEW")}
-    assert e.pairs == (
-        (ensembl(1), "NEW"), (ensembl(1), "OLD"), (ensembl(2), "X"), (ensembl(9), "GONE"),
-    )  # fmt: skip
 
 
 def test_what_can_be_no_token_names_its_source() -> None:

@@ -71,28 +71,14 @@ def test_files_in_any_order(tmp_path: Path, old: Path, files: list[Path]) -> Non
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "new.json").read_bytes()
 
 
-def test_the_report_and_pairs(tmp_path: Path, old: Path, files: list[Path]) -> None:
-    pairs = tmp_path / "pairs.tsv"
-    tree = report(old, *files, "--id-column", "gene_ids", "-o", tmp_path / "new.json",
-                  "--pairs", pairs)  # fmt: skip
+def test_the_report_by_ids(tmp_path: Path, old: Path, files: list[Path]) -> None:
+    tree = report(old, *files, "--id-column", "gene_ids", "-o", tmp_path / "new.json")
     ids = [f"ENSG{i:011d}" for i in range(4)]
     assert tree["added"] == ["B", "c", "d"]
     assert tree["shared"] == {"d": [ids[1], ids[2]]}
     assert tree["renamed"] == {ids[1]: ["c", "d"], ids[2]: ["B", "d"]}
     assert tree["vocab"] == {
         "tokens": 6, "fingerprint": Vocab.load(tmp_path / "new.json").fingerprint,
-    }  # fmt: skip
-    table = pd.read_csv(pairs, sep="\t")
-    assert list(table.columns) == ["feature_id", "token"]
-    wanted = [(0, "a"), (1, "c"), (1, "d"), (2, "B"), (2, "d"), (3, "b")]
-    assert table.to_numpy().tolist() == [[ids[i], token] for i, token in wanted]
-
-    # The same genes by another name later on: the earlier pairs tell.
-    later = [tmp_path / "new.json", files[0], "--gene-column", "symbol", "--id-column", "gene_ids",
-             "--dry-run"]  # fmt: skip
-    assert report(*later)["renamed"] == {}
-    assert report(*later, "--known-pairs", pairs)["renamed"] == {
-        ids[0]: ["a", "A"], ids[1]: ["c", "d", "D"], ids[2]: ["B", "d"],
     }  # fmt: skip
 
 
@@ -113,7 +99,7 @@ def test_ids_as_names_without_versions(tmp_path: Path, old: Path, files: list[Pa
 
 def test_a_dry_run_makes_nothing(tmp_path: Path, old: Path, files: list[Path]) -> None:
     before = sorted(tmp_path.iterdir())
-    result = run(old, *files, "--dry-run", "-o", tmp_path / "n.json", "--pairs", tmp_path / "p.tsv")
+    result = run(old, *files, "--dry-run", "-o", tmp_path / "n.json")
     assert result.exit_code == 0 and "nothing is written" in result.stdout
     assert sorted(tmp_path.iterdir()) == before
 
@@ -124,10 +110,8 @@ def test_refusals_leave_everything_as_it_was(tmp_path: Path, old: Path, files: l
     cases: list[tuple[type[ScshardsError], str, list[object]]] = [
         (OutputExistsError, "exists already", [*files, "-o", tmp_path / "mine"]),
         (OutputExistsError, "exists already", [*files, "-o", old]),
-        (OutputExistsError, "exists already", [*files, "-o", new, "--pairs", tmp_path / "mine"]),
         (SourceError, "'gene_ids'", [*files, "-o", new, "--id-column", "gene_id"]),
         (SourceError, "'symbol'", [*files, "-o", new, "--gene-column", "symbl"]),
-        (SourceError, "no file of pairs", [*files, "-o", new, "--known-pairs", tmp_path / "mine"]),
         (ConfigError, "given twice", [files[0], files[0], "-o", new]),
         (ConfigError, "'heart'", ["--census", "hart", "-o", new]),
     ]
@@ -139,7 +123,6 @@ def test_refusals_leave_everything_as_it_was(tmp_path: Path, old: Path, files: l
         ("are for --census", [*files, "-o", new, "--version", STABLE]),
         ("are for --census", [*files, "-o", new, "--measured"]),
         ("or ask for --dry-run", files),
-        ("the same file", [*files, "-o", new, "--pairs", new]),
     ]
     for message, args in usages:
         result = run(old, *args)
@@ -148,21 +131,9 @@ def test_refusals_leave_everything_as_it_was(tmp_path: Path, old: Path, files: l
     assert Vocab.load(old).tokens == ("b", "<cls>", "a")
 
 
-def test_pairs_that_are_damaged(tmp_path: Path, old: Path, files: list[Path]) -> None:
-    path = tmp_path / "pairs.tsv"
-    for line in ("ENSG1", "ENSG1\t", "\tA", "ENSG1\tA\tB", ""):
-        path.write_text(f"feature_id\ttoken\nENSG2\tB\n{line}\nENSG3\tC\n")
-        with pytest.raises(SourceError, match="line 3 is no pair"):
-            run(old, *files, "--dry-run", "--known-pairs", path)
-    path.write_bytes(b"\xff\xfe")
-    with pytest.raises(SourceError, match="no text"):
-        run(old, *files, "--dry-run", "--known-pairs", path)
-
-
 def test_the_genes_of_the_census(tmp_path: Path, old: Path, census: Census) -> None:
     args = [old, "--census", "heart", "--queries", census.queries]
-    pairs = tmp_path / "pairs.tsv"
-    tree = report(*args, "-o", tmp_path / "new.json", "--pairs", pairs)
+    tree = report(*args, "-o", tmp_path / "new.json")
     var = census.anndata().var
     wanted = sorted(set(var.feature_name))
     assert tree["added"] == wanted
@@ -172,9 +143,6 @@ def test_the_genes_of_the_census(tmp_path: Path, old: Path, census: Census) -> N
     several = var.groupby("feature_name", observed=True).feature_id.agg(sorted)
     assert tree["shared"] == {s: ids for s, ids in several.items() if len(ids) > 1}
     assert tree["named_by_id"] == sorted(n for n in wanted if n.startswith("ENSG"))
-    table = pd.read_csv(pairs, sep="\t").sort_values(["feature_id", "token"])
-    both = var[["feature_id", "feature_name"]].sort_values(["feature_id", "feature_name"])
-    assert table.to_numpy().tolist() == both.to_numpy().tolist()
 
     # An older release adds nothing more than it has, and expanding again nothing at all.
     older = report(*args, "--version", OLDER, "--dry-run")
@@ -257,12 +225,12 @@ def test_on_s3(s3: Any, s3_census: Census, old: Path, files: list[Path]) -> None
         "--queries",
         s3_census.queries,
     ]
-    tree = report(*args, "-o", f"{s3.url}/new.json", "--pairs", f"{s3.url}/new.tsv")
+    tree = report(*args, "-o", f"{s3.url}/new.json")
     names = set(s3_census.anndata().var.feature_name) | {"d", "B"}
     assert tree["added"] == sorted(names)
     made = Vocab.from_json(s3fs.S3FileSystem().cat_file(f"{s3.url}/new.json"))
     assert made.tokens == ("b", "<cls>", "a", *sorted(names))
-    again = [f"{s3.url}/new.json", *args[1:], "--known-pairs", f"{s3.url}/new.tsv", "--dry-run"]
+    again = [f"{s3.url}/new.json", *args[1:], "--dry-run"]
     assert report(*again)["added"] == []
     with pytest.raises(OutputExistsError):
         run(*args, "-o", f"{s3.url}/new.json")

@@ -172,7 +172,8 @@ def test_too_few_genes_match(tmp_path: Path) -> None:
     made.var["feature_name"] = [f"G{i:03d}" for i in range(6)]
     made.var["biotype"] = pd.Categorical(["x"] * 6)
     made.write_h5ad(tmp_path / "a.h5ad")
-    refused(tmp_path, SourceError, "1 of 6", "17%", "'ENSG0'", "--gene-column feature_name", "100%")
+    said = ("1 of 6", "17%", "'ENSG0'", "--gene-column feature_name", "100%")
+    refused(tmp_path, SourceError, *said, gene_column="index")
     refused(
         tmp_path,
         SourceError,
@@ -181,7 +182,12 @@ def test_too_few_genes_match(tmp_path: Path) -> None:
         "--min-match",
         vocab=Vocab.from_genes(["other"]),
     )
-    quiet_pack(tmp_path / "a.h5ad", tmp_path / "ok", vocab_of(6), min_match=0.1)
+    options = {"min_match": 0.1, "gene_column": "index"}
+    assert (
+        quiet_pack(tmp_path / "a.h5ad", tmp_path / "ok", vocab_of(6), **options).sources[0].matched
+        == 1
+    )
+    assert quiet_pack(tmp_path / "a.h5ad", tmp_path / "best", vocab_of(6)).sources[0].matched == 6
 
 
 def test_nothing_to_pack(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ import webdataset
 from plain_reader import leb128
 
 from scshards import PackOptions, Vocab, verify
-from scshards.base.errors import ValueKindError
+from scshards.base.errors import SourceError, ValueKindError
 from scshards.packing.pack import pack
-from scshards.sources.vocabulary import build_vocab
+from scshards.sources.vocabulary import build_vocab, check_vocab
 
 SYMBOLS = ["celltypist_demo", "scirpy_wu2020_200", "scmix_celseq2_5cl_p2_symbol_csr",
            "scvi_pbmc10k_protein_200"]  # fmt: skip
@@ -193,5 +193,40 @@ def test_files_without_counts_are_refused_with_advice(
 
 def test_the_wrong_names_are_refused_with_the_right_ones(real_data: Path, tmp_path: Path) -> None:
     vocab = build_vocab(paths(real_data, SYMBOLS[:1]))
+    inputs = paths(real_data, ENSEMBL[:1])
+    by_index = PackOptions(workers=1, gene_column="index")
     with pytest.raises(ValueError, match="--gene-column feature_name would match 77%"):
-        pack(paths(real_data, ENSEMBL[:1]), tmp_path / "out", vocab, progress=False)
+        pack(inputs, tmp_path / "out", vocab, by_index, progress=False)
+    pack(inputs, tmp_path / "out", vocab, PackOptions(workers=1), progress=False)
+    check(tmp_path / "out", inputs, vocab, "feature_name")
+
+
+@pytest.mark.parametrize("name", [*SYMBOLS, *ENSEMBL, MOUSE])
+def test_the_index_matches_its_own_vocabulary_best(real_data: Path, name: str) -> None:
+    inputs = paths(real_data, [name])
+    (report,) = check_vocab(build_vocab(inputs), inputs)
+    assert (report.gene_column, report.unmatched) == ("index", 0)
+
+
+def test_files_that_are_named_alike_go_together_and_others_do_not(real_data: Path) -> None:
+    ids, symbols = paths(real_data, ENSEMBL), paths(real_data, SYMBOLS)
+    for inputs, least in (
+        (ids, 0.8),
+        (symbols, 0.65),
+        ([*ids, f"{symbols[2]}::feature_id"], 0.75),
+        ([*symbols, *(f"{path}::feature_name" for path in ids)], 0.65),
+    ):
+        reports = check_vocab(
+            build_vocab(inputs), [f"{i}::index" if "::" not in str(i) else i for i in inputs]
+        )
+        assert min(r.shared.least for r in reports) > least
+        assert not any(r.shared.fault for r in reports)
+    mouse = paths(real_data, [MOUSE])
+    for inputs in (
+        [*ids, symbols[0]],
+        [ids[0], symbols[2]],
+        [*ids, *mouse],
+        [symbols[0], f"{mouse[0]}::feature_name"],
+    ):
+        with pytest.raises(SourceError, match="few genes in common"):
+            build_vocab(inputs)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 import numpy as np
@@ -21,6 +21,9 @@ from scshards.base.errors import FormatError
 from scshards.cells.tokenizer import TokenRows, ValueKind
 from scshards.kernels import members as kernels
 from scshards.kernels import writing as write_kernels
+
+if TYPE_CHECKING:
+    from scshards.shards.manifest import LabelInfo
 
 EXTENSION = "cell.mp"
 """Of a member's name; `mp` is how webdataset's own `.decode()` knows msgpack."""
@@ -49,12 +52,13 @@ class Cell:
     values
         uint64 [n] counts, or float32 [n].
     labels
-        {column: category code, or number}; empty when the shard set keeps none.
+        {column: category code, or number}; empty when the shard set keeps none. Where categories were
+        given, their text in place of codes, and None where it is missing.
     """
 
     genes: NDArray[np.int32]
     values: NDArray[Any]
-    labels: dict[str, int | float] = field(default_factory=dict)
+    labels: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,7 +215,13 @@ def encode_cell(
     return bytes(encode_rows(rows, columns)[0])
 
 
-def decode_cell(payload: bytes, *, kind: ValueKind = "counts", where: object = None) -> Cell:
+def decode_cell(
+    payload: bytes,
+    *,
+    kind: ValueKind = "counts",
+    labels: Mapping[str, LabelInfo] | None = None,
+    where: object = None,
+) -> Cell:
     """The cell in a member's bytes.
 
     Parameters
@@ -220,13 +230,15 @@ def decode_cell(payload: bytes, *, kind: ValueKind = "counts", where: object = N
         The bytes of one `*.cell.mp` member.
     kind
         "counts" or "float", as the manifest's `values.kind` says.
+    labels
+        `labels` of the manifest, for texts in place of codes.
     where
         Named in an error: the shard and key.
 
     Raises
     ------
     FormatError
-        When the bytes are not a cell of format 1.
+        When the bytes are not a cell of format 1, or its labels are not those of `labels`.
     """
     src = np.frombuffer(payload, np.uint8)
     fields = np.zeros(kernels.MEMBER_FIELDS, np.int64)
@@ -241,8 +253,10 @@ def decode_cell(payload: bytes, *, kind: ValueKind = "counts", where: object = N
     else:
         check_status(kernels.OK if v1 - v0 == 4 * n else kernels.BAD_COUNT, where)
         values = np.frombuffer(payload, "<f4", n, v0).astype(np.float32)
-    labels = _labels(payload, labels_at, where)
-    return Cell(genes=genes, values=values, labels=labels)
+    found: Mapping[str, Any] = _labels(payload, labels_at, where)
+    if labels is not None:
+        found = _named(found, labels, where)
+    return Cell(genes=genes, values=values, labels=found)
 
 
 def decode_labels(payload: bytes, *, where: object = None) -> dict[str, int | float]:
@@ -285,6 +299,23 @@ def _labels(payload: bytes, at: int, where: object) -> dict[str, int | float]:
     ):
         return labels
     raise _not_a_cell(kernels.BAD_STRUCTURE, where)
+
+
+def _named(
+    found: Mapping[str, int | float], labels: Mapping[str, LabelInfo], where: object
+) -> dict[str, Any]:
+    """Labels with texts in place of codes, None in place of -1."""
+    named: dict[str, Any] = {}
+    for name, value in found.items():
+        info = labels.get(name)
+        is_number = info is not None and info.kind == "number"
+        if info is None or is_number != isinstance(value, float):
+            raise FormatError(f"the manifest has no such label as {name!r}", where=where)
+        if isinstance(value, int) and value >= len(info.categories):
+            raise FormatError(f"the cell has no such category of {name!r}: {value}", where=where)
+        missing = value == -1 and not is_number
+        named[name] = value if is_number else None if missing else info.categories[int(value)]
+    return named
 
 
 def _is_label(value: object) -> bool:

@@ -4,18 +4,57 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ChecksumError, ConfigError, FormatError, StorageError
 from scshards.base.retry import Retry
 from scshards.base.storage import Storage
+from scshards.cells.batch import format_key
 from scshards.cells.vocab import Vocab
+from scshards.shards.chunks import read_chunks
 from scshards.shards.index import read_index
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, ShardInfo
+from scshards.shards.members import decode_cell
+
+_KEY = re.compile(r"(\d{1,6})-(\d{1,10})")
+_PLACE = ("source", "row", "offset", "size")
+_AT_ONCE = 8
+"""Indexes that are read at a time, to find a cell."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NamedCell:
+    """One cell, in words.
+
+    Attributes
+    ----------
+    key
+        As members and indexes have it.
+    split, shard, source
+        Its split, the tar that holds it, and the name of the input that it came from.
+    genes
+        The names of its genes, in the order of their token ids.
+    values
+        uint64 or float32 [genes].
+    labels
+        {column: text, None where it is missing, or a number, NaN where it is missing}.
+    """
+
+    key: str
+    split: str
+    shard: str
+    source: str
+    genes: tuple[str, ...]
+    values: NDArray[Any]
+    labels: Mapping[str, Any]
 
 
 class ShardSet:
@@ -83,6 +122,76 @@ class ShardSet:
     ) -> dict[str, NDArray[Any]]:
         """Columns of a shard's index, after its checksum was found right."""
         return read_checked_index(self.storage, shard, columns)
+
+    def cell(self, key: str) -> NamedCell:
+        """The cell of a key, such as ``"000002-0000001234"``.
+
+        Indexes are read until one has it, some at a time; of its shard only the chunk that holds it.
+
+        Raises
+        ------
+        ConfigError
+            When the text is no key, or the set has no such cell.
+        """
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise ConfigError(
+                f"{key!r} is no key of a cell",
+                advice="it is the input's number, a hyphen and the row, such as 000002-0000001234",
+            )
+        source, row = int(match[1]), int(match[2])
+        shards = [(split, s) for split, infos in self.manifest.splits.items() for s in infos]
+        with ThreadPoolExecutor(_AT_ONCE, "index") as pool:
+            for first in range(0, len(shards), _AT_ONCE):
+                some = shards[first : first + _AT_ONCE]
+                indexes = pool.map(lambda s: self.index(s[1], _PLACE), some)
+                for (split, shard), index in zip(some, indexes, strict=True):
+                    found = np.flatnonzero((index["source"] == source) & (index["row"] == row))
+                    if len(found):
+                        return next(self._cells(split, shard, index, found[:1]))
+        raise ConfigError(
+            f"no cell has the key {key}",
+            where=self.storage.at(""),
+            advice=f"the sources are numbered from 0 to {len(self.manifest.sources) - 1}; the cell may "
+            "have been dropped when it was packed",
+        )
+
+    def cells(self, split: str, n: int) -> Iterator[NamedCell]:
+        """The first `n` cells of a split, in the order of its shards."""
+        for shard in self.shards(split):
+            if n <= 0:
+                return
+            taken = np.arange(min(n, shard.cells))
+            yield from self._cells(split, shard, self.index(shard, _PLACE), taken)
+            n -= len(taken)
+
+    def _cells(
+        self,
+        split: str,
+        shard: ShardInfo,
+        index: Mapping[str, NDArray[Any]],
+        taken: NDArray[np.intp],
+    ) -> Iterator[NamedCell]:
+        """The cells at some places of a shard, ascending."""
+        m, tokens = self.manifest, self.vocab.tokens
+        for places, raw, begin in read_chunks(self.storage, shard, m.compression, index, taken):
+            for i in places.tolist():
+                source, row = int(index["source"][i]), int(index["row"][i])
+                key, start = format_key(source, row), int(index["offset"][i]) - begin
+                where = f"{self.storage.at(shard.path)}: {key}"
+                member = raw[start : start + int(index["size"][i])].tobytes()
+                cell = decode_cell(member, kind=m.value_kind, labels=m.labels, where=where)
+                if not 0 <= source < len(m.sources) or (cell.genes >= len(tokens)).any():
+                    raise FormatError("its source or a gene is not the set's", where=where)
+                yield NamedCell(
+                    key=key,
+                    split=split,
+                    shard=shard.path,
+                    source=m.sources[source].name,
+                    genes=tuple(tokens[g] for g in cell.genes.tolist()),
+                    values=cell.values,
+                    labels=cell.labels,
+                )
 
 
 def read_checked_index(

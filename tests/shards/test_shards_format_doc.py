@@ -111,6 +111,8 @@ def test_the_reader_in_fifteen_lines(
     printed = capsys.readouterr().out.splitlines()
     assert printed == [
         f"000000-{row:010d} "
+        + str({"donor": [*"abc", None][known.donor[row]], "age": known.age[row]})
+        + " "
         + str(
             {
                 known.vocab.tokens[g]: int(v)

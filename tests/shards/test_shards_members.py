@@ -17,6 +17,7 @@ from plain_reader import leb128
 from scshards import Cell, decode_cell, encode_cell
 from scshards.base.errors import FormatError
 from scshards.cells.tokenizer import TokenRows
+from scshards.shards.manifest import LabelInfo
 from scshards.shards.members import LabelColumn, encode_rows
 
 Labels = dict[str, int | float]
@@ -321,6 +322,38 @@ def test_labels_that_are_none(labels: bytes) -> None:
     head = member(1, b"\x01", b"\x01")
     with pytest.raises(FormatError, match="not a cell"):
         decode_cell(b"\x84" + head[1:] + b"\xa6labels" + labels)
+
+
+def test_labels_by_the_text_of_their_categories() -> None:
+    infos = {
+        "donor": LabelInfo(kind="category", categories=("x", "y")),
+        "age": LabelInfo(kind="number"),
+    }
+    member = encode_cell([1], [1], {"donor": 1, "age": 2.5})
+    assert decode_cell(member, labels=infos).labels == {"donor": "y", "age": 2.5}
+    assert decode_cell(member).labels == {"donor": 1, "age": 2.5}
+    member = encode_cell([1], [1], {"donor": -1, "age": math.nan})
+    labels = decode_cell(member, labels=infos).labels
+    assert labels["donor"] is None and math.isnan(labels["age"])
+    assert decode_cell(encode_cell([1], [1]), labels=infos).labels == {}
+
+
+@pytest.mark.parametrize(
+    ("labels", "what"),
+    [
+        ({"donor": 2}, "no such category of 'donor': 2"),
+        ({"donor": 0.0}, "no such label as 'donor'"),
+        ({"age": 1}, "no such label as 'age'"),
+        ({"sex": 1}, "no such label as 'sex'"),
+    ],
+)
+def test_labels_that_the_manifest_does_not_have(labels: Labels, what: str) -> None:
+    infos = {
+        "donor": LabelInfo(kind="category", categories=("x", "y")),
+        "age": LabelInfo(kind="number"),
+    }
+    with pytest.raises(FormatError, match=what):
+        decode_cell(encode_cell([1], [1], labels), labels=infos)
 
 
 def test_a_float_member_is_not_read_as_counts_of_another_number() -> None:

@@ -130,3 +130,45 @@ def test_an_unknown_split_names_those_there_are(known: Known) -> None:
     with pytest.raises(ConfigError, match="no split 'valid'") as caught:
         ShardSet(known.root).shards("valid")
     assert "train" in str(caught.value.advice)
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize("kind", ["counts", "float"])
+def test_a_cell_by_its_key(tmp_path: Path, compression: Compression, kind: str) -> None:
+    known = make_set(tmp_path / "set", [5, 3], compression=compression, kind=kind)
+    shards = ShardSet(known.root)
+    for row in range(8):
+        cell = shards.cell(f"000000-{row:010d}")
+        assert (cell.key, cell.split, cell.source) == (f"000000-{row:010d}", "train", "made")
+        assert cell.shard == shards.shards("train")[row // 5].path
+        assert cell.genes == tuple(known.vocab.tokens[g] for g in known.genes[row])
+        assert cell.values.tolist() == known.values[row].tolist()
+        donor = known.donor[row]
+        assert cell.labels == {"donor": "abc"[donor] if donor >= 0 else None, "age": known.age[row]}
+    assert [c.key for c in shards.cells("train", 7)] == [f"000000-{i:010d}" for i in range(7)]
+    assert len(list(shards.cells("train", 99))) == 8
+    for key, what in (("000000-0000000008", "no cell has"), ("3", "no key"), ("0-1-2", "no key")):
+        with pytest.raises(ConfigError, match=what):
+            shards.cell(key)
+
+
+def test_a_cell_is_read_by_its_chunk_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = make_set(tmp_path / "set", [400], n_genes=30_000, longest=9_000)
+    shards = ShardSet(known.root)
+    (info,) = shards.shards("train")
+    assert len(info.chunks) > 3
+    reads: list[tuple[str, int, int | None]] = []
+    read = Storage.read
+
+    def spy(self: Storage, path: str, start: int = 0, end: int | None = None) -> bytes:
+        reads.append((path, start, end))
+        return read(self, path, start, end)
+
+    monkeypatch.setattr(Storage, "read", spy)
+    assert shards.cell("000000-0000000399").values.tolist() == known.values[399].tolist()
+    start = int(info.chunks.stored[:-1].sum())
+    assert (info.path, start, info.bytes) in reads
+    assert {path for path, *_ in reads} == {info.path, info.index_path, VOCAB}
+    (known.root / info.path).write_bytes(bytes(info.bytes))
+    with pytest.raises(ChecksumError):
+        shards.cell("000000-0000000399")

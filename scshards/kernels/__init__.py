@@ -2,7 +2,17 @@
 
     tokens   rows of a matrix -> token rows            rows, plain   token rows -> members
     writing  members, labels, tar headers              members       bytes of a member -> arrays
-    checksum XXH64 of a chunk                          vectors       steps of 64 bytes
+    cache    where what was compiled is kept           vectors       steps of 64 bytes
+    compiling  says so when it was not there
 
-Read first: members.py. Bounds are checked by the callers, before a loop begins.
+Read first: cache.py, then members.py. Who checks what, as nothing is compiled with bounds checks:
+
+* Bytes, places and values from outside are the kernel's to check, before it uses them. What it finds
+  ends in a status (0 is good) and the place where it stopped, of which the caller makes an error.
+* Where the loop would be slower for it, another kernel of the same file checks first, and the docstring
+  says which: `is_plain` before `spread_small`, `count_rows` before `sort_by_row`, `measure_members`
+  before `decode_members`.
+* Room is the caller's: a docstring says how much each array has, a function beside the kernel computes
+  it (`member_bound`, `plain_row`). Too little is a mistake of ours, which a run of the tests with bounds
+  checks finds: NUMBA_BOUNDSCHECK=1, see docs/contributing.md.
 """

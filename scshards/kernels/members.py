@@ -8,8 +8,9 @@ them, so that hostile bytes end in an error code. Format 1 is specified in docs/
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
+
+from scshards.kernels.cache import inlined, inner, kernel
 
 OK = 0
 BAD_STRUCTURE = 1
@@ -31,7 +32,7 @@ VALUES = np.frombuffer(b"\xa6values", np.uint8)
 LABELS = np.frombuffer(b"\xa6labels", np.uint8)
 
 
-@nb.njit(nogil=True, inline="always")
+@inlined
 def mix64(x):
     """The SplitMix64 finalizer; the twin of base.seeds.mix64."""
     x = (x ^ (x >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
@@ -39,13 +40,13 @@ def mix64(x):
     return x ^ (x >> _U64(31))
 
 
-@nb.njit(nogil=True, inline="always")
+@inlined
 def draw(key, counter):
     """64 random bits; the twin of base.seeds.draws."""
     return mix64(key + (_U64(counter) + _U64(1)) * _GOLDEN)
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def parse_member(src, start, end, out):
     """Find the fields of a member in src[start:end] and put them in `out`; returns a status."""
     p = start
@@ -89,7 +90,7 @@ def parse_member(src, start, end, out):
     return OK
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def decode_genes(src, start, end, n, limit, out):
     """Delta LEB128 ids of src[start:end] into out[:n]; exactly n, ascending, below `limit`."""
     p, total = start, np.int64(0)
@@ -101,7 +102,7 @@ def decode_genes(src, start, end, n, limit, out):
     return OK if p == end else BAD_COUNT
 
 
-@nb.njit(nogil=True, inline="always")
+@inlined
 def next_gene(src, p, end, previous, is_first, limit):
     """The id after `previous` at src[p], and where the next one is; minus a status on a fault."""
     if p >= end:
@@ -127,7 +128,7 @@ def next_gene(src, p, end, previous, is_first, limit):
     return previous + c, np.int64(p)
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def decode_counts(src, start, end, n, out):
     """LEB128 counts of src[start:end] into out[:n] (any numeric dtype); exactly n."""
     p = start
@@ -154,14 +155,14 @@ def decode_counts(src, start, end, n, out):
     return OK if p == end else BAD_COUNT
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def measure_members(src, starts, sizes, fields, status):
     """Parse the members at src[starts[i]:starts[i] + sizes[i]] into fields [cells, 6] and status."""
     for i in range(len(starts)):
         status[i] = parse_member(src, starts[i], starts[i] + sizes[i], fields[i])
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def decode_members(src, fields, indptr, n_tokens, genes, counts, status):
     """The genes, and the counts unless that is empty, of members whose status is 0."""
     for i in range(len(fields)):
@@ -174,7 +175,7 @@ def decode_members(src, fields, indptr, n_tokens, genes, counts, status):
             status[i] = decode_counts(src, f[3], f[4], f[0], counts[a:b])
 
 
-@nb.njit(nogil=True)
+@inner
 def copy_bytes(src, start, size, out, at):
     """out[at:at + size] = src[start:start + size]; in one array, `at` may not lie after `start`.
 
@@ -189,7 +190,7 @@ def copy_bytes(src, start, size, out, at):
         out[at + k] = src[start + k]
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def gather_slices(src, starts, sizes, order, out):
     """Copy the slices src[starts[i]:starts[i] + sizes[i]] one after another, in `order`."""
     p = 0
@@ -200,7 +201,7 @@ def gather_slices(src, starts, sizes, order, out):
     return p
 
 
-@nb.njit(nogil=True)
+@inner
 def _read_uint(src, p, end):
     """A msgpack unsigned integer in its shortest form; (value, next) or (0, -1)."""
     if p >= end:
@@ -223,7 +224,7 @@ def _read_uint(src, p, end):
     return value, np.int64(p + 1 + width)
 
 
-@nb.njit(nogil=True)
+@inner
 def _match(src, p, end, name):
     """Step over an expected field name; -1 when something else stands there."""
     if p + len(name) > end:
@@ -234,7 +235,7 @@ def _match(src, p, end, name):
     return np.int64(p + len(name))
 
 
-@nb.njit(nogil=True)
+@inner
 def _read_bin(src, p, end):
     """Bounds of a msgpack bin's bytes, or (-1, -1)."""
     if p >= end:

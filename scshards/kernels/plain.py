@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from scshards.kernels.cache import inner
 from scshards.kernels.members import GENES, VALUES
 from scshards.kernels.tokens import count_ones, trailing_zeros
 from scshards.kernels.vectors import LANES, can_take, clear, leading_zeros, marks, take
@@ -57,7 +57,7 @@ def plain_row(n_words: int) -> PlainRow:
     )
 
 
-@nb.njit(nogil=True)
+@inner
 def spread_small(indices, data, slots, row):
     """Put the counts of a plain row at their tokens; how many are in unmatched columns comes back.
 
@@ -79,7 +79,7 @@ def spread_small(indices, data, slots, row):
     return np.int64(unmatched)
 
 
-@nb.njit(nogil=True)
+@inner
 def list_small(row):
     """Fill `gaps`, `counts` and `large` from `small`, which is cleared.
 
@@ -119,7 +119,7 @@ def list_small(row):
     return n, g, n_large
 
 
-@nb.njit(nogil=True)
+@inner
 def sum_small(row, n, n_large):
     """The sum of the counts that `list_small` left, an exact whole number."""
     total = np.uint32(0)
@@ -131,7 +131,7 @@ def sum_small(row, n, n_large):
     return whole
 
 
-@nb.njit(nogil=True)
+@inner
 def write_small(out, p, row, n, n_gap_bytes, n_large, has_labels):
     """A member of what `list_small` left, without its labels; where it ends comes back."""
     size = n
@@ -149,7 +149,7 @@ def write_small(out, p, row, n, n_gap_bytes, n_large, has_labels):
     return write_bytes(out, p, row.counts, done, n)
 
 
-@nb.njit(nogil=True)
+@inner
 def _take_singly(small, at, mask, gaps, g, counts, n):
     """As `take`, for any processor; at most three bytes too many are written."""
     last = np.int64(0)
@@ -166,13 +166,13 @@ def _take_singly(small, at, mask, gaps, g, counts, n):
         n += 4
 
 
-@nb.njit(nogil=True)
+@inner
 def _varint_bytes(x):
     """Of a varint below 2^28."""
     return 1 if x < 1 << 7 else 2 if x < 1 << 14 else 3 if x < 1 << 21 else 4
 
 
-@nb.njit(nogil=True)
+@inner
 def _write_varint(out, p, x):
     while x >= 128:
         out[p] = np.uint8(x & 127 | 128)

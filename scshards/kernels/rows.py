@@ -5,9 +5,9 @@ A compiled loop that deals the values of a SOMA matrix out to rows. It releases 
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
+from scshards.kernels.cache import inner, kernel
 from scshards.kernels.members import (
     BAD_COUNT,
     LABELS,
@@ -35,7 +35,7 @@ KEPT, FEW_GENES, MANY_GENES, FEW_COUNTS = 0, 1, 2, 3
 """What became of a cell."""
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def pack_rows(
     indptr, indices, data, largest, rows, first, slots, counts, limits, labels, label_ends,
     scratch, bits, tokens, values, plain_row, out, at, sizes, n_genes, totals, fates,
@@ -110,13 +110,13 @@ def pack_rows(
     return 0, len(rows), 0, at, unmatched
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def member_bound(n_values, label_bytes):
     """A member of so many values and bytes of labels takes no more than this."""
     return MEMBER_BOUND + label_bytes + 15 * n_values
 
 
-@nb.njit(nogil=True)
+@inner
 def _fate(n, total, limits):
     least_genes, most_genes, least_sum = limits
     if n < least_genes:
@@ -128,7 +128,7 @@ def _fate(n, total, limits):
     return KEPT
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def columns_fit(columns, n):
     """Whether all columns are in a matrix of n columns. The loop is compiled to vector instructions."""
     inside = 0
@@ -137,7 +137,7 @@ def columns_fit(columns, n):
     return inside == len(columns)
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def unshuffle(planes, out):
     """Undo HDF5's shuffle filter: `planes` holds the first bytes of all words of `out`, the next, ..."""
     n = len(out)
@@ -148,7 +148,7 @@ def unshuffle(planes, out):
         out[i] = word
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def count_rows(rows, counts):
     """counts[r] += 1 for each r of `rows`; False when one is out of range."""
     for i in range(len(rows)):
@@ -159,7 +159,7 @@ def count_rows(rows, counts):
     return True
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def sort_by_row(rows, columns, values, indptr, out_columns, out_values):
     """Triplets to CSR, stable: indptr [n + 1] must already count the rows."""
     at = indptr[:-1].copy()
@@ -170,7 +170,7 @@ def sort_by_row(rows, columns, values, indptr, out_columns, out_values):
         out_values[p] = values[i]
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def row_totals(indptr, values, out):
     """out[i] = the sum of row i's values, in order, in float64: the same for any blocking."""
     for i in range(len(indptr) - 1):
@@ -180,7 +180,7 @@ def row_totals(indptr, values, out):
         out[i] = total
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def relabel_members(src, starts, sizes, n_genes, labels, label_ends, out, at, ends):
     """Copy the members src[starts[i]:starts[i] + sizes[i]] one after another into out[at:], with
     other labels.
@@ -217,7 +217,7 @@ def relabel_members(src, starts, sizes, n_genes, labels, label_ends, out, at, en
     return OK, len(starts)
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def count_cells(indptr, indices, data, tokens, first_row, last_row, cells):
     """cells[t] += 1 for each row with a non-zero value of token t; last_row[t] is work space."""
     start = indptr[0]
@@ -229,7 +229,7 @@ def count_cells(indptr, indices, data, tokens, first_row, last_row, cells):
                 cells[t] += 1
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def slices_differ(a, a_starts, b, b_ends, sizes, differs):
     """differs[i] = whether slice i of `a` is not slice i of `b`, whose slices lie end to end."""
     start = 0
@@ -247,7 +247,7 @@ TOO_MANY = -2
 """What deal_to_rows returns in place of a column."""
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def deal_to_rows(rows, columns, values, first, table, at, ends, out_columns, out_values):
     """Put each value to its row, at the place `at` that moves on; the largest column comes back.
 

@@ -11,6 +11,8 @@ import numba as nb
 import numba.extending
 import numpy as np
 
+from scshards.kernels.cache import inner, kernel
+
 NEGATIVE, NAN, INFINITE, FRACTION, HUGE, UNFIT, NO_COLUMN, REPEATED = 1, 2, 3, 4, 5, 6, 7, 8
 """Faults of a value; NO_COLUMN of its place, REPEATED of a float whose token is there already."""
 
@@ -21,7 +23,7 @@ _PLAIN = 1 << 24
 """Below it a float32 holds every whole number, and sums of a row fit a float64."""
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def tokenize(
     indptr, indices, data, largest, slots, counts, scratch, bits, tokens, out_indptr, genes, values
 ):
@@ -52,7 +54,7 @@ def tokenize(
     return 0, 0, 0, unmatched
 
 
-@nb.njit(nogil=True)
+@inner
 def is_plain(indices, data, n_columns):
     """Whether all values of a row are counts from 1 to 2^24 - 1 in columns that exist.
 
@@ -68,7 +70,7 @@ def is_plain(indices, data, n_columns):
     return n == len(data)
 
 
-@nb.njit(nogil=True)
+@inner
 def spread(indices, data, largest, slots, counts, scratch, bits):
     """Put the values of a row at their tokens: counts that share one are added up, zeros left out.
 
@@ -109,7 +111,7 @@ def spread(indices, data, largest, slots, counts, scratch, bits):
     return 0, 0, unmatched
 
 
-@nb.njit(nogil=True)
+@inner
 def list_tokens(bits, tokens):
     """The tokens of a bit set in ascending order, which clears it; how many they are comes back.
 
@@ -131,7 +133,7 @@ def list_tokens(bits, tokens):
     return n
 
 
-@nb.njit(nogil=True)
+@inner
 def _fault(v, largest, counts):
     """What is wrong with a value that is not zero and does not fit."""
     if v != v:

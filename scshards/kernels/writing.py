@@ -9,6 +9,7 @@ import numba as nb
 import numba.extending
 import numpy as np
 
+from scshards.kernels.cache import inner, kernel
 from scshards.kernels.members import GENES, LABELS, VALUES, N, copy_bytes
 
 MEMBER_BOUND = 64
@@ -21,7 +22,7 @@ _CHUNK = 64
 _U64 = np.uint64
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def encode_members(indptr, genes, values, labels, label_ends, out, ends):
     """Write one member per row into `out`; ends[i] is where row i ends. Returns the bytes written.
 
@@ -40,7 +41,7 @@ def encode_members(indptr, genes, values, labels, label_ends, out, ends):
     return p
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def encode_labels(names, name_ends, codes, numbers, is_number, out, ends):
     """The labels of each row as a msgpack map into `out`; ends[i] is where row i's map ends.
 
@@ -77,7 +78,7 @@ def encode_labels(names, name_ends, codes, numbers, is_number, out, ends):
     return p
 
 
-@nb.njit(nogil=True)
+@inner
 def begin_member(out, p, n, has_labels):
     """The head of a member of n genes; where it ends comes back, as from all writers here."""
     out[p] = 0x84 if has_labels else 0x83
@@ -85,7 +86,7 @@ def begin_member(out, p, n, has_labels):
     return _write_uint(out, p, _U64(n))
 
 
-@nb.njit(nogil=True)
+@inner
 def write_genes(out, p, genes):
     """The field of the ids, ascending integers."""
     p = _write_name(out, p, GENES)
@@ -112,7 +113,7 @@ def write_genes(out, p, genes):
     return p + width + size
 
 
-@nb.njit(nogil=True)
+@inner
 def write_values(out, p, values):
     """The field of the values: counts (uint64) as varints, float32 as they are."""
     p = _write_name(out, p, VALUES)
@@ -129,7 +130,7 @@ def write_values(out, p, values):
     return p + width + size
 
 
-@nb.njit(nogil=True)
+@inner
 def write_head(out, p, name, size):
     """The name of a field, and the head of a msgpack bin of so many bytes."""
     p = _write_name(out, p, name)
@@ -137,14 +138,14 @@ def write_head(out, p, name, size):
     return p + _bin_head(size)
 
 
-@nb.njit(nogil=True)
+@inner
 def write_bytes(out, p, src, start, end):
     """The bytes src[start:end]."""
     copy_bytes(src, start, end - start, out, p)
     return p + end - start
 
 
-@nb.njit(nogil=True)
+@inner
 def write_labels(out, p, labels):
     """The field of labels that `encode_labels` wrote; nothing where there are none."""
     if len(labels) == 0:
@@ -191,7 +192,7 @@ def _write_counts(out, p, values):
     return np.int64(q)
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def write_members(payload, starts, sizes, template, sources, rows, out, offsets):
     """Tar members of the payloads payload[starts[i]:starts[i] + sizes[i]], data at offsets[i] of `out`.
 
@@ -216,7 +217,7 @@ def write_members(payload, starts, sizes, template, sources, rows, out, offsets)
             out[k] = 0
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def write_keys(sources, rows, out):
     """out[i] [6 digits, a dash, 10 digits] becomes the key of a cell; the dash is there already."""
     for i in range(len(rows)):
@@ -224,7 +225,7 @@ def write_keys(sources, rows, out):
         _write_digits(out[i], SOURCE_DIGITS + 1, ROW_DIGITS, rows[i], 10)
 
 
-@nb.njit(nogil=True)
+@inner
 def _write_uint(out, p, x):
     """A msgpack unsigned integer in its shortest form."""
     if x < 128:
@@ -237,7 +238,7 @@ def _write_uint(out, p, x):
     return p + 1 + width
 
 
-@nb.njit(nogil=True)
+@inner
 def _write_bin_head(out, p, size):
     width = _bin_head(size) - 1
     out[p] = 0xC4 if width == 1 else 0xC5 if width == 2 else 0xC6
@@ -245,20 +246,20 @@ def _write_bin_head(out, p, size):
         out[p + 1 + k] = (size >> (8 * (width - 1 - k))) & 255
 
 
-@nb.njit(nogil=True)
+@inner
 def _bin_head(size):
     """The bytes of the head of a msgpack bin of so many bytes."""
     return 2 if size < 256 else 3 if size < 65536 else 5
 
 
-@nb.njit(nogil=True)
+@inner
 def _write_name(out, p, name):
     for k in range(len(name)):
         out[p + k] = name[k]
     return p + len(name)
 
 
-@nb.njit(nogil=True)
+@inner
 def _write_digits(out, p, width, value, base):
     """Write a number with leading zeros; the sum of its digits comes back."""
     total = np.int64(0)

@@ -20,7 +20,7 @@ from scshards.base.errors import ConfigError
 from scshards.base.memory import peak_bytes, resident_bytes
 from scshards.base.progress import Progress
 from scshards.cells.batch import Batch
-from scshards.stream.compiling import compiles
+from scshards.kernels.compiling import compiles
 from scshards.stream.loader import CellLoader
 from scshards.stream.stages import Stages
 

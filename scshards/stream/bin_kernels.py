@@ -6,9 +6,9 @@ Called by stream.cell_kernels.
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
+from scshards.kernels.cache import inlined, inner
 from scshards.kernels.members import draw
 from scshards.kernels.tokens import count_ones, trailing_zeros
 from scshards.stream.vector_kernels import COUNTS, above, equal
@@ -19,7 +19,7 @@ TABLE = 1 << 16
 _U64 = np.uint64
 
 
-@nb.njit(nogil=True)
+@inner
 def bin_table(n, quantiles, small, tables, edges):
     """tables[0, c] = edges at or below the count c, tables[1, c] = edges below it, where c occurs.
 
@@ -59,7 +59,7 @@ def bin_table(n, quantiles, small, tables, edges):
             left[x] = at_or_below
 
 
-@nb.njit(nogil=True)
+@inner
 def _count(n, small, counts):
     """Add to counts[c] how often c is among small[:n].
 
@@ -86,7 +86,7 @@ def _count(n, small, counts):
             counts[c] += times
 
 
-@nb.njit(nogil=True)
+@inner
 def bin_sorted(n, as_counts, quantiles, ties, base, ids, counts, floats, edges):
     """Replace floats[:n] by their bins: values of any size, by sorting them."""
     whole = np.empty(n, np.float64)
@@ -104,7 +104,7 @@ def bin_sorted(n, as_counts, quantiles, ties, base, ids, counts, floats, edges):
         floats[j] = tied_bin(at_or_below[j], below[j], ties, base, ids[j])
 
 
-@nb.njit(nogil=True, inline="always")
+@inlined
 def tied_bin(at_or_below, below, ties, base, gene):
     """The bin of a value: the highest edge it reaches, or a draw among the edges equal to it."""
     if not ties or at_or_below == below:
@@ -114,7 +114,7 @@ def tied_bin(at_or_below, below, ties, base, gene):
     return np.float32(np.ceil(u * (at_or_below - below) + below))
 
 
-@nb.njit(nogil=True, inline="always")
+@inlined
 def _between(a, b, t):
     """numpy's linear interpolation, rounding included."""
     if t >= 0.5:

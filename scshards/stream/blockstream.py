@@ -14,9 +14,9 @@ from typing import Any
 
 from scshards.base.errors import ConfigError, StateError
 from scshards.cells.tokenizer import ValueKind
+from scshards.kernels.compiling import compiles
 from scshards.shards.manifest import LabelInfo, SourceInfo
 from scshards.stream.cache import NodeCache
-from scshards.stream.compiling import compiles
 from scshards.stream.course import Course
 from scshards.stream.dealer import Block
 from scshards.stream.fetch import LOCAL_READS, REMOTE_READS, ChunkFetcher

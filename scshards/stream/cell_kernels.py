@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from scshards.kernels.cache import inlined, inner, kernel
 from scshards.kernels.members import (
     BAD_COUNT,
     MEMBER_FIELDS,
@@ -126,7 +126,7 @@ def new_scratch(rules: CellRules, n_leads: int) -> Scratch:
     )
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def count_genes(src, starts, sizes, fields, n_genes):
     """Genes of each member into `n_genes`; returns (status, member) of the first bad one."""
     for b in range(len(starts)):
@@ -141,14 +141,14 @@ def count_genes(src, starts, sizes, fields, n_genes):
     return OK, -1
 
 
-@nb.njit(nogil=True)
+@inner
 def read_ahead(src, start, size):
     """Ask for the bytes of a cell that is read soon."""
     for at in range(start, start + size, LINE):
         prefetch(src, at)
 
 
-@nb.njit(nogil=True)
+@inner
 def read_cell(src, start, size, cell, rules, keys, scratch, genes, values):
     """The tokens of the member src[start:start + size] with the key `cell`.
 
@@ -197,7 +197,7 @@ def read_cell(src, start, size, cell, rules, keys, scratch, genes, values):
     return OK, k
 
 
-@nb.njit(nogil=True)
+@inner
 def mark_some(n, count, key, bits):
     """Set `count` of n bits, each set of as many with the same chance; count <= n."""
     if count < n:
@@ -206,13 +206,13 @@ def mark_some(n, count, key, bits):
         bits[: (n + 63) >> 6] = ~_U64(0)
 
 
-@nb.njit(nogil=True, inline="always")
+@inlined
 def is_set(bits, j):
     """Whether bit j is set."""
     return (bits[j >> 6] >> _U64(j & 63)) & _U64(1) != 0
 
 
-@nb.njit(nogil=True)
+@inner
 def _read_values(src, start, end, n, as_counts, counts, floats):
     """Values into `floats` (float32), and counts into `counts` (uint64) as well."""
     if as_counts:
@@ -229,7 +229,7 @@ def _read_values(src, start, end, n, as_counts, counts, floats):
     return OK
 
 
-@nb.njit(nogil=True)
+@inner
 def _pick(bits, n, ids, small, genes, counts):
     """Of n genes and their counts, those with a set bit, in order.
 
@@ -261,7 +261,7 @@ def _pick(bits, n, ids, small, genes, counts):
         k = end
 
 
-@nb.njit(nogil=True)
+@inner
 def _small_values(n, k, rules, base, scratch, genes, values):
     """`values` of the counts scratch.row_small[:k]; the whole cell's are scratch.small[:n]."""
     counts = scratch.row_small
@@ -292,7 +292,7 @@ def _small_values(n, k, rules, base, scratch, genes, values):
         values[i] = counts[i]
 
 
-@nb.njit(nogil=True)
+@inner
 def _large_values(n, k, kept, rules, base, scratch, genes, values):
     """`genes` and `values` of a cell whose values are not all below 65,536."""
     places, floats = scratch.places, scratch.floats
@@ -319,7 +319,7 @@ def _large_values(n, k, kept, rules, base, scratch, genes, values):
             values[i] = _scaled(c, total, rules)
 
 
-@nb.njit(nogil=True)
+@inner
 def _scaled(c, total, rules):
     """A count scaled so that its cell's `total` becomes target_sum, and log1p of it."""
     if rules.target_sum > 0 and total > 0:
@@ -327,7 +327,7 @@ def _scaled(c, total, rules):
     return np.log1p(c) if rules.as_log else c
 
 
-@nb.njit(nogil=True)
+@inner
 def _put_zeros(n, base, rules, scratch, genes):
     """Draw distinct tokens of `rules.gene_ids` that are not among the cell's n; how many."""
     ids, expressed, chosen = scratch.ids, scratch.expressed, scratch.bits

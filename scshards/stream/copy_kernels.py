@@ -5,11 +5,12 @@ It releases the GIL. Called by stream.copies.
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
+from scshards.kernels.cache import kernel
 
-@nb.njit(nogil=True, cache=True)
+
+@kernel
 def count_copies(weights, positions, total, remainder, out):
     """Systematic resampling: of each cell, how many whole `total`s its weight * positions completes.
 

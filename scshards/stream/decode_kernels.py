@@ -7,9 +7,9 @@ the same. Called by stream.cell_kernels.
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
+from scshards.kernels.cache import inner
 from scshards.kernels.members import BAD_COUNT, BAD_VARINT, ID_TOO_LARGE, OK, next_gene
 from scshards.kernels.tokens import trailing_zeros
 from scshards.stream.vector_kernels import COUNTS, GENES, sum_up, widen
@@ -20,7 +20,7 @@ LARGE = 100
 _U64 = np.uint64
 
 
-@nb.njit(nogil=True)
+@inner
 def read_genes(src, start, end, n, limit, out):
     """Delta LEB128 ids of src[start:end] into out[:n]; exactly n, ascending, below `limit`.
 
@@ -55,7 +55,7 @@ def read_genes(src, start, end, n, limit, out):
     return OK if p == end else BAD_COUNT
 
 
-@nb.njit(nogil=True)
+@inner
 def read_small_counts(src, start, end, n, out):
     """LEB128 counts of src[start:end] into out[:n] (uint16); LARGE when one does not fit.
 

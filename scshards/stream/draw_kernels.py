@@ -8,9 +8,9 @@ the plain twin. Called by the kernels of cells and batches.
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
+from scshards.kernels.cache import inner
 from scshards.kernels.members import draw
 from scshards.kernels.tokens import count_ones, trailing_zeros
 
@@ -23,7 +23,7 @@ _COARSE = 8
 _U64 = np.uint64
 
 
-@nb.njit(nogil=True)
+@inner
 def chances(key, share, n, bits):
     """Set each of n bits with the chance share / 2^16 and clear the others of their last word.
 
@@ -44,7 +44,7 @@ def chances(key, share, n, bits):
         bits[words - 1] &= (_U64(1) << _U64(n & 63)) - _U64(1)
 
 
-@nb.njit(nogil=True)
+@inner
 def choose(n, k, key, bits):
     """Set k of n bits, each set of k with the same chance; k < n.
 
@@ -69,7 +69,7 @@ def choose(n, k, key, bits):
             count += -1 if is_taken else 1
 
 
-@nb.njit(nogil=True)
+@inner
 def take(bits, n, out):
     """The set ones of n bits in order into `out`; how many."""
     k = 0

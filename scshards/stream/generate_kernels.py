@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba as nb
 import numpy as np
 
+from scshards.kernels.cache import kernel
 from scshards.kernels.members import OK, draw
 from scshards.stream.cell_kernels import is_set, mark_some, read_cell
 
@@ -21,7 +21,7 @@ class SplitRules(NamedTuple):
     pad_value: float
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def fill_generated(
     src, starts, sizes, cells, leads, rules, keys, split, scratch, known_genes, known_values,
     known_is_pad, unknown_genes, unknown_targets, unknown_is_pad,

@@ -5,16 +5,16 @@ The steps of a lane are those of stream.shuffle. It releases the GIL.
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
+from scshards.kernels.cache import kernel
 from scshards.stream.shuffle import EMITTED, FILLED, NEXT_INPUT, pick
 
 DONE = -1
 QUEUE = -1
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def deal(
     lanes, cells, keys, limits, slots, states, queues, at, counts, begin, end, n_lanes, rank, world_size,
     rows, taken, state,
@@ -72,7 +72,7 @@ def deal(
     return DONE
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def first_needed(key, state, cells, needed):
     """When each slot's cell is emitted, for those that are in a buffer of this state.
 

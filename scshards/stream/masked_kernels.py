@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba as nb
 import numpy as np
 
+from scshards.kernels.cache import inner, kernel
 from scshards.kernels.members import OK, draw
 from scshards.stream.cell_kernels import is_set, mark_some, read_ahead, read_cell
 from scshards.stream.draw_kernels import chances
@@ -38,7 +38,7 @@ class MaskRules(NamedTuple):
     mask_value: float
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def fill_masked(
     src, starts, sizes, cells, leads, at, rules, keys, mask, scratch, genes, values, targets,
     is_masked, is_pad,
@@ -91,7 +91,7 @@ def fill_masked(
     return OK, -1
 
 
-@nb.njit(nogil=True)
+@inner
 def _hide(bits, mask_value, targets, values, is_masked):
     """Values with `mask_value` where a bit is set."""
     n = len(targets)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numba as nb
 import numpy as np
 
+from scshards.kernels.cache import kernel
 from scshards.kernels.members import OK, draw
 from scshards.stream.cell_kernels import is_set, mark_some, read_cell
 from scshards.stream.vector_kernels import copy
@@ -20,7 +20,7 @@ class MarkRules(NamedTuple):
     at_least: int
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def fill_ragged(
     src, starts, sizes, cells, at, rules, keys, mark, scratch, genes, values, is_marked
 ):  # fmt: skip

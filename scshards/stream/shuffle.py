@@ -8,10 +8,10 @@ Called by stream.lanes, whose kernel takes the same steps, and by tests.
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from scshards.kernels.cache import inlined, kernel
 from scshards.kernels.members import draw
 
 _AT_ONCE = 1 << 20
@@ -59,13 +59,13 @@ def replay(
     _emit(slots, state, cells, np.uint64(key), emissions, np.empty(0, np.int64))
 
 
-@nb.njit(nogil=True, inline="always")
+@inlined
 def pick(key, emission, filled):  # type: ignore[no-untyped-def]
     """The slot that an emission takes out of `filled` ones: a draw scaled to the range."""
     return np.int64(((draw(key, emission) >> np.uint64(32)) * np.uint64(filled)) >> np.uint64(32))
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def _emit(slots, state, cells, key, count, out):  # type: ignore[no-untyped-def]
     filled, following, emitted = state[0], state[1], state[2]
     for i in range(count):

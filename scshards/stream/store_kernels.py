@@ -7,9 +7,9 @@ eight ninths of its place or all but 64 bytes. Free places of a class are a list
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
+from scshards.kernels.cache import inner, kernel
 from scshards.stream.vector_kernels import copy
 
 CLASSES = 8 * 64
@@ -25,7 +25,7 @@ def largest_room(size: int) -> int:
     return int(_room(_class(size)))
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def put(
     src, starts, in_sizes, in_keys, in_labels, done, arena, at, rooms, sizes, keys, labels, following,
     heads, state, places,
@@ -61,7 +61,7 @@ def put(
     return len(starts)
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def are_inside(starts, sizes, length):
     """Whether each [start, start + size) has a byte or more, all of them in [0, length)."""
     for i in range(len(starts)):
@@ -71,7 +71,7 @@ def are_inside(starts, sizes, length):
     return True
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def free(places, rooms, following, heads, state):
     """Put places at the heads of their classes' lists."""
     for i in range(len(places)):
@@ -82,7 +82,7 @@ def free(places, rooms, following, heads, state):
         state[USED] -= rooms[place]
 
 
-@nb.njit(nogil=True, cache=True)
+@kernel
 def pack(
     arena, at, rooms, sizes, following, heads, state, new_arena, new_at
 ):  # fmt: skip
@@ -110,7 +110,7 @@ def pack(
     state[TAIL] = tail
 
 
-@nb.njit(nogil=True)
+@inner
 def _class(size):
     units = (np.int64(size) + (1 << _STEP) - 1) >> _STEP
     doublings = np.int64(0)
@@ -119,7 +119,7 @@ def _class(size):
     return (doublings << 3) + ((units + (1 << doublings) - 1) >> doublings)
 
 
-@nb.njit(nogil=True)
+@inner
 def _room(c):
     if c < 16:
         return np.int64(c) << _STEP

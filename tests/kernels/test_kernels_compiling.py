@@ -1,4 +1,4 @@
-"""stream.compiling: nobody waits for a compiler without being told."""
+"""kernels.compiling: nobody waits for a compiler without being told."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numba as nb
 import pytest
 from shardsets import make_set
 
+from scshards.kernels.compiling import compiles
 from scshards.stream import cell_kernels, collate_base
-from scshards.stream.compiling import compiles
 from scshards.stream.loader import CellLoader
 
-LOGGER = "scshards.stream.compiling"
+LOGGER = "scshards.kernels.compiling"
 
 
 def kernel(module: str = "scshards.made_up"):

@@ -5,7 +5,7 @@
     seen.names, seen.seconds
 
 Numba keeps what it compiled on disk and loads it from there; this hears only of what was not there, from
-numba's own events. Called by stream.blockstream while it is iterated, and by stream.bench.
+numba's own events.
 """
 
 from __future__ import annotations

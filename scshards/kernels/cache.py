@@ -1,0 +1,131 @@
+"""Where compiled loops are kept, and the decorators that all of them have.
+
+    @kernel     a loop that Python calls: what numba makes of it is kept on disk
+    @inner      a loop that kernels call: it is compiled into each of them
+    @inlined    the same, put in its caller's place before anything is compiled
+
+Numba's own cache looks at the file of a kernel alone: after an edit of a loop from another file, built
+into it, the kernel would go on as it was compiled before. Here one folder holds everything, and its
+name is a hash of all that goes in: every file with kernels, numba's version, the processor, and whether
+bounds are checked. It is in the user's cache, or in SCSHARDS_CACHE_DIR, never beside the source, which
+may be read-only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding
+import numba as nb
+import platformdirs
+from numba.core import caching, config
+
+FILES = ("kernels/*.py", "stream/*_kernels.py", "stream/shuffle.py")
+"""What holds kernels, below the package's folder; a kernel may be built from nothing else."""
+
+KEPT_DAYS = 90
+"""A folder of an earlier version goes when nothing was added to it for so long."""
+
+inner = nb.njit(nogil=True)
+inlined = nb.njit(nogil=True, inline="always")
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a loop at its first call for each type of arguments, and keep that on disk."""
+    made: Any = inner(function)
+    made._cache = _Kept(function)
+    return made
+
+
+@functools.cache
+def folder() -> Path:
+    """Where the kernels of this version, for this processor, are kept; it need not exist yet."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(found for pattern in FILES for found in package.glob(pattern)):
+        digest.update(f"\n{path.relative_to(package)}\n".encode())
+        digest.update(path.read_bytes())
+    processor = llvmlite.binding.get_host_cpu_name()
+    features = llvmlite.binding.get_host_cpu_features().flatten()
+    asked = [getattr(config, name) for name in ("CPU_NAME", "CPU_FEATURES", "BOUNDSCHECK")]
+    digest.update(repr((nb.__version__, processor, features, asked)).encode())
+    chosen = os.environ.get("SCSHARDS_CACHE_DIR")
+    root = Path(chosen) if chosen else platformdirs.user_cache_path("scshards")
+    return root.absolute() / "kernels" / digest.hexdigest()[:24]
+
+
+class _Locator(caching._CacheLocator):
+    """Numba's question where a function is kept; the folder's name says that it is fresh."""
+
+    def __init__(self, line: int) -> None:
+        self._line = str(line)
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> _Locator:
+        return cls(py_func.__code__.co_firstlineno)
+
+    def get_cache_path(self) -> str:
+        return str(folder())
+
+    def get_source_stamp(self) -> str:
+        return ""
+
+    def get_disambiguator(self) -> str:
+        return self._line
+
+    def ensure_cache_path(self) -> None:
+        here = folder()
+        if not here.exists():
+            # What is in it is run when it is loaded: nobody else may write there.
+            here.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _forget(here)
+
+
+class _Files(caching.CompileResultCacheImpl):
+    _locator_classes: Any = [_Locator]  # noqa: RUF012
+
+
+class _Kept(caching.FunctionCache):
+    """Numba's cache of one function, without which a function works all the same."""
+
+    _impl_class = _Files
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except OSError:
+            return None  # compiled anew; that it can't be kept is said below
+        except (EOFError, pickle.UnpicklingError):
+            # Cut or emptied, as after a power cut: written again.
+            self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except OSError as e:
+            warnings.warn(
+                f"compiled kernels can't be kept, so that every process compiles them anew: {e}; set "
+                "SCSHARDS_CACHE_DIR to a folder that can be written",
+                stacklevel=2,
+            )
+
+
+def _forget(here: Path) -> None:
+    """Remove the folders beside this one that nobody adds to any more."""
+    oldest = time.time() - KEPT_DAYS * 24 * 3600
+    for other in here.parent.iterdir():
+        # Another process may remove them at this moment.
+        with contextlib.suppress(FileNotFoundError):
+            if other != here and other.stat().st_mtime < oldest:
+                shutil.rmtree(other, ignore_errors=True)

@@ -1,0 +1,119 @@
+"""kernels.cache: an edit anywhere is seen, nothing else is compiled twice, nothing lies beside the source."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import scshards
+from scshards.kernels import cache
+
+PACKAGE = Path(scshards.__file__).parent
+PROGRAM = """
+import warnings
+from scshards.kernels import cache, rows
+print(rows.member_bound(1, 0), sum(rows.member_bound.stats.cache_misses.values()))
+print(cache.folder())
+"""
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A folder with a copy of the package that may be edited."""
+    left_out = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PACKAGE, tmp_path / "copy" / "scshards", ignore=left_out)
+    return tmp_path / "copy"
+
+
+def bound(copy: Path, kept: Path, **more: str) -> tuple[int, bool, Path, str]:
+    """What a kernel returns, whether it was compiled, where it is kept, and what was said."""
+    environment = os.environ | {"PYTHONPATH": str(copy), "SCSHARDS_CACHE_DIR": str(kept)} | more
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=copy,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    value, misses, folder = done.stdout.split()
+    return int(value), int(misses) > 0, Path(folder), done.stderr
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+
+
+def test_an_edit_in_another_file_is_seen(copy: Path, tmp_path: Path) -> None:
+    first = bound(copy, tmp_path / "kept")
+    assert first[:2] == (79, True)
+    assert bound(copy, tmp_path / "kept") == (79, False, first[2], "")
+    edit(copy / "scshards/kernels/writing.py", "MEMBER_BOUND = 64", "MEMBER_BOUND = 65")
+    assert bound(copy, tmp_path / "kept")[:2] == (80, True)
+    assert len(list((tmp_path / "kept/kernels").iterdir())) == 2
+    assert first[2].stat().st_mode & 0o777 == 0o700
+    assert not list(copy.rglob("*.nb?")), "nothing is kept beside the source"
+
+
+def test_a_folder_for_each_processor_and_for_bounds_checks(copy: Path, tmp_path: Path) -> None:
+    ways = [{}, {"NUMBA_BOUNDSCHECK": "1"}, {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}]
+    found = [bound(copy, tmp_path / "kept", **way) for way in ways]
+    assert {(value, compiled) for value, compiled, _, _ in found} == {(79, True)}
+    assert len({folder for _, _, folder, _ in found}) == 3
+
+
+def test_without_a_place_kernels_run_all_the_same(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    value, compiled, _, said = bound(copy, tmp_path / "file")
+    assert (value, compiled) == (79, True)
+    assert said.count("SCSHARDS_CACHE_DIR") == 1 and "Not a directory" in said
+
+
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_what_a_power_cut_leaves_is_compiled_again(copy: Path, tmp_path: Path, kind: str) -> None:
+    folder = bound(copy, tmp_path / "kept")[2]
+    for damaged in (b"", b"\0" * 5000):
+        (file,) = folder.glob(f"rows.member_bound-*.{kind}")
+        file.write_bytes(damaged)
+        assert bound(copy, tmp_path / "kept") == (79, True, folder, "")
+        assert bound(copy, tmp_path / "kept") == (79, False, folder, "")
+
+
+def test_by_default_it_is_in_the_user_s_cache(copy: Path, tmp_path: Path) -> None:
+    more = {"SCSHARDS_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path / "user")}
+    folder = bound(copy, tmp_path, **more)[2]
+    assert folder.parent == tmp_path / "user/scshards/kernels" and list(folder.iterdir())
+
+
+def test_folders_that_nobody_adds_to_go(copy: Path, tmp_path: Path) -> None:
+    for name, days in (("old", cache.KEPT_DAYS + 1), ("young", cache.KEPT_DAYS - 1)):
+        folder = tmp_path / "kept/kernels" / name
+        folder.mkdir(parents=True)
+        then = folder.stat().st_mtime - 24 * 3600 * days
+        os.utime(folder, (then, then))
+    here = bound(copy, tmp_path / "kept")[2]
+    assert {p.name for p in here.parent.iterdir()} == {here.name, "young"}
+
+
+def test_kernels_are_built_from_nothing_but_files_that_name_the_folder() -> None:
+    files = {path for pattern in cache.FILES for path in PACKAGE.glob(pattern)}
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        if re.search(r"^@(kernel|inner|inlined)\b|njit|@nb\.", text, re.MULTILINE):
+            assert path in files, f"{path} is not among cache.FILES"
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("scshards"):
+                home = PACKAGE.parent.joinpath(*str(node.module).split("."))
+                assert home.with_suffix(".py") in files, f"{path} imports {node.module}"

@@ -29,6 +29,7 @@ COMMANDS = {
     "export": "Write the cells of a shard set as scBank, AnnData or parquet.",
     "verify": "Check every byte, count and cell of a shard set.",
     "info": "Show what a shard set holds.",
+    "card": "Write a card by which load_dataset takes the cells.",
     "show": "Show cells of a shard set, or a batch, as a person reads them.",
     "bench": "Measure how fast a shard set streams.",
     "mix": "Show how well batches mix, before any training.",

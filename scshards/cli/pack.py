@@ -185,6 +185,11 @@ if TYPE_CHECKING:
     "set was packed with; how inputs are read may differ: --gene-column, --layer, --raw, --where, "
     "--min-match, --strip-versions, --ids-vocab, --list-columns.",
 )
+@click.option(
+    "--hf-card",
+    is_flag=True,
+    help="Write a README.md into the set, by which Hugging Face's load_dataset takes the cells.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON on standard output.")
 def command(inputs: tuple[str, ...], root: str, vocab: str | None, **chosen: Any) -> None:
     """Pack the cells of h5ad files and other inputs into a shard set at ROOT.
@@ -207,16 +212,18 @@ def command(inputs: tuple[str, ...], root: str, vocab: str | None, **chosen: Any
         --valid-fraction 0.1 --split-by donor_id
     """
     from scshards.base.storage import parse_options
+    from scshards.packing.card import check_compression, write_card
     from scshards.packing.options import PackOptions
     from scshards.packing.pack import append, pack, pack_share
     from scshards.packing.splits import read_split_file
 
     given = _given(chosen)
-    dask, task, finish, restart, is_append, as_json = (
-        chosen.pop(n) for n in ("dask", "task", "finish", "restart", "append", "as_json")
+    dask, task, finish, restart, is_append, as_json, has_card = (
+        chosen.pop(n) for n in ("dask", "task", "finish", "restart", "append", "as_json", "hf_card")
     )
     _refuse_together({"--task": task, "--finish": finish, "--restart": restart, "--dask": dask})
     _refuse_together({"--task": task, "--finish": finish, "--append": is_append})
+    _refuse_together({"--task": task, "--hf-card": has_card})
     chosen["obs"] = split_columns(chosen["obs"])
     chosen["storage_options"] = parse_options(chosen["storage_options"])
     split_file = chosen.pop("split_file")
@@ -224,6 +231,8 @@ def command(inputs: tuple[str, ...], root: str, vocab: str | None, **chosen: Any
         said = read_split_file(split_file, chosen["split_by"])
         chosen |= {"split_by": said.column, "held_out": said.held_out}
         given |= {"split_by", "held_out"}
+    if has_card and not is_append:
+        check_compression(chosen["compression"], "--hf-card")
     seconds: dict[int, float] = {}
     if is_append:
         changes = {name: value for name, value in chosen.items() if name in given}
@@ -231,6 +240,8 @@ def command(inputs: tuple[str, ...], root: str, vocab: str | None, **chosen: Any
             manifest = append(
                 inputs, root, changes, vocab, dask=dask, restart=restart, seconds=seconds
             )
+        if has_card:
+            write_card(root, chosen["storage_options"])
         show(manifest, seconds, as_json)
         return
     if vocab is None:
@@ -246,6 +257,8 @@ def command(inputs: tuple[str, ...], root: str, vocab: str | None, **chosen: Any
             inputs, root, vocab, options,
             dask=dask, restart=restart, finish=finish, seconds=seconds,
         )  # fmt: skip
+    if has_card:
+        write_card(root, chosen["storage_options"])
     show(manifest, seconds, as_json)
 
 

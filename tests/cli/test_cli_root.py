@@ -132,7 +132,7 @@ def test_unknown_commands() -> None:
     done = scshards_command("pak")
     assert done.returncode == 2
     assert "No such command 'pak': did you mean 'pack'?" in done.stderr
-    assert "known names: annotate, bench, census, embed" in scshards_command("zzzzz").stderr
+    assert "known names: annotate, bench, card, census" in scshards_command("zzzzz").stderr
     assert "Traceback" not in done.stderr
 
 

@@ -146,9 +146,13 @@ class Phases:
             task = SurveyTask(file=file, ordinal=i, work=self.work)
             works.append(Marked(function=survey, task=task, mark=str(mark)))
         start = len(works) * self.share[0] // self.share[1]
-        few = 1 if self.request.sets else FEW_INPUTS
-        executor = InProcess() if len(works) <= few else self.executor
-        self._do("survey", works[start:] + works[:start], "inputs", lambda w: 1, executor)
+        works = works[start:] + works[:start]
+        if self.request.sets:
+            executor = InProcess() if len(works) == 1 else self.executor
+            self._do("survey", works, "cells", lambda w: int(w.task.file.cells), executor)
+        else:
+            executor = InProcess() if len(works) <= FEW_INPUTS else self.executor
+            self._do("survey", works, "inputs", lambda w: 1, executor)
 
     def decide(self) -> None:
         """Decide what all tasks share, and put the vocabulary into the output: the pack has begun."""

@@ -57,7 +57,7 @@ def test_tables_and_info(folder: Path, tmp_path: Path) -> None:
     assert header.split()[:4] == ["input", "cells", "kept", "where"]
     assert row.split()[1:4] == ["30", "20", "10"] and "seconds" not in header
     assert [line.split()[0] for line in splits.splitlines()[2:]] == ["train", "valid"]
-    for phase in ("look: 30 cells", "scatter: 30 cells", "write: 20 cells"):
+    for phase in ("survey: 30 cells", "scatter: 20 cells", "write: 20 cells"):
         assert phase in result.stderr
     manifest = ShardSet(tmp_path / "new").manifest
     assert manifest.splits["train"][0].path.endswith(".tar.zst")

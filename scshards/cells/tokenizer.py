@@ -196,6 +196,8 @@ def kernel_values(data: NDArray[Any], *, where: object = None) -> NDArray[Any]:
     kind, size = data.dtype.kind, data.dtype.itemsize
     if kind == "b" or (kind in "iu" and size < 4):
         return np.ascontiguousarray(data, np.int32)
+    if kind == "u" and size == 8 and data.dtype.isnative:
+        return np.ascontiguousarray(data).view(np.int64)
     if kind == "u":
         return np.ascontiguousarray(data, np.int64)
     if kind == "f" and size == 2:

@@ -1,36 +1,85 @@
-"""Folders that a source writes for itself: there whole or not at all, for all processes that look.
+"""Writing on disk: whoever finds a file or a folder finds all of it, after a crash of the machine too.
 
-    with published(folder) as part: ...     write into `part`; at the end it becomes `folder`
+    publish(path, data)                       a file, at once
+    with publishing(path) as file: ...        a file, in parts
+    with published(folder) as part: ...       a folder, written into `part`
+    discard(folder)                           scratch goes; what stays is a warning, not an error
 
-Called by sources.matrix, sources.mtx and sources.lists; `scratch_writes` by all who write temporary
-files.
+Each is written under another name, synced, renamed, and then its folder is synced: a mark that is
+written afterwards speaks for what is on the disk.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import os
+import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import ScshardsError, StorageError
+from scshards.base.errors import OutputExistsError, ScshardsError, StorageError
+from scshards.base.locks import locked
 
-_LOCK = "lock"
+TEMPORARY = ".tmp"
+"""How the name of a file ends that is being written; it begins with a dot."""
+
+_IN_MEMORY = ("tmpfs", "ramfs")
+
+
+@contextlib.contextmanager
+def publishing(path: Path, *, mode: int = 0o644, is_last: bool = True) -> Iterator[BinaryIO]:
+    """A file to write into, which takes the name `path` when all went well, and is gone otherwise.
+
+    Two processes may write it at the same time: the one that ends last has it.
+
+    Parameters
+    ----------
+    path, mode
+        The file and its permissions.
+    is_last
+        False where another file, published into the same folder afterwards, says that this one is there:
+        its name reaches the disk with that one's.
+
+    Raises
+    ------
+    OSError
+        When the disk fails, or is full.
+    """
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(mode)  # mkstemp makes it 0600
+        os.replace(temporary, path)  # noqa: PTH105
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    if is_last:
+        sync(path.parent)
+
+
+def publish(path: Path, data: bytes | memoryview, *, is_last: bool = True) -> None:
+    """Write a file: all of it or nothing; see `publishing`."""
+    with publishing(path, is_last=is_last) as file:
+        file.write(data)
 
 
 @contextlib.contextmanager
 def published(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder` to write into, which takes its name when all went well.
 
-    Whoever finds `folder` finds all of it. Two processes may write it at the same time: the second
-    one's work is thrown away. What a killed one left is removed by the next.
+    Two processes may write it at the same time: the second one's work is thrown away. What a killed one
+    left is removed by the next.
 
     Raises
     ------
@@ -40,20 +89,103 @@ def published(folder: Path) -> Iterator[Path]:
     with scratch_writes(folder), contextlib.ExitStack() as stack:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder)
-        new = Path(tempfile.mkdtemp(prefix=f"{folder.name}.new-", dir=folder.parent))
-        part = new.with_name(new.name.replace(".new-", ".part-"))
-        lock = stack.enter_context((new / _LOCK).open("w"))
-        # Without locks on this file system nobody can tell what was abandoned, and it stays.
-        with contextlib.suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        new.rename(part)  # only now: a part that is not locked is taken for abandoned
+        part = folder.with_name(f"{folder.name}.part-{secrets.token_hex(4)}")
+        # It lies beside the folder, so as to be no part of what is published.
+        lock = _lock_of(part)
+        stack.callback(lock.unlink, missing_ok=True)
+        stack.enter_context(locked(lock))
         stack.callback(shutil.rmtree, part, ignore_errors=True)
+        part.mkdir(mode=0o700)
         yield part
+        for path in (*part.rglob("*"), part):
+            sync(path)
         try:
             part.rename(folder)
         except OSError:
             if not folder.is_dir():  # else another process was faster
                 raise
+        sync(folder.parent)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder of temporary files; when some can't be, say so on standard error.
+
+    The work is done when this is called, so nothing here is an error.
+    """
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as e:
+        print(
+            f"warning: temporary files could not be removed ({e.strerror}): {folder}; remove them by "
+            "hand",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def set_aside(folder: Path) -> Path:
+    """Give a folder a name that nobody looks for, so that it is gone for all others at once."""
+    aside = folder.with_name(f"{folder.name}.over-{secrets.token_hex(4)}")
+    try:
+        folder.rename(aside)
+    except OSError:
+        return folder
+    return aside
+
+
+def set_aside_before(folder: Path) -> list[Path]:
+    """What `set_aside` has made of earlier folders of this name, and was not removed."""
+    return sorted(folder.parent.glob(f"{folder.name}.over-*"))
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    except OSError as e:
+        # Some network file systems know no syncing of folders, and order their names themselves.
+        if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
+
+
+def temporary_folder() -> Path:
+    """The folder for large temporary files where none was named: the system's, on a disk.
+
+    Raises
+    ------
+    StorageError
+        When those of the system are in memory or can't be written to.
+    """
+    first = Path(tempfile.gettempdir())
+    for folder in (first, Path("/var/tmp")):
+        if os.access(folder, os.W_OK | os.X_OK) and not is_in_memory(folder):
+            return folder
+    raise StorageError(
+        "the system's temporary folder is in memory",
+        where=first,
+        advice="name a folder on a disk with --scratch",
+    )
+
+
+def is_in_memory(folder: Path) -> bool:
+    """Whether what is written into a folder takes memory and not a disk; False where nobody says."""
+    try:
+        lines = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return False
+    at = folder.resolve()
+    found = ("", "")
+    for line in lines:
+        _, point, kind, *_ = line.split(" ")
+        point = point.replace("\\040", " ")
+        # The last of those that are mounted on one another is the one that is seen.
+        if at.is_relative_to(point) and len(point) >= len(found[0]):
+            found = (point, kind)
+    return found[1] in _IN_MEMORY
 
 
 @contextlib.contextmanager
@@ -77,10 +209,13 @@ def mapped(path: Path, dtype: np.dtype[Any], n: int) -> NDArray[Any]:
     return np.memmap(path, dtype, "r", shape=(n,)) if n else np.zeros(0, dtype)
 
 
+def _lock_of(part: Path) -> Path:
+    return part.with_name(f".{part.name}.lock")
+
+
 def _remove_abandoned(folder: Path) -> None:
     for part in folder.parent.glob(f"{folder.name}.part-*"):
-        # Another process may publish or remove it meanwhile; where locks fail, nothing is removed.
-        with contextlib.suppress(OSError), (part / _LOCK).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock.fileno()).st_nlink:
-                shutil.rmtree(part)
+        # Whoever holds it, is making it.
+        with contextlib.suppress(OutputExistsError), locked(_lock_of(part)):
+            discard(part)
+            _lock_of(part).unlink(missing_ok=True)

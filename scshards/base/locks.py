@@ -1,11 +1,12 @@
-"""One pack at a time: locks on the scratch folder, and a lease on an output in an object store.
+"""One writer at a time: locks on files, and a lease on an output in an object store.
 
-    with held(folder, shared=False): ...       this host (and every host, where the file system says so)
-    with Lease(storage): ...                   any host: an object at the root that its holder rewrites
+    with locked(path): ...               this host (and every host, where the file system says so)
+    with held(folder): ...               the same, by the file `lock` in a folder
+    with Lease(storage, prefix): ...     any host: an object that its holder rewrites
 
-A file lock ends with its process, however that ends. A store has no locks: a lease is an object that
-its holder rewrites every few seconds. One that stays the same while another pack watches it was left by
-a process that is gone. Called by packing.job.
+A file lock ends with its process, however that ends. A store has no locks: each writer puts an object
+of a name of its own below the prefix, rewrites it every few seconds, and looks for those of others. One
+that stays the same while another looks on was left by a process that is gone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import fcntl
 import json
 import os
+import random
 import secrets
 import socket
 import sys
@@ -21,64 +23,80 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from scshards.base.errors import OutputExistsError, StorageError
-from scshards.base.files import scratch_writes
-from scshards.base.storage import Storage
 
-LOCK, LEASE = "lock", ".packing.json"
+if TYPE_CHECKING:
+    from scshards.base.storage import Storage
+
+LOCK = "lock"
 
 BEAT_S = 10.0
 """How often a lease is rewritten; one that was not for WATCH_S is no longer held."""
 
 WATCH_S = 35.0
 
+TRIES = 3
+"""Of two that come at the same moment both step back, and try again so often."""
 
-_files: list[TextIO] = []
-"""The locks that this process holds: forked workers must not keep them when it dies."""
+WAIT = "wait until it has finished, or choose another output"
 
 
 @contextlib.contextmanager
-def held(
-    folder: Path, *, shared: bool = False, wait: bool = False, where: str = ""
+def locked(
+    path: Path,
+    *,
+    shared: bool = False,
+    wait: bool = False,
+    at: object = None,
+    busy: str = "another process is writing there",
+    advice: str = WAIT,
 ) -> Iterator[None]:
-    """Hold the lock of a pack's folder.
+    """Hold the lock that a file stands for; it is made when it is not there, and stays.
 
     Parameters
     ----------
-    folder
-        The pack's scratch folder.
+    path
+        The file. It says who holds it.
     shared
-        With others that share it, as the tasks of one array do.
+        With others that share it.
     wait
         Until it is free, in place of refusing.
-    where
-        The output, for the message.
+    at, busy, advice
+        What is locked, that another has it, and what to do then: for the message.
 
     Raises
     ------
     OutputExistsError
-        When another process holds it.
+        When another process holds it, or has just removed it.
+    StorageError
+        When it can't be made, or the file system has no locks.
     """
-    path = folder / LOCK
-    with scratch_writes(path):
+
+    def refusal(holder: str) -> OutputExistsError:
+        told = f"{busy} ({holder})" if holder else busy
+        return OutputExistsError(told, where=at or path, advice=advice)
+
+    try:
         file = path.open("a+")
-    with file, _known(file):
+    except OSError as e:
+        raise StorageError(f"a lock can't be made: {e.strerror}", where=path) from None
+    with file, _owned(file):
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
             fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise _refusal(file.read().strip(), where) from None
+            raise refusal(file.read().strip()) from None
         except OSError as e:
             raise StorageError(
                 f"the file system can't lock: {e.strerror}",
                 where=path,
-                advice="choose another place for temporary files with --scratch",
+                advice="choose another folder, or another place for temporary files with --scratch",
             ) from None
         if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
-            raise _refusal("it has just finished", where)
+            raise refusal("it has just finished")
         if not shared:
             file.truncate(0)
             file.write(_me())
@@ -86,56 +104,107 @@ def held(
         yield
 
 
-def leave() -> None:
-    """In a forked process: let go of the locks of its parent, which holds them on."""
-    for file in _files:
-        file.close()
-    _files.clear()
+@contextlib.contextmanager
+def held(
+    folder: Path, *, shared: bool = False, wait: bool = False, where: str = ""
+) -> Iterator[None]:
+    """Hold the lock of a pack's folder; see `locked`."""
+    busy = "another pack is writing there"
+    with locked(folder / LOCK, shared=shared, wait=wait, at=where or folder, busy=busy):
+        yield
 
 
 class Lease:
-    """A lease on the root of a remote output; a context manager.
+    """A lease on an output in a store; a context manager.
+
+    Parameters
+    ----------
+    storage, prefix
+        Claims are objects below this prefix, which is empty when nobody holds it.
+    job
+        With others that do the same job, as the tasks of one array do; None: alone.
+    beat_s, watch_s
+        See BEAT_S.
+
+    Attributes
+    ----------
+    claim
+        The path of this holder's object. As long as it is there, nobody else writes.
+    is_held
+        False before it is entered, and when it is known that another took it over.
 
     Raises
     ------
     OutputExistsError
-        When another pack holds it.
+        When another holds it; from `check`, when another took it over.
     """
 
     def __init__(
-        self, storage: Storage, *, beat_s: float = BEAT_S, watch_s: float = WATCH_S
+        self,
+        storage: Storage,
+        prefix: str,
+        *,
+        job: str | None = None,
+        beat_s: float = BEAT_S,
+        watch_s: float = WATCH_S,
     ) -> None:
-        self._storage, self._beat_s, self._watch_s = storage, beat_s, watch_s
-        self._id = secrets.token_hex(8)
+        self.claim = f"{prefix}/{secrets.token_hex(8)}.json"
+        self._storage, self._prefix, self._job = storage, prefix, job
+        self._beat_s, self._watch_s = beat_s, watch_s
         self._beats = 0
+        self.is_held = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="scshards-lease", daemon=True)
 
     def __enter__(self) -> Lease:
-        other = self._read()
-        if other is not None and self._is_alive(other):
-            raise _refusal(str(other.get("holder", "")), self._storage.at(""))
+        for attempt in range(1, TRIES + 1):
+            # Who writes first and looks then, can't miss another who does the same.
+            self._write()
+            try:
+                other = self._other()
+            except BaseException:
+                self._withdraw()
+                raise
+            if other is None:
+                break
+            self._withdraw()
+            if attempt == TRIES or not other.get("is new"):
+                raise self._refusal(str(other.get("holder", "")))
+            time.sleep(random.uniform(0.1, 1.0) * min(2.0, self._beat_s))
         self._write()
-        # Of two that come at once, the one that wrote last has it.
-        time.sleep(min(1.0, self._beat_s / 5))
-        found = self._read()
-        if found is None or found.get("id") != self._id:
-            raise _refusal(str((found or {}).get("holder", "")), self._storage.at(""))
+        self.is_held = True
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
         self._thread.join()
-        # Without the object the next pack need not watch it; a store that fails says so elsewhere.
-        with contextlib.suppress(StorageError):
-            self._storage.remove(LEASE)
+        self._withdraw()
 
-    def _is_alive(self, other: dict[str, Any]) -> bool:
-        if other.get("host") == socket.gethostname() and not _runs(other.get("pid")):
+    def check(self) -> None:
+        """Look once more, right before something is published, whether the lease is still held."""
+        if not self.is_held or not self._storage.exists(self.claim):
+            raise self._refusal("this one did not answer for a while")
+        other = self._other()
+        if other is not None and not other.get("is new"):
+            raise self._refusal(str(other.get("holder", "")))
+
+    def _other(self) -> dict[str, Any] | None:
+        """The claim of another that lives and does not share; those of the dead are removed."""
+        for path in self._storage.list(self._prefix):
+            found = None if path == self.claim else self._read(path)
+            if found is None or (self._job is not None and found.get("job") == self._job):
+                continue
+            if self._is_alive(path, found):
+                return found
+            self._storage.remove(path)
+        return None
+
+    def _is_alive(self, path: str, found: dict[str, Any]) -> bool:
+        if found.get("host") == _host() and not _runs(found.get("pid")):
             return False
         print(
-            f"another pack was writing to {self._storage.at('')} ({other.get('holder')}): "
+            f"another process was writing to {self._storage.at('')} ({found.get('holder')}): "
             f"looking for {self._watch_s:.0f} s whether it still runs",
             file=sys.stderr,
             flush=True,
@@ -143,57 +212,87 @@ class Lease:
         end = time.monotonic() + self._watch_s
         while time.monotonic() < end:
             time.sleep(min(1.0, self._watch_s / 10))
-            now = self._read()
-            if now != other:
+            now = self._read(path)
+            if now != found:
                 return now is not None
         return False
 
     def _keep(self) -> None:
         while not self._stop.wait(self._beat_s):
-            # A beat that fails is followed by another; the pack itself reports a store that is gone.
+            # A beat that fails is followed by another; the work itself reports a store that is gone.
             with contextlib.suppress(StorageError):
+                # What another has removed must not come back: that one writes now.
+                if not self._storage.exists(self.claim):
+                    self.is_held = False
+                    return
                 self._write()
 
     def _write(self) -> None:
         self._beats += 1
         tree = {
-            "id": self._id,
             "beat": self._beats,
-            "host": socket.gethostname(),
+            # Whether it may still step back.
+            "is new": self._beats == 1,
+            "job": self._job,
+            "host": _host(),
             "pid": os.getpid(),
             "holder": _me(),
         }
-        self._storage.write(LEASE, json.dumps(tree).encode())
+        self._storage.write(self.claim, json.dumps(tree).encode())
 
-    def _read(self) -> dict[str, Any] | None:
-        if not self._storage.exists(LEASE):
-            return None
+    def _withdraw(self) -> None:
+        # Without the object the next one need not watch it; a store that fails says so elsewhere.
+        self._beats = 0
+        with contextlib.suppress(StorageError):
+            self._storage.remove(self.claim)
+
+    def _read(self, path: str) -> dict[str, Any] | None:
         try:
-            tree = json.loads(self._storage.read(LEASE))
-        except (ValueError, StorageError):
+            tree = json.loads(self._storage.read_if_there(path) or b"")
+        except ValueError:
             return None  # removed or rewritten at this very moment, or none of ours
         return tree if isinstance(tree, dict) else None
 
+    def _refusal(self, holder: str) -> OutputExistsError:
+        told = f" ({holder})" if holder else ""
+        return OutputExistsError(
+            f"another process is writing there{told}", where=self._storage.at(""), advice=WAIT
+        )
+
+
+_owned_files: list[TextIO] = []
+"""The locks that this process holds: processes that it forks must not keep them when it dies."""
+
 
 @contextlib.contextmanager
-def _known(file: TextIO) -> Iterator[None]:
-    _files.append(file)
+def _owned(file: TextIO) -> Iterator[None]:
+    _owned_files.append(file)
     try:
         yield
     finally:
-        _files.remove(file)
+        if file in _owned_files:
+            _owned_files.remove(file)
 
 
-def _refusal(holder: str, where: str) -> OutputExistsError:
-    return OutputExistsError(
-        f"another pack is writing there{f' ({holder})' if holder else ''}",
-        where=where,
-        advice="wait until it has finished, or choose another output",
-    )
+def _leave() -> None:
+    for file in _owned_files:
+        file.close()
+    _owned_files.clear()
+
+
+os.register_at_fork(after_in_child=_leave)
 
 
 def _me() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _host() -> str:
+    """Whose process numbers they are: containers of one name number theirs apart."""
+    try:
+        return f"{socket.gethostname()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return socket.gethostname()
 
 
 def _runs(pid: Any) -> bool:

@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,14 +21,17 @@ from typing import Any, BinaryIO, TypeVar
 
 from scshards.base.access import Access
 from scshards.base.access import parse_options as parse_options
-from scshards.base.errors import MissingDataError, StorageError
+from scshards.base.errors import MissingDataError, OutputExistsError, StorageError
+from scshards.base.files import TEMPORARY, publish
 from scshards.base.ranges import Ranges
-from scshards.base.remote import code_of, no_option, translated, version
+from scshards.base.remote import code_of, no_option, status_of, translated, version
 from scshards.base.retry import Retry
 
 Got = TypeVar("Got")
 
-_TEMPORARY = ".tmp"
+_CONFLICT, _PRECONDITION_FAILED, _NO_CONDITIONS = 409, 412, (400, 405, 501)
+"""What an S3 store answers to a conditional PUT: another writes, or has written; it knows none."""
+
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]*(::|://)")
 
 
@@ -235,19 +237,51 @@ class Storage:
                 return
             target = Path(full)
             target.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(
-                prefix=f".{target.name}.", suffix=_TEMPORARY, dir=target.parent
-            )
+            publish(target, data)
+
+    def replace(self, path: str, old: bytes | None, data: bytes) -> None:
+        """Publish `data` at `path` where `old` is now; None: where nothing is.
+
+        S3's conditional PUT compares for itself, so that of two writers one wins. Elsewhere, and in
+        stores that do not know it, this looks first and writes then: who calls it holds a lock or lease.
+
+        Raises
+        ------
+        OutputExistsError
+            When something else is there.
+        """
+        condition: dict[str, str] | None = None
+        full = self._full(path)
+        if self._ranges is not None and "s3" in self._fs.protocol:
+            condition = {"IfNoneMatch": "*"}
+            if old is not None:
+                condition = {"IfMatch": self._info(path)["ETag"]}
+        if self.read_if_there(path) != old:
+            raise self._has_changed(path)
+        if condition is None:
+            self.write(path, data)
+            return
+        with translated(self.at(path)):
+            bucket, key, _ = self._fs.split_path(full)
             try:
-                with os.fdopen(handle, "wb") as f:
-                    f.write(data)
-                    f.flush()
-                    os.fsync(f.fileno())
-                Path(temporary).chmod(0o644)  # mkstemp makes it 0600
-                os.replace(temporary, target)  # noqa: PTH105
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+                self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
+            except OSError as e:
+                status = status_of(e)
+                if status in (_CONFLICT, _PRECONDITION_FAILED):
+                    # An answer that was lost on its way may have been to this very request.
+                    if self.read_if_there(path) == data:
+                        return
+                    raise self._has_changed(path) from None
+                if status not in _NO_CONDITIONS:
+                    raise
+                self.write(path, data)
+
+    def _has_changed(self, path: str) -> OutputExistsError:
+        return OutputExistsError(
+            "somebody else has written it meanwhile",
+            where=self.at(path),
+            advice="run the same command again",
+        )
 
     def upload(self, path: str, file: Path) -> None:
         """Publish a local file at `path` in a store, read in parts: all of it or nothing."""
@@ -277,7 +311,7 @@ class Storage:
         """Delete what local writes that were killed have left; nobody may write there meanwhile."""
         if self.is_local:
             with translated(self.at("")):
-                for path in Path(self._root).rglob(f".*{_TEMPORARY}"):
+                for path in Path(self._root).rglob(f".*{TEMPORARY}"):
                     path.unlink(missing_ok=True)
 
     def _info(self, path: str) -> dict[str, Any]:
@@ -387,7 +421,7 @@ _OF_WEB = {
 
 
 def _is_temporary(path: Path) -> bool:
-    return path.name.startswith(".") and path.suffix == _TEMPORARY
+    return path.name.startswith(".") and path.suffix == TEMPORARY
 
 
 def _pread(path: str, start: int, parts: Sequence[memoryview]) -> int:

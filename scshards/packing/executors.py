@@ -30,7 +30,6 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol, TypeVar
 
 from scshards._version import __version__
-from scshards.base import locks as lock
 from scshards.base.errors import ConfigError, StorageError
 from scshards.census.context import be_one_of_many
 
@@ -155,13 +154,17 @@ class Pool:
             )
         futures = {self._pool.submit(function, task): number for number, task in tasks.items()}
         broken = None
-        for future in concurrent.futures.as_completed(futures):
-            try:
-                result = future.result()
-            except BrokenProcessPool as e:
-                broken = e  # what was done before is still taken
-                continue
-            yield futures[future], result
+        try:
+            for future in concurrent.futures.as_completed(futures):
+                try:
+                    result = future.result()
+                except BrokenProcessPool as e:
+                    broken = e  # what was done before is still taken
+                    continue
+                yield futures[future], result
+        finally:
+            for future in futures:
+                future.cancel()  # after an error nobody waits for them
         if broken is not None:
             raise broken
 
@@ -180,7 +183,6 @@ def _begin(parent: int) -> None:
     # Ctrl-C reaches the whole group; the main process alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    lock.leave()
     be_one_of_many()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

@@ -9,7 +9,9 @@
              lock
 
 `folder` is `.packing` in a local root, or a folder of a name of its own below `--scratch` (or the
-system's temporary folder). It is removed when the manifest is written. Called by packing.pack.
+system's temporary folder). The lock of a local root is always in its `.packing`; a root in a store has a
+lease there too. When the manifest is written, all of it goes, and nothing of the output is touched any
+more, whatever happens.
 """
 
 from __future__ import annotations
@@ -20,15 +22,16 @@ import json
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scshards._version import __version__
+from scshards.base import files
 from scshards.base.errors import OutputExistsError, ScshardsError, StorageError
-from scshards.base.files import scratch_writes
-from scshards.base.locks import LEASE, LOCK, Lease, held
+from scshards.base.files import discard, scratch_writes, temporary_folder
+from scshards.base.locks import LOCK, Lease, held
 from scshards.base.remote import translated
 from scshards.base.storage import Storage, path_of, redact
 from scshards.packing.marks import publish, read_mark
@@ -74,6 +77,8 @@ class Job:
         The root.
     folder
         The scratch folder.
+    claim
+        The object of the lease on a root in a store: who finds it gone must not write there any more.
     is_worthless
         Set when the same command can only fail again, so that nothing is kept.
 
@@ -99,76 +104,138 @@ class Job:
         self._asked = {"scshards": __version__, **asked}
         self._base, self._restart = base, restart
         self._shared, self._begun_only = shared, begun_only
+        self._lease: Lease | None = None
         self.is_worthless = False
 
     @property
     def has_plan(self) -> bool:
         return (self.folder / PLAN).exists()
 
+    @property
+    def claim(self) -> str | None:
+        return self._lease.claim if self._lease is not None else None
+
+    def request(self, identities: Sequence[Mapping[str, Any]]) -> str:
+        """SHA-256 (hex) of what was asked for: the same for the same command and unchanged inputs.
+
+        Parameters
+        ----------
+        identities
+            What tells each input from another state of it.
+        """
+        tree = {k: v for k, v in self._asked.items() if k not in ("scshards", ADDS_TO)}
+        tree |= {"identities": list(identities), "adds": self._base is not None}
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+    def finished(self, identities: Callable[[], Sequence[Mapping[str, Any]]]) -> Manifest | None:
+        """The manifest of the output, when it is whole and what this job would make; says so then.
+
+        Parameters
+        ----------
+        identities
+            See `request`; asked for only when there is a shard set.
+        """
+        data = self.storage.read_if_there(MANIFEST)
+        if data is None:
+            return None
+        manifest = Manifest.from_json(data, where=self.storage.at(MANIFEST))
+        if not manifest.requests or self.request(identities()) not in manifest.requests:
+            return None
+        if _files(manifest) - set(self.storage.list()):
+            return None
+        self._remove_leftovers()
+        print(
+            f"{self.storage.at('')} is complete: it was made by this command, and nothing is to do",
+            file=sys.stderr,
+            flush=True,
+        )
+        return manifest
+
     def __enter__(self) -> Job:
         self._refuse_strangers()
         root = self.storage.local_path
-        self._made = _missing_parents(root) if root else []
-        with contextlib.ExitStack() as stack:
-            if root:
-                try:
-                    root.mkdir(parents=True, exist_ok=True)
-                except OSError as e:
-                    raise StorageError(
-                        f"the output can't be made: {e.strerror}", where=self.storage.at("")
-                    ) from None
-            stack.callback(self._remove_empty)
-            with scratch_writes(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-            _check_owner(self.folder)
-            stack.enter_context(held(self.folder, shared=self._shared, where=self.storage.at("")))
-            if self._base is None and self.storage.exists(MANIFEST):
-                self._refuse_strangers()  # it was finished while the lock was waited for
-            if root is None and not self._shared:
-                stack.enter_context(Lease(self.storage))
+        self._made = [*self._folders, *(_missing_parents(root) if root else [])]
+        self._locks = contextlib.ExitStack()
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._remove_empty)
+            undo.callback(self._locks.close)
+            for folder in self._folders:
+                self._make(folder)
+            lock = self._folders[-1]
+            self._locks.enter_context(held(lock, shared=self._shared, where=self.storage.at("")))
+            if root is None:
+                job = self.request(()) if self._shared else None
+                self._lease = self._locks.enter_context(Lease(self.storage, FOLDER, job=job))
             try:
+                # What was looked at before it was locked may be another now.
+                self._refuse_another_base()
                 self._claim()
             except BaseException:
                 if not (self.folder / JOB).exists():
-                    self._remove_folder()
+                    self._remove_folders()
                 raise
-            self._stack = stack.pop_all()
+            undo.pop_all()
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         keep = self._shared or self._is_worth_keeping(error)
-        left = []
         if error is not None and not keep:
             with contextlib.suppress(StorageError):
-                self._remove_work()
-            left = self._remove_folder()
-        self._stack.close()
+                self._remove_made()
+            self._remove_folders()
+        self._locks.close()
+        self._remove_empty()
         if error is None:
             return
         state = GO_ON if keep else "nothing was left in the output"
-        if left:
-            state = f"remove what could not be removed before you pack again: {', '.join(left)}"
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"packing was interrupted; {state}") from None
-        if isinstance(error, ScshardsError) and (keep or left):
+        if isinstance(error, ScshardsError) and keep:
             advice = f"{error.advice}; {state}" if error.advice else state
             raise type(error)(error.what, where=error.where, advice=advice) from error
 
     def finish(self, manifest: Manifest) -> None:
-        """Publish the manifest, last of all, and remove the scratch folder."""
-        self.storage.remove_temporaries()
-        self.storage.write(MANIFEST, manifest.to_json())
-        left = self._remove_folder()
-        if left:
-            raise StorageError(
-                "the shard set is complete, but the scratch folder can't be removed",
-                where=", ".join(left),
-                advice="remove it by hand",
-            )
+        """Publish the manifest, last of all, and remove the scratch folder.
+
+        Raises
+        ------
+        OutputExistsError
+            When another has published one since this job began, or writes there.
+        """
+        try:
+            if self._lease is not None:
+                self._lease.check()
+            self.storage.remove_temporaries()
+            data = self._refuse_another_base()
+            self.storage.replace(MANIFEST, data, manifest.to_json())
+        except OutputExistsError:
+            self.is_worthless = True
+            raise
+        self._remove_folders()
 
     def mark(self, name: str) -> Path:
         """Where the mark of a task is."""
         return self.folder / f"{name}.json"
+
+    @property
+    def _folders(self) -> list[Path]:
+        """The scratch folder; and last, the one of the lock."""
+        root = self.storage.local_path
+        return list(dict.fromkeys([self.folder, self.folder if root is None else root / FOLDER]))
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise StorageError(
+                f"the output can't be made: {e.strerror}"
+                if self.storage.is_local and folder == self._folders[-1]
+                else f"temporary files can't be written: {e.strerror}",
+                where=folder.parent,
+            ) from None
+        with scratch_writes(folder):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        _check_owner(folder)
 
     def _refuse_strangers(self) -> None:
         """Refuse a root that holds what no job of this root has left there."""
@@ -181,17 +248,11 @@ class Job:
                 where=self.storage.at(""),
                 advice="name a folder that is empty or absent",
             )
+        self._refuse_another_base()
         if self._base is not None:
             self._refuse_unfinished_addition(self._base)
             return
-        if self.storage.exists(MANIFEST):
-            self._remove_leftovers()
-            raise OutputExistsError(
-                "there is a shard set already",
-                where=self.storage.at(""),
-                advice="choose another output, or remove it first; add cells to it with --append",
-            )
-        names = [n for n in self.storage.list() if not n.startswith(f"{FOLDER}/") and n != LEASE]
+        names = [n for n in self.storage.list() if not n.startswith(FOLDER)]
         if not names or (self.folder / JOB).exists():
             return
         ours = [n for n in names if n == VOCAB or _OURS.fullmatch(n)]
@@ -208,12 +269,39 @@ class Job:
             f"the output is not empty: it holds {other}", where=self.storage.at(""), advice=advice
         )
 
+    def _refuse_another_base(self) -> bytes | None:
+        """Refuse a manifest that is not the one that this job began with; its bytes, or None."""
+        data = self.storage.read_if_there(MANIFEST)
+        if self._base is None and data is not None:
+            self._remove_leftovers()
+            raise OutputExistsError(
+                "there is a shard set already",
+                where=self.storage.at(""),
+                advice="choose another output, or remove it first; add cells to it with --append",
+            )
+        if self._base is None:
+            return None
+        if data is None or hashlib.sha256(data).hexdigest() != self._asked[ADDS_TO]:
+            raise OutputExistsError(
+                "the shard set is not the one any more that this command began to add to: somebody "
+                "else has added to it",
+                where=self.storage.at(""),
+                advice="run the same command again",
+            )
+        return data
+
     def _remove_leftovers(self) -> None:
         """Remove the scratch folder of a job that was killed after it had published its manifest."""
-        if (self.folder / JOB).exists():
+        for folder in self._folders:
+            for left in files.set_aside_before(folder):
+                discard(left)
             # Whoever holds it removes it.
-            with contextlib.suppress(OutputExistsError), held(self.folder):
-                self._remove_folder()
+            if (folder / LOCK).exists():
+                with contextlib.suppress(OutputExistsError), contextlib.ExitStack() as lock:
+                    lock.enter_context(held(folder))
+                    aside = files.set_aside(folder)
+                    lock.close()
+                    discard(aside)
 
     def _refuse_unfinished_addition(self, base: Manifest) -> None:
         if self._restart or (self.folder / JOB).exists():
@@ -267,8 +355,8 @@ class Job:
         return isinstance(error, StorageError) or any(self.folder.glob("[0-9]*.json"))
 
     def _remove_work(self) -> None:
-        """Remove what a job has made, but not the lock, and nothing of the set that is added to."""
-        keep = {VOCAB, *_files(self._base)} if self._base is not None else set()
+        """Remove what any job has made, but not the lock, and nothing that the manifest names."""
+        keep = self._named()
         for name in self.storage.list():
             if (name == VOCAB or _OURS.fullmatch(name)) and name not in keep:
                 self.storage.remove(name)
@@ -279,12 +367,31 @@ class Job:
                 elif path.name != LOCK:
                     path.unlink()
 
-    def _remove_folder(self) -> list[str]:
-        try:
-            shutil.rmtree(self.folder)
-        except OSError:
-            return [str(self.folder)]
-        return []
+    def _remove_made(self) -> None:
+        """Remove what this job has put into the output, and no manifest names."""
+        if self.claim is not None and not self.storage.exists(self.claim):
+            return  # Another has taken over, and writes files of the same names.
+        made = set() if self._base is not None or not self.has_plan else {VOCAB}
+        for split in self.folder.glob("*-[0-9]*.json"):
+            shard = (read_mark(split) or {}).get("shard", {})
+            made |= {shard["path"], shard["index"]["path"]} if shard else set()
+        for name in made - self._named():
+            self.storage.remove(name)
+
+    def _named(self) -> set[str]:
+        """The files that the manifest names that is there now."""
+        data = self.storage.read_if_there(MANIFEST)
+        if data is None:
+            return set()
+        return {VOCAB} | _files(Manifest.from_json(data, where=self.storage.at(MANIFEST)))
+
+    def _remove_folders(self) -> None:
+        """Let go of the locks and remove the scratch folder; nobody finds it half removed."""
+        asides = [files.set_aside(folder) for folder in self._folders if folder.exists()]
+        # A file that is open can't be removed from some network file systems.
+        self._locks.close()
+        for aside in asides:
+            discard(aside)
 
     def _remove_empty(self) -> None:
         """Remove the local folders that this job made; a folder that holds something stays."""
@@ -306,7 +413,7 @@ def _folder(storage: Storage, scratch: str | None) -> Path:
     # The same for the same root, so that the same command finds it again.
     name = str(root) if root is not None else redact(storage.url).rstrip("/")
     tag = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:16]
-    parent = path_of(scratch).absolute() if scratch else Path(tempfile.gettempdir())
+    parent = path_of(scratch).absolute() if scratch else temporary_folder()
     return parent / f"scshards-{os.getuid()}-{tag}"
 
 

@@ -3,16 +3,14 @@
     perform(Marked(scatter, task, mark))      runs the task, then publishes its result as the mark
     read_mark(path)                           the result, or None
 
-A mark is a small JSON file that appears whole or not at all, after everything it speaks for. Called by
-packing.phases in its worker processes, and by packing.job.
+A mark is a small JSON file that appears whole or not at all, after everything it speaks for has reached
+the disk.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from scshards.base import files
 from scshards.base.errors import StorageError
 from scshards.base.files import scratch_writes
 
@@ -63,26 +62,20 @@ def perform(work: Marked) -> dict[str, Any]:
     return {**result, "mark": work.mark}
 
 
-def publish(path: Path, data: bytes | memoryview) -> None:
-    """Write a file of the scratch folder: all of it or nothing, and two writers do not meet."""
+def publish(path: Path, data: bytes | memoryview, *, is_last: bool = True) -> None:
+    """Write a file of the scratch folder: all of it or nothing, and two writers do not meet.
+
+    See files.publishing for `is_last`.
+    """
     with scratch_writes(path):
-        handle, temporary = tempfile.mkstemp(
-            prefix=f"{path.name}.", suffix=".part", dir=path.parent
-        )
-        try:
-            with os.fdopen(handle, "wb") as f:
-                f.write(data)
-            os.replace(temporary, path)  # noqa: PTH105
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        files.publish(path, data, is_last=is_last)
 
 
-def publish_array(path: Path, array: NDArray[Any]) -> None:
-    """Write a .npy file of the scratch folder, all of it or nothing."""
+def publish_array(path: Path, array: NDArray[Any], *, is_last: bool = True) -> None:
+    """Write a .npy file of the scratch folder; see `publish`."""
     out = io.BytesIO()
     np.save(out, array)
-    publish(path, out.getbuffer())
+    publish(path, out.getbuffer(), is_last=is_last)
 
 
 def read_mark(path: Path) -> dict[str, Any] | None:

@@ -140,7 +140,12 @@ def pack_share(
             f"{i}/{n} is no share", where="--task", advice="give I/N with I from 1 to N"
         )
     request = _request(inputs, root, vocab, options)
-    with _working(request, progress, share=(i - 1, n)) as phases:
+    job = _job(request, share=(i - 1, n))
+    whole = job.finished(request.identities)
+    if whole is not None:
+        shards = sum(map(len, whole.splits.values()))
+        return Share(slices=0, slices_done=0, shards=shards, shards_done=shards)
+    with _working(request, job, progress, share=(i - 1, n)) as phases:
         phases.run()
         shards_done, shards = phases.written if phases.is_scattered else (0, 0)
         return Share(
@@ -161,7 +166,12 @@ def run(
     seconds: dict[int, float] | None = None,
 ) -> Manifest:
     """Do all that is asked for, and publish the manifest; see `pack`."""
-    with _working(request, progress, dask=dask, restart=restart, begun_only=begun_only) as phases:
+    job = _job(request, dask=dask, restart=restart, begun_only=begun_only)
+    done = job.finished(request.identities)
+    if done is not None:
+        return done
+    _refuse_known(request)
+    with _working(request, job, progress, dask=dask) as phases:
         phases.run()
         manifest = phases.manifest()
         phases.job.finish(manifest)
@@ -170,17 +180,15 @@ def run(
         return manifest
 
 
-@contextlib.contextmanager
-def _working(
+def _job(
     request: Request,
-    progress: bool,
     *,
     dask: str | None = None,
     share: tuple[int, int] | None = None,
     restart: bool = False,
     begun_only: bool = False,
-) -> Iterator[Phases]:
-    """The phases of a job that is claimed, with those who do the work."""
+) -> Job:
+    """The job of what is asked for, before it is claimed."""
     options = request.options
     job = Job(
         request.root,
@@ -198,7 +206,20 @@ def _working(
             where=job.storage.at(""),
             advice="name one on a shared file system with --scratch",
         )
-    workers = options.workers or (1 if share else None)
+    return job
+
+
+@contextlib.contextmanager
+def _working(
+    request: Request,
+    job: Job,
+    progress: bool,
+    *,
+    dask: str | None = None,
+    share: tuple[int, int] | None = None,
+) -> Iterator[Phases]:
+    """The phases of a job that is claimed, with those who do the work."""
+    workers = request.options.workers or (1 if share else None)
     with job, make_executor(workers, dask) as executor:
         yield Phases(
             request,
@@ -299,14 +320,6 @@ def append(
     options = append_options(base, changes, where=shard_set.storage.at(""))
     if vocab is not None:
         _check_vocab(vocab, shard_set, storage_options)
-    known = {s.name for s in base.sources}
-    for file in files:
-        if file.name in known:
-            raise ConfigError(
-                "the shard set has this input already",
-                where=file.name,
-                advice="leave it out; if it is another file, give it a name of its own in a list",
-            )
     recorded = options.recorded()
     added = {"first_source": len(base.sources)}
     added |= {k: v for k, v in recorded.items() if v != base.options.get(k)}
@@ -359,6 +372,18 @@ def append_options(base: Manifest, changes: Mapping[str, Any], *, where: object)
                 advice="leave the option out, or change the whole set with scshards reshard",
             )
     return wanted
+
+
+def _refuse_known(request: Request) -> None:
+    """Refuse to add an input that the set has."""
+    known = {s.name for s in request.base.sources} if request.base is not None else set()
+    for file in request.inputs:
+        if file.name in known:
+            raise ConfigError(
+                "the shard set has this input already",
+                where=file.name,
+                advice="leave it out; if it is another file, give it a name of its own in a list",
+            )
 
 
 def _check_vocab(

@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import ScshardsError
+from scshards.base.errors import ScshardsError, StorageError
 from scshards.base.locks import held
 from scshards.base.progress import Progress
 from scshards.cells.vocab import Vocab
@@ -46,6 +47,7 @@ from scshards.packing.survey import (
     Survey,
     SurveyTask,
     Work,
+    identity_of,
     keep_vocab,
     limit_reasons,
     survey,
@@ -92,6 +94,10 @@ class Request:
     base: Manifest | None = None
     sets: Sequence[OldSet] = ()
     kept: Kept | None = None
+
+    def identities(self) -> list[dict[str, Any]]:
+        """What tells each input from another state of it."""
+        return [identity_of(file, self.options) for file in self.inputs]
 
 
 @dataclass
@@ -198,10 +204,8 @@ class Phases:
 
     def merge(self) -> None:
         """Bring the directories of all spills together."""
-        with self._alone():
-            n_shards = self.decision.n_shards
-            self._shard_cells = segments.merge(self.folder, len(self.slices), sum(n_shards))
-        bounds = np.append(0, np.cumsum(n_shards))
+        self._with_whole_spills(self._merge)
+        bounds = np.append(0, np.cumsum(self.decision.n_shards))
         try:
             check_splits(
                 [int(self._shard_cells[a:b].sum()) for a, b in itertools.pairwise(bounds)],
@@ -217,9 +221,18 @@ class Phases:
     def write(self) -> None:
         """Write this share's shards."""
         works = [w for i, w in enumerate(self._shard_works) if self._is_mine(i)]
-        self._do(
-            "write", works, "cells", lambda w: int(self._shard_cells[w.task.shard]), self._worker
-        )
+
+        def write() -> None:
+            self._merge()
+            self._do(
+                "write",
+                works,
+                "cells",
+                lambda w: int(self._shard_cells[w.task.shard]),
+                self._worker,
+            )
+
+        self._with_whole_spills(write)
 
     def manifest(self) -> Manifest:
         """The manifest of it all; every shard is written."""
@@ -246,6 +259,10 @@ class Phases:
             splits=splits,
             sources=sources,
             options=dict(request.recorded),
+            requests=(
+                *(base.requests if base is not None else ()),
+                self.job.request([s.identity for s in self.surveys]),
+            ),
         )
 
     @property
@@ -361,6 +378,7 @@ class Phases:
                     options=self.request.options,
                     labels=self._label_kinds,
                     folder=str(self.folder),
+                    claim=self.job.claim,
                 )
                 mark = self.job.mark(f"{split}-{number:06d}")
                 works.append(Marked(function=write_shard, task=task, mark=str(mark)))
@@ -440,6 +458,34 @@ class Phases:
                 unmatched_values=info.unmatched_values + int(unmatched[i]),
                 bytes=n_bytes,
             )
+
+    def _merge(self) -> None:
+        with self._alone():
+            n_spills, n_shards = len(self.slices), sum(self.decision.n_shards)
+            self._shard_cells = segments.merge(self.folder, n_spills, n_shards)
+
+    def _with_whole_spills(self, step: Callable[[], None]) -> None:
+        """Do what reads spills; one that is found damaged is made again, and the step begins anew."""
+        seen: set[int] = set()
+        while True:
+            try:
+                return step()
+            except segments.DamagedSpill as e:
+                if e.task in seen:
+                    raise StorageError(
+                        "a temporary file is damaged again and again",
+                        where=e.where,
+                        advice="name a folder on another disk with --scratch",
+                    ) from e
+                seen.add(e.task)
+                print(
+                    f"{e.what} ({e.where}): its cells are packed again", file=sys.stderr, flush=True
+                )
+                with self._alone():
+                    segments.forget(self.folder, e.task)
+                    for work in self._slice_works:
+                        if work.task.number == e.task:
+                            perform(work)
 
     def _do(
         self,

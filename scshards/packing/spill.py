@@ -9,7 +9,8 @@ Spill files: what pass 1 leaves in the scratch folder for pass 2, one per task.
 
 A spill file is a row of runs. A run holds the cells that fit in one buffer, grouped by shard: first all
 their records, then all their members. The directory (.npy) has a row for each shard in each run, ordered
-by shard; it is written last, so that one that is there says that its spill is whole.
+by shard, with checksums of both parts. They are looked at before anything of them is used: what a
+crash, a full disk or a bad one has made of a spill is a DamagedSpill, and the task is done again.
 
 The directories of all spills as one, by shard: which parts of which spills a shard is made of.
 
@@ -24,8 +25,6 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
-import os
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,8 +32,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh64, xxh64_intdigest
 
-from scshards.base.files import scratch_writes
+from scshards.base.errors import StorageError
+from scshards.base.files import publishing, scratch_writes
 from scshards.kernels import members as shard_kernels
 from scshards.packing.marks import publish_array
 
@@ -85,9 +86,33 @@ SEGMENT = np.dtype(
         ("records_at", "<i8"),
         ("members_at", "<i8"),
         ("bytes", "<i8"),
+        ("records_sum", "<u8"),
+        ("members_sum", "<u8"),
     ]
 )
-"""A shard's cells in one run: how many, where their records and members are, bytes of members."""
+"""A shard's cells in one run: how many, where their records and members are, bytes of members, and the
+XXH64 of both."""
+
+
+class DamagedSpill(StorageError):
+    """A spill that is not what its task has written; `task` is its number, -1 for all together."""
+
+    @classmethod
+    def of(cls, folder: Path, task: int) -> DamagedSpill:
+        return cls("a temporary file is damaged", where=folder / f"{task:06d}.bin")
+
+    @property
+    def task(self) -> int:
+        stem = Path(self.where or "").stem
+        return int(stem) if stem.isdigit() else -1
+
+
+def forget(folder: Path, task: int) -> None:
+    """Remove a spill and all that speaks for it, so that its task is done again."""
+    names = (f"{task:06d}.json", f"{task:06d}.npy", f"{task:06d}.bin", CELLS, FIRSTS, SEGMENTS)
+    with scratch_writes(folder):
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
 
 
 def record_dtype(labels: Sequence[str]) -> np.dtype[Any]:
@@ -122,28 +147,25 @@ class SpillWriter:
         self._at = 0
 
     def __enter__(self) -> SpillWriter:
-        # A name of its own: another process may do the same task, after this one was given up.
+        # Another process may do the same task, after this one was given up.
+        self._publishing = publishing(self._path, is_last=False)
         with scratch_writes(self._path):
-            handle, self._temporary = tempfile.mkstemp(
-                prefix=f"{self._path.name}.", suffix=".part", dir=self._path.parent
-            )
-            self._file = os.fdopen(handle, "wb")
+            self._file = self._publishing.__enter__()
         self._buffers = contextlib.ExitStack()
         self._take_buffers(self._run_bytes)
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        with self._buffers, self._file:
-            if kind is None:
+        with self._buffers:
+            if error is not None:
+                self._publishing.__exit__(kind, error, trace)
+                return
+            with scratch_writes(self._path), contextlib.ExitStack() as stack:
+                stack.push(self._publishing)
                 self._flush()
-        if kind is not None:
-            Path(self._temporary).unlink(missing_ok=True)
-            return
         segments = np.concatenate([np.empty(0, SEGMENT), *self._segments])
-        with scratch_writes(self._path):
-            os.replace(self._temporary, self._path)  # noqa: PTH105
         order = np.argsort(segments["shard"], kind="stable")
-        publish_array(self._path.with_suffix(".npy"), segments[order])
+        publish_array(self._path.with_suffix(".npy"), segments[order], is_last=False)
 
     def add(self, shards: NDArray[np.int32], records: NDArray[Any], end: int) -> None:
         """Add the cells whose members were written to `members` one after another, up to `end`."""
@@ -181,6 +203,11 @@ class SpillWriter:
         segments["records_at"] = self._at + first * records.dtype.itemsize
         segments["members_at"] = self._at + records.nbytes + ends[first]
         segments["bytes"] = np.diff(np.append(ends[first], ends[-1]))
+        for s in segments:
+            a = (int(s["records_at"]) - self._at) // records.dtype.itemsize
+            b = int(s["members_at"]) - self._at - records.nbytes
+            s["records_sum"] = xxh64_intdigest(records[a : a + int(s["cells"])].data)
+            s["members_sum"] = xxh64_intdigest(self._grouped[b : b + int(s["bytes"])].data)
         with scratch_writes(self._path):
             self._file.write(records.data)
             self._file.write(self._grouped[:n].data)
@@ -200,12 +227,22 @@ def read_records(folder: Path, segments: NDArray[Any], dtype: np.dtype[Any]) -> 
         The shard's rows of all directories, ordered by task.
     dtype
         Of the records.
+
+    Raises
+    ------
+    DamagedSpill
+        When they are not those that were written.
     """
     records = np.empty(int(segments["cells"].sum()), dtype)
     p = 0
     for f, s in _opened(folder, segments):
         n = int(s["cells"])
-        _read_into(f, int(s["records_at"]), records[p : p + n].view(np.uint8))
+        some = records[p : p + n].view(np.uint8)
+        if (
+            not _filled(f, int(s["records_at"]), some)
+            or xxh64_intdigest(some.data) != s["records_sum"]
+        ):
+            raise DamagedSpill.of(folder, int(s["task"]))
         p += n
     return records
 
@@ -215,7 +252,8 @@ def read_members(
 ) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
     """The members of the same cells, some at a time: (which cells, their members one after another).
 
-    `sizes` are those of the cells' members. The bytes are good until the next are asked for.
+    `sizes` are those of the cells' members. The bytes are good until the next are asked for. A
+    DamagedSpill may come after the bytes that it is about, so none is to be sealed before the last.
     """
     ends = np.cumsum(sizes)
     with borrowed(int(max(PIECE_BYTES, sizes.max(initial=0)))) as buffer:
@@ -223,36 +261,48 @@ def read_members(
         for f, s in _opened(folder, segments):
             last = first + int(s["cells"])
             start = base = int(ends[first] - sizes[first])
+            found = xxh64()
             while first < last:
                 # As many of the segment's cells as fit.
                 stop = min(int(np.searchsorted(ends, start + len(buffer), side="right")), last)
                 members = buffer[: int(ends[stop - 1]) - start]
-                _read_into(f, int(s["members_at"]) + start - base, members)
+                if not _filled(f, int(s["members_at"]) + start - base, members):
+                    raise DamagedSpill.of(folder, int(s["task"]))
+                found.update(members.data)
                 yield slice(first, stop), members
                 first, start = stop, int(ends[stop - 1])
+            if found.intdigest() != s["members_sum"]:
+                raise DamagedSpill.of(folder, int(s["task"]))
 
 
 def _opened(folder: Path, segments: NDArray[Any]) -> Iterator[tuple[Any, Any]]:
     """Each segment with its spill file, each file opened once."""
     for task, group in itertools.groupby(segments, key=lambda s: int(s["task"])):
-        with (folder / f"{task:06d}.bin").open("rb", buffering=0) as f:
+        try:
+            file = (folder / f"{task:06d}.bin").open("rb", buffering=0)
+        except FileNotFoundError:
+            raise DamagedSpill.of(folder, task) from None
+        with file:
             for s in group:
-                yield f, s
+                yield file, s
 
 
-def _read_into(f: Any, at: int, out: NDArray[np.uint8]) -> None:
+def _filled(f: Any, at: int, out: NDArray[np.uint8]) -> bool:
+    """Fill an array from a place of a file; False when the file ends before."""
     f.seek(at)
     view = out.data
     while len(view):
         n = f.readinto(view)
-        assert n, "a spill file is shorter than its directory says"
+        if not n:
+            return False
         view = view[n:]
+    return True
 
 
 SEGMENTS, FIRSTS, CELLS = "segments.npy", "firsts.npy", "shard-cells.npy"
 
-GROUP_ROWS = 1 << 21
-"""Most rows that are sorted in memory at once: 92 MB."""
+GROUP_ROWS = 3 << 19
+"""Most rows that are sorted in memory at once: 94 MB."""
 
 
 def merge(folder: Path, n_tasks: int, n_shards: int) -> NDArray[np.int64]:
@@ -267,30 +317,48 @@ def merge(folder: Path, n_tasks: int, n_shards: int) -> NDArray[np.int64]:
             return done
         rows, cells = np.zeros(n_shards, np.int64), np.zeros(n_shards, np.int64)
         for number in range(n_tasks):
-            part = np.load(folder / f"{number:06d}.npy", mmap_mode="r")
+            part = _directory(folder, number, n_shards)
             for a in range(0, len(part), GROUP_ROWS):
                 some = np.array(part[a : a + GROUP_ROWS])
                 rows += np.bincount(some["shard"], minlength=n_shards)
                 cells += np.bincount(some["shard"], some["cells"], n_shards).astype(np.int64)
         firsts = np.append(0, np.cumsum(rows))
         _write_segments(folder, n_tasks, firsts)
-        publish_array(folder / FIRSTS, firsts)
+        publish_array(folder / FIRSTS, firsts, is_last=False)
         # Last: its presence says that the others are whole.
         publish_array(folder / CELLS, cells)
         return cells
 
 
 def read_segments(folder: Path, shard: int) -> NDArray[Any]:
-    """The rows of one shard, ordered by task."""
-    firsts = np.load(folder / FIRSTS, mmap_mode="r")
-    segments = np.load(folder / SEGMENTS, mmap_mode="r")
-    return np.array(segments[int(firsts[shard]) : int(firsts[shard + 1])])
+    """The rows of one shard, which has some, ordered by task.
+
+    Raises
+    ------
+    DamagedSpill
+        When they are not all rows of this shard.
+    """
+    try:
+        a, b = np.load(folder / FIRSTS, mmap_mode="r")[shard : shard + 2].tolist()
+        segments = np.load(folder / SEGMENTS, mmap_mode="r")
+        mine = np.array(segments[a:b])
+        # They are sorted by shard, so that those of others come right before and after.
+        is_mine = (
+            len(mine) > 0
+            and bool((mine["shard"] == shard).all())
+            and (a == 0 or int(segments["shard"][a - 1]) < shard)
+            and (b == len(segments) or int(segments["shard"][b]) > shard)
+        )
+    except (ValueError, EOFError, IndexError):
+        is_mine = False
+    if not is_mine:
+        raise DamagedSpill("a temporary file is damaged", where=folder / SEGMENTS)
+    return mine
 
 
 def _write_segments(folder: Path, n_tasks: int, firsts: NDArray[np.int64]) -> None:
     n_shards = len(firsts) - 1
-    handle, temporary = tempfile.mkstemp(prefix=f"{SEGMENTS}.", suffix=".part", dir=folder)
-    with os.fdopen(handle, "wb") as f:
+    with publishing(folder / SEGMENTS, is_last=False) as f:
         header = {"descr": SEGMENT.descr, "fortran_order": False, "shape": (int(firsts[-1]),)}
         np.lib.format.write_array_header_1_0(f, header)
         low = 0
@@ -305,7 +373,20 @@ def _write_segments(folder: Path, n_tasks: int, firsts: NDArray[np.int64]) -> No
             rows = np.concatenate(parts)
             f.write(rows[np.argsort(rows["shard"], kind="stable")].data)
             low = high
-    os.replace(temporary, folder / SEGMENTS)  # noqa: PTH105
+
+
+def _directory(folder: Path, number: int, n_shards: int) -> NDArray[Any]:
+    """The directory of a spill, mapped; rows that nobody wrote are found here, or by their sums."""
+    try:
+        part: NDArray[Any] = np.load(folder / f"{number:06d}.npy", mmap_mode="r")
+        shards = part["shard"]
+        is_whole = part.dtype == SEGMENT and bool((np.diff(shards) >= 0).all())
+        is_whole = is_whole and (not len(part) or bool(0 <= shards[0] <= shards[-1] < n_shards))
+    except (FileNotFoundError, ValueError, EOFError, IndexError):
+        is_whole = False  # no array of segments
+    if not is_whole:
+        raise DamagedSpill.of(folder, number)
+    return part
 
 
 def _place(directory: NDArray[Any], shard: int) -> int:

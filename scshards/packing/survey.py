@@ -191,7 +191,7 @@ def survey(task: SurveyTask) -> Survey:
         When `where` does not fit, or cells have no value of `split_by` or `unique`.
     """
     work, options = task.work, task.work.options
-    identity = _identity(task.file, options)
+    identity = identity_of(task.file, options)
     with open_input(task.file, task.ordinal, work) as source:
         match = _match(source, task.file, work)
         kept, dropped = _kept(source, work)
@@ -204,7 +204,7 @@ def survey(task: SurveyTask) -> Survey:
         with scratch_writes(folder):
             folder.mkdir(parents=True, exist_ok=True)
         for name, array in _arrays(source, match, labels, split, work):
-            publish_array(folder / name, array)
+            publish_array(folder / name, array, is_last=False)
         if options.unique is not None:
             column = source.obs(options.unique)
             write_hashes(folder, column, split, name=source.name, column=options.unique)
@@ -257,7 +257,7 @@ def open_input(
     options = work.options
     if isinstance(file, ShardRun):
         return ShardSource(file, ordinal, options.storage_options)
-    if identity is not None and identity != _identity(file, options):
+    if identity is not None and identity != identity_of(file, options):
         raise SourceError(
             "the input has changed since this pack began",
             where=file.name,
@@ -324,7 +324,8 @@ def _shown(limit: float | None) -> float | None:
     return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
 
 
-def _identity(file: AnyInput, options: PackOptions) -> dict[str, Any]:
+def identity_of(file: AnyInput, options: PackOptions) -> dict[str, Any]:
+    """What tells this state of an input, read as the options say, from another, ready for JSON."""
     if isinstance(file, ShardRun):
         return {}  # every shard and index is checked when it is read
     identity = input_identity(file.url, options.storage_options)

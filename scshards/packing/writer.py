@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scshards.base.errors import OutputExistsError
 from scshards.base.files import scratch_writes
 from scshards.base.storage import Storage
 from scshards.packing import plan
@@ -26,7 +27,10 @@ from scshards.shards.tar import Chunks, layout, seal, write_members
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WriteTask:
-    """One shard to write: `name` without an ending, and its number through all splits."""
+    """One shard to write: `name` without an ending, and its number through all splits.
+
+    `claim` is an object at the root; when it is gone, another writes there.
+    """
 
     name: str
     shard: int
@@ -34,6 +38,7 @@ class WriteTask:
     options: PackOptions
     labels: tuple[str, ...]
     folder: str
+    claim: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,8 +57,10 @@ def write_shard(task: WriteTask) -> Written:
 
     Raises
     ------
+    DamagedSpill
+        When a spill is not what was written.
     StorageError
-        When the output can't be written, or the spills not read.
+        When the output can't be written, or another has taken it over.
     """
     folder, options = Path(task.folder), task.options
     with scratch_writes(folder):
@@ -106,6 +113,12 @@ def _publish(
     storage = Storage(task.root, options.storage_options)
     path = f"{task.name}.tar" + (".zst" if options.compression == "zstd" else "")
     index_path = f"{task.name}.parquet"
+    if task.claim is not None and not storage.exists(task.claim):
+        raise OutputExistsError(
+            "another process writes there: this one did not answer for a while",
+            where=storage.at(""),
+            advice="wait until it has finished",
+        )
     storage.write(path, stored.data)
     index = _index(options, offsets, records)
     storage.write(index_path, index)

@@ -119,6 +119,9 @@ class Manifest:
         In the order of their ordinals.
     options
         What pack was asked for, seed included.
+    requests
+        SHA-256 (hex) of what each call that made or added to the set was asked for, the state of its
+        inputs included; a set that an older version made has none.
     """
 
     vocab_size: int
@@ -129,6 +132,7 @@ class Manifest:
     splits: Mapping[str, tuple[ShardInfo, ...]]
     sources: tuple[SourceInfo, ...]
     options: Mapping[str, Any]
+    requests: tuple[str, ...] = ()
 
     def cells(self, split: str) -> int:
         """Cells of a split."""
@@ -180,6 +184,8 @@ class Manifest:
             "sources": [_source_to_json(s) for s in self.sources],
             "options": dict(self.options),
         }
+        if self.requests:
+            tree["requests"] = list(self.requests)
         # A file name that is no UTF-8 comes as lone surrogates, which JSON spells with a backslash.
         body = _layout(tree).removesuffix("\n}").encode(errors="backslashreplace")
         return body + f'{_SEAL}{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
@@ -230,6 +236,7 @@ class Manifest:
             splits={name: _split_from_json(split) for name, split in tree["splits"].items()},
             sources=tuple(_source_from_json(s) for s in tree["sources"]),
             options=dict(tree["options"]),
+            requests=tuple(_text(r) for r in tree.get("requests", ())),
         )
 
 

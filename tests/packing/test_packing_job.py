@@ -22,7 +22,7 @@ from test_packing_executors import dask_cluster, until
 
 from scshards import PackOptions
 from scshards.base.errors import ConfigError, OutputExistsError, StorageError, ValueKindError
-from scshards.base.locks import LEASE, Lease, held
+from scshards.base.locks import Lease, held
 from scshards.base.storage import Storage
 from scshards.packing import spill as segments
 from scshards.packing.job import Job
@@ -218,19 +218,18 @@ def test_killed_between_the_manifest_and_the_end(
 ) -> None:
     from scshards.packing.pack import append
 
-    def die(*_: Any) -> list[str]:
+    def die(*_: Any) -> None:
         raise KeyboardInterrupt
 
     root = tmp_path / "out"
     with monkeypatch.context() as m:
-        m.setattr(Job, "_remove_folder", die)
+        m.setattr(Job, "_remove_folders", die)
         with pytest.raises(KeyboardInterrupt):
             quiet_pack(inputs(folder), root, vocab_of(GENES), **OPTIONS)
     assert (root / ".packing" / "plan.json").exists() and (root / "manifest.json").exists()
     other, third = tmp_path / "other", tmp_path / "third"
     shutil.copytree(root, other)
-    with pytest.raises(OutputExistsError, match="shard set already"):
-        quiet_pack(inputs(folder), root, vocab_of(GENES), **OPTIONS)
+    quiet_pack(inputs(folder), root, vocab_of(GENES), **OPTIONS)
     assert the_same(root, folder)
     # Nor does it stand in the way of an addition; and neither does what an addition left.
     obs = {"donor": ["d1"] * 20}
@@ -238,7 +237,7 @@ def test_killed_between_the_manifest_and_the_end(
     for path, clean in zip(more, (False, True), strict=True):
         with monkeypatch.context() as m:
             if not clean:
-                m.setattr(Job, "_remove_folder", die)
+                m.setattr(Job, "_remove_folders", die)
             with pytest.raises(KeyboardInterrupt) if not clean else contextlib.nullcontext():
                 append([path], other, {"workers": 1}, progress=False)
         assert (other / ".packing").exists() != clean
@@ -431,20 +430,65 @@ def test_s3_to_s3_stopped_and_gone_on_with(
 
 def test_a_lease_on_a_bucket(s3: Any) -> None:
     storage = Storage(s3.url)
-    with Lease(storage, beat_s=0.1, watch_s=500):
-        assert storage.exists(LEASE)
+    times = {"beat_s": 0.1, "watch_s": 500.0}  # until the first beat that it sees
+    with Lease(storage, "held", **times) as lease:
+        assert storage.list("held") == [lease.claim]
         with (
-            pytest.raises(OutputExistsError, match="another pack"),
-            Lease(storage, beat_s=0.1, watch_s=500),  # until the first beat that it sees
+            pytest.raises(OutputExistsError, match="another process"),
+            Lease(storage, "held", **times),
         ):
             pass
-    assert not storage.exists(LEASE)
-    # Left by a process of this host that is gone; and by one of another host that has stopped.
-    gone = {"id": "x", "beat": 3, "host": "elsewhere", "pid": 1, "holder": "process 1 on elsewhere"}
-    storage.write(LEASE, json.dumps(gone).encode())
+        assert storage.list("held") == [lease.claim], "who is refused takes its own back, no other"
+        lease.check()
+    assert not storage.list("held")
+    # Several that do one job; nobody else.
+    with Lease(storage, "held", job="x", **times), Lease(storage, "held", job="x", **times):
+        for job in ("y", None):
+            with (
+                pytest.raises(OutputExistsError, match="another process"),
+                Lease(storage, "held", job=job, **times),
+            ):
+                pass
+    # Left by one of another host that has stopped.
+    gone = {"beat": 3, "host": "elsewhere", "pid": 1, "holder": "process 1 on elsewhere"}
+    storage.write("held/x.json", json.dumps(gone).encode())
     start = time.monotonic()
-    with Lease(storage, beat_s=0.1, watch_s=0.5):
+    with Lease(storage, "held", beat_s=0.1, watch_s=0.5) as lease:
         assert time.monotonic() - start >= 0.5
+        assert storage.list("held") == [lease.claim]
+        # One that was taken for dead does not come back, and publishes nothing.
+        storage.remove(lease.claim)
+        until(lambda: not lease.is_held)
+        assert not storage.list("held")
+        with pytest.raises(OutputExistsError, match="did not answer"):
+            lease.check()
+
+
+def test_of_leases_that_begin_at_once_one_is_held(s3: Any) -> None:
+    held_by: list[int] = []
+    start = threading.Barrier(4)
+
+    def come(number: int) -> None:
+        start.wait()
+        with (
+            contextlib.suppress(OutputExistsError),
+            Lease(Storage(s3.url), "held", beat_s=0.2, watch_s=500.0),
+        ):
+            held_by.append(number)
+            assert held_by == [number]
+            time.sleep(0.5)
+            held_by.remove(number)
+            done.append(number)
+
+    done: list[int] = []
+    threads = [threading.Thread(target=come, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=300)
+    assert not held_by and len(done) <= 2
+    with Lease(Storage(s3.url), "held", beat_s=0.2, watch_s=500.0):
+        pass
 
 
 def test_dask_from_s3_to_s3(s3: Any, folder: Path, tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_refusals(
 def test_the_output_must_be_empty(sets: Path, tmp_path: Path) -> None:
     for root in (sets / "plain", sets / "split"):
         with pytest.raises(OutputExistsError, match="a shard set already"):
-            quiet_reshard(sets / "split", root)
+            quiet_reshard(sets / "split", root, cells_per_shard=3)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "mine.txt").write_text("mine")
     with pytest.raises(OutputExistsError, match="not empty"):

@@ -787,7 +787,7 @@ def test_a_name_that_is_no_utf8_can_be_written(as_json: bool, tmp_path: Path, vo
         assert source["name"] == str(path)
     else:
         assert r"caf\udce9\n.h5ad" in done.out and len(done.out.splitlines()) == 7
-    again = python("-m", "scshards", *args)
+    again = python("-m", "scshards", *args, "--seed", "1")
     assert again.code == 1 and again.err.startswith("error: there is a shard set already")
     missing = python("-m", "scshards", *args[:1], f"{path}x", *args[2:-1], vocab, "--restart")
     assert missing.code == 1 and "Traceback" not in missing.err

@@ -10,6 +10,15 @@ import click
 
 @click.command("verify")
 @click.argument("root")
+@click.argument("inputs", nargs=-1, metavar="[--repair INPUT...]")
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Make damaged shards again, from the inputs that follow ROOT: the same bytes, or none.",
+)
+@click.option(
+    "--repair-from", metavar="ROOT2", help="Copy damaged files from another copy of the set."
+)
 @click.option(
     "--show",
     default=20,
@@ -31,6 +40,9 @@ import click
 def command(
     ctx: click.Context,
     root: str,
+    inputs: tuple[str, ...],
+    repair: bool,
+    repair_from: str | None,
     show: int,
     workers: int | None,
     quick: bool,
@@ -45,7 +57,22 @@ def command(
     from scshards.base.storage import parse_options
     from scshards.packing.verify.whole import verify
 
-    report = verify(root, parse_options(storage_options), workers=workers, quick=quick)
+    options = parse_options(storage_options)
+    if inputs and not repair:
+        raise click.UsageError("inputs after ROOT are for --repair alone")
+    if quick and (repair or repair_from):
+        raise click.UsageError("--quick finds too little to repair by")
+    if repair or repair_from is not None:
+        from scshards.packing.verify.repair import repair as repair_set
+
+        done = repair_set(root, inputs, repair_from, options, workers=workers)
+        for path, origin in done.repaired.items():
+            click.echo(f"repaired {path} from {origin}", err=True)
+        for path, why in done.left.items():
+            click.echo(f"not repaired: {path}: {why}", err=True)
+        report = done.report
+    else:
+        report = verify(root, options, workers=workers, quick=quick)
     if as_json:
         tree = dataclasses.asdict(report)
         tree["faults"] = tree["faults"][:show]

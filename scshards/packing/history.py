@@ -12,6 +12,7 @@ from typing import Any
 from scshards.base.errors import FormatError
 from scshards.packing.options import HELD_OUT, PackOptions
 from scshards.packing.reshard_options import ReshardOptions
+from scshards.shards.manifest import Manifest
 from scshards.sources.shardset import OldSet
 
 KEPT = "kept"
@@ -35,7 +36,7 @@ def recorded(
     """
     parts = []
     for old in sets:
-        for first, options in _parts(old):
+        for first, options in parts_of(old.manifest, old.name):
             changed = _changed(options, asked, new, splits)
             if len(sets) > 1:
                 changed["unique"] = None  # what is once in each set may be in both
@@ -64,16 +65,22 @@ _OF_ALL = ("order_seed", "splits")
 _OF_THE_SET = ("added", "made_of", *_OF_ALL)
 
 
-def _parts(old: OldSet) -> list[tuple[int, dict[str, Any]]]:
-    """(first source, options) of the first pack of a set and of each that added to it."""
-    options = {k: v for k, v in old.manifest.options.items() if k not in _OF_THE_SET}
-    if old.manifest.options.get("splits") == KEPT:
+def parts_of(manifest: Manifest, at: object) -> list[tuple[int, dict[str, Any]]]:
+    """(first source, options) of the first pack of a set and of each that added to it.
+
+    Raises
+    ------
+    FormatError
+        When the options are not those of a pack; it names the set as `at`.
+    """
+    options = {k: v for k, v in manifest.options.items() if k not in _OF_THE_SET}
+    if manifest.options.get("splits") == KEPT:
         options["splits"] = KEPT
     parts = [(0, options)]
-    added = old.manifest.options.get("added", [])
+    added = manifest.options.get("added", [])
     for more in added if isinstance(added, list) else [None]:
         if not isinstance(more, dict) or type(more.get("first_source")) is not int:
-            raise FormatError("the options in the manifest are not those of a pack", where=old.name)
+            raise FormatError("the options in the manifest are not those of a pack", where=at)
         changes = {k: v for k, v in more.items() if k != "first_source"}
         parts.append((more["first_source"], {**options, **changes}))
     return parts

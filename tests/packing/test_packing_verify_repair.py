@@ -1,0 +1,172 @@
+"""verify --repair: a damaged shard is made again, byte for byte, or left as it is and said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from pack_support import counts, quiet_pack, tree_sums, vocab_of, write
+
+from scshards import PackOptions, ShardSet, verify
+from scshards.base.errors import ConfigError
+from scshards.cli.verify import command
+from scshards.packing.pack import append
+from scshards.packing.reshard import ReshardOptions, reshard
+from scshards.packing.verify import repair as repair_module
+from scshards.packing.verify.repair import Repair, repair
+
+
+@pytest.fixture(params=["none", "zstd"])
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[list[Path], Path]:
+    """Two inputs, one of them by columns, and a set of several shards of both, with labels."""
+    inputs = []
+    for i, form in enumerate(("csr", "csc")):
+        rng = np.random.default_rng(i)
+        obs = {"donor": rng.choice(["a", "b", "c"], 50), "q": rng.normal(size=50)}
+        x = counts(50, 30, seed=i)
+        inputs.append(write(tmp_path / f"{i}.h5ad", x, form=form, obs=obs))
+    quiet_pack(
+        inputs, tmp_path / "set", vocab_of(28), obs=("donor", "q"), cells_per_shard=20, min_genes=3,
+        compression=request.param, valid_fraction=0.2,
+    )  # fmt: skip
+    return inputs, tmp_path / "set"
+
+
+def flip(path: Path, at: int | None = None) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if at is None else at] ^= 1
+    path.write_bytes(data)
+
+
+def mend(root: Path, *args: Any, **more: Any) -> Repair:
+    return repair(root, *args, progress=False, **more)
+
+
+@pytest.mark.parametrize("at_once", [1, 16])
+def test_tars_are_packed_again_from_their_inputs(
+    made: tuple[list[Path], Path], at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs, root = made
+    before = tree_sums(root)
+    monkeypatch.setattr(repair_module, "AT_ONCE", at_once)
+    bad = [s.path for split in ShardSet(root).manifest.splits.values() for s in split][1:]
+    for path in bad[:-1]:
+        flip(root / path)
+    (root / bad[-1]).unlink()
+    done = mend(root, inputs)
+    assert done.report.ok and not done.left
+    assert done.repaired == dict.fromkeys(bad, "its inputs")
+    assert tree_sums(root) == before
+
+
+def test_an_index_is_made_from_its_tar(made: tuple[list[Path], Path]) -> None:
+    _, root = made
+    before = tree_sums(root)
+    path = ShardSet(root).manifest.splits["train"][0].index_path
+    flip(root / path)
+    done = mend(root)
+    assert done.report.ok and done.repaired == {path: "its tar"} and tree_sums(root) == before
+
+
+def test_copies_of_files_that_are_good_there(made: tuple[list[Path], Path], tmp_path: Path) -> None:
+    _, root = made
+    before = tree_sums(root)
+    copy = Path(shutil.copytree(root, tmp_path / "copy"))
+    first, second = ShardSet(root).manifest.splits["train"][:2]
+    for path in (first.path, first.index_path, second.path):
+        flip(root / path)
+    flip(copy / second.path)
+    done = mend(root, (), copy)
+    assert done.repaired == {first.path: str(copy), first.index_path: str(copy)}
+    assert not done.report.ok and {f.shard for f in done.report.faults} == {second.path}
+    before.pop(second.path)
+    assert before.items() <= tree_sums(root).items()
+
+
+def test_inputs_that_are_missing_or_others(made: tuple[list[Path], Path], tmp_path: Path) -> None:
+    inputs, root = made
+    path = ShardSet(root).manifest.splits["train"][0].path
+    flip(root / path)
+    before = tree_sums(root)
+    with pytest.raises(ConfigError, match=r"needed to repair.*1\.h5ad"):
+        mend(root, inputs[:1])
+    x = counts(50, 30)
+    x[:, 3] += 1
+    write(inputs[0], x)
+    done = mend(root, inputs)
+    assert done.repaired == {} and "not what was packed" in done.left[path]
+    assert tree_sums(root) == before and not done.report.ok
+    write(inputs[0], counts(5, 30))
+    with pytest.raises(ConfigError, match="the input has 5 cells"):
+        mend(root, inputs)
+
+
+def test_inputs_that_lie_elsewhere_now(made: tuple[list[Path], Path], tmp_path: Path) -> None:
+    inputs, root = made
+    before = tree_sums(root)
+    lines = []
+    for i, path in enumerate(inputs):
+        path.rename(tmp_path / f"moved-{i}.h5ad")
+        lines.append(f"moved-{i}.h5ad\t{path}\n")
+    (tmp_path / "inputs.tsv").write_text("".join(lines))
+    flip(root / ShardSet(root).manifest.splits["train"][0].path)
+    assert mend(root, tmp_path / "inputs.tsv").report.ok and tree_sums(root) == before
+
+
+def test_both_files_and_the_manifest(made: tuple[list[Path], Path]) -> None:
+    inputs, root = made
+    shard = ShardSet(root).manifest.splits["train"][0]
+    flip(root / shard.path)
+    flip(root / shard.index_path)
+    done = mend(root, inputs)
+    assert done.repaired == {} and set(done.left) == {shard.path, shard.index_path}
+    text = (root / "manifest.json").read_text()
+    (root / "manifest.json").write_text(text.replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(ConfigError, match="manifest or the vocabulary"):
+        mend(root, inputs)
+
+
+def test_a_set_that_was_added_to_and_one_made_of_it(tmp_path: Path) -> None:
+    inputs = []
+    for i in range(2):
+        inputs.append(write(tmp_path / f"{i}.h5ad", counts(30, 12, seed=i)))
+    raw = counts(30, 12, seed=5)
+    import anndata
+
+    a = anndata.read_h5ad(inputs[1])
+    a.layers["c"] = raw
+    a.X = raw / 3
+    a.write_h5ad(inputs[1])
+    root = tmp_path / "set"
+    quiet_pack(inputs[0], root, vocab_of(12), cells_per_shard=10)
+    append(inputs[1], root, {"layer": "c", "workers": 1}, progress=False)
+    options = ReshardOptions(cells_per_shard=25, workers=1)
+    reshard(root, tmp_path / "new", options, progress=False)
+    for one in (root, tmp_path / "new"):
+        before = tree_sums(one)
+        for shard in ShardSet(one).manifest.splits["train"]:
+            flip(one / shard.path)
+        assert mend(one, inputs).report.ok and tree_sums(one) == before
+
+
+def test_the_command(made: tuple[list[Path], Path]) -> None:
+    inputs, root = made
+
+    def run(*args: object) -> Result:
+        return CliRunner().invoke(command, [str(root), *map(str, args)])
+
+    path = ShardSet(root).manifest.splits["train"][0].path
+    flip(root / path)
+    assert run().exit_code == 1
+    for bad in ((inputs[0],), ("--quick", "--repair", *inputs)):
+        assert run(*bad).exit_code == 2
+    result = run("--repair", *inputs)
+    assert result.exit_code == 0 and f"repaired {path} from its inputs" in result.stderr
+    assert "every byte, count and cell is as it was packed" in result.stdout
+    assert json.loads(run("--repair", "--json").stdout)["ok"]
+    assert verify(root, progress=False).ok and PackOptions().workers is None

@@ -16,12 +16,20 @@ if TYPE_CHECKING:
     from scshards.cells.batch import GenerateBatch as GenerateBatch
     from scshards.cells.batch import PackedBatch as PackedBatch
     from scshards.cells.vocab import Vocab as Vocab
+    from scshards.exporting.export import export as export
+    from scshards.exporting.options import ExportOptions as ExportOptions
     from scshards.packing.options import PackOptions as PackOptions
+    from scshards.packing.pack import append as append
+    from scshards.packing.pack import pack as pack
+    from scshards.packing.reshard import merge as merge
+    from scshards.packing.reshard import reshard as reshard
+    from scshards.packing.reshard_options import ReshardOptions as ReshardOptions
     from scshards.packing.verify.whole import verify as verify
     from scshards.shards.members import Cell as Cell
     from scshards.shards.members import decode_cell as decode_cell
     from scshards.shards.members import encode_cell as encode_cell
     from scshards.shards.shardset import ShardSet as ShardSet
+    from scshards.sources.vocabulary import build_vocab as build_vocab
     from scshards.stream.dataset import CellDataset as CellDataset
     from scshards.stream.loader import CellLoader as CellLoader
 
@@ -30,14 +38,22 @@ _HOME = {
     "Cell": "shards.members",
     "CellDataset": "stream.dataset",
     "CellLoader": "stream.loader",
+    "ExportOptions": "exporting.options",
     "GenerateBatch": "cells.batch",
     "PackOptions": "packing.options",
     "PackedBatch": "cells.batch",
+    "ReshardOptions": "packing.reshard_options",
     "ScshardsError": "base.errors",
     "ShardSet": "shards.shardset",
     "Vocab": "cells.vocab",
+    "append": "packing.pack",
+    "build_vocab": "sources.vocabulary",
     "decode_cell": "shards.members",
     "encode_cell": "shards.members",
+    "export": "exporting.export",
+    "merge": "packing.reshard",
+    "pack": "packing.pack",
+    "reshard": "packing.reshard",
     "verify": "packing.verify.whole",
 }
 

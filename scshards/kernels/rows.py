@@ -8,13 +8,6 @@ from __future__ import annotations
 import numpy as np
 
 from scshards.kernels.cache import inner, kernel
-from scshards.kernels.members import (
-    BAD_COUNT,
-    LABELS,
-    OK,
-    copy_bytes,
-    parse_member,
-)
 from scshards.kernels.plain import list_small, spread_small, sum_small, write_small
 from scshards.kernels.tokens import is_plain, list_tokens, spread
 from scshards.kernels.writing import (
@@ -27,9 +20,6 @@ from scshards.kernels.writing import (
 
 FULL = -1
 """`pack_rows` stopped before a row for which there may be no room; faults are above 0."""
-
-LABELS_BOUND = len(LABELS)
-"""Bytes of a member that are neither in one without labels nor in the labels themselves."""
 
 KEPT, FEW_GENES, MANY_GENES, FEW_COUNTS = 0, 1, 2, 3
 """What became of a cell."""
@@ -178,43 +168,6 @@ def row_totals(indptr, values, out):
         for j in range(indptr[i], indptr[i + 1]):
             total += values[j]
         out[i] = total
-
-
-@kernel
-def relabel_members(src, starts, sizes, n_genes, labels, label_ends, out, at, ends):
-    """Copy the members src[starts[i]:starts[i] + sizes[i]] one after another into out[at:], with
-    other labels.
-
-    Parameters
-    ----------
-    n_genes
-        How many each member must say that it has.
-    labels, label_ends
-        As `encode_labels` writes them; no bytes for no labels.
-    ends
-        Filled: where member i ends in `out`, which has room for all.
-
-    Returns
-    -------
-    The status of the first member that is none, and its place; or OK and how many there are.
-    """
-    fields = np.empty(6, np.int64)
-    p = np.int64(at)
-    first = 0
-    for i in range(len(starts)):
-        status = parse_member(src, starts[i], starts[i] + sizes[i], fields)
-        if status == OK and fields[0] != n_genes[i]:
-            status = BAD_COUNT
-        if status != OK:
-            return status, i
-        # All but the first byte, which counts the fields, is the same up to the end of the values.
-        size = fields[4] - starts[i]
-        copy_bytes(src, starts[i], size, out, p)
-        out[p] = 0x84 if label_ends[i] > first else 0x83
-        p = write_labels(out, p + size, labels[first : label_ends[i]])
-        first = label_ends[i]
-        ends[i] = p
-    return OK, len(starts)
 
 
 @kernel

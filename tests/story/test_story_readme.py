@@ -71,6 +71,19 @@ def test_pack(folder: Path) -> None:
     assert "150 cells" in run("Pack", folder, "scshards verify shards")
 
 
+def test_pack_from_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    names: dict[str, object] = {}
+    exec(compile(example("Pack", "python"), "README.md", "exec"), names)
+    assert names["report"].ok  # type: ignore[attr-defined]
+    shards = [p for p in (folder / "shards").rglob("*.tar")]
+    assert shards
+    for path in shards:
+        other = folder / "shards-py" / path.relative_to(folder / "shards")
+        assert other.read_bytes() == path.read_bytes()
+    assert (folder / "large" / "train" / "000000.tar.zst").exists()
+
+
 def test_stream(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     names: dict[str, object] = {}

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import SourceError
+from scshards.base.text import text_of
 from scshards.shards.manifest import LabelInfo
 
 MAX_EXACT = 1 << 53
@@ -205,15 +206,6 @@ def distinct_texts(values: Any, where: object = None) -> tuple[NDArray[np.int64]
     if odd is not None:
         raise _wrong_type(type(odd).__name__, where)
     return codes, [text_of(v) for v in distinct.tolist()]
-
-
-def text_of(value: Any) -> str:
-    """A category as text; whole numbers without a fraction, so that 3 and 3.0 are one category."""
-    if isinstance(value, bytes):
-        return value.decode(errors="replace")
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
 
 
 def _category(values: Any, missing: NDArray[np.bool_], where: object = None) -> Label:

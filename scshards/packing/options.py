@@ -16,7 +16,7 @@ from scshards.base import where as where_
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
 from scshards.base.storage import redact
-from scshards.packing.labels import text_of
+from scshards.base.text import text_of
 from scshards.shards.tar import Compression
 from scshards.sources.rows import GENES_ALONE, LISTS, some_types, two_columns
 

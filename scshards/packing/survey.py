@@ -34,7 +34,7 @@ from scshards.packing.unique import write_hashes
 from scshards.sources.genes import Naming, match_source
 from scshards.sources.inputs import InputFile
 from scshards.sources.open import input_identity, open_source
-from scshards.sources.rows import Source
+from scshards.sources.rows import Source, reading
 from scshards.sources.shardset import ShardRun, ShardSource
 
 SAMPLE_VALUES = 1 << 20
@@ -472,7 +472,9 @@ def _arrays(
 
 
 def _label(source: Source, column: str) -> Label:
-    return read_label(source.obs(column), where=f"{source.name}: obs, column {column!r}")
+    where = f"{source.name}: obs, column {column!r}"
+    with reading(where):
+        return read_label(source.obs(column), where=where)
 
 
 def _split(

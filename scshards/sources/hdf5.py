@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import importlib
 import os
 import threading
 from typing import Any
@@ -25,7 +26,9 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import ScshardsError, SourceError
 from scshards.base.storage import Storage
+from scshards.base.text import text_of
 from scshards.kernels import rows as kernels
+from scshards.sources.rows import attribute, said
 
 
 def open_hdf5(storage: Storage, name: str, stack: contextlib.ExitStack) -> h5py.File:
@@ -47,12 +50,46 @@ def open_hdf5(storage: Storage, name: str, stack: contextlib.ExitStack) -> h5py.
     except ScshardsError:
         raise
     except (OSError, RuntimeError, ValueError) as e:
-        said = " ".join(str(e).split())
         raise SourceError(
-            f"this is not a readable h5ad (HDF5) file: {said}",
+            f"this is not a readable h5ad (HDF5) file: {said(e)}",
             where=name,
             advice="check that it is an h5ad file and was copied or downloaded completely",
         ) from None
+
+
+_FILTERS = {
+    32000: "LZF", 32001: "Blosc", 32004: "LZ4", 32008: "Bitshuffle", 32013: "ZFP", 32015: "Zstandard",
+    32017: "SZ", 32018: "FCIDECOMP", 32024: "SZ3", 32026: "Blosc2", 32028: "Sperr", 307: "BZip2",
+}  # fmt: skip
+"""Compressions that are plugins of HDF5, by their registered numbers."""
+
+
+def check_filters(node: Any, where: str) -> None:
+    """Refuse a dataset, or a group with one, whose compression HDF5 lacks; hdf5plugin has most of them.
+
+    It is loaded when it is needed and installed. What is no HDF5 passes.
+    """
+    if isinstance(node, h5py.Group):
+        for name, child in node.items():
+            check_filters(child, f"{where}/{name}")
+    if not isinstance(node, h5py.Dataset):
+        return
+    properties = node.id.get_create_plist()
+    for i in range(properties.get_nfilters()):
+        code, _, _, stored_name = properties.get_filter(i)
+        if h5z.filter_avail(code):
+            continue
+        with contextlib.suppress(ImportError):
+            importlib.import_module("hdf5plugin")
+        if not h5z.filter_avail(code):
+            name = _FILTERS.get(code) or stored_name.decode(errors="replace") or "of no known name"
+            raise SourceError(
+                f"it is compressed by the HDF5 filter {code} ({name}), which is not installed",
+                where=where,
+                advice="pip install hdf5plugin"
+                if code in _FILTERS
+                else "install the plugin that has this filter, and name its folder in HDF5_PLUGIN_PATH",
+            )
 
 
 def plain_values(node: Any) -> NDArray[Any] | None:
@@ -60,7 +97,7 @@ def plain_values(node: Any) -> NDArray[Any] | None:
     to load; None for all other nodes."""
     if not isinstance(node, h5py.Dataset) or node.ndim != 1:
         return None
-    kind = node.attrs.get("encoding-type")
+    kind = attribute(node, "encoding-type")
     values: NDArray[Any] | None = None
     if kind == "string-array" and h5py.check_string_dtype(node.dtype) is not None:
         values = _decoded(node[:])
@@ -89,17 +126,14 @@ def _decoded(raw: NDArray[Any]) -> NDArray[Any]:
 
 
 def text(values: Any) -> list[str]:
-    """Names as text; "" where one is missing."""
+    """Names as text, by the rule of base.text; "" where one is missing."""
     names = np.asarray(values, object).tolist()
     if set(map(type, names)) <= {str}:  # nearly always, and sooner than loading pandas
         return names
     import pandas as pd
 
     missing = pd.isna(np.asarray(values, object))
-    return [
-        "" if gone else v.decode() if isinstance(v, bytes) else str(v)
-        for v, gone in zip(names, missing.tolist(), strict=True)
-    ]
+    return ["" if gone else text_of(v) for v, gone in zip(names, missing.tolist(), strict=True)]
 
 
 _GZIP, _SHUFFLE = h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE

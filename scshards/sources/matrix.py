@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import ScshardsError, SourceError
+from scshards.base.errors import SourceError
 from scshards.base.files import published
 from scshards.base.files import scratch_writes as scratch_writes
 from scshards.cells.tokenizer import dense_to_csr
 from scshards.kernels import rows as kernels
-from scshards.sources.rows import BLOCK_ROWS, BLOCK_VALUES, Block
+from scshards.sources.rows import BLOCK_ROWS, BLOCK_VALUES, MAKE_ANEW, Block, kernel_dtype, reading
 
 SLAB_VALUES = 1 << 24
 """Most values of a dense matrix that are read at once, so that a row of its chunks is read whole."""
@@ -197,7 +197,7 @@ class Csc:
                 rows = _native(self._indices[a:b])
             if not kernels.count_rows(rows, counts):
                 raise SourceError(
-                    "a row index is outside the matrix", where=self._where, advice=_DAMAGED
+                    "a row index is outside the matrix", where=self._where, advice=MAKE_ANEW
                 )
         indptr = np.zeros(self.shape[0] + 1, np.int64)
         np.cumsum(counts, out=indptr[1:])
@@ -230,9 +230,7 @@ class Csc:
     def _triplets(self) -> tuple[tuple[str, np.dtype[Any]], ...]:
         """The files of the buckets: rows within the bucket, columns, values."""
         index = np.dtype(np.int32)
-        values = self._data.dtype.newbyteorder("=")
-        if values == np.float16:  # which compiled loops do not know
-            values = np.dtype(np.float32)
+        values = kernel_dtype(self._data.dtype)
         return (("rows.bin", index), ("columns.bin", index), ("values.bin", values))
 
 
@@ -251,22 +249,6 @@ class Triplets(Csc):
         return 0, self.n_values, lambda a, b: np.asarray(self._column_of[a:b])
 
 
-_DAMAGED = "the file is damaged or incomplete: copy or download it again"
-
-
-@contextlib.contextmanager
-def reading(where: str) -> Iterator[None]:
-    """Turn what a damaged file makes h5py and anndata raise into a SourceError."""
-    try:
-        yield
-    except ScshardsError:
-        raise
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as e:
-        # AttributeError: a group where an array belongs has no shape.
-        text = " ".join(str(e).split())
-        raise SourceError(f"the file can't be read: {text}", where=where, advice=_DAMAGED) from e
-
-
 def _native(indices: NDArray[Any]) -> NDArray[Any]:
     """In this machine's byte order, which compiled loops want."""
     return np.ascontiguousarray(indices, indices.dtype.newbyteorder("="))
@@ -276,13 +258,13 @@ def _check_parts(indptr: Any, indices: Any, data: Any, n: int, where: str) -> No
     _check_dtype(data, where)
     if len(indptr.shape) != 1 or indptr.shape[0] != n + 1 or indices.shape != data.shape:
         raise SourceError(
-            "the parts of the sparse matrix do not fit together", where=where, advice=_DAMAGED
+            "the parts of the sparse matrix do not fit together", where=where, advice=MAKE_ANEW
         )
 
     for name, part in (("indptr", indptr), ("indices", indices)):
         if part.dtype.kind not in "iu":
             raise SourceError(
-                f"{name} of dtype {part.dtype} are not whole numbers", where=where, advice=_DAMAGED
+                f"{name} of dtype {part.dtype} are not whole numbers", where=where, advice=MAKE_ANEW
             )
 
 
@@ -297,7 +279,7 @@ def _check_dtype(data: Any, where: str) -> None:
 
 def _check_indptr(indptr: NDArray[np.int64], n_values: int, where: str) -> None:
     if len(indptr) and (indptr[0] < 0 or indptr[-1] > n_values or (np.diff(indptr) < 0).any()):
-        raise SourceError("the row pointers do not ascend", where=where, advice=_DAMAGED)
+        raise SourceError("the row pointers do not ascend", where=where, advice=MAKE_ANEW)
 
 
 def _check_ends(first: int | None, last: int | None, n_values: int, where: str) -> None:
@@ -306,7 +288,7 @@ def _check_ends(first: int | None, last: int | None, n_values: int, where: str) 
         raise SourceError(
             f"the row pointers do not span the matrix's {n_values:,} values",
             where=where,
-            advice=_DAMAGED,
+            advice=MAKE_ANEW,
         )
 
 
@@ -316,7 +298,7 @@ def _checked_columns(indices: NDArray[Any], n_columns: int, where: str) -> NDArr
     if (wide and not np.array_equal(columns, indices)) or not kernels.columns_fit(
         columns, n_columns
     ):
-        raise SourceError("a column index is outside the matrix", where=where, advice=_DAMAGED)
+        raise SourceError("a column index is outside the matrix", where=where, advice=MAKE_ANEW)
     return columns
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scshards.base.errors import ConfigError, SourceError
 from scshards.base.files import scratch_writes
 from scshards.base.storage import Storage
-from scshards.sources.matrix import reading
+from scshards.sources.rows import reading
 from scshards.sources.tables import CellTable, Rows, obs_of
 
 INDEX_FILE = "index.json"

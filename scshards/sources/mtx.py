@@ -10,9 +10,9 @@ like compressed columns. Called by sources.open.
 from __future__ import annotations
 
 import contextlib
+import csv
 import gzip
 import tempfile
-import zlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from scshards.base.errors import SourceError
 from scshards.base.files import mapped, published, scratch_writes
 from scshards.base.storage import Storage
-from scshards.sources.matrix import Csr, Triplets, reading
-from scshards.sources.rows import Matrix
+from scshards.sources.matrix import Csr, Triplets
+from scshards.sources.rows import FEATURE_TYPES, MAKE_ANEW, Matrix, reading
 from scshards.sources.tenx import TenX
 
 TEXT_BYTES = 1 << 23
@@ -34,8 +34,8 @@ TEXT_BYTES = 1 << 23
 MATRIX = "matrix.mtx"
 _BANNER = b"%%MatrixMarket matrix coordinate"
 _FIELDS = {b"integer": np.dtype(np.int64), b"real": np.dtype(np.float64)}
-_DAMAGED = "the file is damaged or incomplete: copy or download it again"
-_COLUMNS: tuple[tuple[int, str | None], ...] = ((1, None), (0, "gene_ids"), (2, "feature_types"))
+_CUT = f"when it was cut on its way, copy or download it again; else {MAKE_ANEW}"
+_COLUMNS: tuple[tuple[int, str | None], ...] = ((1, None), (0, "gene_ids"), (2, FEATURE_TYPES))
 """Columns of features.tsv: (its place, its name in var); None is the index of var."""
 
 
@@ -53,26 +53,27 @@ class MtxFolder(TenX):
     ):
         features = _table(folder, "features.tsv", "genes.tsv", where=name)
         width = min(map(len, features), default=3)
-        if width < 2:
-            raise SourceError(
-                "a line of the features has fewer than two columns, id and name",
-                where=name,
-                advice=_DAMAGED,
-            )
-        columns = {label: [f[i] for f in features] for i, label in _COLUMNS if i < width}
+        if width == 1:  # the id is the name, too
+            features = [[f[0], f[0]] for f in features]
+        columns = {label: [f[i] for f in features] for i, label in _COLUMNS if i < max(width, 2)}
         super().__init__(name, ordinal, columns, gene_column=gene_column)
         self.matrix_name = MATRIX
         self._folder, self._file = folder, _find(folder, MATRIX, where=name)
         self._where = f"{name}: {self._file}"
-        self.n_rows = len(_table(folder, "barcodes.tsv", where=name))
+        barcodes = _table(folder, "barcodes.tsv", where=name)
+        self.n_rows = len(barcodes)
         with _opened(folder, self._file) as f:
             self._dtype, (n_features, n_cells, self.n_values) = _header(f, self._where)
         if (n_features, n_cells) != (self.n_columns, self.n_rows):
+            advice = "put the three files of one run of Cell Ranger into the folder"
+            for n, lines in ((n_features, features), (n_cells, barcodes)):
+                if len(lines) == n + 1:
+                    advice += f"; when the line {' '.join(lines[0])!r} is a header, take it out"
             raise SourceError(
                 f"the matrix has {n_features:,} features and {n_cells:,} cells; there are "
                 f"{self.n_columns:,} features and {self.n_rows:,} barcodes",
                 where=self._where,
-                advice="put the three files of one run of Cell Ranger into the folder",
+                advice=advice,
             )
         self._scratch, self._shape = scratch, (self.n_rows, self.n_columns)
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -126,7 +127,7 @@ class MtxFolder(TenX):
             raise SourceError(
                 f"the matrix has {n:,} entries and its header says {self.n_values:,}",
                 where=self._where,
-                advice=_DAMAGED,
+                advice=_CUT,
             )
         indptr = np.zeros(self.n_rows + 1 if is_sorted else 0, np.int64)
         if is_sorted:
@@ -136,40 +137,59 @@ class MtxFolder(TenX):
 
     def _entries(self, source: BinaryIO) -> Iterator[NDArray[np.float64]]:
         """[entries, 3] of feature, cell (from 1) and value, a block of lines at a time."""
-        rest = b""
+        rest, before = b"", 0
         while True:
             text = _read(source, TEXT_BYTES, self._where)
             whole, _, rest = (rest + text).rpartition(b"\n") if text else (rest, b"", b"")
             if whole.strip():
-                yield self._parsed(whole)
+                entries = self._parsed(whole, before)
+                before += len(entries)
+                yield entries
             if not text:
                 return
 
-    def _parsed(self, text: bytes) -> NDArray[np.float64]:
+    def _parsed(self, text: bytes, before: int) -> NDArray[np.float64]:
+        """The entries of some lines; `before` entries lie before them."""
         n_lines = sum(1 for line in text.split(b"\n") if line.strip())
         try:
             numbers = np.fromstring(text, sep=" ")
         except ValueError:
             numbers = np.zeros(0)
         if len(numbers) != 3 * n_lines:
-            raise SourceError(
-                "a line of the matrix is not three numbers", where=self._where, advice=_DAMAGED
-            )
+            lines = [line for line in text.split(b"\n") if line.strip()]
+            at = next((i for i, line in enumerate(lines) if not _is_entry(line)), 0)
+            self._refuse("is not three numbers", before + at, lines[at].decode(errors="replace"))
         entries = numbers.reshape(-1, 3)
-        places = entries[:, :2]
-        if not ((places >= 1) & (places <= self._shape[::-1]) & (places % 1 == 0)).all():
-            raise SourceError(
-                "a line of the matrix names a feature or cell that is outside of it",
-                where=self._where,
-                advice=_DAMAGED,
-            )
-        if self._dtype.kind == "i" and not (np.abs(entries[:, 2]) < 2**53).all():
-            raise SourceError("a value is no number below 2^53", where=self._where)
+        places, values = entries[:, :2], entries[:, 2]
+        inside = (places >= 1) & (places <= self._shape[::-1]) & (places % 1 == 0)
+        faults = {"names a feature or cell that is outside of the matrix": ~inside.all(axis=1)}
+        if self._dtype.kind == "i":
+            faults["has no number below 2^53"] = ~(np.abs(values) < 2**53)
+            faults["has a fraction, where the first line says integer"] = values % 1 != 0
+        for what, wrong in faults.items():
+            if wrong.any():
+                at = int(np.flatnonzero(wrong)[0])
+                shown = " ".join(f"{number:.17g}" for number in entries[at].tolist())
+                self._refuse(what, before + at, shown)
         return entries
+
+    def _refuse(self, what: str, entry: int, line: str) -> None:
+        raise SourceError(
+            f"entry {entry + 1:,} of the matrix {what}: {line[:80]!r}",
+            where=self._where,
+            advice=MAKE_ANEW,
+        )
 
     def _files(self) -> tuple[tuple[str, np.dtype[Any]], ...]:
         index = np.dtype(np.int32)
         return (("features.bin", index), ("values.bin", self._dtype), ("cells.bin", index))
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        return len([float(part) for part in line.split()]) == 3
+    except ValueError:
+        return False
 
 
 def _find(folder: Storage, *names: str, where: str) -> str:
@@ -185,14 +205,18 @@ def _find(folder: Storage, *names: str, where: str) -> str:
 
 
 def _table(folder: Storage, *names: str, where: str) -> Sequence[list[str]]:
-    """The rows of a tab-separated file without a header."""
+    """The rows of a tab-separated file without a header; a field may be in quotes."""
     file = _find(folder, *names, where=where)
     where = f"{where}: {file}"
     with _opened(folder, file) as f:
         data = _read(f, -1, where)
     with reading(where):
-        lines = data.decode().split("\n")
-    return [line.rstrip("\r").split("\t") for line in lines if line.strip()]
+        lines = data.decode("utf-8-sig").split("\n")
+        whole = (line.rstrip("\r") for line in lines if line.strip())
+        try:
+            return list(csv.reader(whole, delimiter="\t"))
+        except csv.Error as e:
+            raise ValueError(str(e)) from e
 
 
 def _header(f: BinaryIO, where: str) -> tuple[np.dtype[Any], tuple[int, int, int]]:
@@ -215,18 +239,18 @@ def _header(f: BinaryIO, where: str) -> tuple[np.dtype[Any], tuple[int, int, int
         line = _line(f, where)
     parts = line.split()
     if len(parts) != 3 or not all(p.isdigit() for p in parts):
-        raise SourceError("the line with its sizes is missing", where=where, advice=_DAMAGED)
+        raise SourceError("the line with its sizes is missing", where=where, advice=_CUT)
     n_features, n_cells, n_values = map(int, parts)
     return _FIELDS[words[3]], (n_features, n_cells, n_values)
 
 
 def _line(f: BinaryIO, where: str) -> bytes:
-    with _decompressing(where):
+    with reading(where):
         return f.readline(1 << 16)
 
 
 def _read(f: BinaryIO, size: int, where: str) -> bytes:
-    with _decompressing(where):
+    with reading(where):
         return f.read(size)
 
 
@@ -237,12 +261,3 @@ def _opened(folder: Storage, file: str) -> Iterator[BinaryIO]:
         if file.endswith(".gz"):
             f = stack.enter_context(gzip.GzipFile(fileobj=f))
         yield f
-
-
-@contextlib.contextmanager
-def _decompressing(where: str) -> Iterator[None]:
-    with reading(where):
-        try:
-            yield
-        except (EOFError, zlib.error) as e:
-            raise ValueError(str(e)) from e

@@ -9,7 +9,10 @@ inputs. Called by all of them.
 from __future__ import annotations
 
 import abc
+import contextlib
 import os
+import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -19,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.config import did_you_mean
-from scshards.base.errors import ConfigError, SourceError
+from scshards.base.errors import ConfigError, ScshardsError, SourceError
 from scshards.base.storage import redact
 from scshards.cells.batch import cell_keys
 
@@ -55,7 +58,7 @@ class Block(NamedTuple):
     indices
         int32 [values]: columns, in any order within a row, possibly repeated.
     data
-        [values] of the stored dtype.
+        [values] of the stored dtype; a Source's of one that compiled loops know, see kernel_dtype.
     """
 
     first_row: int
@@ -244,7 +247,11 @@ class Source(abc.ABC):
         """
         stop = self.n_rows if stop is None else stop
         assert 0 <= start <= stop <= self.n_rows
-        return self.matrix.blocks(start, stop, max_rows, max_values)
+        for block in self.matrix.blocks(start, stop, max_rows, max_values):
+            kind = kernel_dtype(block.data.dtype)
+            yield (
+                block if block.data.dtype == kind else block._replace(data=block.data.astype(kind))
+            )
 
     def sample(self, n_values: int) -> NDArray[Any]:
         """About so many of the matrix's values, from all over it."""
@@ -306,6 +313,76 @@ class Columns:
 
 _PLACES = 16
 """A sample by rows is taken at so many places."""
+
+
+DAMAGED = "the file is damaged or incomplete: copy or download it again"
+"""Said where HDF5, zarr, gzip or a checksum finds it so, and nowhere else."""
+
+MAKE_ANEW = (
+    "write it anew with what made it, in a current version; if this is a copy, compare it with the "
+    "original first"
+)
+
+_HDF5 = re.compile(r"(Unable to|Can't|Unspecified error)\b")
+_ABSENT = re.compile(r"object '(.*)' doesn't exist|can't locate attribute: '(.*)'")
+_ELSEWHERE = re.compile(r"external link|open object \(can't open file\)")
+
+
+@contextlib.contextmanager
+def reading(where: str, *, advice: str = MAKE_ANEW) -> Iterator[None]:
+    """Turn what h5py, zarr, anndata and others raise while they read into a SourceError.
+
+    `advice` is for what is not as it is known here; damage, which the libraries find themselves, has
+    DAMAGED.
+    """
+    try:
+        yield
+    except ScshardsError:
+        raise
+    except UnicodeDecodeError as e:
+        raise SourceError(
+            f"its text is not in UTF-8: {bytes(e.object)[:40]!r}",
+            where=where,
+            advice="write the text anew in UTF-8, which all of these formats ask for",
+        ) from e
+    except (OSError, EOFError, zlib.error) as e:
+        raise SourceError(f"the file can't be read: {said(e)}", where=where, advice=DAMAGED) from e
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as e:
+        # AttributeError: a group where an array belongs has no shape.
+        text = said(e)
+        if _ELSEWHERE.search(text):
+            raise SourceError(
+                f"it leads to another file that is not there: {text}",
+                where=where,
+                advice="put that file where the link leads, or copy all into one file",
+            ) from e
+        absent = _ABSENT.search(text)
+        if isinstance(e, KeyError) and (absent or not _HDF5.match(str(e.args[0]))):
+            name = absent[1] or absent[2] if absent else e.args[0]
+            raise SourceError(f"there is no {name!r} in it", where=where, advice=advice) from e
+        if _HDF5.match(str(e.args[0]) if e.args else ""):
+            raise SourceError(f"the file can't be read: {text}", where=where, advice=DAMAGED) from e
+        raise SourceError(
+            f"it can't be read as it is laid out: {text}", where=where, advice=advice
+        ) from e
+
+
+def said(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def attribute(node: Any, name: str) -> str | None:
+    """A text that an HDF5 or zarr node has as an attribute; some writers make it an array of one."""
+    value = np.asarray(node.attrs.get(name)).ravel().tolist()
+    first = value[0] if len(value) == 1 else None
+    return first.decode() if isinstance(first, bytes) else first
+
+
+def kernel_dtype(stored: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype in which stored numbers go through compiled loops: none is rounded."""
+    native = stored.newbyteorder("=")
+    return np.dtype(np.float32) if native == np.float16 else native
 
 
 def display_name(url: str | os.PathLike[str]) -> str:

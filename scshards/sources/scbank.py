@@ -20,8 +20,7 @@ from scshards.base.errors import SourceError
 from scshards.base.storage import Storage
 from scshards.sources.ids import TABLE
 from scshards.sources.lists import written_rows
-from scshards.sources.matrix import reading
-from scshards.sources.rows import LISTS
+from scshards.sources.rows import LISTS, reading
 from scshards.sources.tables import (
     CellTable,
     ParquetTable,

@@ -21,6 +21,7 @@ from scshards.base.ahead import read_ahead
 from scshards.base.errors import ConfigError, SourceError
 from scshards.base.files import published
 from scshards.base.storage import is_local
+from scshards.base.text import text_of
 from scshards.census.address import SomaAddress
 from scshards.census.context import is_one_of_many
 from scshards.census.experiment import READ_VALUES, Experiment, Shared, shared
@@ -120,7 +121,7 @@ class SomaSource(Source):
         names = [""] * self._experiment.n_genes
         for gene, found in zip(table[0].to_pylist(), table[1].to_pylist(), strict=True):
             if gene < len(names) and found is not None:
-                names[gene] = str(found)
+                names[gene] = text_of(found)
         return names
 
     @property

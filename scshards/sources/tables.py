@@ -43,8 +43,7 @@ from numpy.typing import NDArray
 from scshards.base.config import did_you_mean
 from scshards.base.errors import SourceError
 from scshards.base.storage import Storage
-from scshards.sources.matrix import reading
-from scshards.sources.rows import missing_column
+from scshards.sources.rows import missing_column, reading
 
 LARGEST_BATCH = 1 << 14
 """Most rows that are read at once, so that a few values a row do not make a batch of all rows."""

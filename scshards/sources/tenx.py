@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import SourceError
 from scshards.sources.hdf5 import direct, text
-from scshards.sources.matrix import Csr, reading
-from scshards.sources.rows import INDEX, Matrix, Source, missing_column
+from scshards.sources.matrix import Csr
+from scshards.sources.rows import INDEX, MAKE_ANEW, Matrix, Source, missing_column, reading
 
 _COLUMN_OF = {"id": "gene_ids", "feature_type": "feature_types"}
 
@@ -112,7 +112,7 @@ class TenXFile(TenX):
                     f"features or barcodes do not fit the matrix of {n_features:,} features and "
                     f"{self.n_rows:,} cells",
                     where=where,
-                    advice="the file is damaged or incomplete: copy or download it again",
+                    advice=MAKE_ANEW,
                 )
             parts = (group["indptr"], direct(group["indices"]), direct(group["data"]))
             self._rows = Csr(*parts, (self.n_rows, n_features), where)

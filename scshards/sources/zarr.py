@@ -21,10 +21,9 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByt
 from scshards.base.errors import ScshardsError, SourceError
 from scshards.base.storage import Storage, is_web
 from scshards.sources.anndata import AnnDataSource
-from scshards.sources.rows import ZARR_MARKS
+from scshards.sources.rows import DAMAGED, ZARR_MARKS, said
 
 _METADATA = (*ZARR_MARKS, ".zarray", ".zattrs", ".zmetadata")
-_DAMAGED = "the store is damaged or incomplete: copy or download it again"
 
 
 class ZarrStore(AnnDataSource):
@@ -42,13 +41,6 @@ class ZarrStore(AnnDataSource):
         for array in required:
             array.store.required.add(array.path)
         return _Vector(indptr), _Vector(indices), _Vector(data)
-
-    def _old_categories(self, frame: Any, node: Any) -> Any:
-        return frame[node.attrs["categories"]]
-
-    def _field(self, table: Any, column: str) -> NDArray[Any]:
-        values: NDArray[Any] = _Array(table)[:][column]  # zarr can't read a field of its own
-        return values
 
     def _listed(self, group: Any) -> Sequence[str]:
         known = group.metadata.consolidated_metadata is not None or group.store.supports_listing
@@ -75,7 +67,7 @@ def open_zarr(storage: Storage, name: str, stack: contextlib.ExitStack) -> zarr.
     except Exception as e:
         # zarr's errors, json's and numcodecs' have nothing in common.
         raise SourceError(
-            f"this is not a readable zarr store: {_said(e)}",
+            f"this is not a readable zarr store: {said(e)}",
             where=name,
             advice="it must be a zarr group that anndata wrote, with its zarr.json or .zgroup",
         ) from None
@@ -122,7 +114,7 @@ class _Zip:
             self._zip = stack.enter_context(zipfile.ZipFile(stream))
         except (zipfile.BadZipFile, RuntimeError, ValueError) as e:
             raise SourceError(
-                f"this is not a readable .zip file: {e}", where=name, advice=_DAMAGED
+                f"this is not a readable .zip file: {e}", where=name, advice=DAMAGED
             ) from None
         self._paths = [path for path in self._zip.namelist() if not path.endswith("/")]
         # The folder that was zipped may be inside, or only what was in it.
@@ -207,7 +199,7 @@ class _ReadStore(Store):
         data = self._files.read(key, start, end)
         if data is None and self._is_required(key):
             raise SourceError(
-                f"a chunk of the matrix is missing: {key}", where=self._name, advice=_DAMAGED
+                f"a chunk of the matrix is missing: {key}", where=self._name, advice=DAMAGED
             )
         return data
 
@@ -218,7 +210,7 @@ class _ReadStore(Store):
 
 
 class _Array:
-    """A zarr array as sources.matrix reads it; whatever a damaged chunk raises becomes a ValueError."""
+    """A zarr array as sources.matrix reads it; whatever a damaged chunk raises becomes an OSError."""
 
     def __init__(self, array: zarr.Array):
         self._array = array
@@ -231,7 +223,7 @@ class _Array:
             raise
         except Exception as e:
             # Each codec has errors of its own.
-            raise ValueError(f"{self._array.path}: {_said(e)}") from e
+            raise OSError(f"{self._array.path}: {said(e)}") from e
 
 
 class _Vector(_Array):
@@ -260,7 +252,3 @@ class _Vector(_Array):
         last = max(first, (stop - 1) // chunk * chunk)
         self._kept_from, self._kept = last, tail[last - first :].copy()
         return np.concatenate([head, tail[: stop - first]]) if len(head) else tail[: stop - first]
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

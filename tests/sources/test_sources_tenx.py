@@ -102,7 +102,7 @@ def test_h5_files_that_are_refused(tmp_path: Path) -> None:
     path = write_10x(tmp_path / "gone.h5", x)
     with h5py.File(path, "a") as f:
         del f["matrix/data"]
-    refused(path, "can't be read")
+    refused(path, "no 'data' in it")
     with h5py.File(tmp_path / "molecules.h5", "w") as f:
         f["barcode_idx"] = np.arange(3)
     refused(tmp_path / "molecules.h5", "no matrix X")
@@ -220,6 +220,29 @@ def test_names_of_a_folder(tmp_path: Path) -> None:
         assert source.gene_columns == ["gene_ids"] and not list(source.obs_columns)
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_features_of_one_column_are_ids_and_names(tmp_path: Path, version: int) -> None:
+    x = counts(6, 4, dtype=np.int64)
+    folder = write_mtx(tmp_path / "a", x, version=version)
+    name, data = "genes.tsv", "\ufeffG000\r\nG001\nG002\nG003".encode()
+    if version == 3:
+        name, data = "features.tsv.gz", gzip.compress(data)
+    (folder / name).write_bytes(data)
+    with open_source(folder) as source:
+        assert source.genes == source.names_in("gene_ids") == ["G000", "G001", "G002", "G003"]
+    quiet_pack(folder, tmp_path / "out", vocab_of(4), min_genes=0)
+    cells = expected(x, [f"G{i:03d}" for i in range(4)], vocab_of(4))
+    assert_holds(tmp_path / "out", {key(0, i): cell for i, cell in enumerate(cells)})
+
+
+def test_fields_in_quotes(tmp_path: Path) -> None:
+    folder = write_mtx(tmp_path / "a", counts(6, 3, dtype=np.int64), version=2)
+    lines = [f'"E{i}"\t"G{i:03d}"\t"Gene Expression"\n' for i in range(3)]
+    (folder / "genes.tsv").write_text("".join(lines))
+    with open_source(folder) as source:
+        assert source.genes == ["G000", "G001", "G002"] and not source.left_out
+
+
 def test_a_folder_without_values(tmp_path: Path) -> None:
     x = np.zeros((3, 4), int)
     with open_source(write_mtx(tmp_path / "a", x)) as source:
@@ -242,7 +265,9 @@ def test_a_folder_without_values(tmp_path: Path) -> None:
         (("matrix.mtx", "\n2 1 ", "\n2 x "), ("three numbers",)),
         (("matrix.mtx", "\n2 1 ", "\n2 "), ("three numbers",)),
         (("matrix.mtx", "\n2 1 ", "\n2 1 nan"), ("three numbers", "below 2^53")),
-        (("genes.tsv", "E001\t", ""), ("fewer than two columns",)),
+        (("matrix.mtx", "\n2 1 3", "\n2 1 3.5"), ("fraction", "entry 2", "'2 1 3.5'")),
+        (("genes.tsv", "E000\tG000\n", "id\tname\nE000\tG000\n"), ("is a header",)),
+        (("genes.tsv", "G001", "G\udce9"), ("not in UTF-8",)),
     ],
 )
 def test_folders_that_are_refused(
@@ -252,7 +277,7 @@ def test_folders_that_are_refused(
     name, old, new = change
     text = (folder / name).read_text()
     assert old in text
-    (folder / name).write_text(text.replace(old, new, 1))
+    (folder / name).write_text(text.replace(old, new, 1), "utf-8", "surrogateescape")
     with pytest.raises(SourceError) as refused, open_source(folder) as source:
         source.sample(10)
     assert str(folder) in str(refused.value)

@@ -345,7 +345,7 @@ BAD = [
     bad("no var", changed(odd.gone("var")), SourceError, "no var"),
     bad("no names of genes", changed(odd.gone("var/_index")), SourceError, "bad.h5ad"),
     bad("no names of cells", changed(odd.gone("obs/_index")), SourceError, "bad.h5ad"),
-    bad("no list of columns", changed(lambda f: f["obs"].attrs.__delitem__("column-order")), SourceError, UNREADABLE, obs=("c",)),
+    bad("no list of columns", changed(lambda f: f["obs"].attrs.__delitem__("column-order")), SourceError, "no 'column-order'", obs=("c",)),
     bad("a group in place of the indptr", changed(odd.gone("X/indptr"), lambda f: f.create_group("X/indptr")), SourceError, "bad.h5ad"),
     bad("a group in place of the names", changed(odd.gone("obs/_index"), lambda f: f.create_group("obs/_index")), SourceError, "bad.h5ad"),
     bad("a number in place of var", changed(odd.gone("var"), put("var", 3)), SourceError, "bad.h5ad"),

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from scshards.base.config import build
 from scshards.base.errors import ConfigError
+from scshards.base.text import text_of
 from scshards.packing.history import KEPT
-from scshards.packing.labels import text_of
 from scshards.packing.options import PackOptions
 from scshards.packing.verify.shard import Faults
 from scshards.shards.index import OBS_PREFIX

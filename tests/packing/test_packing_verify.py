@@ -339,6 +339,7 @@ ARGUED: dict[str, tuple[type, ...]] = {
     r"options held_out": (type(None), dict),
     # Nobody has to say what he was asked for.
     r"options": (dict,),
+    r"requests": (list,),
 }
 """{places in the manifest: types of values} that can be another without being wrong."""
 

@@ -151,6 +151,9 @@ class Promises:
         for old in self._later(manifest, "made_of", first=0):
             if not isinstance(old.get("name"), str) or not _is_sha256(old.get("sha256")):
                 self._wrong.append(f"made_of: {old!r:.60} names no shard set")
+        self._wrong += [
+            f"{r!r:.70} is no SHA-256 of a request" for r in manifest.requests if not _is_sha256(r)
+        ]
         if manifest.options.get("splits", KEPT) != KEPT:
             self._wrong.append(f"splits is {manifest.options['splits']!r:.60}")
         if type(manifest.options.get("order_seed", 0)) is not int:

@@ -53,7 +53,8 @@ LIBRARIES = {
 }
 
 # What a command's file may import at its top: `scshards COMMAND --help` waits for it.
-CLI_TOP = re.compile(r"click|scshards\.(base|cli)\..*|scshards\._version")
+# Its options are read from the dataclasses of modules that import nothing heavy.
+CLI_TOP = re.compile(r"click|scshards\.(base|cli)\..*|scshards\._version|scshards\.\w+\.\w*options")
 
 Sources = dict[str, str]
 

@@ -34,19 +34,18 @@ read -r -a queries <<<"${QUERIES:-kidney pancreas intestine}"
 file=()
 if [ -n "${QUERIES_FILE:-}" ]; then file=(--queries "$QUERIES_FILE"); fi
 
-names=() census=() inputs=()
+census=() inputs=()
 for name in "${queries[@]}"; do
-  names+=(--query "$name")
   census+=(--census "$name")
   inputs+=("census://$name?index=$atlas/index")
 done
 
-scshards census index "${names[@]}" ${file[@]+"${file[@]}"} -o "$atlas/index"
+scshards census index "${queries[@]}" ${file[@]+"${file[@]}"} -o "$atlas/index"
 
 if [ ! -e "$atlas/vocab.json" ]; then
   # The genes of the very release that the index is of, also where "stable" has moved on since.
-  version=$(sed -n 's/^ "version": "\([0-9-]*\)",$/\1/p' "$atlas/index/${queries[0]}.json")
-  scshards vocab expand "$vocab" "${census[@]}" ${file[@]+"${file[@]}"} ${version:+--version "$version"} \
+  release=$(sed -n 's/^ "version": "\([0-9-]*\)",$/\1/p' "$atlas/index/${queries[0]}.json")
+  scshards vocab expand "$vocab" "${census[@]}" ${file[@]+"${file[@]}"} ${release:+--release "$release"} \
     --special-tokens -o "$atlas/vocab.json"
 fi
 

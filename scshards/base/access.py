@@ -32,7 +32,7 @@ _FLAGS = {"anon", "use_ssl", "requester_pays", "version_aware"}
 _OF_STORES = (_TEXTS | _TABLES | _FLAGS) - {"headers"}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)  # it is equal to a mapping of the same options
 class Access(Mapping[str, Any]):
     """How stores are reached.
 

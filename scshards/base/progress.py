@@ -227,6 +227,11 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.1f} TB"
 
 
+def counted(n: int, one: str, many: str | None = None) -> str:
+    """A number with its unit: `1 input`, `2,000 inputs`, `3 indexes` of ("index", "indexes")."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
 def _rate(rate: float) -> str:
     """Two digits of a slow rate, whole numbers of a fast one."""
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"

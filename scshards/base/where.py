@@ -14,12 +14,12 @@ import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from scshards.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _PARTS = re.compile(
     r"""(?P<text>'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|`(?P<quoted>[^`]*)`|(?P<sign>[&|@`])"""
@@ -101,7 +101,7 @@ class Where:
                 where=f"{where}: {self.option}",
                 advice=_EXAMPLE,
             )
-        return result.fillna(False).to_numpy(np.bool_)
+        return result.fillna(False).to_numpy(bool)
 
     def _named(self, message: str) -> str:
         for i, column in reversed(list(enumerate(self.columns))):

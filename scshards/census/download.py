@@ -36,46 +36,13 @@ from scshards.census.folder import (
 )
 from scshards.census.h5ad import H5adWriter
 from scshards.census.index import IndexMark, QueryIndex, index_names, load_index
-from scshards.census.partitions import MAX_CELLS, Partition, cut
+from scshards.census.options import DownloadOptions
+from scshards.census.partitions import Partition, cut
 from scshards.census.rows import Rows
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
-
-
-@dataclass(frozen=True, kw_only=True)
-class DownloadOptions:
-    """What is downloaded.
-
-    Attributes
-    ----------
-    partitions
-        Only these of each query, counted from 0; None takes all.
-    max_cells
-        Cells of a partition; the last one has what is left.
-    share
-        (i, n), i from 1: every n-th partition, from the i-th on.
-    check
-        Read files that are there, and make again those that are damaged. Without it a file is known to
-        be whole by its mark and its size.
-    """
-
-    partitions: tuple[int, ...] | None = None
-    max_cells: int = MAX_CELLS
-    share: tuple[int, int] | None = None
-    check: bool = False
-
-    def __post_init__(self) -> None:
-        if self.max_cells < 1:
-            raise ConfigError(f"a partition has at least 1 cell, not {self.max_cells}")
-        if self.share is not None and not 1 <= self.share[0] <= self.share[1]:
-            i, n = self.share
-            raise ConfigError(
-                f"{i}/{n} is no share", where="--task", advice="give I/N with I from 1 to N"
-            )
-        if self.share is not None and self.partitions is not None:
-            raise ConfigError("--partition and --task can't be given together")
 
 
 @dataclass(frozen=True, kw_only=True)

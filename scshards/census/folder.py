@@ -214,7 +214,7 @@ def _locked(path: Path, where: str) -> Iterator[None]:
             raise OutputExistsError(
                 "another process is making this partition",
                 where=where,
-                advice="wait until it has finished, or give each process a --task of its own",
+                advice="wait until it has finished, or give each process a --share of its own",
             )
         try:
             yield

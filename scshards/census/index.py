@@ -129,9 +129,9 @@ def load_index(
                 f"the index of {name!r} has no mark {name}{MARK}: it was not finished, or scshards did "
                 "not make it",
                 where=storage.at(name + IDS),
-                advice=f"scshards census index --query {name} -o {storage.at('')}",
+                advice=f"scshards census index {name} -o {storage.at('')}",
             )
-        make = f"scshards census index --query {name} -o {storage.at('')}"
+        make = f"scshards census index {name} -o {storage.at('')}"
         known = index_names(storage)
         raise ConfigError(
             f"there is no index of {name!r}",
@@ -174,7 +174,7 @@ def read_mark(storage: Storage, name: str) -> IndexMark | None:
         raise FormatError(
             "this is no mark of an index",
             where=where,
-            advice=f"make it again: scshards census index --query {name} --restart",
+            advice=f"make it again: scshards census index {name} --restart",
         )
     return mark
 
@@ -195,7 +195,7 @@ def read_ids(storage: Storage, mark: IndexMark) -> NDArray[np.int64]:
         raise ChecksumError(
             "the index is damaged: it is not the file that its mark speaks of",
             where=storage.at(name),
-            advice=f"make it again: scshards census index --query {mark.query}",
+            advice=f"make it again: scshards census index {mark.query}",
         )
     ids = np.fromstring(data.decode("ascii"), np.int64, sep="\n")
     assert len(ids) == mark.cells
@@ -453,7 +453,7 @@ def _marks(
                 f"the folder holds an index of another release: {name} of {mark.version}, and this "
                 f"would be of {release.version}",
                 where=storage.at(""),
-                advice=f"choose another folder, go on with --version {mark.version}, or make all of "
+                advice=f"choose another folder, go on with --release {mark.version}, or make all of "
                 "its queries again with --restart",
             )
         if name not in wanted:

@@ -1,6 +1,6 @@
 """The cells of a query in stretches of soma_joinids: what one input of pack, or one h5ad file, holds.
 
-    partitions("census://heart?version=2025-01-30")
+    partitions("census://heart?release=2025-01-30")
     -> [Partition(soma://...&first=0&last=412345&cells=200000, ...), ...]
 
 A partition is the n-th `max_cells` of a query's cells in the order of their soma_joinids, named by the
@@ -26,13 +26,11 @@ from scshards.base.storage import is_local, path_of, redact
 from scshards.census.address import CENSUS, SOMA, SomaAddress, keys, parse
 from scshards.census.experiment import open_experiment
 from scshards.census.index import QueryIndex, load_index
+from scshards.census.options import MAX_CELLS
 from scshards.census.queries import load_queries, query_address
 from scshards.census.releases import find_release
 
-MAX_CELLS = 200_000
-"""Cells of a partition, as in scGPT's scripts: some 2 GB as a compressed h5ad file."""
-
-_KEYS = ["index", "max_cells", "queries", "version"]
+_KEYS = ["index", "max_cells", "queries", "release"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +57,7 @@ def is_query(url: str) -> bool:
 
 
 def partitions(url: str, storage_options: Mapping[str, Any] | None = None) -> list[Partition]:
-    """The partitions of census://NAME?version=..&queries=FILE&max_cells=N or soma://URI?filter=..&max_cells=N.
+    """The partitions of census://NAME?release=..&queries=FILE&max_cells=N or soma://URI?filter=..&max_cells=N.
 
     With census://NAME?index=DIR, cells, filter and release are those of an index; then nothing is asked.
     An address that names one partition, by the number of its cells, is that one.
@@ -67,8 +65,8 @@ def partitions(url: str, storage_options: Mapping[str, Any] | None = None) -> li
     Raises
     ------
     ConfigError
-        When there is no such query, version or key, the filter can't be used, or the index is of
-        another version.
+        When there is no such query, release or key, the filter can't be used, or the index is of
+        another release.
     ChecksumError, FormatError
         When the index is damaged.
     SourceError
@@ -150,7 +148,7 @@ def _census(
 ) -> tuple[SomaAddress, str]:
     queries = load_queries(given.get("queries"))
     queries[name]  # an unknown name is refused before anything is read
-    release = find_release(queries, given.get("version"), storage_options)
+    release = find_release(queries, given.get("release"), storage_options)
     address = query_address(name, release, given.get("queries"))
     return address, f"{CENSUS}{name}@{release.version}"
 
@@ -165,11 +163,11 @@ def _indexed(
             advice="leave out either index or queries",
         )
     index = load_index(given["index"], name, storage_options)
-    if given.get("version", index.mark.version) != index.mark.version:
+    if given.get("release", index.mark.version) != index.mark.version:
         raise ConfigError(
-            f"the index is of the release {index.mark.version}, not {given['version']}",
+            f"the index is of the release {index.mark.version}, not {given['release']}",
             where=f"{CENSUS}{name}: index={redact(given['index'])}",
-            advice="leave the version out, or make an index of that release in another folder",
+            advice="leave the release out, or make an index of that release in another folder",
         )
     return index
 

@@ -19,6 +19,7 @@ import click
 from scshards._version import __version__
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ScshardsError
+from scshards.cli.command import show_error
 
 COMMANDS = {
     "vocab": "Build, import, expand or check a gene vocabulary.",
@@ -79,21 +80,36 @@ class LazyGroup(click.Group):
             # Whoever read our output has gone, as `head` does: no more to say, nor at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
-        except click.Abort:
-            click.echo("interrupted", err=True)
+        except click.Abort as e:
+            click.echo(str(e) or "interrupted", err=True)
             sys.exit(INTERRUPTED)
         except click.ClickException as e:
-            e.show()
+            show_error(_usage(e))
             sys.exit(e.exit_code)
         except ScshardsError as e:
             if os.environ.get("SCSHARDS_DEBUG") == "1":
                 raise
-            click.echo(f"error: {e}", err=True)
+            show_error(str(e))
             sys.exit(1)
         sys.exit(code if isinstance(code, int) else 0)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def _usage(error: click.ClickException) -> str:
+    """What click refuses, in the style of our own errors."""
+    text = error.format_message()
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    if context is None or "  to do: " in text:
+        return text
+    return f"{text}\n  to do: {context.command_path} --help shows what it takes"
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "auto_envvar_prefix": "SCSHARDS",
+    },
+)
 @click.version_option(__version__, prog_name="scshards")
 def main() -> None:
     """Pack tokenized single cells into WebDataset shards and stream them into training."""

@@ -6,20 +6,29 @@ from typing import Any
 
 import click
 
-from scshards.cli.apply_options import apply_options, echo_report
+from scshards.cli.command import Command
+from scshards.cli.embed import show_applied
+from scshards.cli.options import as_json, build, option, options, store_options
+from scshards.train.apply_options import AnnotateOptions
 
 
-@click.command("annotate")
-@apply_options
-@click.option("--column", metavar="COL", help="The new obs column; default: predicted_...")
-@click.option("--probabilities", is_flag=True, help="Every class's probability, in obsm, too.")
+@click.command("annotate", cls=Command)
+@click.argument("checkpoint")
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@option(
+    "-o", "--output", required=True, metavar="OUT", help="What is made; it must not be there yet."
+)
+@options(AnnotateOptions)
+@store_options
+@as_json
 def command(
     checkpoint: str,
     inputs: tuple[str, ...],
     output: str,
-    storage_options: str | None,
+    storage_options: dict[str, Any],
     as_json: bool,
-    **options: Any,
+    progress: bool,
+    **chosen: Any,
 ) -> None:
     """Predict the class of the cells of INPUT... with the model in the folder CHECKPOINT.
 
@@ -30,14 +39,12 @@ def command(
     \b
       scshards annotate run cells.h5ad -o annotated.h5ad
     """
-    from scshards.base.storage import parse_options
-    from scshards.train.annotate import AnnotateOptions, annotate
+    from scshards.train.annotate import annotate
 
-    report = annotate(
-        checkpoint,
-        inputs,
-        output,
-        AnnotateOptions(**options),
-        storage_options=parse_options(storage_options),
+    asked = build(AnnotateOptions, chosen)
+    show_applied(
+        annotate(
+            checkpoint, inputs, output, asked, storage_options=storage_options, shown=progress
+        ),
+        as_json,
     )
-    echo_report(report, as_json)

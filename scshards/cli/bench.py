@@ -4,43 +4,42 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from scshards.cli.command import Command
+from scshards.cli.options import as_json, option, store_options
 
 if TYPE_CHECKING:
     from scshards.stream.bench import BenchReport
 
 
-@click.command("bench")
+@click.command("bench", cls=Command)
 @click.argument("root")
-@click.option(
+@option(
     "--demand",
     type=click.FloatRange(min=0, min_open=True),
-    help="Cells a second that a model takes: is the loader fast enough, and what would it wait?",
+    help="Cells a second that a model takes: is the loader fast enough, and what would the model wait?",
 )
-@click.option("--split", default="train", show_default=True, help="The cells to stream.")
-@click.option(
+@option("--split", default="train", help="The cells to stream.")
+@option(
     "--seconds",
     default=10.0,
-    show_default=True,
     type=click.FloatRange(min=0, min_open=True),
     help="How long to measure; with --demand, as long once more.",
 )
-@click.option("--threads", default=2, show_default=True, type=click.IntRange(min=1))
-@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(min=1))
-@click.option(
+@option("--threads", default=2, type=click.IntRange(min=1), help="Threads that make batches.")
+@option("--batch-size", default=64, type=click.IntRange(min=1), help="Cells of a batch.")
+@option(
     "--max-length",
     default=1200,
-    show_default=True,
     type=click.IntRange(min=2),
     help="Tokens of a cell at most.",
 )
-@click.option(
-    "--n-bins", default=51, show_default=True, type=int, help="Value bins; 0 leaves values alone."
-)
-@click.option("--storage-options", metavar="JSON", help="For the file system of ROOT.")
-@click.option("--json", "as_json", is_flag=True, help="The figures as JSON on standard output.")
+@option("--n-bins", default=51, help="Bins of values; 0 leaves values alone.")
+@store_options
+@as_json
 def command(
     root: str,
     demand: float | None,
@@ -50,19 +49,18 @@ def command(
     batch_size: int,
     max_length: int,
     n_bins: int,
-    storage_options: str | None,
+    storage_options: dict[str, Any],
     as_json: bool,
+    progress: bool,
 ) -> None:
     """Measure how fast the shard set ROOT streams on this machine, and where the time goes.
 
     Batches are made as for training: read, checked, shuffled, decoded, binned, sampled, masked and
     padded. The first pass over shards that are not in the page cache measures the disk too.
     """
-    from scshards.base.storage import parse_options
     from scshards.stream.bench import bench
     from scshards.stream.loader import CellLoader
 
-    options = parse_options(storage_options)
     report = bench(
         lambda: CellLoader(
             root,
@@ -73,10 +71,11 @@ def command(
             threads=threads,
             rank=0,
             world_size=1,
-            storage_options=options,
+            storage_options=storage_options,
         ),
         seconds=seconds,
         demand=demand,
+        progress=progress,
     )
     if as_json:
         click.echo(json.dumps(report.tables()))

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scshards.base.errors import ConfigError, ScshardsError
-from scshards.cli.pack import interruptible, parse_share
+from scshards.base.errors import ScshardsError
+from scshards.census.options import DownloadOptions
+from scshards.cli.command import Commands
+from scshards.cli.options import as_json, build, option, options, store_options
 
 if TYPE_CHECKING:
     from scshards.census.download import DownloadReport
@@ -16,25 +18,17 @@ if TYPE_CHECKING:
     from scshards.census.queries import Queries
     from scshards.census.releases import Release
 
-_queries = click.option(
-    "--queries",
-    "file",
-    metavar="FILE",
-    help="Your copy of the file of queries; else the shipped one.",
+_queries = option(
+    "--queries", help="Your copy of the file of queries. Without it, the shipped one."
 )
-_version = click.option(
-    "--version", metavar="V", help="A release: its date, stable or latest; else that of the file."
+_release = option(
+    "--release",
+    help="The release of the Census: its date, stable or latest. Without it, that of the file.",
 )
-_storage_options = click.option(
-    "--storage-options",
-    metavar="JSON",
-    help="For the index and the experiment. S3 takes endpoint and credentials from the AWS variables "
-    "and profiles otherwise.",
-)
-_json = click.option("--json", "as_json", is_flag=True, help="The same as JSON on standard output.")
+_names = click.argument("names", metavar="[NAME]...", nargs=-1)
 
 
-@click.group("census")
+@click.group("census", cls=Commands)
 def command() -> None:
     """Cells of the CELLxGENE Census: queries, index, h5ad partitions.
 
@@ -46,8 +40,8 @@ def command() -> None:
 
 @command.command("list")
 @_queries
-@_json
-def list_(file: str | None, as_json: bool) -> None:
+@as_json
+def list_(queries: str | None, as_json: bool) -> None:
     """List the queries, and the releases of the Census that are served.
 
     The queries are shown without a network too.
@@ -56,20 +50,20 @@ def list_(file: str | None, as_json: bool) -> None:
     from scshards.census.queries import SHIPPED, load_queries
     from scshards.census.releases import releases
 
-    queries = load_queries(file)
+    file, known = queries or SHIPPED, load_queries(queries)
     found: dict[str, Release] = {}
     aliases: dict[str, str] = {}
     problem = None
-    if queries.uri is None:
+    if known.uri is None:
         try:
-            found, aliases = releases(queries)
+            found, aliases = releases(known)
         except ScshardsError as e:
             problem = e
     if as_json:
         tree = {
-            "file": str(file or SHIPPED),
-            "queries": {n: _query_tree(queries, n) for n in queries.query},
-            **_census_tree(queries),
+            "file": str(file),
+            "queries": {n: _query_tree(known, n) for n in known.query},
+            **_census_tree(known),
             "aliases": aliases,
             "releases": {
                 name: {"uri": r.uri, "region": r.region, "lts": r.is_lts, "retracted": r.retracted}
@@ -81,12 +75,12 @@ def list_(file: str | None, as_json: bool) -> None:
         return
     rows = [
         (name, q.organism, q.primary, shorten(" ".join(q.filter.split()), 70))
-        for name, q in queries.query.items()
+        for name, q in known.query.items()
     ]
     click.echo(table(("query", "organism", "primary", "filter"), rows))
-    click.echo(f"\nfrom {file or SHIPPED}; `scshards census show NAME` shows one in full")
-    if queries.uri is not None:
-        click.echo(f"\nthe Census is {_census_tree(queries)['census']}")
+    click.echo(f"\nfrom {file}; `scshards census show NAME` shows one in full")
+    if known.uri is not None:
+        click.echo(f"\nthe Census is {_census_tree(known)['census']}")
     elif problem is not None:
         click.echo(f"\nthe releases can't be shown: {problem}", err=True)
     else:
@@ -96,43 +90,42 @@ def list_(file: str | None, as_json: bool) -> None:
             for v, r in sorted(found.items(), reverse=True)
         ]
         click.echo("\n" + table(("release", "also called", "kept for years", "retracted"), lines))
-        meant = aliases.get(queries.version, queries.version)
-        known = "" if meant in found else ", which is not served"
-        click.echo(f"\nthe queries mean {queries.version}" + known)
+        meant = aliases.get(known.version, known.version)
+        served = "" if meant in found else ", which is not served"
+        click.echo(f"\nthe queries mean {known.version}{served}")
 
 
 @command.command("show")
 @click.argument("name")
 @_queries
-@_version
-@_storage_options
-@click.option("--offline", is_flag=True, help="Ask nothing: do not count the cells.")
-@_json
+@_release
+@option("--offline", is_flag=True, help="Ask nothing: do not count the cells.")
+@store_options
+@as_json
 def show(
     name: str,
-    file: str | None,
-    version: str | None,
-    storage_options: str | None,
+    queries: str | None,
+    release: str | None,
     offline: bool,
+    storage_options: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Show a query in full, and how many cells it takes now."""
-    from scshards.base.storage import parse_options, redact
+    from scshards.base.storage import redact
     from scshards.census.index import count_cells
     from scshards.census.queries import load_queries
     from scshards.census.releases import find_release
 
-    queries = load_queries(file)
-    tree: dict[str, Any] = {"name": name, **_query_tree(queries, name), **_census_tree(queries)}
-    if version is not None:
-        tree["version"] = version
+    known = load_queries(queries)
+    tree: dict[str, Any] = {"name": name, **_query_tree(known, name), **_census_tree(known)}
+    if release is not None:
+        tree["version"] = release
     if not offline:
-        options = parse_options(storage_options)
-        release = find_release(queries, version, options)
-        tree["version"] = release.version
-        tree["experiment"] = redact(release.experiment(queries[name].organism))
+        found = find_release(known, release, storage_options)
+        tree["version"] = found.version
+        tree["experiment"] = redact(found.experiment(known[name].organism))
         tree["cells"], tree["primary_cells"], tree["all_cells"] = count_cells(
-            name, release, file, options
+            name, found, queries, storage_options
         )
     if as_json:
         click.echo(json.dumps(tree, indent=1, ensure_ascii=False))
@@ -158,9 +151,9 @@ def show(
 
 
 @command.command("index")
-@click.option("--query", "names", metavar="NAME", multiple=True, help="A query. Repeatable.")
-@click.option("--all", "is_all", is_flag=True, help="All queries of the file.")
-@click.option(
+@_names
+@option("--all", is_flag=True, help="Take all queries of the file.")
+@option(
     "-o",
     "--output",
     required=True,
@@ -168,38 +161,35 @@ def show(
     help="The folder of the index, local or in a store.",
 )
 @_queries
-@_version
-@click.option("--restart", is_flag=True, help="Ask again for what is there.")
-@_storage_options
-@_json
+@_release
+@option("--restart", is_flag=True, help="Ask again for what is there.")
+@store_options
+@as_json
 def index(
     names: tuple[str, ...],
-    is_all: bool,
+    all: bool,
     output: str,
-    file: str | None,
-    version: str | None,
+    queries: str | None,
+    release: str | None,
     restart: bool,
-    storage_options: str | None,
+    storage_options: dict[str, Any],
     as_json: bool,
+    progress: bool,
 ) -> None:
     """Write which cells queries take: DIR/NAME.idx, a soma_joinid a line, and its mark DIR/NAME.json.
 
     A folder holds queries of one release. What is there with the same filter is not asked for again. The
     tables show how many cells queries have, which are duplicates of primary ones, and which queries take
     the same cells.
+
+    \b
+    scshards census index heart lung -o index
     """
-    from scshards.base.storage import parse_options
     from scshards.census.index import build_index
 
-    with interruptible():
-        report = build_index(
-            _names(names, is_all),
-            output,
-            file,
-            version,
-            parse_options(storage_options),
-            restart=restart,
-        )
+    report = build_index(
+        _chosen(names, all), output, queries, release, storage_options, progress, restart=restart
+    )
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
     else:
@@ -207,87 +197,48 @@ def index(
 
 
 @command.command("download")
-@click.option("--query", "names", metavar="NAME", multiple=True, help="A query. Repeatable.")
-@click.option("--all", "is_all", is_flag=True, help="All queries of the index.")
-@click.option("--index", "folder", required=True, metavar="DIR", help="The folder of the index.")
-@click.option(
+@_names
+@option("--all", is_flag=True, help="Take all queries of the index.")
+@option("--index", required=True, help="The folder of the index.")
+@option(
     "-o", "--output", required=True, metavar="DIR", help="A local folder; files go to DIR/NAME."
 )
-@click.option(
-    "--partition",
-    "partitions",
-    metavar="I",
-    multiple=True,
-    type=click.IntRange(min=0),
-    help="Only this partition, counted from 0. Repeatable.",
-)
-@click.option(
-    "--max-cells",
-    default=200_000,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="Cells of a partition.",
-)
-@click.option(
-    "--task",
-    metavar="I/N",
-    help="Only every N-th partition from the I-th on, beside other processes that do the others, such "
-    "as the tasks of a Slurm array.",
-)
-@click.option(
-    "--check",
-    is_flag=True,
-    help="Read the files that are there and make again those that are damaged; else only their sizes "
-    "are looked at.",
-)
-@_storage_options
-@_json
+@options(DownloadOptions)
+@store_options
+@as_json
 def download(
     names: tuple[str, ...],
-    is_all: bool,
-    folder: str,
+    all: bool,
+    index: str,
     output: str,
-    partitions: tuple[int, ...],
-    max_cells: int,
-    task: str | None,
-    check: bool,
-    storage_options: str | None,
+    storage_options: dict[str, Any],
     as_json: bool,
+    progress: bool,
+    **chosen: Any,
 ) -> None:
     """Write the cells of an index as h5ad files, DIR/NAME/partition_000000.h5ad and so on.
 
     Raw counts of all genes, all columns of obs and var. The same command again makes what is missing. To
     train you need no such files: scshards pack 'census://NAME?index=DIR' takes the same partitions.
+
+    \b
+    scshards census download heart --index index -o atlas --share 3/16
     """
-    from scshards.base.storage import parse_options
-    from scshards.census.download import DownloadOptions
     from scshards.census.download import download as run
 
-    options = DownloadOptions(
-        partitions=partitions or None,
-        max_cells=max_cells,
-        share=None if task is None else parse_share(task),
-        check=check,
-    )
-    with interruptible():
-        report = run(
-            _names(names, is_all),
-            folder,
-            output,
-            options,
-            parse_options(storage_options),
-        )
+    asked = build(DownloadOptions, chosen)
+    report = run(_chosen(names, all), index, output, asked, storage_options, progress)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
     else:
-        _show_download(report, task)
+        _show_download(report, asked.share)
 
 
-def _names(names: tuple[str, ...], is_all: bool) -> tuple[str, ...] | None:
+def _chosen(names: tuple[str, ...], all: bool) -> tuple[str, ...] | None:
     """The queries that are meant; None is all."""
-    if bool(names) == is_all:
-        raise ConfigError("give --query NAME, once or more often, or --all")
-    return None if is_all else names
+    if bool(names) == all:
+        raise click.UsageError("name queries, or say --all")
+    return None if all else names
 
 
 def _query_tree(queries: Queries, name: str) -> dict[str, Any]:
@@ -332,8 +283,8 @@ def _show_index(report: IndexReport) -> None:
     )
 
 
-def _show_download(report: DownloadReport, task: str | None) -> None:
-    from scshards.base.progress import size, table
+def _show_download(report: DownloadReport, share: tuple[int, int] | None) -> None:
+    from scshards.base.progress import counted, size, table
 
     rows = [
         (q.query, q.partitions, q.made, q.were_there, q.left, q.cells, size(q.bytes))
@@ -343,7 +294,6 @@ def _show_download(report: DownloadReport, task: str | None) -> None:
     click.echo(table(header, rows))
     left = sum(q.left for q in report.queries)
     if left:
-        who = "" if task is None else f"task {task.replace('/', ' of ')}: "
-        click.echo(
-            f"\n{who}{left:,} partitions are missing: other tasks make them, or run without one"
-        )
+        who = "" if share is None else f"share {share[0]} of {share[1]}: "
+        what = counted(left, "partition is missing", "partitions are missing")
+        click.echo(f"\n{who}{what}: other shares make them, or run without one")

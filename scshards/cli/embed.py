@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
 
-from scshards.cli.apply_options import apply_options, echo_report
+from scshards.cli.command import Command
+from scshards.cli.options import as_json, build, option, options, store_options
+from scshards.train.apply_options import EmbedOptions
 
 
-@click.command("embed")
-@apply_options
+@click.command("embed", cls=Command)
+@click.argument("checkpoint")
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@option(
+    "-o", "--output", required=True, metavar="OUT", help="What is made; it must not be there yet."
+)
+@options(EmbedOptions)
+@store_options
+@as_json
 def command(
     checkpoint: str,
     inputs: tuple[str, ...],
     output: str,
-    storage_options: str | None,
+    storage_options: dict[str, Any],
     as_json: bool,
-    **options: Any,
+    progress: bool,
+    **chosen: Any,
 ) -> None:
     """Embed the cells of INPUT... with the model in the folder CHECKPOINT.
 
@@ -31,14 +42,32 @@ def command(
       scshards embed run cells.h5ad -o embedded.h5ad
       torchrun --nproc-per-node 8 -m scshards embed run shards -o shards_embedded.h5ad
     """
-    from scshards.base.storage import parse_options
-    from scshards.train.embed import EmbedOptions, embed
+    from scshards.train.embed import embed
 
-    report = embed(
-        checkpoint,
-        inputs,
-        output,
-        EmbedOptions(**options),
-        storage_options=parse_options(storage_options),
+    asked = build(EmbedOptions, chosen)
+    show_applied(
+        embed(checkpoint, inputs, output, asked, storage_options=storage_options, shown=progress),
+        as_json,
     )
-    echo_report(report, as_json)
+
+
+def show_applied(report: Any, as_json: bool) -> None:
+    """Say what was written, on the first process."""
+    from scshards.base.progress import counted
+    from scshards.train.setup import is_first_process
+
+    if not is_first_process():
+        return
+    if as_json:
+        click.echo(json.dumps(report.tables()))
+        return
+    for file in report.files:
+        click.echo(
+            f"{counted(file.cells, 'cell')} as {report.dimensions} numbers each in {file.output} "
+            f"({', '.join(report.names)}); {file.matched:,} of {file.columns:,} gene columns matched"
+        )
+        if file.replaced:
+            click.echo(f"the input's own {', '.join(file.replaced)} were replaced there")
+    if report.empty_cells:
+        have = counted(report.empty_cells, "cell has", "cells have")
+        click.echo(f"{have} no gene in the vocabulary: <cls> alone")

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
+from scshards.cli.command import Command
+from scshards.cli.options import as_json, option, store_options
 
-@click.command("evaluate")
+
+@click.command("evaluate", cls=Command)
 @click.argument("run")
 @click.argument("root")
-@click.option("--split", default="valid", show_default=True, help="The cells to score.")
-@click.option(
+@option("--split", default="valid", help="The cells to score.")
+@option(
     "--batch-size",
     default=64,
-    show_default=True,
     type=click.IntRange(min=1),
-    help="Cells per forward pass.",
+    help="Cells of a forward pass.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--storage-options", metavar="JSON", help="For the file system of ROOT.")
-@click.option("--json", "as_json", is_flag=True, help="The figures as JSON on standard output.")
+@option("--device", default="auto", help="Where it is computed: auto, cpu, cuda or cuda:N.")
+@store_options
+@as_json
 def command(
     run: str,
     root: str,
     split: str,
     batch_size: int,
     device: str,
-    storage_options: str | None,
+    storage_options: dict[str, Any],
     as_json: bool,
+    progress: bool,
 ) -> None:
     """Score the best model of RUN on the shard set ROOT, by the task it was trained for.
 
@@ -39,7 +43,6 @@ def command(
     macro F1, beside the most frequent class. The figures go to RUN/evaluation.json too.
     """
     from scshards.base.progress import table
-    from scshards.base.storage import parse_options
     from scshards.train.evaluate import Annotation, evaluate_run
     from scshards.train.setup import is_first_process
 
@@ -49,7 +52,8 @@ def command(
         split=split,
         batch_size=batch_size,
         device=device,
-        storage_options=parse_options(storage_options),
+        storage_options=storage_options,
+        shown=progress,
     )
     if not is_first_process():
         return

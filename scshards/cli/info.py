@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from scshards.cli.command import Command
+from scshards.cli.options import as_json, option, store_options
 
-@click.command("info")
+
+@click.command("info", cls=Command)
 @click.argument("root")
-@click.option("--all", "whole", is_flag=True, help="Name every input, not only the largest.")
-@click.option("--storage-options", metavar="JSON", help="For the file system of ROOT.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as JSON on standard output.")
-def command(root: str, whole: bool, storage_options: str | None, as_json: bool) -> None:
+@option("--sources", is_flag=True, help="Show all inputs, not only the largest.")
+@store_options
+@as_json
+def command(root: str, sources: bool, storage_options: dict[str, Any], as_json: bool) -> None:
     """Show the splits, labels and inputs of the shard set ROOT.
 
     It reads the manifest only; `scshards verify` looks at the shards. The JSON holds all inputs.
     """
     from scshards.base.progress import printable
-    from scshards.base.storage import parse_options
     from scshards.packing import report
     from scshards.shards.shardset import ShardSet
 
-    shard_set = ShardSet(root, parse_options(storage_options))
+    shard_set = ShardSet(root, storage_options)
     manifest = shard_set.manifest
     if as_json:
         click.echo(report.to_json(report.summary(manifest)))
@@ -34,7 +38,7 @@ def command(root: str, whole: bool, storage_options: str | None, as_json: bool) 
             else f"{manifest.compression}-compressed"
         )
     )
-    parts = [report.split_table(manifest), report.source_table(manifest, whole=whole)]
+    parts = [report.split_table(manifest), report.source_table(manifest, whole=sources)]
     if manifest.labels:
         parts.insert(1, report.label_table(manifest))
     for part in parts:

@@ -6,19 +6,29 @@ from typing import Any
 
 import click
 
-from scshards.cli.pack import interruptible, show
-from scshards.cli.reshard import common_options, read_options
+from scshards.cli.command import Command
+from scshards.cli.options import as_json, build, options
+from scshards.cli.pack import split_file, with_split_file
+from scshards.cli.reshard import output, restart
+from scshards.cli.shown import show_manifest
+from scshards.packing.reshard_options import ReshardOptions
 
 
-@click.command("merge")
+@click.command("merge", cls=Command)
 @click.argument("roots", metavar="ROOT...", nargs=-1, required=True)
-@common_options
-@click.option(
-    "--same-names",
-    is_flag=True,
-    help="Inputs of the same name in two sets are different files; else they are refused.",
-)
-def command(roots: tuple[str, ...], new: str, restart: bool, as_json: bool, **chosen: Any) -> None:
+@output
+@options(ReshardOptions, but="held_out")
+@split_file
+@restart
+@as_json
+def command(
+    roots: tuple[str, ...],
+    output: str,
+    restart: bool,
+    as_json: bool,
+    progress: bool,
+    **chosen: Any,
+) -> None:
     """Make one shard set at NEW of the sets at two or more ROOTs.
 
     They must have the same vocabulary, kind of values and labels; --obs names the labels that all of
@@ -31,7 +41,6 @@ def command(roots: tuple[str, ...], new: str, restart: bool, as_json: bool, **ch
     """
     from scshards.packing.reshard import merge
 
-    options = read_options(chosen)
-    with interruptible():
-        manifest = merge(roots, new, options, restart=restart)
-    show(manifest, None, as_json)
+    asked = build(ReshardOptions, with_split_file(chosen))
+    manifest = merge(roots, output, asked, restart=restart, progress=progress)
+    show_manifest(manifest, None, as_json)

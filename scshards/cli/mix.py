@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from scshards.cli.command import Command
+from scshards.cli.options import as_json, option, store_options
 
 if TYPE_CHECKING:
     from scshards.stream.mixing import MixOptions, MixReport
@@ -13,39 +16,38 @@ if TYPE_CHECKING:
 _AT_LEAST_1 = click.IntRange(min=1)
 
 
-@click.command("mix")
+@click.command("mix", cls=Command)
 @click.argument("root")
-@click.option(
+@option(
     "--by",
-    metavar="COL,COL",
-    help="Labels of categories, or source; all labels of categories unless given.",
+    help="Labels of categories, or source. Without it, all labels of categories.",
 )
-@click.option("--split", default="train", show_default=True, help="The cells to stream.")
-@click.option("--batch-size", default=64, show_default=True, type=_AT_LEAST_1)
-@click.option("--world-size", default=1, show_default=True, type=_AT_LEAST_1, help="Ranks.")
-@click.option("--lanes", default=64, show_default=True, type=_AT_LEAST_1)
-@click.option(
+@option("--split", default="train", help="The cells to stream.")
+@option("--batch-size", default=64, type=_AT_LEAST_1, help="Cells of a batch of one rank.")
+@option("--world-size", default=1, type=_AT_LEAST_1, help="Ranks that train.")
+@option(
+    "--lanes", default=64, type=_AT_LEAST_1, help="Shuffle buffers that cells are read through."
+)
+@option(
     "--shuffle-buffer",
     default=8192,
-    show_default=True,
     type=_AT_LEAST_1,
     help="Cells in the buffers of all lanes together.",
 )
-@click.option("--shuffle/--no-shuffle", default=True, show_default=True)
-@click.option("--where", metavar="EXPR", help="Only the cells for which it is true.")
-@click.option("--balanced", metavar="COL", help="The values of this label equally often.")
-@click.option("--seed", default=0, show_default=True, type=int)
-@click.option("--epoch", default=0, show_default=True, type=click.IntRange(min=0))
-@click.option(
+@option("--shuffle/--no-shuffle", default=True, help="Read in random order, or that of the shards.")
+@option("--where", help="Take the cells this is true for, as for scshards pack.")
+@option("--balanced", help="Draw the values of this label equally often.")
+@option("--seed", default=0, help="The seed of the order.")
+@option("--epoch", default=0, type=click.IntRange(min=0), help="The epoch that is looked at.")
+@option(
     "--batches",
     default=256,
-    show_default=True,
     type=_AT_LEAST_1,
     help="How many batches of the epoch are looked at.",
 )
-@click.option("--plot", metavar="FILE", help="Draw the entropies along the epoch.")
-@click.option("--storage-options", metavar="JSON", help="For the file system of ROOT.")
-@click.option("--json", "as_json", is_flag=True, help="The figures as JSON on standard output.")
+@option("--plot", help="Draw the entropies along the epoch.")
+@store_options
+@as_json
 def command(
     root: str,
     by: str | None,
@@ -61,8 +63,9 @@ def command(
     epoch: int,
     batches: int,
     plot: str | None,
-    storage_options: str | None,
+    storage_options: dict[str, Any],
     as_json: bool,
+    progress: bool,
 ) -> None:
     """Show how well batches of the shard set ROOT mix its labels, before anything is trained.
 
@@ -70,7 +73,6 @@ def command(
     shards' indexes are read. Entropy is in bits: that of all cells, of a batch drawn at random, and of
     the batches that will come, their mean and what one in twenty does not reach.
     """
-    from scshards.base.storage import parse_options
     from scshards.stream.mixing import MixOptions, mix
 
     options = MixOptions(
@@ -90,7 +92,8 @@ def command(
         [name.strip() for name in by.split(",") if name.strip()] if by else (),
         options,
         split=split,
-        storage_options=parse_options(storage_options),
+        storage_options=storage_options,
+        progress=progress,
     )
     if plot is not None:
         from scshards.stream import mix_plot

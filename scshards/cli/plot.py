@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import click
 
+from scshards.cli.command import Command
+from scshards.cli.options import option
 
-@click.command("plot")
+
+@click.command("plot", cls=Command)
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@click.option(
-    "-o", "--output", metavar="FILE.png", help="The picture; RUN/curves.png unless given."
-)
-@click.option(
+@option("-o", "--output", metavar="FILE.png", help="The picture. Without it, RUN/curves.png.")
+@option(
     "--embedding",
     "embeddings",
     metavar="OUT.h5ad",
     multiple=True,
-    help="Cells with obsm['X_scshards'] to show in two dimensions. Repeatable.",
+    help="Cells with obsm['X_scshards'] to show in two dimensions.",
 )
-@click.option(
+@option(
     "--color",
     "colors",
     metavar="COL",
@@ -25,7 +26,10 @@ import click
     help="The obs column that colours the cells; one for each --embedding, or one for all.",
 )
 def command(
-    runs: tuple[str, ...], output: str | None, embeddings: tuple[str, ...], colors: tuple[str, ...]
+    runs: tuple[str, ...],
+    output: str | None,
+    embeddings: tuple[str, ...],
+    colors: tuple[str, ...],
 ) -> None:
     """Draw the curves of RUN: losses, learning rate, gradient norm, throughput, validation.
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from scshards.cli.command import Command
+from scshards.cli.options import as_json, option, store_options
 
 if TYPE_CHECKING:
     from scshards.shards.shardset import NamedCell
@@ -14,32 +17,24 @@ if TYPE_CHECKING:
 WIDTH = 80
 
 
-@click.command("show")
+@click.command("show", cls=Command)
 @click.argument("root")
-@click.option(
-    "-n",
-    "--cells",
-    default=5,
-    show_default=True,
-    type=click.IntRange(min=1),
-    help="How many cells.",
-)
-@click.option(
-    "--key", metavar="KEY", help="The cell of this key, such as 000000-0000000012, alone."
-)
-@click.option("--split", help="Of which split; the first of the set by default.")
-@click.option(
+@option("-n", "--cells", default=5, type=click.IntRange(min=1), help="How many cells.")
+@option("--key", metavar="KEY", help="The cell of this key, such as 000000-0000000012, alone.")
+@option("--split", help="The split they are of. Without it, the first of the set.")
+@option(
     "--genes",
     default=12,
-    show_default=True,
     type=click.IntRange(min=0),
     help="How many genes of a cell to name, those with the largest values.",
 )
-@click.option(
-    "--batch", is_flag=True, help="The first batch of the split as CellLoader makes it by default."
+@option(
+    "--batch",
+    is_flag=True,
+    help="Show the first batch of the split, as CellLoader makes it by default.",
 )
-@click.option("--storage-options", metavar="JSON", help="For the file system of ROOT.")
-@click.option("--json", "as_json", is_flag=True, help="Whole cells as JSON on standard output.")
+@store_options
+@as_json
 def command(
     root: str,
     cells: int,
@@ -47,25 +42,23 @@ def command(
     split: str | None,
     genes: int,
     batch: bool,
-    storage_options: str | None,
+    storage_options: Mapping[str, Any],
     as_json: bool,
 ) -> None:
     """Show cells of the shard set ROOT: their labels, and their genes by name.
 
     Only the chunks that hold the cells are read, and the indexes that are needed to find them.
     """
-    from scshards.base.storage import parse_options
     from scshards.shards.shardset import ShardSet
 
     if batch and (key is not None or as_json):
         raise click.UsageError("--batch goes with neither --key nor --json")
     if key is not None and split is not None:
         raise click.UsageError("a cell of a --key is in one split: leave --split out")
-    options = parse_options(storage_options)
-    shard_set = ShardSet(root, options)
+    shard_set = ShardSet(root, storage_options)
     split = split or next(iter(shard_set.manifest.splits))
     if batch:
-        click.echo("\n".join(_batch(root, split, cells, options)))
+        click.echo("\n".join(_batch(root, split, cells, storage_options)))
         return
     found = [shard_set.cell(key)] if key is not None else list(shard_set.cells(split, cells))
     if as_json:

@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
+from scshards.cli.command import Command
+from scshards.cli.options import as_json, option, store_options
 
-@click.command("train")
+
+@click.command("train", cls=Command)
 @click.argument("root")
-@click.option(
-    "-o", "--output", "run", required=True, help="Folder of the run; resumed if it is there."
+@option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="RUN",
+    help="The folder of the run, which goes on when it is there.",
 )
-@click.option(
+@option(
     "--task",
     type=click.Choice(["pretrain", "integrate", "annotate"]),
-    help="What is trained for: short for --set task.name=...",
+    help="What is trained for; short for --set task.name=...",
 )
-@click.option("--config", "config_file", metavar="FILE.toml", help="Settings in TOML tables.")
-@click.option(
+@option("--config", metavar="FILE.toml", help="Settings in TOML tables.")
+@option(
     "--set",
     "settings",
-    metavar="KEY=VALUE",
     multiple=True,
-    help="One setting, such as optim.lr=3e-4; on top of --config. Repeatable.",
+    help="One setting, such as optim.lr=3e-4, on top of --config.",
 )
-@click.option("--storage-options", metavar="JSON", help="For the file system of ROOT.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as JSON on standard output.")
+@store_options
+@as_json
 def command(
     root: str,
-    run: str,
+    output: str,
     task: str | None,
-    config_file: str | None,
+    config: str | None,
     settings: tuple[str, ...],
-    storage_options: str | None,
+    storage_options: dict[str, Any],
     as_json: bool,
+    progress: bool,
 ) -> None:
     """Train a model on the shard set ROOT: to predict values, to integrate domains, or to annotate.
 
@@ -47,14 +55,13 @@ def command(
       scshards train shards -o run --task annotate --set task.label=cell_type --set task.start=scGPT
       torchrun --nproc-per-node 8 -m scshards train s3://bucket/atlas -o run --config atlas.toml
     """
-    from scshards.base.storage import parse_options
     from scshards.train.config import TrainConfig
     from scshards.train.loop import train
     from scshards.train.setup import is_first_process
 
     if task is not None:
         settings = (f"task.name={task}", *settings)
-    config = TrainConfig.read(config_file, settings)
-    summary = train(root, run, config, storage_options=parse_options(storage_options))
+    asked = TrainConfig.read(config, settings)
+    summary = train(root, output, asked, storage_options=storage_options, shown=progress)
     if is_first_process():
         click.echo(json.dumps(summary.tables()) if as_json else summary.text())

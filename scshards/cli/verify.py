@@ -4,38 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import click
 
+from scshards.cli.command import Command
+from scshards.cli.options import as_json, option, store_options
 
-@click.command("verify")
+
+@click.command("verify", cls=Command)
 @click.argument("root")
 @click.argument("inputs", nargs=-1, metavar="[--repair INPUT...]")
-@click.option(
+@option(
     "--repair",
     is_flag=True,
     help="Make damaged shards again, from the inputs that follow ROOT: the same bytes, or none.",
 )
-@click.option(
-    "--repair-from", metavar="ROOT2", help="Copy damaged files from another copy of the set."
-)
-@click.option(
+@option("--repair-from", metavar="ROOT2", help="Copy damaged files from another copy of the set.")
+@option(
     "--show",
     default=20,
-    show_default=True,
     type=click.IntRange(min=0, max=1000),
     help="How many faults to list; all are counted.",
 )
-@click.option(
-    "--workers", metavar="N", type=click.IntRange(min=1), help="Threads; every core by default."
+@option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Threads that check. Without it, one for each core.",
 )
-@click.option(
+@option(
     "--quick",
     is_flag=True,
     help="Look at the manifest, the size of every file and a sample of chunks alone.",
 )
-@click.option("--storage-options", metavar="JSON", help="For the file system of ROOT.")
-@click.option("--json", "as_json", is_flag=True, help="The report as JSON on standard output.")
+@store_options
+@as_json
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -46,18 +49,17 @@ def command(
     show: int,
     workers: int | None,
     quick: bool,
-    storage_options: str | None,
+    storage_options: dict[str, Any],
     as_json: bool,
+    progress: bool,
 ) -> None:
     """Check every checksum, count, index row and payload of the shard set ROOT.
 
     Each fault is named with its shard and its cell. The exit code is 0 when there is none, else 1.
     """
     from scshards.base.progress import size, table
-    from scshards.base.storage import parse_options
     from scshards.packing.verify.whole import verify
 
-    options = parse_options(storage_options)
     if inputs and not repair:
         raise click.UsageError("inputs after ROOT are for --repair alone")
     if quick and (repair or repair_from):
@@ -65,14 +67,14 @@ def command(
     if repair or repair_from is not None:
         from scshards.packing.verify.repair import repair as repair_set
 
-        done = repair_set(root, inputs, repair_from, options, workers=workers)
+        done = repair_set(root, inputs, repair_from, storage_options, progress, workers=workers)
         for path, origin in done.repaired.items():
             click.echo(f"repaired {path} from {origin}", err=True)
         for path, why in done.left.items():
             click.echo(f"not repaired: {path}: {why}", err=True)
         report = done.report
     else:
-        report = verify(root, options, workers=workers, quick=quick)
+        report = verify(root, storage_options, progress, workers=workers, quick=quick)
     if as_json:
         tree = dataclasses.asdict(report)
         tree["faults"] = tree["faults"][:show]

@@ -1,51 +1,40 @@
-"""`scshards vocab build | import | expand | check`: gene vocabularies; vocab_expand holds `expand`.
+"""`scshards vocab build | import | expand | check`: gene vocabularies.
 
-`scshards vocab expand`: a vocabulary grows by the genes of files, or of the Census.
-
-The files that `scshards vocab` makes: new ones only, each whole or not at all.
+The files that they make are new ones only, each whole or not at all.
 """
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from scshards.cli.table_options import table_options
+from scshards.cli.command import Commands
+from scshards.cli.options import as_json, build, option, options, store_options
+from scshards.packing.options import PackOptions
+from scshards.sources.options import TableOptions
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from scshards.cells.vocab import Vocab
-    from scshards.sources.vocabulary import GeneReport
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from scshards.cells.expand import Expansion, GeneTable
+    from scshards.sources.vocabulary import GeneReport
 
-_gene_column = click.option(
+_gene_column = option(
     "--gene-column",
-    metavar="COL",
-    help="The column of var that names genes, of inputs that name none by FILE::COLUMN; `index` is its "
+    help="The column of var that names genes, of inputs that name none by FILE::COLUMN; index is its "
     "index.",
 )
-_allow_mixed = click.option(
+_allow_mixed = option(
     "--allow-mixed", is_flag=True, help="Take inputs that have few genes in common, too."
 )
-_strip_versions = click.option(
-    "--strip-versions",
-    is_flag=True,
-    help="Take Ensembl ids without their version: ENSG00000141510.12 as ENSG00000141510.",
-)
-_storage_options = click.option(
-    "--storage-options", metavar="JSON", help="For the file systems of inputs and output."
-)
-_output = click.option(
-    "-o", "--output", required=True, metavar="FILE", help="The vocab.json to make."
-)
+_strip_versions = options(PackOptions, only="strip_versions")
+_lists = options(TableOptions)
+_output = option("-o", "--output", required=True, metavar="FILE", help="The vocab.json to make.")
 
 
-@click.group("vocab")
+@click.group("vocab", cls=Commands)
 def command() -> None:
     """Build, import, expand or check a gene vocabulary.
 
@@ -60,24 +49,23 @@ def command() -> None:
 @_gene_column
 @_strip_versions
 @_allow_mixed
-@table_options
-@click.option(
+@_lists
+@option(
     "--min-cells",
     default=0,
-    show_default=True,
     type=click.IntRange(min=0),
     help="Leave out genes that have a value in fewer cells, over all inputs.",
 )
-@_storage_options
-def build(
+@store_options
+def build_(
     inputs: tuple[str, ...],
     output: str,
     gene_column: str | None,
     strip_versions: bool,
     allow_mixed: bool,
     min_cells: int,
-    storage_options: str | None,
-    **tables: Any,
+    storage_options: dict[str, Any],
+    **chosen: Any,
 ) -> None:
     """Make a vocabulary of all genes of the inputs, in alphabetical order.
 
@@ -87,36 +75,31 @@ def build(
     chosen: in all inputs alike, or the vocabulary is refused. Of inputs that hold token ids they are all
     genes of the vocabulary of the ids; --min-cells 1 takes those that a cell has.
     """
-    from scshards.base.storage import parse_options
-    from scshards.sources.vocabulary import TableOptions, build_vocab, check_vocab
+    from scshards.sources.vocabulary import build_vocab, check_vocab
 
-    options = parse_options(storage_options)
-    read = TableOptions(**tables)
-    vocab = build_vocab(
-        inputs, gene_column, min_cells, options, strip_versions, read, allow_mixed=allow_mixed
-    )
-    _write(vocab, output, options)
-    column = gene_column or "index"
-    click.echo(_table(check_vocab(vocab, inputs, column, options, strip_versions, read)))
+    lists = build(TableOptions, chosen)
+    how = (storage_options, strip_versions, lists)
+    vocab = build_vocab(inputs, gene_column, min_cells, *how, allow_mixed=allow_mixed)
+    write_new(output, vocab.to_json(), storage_options)
+    found = check_vocab(vocab, inputs, gene_column or "index", *how)
+    click.echo(_table(found))
     click.echo(f"\n{output}: {len(vocab):,} tokens, fingerprint {vocab.fingerprint[:12]}")
 
 
 @command.command("import")
 @click.argument("file")
 @_output
-@_storage_options
-def import_(file: str, output: str, storage_options: str | None) -> None:
+@store_options
+def import_(file: str, output: str, storage_options: dict[str, Any]) -> None:
     """Take over a vocabulary, such as scGPT's vocab.json.
 
     Its ids stay as they are; special tokens that are missing are appended, as scGPT does.
     """
-    from scshards.base.storage import parse_options
     from scshards.sources.vocabulary import read_vocab
 
-    options = parse_options(storage_options)
-    found = read_vocab(file, options)
+    found = read_vocab(file, storage_options)
     vocab = found.with_specials()
-    _write(vocab, output, options)
+    write_new(output, vocab.to_json(), storage_options)
     added = ", ".join(vocab.tokens[len(found) :]) or "none, all were there"
     click.echo(
         f"{output}: {len(vocab):,} tokens, fingerprint {vocab.fingerprint[:12]}; added: {added}"
@@ -129,18 +112,18 @@ def import_(file: str, output: str, storage_options: str | None) -> None:
 @_gene_column
 @_strip_versions
 @_allow_mixed
-@table_options
-@_storage_options
-@click.option("--json", "as_json", is_flag=True, help="The table as JSON on standard output.")
+@_lists
+@store_options
+@as_json
 def check(
     vocab: str,
     inputs: tuple[str, ...],
     gene_column: str | None,
     strip_versions: bool,
     allow_mixed: bool,
-    storage_options: str | None,
+    storage_options: dict[str, Any],
     as_json: bool,
-    **tables: Any,
+    **chosen: Any,
 ) -> None:
     """Show how many genes of each input are in a vocabulary.
 
@@ -149,27 +132,16 @@ def check(
     common with another one, at the least over all others. --json lists all genes that are not matched.
     """
     import dataclasses
-    import json
 
-    from scshards.base.storage import parse_options
     from scshards.sources.genes import refuse_mixed
-    from scshards.sources.vocabulary import TableOptions, check_vocab, read_vocab
+    from scshards.sources.vocabulary import check_vocab, read_vocab
 
-    options = parse_options(storage_options)
-    reports = check_vocab(
-        read_vocab(vocab, options),
-        inputs,
-        gene_column,
-        options,
-        strip_versions,
-        TableOptions(**tables),
-    )
+    lists = build(TableOptions, chosen)
+    known = read_vocab(vocab, storage_options)
+    reports = check_vocab(known, inputs, gene_column, storage_options, strip_versions, lists)
     if as_json:
-        click.echo(
-            json.dumps(
-                [{**dataclasses.asdict(r), "share": r.share} for r in reports], ensure_ascii=False
-            )
-        )
+        tree = [{**dataclasses.asdict(r), "share": r.share} for r in reports]
+        click.echo(json.dumps(tree, ensure_ascii=False))
     else:
         click.echo(_table(reports))
     if not allow_mixed:
@@ -196,21 +168,9 @@ def _table(reports: Sequence[GeneReport]) -> str:
         for r in reports
     ]
     header = (
-        "input",
-        "by",
-        "genes",
-        "matched",
-        "unmatched",
-        "merged",
-        "share",
-        "shared",
-        "not matched",
-    )
+        "input", "by", "genes", "matched", "unmatched", "merged", "share", "shared", "not matched"
+    )  # fmt: skip
     return table(header, rows) + left_out(r.left_out for r in reports)
-
-
-def _write(vocab: Vocab, output: str, options: Mapping[str, Any]) -> None:
-    write_new(output, vocab.to_json(), options)
 
 
 _SHOWN = 5
@@ -218,63 +178,48 @@ _EXPECTED = 0.5
 """With a smaller share of known genes, a source may name genes in another way; pack's --min-match."""
 
 
-@click.command("expand")
+@command.command("expand")
 @click.argument("vocab")
 @click.argument("inputs", metavar="[INPUT]...", nargs=-1)
-@click.option(
-    "--inputs",
-    "more_inputs",
-    metavar="INPUT...",
-    multiple=True,
-    help="The same as INPUT.",
-)
-@click.option(
+@option(
     "--census",
-    metavar="NAME",
     multiple=True,
-    help="A query of the Census: the genes of its organism. May be given several times.",
+    help="Take the genes of the organism of this query of the Census.",
 )
-@click.option("--queries", metavar="FILE", help="The file of queries; without it, the shipped one.")
-@click.option("--version", metavar="V", help="Another release of the Census than the file says.")
-@click.option(
+@option("--queries", help="Your copy of the file of queries. Without it, the shipped one.")
+@option("--release", help="Another release of the Census than the file says.")
+@option(
     "--measured",
     is_flag=True,
-    help="Of the Census, only genes that a dataset with cells of the query measured.",
+    help="Of the Census, take only genes that a dataset with cells of the query measured.",
 )
-@click.option("-o", "--output", metavar="FILE", help="The vocab.json to make.")
-@click.option(
+@option("-o", "--output", metavar="FILE", help="The vocab.json to make.")
+@option(
     "--gene-column",
-    metavar="COL",
-    help="The column of var that names genes; without it, the index of files, and feature_name of "
-    "the Census.",
+    help="The column of var that names genes. Without it, the index of files, and feature_name of the "
+    "Census.",
 )
-@click.option(
+@option(
     "--id-column",
-    metavar="COL",
-    help="The column of var with Ensembl ids, for the report; `index` is the index. "
-    "Without it, none of files, and feature_id of the Census.",
+    help="The column of var with Ensembl ids, for the report; index is the index. Without "
+    "it, none of files, and feature_id of the Census.",
 )
-@click.option(
-    "--strip-versions",
-    is_flag=True,
-    help="Take new Ensembl ids without their version: ENSG00000141510.12 as ENSG00000141510.",
-)
-@click.option(
+@_strip_versions
+@option(
     "--special-tokens",
     is_flag=True,
     help="Append <pad>, <cls> and <eoc> where they are missing, ahead of the new genes.",
 )
-@click.option("--dry-run", is_flag=True, help="Show the report and make nothing.")
-@table_options
-@click.option("--storage-options", metavar="JSON", help="For the file systems.")
-@click.option("--json", "as_json", is_flag=True, help="The report as JSON on standard output.")
+@option("--dry-run", is_flag=True, help="Show the report and make nothing.")
+@_lists
+@store_options
+@as_json
 def expand(
     vocab: str,
     inputs: tuple[str, ...],
-    more_inputs: tuple[str, ...],
     census: tuple[str, ...],
     queries: str | None,
-    version: str | None,
+    release: str | None,
     measured: bool,
     output: str | None,
     gene_column: str | None,
@@ -282,9 +227,9 @@ def expand(
     strip_versions: bool,
     special_tokens: bool,
     dry_run: bool,
-    storage_options: str | None,
+    storage_options: dict[str, Any],
     as_json: bool,
-    **tables: Any,
+    **chosen: Any,
 ) -> None:
     """Append the genes that VOCAB lacks, of the Census or of inputs, to a new vocabulary.
 
@@ -296,21 +241,16 @@ def expand(
     that differ only in case.
     """
     import itertools
-    import json
 
-    from scshards.base.storage import parse_options
     from scshards.cells.expand import expand_vocab
-    from scshards.sources.vocabulary import TableOptions, gene_tables, read_vocab
+    from scshards.sources.vocabulary import gene_tables, read_vocab
 
-    files = (*more_inputs, *inputs)
-    _check_usage(files, census, (queries, version, measured or None), output, dry_run)
-    options = parse_options(storage_options)
+    _check_usage(inputs, census, (queries, release, measured or None), output, dry_run)
+    lists, options = build(TableOptions, chosen), storage_options
     if output is not None and not dry_run:
         refuse_existing(output, options)
-    of_files = (
-        gene_tables(files, gene_column, id_column, options, TableOptions(**tables)) if files else ()
-    )
-    of_census = _census(census, queries, version, measured, gene_column, id_column, options)
+    of_files = gene_tables(inputs, gene_column, id_column, options, lists) if inputs else ()
+    of_census = _census(census, queries, release, measured, gene_column, id_column, options)
     expansion = expand_vocab(
         read_vocab(vocab, options),
         itertools.chain(of_census, of_files),
@@ -335,7 +275,7 @@ def _check_usage(
     if not files and not census:
         raise click.UsageError("name where genes come from: INPUT or --census NAME")
     if not census and any(value is not None for value in of_census):
-        raise click.UsageError("--queries, --version and --measured are for --census")
+        raise click.UsageError("--queries, --release and --measured are for --census")
     if output is None and not dry_run:
         raise click.UsageError("name the vocabulary to make, -o FILE, or ask for --dry-run")
 
@@ -343,7 +283,7 @@ def _check_usage(
 def _census(
     census: Sequence[str],
     queries: str | None,
-    version: str | None,
+    release: str | None,
     measured: bool,
     gene_column: str | None,
     id_column: str | None,
@@ -355,7 +295,7 @@ def _census(
         yield census_genes(
             name,
             queries_file=queries,
-            version=version,
+            version=release,
             gene_column=gene_column or GENES,
             id_column=id_column or IDS,
             only_measured=measured,
@@ -437,6 +377,3 @@ def write_new(output: str, data: bytes, options: Mapping[str, Any]) -> None:
     refuse_existing(output, options)
     folder, slash, name = output.rpartition("/")
     Storage(folder + slash or ".", options).write(name, data)
-
-
-command.add_command(expand)

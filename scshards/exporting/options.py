@@ -24,23 +24,26 @@ class ExportOptions:
     Attributes
     ----------
     to
-        "scbank": a folder of scGPT's scBank. "h5ad": AnnData, one file or a folder of files. "parquet":
-        a folder of parquet files with list columns and the labels.
+        What is written. scbank: scGPT's genes and expressions, in one folder. h5ad: AnnData, one file
+        or a folder of files. parquet: a folder of files with list columns and the labels.
     splits
-        The splits whose cells are taken; None takes all.
+        Take the cells of these splits only.
     where
-        An expression over labels, `n_genes`, `total` and `source` (the input's number): cells it is
-        false for are left out.
+        Take the cells this is true for: an expression over labels, n_genes, total (the sum of a cell's
+        values) and source (the input's number), such as "tissue == 'lung' and n_genes > 500".
     order
-        "shard": as they lie in the shards, split after split. "source": as they were in the inputs.
+        The order of the cells. shard: as they lie in the shards, split after split. source: as they
+        were in the inputs, which takes temporary files about as large as the shards.
     max_cells
-        Cells of a file at most, where the output has several; None stands for 100,000.
+        Cells of a file at most, where the output has several. Without it, 100,000.
     dtype
-        Of the values. "auto" is float32 where it holds every value exactly, then float64, then int64.
+        The type of the values. auto: the first of float32, float64 and int64 that holds all of them
+        exactly.
     scratch
-        Folder for temporary files: those of `order="source"`, and of outputs in an object store.
+        The folder for temporary files: those of the order by source, and of outputs in an object store.
+        Without it, beside a local output, or the system's.
     storage_options
-        Passed to the file systems of the shard set and of the output.
+        Options of the file systems of the shard set and of the output, as for pack.
     """
 
     to: Layout

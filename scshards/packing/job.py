@@ -67,7 +67,7 @@ class Job:
     restart
         Throw away what an earlier job has left.
     shared
-        Whether other processes work on the same job at the same time (`--task`).
+        Whether other processes work on the same job at the same time (`--share`).
     begun_only
         Refuse when no job has begun (`--finish`).
 
@@ -324,7 +324,7 @@ class Job:
             raise OutputExistsError(
                 "there is nothing to finish: no task of this pack has begun",
                 where=self.storage.at(""),
-                advice="run its tasks first, with --task I/N",
+                advice="run its tasks first, with --share I/N",
             )
         # A job that was not about this manifest had published it, and was killed before it was gone.
         is_over = (

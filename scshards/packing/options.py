@@ -17,8 +17,8 @@ from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
 from scshards.base.storage import redact
 from scshards.base.text import text_of
-from scshards.shards.tar import Compression
-from scshards.sources.rows import GENES_ALONE, LISTS, some_types, two_columns
+from scshards.shards import Compression
+from scshards.sources.options import TableOptions, some_types, two_columns
 
 Values = Literal["auto", "counts", "float"]
 
@@ -31,64 +31,67 @@ _NOT_RECORDED = ("workers", "scratch", "storage_options", "trust_pickle")
 
 @dataclass(frozen=True, kw_only=True)
 class PackOptions:
-    """Options of `pack`; each is an option of `scshards pack` too.
+    """Options of `pack`; each is an option of `scshards pack` too, with this help.
 
     Attributes
     ----------
     gene_column
-        Column of var with the gene names; None takes the index of var.
-    layer, raw
-        Read a layer, or `raw`, in place of X.
+        The column of var that holds the vocabulary's gene names. Without it, the index of var.
+    layer
+        Pack this layer in place of X.
+    raw
+        Pack raw/X in place of X.
     obs
-        Columns of obs that are kept as labels.
+        Columns of obs to keep as labels: text as categories, numbers as numbers.
     cells_per_shard
-        Cells of a shard: the mean under `shuffle`, the most without.
+        Cells of a shard: the mean with `shuffle`, the most without it.
     compression
-        "none" or "zstd".
+        How shards are stored. none: .tar, fastest to read. zstd: .tar.zst, about half the size.
     shuffle
-        Deal all cells of all inputs out to the shards at random; False keeps their order.
+        Deal the cells of all inputs out to the shards at random, or keep their order.
     seed
-        Of the shuffle and of the splits.
+        The seed of the shuffle and of the splits.
     valid_fraction
-        Share of the cells (or of the values of `split_by`) that go to the split "valid".
-    split_by
-        Column of obs whose values are never in two splits; it is kept as a label.
+        The share of the cells (of the values of `split_by`, where it is given) that goes to the split
+        "valid".
     test_fraction
-        The same for the split "test". It changes nothing about which cells are in "valid".
+        The same for the split "test". It does not change which cells are in "valid".
+    split_by
+        Put all cells with the same value of this column of obs, such as a donor, into one split. The
+        column is kept as a label.
     held_out
-        {"valid": values, "test": values} of `split_by` that are held out, in place of fractions;
-        numbers and booleans are taken as their text, as in labels.
+        {"valid": values, "test": values} of `split_by` to hold out, in place of fractions; numbers and
+        booleans are taken as their text, as in labels.
     unique
-        Column of obs: of the cells that share a value, over all inputs, only the first is kept; of
-        those that `where` keeps, and before any is dropped for its genes.
-    min_genes, max_genes
-        Cells with fewer, or more, genes of the vocabulary are dropped.
+        Of the cells of all inputs that have the same value of this column of obs, such as a barcode or
+        soma_joinid, keep only the first. It is decided after `where`, and before cells are dropped for
+        their genes or counts.
+    min_genes
+        Drop cells with values of fewer genes of the vocabulary.
+    max_genes
+        Drop cells with values of more genes of the vocabulary, such as doublets.
     min_counts
-        Cells whose values of the vocabulary's genes sum to less are dropped.
+        Drop cells whose values of the vocabulary's genes sum to less.
     strip_versions
         Match Ensembl ids without their version: ENSG00000141510.12 as ENSG00000141510.
     where
-        Expression over obs in pandas query syntax; other cells are dropped.
+        Keep the cells this is true for: an expression over the columns of obs in pandas query syntax,
+        such as "tissue == 'lung' and n_genes > 500".
     values
-        "counts", "float", or "auto": counts, and float for log-normalised matrices.
+        What the values are. counts: whole numbers. float: values as they are, as float32. auto: counts,
+        or float when every input says that it is log-normalised.
     min_match
-        Least share of gene columns of an input that must be in the vocabulary.
+        Refuse an input with a smaller share of its genes in the vocabulary.
     workers
-        Processes; 1 works in this one, None takes every core when there is work for them.
+        Processes that work. Without it, one for each core when there is work for them.
     scratch
-        Folder for temporary files.
+        The folder for temporary files, about as large as the output. Without it, inside a local output,
+        or the system's.
     storage_options
-        For the file system of inputs and output; never written down anywhere.
-    ids_vocab
-        The vocabulary file of inputs that hold token ids and bring none themselves.
-    list_columns
-        The names of the columns of token ids and of values, in Parquet files, saved datasets and MDS
-        folders.
-    trust_pickle
-        Read pickled columns of MDS folders, which runs the code that is in them.
-    feature_types
-        Which features are gene columns, where var.feature_types says what they are: the others, such as
-        antibodies and peaks, are left out and counted. Features of which nothing is said are genes.
+        Options of the file systems of inputs and output, by name, or by how addresses begin (see
+        base.access). They are written down nowhere.
+    ids_vocab, list_columns, trust_pickle, feature_types
+        As in TableOptions.
     """
 
     gene_column: str | None = None
@@ -115,9 +118,9 @@ class PackOptions:
     scratch: str | None = None
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     ids_vocab: str | None = None
-    list_columns: tuple[str, str] = LISTS
+    list_columns: tuple[str, str] = TableOptions.list_columns
     trust_pickle: bool = False
-    feature_types: tuple[str, ...] = GENES_ALONE
+    feature_types: tuple[str, ...] = TableOptions.feature_types
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "obs", _names(self.obs))

@@ -117,7 +117,7 @@ def pack_share(
     *,
     share: tuple[int, int],
 ) -> Share:
-    """Do one of n shares of a pack, beside other processes that do the others (`--task I/N`).
+    """Do one of n shares of a pack, beside other processes that do the others (`--share I/N`).
 
     Each call does its share of pass 1 and, when the whole of pass 1 is done, of the shards. Two rounds
     of calls do it all, then, and `pack(..., finish=True)` does what is missing, if anything, and
@@ -137,7 +137,7 @@ def pack_share(
     i, n = share
     if not 1 <= i <= n:
         raise ConfigError(
-            f"{i}/{n} is no share", where="--task", advice="give I/N with I from 1 to N"
+            f"{i}/{n} is no share", where="share", advice="give I/N with I from 1 to N"
         )
     request = _request(inputs, root, vocab, options)
     job = _job(request, share=(i - 1, n))
@@ -199,7 +199,7 @@ def _job(
         shared=share is not None,
         begun_only=begun_only,
     )
-    elsewhere = "--task" if share else None if dask in (None, LOCAL) else "--dask"
+    elsewhere = "--share" if share else None if dask in (None, LOCAL) else "--dask"
     if elsewhere and job.storage.local_path is None and options.scratch is None:
         raise ConfigError(
             f"{elsewhere} needs a scratch folder that every process sees",

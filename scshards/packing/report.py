@@ -107,7 +107,7 @@ def source_table(
     left = [(len(sources) - len(shown), "inputs"), (len(others), "reasons")]
     more = " and ".join(f"{n:,} more {what}" for n, what in left if n)
     if more:
-        text += f"\n{more} are in the sums; `scshards info ROOT --all` shows them all"
+        text += f"\n{more} are in the sums; `scshards info ROOT --sources` shows them all"
     return text + left_out(s.left_out for s in manifest.sources)
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scshards.base import where as where_
 from scshards.base.errors import ConfigError
 from scshards.packing.options import PackOptions
-from scshards.shards.manifest import Manifest
-from scshards.shards.tar import Compression
+from scshards.shards import Compression
+
+if TYPE_CHECKING:
+    from scshards.shards.manifest import Manifest
 
 _OF_SPLITS = ("valid_fraction", "test_fraction", "split_by", "held_out")
 _NOT_ASKED = ("workers", "scratch", "storage_options")
@@ -22,27 +24,38 @@ _NOT_ASKED = ("workers", "scratch", "storage_options")
 
 @dataclass(frozen=True, kw_only=True)
 class ReshardOptions:
-    """Options of `reshard` and `merge`; None leaves a thing as it is in the set, the first of several.
+    """Options of `reshard` and `merge`; what is not given is as it is in the set, the first of several.
 
     Attributes
     ----------
     obs
-        The labels that are kept, in this order.
+        The labels to keep, in this order; an empty name keeps none. Without it, all of them.
     cells_per_shard, compression, shuffle, seed
         As in PackOptions.
-    valid_fraction, test_fraction, split_by, held_out
-        New splits, as in PackOptions; `split_by` must be a label. With none of them, and not
-        `one_split`, every cell stays in its split.
-    one_split
-        All cells go to the split "train".
-    splits
-        Only the cells of these splits are taken.
-    where
-        Expression over the labels, `n_genes` and `total` of a cell; others are left out.
-    min_genes, max_genes, min_counts
+    valid_fraction
+        Split all cells anew: the share of them (of the values of `split_by`, where it is given) that
+        goes to the split "valid". Without any option of splits, every cell stays in its split.
+    test_fraction
+        Split all cells anew: the share that goes to the split "test".
+    split_by
+        Split all cells anew: those with the same value of this label go to one split.
+    held_out
         As in PackOptions.
+    one_split
+        Put all cells into the split "train".
+    splits
+        Take the cells of these splits only.
+    where
+        Take the cells this is true for: an expression over labels, n_genes and total (the sum of a
+        cell's values) in pandas query syntax, such as "tissue == 'lung' and n_genes > 500".
+    min_genes
+        Leave out cells with values of fewer genes.
+    max_genes
+        Leave out cells with values of more genes.
+    min_counts
+        Leave out cells whose values sum to less.
     same_names
-        Whether sets that are merged may have inputs of the same name.
+        Take inputs of the same name in two sets for different files; else they are refused.
     workers, scratch, storage_options
         As in PackOptions.
     """

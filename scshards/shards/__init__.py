@@ -6,3 +6,8 @@
 
 Read first: manifest.py, then members.py.
 """
+
+from typing import Literal
+
+Compression = Literal["none", "zstd"]
+"""How the bytes of a shard are stored: .tar or .tar.zst."""

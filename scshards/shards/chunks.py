@@ -19,9 +19,10 @@ from scshards.base.storage import Storage
 from scshards.cells.batch import format_key
 from scshards.cells.tokenizer import TokenRows, ValueKind
 from scshards.kernels import members as kernels
+from scshards.shards import Compression
 from scshards.shards.manifest import ShardInfo
 from scshards.shards.members import check_status, decode_rows
-from scshards.shards.tar import Compression, open_chunk
+from scshards.shards.tar import open_chunk
 
 READ_BYTES = 1 << 22
 """About so many bytes of chunks are read at a time."""

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import FormatError
 from scshards.cells.tokenizer import ValueKind
-from scshards.shards.tar import Chunks, Compression
+from scshards.shards import Compression
+from scshards.shards.tar import Chunks
 
 MANIFEST = "manifest.json"
 VOCAB = "vocab.json"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import tarfile
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,8 @@ from xxhash import xxh64_intdigest
 from scshards.base.errors import ChecksumError, FormatError
 from scshards.cells.batch import format_key
 from scshards.kernels import writing as write_kernels
+from scshards.shards import Compression
 from scshards.shards.members import EXTENSION
-
-Compression = Literal["none", "zstd"]
 
 CHUNK_BYTES = 1 << 20
 """A chunk begins with the first member at or after each multiple of this in the uncompressed tar."""

@@ -26,7 +26,8 @@ from scshards.sources.anndata import AnnDataSource, H5ad
 from scshards.sources.hdf5 import open_hdf5
 from scshards.sources.ids import GENE_VOCAB, SCB, broken_link, find_ids, folder_of
 from scshards.sources.mtx import MATRIX, MtxFolder
-from scshards.sources.rows import GENES_ALONE, INDEX, LISTS, ZARR_MARKS, reading
+from scshards.sources.options import GENES_ALONE, LISTS
+from scshards.sources.rows import INDEX, ZARR_MARKS, reading
 from scshards.sources.rows import Block as Block
 from scshards.sources.rows import Source as Source
 from scshards.sources.rows import display_name as display_name

@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.config import did_you_mean
-from scshards.base.errors import ConfigError, ScshardsError, SourceError
+from scshards.base.errors import ScshardsError, SourceError
 from scshards.base.storage import redact
 from scshards.cells.batch import cell_keys
+from scshards.sources.options import GENES_ALONE
 
 INDEX = "index"
 """What pandas calls the index of a table in expressions."""
@@ -33,14 +34,8 @@ BLOCK_ROWS = 1 << 16
 BLOCK_VALUES = 1 << 21
 """Most rows and values of a block: 2M values are 8 to 32 MB, whatever the cells are like."""
 
-LISTS = ("genes", "expressions")
-"""What scGPT and those after it call the columns of token ids and of values."""
-
 FEATURE_TYPES = "feature_types"
 """The column of var that says what each feature is, as scanpy and 10x have it."""
-
-GENES_ALONE = ("Gene Expression",)
-"""The features that are genes; those of which nothing is said are taken to be."""
 
 ZARR_MARKS = ("zarr.json", ".zgroup")
 """The file that makes a folder a zarr group, in format 3 and 2."""
@@ -394,31 +389,3 @@ def missing_column(column: str, known: Sequence[str], *, frame: str, where: obje
     """The error for a column that a frame (obs, var) does not have."""
     advice = did_you_mean(column, known) if known else f"{frame} has no columns"
     return SourceError(f"{frame} has no column {column!r}", where=where, advice=advice)
-
-
-def two_columns(names: Sequence[str]) -> tuple[str, str]:
-    """The names of the lists of token ids and of values; ConfigError when they are not two names."""
-    if (
-        isinstance(names, str)
-        or len(names) != 2
-        or not all(isinstance(n, str) and n for n in names)
-    ):
-        raise ConfigError(
-            f"{names!r} are not the names of two columns",
-            where="list_columns",
-            advice="name the one of token ids and the one of values: genes,expressions",
-        )
-    if names[0] == names[1]:
-        raise ConfigError(f"the column {names[0]!r} is given twice", where="list_columns")
-    return (names[0], names[1])
-
-
-def some_types(names: Sequence[str]) -> tuple[str, ...]:
-    """The types of features to take, each once; ConfigError when they are not names, or none."""
-    if isinstance(names, str) or not names or not all(isinstance(n, str) and n for n in names):
-        raise ConfigError(
-            f"{names!r} are not types of features",
-            where="feature_types",
-            advice=f"name some, such as {GENES_ALONE[0]!r}",
-        )
-    return tuple(dict.fromkeys(names))

@@ -20,7 +20,8 @@ from scshards.base.errors import SourceError
 from scshards.base.storage import Storage
 from scshards.sources.ids import TABLE
 from scshards.sources.lists import written_rows
-from scshards.sources.rows import LISTS, reading
+from scshards.sources.options import LISTS
+from scshards.sources.rows import reading
 from scshards.sources.tables import (
     CellTable,
     ParquetTable,

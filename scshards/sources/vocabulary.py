@@ -30,21 +30,10 @@ from scshards.sources.genes import (
 )
 from scshards.sources.inputs import Input, InputFile, expand
 from scshards.sources.open import open_source
-from scshards.sources.rows import GENES_ALONE, LISTS, Source, some_types, two_columns
+from scshards.sources.options import TableOptions
+from scshards.sources.rows import Source
 
-
-@dataclass(frozen=True, kw_only=True)
-class TableOptions:
-    """What of an input is read, and how where it holds lists of token ids; see PackOptions."""
-
-    ids_vocab: str | None = None
-    list_columns: tuple[str, str] = LISTS
-    trust_pickle: bool = False
-    feature_types: tuple[str, ...] = GENES_ALONE
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "list_columns", two_columns(self.list_columns))
-        object.__setattr__(self, "feature_types", some_types(self.feature_types))
+_PLAIN = TableOptions()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,7 +79,7 @@ def build_vocab(
     min_cells: int = 0,
     storage_options: Mapping[str, Any] | None = None,
     strip_versions: bool = False,
-    tables: TableOptions = TableOptions(),
+    tables: TableOptions = _PLAIN,
     *,
     allow_mixed: bool = False,
 ) -> Vocab:
@@ -151,7 +140,7 @@ def check_vocab(
     gene_column: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     strip_versions: bool = False,
-    tables: TableOptions = TableOptions(),
+    tables: TableOptions = _PLAIN,
 ) -> list[GeneReport]:
     """How each input matches a vocabulary, and the others, in the order of the inputs.
 

@@ -23,10 +23,10 @@ from scshards.base.retry import Retry
 from scshards.base.storage import Storage
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
+from scshards.shards import Compression
 from scshards.shards.index import OBS_PREFIX
 from scshards.shards.manifest import LabelInfo, ShardInfo, SourceInfo
 from scshards.shards.shardset import ShardSet, checked_index
-from scshards.shards.tar import Compression
 
 _KNOWN_STARTS = 256
 """Shards whose chunks' starts stay in memory: more than lanes read at a time."""

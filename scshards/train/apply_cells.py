@@ -29,7 +29,8 @@ from scshards.shards.members import encode_rows
 from scshards.shards.shardset import ShardSet
 from scshards.sources.ids import GENE_VOCAB
 from scshards.sources.open import open_source
-from scshards.sources.rows import GENES_ALONE, Source, missing_column
+from scshards.sources.options import GENES_ALONE
+from scshards.sources.rows import Source, missing_column
 from scshards.stream.collate import Collator
 from scshards.stream.collate_options import CollateOptions
 from scshards.stream.loader import CellLoader

@@ -5,55 +5,52 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scshards.base.errors import ConfigError
-from scshards.sources.rows import GENES_ALONE, LISTS, some_types, two_columns
+from scshards.packing.options import PackOptions
+from scshards.sources.options import TableOptions, some_types, two_columns
 
 OBSM_KEY = "X_scshards"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions:
-    """How cells are embedded. Nothing from `key` on changes a result.
+    """How cells are embedded. Only the options of inputs, genes and cells change a result.
 
     Attributes
     ----------
-    gene_column, layer, raw
-        Which names and which matrix of the input, as in pack; not of a shard set.
-    ids_vocab, list_columns, trust_pickle
-        How inputs that hold token ids are read, as in pack.
-    feature_types
-        Which features are gene columns, as in pack.
+    gene_column, layer, raw, ids_vocab, list_columns, trust_pickle, feature_types, min_match
+        As in PackOptions.
     split
-        Which split of a shard set; None or "all" for all of them.
+        Of a shard set, the split whose cells are taken. Without it, all of them.
     max_length
-        Tokens of a cell; None takes the checkpoint's `max_seq_len`.
+        Tokens of a cell at most. Without it, as many as the model was trained on.
     seed
-        Of the sample of genes in cells longer than `max_length`, keyed by the cell.
-    min_match
-        The share of the input's gene columns that the vocabulary must have.
+        The seed of the sample of genes in cells that are longer.
     domain_column
-        Of a model that normalises its input by domain: the obs column with the domains; None takes the
-        one that it was trained on.
+        Of a model that normalises its input by domain: the column of obs with the domains. Without it,
+        the one that it was trained on.
     key
-        The name in obsm.
+        The name of the embedding in obsm.
     batch_size
         Cells that are prepared, and taken to the device, at a time.
     threads
-        Cells computed at a time on CPU; None for as many as torch would use threads.
-    device, precision
-        As in training. What is computed on a GPU, or in bf16, has other rounding.
+        Cells computed at a time on CPU. Without it, as many as torch would use threads.
+    device
+        Where it is computed: auto, cpu, cuda or cuda:N. A GPU rounds in another way.
+    precision
+        How it is computed: auto, fp32 or bf16, which rounds in another way.
     """
 
     gene_column: str | None = None
     layer: str | None = None
     raw: bool = False
     ids_vocab: str | None = None
-    list_columns: tuple[str, str] = LISTS
+    list_columns: tuple[str, str] = TableOptions.list_columns
     trust_pickle: bool = False
-    feature_types: tuple[str, ...] = GENES_ALONE
+    feature_types: tuple[str, ...] = TableOptions.feature_types
     split: str | None = None
     max_length: int | None = None
     seed: int = 0
-    min_match: float = 0.5
+    min_match: float = PackOptions.min_match
     domain_column: str | None = None
     key: str = OBSM_KEY
     batch_size: int = 64
@@ -81,9 +78,9 @@ class AnnotateOptions(EmbedOptions):
     Attributes
     ----------
     column
-        The new obs column; None for `predicted_` and the column that the classes are from.
+        The new column of obs. Without it, `predicted_` and the column that the classes are from.
     probabilities
-        Whether the probability of every class is written too, to obsm.
+        Write the probability of every class too, to obsm.
     """
 
     column: str | None = None

@@ -27,10 +27,11 @@ from scshards.base.errors import (
     StorageError,
 )
 from scshards.census import download as module
-from scshards.census.download import DownloadOptions, DownloadReport, download
+from scshards.census.download import DownloadReport, download
 from scshards.census.experiment import Experiment
 from scshards.census.h5ad import H5adWriter
 from scshards.census.index import build_index, load_index
+from scshards.census.options import DownloadOptions
 from scshards.census.partitions import partitions
 
 MAX_CELLS = 30
@@ -224,7 +225,7 @@ def test_wrong_options() -> None:
         DownloadOptions(share=(4, 3))
     with pytest.raises(ConfigError, match="at least 1 cell"):
         DownloadOptions(max_cells=0)
-    with pytest.raises(ConfigError, match="together"):
+    with pytest.raises(ConfigError, match="only one of them"):
         DownloadOptions(share=(1, 2), partitions=(0,))
 
 

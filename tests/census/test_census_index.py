@@ -201,7 +201,7 @@ def test_releases_are_not_mixed(census: Census, tmp_path: Path) -> None:
     for restart in (False, True):
         with pytest.raises(ConfigError, match=f"heart of {OLDER}.*of {STABLE}") as e:
             build(census, tmp_path, "lung", restart=restart)
-    assert f"--version {OLDER}" in str(e.value)
+    assert f"--release {OLDER}" in str(e.value)
     assert not (tmp_path / "lung.idx").exists()
     # The release's other name is the same release.
     assert build(census, tmp_path, "heart", version="V1").queries[0].was_there
@@ -220,7 +220,7 @@ def test_a_query_without_cells_does_not_stop_the_others(census: Census, tmp_path
 def test_what_is_no_index(census: Census, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no index of 'heart'") as e:
         load_index(str(tmp_path), "heart")
-    assert "census index --query heart" in str(e.value)
+    assert "census index heart" in str(e.value)
     (tmp_path / "heart.idx").write_text("1\n2\n")  # scGPT's
     with pytest.raises(ConfigError, match=r"no mark heart\.json"):
         load_index(str(tmp_path), "heart")
@@ -258,13 +258,13 @@ def test_partitions_of_an_index_are_those_of_its_query(
     more = f"&max_cells={max_cells}" if max_cells else ""
     asked = partitions(f"census://heart?queries={census.queries}{more}")
     assert partitions(f"census://heart?index={tmp_path}{more}") == asked
-    assert partitions(f"census://heart?index={tmp_path}&version={STABLE}{more}") == asked
+    assert partitions(f"census://heart?index={tmp_path}&release={STABLE}{more}") == asked
 
 
 def test_an_index_is_not_contradicted(census: Census, tmp_path: Path) -> None:
     build(census, tmp_path, "heart")
     with pytest.raises(ConfigError, match=f"of the release {STABLE}, not {OLDER}"):
-        partitions(f"census://heart?index={tmp_path}&version={OLDER}")
+        partitions(f"census://heart?index={tmp_path}&release={OLDER}")
     with pytest.raises(ConfigError, match="an index says itself"):
         partitions(f"census://heart?index={tmp_path}&queries={census.queries}")
     with pytest.raises(ConfigError, match="unknown key 'indx'"):

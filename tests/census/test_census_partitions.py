@@ -68,7 +68,7 @@ def test_what_is_relative_in_a_list_is_relative_to_its_folder() -> None:
         ("soma://e/x?filter=a", "/d", "soma:///d/e/x?filter=a"),
         ("soma:///e/x", "/d", "soma:///e/x"),
         ("soma://s3://b/x?layer=raw", "/d", "soma://s3://b/x?layer=raw"),
-        ("census://a?queries=q.toml&version=1", "/d", "census://a?queries=/d/q.toml&version=1"),
+        ("census://a?queries=q.toml&release=1", "/d", "census://a?queries=/d/q.toml&release=1"),
         ("census://a?queries=q.toml", "s3://b/d/", "census://a?queries=s3://b/d/q.toml"),
         ("census://a", "/d", "census://a"),
     ):

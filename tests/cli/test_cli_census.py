@@ -71,7 +71,7 @@ def test_a_census_of_its_own(census: Census, tmp_path: Path) -> None:
     assert tree["cells"] == tree["all_cells"] == counted(census, HEART)
     assert tree["primary_cells"] == counted(census, f"{HEART} and is_primary_data")
     with pytest.raises(ConfigError, match="no version 'stable' to choose"):
-        run("show", "heart", "--queries", tmp_path / "q.toml", "--version", "stable")
+        run("show", "heart", "--queries", tmp_path / "q.toml", "--release", "stable")
 
 
 def test_show(census: Census) -> None:
@@ -81,7 +81,7 @@ def test_show(census: Census) -> None:
     assert f"release:    {STABLE}" in text and census.experiment() in text
     assert f"({HEART}) and is_primary_data == True" in text
     args = ("show", "heart", "--queries", census.queries, "--json")
-    tree = json.loads(run(*args, "--version", "V1").stdout)
+    tree = json.loads(run(*args, "--release", "V1").stdout)
     assert (tree["version"], tree["experiment"]) == (OLDER, census.experiment(OLDER))
     assert tree["cells"] == counted(census, f"{HEART} and is_primary_data", OLDER)
     assert tree["all_cells"] == counted(census, HEART, OLDER) < all_cells
@@ -103,7 +103,7 @@ def test_show_offline_asks_nothing() -> None:
 @pytest.fixture(scope="module")
 def index(census: Census, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     folder = tmp_path_factory.mktemp("index")
-    queries = ("--query", "heart", "--query", "lung", "--query", "pan-cancer")
+    queries = ("heart", "lung", "pan-cancer")
     return folder, run("index", *queries, "-o", folder, "--queries", census.queries)
 
 
@@ -112,7 +112,7 @@ def test_index(census: Census, index: tuple[Path, Result]) -> None:
     assert result.exit_code == 0
     hearts = counted(census, f"{HEART} and is_primary_data")
     assert row(result.stdout, "heart") == ["heart", "homo_sapiens", str(hearts), "0", "made"]
-    args = ("index", "--query", "heart", "-o", folder, "--queries", census.queries)
+    args = ("index", "heart", "-o", folder, "--queries", census.queries)
     again = run(*args)
     assert row(again.stdout, "heart")[-2:] == ["was", "there"]
     assert f"{hearts} distinct cells of the Census {STABLE}" in again.stdout
@@ -128,17 +128,17 @@ def test_index_of_a_retracted_release(census: Census, tmp_path: Path) -> None:
     text = Path(census.queries).read_text()
     old, new = (json.dumps(str(f / "release.json")) for f in (census.folder, tmp_path))
     (tmp_path / "q.toml").write_text(text.replace(old, new))
-    args = ("index", "--query", "heart", "-o", tmp_path / "i", "--queries", tmp_path / "q.toml")
+    args = ("index", "heart", "-o", tmp_path / "i", "--queries", tmp_path / "q.toml")
     with pytest.raises(ConfigError, match="was retracted: cells were counted twice"):
         run(*args)
     assert not (tmp_path / "i").exists()
 
 
 def test_download(index: tuple[Path, Result], tmp_path: Path) -> None:
-    args = ("download", "--query", "heart", "--index", index[0], "-o", tmp_path, "--max-cells", 30)
-    first = run(*args, "--task", "2/2")
+    args = ("download", "heart", "--index", index[0], "-o", tmp_path, "--max-cells", 30)
+    first = run(*args, "--share", "2/2")
     assert row(first.stdout, "heart")[:4] == ["heart", "3", "1", "0"]
-    assert "task 2 of 2: 2 partitions are missing" in first.stdout
+    assert "share 2 of 2: 2 partitions are missing" in first.stdout
     rest = run(*args)
     assert row(rest.stdout, "heart")[:5] == ["heart", "3", "2", "1", "0"]
     assert "missing:" not in rest.stdout
@@ -157,15 +157,13 @@ def test_all_queries_of_an_index(index: tuple[Path, Result], tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("index", "-o", "x"), "give --query NAME"),
-        (("index", "--all", "--query", "heart", "-o", "x"), "give --query NAME"),
-        (("download", "--all", "--index", "nowhere", "-o", "x"), "no index here"),
-        (("download", "--query", "heart", "--index", "nowhere", "-o", "x"), "no index of 'heart'"),
-        (("download", "--all", "--index", "i", "-o", "x", "--task", "3"), "'3' is no share"),
-        (("download", "--all", "--index", "i", "-o", "x", "--task", "3/2"), "3/2 is no share"),
+        (("index", "-o", "x"), "name queries"),
+        (("index", "--all", "heart", "-o", "x"), "name queries"),
+        (("download", "--all", "--index", "i", "-o", "x", "--share", "3"), "'3' is no share"),
+        (("download", "--all", "--index", "i", "-o", "x", "--share", "3/2"), "'3/2' is no share"),
         (
-            ("download", "--all", "--index", "i", "-o", "x", "--task", "1/2", "--partition", "0"),
-            "can't be given together",
+            ("download", "--all", "--index", "i", "-o", "x", "--share", "1/2", "--partition", "0"),
+            "only one of them can be given",
         ),
     ],
 )
@@ -173,6 +171,14 @@ def test_mistakes(
     args: tuple[Any, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=says):
-        run(*args)
+    result = run(*args)
+    assert result.exit_code == 2 and says in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_an_index_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="no index here"):
+        run("download", "--all", "--index", "nowhere", "-o", "x")
+    with pytest.raises(ConfigError, match="no index of 'heart'"):
+        run("download", "heart", "--index", "nowhere", "-o", "x")

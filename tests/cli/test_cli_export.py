@@ -59,12 +59,12 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
             to="h5ad", splits=("train", "test"), where="n > 1", order="source", max_cells=7,
             dtype="int64", scratch="tmp", storage_options={"anon": True},
         ),
-        {"restart": True},
+        {"restart": True, "progress": True},
     ]  # fmt: skip
     seen.clear()
     with pytest.raises(ConfigError, match="enough"):
-        run("a", "--to", "scbank", "-o", "b.scb")
-    assert seen == ["a", "b.scb", ExportOptions(to="scbank"), {"restart": False}]
+        run("a", "--to", "scbank", "-o", "b.scb", "--no-progress")
+    assert seen == ["a", "b.scb", ExportOptions(to="scbank"), {"restart": False, "progress": False}]
 
 
 def test_errors_are_short(tmp_path: Path) -> None:

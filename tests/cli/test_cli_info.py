@@ -66,7 +66,7 @@ def test_many_inputs_are_cut_unless_all_are_asked_for(known: Known) -> None:
     empty = dataclasses.replace(made, rows=0, kept=0, values=0, bytes=0)
     others = [dataclasses.replace(empty, name=f"\udcff/細胞 {i}\n.h5ad") for i in range(60)]
     path.write_bytes(dataclasses.replace(manifest, sources=(made, *others)).to_json())
-    few, every = run(known.root).stdout, run(known.root, "--all").stdout
+    few, every = run(known.root).stdout, run(known.root, "--sources").stdout
     assert "all 61 inputs" in few and "all 61 inputs" in every
     assert "41 more inputs" in few and "more inputs" not in every
     assert few.count("細胞") == 19 and every.count("細胞") == 60

@@ -97,7 +97,7 @@ def test_every_option_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
             *more,
         )  # fmt: skip
     assert seen[:2] == [roots[0] if name == "reshard" else tuple(roots), "new"]
-    assert seen[3] == {"restart": True}
+    assert seen[3] == {"restart": True, "progress": True}
     assert seen[2] == ReshardOptions(
         cells_per_shard=7, compression="zstd", shuffle=False, seed=3, valid_fraction=0.5,
         test_fraction=0.25, split_by="d", splits=("train", "test"), where="n > 1", min_genes=9,
@@ -106,8 +106,10 @@ def test_every_option_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
     )  # fmt: skip
     seen.clear()
     with pytest.raises(ConfigError, match="enough"):
-        run(module, *roots, "-o", "new")
-    assert seen[2:] == [ReshardOptions(), {"restart": False}], "nothing is changed by itself"
+        run(module, *roots, "-o", "new", "-q")
+    assert seen[2:] == [ReshardOptions(), {"restart": False, "progress": False}], (
+        "nothing is changed by itself"
+    )
     seen.clear()
     (tmp_path / "split.toml").write_text('column = "d"\nvalid = ["x"]\n')
     with pytest.raises(ConfigError, match="enough"):

@@ -80,7 +80,8 @@ def test_help_loads_nothing_heavy(args: list[str]) -> None:
         """
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-2:] == ["loaded:", "commands:"]
+    loaded, commands = done.stdout.splitlines()[-2:]
+    assert (loaded, commands) == ("loaded:", "commands: scshards.cli.command scshards.cli.options")
 
 
 def test_importing_scshards_loads_nothing_heavy() -> None:
@@ -96,7 +97,7 @@ def test_help_lists_every_command() -> None:
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_command_has_help_and_loads_no_torch(name: str) -> None:
+def test_every_command_has_help_and_loads_nothing_heavy(name: str) -> None:
     done = python(
         f"""
         import sys
@@ -105,7 +106,7 @@ def test_every_command_has_help_and_loads_no_torch(name: str) -> None:
             main([{name!r}, "--help"])
         except SystemExit as e:
             assert e.code == 0, e.code
-        print("loaded:", *(m for m in ("torch", "anndata", "numba") if m in sys.modules))
+        print("loaded:", *(m for m in {HEAVY!r} if m in sys.modules))
         """
     )
     assert done.returncode == 0, done.stderr

@@ -22,9 +22,10 @@ from shardsets import Known, make_set
 
 from scshards import encode_cell
 from scshards.cells.batch import KEY_ROW_BITS
+from scshards.shards import Compression
 from scshards.shards.index import OWN_COLUMNS
 from scshards.shards.manifest import Manifest, seal_holds
-from scshards.shards.tar import CHUNK_BYTES, MAX_ROWS, MAX_SOURCES, Compression, build_tar
+from scshards.shards.tar import CHUNK_BYTES, MAX_ROWS, MAX_SOURCES, build_tar
 
 DOC = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 

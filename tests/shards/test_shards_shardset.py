@@ -13,8 +13,9 @@ from shardsets import Known, make_set
 from scshards import ShardSet, Vocab, decode_cell
 from scshards.base.errors import ChecksumError, ConfigError, FormatError, StorageError
 from scshards.base.storage import Storage
+from scshards.shards import Compression
 from scshards.shards.manifest import MANIFEST, VOCAB
-from scshards.shards.tar import Compression, open_chunk
+from scshards.shards.tar import open_chunk
 
 
 @pytest.fixture

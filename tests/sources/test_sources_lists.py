@@ -31,8 +31,9 @@ from scshards.packing.pack import append
 from scshards.sources import lists as sources_lists
 from scshards.sources import scbank as sources_json
 from scshards.sources.open import open_source
+from scshards.sources.options import TableOptions
 from scshards.sources.rows import Source
-from scshards.sources.vocabulary import TableOptions, build_vocab, check_vocab
+from scshards.sources.vocabulary import build_vocab, check_vocab
 
 GENES = [f"G{i:03d}" for i in range(30)]
 

@@ -223,7 +223,7 @@ def test_inputs_that_ask_for_what_is_not_there(
         (f"soma://{tmp_path}/none", SourceError, "no SOMA experiment"),
         (f"soma://{uri}?fliter=nnz > 3", ConfigError, r"(?s)unknown key 'fliter'.*'filter'"),
         (query(census, "hart"), ConfigError, r"(?s)no query 'hart'.*'heart'"),
-        (query(census, version="2020-01-01"), ConfigError, r"(?s)does not serve.*2025-01-30"),
+        (query(census, release="2020-01-01"), ConfigError, r"(?s)does not serve.*2025-01-30"),
         (query(census, max_cells=0), ConfigError, "max_cells is a number of at least 1"),
         ([query(census), query(census)], ConfigError, "given twice"),
     ):
@@ -241,7 +241,7 @@ def test_a_list_of_queries_is_relative_to_its_folder(census: Census, tmp_path: P
     (tmp_path / "all.txt").write_text(
         "# two queries and an experiment\n"
         "census://heart?queries=mine.toml&max_cells=40\n"
-        f"census://lung?queries=mine.toml&version={OLDER}\tlungs\n"
+        f"census://lung?queries=mine.toml&release={OLDER}\tlungs\n"
         f"soma://census/{STABLE}/soma/census_data/homo_sapiens?filter=disease%20%3D%3D%20'COVID-19'\n"
     )
     found = expand(tmp_path / "all.txt")

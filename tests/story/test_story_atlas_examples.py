@@ -15,7 +15,8 @@ from fake_slurm import jobs, log, slurm_environment
 from soma_census import STABLE, Census
 
 from scshards import PackOptions, ShardSet, Vocab, verify
-from scshards.census.download import DownloadOptions, download
+from scshards.census.download import download
+from scshards.census.options import DownloadOptions
 from scshards.packing.pack import pack
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "census"

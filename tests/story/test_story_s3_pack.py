@@ -101,11 +101,11 @@ def test_killed_again_and_again(atlas: str, folder: Path, tmp_path: Path) -> Non
 def test_shares(atlas: str, folder: Path, tmp_path: Path) -> None:
     root, scratch = f"{atlas}/set", ["--scratch", str(tmp_path / "scratch")]
     refused = subprocess.run(
-        line(atlas, root, "--task", "1/2"), capture_output=True, text=True, timeout=600
+        line(atlas, root, "--share", "1/2"), capture_output=True, text=True, timeout=600
     )
     assert refused.returncode == 1 and "--scratch" in refused.stderr
     for _ in range(2):
-        runs = [subprocess.Popen(line(atlas, root, *scratch, "--task", f"{i}/2")) for i in (1, 2)]
+        runs = [subprocess.Popen(line(atlas, root, *scratch, "--share", f"{i}/2")) for i in (1, 2)]
         assert [run.wait(timeout=600) for run in runs] == [0, 0]
     assert not Storage(root).exists("manifest.json")
     subprocess.run(line(atlas, root, *scratch, "--finish"), check=True, timeout=600)

@@ -1,0 +1,359 @@
+"""The options of commands, made from the dataclasses that hold them, so that each is written once.
+
+    @command("pack")
+    @options(PackOptions)                              each field: its name, type, default and help
+    @option("--restart", is_flag=True, help="...")     what is in no dataclass
+    def pack(..., **chosen):
+        asked = build(PackOptions, chosen)             what was given, as the dataclass
+
+A field `cells_per_shard` is `--cells-per-shard`. Its help is its entry under "Attributes" in the class's
+docstring ("As in PackOptions." takes the entry of that class). GROUPS says in which part of the help an
+option stands and what its value is called; FLAGS has the spellings that differ from the field. An option
+without a help or a group can't be made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from scshards.base.errors import ConfigError, ScshardsError
+
+T = TypeVar("T")
+E = TypeVar("E", bound=ScshardsError)
+F = TypeVar("F", bound=Callable[..., Any])
+
+GROUPS: dict[str, dict[str, str]] = {
+    "Inputs": {
+        "layer": "NAME",
+        "raw": "",
+        "feature_types": "TYPE",
+        "ids_vocab": "FILE",
+        "list_columns": "GENES,VALUES",
+        "trust_pickle": "",
+        "on_bad_input": "",
+        "same_names": "",
+        "census": "NAME",
+        "queries": "FILE",
+        "release": "DATE",
+        "index": "DIR",
+        "offline": "",
+        "all": "",
+        "measured": "",
+    },
+    "Genes": {
+        "vocab": "FILE",
+        "gene_column": "COL",
+        "id_column": "COL",
+        "strip_versions": "",
+        "allow_mixed": "",
+        "min_match": "SHARE",
+        "min_cells": "N",
+        "special_tokens": "",
+    },
+    "Cells": {
+        "splits": "NAME",
+        "split": "NAME",
+        "where": "EXPR",
+        "unique": "COL",
+        "min_genes": "N",
+        "max_genes": "N",
+        "min_counts": "X",
+        "partitions": "I",
+        "domain_column": "COL",
+        "max_length": "N",
+        "balanced": "LABEL",
+        "by": "COL,COL",
+    },
+    "Labels and splits": {
+        "obs": "COL,COL",
+        "max_categories": "N",
+        "valid_fraction": "SHARE",
+        "test_fraction": "SHARE",
+        "split_by": "COL",
+        "split_file": "FILE",
+        "one_split": "",
+    },
+    "Output": {
+        "output": "PATH",
+        "to": "",
+        "append": "",
+        "values": "",
+        "dtype": "",
+        "order": "",
+        "shuffle": "",
+        "seed": "N",
+        "cells_per_shard": "N",
+        "max_cells": "N",
+        "compression": "",
+        "hf_card": "",
+        "column": "COL",
+        "key": "NAME",
+        "probabilities": "",
+        "plot": "FILE",
+        "embeddings": "FILE",
+        "colors": "COL",
+        "dry_run": "",
+    },
+    "Training": {
+        "task": "",
+        "config": "FILE",
+        "settings": "KEY=VALUE",
+        "demand": "CELLS",
+        "seconds": "S",
+        "epoch": "N",
+        "batches": "N",
+        "batch_size": "N",
+        "world_size": "N",
+        "lanes": "N",
+        "shuffle_buffer": "CELLS",
+        "n_bins": "N",
+    },
+    "Work": {
+        "workers": "N",
+        "threads": "N",
+        "device": "NAME",
+        "precision": "NAME",
+        "share": "I/N",
+        "finish": "",
+        "restart": "",
+        "check": "",
+        "quick": "",
+        "repair": "",
+        "repair_from": "ROOT",
+        "dask": "ADDRESS",
+        "scratch": "DIR",
+        "storage_options": "JSON|@FILE",
+        "retries": "N",
+        "timeout": "S",
+    },
+    "Shown": {
+        "show": "N",
+        "cells": "N",
+        "genes": "N",
+        "batch": "",
+        "sources": "",
+        "wide": "",
+        "as_json": "",
+        "no_progress": "",
+        "quiet": "",
+        "verbose": "",
+    },
+}
+"""{part of the help: {name of an option: what its value is called}}, in the order of the help."""
+
+FLAGS: dict[str, tuple[str, ...]] = {
+    "output": ("-o", "--output"),
+    "splits": ("--split",),
+    "partitions": ("--partition",),
+    "held_out": ("--split-file",),
+    "feature_types": ("--feature-type",),
+}
+"""The flags of fields whose flag is not their name with dashes."""
+
+_GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
+
+
+class Option(click.Option):
+    """An option of click that has a help text and a place in GROUPS."""
+
+    def __init__(self, *args: Any, **attrs: Any) -> None:
+        super().__init__(*args, **{"show_default": True, **attrs})
+        assert self.name is not None
+        if not (self.help or "").strip():
+            raise TypeError(f"the option {self.opts[-1]} has no help")
+        if self.name not in _GROUP_OF:
+            raise TypeError(f"the option {self.opts[-1]} has no place in cli.options.GROUPS")
+        if self.metavar is None and not self.is_flag:
+            self.metavar = GROUPS[_GROUP_OF[self.name]][self.name] or None
+        if self.multiple:
+            commas = isinstance(self.type, _Listed)
+            self.help = f"{self.help} Repeatable{', or with commas between' if commas else ''}."
+
+
+def option(*flags: str, **attrs: Any) -> Callable[[F], F]:
+    """`click.option`, for what is in no dataclass."""
+    return click.option(*flags, cls=Option, **attrs)
+
+
+store_options = option(
+    "--storage-options",
+    help="Options of the file systems, as JSON or in a TOML or JSON file: for all addresses, or in "
+    "tables by how addresses begin. Without it, S3 takes endpoint and credentials from the AWS "
+    "variables and profiles.",
+)
+"""The option of commands that read or write a store."""
+
+
+def options(cls: type, *, only: str = "", but: str = "") -> Callable[[F], F]:
+    """The fields of a dataclass as options: all of them, `only` some, or all `but` some.
+
+    Parameters
+    ----------
+    cls
+        The dataclass.
+    only, but
+        Names of fields, with blanks between.
+    """
+    hints, texts = typing.get_type_hints(cls), field_texts(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    names = only.split() or [name for name in fields if name not in but.split()]
+
+    def decorate(command: F) -> F:
+        for name in reversed(names):
+            if name == "storage_options":
+                command = store_options(command)
+                continue
+            attrs = _attributes(hints[name], fields[name])
+            text = _for_help(texts.get(name, ""))
+            command = option(*_flags(name, attrs), help=text, **attrs)(command)
+        return command
+
+    return decorate
+
+
+def build(cls: type[T], chosen: dict[str, Any]) -> T:
+    """The dataclass of what was chosen; its fields are taken out of `chosen`.
+
+    Raises
+    ------
+    click.UsageError
+        When the dataclass refuses them.
+    """
+    names = [f.name for f in dataclasses.fields(cls) if f.name in chosen]  # type: ignore[arg-type]
+    try:
+        return cls(**{name: chosen.pop(name) for name in names})
+    except ConfigError as e:
+        raise click.UsageError(str(spelled(e, click.get_current_context()))) from e
+
+
+def given(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what was chosen, what differs from what click fills in for options that are not given."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return {
+        name: value
+        for name, value in chosen.items()
+        if context.get_parameter_source(name) is not default
+        or value != context.params.get(name)
+        or name == "storage_options"  # --retries and --timeout are in it
+    }
+
+
+def refuse_together(chosen: Mapping[str, Any], *names: str) -> None:
+    """Raise UsageError when more than one of these was given."""
+    both = [FLAGS.get(name, (_flag(name),))[-1] for name in names if chosen[name]]
+    if len(both) > 1:
+        raise click.UsageError(f"{both[0]} and {both[1]} can't be given together")
+
+
+def spelled(error: E, context: click.Context) -> E:
+    """The error, with options where it names the fields that they are made from."""
+    flags = {p.name: p.opts[-1] for p in context.command.params if isinstance(p, Option)}
+    flags |= {name: spelling[-1] for name, spelling in FLAGS.items()}
+    if error.where is not None and all(name in flags for name in error.where.split(", ")):
+        error.where = ", ".join(dict.fromkeys(flags[name] for name in error.where.split(", ")))
+    return error
+
+
+def field_texts(cls: type) -> dict[str, str]:
+    """{field: its entry under "Attributes"} of a dataclass and those that it extends."""
+    texts: dict[str, str] = {}
+    for of in reversed(cls.__mro__[:-1]):
+        _, _, entries = inspect.cleandoc(of.__doc__ or "").partition("Attributes\n----------\n")
+        for names, text in re.findall(r"^(\w.*)\n((?: .*\n?|\n)+)", entries, re.M):
+            said = " ".join(text.split())
+            as_in = re.fullmatch(r"As in (\w+)\.(.*)", said)
+            elsewhere = field_texts(getattr(sys.modules[of.__module__], as_in[1])) if as_in else {}
+            for name in names.split(", "):
+                texts[name] = elsewhere[name] + as_in[2] if as_in else said
+    return texts
+
+
+class _Listed(click.ParamType):
+    """Names with commas between, as a tuple."""
+
+    name = "names"
+
+    def __init__(self, item: type = str) -> None:
+        self._item = click.types.convert_type(item)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[Any, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = [name.strip() for name in value.split(",")]
+        return tuple(self._item(name, param, ctx) for name in names if name)
+
+
+class ShareType(click.ParamType):
+    """I/N, as two numbers."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        i, slash, n = value.partition("/")
+        if not (slash and i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
+            self.fail(f"{value!r} is no share: give I/N, I from 1 to N, such as 3/16", param, ctx)
+        return int(i), int(n)
+
+
+def _united(context: click.Context, parameter: click.Parameter, values: Any) -> Any:
+    """The names of an option that was given once or more often; () for `--obs ''`."""
+    if context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.DEFAULT:
+        return parameter.default
+    return tuple(name for names in values for name in names)
+
+
+def _attributes(hint: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:
+    """What click is told of a field of a dataclass."""
+    attrs: dict[str, Any] = {"default": field.default}
+    if field.default is dataclasses.MISSING:
+        is_required = field.default_factory is dataclasses.MISSING
+        attrs = {"required": True} if is_required else {}
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (hint,) = (h for h in typing.get_args(hint) if h is not type(None))
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return attrs | {"type": click.Choice(inner)}
+    if origin is tuple and inner[-1] is ...:
+        return attrs | {"type": _Listed(inner[0]), "multiple": True, "callback": _united}
+    if origin is tuple and inner == (int, int):
+        return attrs | {"type": ShareType()}
+    if origin is tuple:
+        return attrs | {"type": _Listed(), "default": ",".join(attrs["default"])}
+    return attrs | ({"is_flag": True} if hint is bool else {"type": hint})
+
+
+def _flags(name: str, attrs: Mapping[str, Any]) -> tuple[str, ...]:
+    flags = FLAGS.get(name, (_flag(name),))
+    if attrs.get("is_flag") and attrs["default"] is not False:
+        flags = (f"{flags[0]}/--no-{flags[0][2:]}",)
+    return (*flags, name)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _for_help(text: str) -> str:
+    """A field's text for the command line: `fields` become options, other code loses its quotes."""
+
+    def spelling(found: re.Match[str]) -> str:
+        name = found[1]
+        return FLAGS.get(name, (_flag(name),))[-1] if name in _GROUP_OF or name in FLAGS else name
+
+    return re.sub(r"`([^`]*)`", spelling, text)
+
+
+as_json = option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+"""The option of commands that have a result."""

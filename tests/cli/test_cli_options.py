@@ -1,0 +1,250 @@
+"""Options made from dataclasses: name, help, default and type; what every command has."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from scshards import cli
+from scshards.base.errors import ConfigError, SourceError
+from scshards.cli import options as module
+from scshards.cli.command import Command
+from scshards.cli.options import build, given, option, options
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """What others extend.
+
+    Attributes
+    ----------
+    where
+        Take the cells this is true for, such as "a > 1".
+    min_genes, max_genes
+        Drop cells; `min_genes` is not `n_genes`.
+    """
+
+    where: str | None = None
+    min_genes: int = 1
+    max_genes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked(Base):
+    """What is asked for, with a longer
+    story.
+
+    Attributes
+    ----------
+    compression
+        How it is stored.
+
+        none: not at all.
+    splits, partitions
+        Of these only.
+    obs
+        As in Base2.
+    shuffle, raw
+        At random.
+    list_columns
+        Two of them.
+    storage_options
+        Of stores.
+    share
+        A share.
+    """
+
+    compression: Literal["none", "zstd"] = "none"
+    splits: tuple[str, ...] | None = None
+    partitions: tuple[int, ...] | None = None
+    obs: tuple[str, ...] = ()
+    shuffle: bool = True
+    raw: bool = False
+    list_columns: tuple[str, str] = ("a", "b")
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+    share: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_genes < 0:
+            raise ConfigError("too few", where="min_genes, splits", advice="more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base2:
+    """Another one.
+
+    Attributes
+    ----------
+    obs
+        Columns to keep.
+    """
+
+    obs: tuple[str, ...] = ()
+
+
+@pytest.fixture
+def asked() -> tuple[Command, list[Any]]:
+    seen: list[Any] = []
+
+    @click.command("try", cls=Command)
+    @options(Asked)
+    def command(**chosen: Any) -> None:
+        seen.append(given(chosen))
+        seen.append(build(Asked, chosen))
+
+    return command, seen
+
+
+def test_a_dataclass_as_options(asked: tuple[Command, list[Any]]) -> None:
+    command, seen = asked
+    assert CliRunner().invoke(command, []).exit_code == 0
+    assert seen == [{"storage_options": {}}, Asked()]
+    line = [
+        "--where", "x", "--min-genes", "3", "--compression", "zstd", "--split", "a, b", "--split", "c",
+        "--partition", "1,2", "--obs", "", "--no-shuffle", "--raw", "--list-columns", "c,d",
+        "--storage-options", '{"anon": true}', "--share", "3/16",
+    ]  # fmt: skip
+    done = CliRunner().invoke(command, line, catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    assert seen[3] == Asked(
+        where="x", min_genes=3, compression="zstd", splits=("a", "b", "c"), partitions=(1, 2), obs=(),
+        shuffle=False, raw=True, list_columns=("c", "d"), storage_options={"anon": True},
+        share=(3, 16),
+    )  # fmt: skip
+    assert set(seen[2]) == {f.name for f in dataclasses.fields(Asked)} - {"max_genes"}
+
+
+def test_the_help_of_a_dataclass(asked: tuple[Command, list[Any]]) -> None:
+    text = CliRunner().invoke(asked[0], ["--help"]).stdout
+    assert re.findall(r"^(\w.*):$", text, re.M) == [
+        "Inputs", "Cells", "Labels and splits", "Output", "Work", "Shown",
+    ]  # fmt: skip
+    said = " ".join(text.split())
+    for part in (
+        '--where EXPR Take the cells this is true for, such as "a > 1". ',
+        "--min-genes N Drop cells; --min-genes is not n_genes. [default: 1]",
+        "--max-genes N Drop cells; --min-genes is not n_genes. ",
+        "--compression [none|zstd] How it is stored. none: not at all. [default: none]",
+        "--obs COL,COL Columns to keep. Repeatable, or with commas between.",
+        "--shuffle / --no-shuffle At random. [default: shuffle]",
+        "--raw At random. ",
+        "--list-columns GENES,VALUES Two of them. [default: a,b]",
+        "--storage-options JSON|@FILE Options of the file systems, ",
+    ):
+        assert part in said
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["--min-genes", "-1"], "too few\n  where: --min-genes, --split\n  to do: more\n"),
+        (["--min-genes", "x"], "--min-genes"),
+        (["--partition", "1,x"], "'x' is not a valid integer"),
+        (["--share", "0/2"], "give I/N, I from 1 to N"),
+        (["--compression", "zip"], "'zip' is not one of"),
+    ],
+)
+def test_what_is_refused(asked: tuple[Command, list[Any]], line: list[str], says: str) -> None:
+    done = CliRunner().invoke(asked[0], line)
+    assert done.exit_code == 2 and says in done.stderr
+
+
+def test_an_option_needs_a_help_and_a_group() -> None:
+    with pytest.raises(TypeError, match="--where has no help"):
+        option("--where")(lambda: None)
+    with pytest.raises(TypeError, match="--nothing has no place"):
+        option("--nothing", help="Text.")(lambda: None)
+    with pytest.raises(TypeError, match="--seed has no help"):
+        options(dataclasses.make_dataclass("Bare", [("seed", int, 0)]))(lambda: None)
+
+
+def test_errors_name_options() -> None:
+    @click.command("try", cls=Command)
+    @options(Base)
+    def command(**chosen: Any) -> None:
+        raise SourceError("no", where="min_genes")
+
+    with pytest.raises(SourceError) as e:
+        CliRunner().invoke(command, [], catch_exceptions=False)
+    assert e.value.where == "--min-genes"
+
+
+def test_quiet_and_verbose() -> None:
+    @click.command("try", cls=Command)
+    def command(progress: bool) -> None:
+        logger = logging.getLogger("scshards.anything")
+        click.echo(f"progress {progress}")
+        for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+            logger.log(level, logging.getLevelName(level))
+
+    for line, progress, said in (
+        ([], True, ["INFO", "WARNING", "ERROR"]),
+        (["--no-progress"], False, ["INFO", "WARNING", "ERROR"]),
+        (["-q"], False, ["ERROR"]),
+        (["-v"], True, ["DEBUG", "INFO", "WARNING", "ERROR"]),
+    ):
+        done = CliRunner().invoke(command, line, catch_exceptions=False)
+        assert done.stdout == f"progress {progress}\n"
+        assert done.stderr.splitlines() == said
+    assert not logging.getLogger("scshards").handlers
+
+
+def all_commands() -> Iterator[tuple[str, click.Command]]:
+    for name in cli.COMMANDS:
+        found = importlib.import_module(f"scshards.cli.{name}").command
+        if isinstance(found, click.Group):
+            yield from ((f"{name} {sub}", c) for sub, c in found.commands.items())
+        else:
+            yield name, found
+
+
+@pytest.mark.parametrize(("name", "command"), list(all_commands()))
+def test_every_option_of_every_command(name: str, command: click.Command) -> None:
+    assert isinstance(command, Command)
+    for parameter in command.params:
+        if isinstance(parameter, click.Argument):
+            continue
+        assert isinstance(parameter, module.Option), f"{name} {parameter.name}"
+        text = parameter.help or ""
+        assert re.fullmatch(r"(?!As in)[A-Z].*[.?]", text, re.S), text
+        assert not re.search(r"`|\bNone\b|\bTrue\b|\bFalse\b|[a-z]Options\b", text), text
+        fields = [name for name in module._GROUP_OF if "_" in name and name != "feature_types"]
+        assert not set(re.findall(r"\w+", text)) & set(fields), text
+
+
+def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCSHARDS_CENSUS_SHOW_OFFLINE", "1")
+    done = CliRunner().invoke(cli.main, ["census", "show", "heart"])
+    assert done.exit_code == 0 and "takes now" not in done.stdout
+    monkeypatch.setenv("SCSHARDS_CENSUS_SHOW_RELEASE", "2001-01-01")
+    done = CliRunner().invoke(cli.main, ["census", "show", "heart"])
+    assert "2001-01-01" in done.stdout
+
+
+def test_completion(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words, expected in (
+        ("scshards pac", "pack"),
+        ("scshards pack --gene", "--gene-column"),
+        ("scshards census do", "download"),
+        ("scshards export --to h", "h5ad"),
+    ):
+        done = CliRunner().invoke(
+            cli.main,
+            [],
+            prog_name="scshards",
+            env={
+                "_SCSHARDS_COMPLETE": "bash_complete",
+                "COMP_WORDS": words,
+                "COMP_CWORD": str(len(words.split()) - 1),
+            },
+        )
+        assert f"plain,{expected}\n" in done.stdout

@@ -9,7 +9,6 @@ as well. Secrets stand in a file or in the environment; no message tells a value
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scshards.base.errors import ConfigError
+from scshards.base.records import read_json
 from scshards.base.retry import Retry
 
 _FORMS = (
@@ -104,7 +104,7 @@ def parse_options(text: str | None, retry: Retry | None = None) -> Access:
 def _parse(text: str) -> dict[str, Any]:
     if not text.startswith("@"):
         # The text may hold a secret: say where it breaks, not what it says.
-        return _table(text, json.loads, "JSON", "--storage-options")
+        return _table(text, read_json, "JSON", "--storage-options")
     path = Path(text[1:]).expanduser()
     try:
         said = path.read_text("utf-8-sig")
@@ -114,7 +114,7 @@ def _parse(text: str) -> dict[str, Any]:
             f"the file of --storage-options can't be read: {problem}", where=path, advice=_FORMS
         ) from None
     if said.lstrip().startswith("{"):
-        return _table(said, json.loads, "JSON", path)
+        return _table(said, read_json, "JSON", path)
     return _table(said, tomllib.loads, "TOML", path)
 
 
@@ -122,10 +122,8 @@ def _table(text: str, loads: Any, kind: str, where: object) -> dict[str, Any]:
     try:
         options = loads(text)
     except (ValueError, RecursionError) as e:
-        # Of a TOMLDecodeError, the words before the place may quote the text.
-        place = f"at character {e.pos}" if isinstance(e, json.JSONDecodeError) else ""
-        if isinstance(e, tomllib.TOMLDecodeError):
-            place = str(e).rpartition("(")[2].rstrip(")")
+        # The words before the place may quote the text.
+        place = str(e).rpartition("(")[2].rstrip(")") if str(e).endswith(")") else ""
         raise ConfigError(
             f"the storage options are not valid {kind}{f' ({place})' if place else ''}",
             where=where,

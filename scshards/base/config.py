@@ -65,6 +65,8 @@ def build(cls: type[T], tables: Mapping[str, Any], where: str = "config") -> T:
         class itself refuses.
     """
     assert dataclasses.is_dataclass(cls)
+    if not isinstance(tables, Mapping):
+        raise ConfigError(f"a table is needed, not {tables!r:.60}", where=where)
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}
     values: dict[str, Any] = {}
@@ -117,21 +119,26 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                 if option is options[-1]:
                     raise
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"a table is needed, not {value!r}", where=where)
         return build(hint, value, where)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"a table is needed, not {value!r:.60}", where=where)
+        inner = typing.get_args(hint)[1]
+        return {name: _convert(inner, v, f"{where}.{name}") for name, v in value.items()}
     if origin is typing.Literal:
         allowed = typing.get_args(hint)
         if value not in allowed:
             raise ConfigError(
-                f"{value!r} is not one of {', '.join(map(repr, allowed))}", where=where
+                f"{value!r:.60} is not one of {', '.join(map(repr, allowed))}", where=where
             )
         return value
     if origin is tuple:
         item = typing.get_args(hint)[0]
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"a list is needed, not {value!r}", where=where)
+            raise ConfigError(f"a list is needed, not {value!r:.60}", where=where)
         return tuple(_convert(item, v, where) for v in value)
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise ConfigError("the number does not fit in 64 bits", where=where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is bool or isinstance(value, bool):
@@ -139,5 +146,5 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     else:
         ok = isinstance(value, hint) if isinstance(hint, type) else True
     if not ok:
-        raise ConfigError(f"{value!r} is not a {getattr(hint, '__name__', hint)}", where=where)
+        raise ConfigError(f"{value!r:.60} is not a {getattr(hint, '__name__', hint)}", where=where)
     return value

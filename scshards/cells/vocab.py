@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import VocabError
+from scshards.base.records import Damaged, read_json, shown
 
 PAD, CLS, EOC = "<pad>", "<cls>", "<eoc>"
 SPECIALS = (PAD, CLS, EOC)
@@ -82,9 +83,9 @@ class Vocab:
     def from_json(cls, data: bytes | str, *, where: object = None) -> Vocab:
         """Parse the text of a vocabulary file; VocabError says what is wrong with it."""
         try:
-            mapping = json.loads(data)
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
-            raise VocabError(f"the vocabulary is not valid JSON: {e}", where=where) from None
+            mapping = read_json(data)
+        except Damaged as e:
+            raise VocabError(f"the vocabulary is damaged: {e}", where=where) from None
         if not isinstance(mapping, dict):
             raise VocabError("a vocabulary is a JSON object {token: id}", where=where)
         return cls.from_dict(mapping, where=where)
@@ -95,12 +96,14 @@ class Vocab:
         # A token given twice collapses into one entry and leaves a gap in the ids, so it is caught.
         if any(type(i) is not int for i in mapping.values()):
             token = next(t for t, i in mapping.items() if type(i) is not int)
-            raise VocabError(f"the id of {token!r} is no integer: {mapping[token]!r}", where=where)
+            raise VocabError(
+                f"the id of {token!r:.60} is no integer: {shown(mapping[token])}", where=where
+            )
         tokens = sorted(mapping, key=mapping.__getitem__)
         for expected, token in enumerate(tokens):
             if mapping[token] != expected:
                 raise VocabError(
-                    f"no token has the id {expected}; {token!r} has {mapping[token]}",
+                    f"no token has the id {expected}; {token!r:.60} has {shown(mapping[token])}",
                     where=where,
                     advice="ids must be consecutive integers from 0, each used once",
                 )

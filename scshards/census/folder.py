@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from scshards.base.config import build
 from scshards.base.errors import ConfigError, OutputExistsError, ScshardsError, StorageError
+from scshards.base.records import read_json
 from scshards.base.remote import translated
 from scshards.base.storage import Storage
 from scshards.census.index import IndexMark
@@ -100,8 +101,8 @@ def begin_folder(folder: Path, index: IndexMark, max_cells: int, partitions: int
         storage.write(FOLDER_MARK, _json(tree))
         return
     try:
-        found = dataclasses.asdict(build(FolderMark, json.loads(said), FOLDER_MARK))
-    except (ValueError, TypeError):
+        found = dataclasses.asdict(build(FolderMark, read_json(said), FOLDER_MARK))
+    except ValueError:
         found = {}
     other = [key for key, value in tree.items() if found.get(key) != value]
     if other:
@@ -126,8 +127,8 @@ def finished(folder: Path, number: int, *, check: bool) -> PartitionMark | None:
     if data is None:
         return None
     try:
-        mark = build(PartitionMark, json.loads(data), name)
-    except (ValueError, TypeError):
+        mark = build(PartitionMark, read_json(data), name)
+    except ValueError:
         return None
     file = folder / f"{name}{FILE}"
     with translated(str(file)):

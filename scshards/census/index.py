@@ -36,6 +36,7 @@ from scshards.base.errors import (
     SourceError,
 )
 from scshards.base.progress import Progress
+from scshards.base.records import Damaged, read_json
 from scshards.base.storage import Storage, redact
 from scshards.census.address import CENSUS, SomaAddress
 from scshards.census.experiment import open_experiment
@@ -166,13 +167,13 @@ def read_mark(storage: Storage, name: str) -> IndexMark | None:
         return None
     where = storage.at(name + MARK)
     try:
-        tree = json.loads(data)
-        mark = build(IndexMark, tree, where) if isinstance(tree, dict) else None
-    except ValueError:
-        mark = None
-    if mark is None or mark.query != name or mark.format != FORMAT:
+        mark = build(IndexMark, read_json(data), name + MARK)
+        fault = "of another query or version" * (mark.query != name or mark.format != FORMAT)
+    except (Damaged, ConfigError) as e:
+        fault = f"{e.where}: {e.what}" if isinstance(e, ConfigError) else str(e)
+    if fault:
         raise FormatError(
-            "this is no mark of an index",
+            f"this is no mark of an index: {fault}",
             where=where,
             advice=f"make it again: scshards census index {name} --restart",
         )

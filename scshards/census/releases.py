@@ -8,13 +8,13 @@ Called by census.partitions, census.index and the command line.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError, StorageError
+from scshards.base.records import read_json
 from scshards.base.storage import Storage, redact
 
 if TYPE_CHECKING:
@@ -182,6 +182,6 @@ def _json(address: str, storage_options: Mapping[str, Any] | None) -> Any:
     folder, slash, name = address.rpartition("/")
     data = Storage(folder + slash or ".", storage_options).read(name)
     try:
-        return json.loads(data)
+        return read_json(data)
     except ValueError:
         raise StorageError("this is not JSON", where=redact(address)) from None

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from scshards.base.errors import CheckpointError
+from scshards.base.records import read_json
 from scshards.base.storage import Storage
 
 ARGS, VOCAB, WEIGHTS = "args.json", "vocab.json", "best_model.pt"
@@ -116,9 +117,9 @@ def check_vocab(vocab: Mapping[str, Any], where: str) -> None:
 
 def _read_object(storage: Storage, name: str) -> dict[str, Any]:
     try:
-        value = json.loads(storage.read(name))
+        value = read_json(storage.read(name))
     except ValueError as e:
-        raise CheckpointError(f"the file is not valid JSON: {e}", where=storage.at(name)) from None
+        raise CheckpointError(f"the file is {e}", where=storage.at(name)) from None
     if not isinstance(value, dict):
         raise CheckpointError("the file does not hold a JSON object", where=storage.at(name))
     return value

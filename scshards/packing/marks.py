@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scshards.base import files
 from scshards.base.errors import StorageError
 from scshards.base.files import scratch_writes
+from scshards.base.records import read_json
 
 
 class Result(Protocol):
@@ -87,7 +88,7 @@ def read_mark(path: Path) -> dict[str, Any] | None:
     except OSError as e:
         raise StorageError(f"a mark of the pack can't be read: {e.strerror}", where=path) from None
     try:
-        tree = json.loads(text)
+        tree = read_json(text)
     except ValueError:
         tree = None
     if not isinstance(tree, dict):

@@ -1,6 +1,6 @@
 """The manifest: what a shard set holds. Written last: without it there is no shard set.
 
-It grows with shards, never with cells. Specified in docs/format.md. Called by pack, stream, CLI.
+It grows with shards, never with cells. Specified in docs/format.md.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from scshards.base.errors import FormatError
+from scshards.base.records import Damaged, Record, read_json
 from scshards.cells.tokenizer import ValueKind
 from scshards.shards import Compression
 from scshards.shards.tar import Chunks
@@ -26,7 +26,8 @@ FORMAT_NAME, FORMAT_VERSION = "scshards", 1
 GENES_ENCODING = "delta-leb128"
 VALUES_ENCODING = {"counts": "leb128", "float": "float32-le"}
 _PATH = re.compile(r"\w[\w-]*/\w[\w.-]*")
-_OPEN, _TOO_LARGE = 4, 1 << 63
+_NAME = re.compile(r"\w[\w-]*")
+_OPEN = 4
 _SEAL = ',\n "sha256": "'
 
 
@@ -193,51 +194,42 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: bytes | str, *, where: object = None) -> Manifest:
-        """Parse a manifest; FormatError says what is wrong with it."""
+        """Parse a manifest; FormatError says what is wrong with it, and in which of its fields."""
         try:
-            tree = json.loads(data)
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e:
-            raise FormatError(f"the manifest is not valid JSON: {e}", where=where) from None
-        if not isinstance(tree, dict) or tree.get("format") != FORMAT_NAME:
-            raise FormatError("this is not the manifest of a shard set", where=where)
-        if tree.get("version") != FORMAT_VERSION or type(tree["version"]) is not int:
+            tree = read_json(data)
+            if not isinstance(tree, dict) or tree.get("format") != FORMAT_NAME:
+                raise FormatError("this is not the manifest of a shard set", where=where)
+            if type(tree.get("version")) is not int or tree["version"] != FORMAT_VERSION:
+                raise FormatError(
+                    f"format version {tree.get('version')!r:.60} is not {FORMAT_VERSION}",
+                    where=where,
+                    advice="read it with the version of scshards that packed it",
+                )
+            return cls._from_record(Record(tree))
+        except Damaged as e:
             raise FormatError(
-                f"format version {tree.get('version')!r} is not {FORMAT_VERSION}",
-                where=where,
-                advice="read it with the version of scshards that packed it",
-            )
-        try:
-            return cls._from_tree(tree)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
-            missing = "there is no " if isinstance(e, KeyError) else ""
-            raise FormatError(
-                f"the manifest is damaged: {missing}{e}",
+                f"the manifest is damaged: {e}",
                 where=where,
                 advice="restore it from a good copy, or pack again",
             ) from None
 
     @classmethod
-    def _from_tree(cls, tree: dict[str, Any]) -> Manifest:
-        kind, compression = tree["values"]["kind"], tree["compression"]
-        if (
-            VALUES_ENCODING.get(kind) != tree["values"]["encoding"]
-            or tree["genes"]["encoding"] != GENES_ENCODING
-            or compression not in ("none", "zstd")
-            or tree["vocab"]["file"] != VOCAB
-        ):
-            raise ValueError("it names an encoding or a file that format 1 does not have")
-        if not isinstance(tree["options"], dict):
-            raise ValueError("the options are no table")
+    def _from_record(cls, tree: Record) -> Manifest:
+        vocab, values = tree.record("vocab"), tree.record("values")
+        kind = values.one_of("kind", VALUES_ENCODING)
+        values.one_of("encoding", (VALUES_ENCODING[kind],))
+        tree.record("genes").one_of("encoding", (GENES_ENCODING,))
+        vocab.one_of("file", (VOCAB,))
         return cls(
-            vocab_size=_number(tree["vocab"]["size"]),
-            vocab_fingerprint=_text(tree["vocab"]["fingerprint"]),
-            value_kind=kind,
-            compression=compression,
-            labels={name: _label_from_json(c) for name, c in tree["labels"].items()},
-            splits={name: _split_from_json(split) for name, split in tree["splits"].items()},
-            sources=tuple(_source_from_json(s) for s in tree["sources"]),
-            options=dict(tree["options"]),
-            requests=tuple(_text(r) for r in tree.get("requests", ())),
+            vocab_size=vocab.number("size"),
+            vocab_fingerprint=vocab.text("fingerprint"),
+            value_kind=cast(ValueKind, kind),
+            compression=cast(Compression, tree.one_of("compression", ("none", "zstd"))),
+            labels={name: _label_from(label) for name, label in tree.tables("labels")},
+            splits={name: _split_from(name, split) for name, split in tree.tables("splits")},
+            sources=tuple(_source_from(source) for source in tree.records("sources")),
+            options=tree.plain("options"),
+            requests=tree.texts("requests") if "requests" in tree else (),
         )
 
 
@@ -281,49 +273,59 @@ def shard_to_json(s: ShardInfo) -> dict[str, Any]:
     }
 
 
-def _split_from_json(tree: dict[str, Any]) -> tuple[ShardInfo, ...]:
-    shards = tuple(shard_from_json(s) for s in tree["shards"])
-    for name in ("cells", "tokens", "bytes"):
-        if sum(getattr(s, name) for s in shards) != tree[name]:
-            raise ValueError(f"the {name} of the shards do not add up to those of their split")
+def _split_from(name: str, tree: Record) -> tuple[ShardInfo, ...]:
+    if not _NAME.fullmatch(name):
+        # Its shards are in a folder of that name: a manifest must not lead its reader elsewhere.
+        raise tree.wrong("", "this is no name of a split")
+    shards = tuple(_shard_from(shard) for shard in tree.records("shards"))
+    for count in ("cells", "tokens", "bytes"):
+        if sum(getattr(s, count) for s in shards) != tree.number(count):
+            raise tree.wrong(count, f"the {count} of its shards do not add up to that")
     return shards
 
 
 def shard_from_json(tree: dict[str, Any]) -> ShardInfo:
-    """What `shard_to_json` told; ValueError or KeyError when it is damaged."""
-    path, chunks, index = _path(tree["path"]), tree["chunks"], tree["index"]
-    stored = _numbers(chunks["bytes"])
+    """What `shard_to_json` told; ValueError when it is damaged."""
+    return _shard_from(Record(tree))
+
+
+def _shard_from(tree: Record) -> ShardInfo:
+    chunks, index = tree.record("chunks"), tree.record("index")
+    stored = chunks.numbers("bytes")
+    try:
+        sums = np.frombuffer(bytes.fromhex(chunks.text("xxh64")), ">u8").astype(np.uint64)
+    except ValueError as e:
+        raise e if isinstance(e, Damaged) else chunks.wrong("xxh64", "no checksums") from None
     table = Chunks(
-        cells=_numbers(chunks["cells"]),
+        cells=chunks.numbers("cells"),
         stored=stored,
-        raw=_numbers(chunks["raw_bytes"]) if "raw_bytes" in chunks else stored,
-        sums=np.frombuffer(bytes.fromhex(_text(chunks["xxh64"])), ">u8").astype(np.uint64),
+        raw=chunks.numbers("raw_bytes") if "raw_bytes" in chunks else stored,
+        sums=sums,
     )
     if not len(table.cells) == len(table.stored) == len(table.raw) == len(table.sums):
-        raise ValueError(f"the chunk table of {path} is uneven")
+        raise chunks.wrong("", "the chunk table is uneven")
     shard = ShardInfo(
-        path=path,
-        cells=_number(tree["cells"]),
-        tokens=_number(tree["tokens"]),
-        max_genes=_number(tree["max_genes"]),
-        bytes=_number(tree["bytes"]),
-        sha256=_text(tree["sha256"]),
-        index_path=_path(index["path"]),
-        index_bytes=_number(index["bytes"]),
-        index_sha256=_text(index["sha256"]),
+        path=_path(tree),
+        cells=tree.number("cells"),
+        tokens=tree.number("tokens"),
+        max_genes=tree.number("max_genes"),
+        bytes=tree.number("bytes"),
+        sha256=tree.text("sha256"),
+        index_path=_path(index),
+        index_bytes=index.number("bytes"),
+        index_sha256=index.text("sha256"),
         chunks=table,
     )
-    if shard.cells != sum(chunks["cells"]) or shard.bytes != sum(chunks["bytes"]):
-        raise ValueError(f"the chunks of {path} do not add up to the shard")
+    for count in ("cells", "bytes"):
+        if getattr(shard, count) != sum(chunks.any(count)):
+            raise tree.wrong(count, f"the {count} of its chunks do not add up to that")
     return shard
 
 
-def _label_from_json(tree: dict[str, Any]) -> LabelInfo:
-    if tree["kind"] not in ("category", "number"):
-        raise ValueError(f"{tree['kind']!r} is no kind of label")
-    return LabelInfo(
-        kind=tree["kind"], categories=tuple(_text(c) for c in tree.get("categories", ()))
-    )
+def _label_from(tree: Record) -> LabelInfo:
+    kind = tree.one_of("kind", ("category", "number"))
+    categories = tree.texts("categories") if "categories" in tree else ()
+    return LabelInfo(kind=cast(Literal["category", "number"], kind), categories=categories)
 
 
 def _source_to_json(s: SourceInfo) -> dict[str, Any]:
@@ -341,47 +343,27 @@ def _source_to_json(s: SourceInfo) -> dict[str, Any]:
     }
 
 
-def _source_from_json(tree: dict[str, Any]) -> SourceInfo:
-    cells, genes, values = tree["cells"], tree["genes"], tree["values"]
+def _source_from(tree: Record) -> SourceInfo:
+    cells, genes, values = tree.record("cells"), tree.record("genes"), tree.record("values")
     return SourceInfo(
-        name=_text(tree["name"]),
-        rows=_number(cells["rows"]),
-        kept=_number(cells["kept"]),
-        dropped={_text(reason): _number(n) for reason, n in cells["dropped"].items()},
-        columns=_number(genes["columns"]),
-        matched=_number(genes["matched"]),
-        unmatched=_number(genes["unmatched"]),
-        merged=_number(genes["merged"]),
-        left_out={_text(kind): _number(n) for kind, n in genes.get("left_out", {}).items()},
-        values=_number(values["stored"]),
-        unmatched_values=_number(values["unmatched"]),
-        bytes=_number(values["bytes"]),
+        name=tree.text("name"),
+        rows=cells.number("rows"),
+        kept=cells.number("kept"),
+        dropped=cells.counts("dropped"),
+        columns=genes.number("columns"),
+        matched=genes.number("matched"),
+        unmatched=genes.number("unmatched"),
+        merged=genes.number("merged"),
+        left_out=genes.counts("left_out") if "left_out" in genes else {},
+        values=values.number("stored"),
+        unmatched_values=values.number("unmatched"),
+        bytes=values.number("bytes"),
     )
 
 
-def _number(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < _TOO_LARGE:
-        raise ValueError(f"{value!r:.60} stands where a number from 0 belongs")
-    return value
-
-
-def _numbers(values: Any) -> NDArray[np.int64]:
-    """As `_number` of each; a set of 100 million cells has 1.5 million of them."""
-    if not isinstance(values, list) or set(map(type, values)) - {int}:
-        raise ValueError(f"{values!r:.60} stands where a list of numbers belongs")
-    if values and min(values) < 0:
-        raise ValueError(f"{min(values)} stands where a number from 0 belongs")
-    return np.array(values, np.int64)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} stands where text belongs")
-    return value
-
-
-def _path(value: Any) -> str:
+def _path(tree: Record) -> str:
     """A path below the root: a manifest must not lead its reader to other files."""
-    if not _PATH.fullmatch(_text(value)):
-        raise ValueError(f"{value!r} is no path of a shard")
-    return str(value)
+    path = tree.text("path")
+    if not _PATH.fullmatch(path):
+        raise tree.wrong("path", f"{path!r:.60} is no path of a shard")
+    return path

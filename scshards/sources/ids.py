@@ -9,7 +9,6 @@ Ids are never guessed: they are named by a `gene_vocab.json` that belongs to the
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import SourceError, StorageError, VocabError
+from scshards.base.records import Damaged, read_json, shown
 from scshards.base.storage import Storage, is_web
 from scshards.cells.vocab import CLS, SPECIALS
 
@@ -188,14 +188,14 @@ def _parsed(data: bytes, where: str) -> Mapping[str, int]:
         if old == data:
             return tree
     try:
-        tree = json.loads(data)
-    except (ValueError, RecursionError) as e:
-        raise VocabError(f"the vocabulary is not valid JSON: {e}", where=where) from None
+        tree = read_json(data)
+    except Damaged as e:
+        raise VocabError(f"the vocabulary is damaged: {e}", where=where) from None
     if not isinstance(tree, dict) or not tree:
         raise VocabError("a vocabulary is a JSON object {token: id}", where=where)
     for token, i in tree.items():
         if type(i) is not int or not 0 <= i < MOST_IDS:
-            raise VocabError(f"the id of {token!r} is no id: {i!r}", where=where)
+            raise VocabError(f"the id of {token!r} is no id: {shown(i)}", where=where)
     if len(set(tree.values())) != len(tree):
         token = {i: token for token, i in tree.items()}
         one = next(t for t, i in tree.items() if token[i] != t)

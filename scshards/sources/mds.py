@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError, SourceError
 from scshards.base.files import scratch_writes
+from scshards.base.records import read_json
 from scshards.base.storage import Storage
 from scshards.sources.rows import reading
 from scshards.sources.tables import CellTable, Rows, obs_of
@@ -58,7 +58,7 @@ class MdsTable(CellTable):
     ) -> None:
         self.where, self.lists, self._storage = where, lists, storage
         with reading(f"{where}: {INDEX_FILE}"):
-            self._shards = _shards(json.loads(storage.read(INDEX_FILE)), where)
+            self._shards = _shards(read_json(storage.read(INDEX_FILE)), where)
             first: Mapping[str, Any] = self._shards[0] if self._shards else {}
             names = list(first.get("column_names", lists))
             self._encodings = dict(zip(names, first.get("column_encodings", names), strict=True))

@@ -8,7 +8,6 @@ writes them out by rows once. Called by sources.open.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pyarrow as pa
 from pyarrow import json as arrow_json
 
 from scshards.base.errors import SourceError
+from scshards.base.records import Record, read_json
 from scshards.base.storage import Storage
 from scshards.sources.ids import TABLE
 from scshards.sources.lists import written_rows
@@ -60,8 +60,10 @@ def table_of(folder: Storage, name: str) -> str:
     if MANIFEST not in there:
         raise SourceError(f"the scBank has no {MANIFEST}", where=name, advice=shown)
     with reading(f"{name}: {MANIFEST}"):
-        tree = json.loads(folder.read(MANIFEST))
-        main, form = tree.get("main_data"), tree.get("on_disk_format", "json")
+        tree = Record(read_json(folder.read(MANIFEST)))
+        is_named = "main_data" in tree and tree.any("main_data") is not None
+        main = tree.text("main_data") if is_named else None
+        form = tree.text("on_disk_format") if "on_disk_format" in tree else "json"
     if form not in FORMATS:
         raise SourceError(
             f"on_disk_format is {form!r}, not json or parquet", where=f"{name}: {MANIFEST}"
@@ -128,7 +130,7 @@ class JsonTable(CellTable):
         self._schema = pa.schema([])
         if first:
             with reading(where):
-                tree = json.loads(first)
+                tree = read_json(first)
             if not isinstance(tree, dict):
                 raise SourceError("a line of the table is no JSON object", where=where)
             fields = [(name, types.get(name) or _type(value)) for name, value in tree.items()]

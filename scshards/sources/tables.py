@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +41,7 @@ from numpy.typing import NDArray
 
 from scshards.base.config import did_you_mean
 from scshards.base.errors import SourceError
+from scshards.base.records import read_json
 from scshards.base.storage import Storage
 from scshards.sources.rows import missing_column, reading
 
@@ -204,7 +204,7 @@ def class_names(schema: pa.Schema) -> dict[str, list[str]]:
     if said is None:
         return {}
     try:
-        features = json.loads(said)["info"]["features"]
+        features = read_json(said)["info"]["features"]
         return {
             name: feature["names"]
             for name, feature in features.items()
@@ -404,7 +404,7 @@ class SavedDataset(CellTable):
 
 def _data_files(storage: Storage, where: str) -> list[str]:
     with reading(f"{where}: {STATE}"):
-        state = json.loads(storage.read(STATE))
+        state = read_json(storage.read(STATE))
         names = [str(f["filename"]) for f in state["_data_files"]]
         if state.get("_indices_data_files") or state.get("_indices_files"):
             raise SourceError(

@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from scshards.base.errors import CheckpointError, ScshardsError, StorageError
+from scshards.base.records import read_json
 from scshards.base.storage import Storage
 from scshards.train.checkpoint_store import FORMAT, INDEX, TensorReader, TensorWriter
 from scshards.train.setup import Ranks
@@ -270,7 +271,7 @@ def _step(name: str) -> int:
 
 def _read_state(folder: Storage) -> TrainState:
     try:
-        about = json.loads(folder.read(STATE))
+        about = read_json(folder.read(STATE))
         if (found := about.pop("format")) != FORMAT:
             raise CheckpointError(
                 f"the checkpoint has format {found!r}, not {FORMAT}",

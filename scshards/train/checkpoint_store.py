@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from scshards.base.errors import CheckpointError, MissingDataError, ScshardsError, StorageError
+from scshards.base.records import read_json
 from scshards.base.storage import Storage
 
 FORMAT = 2
@@ -164,7 +165,7 @@ class TensorReader(StorageReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """The index, each box checked against its tensor and its file."""
         try:
-            index = json.loads(self._storage.read(INDEX))
+            index = read_json(self._storage.read(INDEX))
             found = {n: self._tensor(n, t) for n, t in index["tensors"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             if isinstance(e, ScshardsError):

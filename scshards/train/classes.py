@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scshards.base.errors import CheckpointError, ConfigError
+from scshards.base.records import read_json
 from scshards.base.storage import Storage
 
 CLASSES, DOMAINS = "classes.json", "domains.json"
@@ -109,9 +110,9 @@ def _read(folder: Folder, file: str, options: Mapping[str, Any] | None) -> Label
             advice=f'write it: {{"column": ..., "{what}": [the name of each code, from 0]}}',
         )
     try:
-        tree = json.loads(data)
+        tree = read_json(data)
     except ValueError as e:
-        raise CheckpointError(f"the file is not valid JSON: {e}", where=where) from None
+        raise CheckpointError(f"the file is {e}", where=where) from None
     if not isinstance(tree, dict):
         raise CheckpointError("the file does not hold a JSON object", where=where)
     column, names = tree.get("column"), tree.get(what)

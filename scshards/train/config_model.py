@@ -5,11 +5,11 @@ Called by train.config, which is where to take them from.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from scshards.base.errors import CheckpointError
+from scshards.base.records import read_json
 from scshards.base.storage import Storage
 from scshards.model.scgpt_args import config_from
 from scshards.train.config_run import check
@@ -90,9 +90,9 @@ def read_object(storage: Storage, name: str) -> dict[str, Any]:
             advice="task.start is a folder with args.json, vocab.json and best_model.pt",
         )
     try:
-        found = json.loads(data)
+        found = read_json(data)
     except ValueError as e:
-        raise CheckpointError(f"not valid JSON: {e}", where=storage.at(name)) from None
+        raise CheckpointError(f"the file is {e}", where=storage.at(name)) from None
     if not isinstance(found, dict):
         raise CheckpointError("the file does not hold a JSON object", where=storage.at(name))
     return found

@@ -20,6 +20,7 @@ from typing import Any
 from scshards._version import __version__
 from scshards.base.config import build
 from scshards.base.errors import CheckpointError, ConfigError, OutputExistsError
+from scshards.base.records import read_json
 from scshards.base.storage import Storage, is_local, redact
 from scshards.train.config import MAY_CHANGE, TrainConfig, differences
 
@@ -96,7 +97,7 @@ class RunFolder:
 
     def read(self, name: str) -> dict[str, Any]:
         try:
-            out: dict[str, Any] = json.loads((self.path / name).read_text())
+            out: dict[str, Any] = read_json((self.path / name).read_text())
         except ValueError:
             raise CheckpointError("not valid JSON", where=self.path / name) from None
         return out

@@ -1,0 +1,211 @@
+"""The reader of JSON: bounds, types, the field's name; and every field of every record, edited."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scshards.base.config import build
+from scshards.base.errors import ScshardsError
+from scshards.base.records import DEEPEST, Damaged, Record, read_json
+from scshards.base.storage import Storage
+from scshards.cells.vocab import Vocab
+from scshards.census.folder import FolderMark, PartitionMark
+from scshards.census.index import FORMAT, IndexMark, read_mark
+from scshards.census.releases import releases
+from scshards.shards.manifest import Manifest
+from scshards.sources.ids import find_ids
+from scshards.sources.scbank import table_of
+from tests.census.test_census_queries import directory, release
+from tests.shards.test_shards_manifest import sample
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "not valid JSON: Expecting value"),
+        (b"\xff", "byte 0 is no text"),
+        (b"[" * 200_000, "nested too deep"),
+        (b'{"a":' * 200_000, "nested too deep"),
+        (b'{"a": ' + b"7" * 5000 + b"}", "thousands of digits"),
+    ],
+)
+def test_what_is_no_json(data: bytes, said: str) -> None:
+    with pytest.raises(Damaged, match=said):
+        read_json(data)
+
+
+def test_what_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scshards.base.records.LONGEST", 9)
+    assert read_json(b"[1, 2, 3]") == [1, 2, 3] == read_json(memoryview(b"[1, 2, 3]"))
+    with pytest.raises(Damaged, match="10 bytes"):
+        read_json(b"[1, 2, 34]")
+
+
+def test_fields_by_kind_and_their_names() -> None:
+    tree = {
+        "n": 3, "t": "x", "ns": [1, 2], "ts": ["a", "\udcff"], "r": {"k": {"n": 1}}, "l": [{"n": 1}],
+        "c": {"a": 1}, "p": {"deep": [{"x": 1.5}]},
+    }  # fmt: skip
+    record = Record(tree)
+    assert record.number("n") == 3 and record.text("t") == "x" and "t" in record
+    assert record.numbers("ns").tolist() == [1, 2] and record.texts("ts") == ("a", "\udcff")
+    assert [(k, r.number("n")) for k, r in record.tables("r")] == [("k", 1)]
+    assert [r.number("n") for r in record.records("l")] == [1]
+    assert record.counts("c") == {"a": 1} and record.plain("p") == tree["p"]
+    assert record.one_of("t", ("x", "y")) == "x"
+
+
+def _nested(depth: int) -> Any:
+    return [_nested(depth - 1)] if depth else 1
+
+
+@pytest.mark.parametrize(
+    ("take", "tree", "said"),
+    [
+        (lambda r: r.number("n"), {}, "n: it is missing"),
+        (lambda r: r.number("n"), {"n": True}, "n: a whole number from 0 is needed, not true"),
+        (lambda r: r.number("n"), {"n": 1 << 63}, "not a number of 19 digits"),
+        (lambda r: r.number("n"), {"n": 1.0}, "not 1.0"),
+        (lambda r: r.numbers("n"), {"n": [1, -2]}, r"n\[1\]: a whole number from 0 is needed, not -2"),
+        (lambda r: r.numbers("n"), {"n": [1, 10**400]}, r"n\[1\]: .*not a number of 401 digits"),
+        (lambda r: r.numbers("n"), {"n": [1, 2.5]}, "n: a list of whole numbers is needed, not a list of 2"),
+        (lambda r: r.text("n"), {"n": ["x"]}, "n: a text is needed, not a list of 1"),
+        (lambda r: r.texts("n"), {"n": ["x", 1]}, r"n\[1\]: a text is needed, not 1"),
+        (lambda r: r.one_of("n", ("x",)), {"n": "y" * 500}, "n: 'y{50,60} is none"),
+        (lambda r: list(r.records("n")), {"n": [{}, 5]}, r"n\[1\]: a table is needed, not 5"),
+        (lambda r: next(r.records("n")).record("x").number("y"), {"n": [{"x": {}}]}, r"n\[0\].x.y: it is missing"),
+        (lambda r: dict(r.tables("n"))["a b"].text("x"), {"n": {"a b": {}}}, "n.a b.x: it is missing"),
+        (lambda r: r.counts("n"), {"n": {"a": -1}}, "n.a: a whole"),
+        (lambda r: r.plain("n"), {"n": {"a": [float("inf")]}}, r"n.a\[0\]: Infinity is no number"),
+        (lambda r: r.plain("n"), {"n": {"a": {"b": float("nan")}}}, "n.a.b: NaN is no number"),
+        (lambda r: r.plain("n"), {"n": {"a": _nested(DEEPEST + 1)}}, "n.a.*nested too deep"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_field(take: Callable[[Record], object], tree: Any, said: str) -> None:
+    with pytest.raises(Damaged, match=said) as caught:
+        take(Record(tree))
+    assert len(str(caught.value)) < 200
+
+
+# --- every field of every record, edited in ten ways ---------------------------------------------
+
+EDITS: dict[str, Callable[[Any], Any]] = {
+    "null": lambda v: None,
+    "true": lambda v: True,
+    "below 0": lambda v: -1,
+    "huge": lambda v: 10**4000,
+    "past 64 bits": lambda v: 1 << 63,
+    "a fraction": lambda v: 0.5,
+    "not a number": lambda v: float("nan"),
+    "a text": lambda v: "../../x",
+    "a list": lambda v: [v],
+    "a deep table": lambda v: {"x": _nested(500)},
+}
+
+
+def _places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if path:
+        yield path
+    if isinstance(node, dict | list):
+        items = list(node.items()) if isinstance(node, dict) else list(enumerate(node))[:2]
+        for key, value in items:
+            yield from _places(value, (*path, key))
+
+
+def _edited(tree: Any) -> Iterator[tuple[str, bytes]]:
+    for path in _places(tree):
+        for how, edit in EDITS.items():
+            changed = copy.deepcopy(tree)
+            node = changed
+            for key in path[:-1]:
+                node = node[key]
+            node[path[-1]] = edit(node[path[-1]])
+            yield f"{path}: {how}", json.dumps(changed).encode()
+        if isinstance(path[-1], str):
+            changed = copy.deepcopy(tree)
+            node = changed
+            for key in path[:-1]:
+                node = node[key]
+            node[".."] = node.pop(path[-1])
+            yield f"{path}: renamed", json.dumps(changed).encode()
+
+
+def _manifest(data: bytes, folder: Path) -> None:
+    made = Manifest.from_json(data)
+    assert ".." not in made.splits and not any(
+        ".." in path.split("/")
+        for shards in made.splits.values()
+        for shard in shards
+        for path in (shard.path, shard.index_path)
+    )
+    made.to_json()
+
+
+def _index_mark(data: bytes, folder: Path) -> None:
+    Storage(folder).write("heart.json", data)
+    read_mark(Storage(folder), "heart")
+
+
+def _scbank(data: bytes, folder: Path) -> None:
+    storage = Storage(folder)
+    storage.write("X.datatable.json", b"")
+    storage.write("manifest.json", data)
+    table_of(storage, "x.scb")
+
+
+def _releases(data: bytes, folder: Path) -> None:
+    queries = directory(folder, {})
+    (folder / "release.json").write_bytes(data)
+    releases(queries)
+
+
+def _ids(data: bytes, folder: Path) -> None:
+    Storage(folder).write("v.json", data)
+    find_ids(Storage(folder), "x.parquet", str(folder / "v.json"), where="x")
+
+
+def _of(cls: type) -> Any:
+    """A tree of a dataclass: numbers and texts."""
+    first = {"int": 1, "float": 0.5, "bool": True}
+    return {f.name: first.get(str(f.type).split()[0], "heart") for f in dataclasses.fields(cls)}
+
+
+RECORDS: dict[str, tuple[Any, Callable[[bytes, Path], object]]] = {
+    "manifest": (json.loads(sample().to_json()), _manifest),
+    "vocab": ({"<pad>": 0, "A": 1, "B": 2}, lambda data, folder: Vocab.from_json(data)),
+    "ids": ({"<pad>": 0, "A": 1, "B": 2}, _ids),
+    "scbank": ({"main_data": "X", "on_disk_format": "json"}, _scbank),
+    "releases": (
+        {"1": release(flags={"lts": True}, retraction={"reason": "x"}), "stable": "1"},
+        _releases,
+    ),
+    "index": (_of(IndexMark) | {"query": "heart", "format": FORMAT}, _index_mark),
+    "partition": (_of(PartitionMark), lambda data, _: build(PartitionMark, read_json(data), "m")),
+    "download": (_of(FolderMark), lambda data, _: build(FolderMark, read_json(data), "m")),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_every_field_edited_in_ten_ways(name: str, tmp_path: Path) -> None:
+    """Whatever a field is: it is read, or refused in words with the field's name; nothing else."""
+    tree, read = RECORDS[name]
+    read(json.dumps(tree).encode(), tmp_path)
+    refused = 0
+    for what, data in _edited(tree):
+        try:
+            read(data, tmp_path)
+        except (ScshardsError, Damaged) as e:
+            refused += 1
+            assert len(str(e)) < 600, what
+    assert refused >= LEAST.get(name, 5) * sum(1 for _ in _places(tree))
+
+
+LEAST = {"releases": 1, "scbank": 3}
+"""Edits that are refused of each field, where most are not read: else 5."""

@@ -8,6 +8,9 @@ This is the only place where a read is repeated: the file system's own retries, 
 client below it, are switched off for reads, or they would multiply. Bytes that were received are not
 asked for again. On S3 and on web servers an answer is copied into the caller's memory as it comes in;
 other file systems give whole answers. Used by base.storage, from any number of threads.
+
+Own code beside fsspec and not obstore, which is faster but reads no AWS profiles without boto3, takes an
+answer that is too short for whole, and would stand beside fsspec, which all else is reached by.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base import where as where_
-from scshards.base.ahead import read_ahead
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError, FormatError
 from scshards.base.progress import Progress, printable
+from scshards.base.storage import read_ahead
 from scshards.cells.batch import format_key
 from scshards.cells.tokenizer import TokenRows
 from scshards.exporting.options import ExportOptions

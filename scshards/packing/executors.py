@@ -261,7 +261,7 @@ class DaskExecutor:
         """See executors.Executor; the scheduler gives the tasks of a worker that died to others."""
         import distributed
 
-        futures = [self._client.submit(function, task, pure=False) for task in tasks]
+        futures = [self._client.submit(_on_worker, function, task, pure=False) for task in tasks]
         try:
             for future in distributed.as_completed(futures, loop=self._client.loop):
                 yield future.result()
@@ -290,6 +290,17 @@ class DaskExecutor:
                 where=where,
                 advice="install the same version for the scheduler and every worker",
             )
+
+
+def _on_worker(function: Callable[[Task], Result], task: Task) -> Result:
+    """Do a task; what a worker can't read or write, as it may lack credentials or a disk, names it."""
+    try:
+        return function(task)
+    except StorageError as e:
+        import distributed
+
+        e.where = f"{e.where}, on the dask worker {distributed.get_worker().address}"
+        raise
 
 
 def _version() -> str:

@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.ahead import read_ahead
 from scshards.base.errors import ScshardsError, ValueKindError
-from scshards.base.storage import is_local
+from scshards.base.storage import is_local, read_ahead
 from scshards.cells.tokenizer import (
     LARGEST,
     GeneMatch,

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.ahead import read_ahead
 from scshards.base.errors import ConfigError, SourceError
 from scshards.base.files import published
-from scshards.base.storage import is_local
+from scshards.base.storage import is_local, read_ahead
 from scshards.base.text import text_of
 from scshards.census.address import SomaAddress
 from scshards.census.context import is_one_of_many

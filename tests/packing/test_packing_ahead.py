@@ -12,9 +12,8 @@ import pytest
 import scipy.sparse as sp
 from pack_support import adata, counts, quiet_pack, vocab_of, write
 
-from scshards.base.ahead import read_ahead
 from scshards.base.errors import SourceError, ValueKindError
-from scshards.base.storage import Storage
+from scshards.base.storage import Storage, read_ahead
 
 
 def threads() -> list[str]:

@@ -174,10 +174,19 @@ def test_a_dask_cluster_gives_results_errors_and_replaces_workers(tmp_path: Path
         assert sorted(r for r, _ in executor.run(work, range(5))) == [0, 1, 4, 9, 16]
 
 
+def denied(task: int) -> None:
+    raise StorageError("access denied", where="s3://b/x", advice="check")
+
+
 def test_dask_local() -> None:
     with make_executor(1, "local") as executor:
         [(square, pid)] = list(executor.run(work, [4]))
         assert square == 16 and pid != os.getpid()
+        # One of many workers may lack the credentials that all others have.
+        with pytest.raises(StorageError, match="access denied") as e:
+            list(executor.run(denied, [1]))
+        assert "s3://b/x, on the dask worker tcp://127.0.0.1:" in str(e.value.where)
+        assert e.value.advice == "check"
 
 
 def test_a_scheduler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,12 @@ as well. Secrets stand in a file or in the environment; no message tells a value
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scshards.base.config import parse_toml
 from scshards.base.errors import ConfigError
 from scshards.base.records import read_json
 from scshards.base.retry import Retry
@@ -115,13 +115,13 @@ def _parse(text: str) -> dict[str, Any]:
         ) from None
     if said.lstrip().startswith("{"):
         return _table(said, read_json, "JSON", path)
-    return _table(said, tomllib.loads, "TOML", path)
+    return _table(said, parse_toml, "TOML", path)
 
 
 def _table(text: str, loads: Any, kind: str, where: object) -> dict[str, Any]:
     try:
         options = loads(text)
-    except (ValueError, RecursionError) as e:
+    except ValueError as e:
         # The words before the place may quote the text.
         place = str(e).rpartition("(")[2].rstrip(")") if str(e).endswith(")") else ""
         raise ConfigError(

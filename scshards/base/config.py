@@ -26,14 +26,23 @@ T = TypeVar("T")
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The tables of a TOML file as a dict; ConfigError when it is absent or malformed."""
     try:
-        with Path(path).open("rb") as f:
-            return tomllib.load(f)
+        return parse_toml(
+            Path(path).read_text("utf-8-sig")
+        )  # editors of Windows write a mark first
     except FileNotFoundError:
         raise ConfigError("the config file does not exist", where=path) from None
     except OSError as e:
         raise ConfigError(f"the config file can't be read: {e.strerror}", where=path) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    except ValueError as e:
         raise ConfigError(f"the config file is not valid TOML: {e}", where=path) from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text; ValueError when it is malformed, whatever is wrong with it."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def override(tables: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
@@ -99,13 +108,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def _value(text: str) -> Any:
     try:
-        parsed = tomllib.loads(f"v = {text}")
-    except tomllib.TOMLDecodeError:
+        parsed = parse_toml(f"v = {text}")
+    except ValueError:
         return text
     return parsed["v"] if len(parsed) == 1 else text
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    if hint is Any:
+        return value
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         options = typing.get_args(hint)

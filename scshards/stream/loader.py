@@ -15,8 +15,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from scshards.base.access import Access
 from scshards.base.errors import ConfigError, FormatError
-from scshards.base.retry import Retry
 from scshards.cells.values import TieBreak
 from scshards.cells.vocab import Vocab
 from scshards.stream.blockstream import BlockStream
@@ -87,7 +87,8 @@ class CellLoader(BlockStream):
         Threads that shuffle and collate.
     retries, timeout
         How often a remote read is tried again, with growing waits, and after how many seconds without
-        an answer, or without more of it, a request has failed. See base.retry.
+        an answer, or without more of it, a request has failed; see base.retry. None: as an Access
+        in `storage_options` says, else 14 and 30.
     cache_dir, cache_size
         A folder on a local disk that keeps what was read, shared by the processes of a node, and the
         bytes it may hold: a number, or text such as "200 GB". None keeps nothing.
@@ -141,8 +142,8 @@ class CellLoader(BlockStream):
         pad_value: float = -2.0,
         mask_value: float = -1.0,
         cls_value: float | None = None,
-        retries: int = Retry.retries,
-        timeout: float = Retry.timeout,
+        retries: int | None = None,
+        timeout: float | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_size: int | str | None = None,
         on_bad_shard: OnBadShard = "raise",
@@ -162,7 +163,7 @@ class CellLoader(BlockStream):
             list(root) if isinstance(root, Mapping) else [root],
             split,
             storage_options,
-            retry=Retry(retries=retries, timeout=timeout),
+            retry=Access.of(storage_options).retry.changed(retries, timeout),
         )
         options = CollateOptions(
             max_length=max_length,

@@ -84,10 +84,10 @@ class DataSettings:
     epoch_cells: int | None = None
     """Cells of an epoch, repeated ones counted each time; None: as many as are trained on."""
     threads: int = 2
-    retries: int = Retry.retries
-    """How often a read over a network is tried again."""
-    timeout: float = Retry.timeout
-    """Seconds without an answer, or more of it, after which a request has failed."""
+    retries: int | None = None
+    """How often a read over a network is tried again; None: as --retries says."""
+    timeout: float | None = None
+    """Seconds without an answer, or more of it, after which a request has failed; None: as --timeout."""
     cache_dir: str | None = None
     """A folder on a local disk that keeps what was read, for all ranks of a node."""
     cache_size: str | int | None = None
@@ -120,7 +120,7 @@ class DataSettings:
             "data.cache_dir",
             "is given together with data.cache_size, or neither is",
         )
-        Retry(retries=self.retries, timeout=self.timeout)  # refuses what can't be
+        Retry().changed(self.retries, self.timeout)  # refuses what can't be
         # Refuses what is no choice whatever the shard set holds.
         ChoiceOptions(
             where=self.where, take=self.take, weights=self.weights, epoch_cells=self.epoch_cells

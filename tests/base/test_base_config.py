@@ -43,6 +43,17 @@ def test_toml_to_dataclass(tmp_path: Path) -> None:
     assert again == run
 
 
+@pytest.mark.parametrize("text", ["x = " + "[" * 100_000, "x = " + "7" * 5000, "x = \xff", "x"])
+def test_toml_of_any_kind_is_read_or_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("\ufeffsteps = 5\n", encoding="utf-8")
+    assert config.read_toml(file) == {"steps": 5}
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"can't be read|not valid TOML"):
+        config.read_toml(file)
+    assert config.override({}, [text.replace("x = ", "x=", 1)]) if "=" in text else True
+
+
 def test_override_sets_nested_keys_and_leaves_its_input() -> None:
     tables: dict[str, Any] = {"steps": 1, "optimizer": {"lr": 0.1, "name": "sgd"}}
     out = config.override(

@@ -114,6 +114,42 @@ def held(
         yield
 
 
+def holders(path: Path) -> list[str]:
+    """Who holds the lock that a file stands for, in words; it is not touched, and nobody disturbed.
+
+    Processes of this host are told by the system. Of one on another host only the name is known that
+    it wrote when it took the lock, and not whether it still runs.
+    """
+    try:
+        inode, written = path.stat().st_ino, path.read_text().strip()
+    except OSError:
+        return []
+    try:
+        lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    except OSError:
+        lines = []
+    here = socket.gethostname()
+    found = {
+        f"process {line[4]} on {here}"
+        for line in lines
+        if line[1] == "FLOCK" and line[5].rpartition(":")[2] == str(inode)
+    }
+    if not found and written and not written.endswith(f" on {here}"):
+        return [f"{written}, if it still runs"]
+    return sorted(found)
+
+
+def claims(storage: Storage, prefix: str) -> list[str]:
+    """Who has a lease on an output in a store, in words; those of this host that have ended have not."""
+    found = []
+    for path in storage.list(prefix):
+        claim = _claim(storage, path)
+        if claim is not None and (claim.get("host") != _host() or _runs(claim.get("pid"))):
+            sure = "" if claim.get("host") == _host() else ", if it still runs"
+            found.append(f"{claim.get('holder')}{sure}")
+    return found
+
+
 class Lease:
     """A lease on an output in a store; a context manager.
 
@@ -192,7 +228,7 @@ class Lease:
     def _other(self) -> dict[str, Any] | None:
         """The claim of another that lives and does not share; those of the dead are removed."""
         for path in self._storage.list(self._prefix):
-            found = None if path == self.claim else self._read(path)
+            found = None if path == self.claim else _claim(self._storage, path)
             if found is None or (self._job is not None and found.get("job") == self._job):
                 continue
             if self._is_alive(path, found):
@@ -212,7 +248,7 @@ class Lease:
         end = time.monotonic() + self._watch_s
         while time.monotonic() < end:
             time.sleep(min(1.0, self._watch_s / 10))
-            now = self._read(path)
+            now = _claim(self._storage, path)
             if now != found:
                 return now is not None
         return False
@@ -246,18 +282,19 @@ class Lease:
         with contextlib.suppress(StorageError):
             self._storage.remove(self.claim)
 
-    def _read(self, path: str) -> dict[str, Any] | None:
-        try:
-            tree = json.loads(self._storage.read_if_there(path) or b"")
-        except ValueError:
-            return None  # removed or rewritten at this very moment, or none of ours
-        return tree if isinstance(tree, dict) else None
-
     def _refusal(self, holder: str) -> OutputExistsError:
         told = f" ({holder})" if holder else ""
         return OutputExistsError(
             f"another process is writing there{told}", where=self._storage.at(""), advice=WAIT
         )
+
+
+def _claim(storage: Storage, path: str) -> dict[str, Any] | None:
+    try:
+        tree = json.loads(storage.read_if_there(path) or b"")
+    except ValueError:
+        return None  # removed or rewritten at this very moment, or none of ours
+    return tree if isinstance(tree, dict) else None
 
 
 _owned_files: list[TextIO] = []

@@ -14,10 +14,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Container, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 LONGEST = 1 << 30
 """Bytes of a record at most; the manifest of a hundred million cells has 30 million."""
@@ -113,6 +114,8 @@ class Record:
 
     def numbers(self, name: str) -> NDArray[np.int64]:
         """A list of whole numbers from 0, int64; a set of 100 million cells has 1.5 million of them."""
+        import numpy as np  # the command line reads options before it needs it
+
         values = self.any(name)
         # Whole lists at once: a million calls would take a second.
         if type(values) is not list or set(map(type, values)) - {int}:

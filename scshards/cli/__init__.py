@@ -31,6 +31,7 @@ COMMANDS = {
     "verify": "Check every byte, count and cell of a shard set.",
     "info": "Show what a shard set holds.",
     "card": "Write a card by which load_dataset takes the cells.",
+    "status": "Show how far a pack is, and what to run next.",
     "show": "Show cells of a shard set, or a batch, as a person reads them.",
     "bench": "Measure how fast a shard set streams.",
     "mix": "Show how well batches mix, before any training.",

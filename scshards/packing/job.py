@@ -6,6 +6,7 @@
              plan.json             what the surveys decide together: from here on the output is written
              000000.bin .npy .json a spill, its directory, its mark
              train-000000.json     the mark of a shard
+             shares.json           in how many shares it is done, for status
              lock
 
 `folder` is `.packing` in a local root, or a folder of a name of its own below `--scratch` (or the
@@ -38,7 +39,7 @@ from scshards.packing.marks import publish, read_mark
 from scshards.packing.options import PackOptions
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest
 
-FOLDER, JOB, PLAN = ".packing", "job.json", "plan.json"
+FOLDER, JOB, PLAN, SHARES = ".packing", "job.json", "plan.json", "shares.json"
 
 ADDS_TO = "adds to"
 """The key of what is asked for that names the manifest of the set that is added to."""
@@ -100,7 +101,7 @@ class Job:
         begun_only: bool = False,
     ) -> None:
         self.storage = Storage(root, options.storage_options)
-        self.folder = _folder(self.storage, options.scratch)
+        self.folder = folder_of(self.storage, options.scratch)
         self._asked = {"scshards": __version__, **asked}
         self._base, self._restart = base, restart
         self._shared, self._begun_only = shared, begun_only
@@ -406,7 +407,8 @@ def _files(manifest: Manifest) -> set[str]:
     return {path for s in shards for path in (s.path, s.index_path)}
 
 
-def _folder(storage: Storage, scratch: str | None) -> Path:
+def folder_of(storage: Storage, scratch: str | None) -> Path:
+    """The scratch folder of a job that writes to this root."""
     root = storage.local_path
     if scratch is None and root is not None:
         return root / FOLDER

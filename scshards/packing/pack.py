@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from scshards.cells.vocab import Vocab
 from scshards.census.experiment import JOINID
 from scshards.packing.executors import LOCAL, make_executor
 from scshards.packing.history import KEPT
-from scshards.packing.job import ADDS_TO, Job
+from scshards.packing.job import ADDS_TO, SHARES, Job
+from scshards.packing.marks import publish
 from scshards.packing.options import PackOptions as PackOptions
 from scshards.packing.phases import Phases, Request
 from scshards.shards.manifest import MANIFEST, Manifest
@@ -146,6 +148,7 @@ def pack_share(
         shards = sum(map(len, whole.splits.values()))
         return Share(slices=0, slices_done=0, shards=shards, shards_done=shards)
     with _working(request, job, progress, share=(i - 1, n)) as phases:
+        publish(job.folder / SHARES, json.dumps({"shares": n}).encode())
         phases.run()
         shards_done, shards = phases.written if phases.is_scattered else (0, 0)
         return Share(

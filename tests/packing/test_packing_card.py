@@ -91,8 +91,8 @@ def test_pack_writes_it_when_asked(tmp_path: Path) -> None:
     (tmp_path / "v.json").write_bytes(vocab_of(5).to_json())
     args = [str(path), "-o", str(tmp_path / "set"), "--vocab", str(tmp_path / "v.json")]
     args += ["--workers", "1", "--hf-card"]
-    for more in (["--compression", "zstd"], ["--task", "1/2"]):
-        assert CliRunner().invoke(pack_command, [*args, *more]).exit_code == 1
+    for more, code in ((["--compression", "zstd"], 1), (["--share", "1/2"], 2)):
+        assert CliRunner().invoke(pack_command, [*args, *more]).exit_code == code
         assert not (tmp_path / "set").exists()
     result = CliRunner().invoke(pack_command, args)
     assert result.exit_code == 0, result.output

@@ -210,6 +210,16 @@ def kernel_values(data: NDArray[Any], *, where: object = None) -> NDArray[Any]:
     )
 
 
+def round_values(data: NDArray[Any], within: float) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """The values, those made whole numbers that are off one by at most `within`; and which they are."""
+    if data.dtype.kind != "f":
+        return data, np.zeros(len(data), np.bool_)
+    whole = np.rint(data)
+    with np.errstate(invalid="ignore"):  # of two infinities, and of NaN
+        is_off = (whole != data) & (np.abs(data - whole) <= within)
+    return np.where(is_off, whole, data), is_off
+
+
 def value_error(
     fault: int,
     data: NDArray[Any],

@@ -87,6 +87,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "to": "",
         "append": "",
         "values": "",
+        "round_within": "OFF",
         "dtype": "",
         "order": "",
         "shuffle": "",

@@ -266,7 +266,7 @@ def _value_kind(
         return "float"
     s = broken[0]
     raise ValueKindError(
-        f"the matrix holds values that are not whole numbers, such as {s.fraction:g}",
+        f"the matrix holds values that are not whole numbers, such as {s.fraction!r}",
         where=s.name,
         advice=s.advice,
     )

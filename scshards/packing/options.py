@@ -92,6 +92,9 @@ class PackOptions:
         base.access). They are written down nowhere.
     ids_vocab, list_columns, trust_pickle, feature_types
         As in TableOptions.
+    round_within
+        Take a value that is off a whole number by no more than this, such as 1e-6, as that number, and
+        count it; other fractions are refused as without. None rounds nothing.
     """
 
     gene_column: str | None = None
@@ -121,6 +124,7 @@ class PackOptions:
     list_columns: tuple[str, str] = TableOptions.list_columns
     trust_pickle: bool = False
     feature_types: tuple[str, ...] = TableOptions.feature_types
+    round_within: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "obs", _names(self.obs))
@@ -186,6 +190,18 @@ class PackOptions:
             object.__setattr__(self, "min_counts", _real("min_counts", self.min_counts))
             if not 0 < self.min_counts < math.inf:
                 raise ConfigError(f"{self.min_counts} is not above 0", where="min_counts")
+        if self.round_within is not None:
+            object.__setattr__(self, "round_within", _real("round_within", self.round_within))
+            if not 0 < self.round_within < 0.5:
+                raise ConfigError(
+                    f"{self.round_within} is not above 0 and below 0.5", where="round_within"
+                )
+            if self.values == "float":
+                raise ConfigError(
+                    "counts are rounded, and values are kept as they are",
+                    where="round_within, values",
+                    advice="choose one of them",
+                )
         object.__setattr__(self, "min_match", _real("min_match", self.min_match))
         if not 0 <= self.min_match <= 1:
             raise ConfigError(f"{self.min_match} is not in [0, 1]", where="min_match")

@@ -264,7 +264,7 @@ def _request(
 
 OF_INPUTS = (
     "gene_column", "layer", "raw", "where", "min_match", "strip_versions", "ids_vocab", "list_columns",
-    "feature_types",
+    "feature_types", "round_within",
 )  # fmt: skip
 """Options that say how inputs are read, and may differ from one call to the next."""
 

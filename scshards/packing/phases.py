@@ -438,10 +438,11 @@ class Phases:
         else:
             found = [_source_info(s) for s in self.surveys]
         sums = np.zeros((len(found), 3), np.int64)
-        unmatched = np.zeros(len(found), np.int64)
+        unmatched, rounded = np.zeros((2, len(found)), np.int64)
         for mark in self._slice_marks:
             if not self.request.sets:
                 unmatched[mark["input"] - first] += mark["unmatched_values"]
+                rounded[mark["input"] - first] += mark["rounded"]
             for source, *counts in mark["sources"]:
                 sums[source - first] += counts
         dropped = [dict(info.dropped) for info in found]
@@ -456,6 +457,7 @@ class Phases:
                 dropped=dropped[i],
                 values=values,
                 unmatched_values=info.unmatched_values + int(unmatched[i]),
+                rounded=info.rounded + int(rounded[i]),
                 bytes=n_bytes,
             )
 

@@ -23,7 +23,7 @@ NAME_WIDTH = 48
 """Columns of a terminal for the name of an input, a label or a reason."""
 
 _NUMBERS = ("rows", "kept", "columns", "matched", "unmatched", "merged", "values",
-            "unmatched_values", "bytes")  # fmt: skip
+            "unmatched_values", "rounded", "bytes")  # fmt: skip
 
 
 def summary(manifest: Manifest, seconds: Mapping[int, float] | None = None) -> dict[str, Any]:
@@ -108,6 +108,9 @@ def source_table(
     more = " and ".join(f"{n:,} more {what}" for n, what in left if n)
     if more:
         text += f"\n{more} are in the sums; `scshards info ROOT --sources` shows them all"
+    rounded = sum(s.rounded for s in manifest.sources)
+    if rounded:
+        text += f"\nvalues that were off whole numbers, and rounded to them: {rounded:,}"
     return text + left_out(s.left_out for s in manifest.sources)
 
 

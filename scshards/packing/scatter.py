@@ -26,6 +26,7 @@ from scshards.cells.tokenizer import (
     ValueKind,
     Workspace,
     kernel_values,
+    round_values,
     value_error,
 )
 from scshards.census.address import is_soma
@@ -76,7 +77,7 @@ class Scattered:
         (source, cells, values, bytes) of what was packed of each source.
     dropped
         (source, reason, cells) of what was not.
-    unmatched_values
+    unmatched_values, rounded
         As in SourceInfo.
     bytes
         Of all members.
@@ -87,6 +88,7 @@ class Scattered:
     sources: tuple[tuple[int, int, int, int], ...]
     dropped: tuple[tuple[int, str, int], ...]
     unmatched_values: int
+    rounded: int
     bytes: int
 
     def to_json(self) -> dict[str, Any]:
@@ -199,7 +201,7 @@ class _Cells:
         # Cells of each source by what became of them; values and bytes of those that are kept.
         self._fates = np.zeros((n, kernels.FEW_COUNTS + 1), np.int64)
         self._sums = np.zeros((n, 2), np.int64)
-        self._unmatched = 0
+        self._unmatched = self._rounded = 0
 
     def add(self, block: Block, shards: NDArray[np.int32], keys: NDArray[np.int64]) -> None:
         """Pack the rows of a block that have a shard (not -1)."""
@@ -212,6 +214,11 @@ class _Cells:
         totals, fates = np.empty(len(rows), np.float64), np.empty(len(rows), np.int8)
         where = f"{self._source.name}: {self._source.matrix_name}"
         data = kernel_values(block.data, where=where)
+        within = self._task.work.options.round_within
+        if within is not None and self._task.kind == "counts":
+            data, is_rounded = round_values(data, within)
+            ends = np.append(0, np.cumsum(is_rounded))[block.indptr - block.indptr[0]]
+            self._rounded += int(np.diff(ends)[rows].sum())
         work, spill, first = self._work, self._spill, 0
         records["key"] = keys
         for i, column in enumerate(columns):
@@ -266,6 +273,7 @@ class _Cells:
                 for i, code in np.argwhere(self._fates[:, kernels.KEPT + 1 :])
             ),
             unmatched_values=self._unmatched,
+            rounded=self._rounded,
             bytes=int(self._sums[:, 1].sum()),
         )
 

@@ -24,7 +24,7 @@ from scshards.base import where
 from scshards.base.errors import ConfigError, SourceError, ValueKindError
 from scshards.base.files import scratch_writes
 from scshards.base.storage import Storage
-from scshards.cells.tokenizer import GeneMatch
+from scshards.cells.tokenizer import GeneMatch, round_values
 from scshards.cells.vocab import Vocab
 from scshards.packing import plan
 from scshards.packing.labels import Label, LabelSurvey, read_label
@@ -39,6 +39,9 @@ from scshards.sources.shardset import ShardRun, ShardSource
 
 SAMPLE_VALUES = 1 << 20
 """How many values are looked at to tell counts from others; pass 1 looks at all of them."""
+
+NOISE = 1e-3
+"""What rounding leaves of counts, at most; an aligner's ambiguous counts are further off."""
 
 SAMPLE_PLACES = 16
 """Where cells are left out: how many places are looked at, and how many rows at each."""
@@ -129,8 +132,9 @@ class Survey:
         The columns of `options.labels`.
     apart
         {label: its values in each split}, of those that must be apart.
-    fraction
-        A value that is no whole number, or None when none was seen.
+    fraction, off
+        The value that is furthest from whole numbers, and by how much; None when all that were seen
+        are whole numbers.
     is_empty
         Whether no value was seen that is not zero.
     is_log1p
@@ -156,6 +160,7 @@ class Survey:
     labels: tuple[LabelSurvey, ...]
     apart: dict[str, list[list[str]]]
     fraction: float | None
+    off: float | None
     is_empty: bool
     is_log1p: bool
     advice: str
@@ -197,9 +202,9 @@ def survey(task: SurveyTask) -> Survey:
         kept, dropped = _kept(source, work)
         labels = {name: _label(source, name).only(kept) for name in options.labels}
         split = _split(source, kept, labels, work)
-        fraction, is_empty = None, False
+        fraction, off, is_empty = None, None, False
         if not isinstance(source, ShardSource):  # whose values were looked at when they were packed
-            fraction, is_empty = check_values(source, kept)
+            fraction, off, is_empty = check_values(source, kept, options.round_within)
         folder = source_folder(work.folder, task.ordinal)
         with scratch_writes(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -233,9 +238,10 @@ def survey(task: SurveyTask) -> Survey:
                 for name in (work.kept.apart if work.kept else ())
             },
             fraction=fraction,
+            off=off,
             is_empty=is_empty,
             is_log1p=source.is_log1p,
-            advice="" if fraction is None else _advice(source, advice),
+            advice="" if off is None else _rounding(off) + _advice(source, advice),
         )
 
 
@@ -287,8 +293,10 @@ def keep_vocab(vocab: Vocab) -> None:
     _KEPT[:] = [vocab]
 
 
-def check_values(source: Source, kept: NDArray[np.bool_]) -> tuple[float | None, bool]:
-    """Look at some values of the kept rows: (a fraction among them or None, whether all are zero).
+def check_values(
+    source: Source, kept: NDArray[np.bool_], round_within: float | None
+) -> tuple[float | None, float | None, bool]:
+    """Look at some values of the kept rows: Survey's `fraction`, `off` and `is_empty`.
 
     Raises
     ------
@@ -297,15 +305,17 @@ def check_values(source: Source, kept: NDArray[np.bool_]) -> tuple[float | None,
     """
     values = source.sample(SAMPLE_VALUES) if kept.all() else _sample_rows(source, kept)
     where = f"{source.name}: {source.matrix_name}"
+    if round_within is not None:
+        values, _ = round_values(values, round_within)
     fault = _fault(values)
     if fault is not None:
         value, what = fault
         raise ValueKindError(
-            f"the matrix holds values that can't be packed: {value:g} is {what}",
+            f"the matrix holds values that can't be packed: {value} is {what}",
             where=where,
             advice=_advice(source, "pack a file with counts"),
         )
-    return _fraction(values), not values.any()
+    return *_fraction(values), not values.any()
 
 
 def keys_name(code: int) -> str:
@@ -362,7 +372,7 @@ def _other_matrices(source: Source) -> tuple[list[str], list[str]]:
     fractions: list[str] = []
     for option, values in source.other_samples(SAMPLE_VALUES):
         if _fault(values) is None and values.any():
-            (whole if _fraction(values) is None else fractions).append(option)
+            (whole if _fraction(values)[0] is None else fractions).append(option)
     return whole, fractions
 
 
@@ -390,11 +400,27 @@ def _fault(values: NDArray[Any]) -> tuple[Any, str] | None:
     return None
 
 
-def _fraction(values: NDArray[Any]) -> float | None:
+def _fraction(values: NDArray[Any]) -> tuple[float | None, float | None]:
+    """The value that is furthest from whole numbers, and by how much."""
     if values.dtype.kind != "f":
-        return None
-    found = values[values != np.floor(values)]
-    return float(found[0]) if len(found) else None
+        return None, None
+    off = np.abs(values - np.rint(values))
+    if not off.any():
+        return None, None
+    at = int(off.argmax())
+    # As few digits as tell the value from others of its dtype.
+    return float(str(values[at])), float(str(off[at]))
+
+
+def _rounding(off: float) -> str:
+    """Advice for values that are all so near to whole numbers that they were meant to be some."""
+    if off > NOISE:
+        return ""
+    within = 10.0 ** math.ceil(math.log10(off))
+    return (
+        f"none that was seen is off by more than {off:.1g}: --round-within {within:g} takes them as "
+        "whole numbers, and counts them; "
+    )
 
 
 def _kept(source: Source, work: Work) -> tuple[NDArray[np.bool_], tuple[tuple[int, str, int], ...]]:

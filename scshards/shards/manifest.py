@@ -83,6 +83,8 @@ class SourceInfo:
         {type: features that are no gene columns}, such as antibodies.
     values, unmatched_values
         Values stored; non-zero values of read cells that lay in unmatched columns.
+    rounded
+        Values of read cells that were off a whole number, and were taken as it.
     bytes
         Of its members, before padding and compression.
     """
@@ -98,6 +100,7 @@ class SourceInfo:
     left_out: Mapping[str, int] = field(default_factory=dict)
     values: int
     unmatched_values: int
+    rounded: int = 0
     bytes: int
 
 
@@ -339,7 +342,12 @@ def _source_to_json(s: SourceInfo) -> dict[str, Any]:
             "merged": s.merged,
             **({"left_out": dict(s.left_out)} if s.left_out else {}),
         },
-        "values": {"stored": s.values, "unmatched": s.unmatched_values, "bytes": s.bytes},
+        "values": {
+            "stored": s.values,
+            "unmatched": s.unmatched_values,
+            **({"rounded": s.rounded} if s.rounded else {}),
+            "bytes": s.bytes,
+        },
     }
 
 
@@ -357,6 +365,7 @@ def _source_from(tree: Record) -> SourceInfo:
         left_out=genes.counts("left_out") if "left_out" in genes else {},
         values=values.number("stored"),
         unmatched_values=values.number("unmatched"),
+        rounded=values.number("rounded") if "rounded" in values else 0,
         bytes=values.number("bytes"),
     )
 

@@ -79,7 +79,7 @@ def test_a_pack_that_fails_leaves_no_thread(tmp_path: Path) -> None:
     x[250, 3] = -2
     write(tmp_path / "a.h5ad", x)
     with pytest.MonkeyPatch.context() as m, pytest.raises(ValueKindError):
-        m.setattr("scshards.packing.survey.check_values", lambda *a: (None, False))
+        m.setattr("scshards.packing.survey.check_values", lambda *a: (None, None, False))
         m.setattr("scshards.packing.scatter.BLOCK_VALUES", 50)
         quiet_pack(tmp_path / "a.h5ad", tmp_path / "out", vocab_of(20))
     assert not threads()

@@ -57,7 +57,7 @@ def test_values_that_are_no_counts(
     x[13, 2] = value
     write(tmp_path / "a.h5ad", x, form=form)
     if not seen_early:
-        monkeypatch.setattr(survey, "check_values", lambda *_: (None, False))
+        monkeypatch.setattr(survey, "check_values", lambda *_: (None, None, False))
     text = refused(tmp_path, ValueKindError, "a.h5ad", values=kind)
     assert seen_early or "row 13" in text
 
@@ -75,7 +75,7 @@ def test_fractions_are_refused_with_the_matrix_that_holds_counts(
     made.X = made.X * 0.5 + 0.25 * (made.X > 0)
     made.write_h5ad(tmp_path / "a.h5ad")
     if not seen_early:
-        monkeypatch.setattr(survey, "check_values", lambda *_: (None, False))
+        monkeypatch.setattr(survey, "check_values", lambda *_: (None, None, False))
     text = refused(tmp_path, ValueKindError, "whole number", "--layer counts", "--raw", values=kind)
     assert "scaled" not in text
 
@@ -97,7 +97,7 @@ def test_counts_beside_log_normalised_values_are_refused(tmp_path: Path) -> None
 def test_the_row_of_a_bad_value_is_right_when_rows_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(survey, "check_values", lambda *_: (None, False))
+    monkeypatch.setattr(survey, "check_values", lambda *_: (None, None, False))
     x = counts(20, 6, dtype=np.float64)
     x[13, 2], x[4, 1] = 0.5, np.nan
     write(tmp_path / "a.h5ad", x, obs={"n": np.arange(20)})

@@ -229,7 +229,7 @@ def test_the_row_of_a_bad_value_is_its_own(tmp_path: Path, monkeypatch: pytest.M
     x[7], x[33, 4] = -1, 1.5
     adata(sp.csr_matrix(x), obs={"n": np.arange(50)}).write_h5ad(tmp_path / "a.h5ad")
     # As if the survey's sample had missed it.
-    monkeypatch.setattr("scshards.packing.survey.check_values", lambda *a: (None, False))
+    monkeypatch.setattr("scshards.packing.survey.check_values", lambda *a: (None, None, False))
     monkeypatch.setattr("scshards.packing.scatter.BLOCK_VALUES", 40)
     with pytest.raises(ValueKindError) as caught:
         quiet_pack(

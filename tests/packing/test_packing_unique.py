@@ -49,7 +49,7 @@ def surveyed(folder: Path, columns: list[Any], splits: list[Any], n_splits: int)
             Survey(
                 ordinal=i, name=f"s{i}", identity={}, n_rows=len(codes), n_values=0, needs_transposing=False, tiles=(0, 1),
                 columns=1, matched=1, unmatched=0, merged=0, left_out={}, cells=cells, dropped=(), labels=(), apart={},
-                fraction=None, is_empty=False, is_log1p=False, advice="",
+                fraction=None, off=None, is_empty=False, is_log1p=False, advice="",
             )
         )  # fmt: skip
     return surveys

@@ -835,8 +835,19 @@ def test_object_stores(name: str, s3: Any, tmp_path: Path, vocab: Path) -> None:
     assert type(e.value) is error and says in message, message
     assert s3.options["secret"] not in message and "wr0ng" not in message
     assert store.list() == before
+    file = tmp_path / "options.json"
+    file.write_text(json.dumps({s3.url[:5]: options}))
     done = command_line(
-        "pack", *inputs, "-o", root, "--vocab", vocab, "--storage-options", json.dumps(options)
+        "pack",
+        *inputs,
+        "-o",
+        root,
+        "--vocab",
+        vocab,
+        "--storage-options",
+        f"@{file}",
+        "--retries",
+        1,
     )
     assert done.code == 1 and done.out == "" and done.err.count("error: ") == 1
     assert says in done.err and s3.options["secret"] not in done.err

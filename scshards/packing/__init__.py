@@ -2,7 +2,7 @@
 
     pack       survey -> decide -> transpose -> scatter -> merge -> write -> manifest
     phases     these phases, as tasks that any number of processes do (executors)
-    job        one pack: its lock, its marks, what is left when it stops
+    job        one pack: its lock, its marks, what is left when it stops (status reads it)
 
 Read first: pack.py, then phases.py. verify/ proves that a set is what its manifest says.
 """

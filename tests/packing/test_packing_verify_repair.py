@@ -19,6 +19,7 @@ from scshards.packing.pack import append
 from scshards.packing.reshard import ReshardOptions, reshard
 from scshards.packing.verify import repair as repair_module
 from scshards.packing.verify.repair import Repair, repair
+from scshards.shards.manifest import Manifest
 
 
 @pytest.fixture(params=["none", "zstd"])
@@ -129,6 +130,20 @@ def test_both_files_and_the_manifest(made: tuple[list[Path], Path]) -> None:
     (root / "manifest.json").write_text(text.replace('"seed": 0', '"seed": 1'))
     with pytest.raises(ConfigError, match="manifest or the vocabulary"):
         mend(root, inputs)
+
+
+def test_what_was_wrong_when_it_was_written(made: tuple[list[Path], Path]) -> None:
+    """A limit that cells do not keep to, which no copy of their bytes can mend."""
+    inputs, root = made
+    path = root / "manifest.json"
+    tree = json.loads(path.read_bytes())
+    tree["options"]["min_genes"] = 14
+    path.write_bytes(Manifest.from_json(json.dumps(tree)).to_json())
+    before = tree_sums(root)
+    done = mend(root, inputs)
+    assert done.repaired == {} and not done.report.ok and tree_sums(root) == before
+    assert set(done.left) == {f.shard for f in done.report.faults}
+    assert all("wrong all the same" in why for why in done.left.values())
 
 
 def test_a_set_that_was_added_to_and_one_made_of_it(tmp_path: Path) -> None:

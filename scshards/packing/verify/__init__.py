@@ -2,7 +2,8 @@
 
     whole      `verify`: all shards, and what can only be known over all of them
     shard      one shard against its manifest entry, its index and format 1
-    promises   what the options of the set promise of its cells
+    promises   what the options of the set promise of its cells, and whether they can be true
+    repair     damaged shards made again: the same bytes, or none
 
 Read first: whole.py.
 """

@@ -135,6 +135,10 @@ def repair(
                 "both files of the shard are damaged: copy it from another copy of the set with "
                 "--repair-from, or pack the set again"
             )
+        elif b.was_good and {b.info.path, b.info.index_path} & faulty:
+            work.left[b.info.path] = (
+                "its bytes are those that the manifest names, and wrong all the same: pack the set again"
+            )
     report = before
     if work.repaired:
         report = verify(root, storage_options, progress, workers=workers)
@@ -143,11 +147,13 @@ def repair(
 
 @dataclass(kw_only=True, slots=True)
 class _Shard:
-    """A shard: whether its tar is that of the manifest, and its index where that is."""
+    """A shard: whether its tar is that of the manifest, and its index where that is; and whether both
+    were before anything was repaired."""
 
     info: ShardInfo
     has_tar: bool
     index: bytes | None
+    was_good: bool
 
 
 @dataclass(slots=True)
@@ -165,11 +171,10 @@ class _Repair:
     def look_at(self, info: ShardInfo) -> _Shard:
         """Read a shard's files, and keep those that are as they were written."""
         storage = self.shard_set.storage
-        return _Shard(
-            info=info,
-            has_tar=_read(storage, info.path, info.sha256) is not None,
-            index=_read(storage, info.index_path, info.index_sha256),
-        )
+        has_tar = _read(storage, info.path, info.sha256) is not None
+        index = _read(storage, info.index_path, info.index_sha256)
+        good = has_tar and index is not None
+        return _Shard(info=info, has_tar=has_tar, index=index, was_good=good)
 
     def copy(self, bad: Sequence[_Shard], other: Storage) -> None:
         """Take what is damaged from another copy of the set, where it is good."""

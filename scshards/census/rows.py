@@ -107,7 +107,7 @@ def by_row(ids: NDArray[np.int64], parts: Iterable[Part], dtype: np.dtype[Any]) 
     first, table = _places(ids)
     kept, largest = [], -1
     for rows, columns, values in parts:
-        places = table[rows - first] if table is not None else np.searchsorted(ids, rows)
+        places = table[rows - first] if table is not None else _searched(ids, rows)
         largest = max(largest, int(columns.max(initial=-1)))
         kept.append((places.astype(np.int32), columns.astype(np.int32), values))
     indptr = np.zeros(len(ids) + 1, np.int64)
@@ -133,7 +133,7 @@ def by_known_row(
     """
     first, table = _places(ids)
     if table is None:
-        parts = ((np.searchsorted(ids, rows), columns, values) for rows, columns, values in parts)
+        parts = ((_searched(ids, rows), columns, values) for rows, columns, values in parts)
         first, table = 0, np.arange(len(ids), dtype=np.int32)
     indptr = np.zeros(len(ids) + 1, np.int64)
     np.cumsum(n_values, out=indptr[1:])
@@ -162,6 +162,12 @@ def _places(ids: NDArray[np.int64]) -> tuple[int, NDArray[np.int32] | None]:
     first, stretch = int(ids[0]), int(ids[-1] - ids[0]) + 1
     if stretch > 64 * len(ids) + (1 << 16):
         return first, None
-    table = np.zeros(stretch, np.int32)
+    table = np.full(stretch, -1, np.int32)
     table[ids - first] = np.arange(len(ids), dtype=np.int32)
     return first, table
+
+
+def _searched(ids: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.intp]:
+    """The place of each row among the ids, -1 for a row that is not there."""
+    places = np.searchsorted(ids, rows)
+    return np.where(ids[np.minimum(places, len(ids) - 1)] == rows, places, -1)

@@ -1,18 +1,17 @@
 """Floor 0: all compiled loops of packing and of the shard format; they release the GIL.
 
-    tokens   rows of a matrix -> token rows            rows, plain   token rows -> members
-    writing  members, labels, tar headers              members       bytes of a member -> arrays
-    cache    where what was compiled is kept           vectors       steps of 64 bytes
-    compiling  says so when it was not there
+    tokens     rows of a matrix -> token rows          rows        rows of a matrix -> members
+    writing    members, labels, tar headers            members     bytes of a member -> arrays
+    cache      where what was compiled is kept         compiling   says so when it was not there
 
 Read first: cache.py, then members.py. Who checks what, as nothing is compiled with bounds checks:
 
 * Bytes, places and values from outside are the kernel's to check, before it uses them. What it finds
   ends in a status (0 is good) and the place where it stopped, of which the caller makes an error.
 * Where the loop would be slower for it, another kernel of the same file checks first, and the docstring
-  says which: `is_plain` before `spread_small`, `count_rows` before `sort_by_row`, `measure_members`
+  says which: `is_plain` before `spread_plain`, `count_rows` before `sort_by_row`, `measure_members`
   before `decode_members`.
-* Room is the caller's: a docstring says how much each array has, a function beside the kernel computes
-  it (`member_bound`, `plain_row`). Too little is a mistake of ours, which a run of the tests with bounds
-  checks finds: NUMBA_BOUNDSCHECK=1, see docs/contributing.md.
+* Room is the caller's: a docstring says how much each array has, what is not plain is computed
+  in one place (`member_bound`, `tokenizer.Workspace`). Too little is a mistake of ours, which a run of
+  the tests with bounds checks finds: NUMBA_BOUNDSCHECK=1, see docs/contributing.md.
 """

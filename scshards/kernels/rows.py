@@ -1,15 +1,11 @@
-"""The compiled loops of pack: rows to members, and counting, sorting and copying. They release the GIL.
-
-A compiled loop that deals the values of a SOMA matrix out to rows. It releases the GIL.
-"""
+"""The compiled loops of pack: rows to members, and counting, sorting and copying."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from scshards.kernels.cache import inner, kernel
-from scshards.kernels.plain import list_small, spread_small, sum_small, write_small
-from scshards.kernels.tokens import is_plain, list_tokens, spread
+from scshards.kernels.tokens import is_plain, list_tokens, spread, spread_plain
 from scshards.kernels.writing import (
     MEMBER_BOUND,
     begin_member,
@@ -28,7 +24,7 @@ KEPT, FEW_GENES, MANY_GENES, FEW_COUNTS = 0, 1, 2, 3
 @kernel
 def pack_rows(
     indptr, indices, data, largest, rows, first, slots, counts, limits, labels, label_ends,
-    scratch, bits, tokens, values, plain_row, out, at, sizes, n_genes, totals, fates,
+    scratch, bits, tokens, values, out, at, sizes, n_genes, totals, fates,
 ):  # fmt: skip
     """The members of rows[first:] of a block, one after another into out[at:].
 
@@ -38,8 +34,6 @@ def pack_rows(
         A block of CSR rows; `rows` [cells] are those to pack.
     largest, slots, counts, scratch, bits, tokens
         As of kernels.tokens.tokenize; `values` [as many as tokens] is of scratch's dtype.
-    plain_row
-        kernels.plain.PlainRow, for the same tokens.
     limits
         Least and most genes of a cell, and the least sum of its values; others are left out.
     labels, label_ends
@@ -61,16 +55,20 @@ def pack_rows(
         if at + member_bound(b - a, label_ends[i] - label_start) > len(out):
             return FULL, i, 0, at, unmatched
         plain = counts and is_plain(indices[a:b], data[a:b], len(slots))
-        n = n_gap_bytes = n_large = 0
+        n = 0
         total = 0.0
         if plain:
-            lost = spread_small(indices[a:b], data[a:b], slots, plain_row)
-            n, n_gap_bytes, n_large = list_small(plain_row)
+            lost = spread_plain(indices[a:b], data[a:b], slots, scratch, bits)
+            n = list_tokens(bits, tokens)
             # Fewer tokens than values: some share one, and are to be added up.
             plain = n + lost == b - a
         if plain:
             # Small whole numbers: their sum is exact in any order.
-            total += sum_small(plain_row, n, n_large)
+            whole = np.int64(0)
+            for j in range(n):
+                values[j] = scratch[tokens[j]]
+                whole += np.int64(values[j])
+            total += whole
         else:
             fault, place, lost = spread(
                 indices[a:b], data[a:b], largest, slots, counts, scratch, bits
@@ -88,12 +86,9 @@ def pack_rows(
         if fates[i] != KEPT:
             continue
         has_labels = label_ends[i] > label_start
-        if plain:
-            p = write_small(out, at, plain_row, n, n_gap_bytes, n_large, has_labels)
-        else:
-            p = begin_member(out, at, n, has_labels)
-            p = write_genes(out, p, tokens[:n])
-            p = write_values(out, p, values[:n])
+        p = begin_member(out, at, n, has_labels)
+        p = write_genes(out, p, tokens[:n])
+        p = write_values(out, p, values[:n])
         p = write_labels(out, p, labels[label_start : label_ends[i]])
         sizes[i] = p - at
         at = p
@@ -204,12 +199,15 @@ TOO_MANY = -2
 def deal_to_rows(rows, columns, values, first, table, at, ends, out_columns, out_values):
     """Put each value to its row, at the place `at` that moves on; the largest column comes back.
 
-    `table` says which row the id `first + i` is. TOO_MANY comes back where a row would
-    go beyond its end.
+    `table` says which row the id `first + i` is, -1 for none. TOO_MANY comes back where a row would
+    go beyond its end, or an id has no row.
     """
     largest = np.int64(-1)
     for i in range(len(rows)):
-        row = table[rows[i] - first]
+        place = rows[i] - first
+        if place < 0 or place >= len(table) or table[place] < 0:
+            return np.int64(TOO_MANY)
+        row = table[place]
         place = at[row]
         if place >= ends[row]:
             return np.int64(TOO_MANY)

@@ -2,7 +2,7 @@
 
 A row goes in two steps: its values are put at their tokens in a dense scratch row, where a bit set
 marks them (`spread`); then the bit set is read, which gives the tokens in ascending order
-(`list_tokens`). Called by cells.tokenizer, kernels.rows and kernels.plain.
+(`list_tokens`).
 """
 
 from __future__ import annotations
@@ -109,6 +109,23 @@ def spread(indices, data, largest, slots, counts, scratch, bits):
     if repeated >= 0 and not counts:
         return REPEATED, repeated, unmatched
     return 0, 0, unmatched
+
+
+@inner
+def spread_plain(indices, data, slots, scratch, bits):
+    """As `spread`, for a row that `is_plain`; of counts that share a token only the last is kept.
+
+    Returns the number of values in unmatched columns.
+    """
+    # All unsigned: numba adds a test for negative places otherwise.
+    none = np.uint32((len(bits) - 1) << 6)
+    unmatched = np.uint32(0)
+    for i in range(len(data)):
+        t = slots[np.uint32(indices[i])]
+        bits[t >> np.uint32(6)] |= np.uint64(1) << np.uint64(t & np.uint32(63))
+        scratch[t] = scratch.dtype.type(data[i])
+        unmatched += np.uint32(t == none)
+    return np.int64(unmatched)
 
 
 @inner

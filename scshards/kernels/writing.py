@@ -131,21 +131,6 @@ def write_values(out, p, values):
 
 
 @inner
-def write_head(out, p, name, size):
-    """The name of a field, and the head of a msgpack bin of so many bytes."""
-    p = _write_name(out, p, name)
-    _write_bin_head(out, p, size)
-    return p + _bin_head(size)
-
-
-@inner
-def write_bytes(out, p, src, start, end):
-    """The bytes src[start:end]."""
-    copy_bytes(src, start, end - start, out, p)
-    return p + end - start
-
-
-@inner
 def write_labels(out, p, labels):
     """The field of labels that `encode_labels` wrote; nothing where there are none."""
     if len(labels) == 0:

@@ -31,7 +31,6 @@ from scshards.cells.tokenizer import (
 )
 from scshards.census.address import is_soma
 from scshards.kernels import rows as kernels
-from scshards.kernels.plain import plain_row
 from scshards.packing import plan
 from scshards.packing.marks import source_folder
 from scshards.packing.spill import SpillWriter, record_dtype
@@ -190,7 +189,6 @@ class _Cells:
         match = _match(np.load(arrays / "tokens.npy"), task.n_tokens)
         self._work = Workspace(match, task.kind)
         self._values = np.empty(len(self._work.tokens), self._work.scratch.dtype)
-        self._plain_row = plain_row(len(self._work.bits) - 1)
         none = 1 << 62
         self._limits = (
             options.min_genes,
@@ -227,7 +225,7 @@ class _Cells:
             status, stop, at, end, unmatched = kernels.pack_rows(
                 block.indptr, block.indices, data, LARGEST[data.dtype.kind], rows, first, work.slots,
                 self._task.kind == "counts", self._limits, labels, label_ends, work.scratch, work.bits,
-                work.tokens, self._values, self._plain_row, spill.members, spill.used, sizes, n_genes,
+                work.tokens, self._values, spill.members, spill.used, sizes, n_genes,
                 totals, fates,
             )  # fmt: skip
             if status > 0:

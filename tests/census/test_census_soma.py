@@ -245,6 +245,14 @@ def test_values_in_any_order_come_by_rows(data: st.DataObject) -> None:
             assert by_known_row(ids, told, iter(parts), kind) is None
 
 
+@pytest.mark.parametrize("ids", [[5, 6, 9], [5, 1 << 40, (1 << 40) + 4]])
+@pytest.mark.parametrize("stray", [0, 4, 7, 1 << 30, 1 << 50])
+def test_values_of_rows_that_were_not_asked_for_are_seen(ids: list[int], stray: int) -> None:
+    part = (np.array([5, stray]), np.array([1, 1]), np.ones(2, np.float32))
+    told = np.array([1, 1, 0])
+    assert by_known_row(np.array(ids), told, iter([part]), np.dtype(np.float32)) is None
+
+
 @pytest.mark.parametrize("wrong", ["none", "more", "turned", "huge", "negative"])
 def test_rows_are_whole_where_obs_says_how_many_values_something_else_has(
     experiment: Experiment, cells: anndata.AnnData, wrong: str

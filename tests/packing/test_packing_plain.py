@@ -1,4 +1,4 @@
-"""Plain rows, 64 tokens at a time, against the public functions; on any processor the same."""
+"""Plain rows against the public functions; on any processor the same."""
 
 from __future__ import annotations
 

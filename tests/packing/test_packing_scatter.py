@@ -23,7 +23,6 @@ from scshards.cells.tokenizer import (
     tokenize_rows,
 )
 from scshards.kernels import rows as kernels
-from scshards.kernels.plain import plain_row
 from scshards.shards.members import LabelColumn, encode_labels, encode_rows
 
 N_TOKENS = 150
@@ -85,7 +84,6 @@ def run(match: GeneMatch, csr: Any, rows: list[int], kind: Any, labels: Any, siz
     data = kernel_values(given)
     work = Workspace(match, kind)
     values = np.empty(len(work.tokens), work.scratch.dtype)
-    row = plain_row(len(work.bits) - 1)
     label_bytes, label_ends = encode_labels(labels, len(rows))
     sizes, n_genes = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
     totals, fates = np.zeros(len(rows)), np.zeros(len(rows), np.int8)
@@ -94,7 +92,7 @@ def run(match: GeneMatch, csr: Any, rows: list[int], kind: Any, labels: Any, siz
         status, stop, at, end, lost = kernels.pack_rows(
             indptr.astype(np.int64), indices, data, LARGEST[data.dtype.kind],
             np.array(rows, np.int64), first, work.slots, kind == "counts", run.limits, label_bytes,
-            label_ends, work.scratch, work.bits, work.tokens, values, row, out, 0, sizes, n_genes,
+            label_ends, work.scratch, work.bits, work.tokens, values, out, 0, sizes, n_genes,
             totals, fates,
         )  # fmt: skip
         members.append(out[:end].tobytes())

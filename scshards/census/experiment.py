@@ -72,9 +72,14 @@ _STRETCH = 8
 
 @contextlib.contextmanager
 def open_experiment(
-    address: SomaAddress, storage_options: Mapping[str, Any] | None = None
+    address: SomaAddress,
+    storage_options: Mapping[str, Any] | None = None,
+    *,
+    or_only_layer: bool = False,
 ) -> Iterator[Experiment]:
     """Open the experiment of an address for reading.
+
+    With `or_only_layer`, where the layer of the address is missing the only one that there is is taken.
 
     Raises
     ------
@@ -85,7 +90,7 @@ def open_experiment(
     StorageError
         When it can't be read.
     """
-    experiment = Experiment(address, storage_options)
+    experiment = Experiment(address, storage_options, or_only_layer=or_only_layer)
     try:
         yield experiment
     finally:
@@ -99,12 +104,18 @@ class Experiment:
     ----------
     name
         Its address without credentials.
+    layer
+        The matrix that is read.
     n_genes
         soma_joinids of var are below it: the width of the matrix.
     """
 
     def __init__(
-        self, address: SomaAddress, storage_options: Mapping[str, Any] | None = None
+        self,
+        address: SomaAddress,
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        or_only_layer: bool = False,
     ) -> None:
         try:
             import tiledbsoma
@@ -127,7 +138,10 @@ class Experiment:
                 self._measurement = self._member(
                     self._experiment.ms, address.measurement, "measurement"
                 )
-                self._matrix = self._member(self._measurement.X, address.layer, "layer")
+                self.layer = address.layer
+                if or_only_layer and self.layer not in self.layers and len(self.layers) == 1:
+                    self.layer = self.layers[0]
+                self._matrix = self._member(self._measurement.X, self.layer, "layer")
                 self._obs, self._var = self._experiment.obs, self._measurement.var
                 if tuple(self._obs.index_column_names) != (JOINID,):
                     raise SourceError(
@@ -138,7 +152,7 @@ class Experiment:
                     )
                 if not self._matrix.is_sparse:
                     raise SourceError(
-                        f"the layer {address.layer!r} is dense; sparse ones can be read",
+                        f"the layer {self.layer!r} is dense; sparse ones can be read",
                         where=self.name,
                     )
                 # An array may have room for more genes than there are.

@@ -12,6 +12,7 @@ and sources.inputs.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,8 @@ def partitions(url: str, storage_options: Mapping[str, Any] | None = None) -> li
     """The partitions of census://NAME?release=..&queries=FILE&max_cells=N or soma://URI?filter=..&max_cells=N.
 
     With census://NAME?index=DIR, cells, filter and release are those of an index; then nothing is asked.
+    Where soma://URI names no layer, and there is no `raw` but only one of another name, it is that one,
+    which is said on standard error.
     An address that names one partition, by the number of its cells, is that one.
 
     Raises
@@ -74,6 +77,7 @@ def partitions(url: str, storage_options: Mapping[str, Any] | None = None) -> li
     StorageError
         When it can't be read.
     """
+    names_layer = True
     if url.startswith(CENSUS):
         query_name, _, rest = url.removeprefix(CENSUS).partition("?")
         given = keys(rest, _KEYS, where=CENSUS + query_name)
@@ -85,10 +89,14 @@ def partitions(url: str, storage_options: Mapping[str, Any] | None = None) -> li
     else:
         plain, max_cells = _without_max(url)
         address = parse(plain)
+        names_layer = any(p.startswith("layer=") for p in plain.partition("?")[2].split("&"))
         if address.cells is not None:
             return [Partition(address=address, name=_name(address))]
         name = _name(address)
-    with open_experiment(address, storage_options) as experiment:
+    with open_experiment(address, storage_options, or_only_layer=not names_layer) as experiment:
+        if experiment.layer != address.layer:
+            address = dataclasses.replace(address, layer=experiment.layer)
+            print(f"{name}: its only layer, {address.layer}, is taken", file=sys.stderr)
         ids = experiment.ids(address.filter, address.first, address.last)
     if not len(ids):
         raise SourceError(

@@ -209,6 +209,26 @@ def test_any_experiment_is_packed(plain: Path, tmp_path: Path) -> None:
         expand(f"soma://{plain}?measurement=rna&layer=dense")
 
 
+def test_the_only_layer_is_taken_and_named(
+    plain: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import tiledbsoma
+
+    url, vocab = f"soma://{plain}?measurement=rna", Vocab.from_genes(f"G{i}" for i in range(9))
+    with pytest.raises(SourceError, match=r"(?s)no layer 'raw'.*counts"):
+        expand(url)
+    with tiledbsoma.Experiment.open(str(plain), "w") as opened:
+        for name in ("halves", "dense"):
+            del opened.ms["rna"].X[name]
+    quiet_pack(f"{url}&layer=counts", tmp_path / "asked", vocab)
+    capfd.readouterr()
+    quiet_pack(url, tmp_path / "set", vocab)
+    assert "its only layer, counts, is taken" in capfd.readouterr().err
+    assert shards(tmp_path / "set") == shards(tmp_path / "asked")
+    with pytest.raises(SourceError, match="no layer 'raw'"):
+        expand(f"{url}&layer=raw")
+
+
 def test_inputs_that_ask_for_what_is_not_there(
     census: Census, vocab: Vocab, tmp_path: Path
 ) -> None:

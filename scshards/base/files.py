@@ -20,10 +20,11 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 from scshards.base.errors import OutputExistsError, ScshardsError, StorageError
 from scshards.base.locks import locked
@@ -206,6 +207,8 @@ def scratch_writes(folder: Path) -> Iterator[None]:
 def mapped(path: Path, dtype: np.dtype[Any], n: int) -> NDArray[Any]:
     """The n numbers of a file, mapped into memory."""
     # An empty file can't be mapped.
+    import numpy as np  # the help of a command does not wait for it
+
     return np.memmap(path, dtype, "r", shape=(n,)) if n else np.zeros(0, dtype)
 
 

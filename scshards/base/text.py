@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
-
-import numpy as np
 
 
 def text_of(value: Any) -> str:
@@ -20,6 +19,8 @@ def text_of(value: Any) -> str:
     """
     if isinstance(value, bytes):
         return value.decode()
-    if isinstance(value, float | np.floating) and float(value).is_integer():
+    # numpy's floats of any size are Real; its integers and Python's booleans are Integral.
+    is_float = isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral)
+    if is_float and float(value).is_integer():
         return str(int(value))
     return str(value)

@@ -132,6 +132,16 @@ def test_both_files_and_the_manifest(made: tuple[list[Path], Path]) -> None:
         mend(root, inputs)
 
 
+def test_counts_that_were_rounded(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).uniform(-1e-6, 1e-6, (20, 8))
+    path = write(tmp_path / "a.h5ad", counts(20, 8, dtype=np.float64) * (1 + noise))
+    root = tmp_path / "set"
+    quiet_pack(path, root, vocab_of(8), cells_per_shard=10, round_within=1e-3)
+    before = tree_sums(root)
+    flip(root / "train" / "000000.tar")
+    assert mend(root, path).report.ok and tree_sums(root) == before
+
+
 def test_what_was_wrong_when_it_was_written(made: tuple[list[Path], Path]) -> None:
     """A limit that cells do not keep to, which no copy of their bytes can mend."""
     inputs, root = made

@@ -25,7 +25,7 @@ from scshards.base.config import build
 from scshards.base.errors import ConfigError
 from scshards.base.progress import Progress
 from scshards.base.storage import Storage
-from scshards.cells.tokenizer import tokenize_rows
+from scshards.cells.tokenizer import kernel_values, round_values, tokenize_rows
 from scshards.kernels import members as kernels
 from scshards.kernels import rows as row_kernels
 from scshards.packing.history import parts_of
@@ -304,9 +304,11 @@ class _Repair:
                     a, b = np.searchsorted(ordered, (block.first_row, block.first_row + n))
                     if a == b:
                         continue
-                    taken = _rows(block, ordered[a:b] - block.first_row)
+                    indptr, indices, data = _rows(block, ordered[a:b] - block.first_row)
+                    if chosen.round_within is not None and self.manifest.value_kind == "counts":
+                        data, _ = round_values(kernel_values(data), chosen.round_within)
                     cells = tokenize_rows(
-                        *taken, match, self.manifest.value_kind,
+                        indptr, indices, data, match, self.manifest.value_kind,
                         where=f"{opened.name}: {opened.matrix_name}",
                     )  # fmt: skip
                     columns = [

@@ -98,6 +98,13 @@ class Record:
             raise self.wrong(name, f"a whole number from 0 is needed, not {shown(value)}")
         return value
 
+    def share(self, name: str) -> float:
+        """A number from 0 to 1."""
+        value = self.any(name)
+        if type(value) not in (int, float) or not 0 <= value <= 1:
+            raise self.wrong(name, f"a number from 0 to 1 is needed, not {shown(value)}")
+        return float(value)
+
     def text(self, name: str) -> str:
         """A text."""
         value = self.any(name)

@@ -41,6 +41,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "trust_pickle": "",
         "on_bad_input": "",
         "same_names": "",
+        "allow_repeats": "",
         "census": "NAME",
         "queries": "FILE",
         "release": "DATE",

@@ -28,6 +28,7 @@ from scshards.packing.scatter import BOUNDS
 from scshards.packing.splits import check_held_out
 from scshards.packing.survey import Survey, Work, keys_name
 from scshards.shards.manifest import LabelInfo, Manifest
+from scshards.sources.genes import Shared
 from scshards.sources.shardset import OldSet
 
 STRETCH = 1 << 21
@@ -55,6 +56,8 @@ class Decision:
         Values of all inputs, which decides how large tasks are.
     repeated
         {ordinal: cells dropped because another has the same value of `options.unique`}.
+    shared
+        What the genes of each input have in common with those of the others; of shard sets nothing.
     """
 
     kind: ValueKind
@@ -63,6 +66,7 @@ class Decision:
     n_shards: tuple[int, ...]
     n_values: int
     repeated: dict[int, int]
+    shared: tuple[Shared, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -73,6 +77,7 @@ class Decision:
             "n_shards": list(self.n_shards),
             "n_values": self.n_values,
             "repeated": [[ordinal, n] for ordinal, n in self.repeated.items()],
+            "shared": [[s.ids, s.least] for s in self.shared],
         }
 
     @classmethod
@@ -85,6 +90,7 @@ class Decision:
             n_shards=tuple(tree["n_shards"]),
             n_values=tree["n_values"],
             repeated={ordinal: n for ordinal, n in tree["repeated"]},
+            shared=tuple(Shared(ids=ids, least=least) for ids, least in tree["shared"]),
         )
 
 
@@ -94,6 +100,7 @@ def decide(
     *,
     cells: Sequence[int],
     repeated: Mapping[int, int],
+    shared: Sequence[Shared],
     base: Manifest | None,
     sets: Sequence[OldSet],
     say: bool,
@@ -106,7 +113,7 @@ def decide(
         Of all inputs, by ordinal.
     work
         Of the pack.
-    cells, repeated
+    cells, repeated, shared
         See Decision.
     base
         The manifest of the set that is added to: its kind of values and its categories hold.
@@ -154,6 +161,7 @@ def decide(
         n_shards=n_shards,
         n_values=sum(s.n_values for s in surveys),
         repeated=dict(repeated),
+        shared=tuple(shared),
     )
 
 
@@ -284,7 +292,7 @@ def _unite_labels(
         if base is not None:
             whole = [("the shard set", base.labels[name])]
         elif work.kept is not None and work.kept.categories:
-            whole = [(s.name, s.manifest.labels[name]) for s in sets]
+            whole = [(s.name, s.manifest.labels[name]) for s in sets if name in s.manifest.labels]
         before = [
             LabelSurvey(
                 kind=old.kind,
@@ -296,6 +304,7 @@ def _unite_labels(
         ]
         # Nobody's codes change without need.
         known = [base] if base is not None else [s.manifest for s in sets]
+        known = [m for m in known if name in m.labels]
         united, maps = labels.unite(
             name,
             [*before, *(s.labels[i] for s in surveys)],
@@ -308,6 +317,9 @@ def _unite_labels(
                 where=names[0],
                 advice="store the column as text, or pack a new set",
             )
+        if not sets:
+            most = work.options.max_categories
+            labels.check_size(name, united.categories, most, where=", ".join(names[:3]))
         infos[name] = united
         for s, codes in zip(surveys, maps[len(whole) :], strict=True):
             publish_array(source_folder(work.folder, s.ordinal) / f"map-{i}.npy", codes)

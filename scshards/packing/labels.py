@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import SourceError
+from scshards.base.errors import ConfigError, SourceError
 from scshards.base.text import text_of
 from scshards.shards.manifest import LabelInfo
 
@@ -179,6 +179,24 @@ def unite(
     code = {c: i for i, c in enumerate(categories)}
     maps = [np.array([code[c] for c in s.categories], np.int32) for s in surveys]
     return LabelInfo(kind="category", categories=tuple(categories)), maps
+
+
+def check_size(name: str, categories: Sequence[str], most: int, *, where: object) -> None:
+    """Refuse a column that has another value in almost every cell: the manifest lists them all.
+
+    Raises
+    ------
+    ConfigError
+        When there are more than `most`.
+    """
+    if len(categories) > most:
+        raise ConfigError(
+            f"the column {name!r} has {len(categories):,} different values, and each becomes a category "
+            f"that the manifest lists; {most:,} are allowed",
+            where=where,
+            advice="leave it out, since keys tell where each cell is from; store numbers as numbers; or "
+            "allow as many with --max-categories",
+        )
 
 
 def distinct_texts(values: Any, where: object = None) -> tuple[NDArray[np.int64], list[str]]:

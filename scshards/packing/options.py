@@ -25,7 +25,10 @@ Values = Literal["auto", "counts", "float"]
 HELD_OUT = ("valid", "test")
 """The splits beside "train", in the order of their codes."""
 
-_NOT_RECORDED = ("workers", "scratch", "storage_options", "trust_pickle")
+OF_THE_RUN = (
+    "workers", "scratch", "storage_options", "trust_pickle", "allow_mixed", "allow_repeats",
+    "max_categories",
+)  # fmt: skip
 """Options that change neither a byte of the shards nor their meaning, or that hold secrets."""
 
 
@@ -36,7 +39,8 @@ class PackOptions:
     Attributes
     ----------
     gene_column
-        The column of var that holds the vocabulary's gene names. Without it, the index of var.
+        The column of var that holds the vocabulary's gene names, of inputs that name none by
+        INPUT::COL; "index" is its index. Without it, what matches the vocabulary best.
     layer
         Pack this layer in place of X.
     raw
@@ -95,6 +99,12 @@ class PackOptions:
     round_within
         Take a value that is off a whole number by no more than this, such as 1e-6, as that number, and
         count it; other fractions are refused as without. None rounds nothing.
+    max_categories
+        Most different values of a column that becomes a label of text: the manifest lists them all.
+    allow_mixed
+        Take inputs that have few genes in common, too, such as panels of other genes.
+    allow_repeats
+        Take inputs whose cells another input, or with `append` the set, has already, too.
     """
 
     gene_column: str | None = None
@@ -125,6 +135,9 @@ class PackOptions:
     trust_pickle: bool = False
     feature_types: tuple[str, ...] = TableOptions.feature_types
     round_within: float | None = None
+    max_categories: int = 100_000
+    allow_mixed: bool = False
+    allow_repeats: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "obs", _names(self.obs))
@@ -137,6 +150,7 @@ class PackOptions:
         object.__setattr__(self, "feature_types", some_types(self.feature_types))
         _at_least("cells_per_shard", self.cells_per_shard, 1)
         _at_least("min_genes", self.min_genes, 0)
+        _at_least("max_categories", self.max_categories, 1)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ConfigError(f"{self.seed!r} is not a whole number", where="seed")
         _one_of("compression", self.compression, get_args(Compression))
@@ -175,7 +189,7 @@ class PackOptions:
             options["ids_vocab"] = redact(self.ids_vocab)
         if self.held_out is not None:
             options["held_out"] = {name: list(values) for name, values in self.held_out.items()}
-        return {name: v for name, v in options.items() if name not in _NOT_RECORDED}
+        return {name: v for name, v in options.items() if name not in OF_THE_RUN}
 
     def _check_limits(self) -> None:
         """What a cell must have, and an input."""

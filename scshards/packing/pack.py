@@ -25,10 +25,12 @@ from typing import Any
 from scshards.base.errors import ConfigError
 from scshards.cells.vocab import Vocab
 from scshards.census.experiment import JOINID
+from scshards.packing.compare import refuse_known
 from scshards.packing.executors import LOCAL, make_executor
 from scshards.packing.history import KEPT
 from scshards.packing.job import ADDS_TO, SHARES, Job
 from scshards.packing.marks import publish
+from scshards.packing.options import OF_THE_RUN
 from scshards.packing.options import PackOptions as PackOptions
 from scshards.packing.phases import Phases, Request
 from scshards.shards.manifest import MANIFEST, Manifest
@@ -173,7 +175,8 @@ def run(
     done = job.finished(request.identities)
     if done is not None:
         return done
-    _refuse_known(request)
+    if request.base is not None:
+        refuse_known(request.inputs, request.base, request.options)
     with _working(request, job, progress, dask=dask) as phases:
         phases.run()
         manifest = phases.manifest()
@@ -247,7 +250,7 @@ def _request(
         vocab = read_vocab(vocab, options.storage_options)
     vocab = vocab.with_specials()
     asked = {
-        "inputs": [f.name for f in files],
+        "inputs": [f.asked for f in files],
         "vocabulary": vocab.fingerprint,
         "options": options.recorded(),
     }
@@ -267,8 +270,6 @@ OF_INPUTS = (
     "feature_types", "round_within",
 )  # fmt: skip
 """Options that say how inputs are read, and may differ from one call to the next."""
-
-_OF_THE_RUN = ("workers", "scratch", "storage_options", "trust_pickle")
 
 
 def append(
@@ -292,8 +293,8 @@ def append(
         Of the shard set.
     changes
         Options of PackOptions by name. What is not given is as it was when the set was packed; only how
-        inputs are read (OF_INPUTS) may be different, and how the work is done: workers, scratch,
-        storage_options, trust_pickle.
+        inputs are read (OF_INPUTS) may be different, and what OF_THE_RUN names. A gene column is not
+        taken over: each input's own is what matches best, unless one is given.
     vocab
         The set has one; if one is given, it must be the same.
     progress, dask, restart, seconds
@@ -333,7 +334,7 @@ def append(
         options=options,
         splits=options.splits,
         asked={
-            "inputs": [f.name for f in files],
+            "inputs": [f.asked for f in files],
             ADDS_TO: hashlib.sha256(shard_set.storage.read(MANIFEST)).hexdigest(),
             "options": recorded,
         },
@@ -362,10 +363,12 @@ def append_options(base: Manifest, changes: Mapping[str, Any], *, where: object)
     old = {name: value for name, value in base.options.items() if name in names}
     # What JSON has as a list is a tuple here.
     old["obs"] = tuple(old.get("obs", ()))
+    # It was that of other inputs.
+    old["gene_column"] = None
     wanted = PackOptions(**{**old, **changes})
     before = PackOptions(**old)
     for name in changes:
-        if name in OF_INPUTS or name in _OF_THE_RUN:
+        if name in OF_INPUTS or name in OF_THE_RUN:
             continue
         a, b = getattr(before, name), getattr(wanted, name)
         if a != b:
@@ -375,18 +378,6 @@ def append_options(base: Manifest, changes: Mapping[str, Any], *, where: object)
                 advice="leave the option out, or change the whole set with scshards reshard",
             )
     return wanted
-
-
-def _refuse_known(request: Request) -> None:
-    """Refuse to add an input that the set has."""
-    known = {s.name for s in request.base.sources} if request.base is not None else set()
-    for file in request.inputs:
-        if file.name in known:
-            raise ConfigError(
-                "the shard set has this input already",
-                where=file.name,
-                advice="leave it out; if it is another file, give it a name of its own in a list",
-            )
 
 
 def _check_vocab(

@@ -33,6 +33,7 @@ from scshards.base.progress import Progress
 from scshards.cells.vocab import Vocab
 from scshards.packing import plan
 from scshards.packing import spill as segments
+from scshards.packing.compare import compare, described
 from scshards.packing.decide import Decision, check_splits, decide
 from scshards.packing.executors import Executor, InProcess, Pool
 from scshards.packing.job import PLAN, Job
@@ -55,6 +56,8 @@ from scshards.packing.survey import (
 from scshards.packing.unique import drop_repeated, dropped_reason, final_splits, write_base_hashes
 from scshards.packing.writer import WriteTask, write_shard
 from scshards.shards.manifest import VOCAB, Manifest, ShardInfo, SourceInfo, shard_from_json
+from scshards.sources.genes import Shared
+from scshards.sources.inputs import InputFile
 from scshards.sources.shardset import OldSet, ShardRun
 
 SMALL_VALUES = 1 << 25
@@ -165,12 +168,16 @@ class Phases:
         with self._alone():
             if self.job.has_plan:
                 return
+            shared: list[Shared] = []
+            if not self.request.sets:
+                shared = compare(self.surveys, self.work, self.request.vocab, self.request.base)
             cells, repeated = self._drop_repeated()
             decision = decide(
                 self.surveys,
                 self.work,
                 cells=cells,
                 repeated=repeated,
+                shared=shared,
                 base=self.request.base,
                 sets=self.request.sets,
                 say=self.shown,
@@ -436,7 +443,8 @@ class Phases:
         if self.request.sets:
             found = [source for old in self.request.sets for source in old.manifest.sources]
         else:
-            found = [_source_info(s) for s in self.surveys]
+            packed = zip(self.request.inputs, self.surveys, self.decision.shared, strict=True)
+            found = [_source_info(*one) for one in packed]
         sums = np.zeros((len(found), 3), np.int64)
         unmatched, rounded = np.zeros((2, len(found)), np.int64)
         for mark in self._slice_marks:
@@ -522,8 +530,9 @@ def _done(work: Marked) -> dict[str, Any]:
     return tree
 
 
-def _source_info(s: Survey) -> SourceInfo:
+def _source_info(file: AnyInput, s: Survey, shared: Shared) -> SourceInfo:
     """What the survey of an input says of it; nothing is packed yet."""
+    assert isinstance(file, InputFile)
     return SourceInfo(
         name=s.name,
         rows=s.n_rows,
@@ -533,6 +542,7 @@ def _source_info(s: Survey) -> SourceInfo:
         unmatched=s.unmatched,
         merged=s.merged,
         left_out=s.left_out,
+        **described(file, s, shared),
         values=0,
         unmatched_values=0,
         bytes=0,

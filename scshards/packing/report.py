@@ -48,6 +48,7 @@ def summary(manifest: Manifest, seconds: Mapping[int, float] | None = None) -> d
         "sources": [
             {"name": s.name, **{name: getattr(s, name) for name in _NUMBERS}}
             | {"dropped": dict(s.dropped), "left_out": dict(s.left_out)}
+            | {"gene_column": s.gene_column, "ids": s.ids, "shared": s.shared}
             | ({} if seconds is None else {"seconds": seconds.get(i)})
             for i, s in enumerate(manifest.sources)
         ],
@@ -84,7 +85,11 @@ def source_table(
     reasons, others = _reasons(manifest, whole)
     header = ["input", "cells", "kept", *(shorten(printable(r), NAME_WIDTH) for r in reasons)]
     header += ["other reasons"] if others else []
-    header += ["genes", "matched", "merged", "values", "unmatched", "bytes"]
+    # Said where it is not the index; where inputs are compared.
+    by = any(s.gene_column not in (None, "index") for _, s in sources)
+    shared = any(s.shared is not None for _, s in sources)
+    header += ["genes", *["by"] * by, "matched", "merged", *["shared"] * shared]
+    header += ["values", "unmatched", "bytes"]
     header += [] if seconds is None else ["seconds"]
 
     def dropped(s: SourceInfo) -> list[int]:
@@ -92,8 +97,9 @@ def source_table(
         return [*counts, sum(s.dropped.get(reason, 0) for reason in others)] if others else counts
 
     def row(ordinal: int, s: SourceInfo) -> list[Any]:
-        cells = [s.rows, s.kept, *dropped(s), s.columns, s.matched, s.merged]
-        cells += [s.values, s.unmatched_values, s.bytes]
+        cells: list[Any] = [s.rows, s.kept, *dropped(s), s.columns, *[s.gene_column] * by]
+        least = None if s.shared is None else f"{s.shared:.0%}"
+        cells += [s.matched, s.merged, *[least] * shared, s.values, s.unmatched_values, s.bytes]
         name = shorten(printable(s.name), NAME_WIDTH)
         return [name, *cells, *([] if seconds is None else [_rounded(seconds.get(ordinal))])]
 

@@ -26,6 +26,7 @@ from scshards.shards.manifest import MANIFEST, Manifest
 from scshards.shards.shardset import ShardSet
 from scshards.shards.tar import MAX_SOURCES
 from scshards.sources.inputs import Input
+from scshards.sources.rows import SOURCE
 from scshards.sources.shardset import KNOWN, OldSet
 
 _NAMED = 5
@@ -208,8 +209,10 @@ def _new_labels(sets: Sequence[OldSet], options: ReshardOptions) -> tuple[str, .
     if options.split_by is not None:
         needed = [options.split_by]
     names += [name for name in needed if name not in names]
+    # Where no set has it as a label, the index knows from which input each cell is.
+    known = () if any(SOURCE in old.manifest.labels for old in sets) else (SOURCE,)
     for old in sets:
-        missing = [name for name in names if name not in old.manifest.labels]
+        missing = [name for name in names if name not in (*old.manifest.labels, *known)]
         if not missing:
             continue
         if missing[0] in needed and options.keeps_splits:

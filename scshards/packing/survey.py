@@ -27,14 +27,14 @@ from scshards.base.storage import Storage
 from scshards.cells.tokenizer import GeneMatch, round_values
 from scshards.cells.vocab import Vocab
 from scshards.packing import plan
-from scshards.packing.labels import Label, LabelSurvey, read_label
+from scshards.packing.labels import Label, LabelSurvey, check_size, read_label
 from scshards.packing.marks import SPLIT, publish_array, source_folder
 from scshards.packing.options import PackOptions
 from scshards.packing.unique import write_hashes
-from scshards.sources.genes import Naming, match_source
+from scshards.sources.genes import NamedMatch, Naming, match_source
 from scshards.sources.inputs import InputFile
 from scshards.sources.open import input_identity, open_source
-from scshards.sources.rows import Source, reading
+from scshards.sources.rows import INDEX, SOURCE, Source, reading
 from scshards.sources.shardset import ShardRun, ShardSource
 
 SAMPLE_VALUES = 1 << 20
@@ -124,6 +124,12 @@ class Survey:
         Gene columns and how they match the vocabulary.
     left_out
         {type: features that are no gene columns}.
+    gene_column, gene_columns
+        The column of var that names the genes, "index" for its index; and all that could.
+    cells_hash
+        See Source.cells_hash.
+    has_source
+        Whether obs has a column SOURCE of its own.
     cells
         Cells of each split, before any is dropped for its genes, or because it is repeated.
     dropped
@@ -155,6 +161,10 @@ class Survey:
     unmatched: int
     merged: int
     left_out: dict[str, int]
+    gene_column: str
+    gene_columns: tuple[str, ...]
+    cells_hash: str
+    has_source: bool
     cells: tuple[int, ...]
     dropped: tuple[tuple[int, str, int], ...]
     labels: tuple[LabelSurvey, ...]
@@ -178,7 +188,7 @@ class Survey:
             LabelSurvey(**{**label, "categories": tuple(map(sys.intern, label["categories"]))})
             for label in tree["labels"]
         )
-        tuples = {"cells": tuple(tree["cells"]), "tiles": tuple(tree["tiles"])}
+        tuples = {name: tuple(tree[name]) for name in ("cells", "tiles", "gene_columns")}
         tuples["dropped"] = tuple((s, reason, n) for s, reason, n in tree["dropped"])
         return cls(**{**known, **tuples, "labels": labels})
 
@@ -198,9 +208,13 @@ def survey(task: SurveyTask) -> Survey:
     work, options = task.work, task.work.options
     identity = identity_of(task.file, options)
     with open_input(task.file, task.ordinal, work) as source:
-        match = _match(source, task.file, work)
+        named = _match(source, task.file, work)
+        match = named.match
         kept, dropped = _kept(source, work)
         labels = {name: _label(source, name).only(kept) for name in options.labels}
+        if not isinstance(source, ShardSource):
+            for name, label in labels.items():
+                check_size(name, label.categories, options.max_categories, where=source.name)
         split = _split(source, kept, labels, work)
         fraction, off, is_empty = None, None, False
         if not isinstance(source, ShardSource):  # whose values were looked at when they were packed
@@ -211,7 +225,7 @@ def survey(task: SurveyTask) -> Survey:
         for name, array in _arrays(source, match, labels, split, work):
             publish_array(folder / name, array, is_last=False)
         if options.unique is not None:
-            column = source.obs(options.unique)
+            column = source.column(options.unique)
             write_hashes(folder, column, split, name=source.name, column=options.unique)
         advice = "pack a file with counts, or keep the values as they are with --values float"
         return Survey(
@@ -227,6 +241,10 @@ def survey(task: SurveyTask) -> Survey:
             unmatched=match.unmatched,
             merged=match.merged,
             left_out=dict(source.left_out),
+            gene_column=named.column,
+            gene_columns=tuple(source.gene_columns),
+            cells_hash="" if isinstance(source, ShardSource) else source.cells_hash(),
+            has_source=SOURCE in source.obs_columns,
             cells=tuple(int((split == code).sum()) for code in range(len(work.splits))),
             dropped=dropped,
             labels=tuple(
@@ -450,7 +468,7 @@ def _masks(source: Source, work: Work) -> Iterator[tuple[str, NDArray[np.bool_]]
         columns = {}
         for column in expression.columns:
             try:
-                columns[column] = source.obs(column)
+                columns[column] = source.column(column)
             except SourceError as e:
                 # A name that is in no column is a mistake in the expression.
                 raise ConfigError(e.what, where=f"{e.where}: --where", advice=e.advice) from None
@@ -463,20 +481,21 @@ def _masks(source: Source, work: Work) -> Iterator[tuple[str, NDArray[np.bool_]]
         yield from zip(limit_reasons(options), masks, strict=True)
 
 
-def _match(source: Source, file: AnyInput, work: Work) -> GeneMatch:
+def _match(source: Source, file: AnyInput, work: Work) -> NamedMatch:
     if isinstance(file, ShardRun):
         n = source.n_columns
-        return GeneMatch(
+        match = GeneMatch(
             tokens=np.arange(n, dtype=np.int32), n_tokens=n, matched=n, unmatched=0, merged=0,
             unmatched_names=(),
         )  # fmt: skip
+        return NamedMatch(column=INDEX, names=(), match=match)
     options = work.options
     naming = Naming(
         gene_column=file.gene_column or options.gene_column,
         strip_versions=options.strip_versions,
         min_match=options.min_match,
     )
-    return match_source(source, _vocab(work.folder, work.fingerprint), naming).match
+    return match_source(source, _vocab(work.folder, work.fingerprint), naming)
 
 
 def _arrays(
@@ -500,7 +519,7 @@ def _arrays(
 def _label(source: Source, column: str) -> Label:
     where = f"{source.name}: obs, column {column!r}"
     with reading(where):
-        return read_label(source.obs(column), where=where)
+        return read_label(source.column(column), where=where)
 
 
 def _split(

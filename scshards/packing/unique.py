@@ -1,6 +1,6 @@
 """What tells cells apart under `--unique COL`: 128-bit hashes of their values, in the scratch folder.
 
-    write_hashes(folder of a source, column, split)      -> unique.bin
+    write_hashes(folder of a source, column, split)      -> unique.bin, repeated.npy
 
 Values are compared as text, as labels are, so that the number 3 and the text "3" are one. The chance
 that two different values of a billion are taken for one is below 10^-20.
@@ -11,8 +11,9 @@ that two different values of a billion are taken for one is below 10^-20.
     load_split(folder, ordinal, options)        what pass 1 goes by
 
 The first is that of the lowest source and row among the cells that are in a split: those that `--where`
-keeps, before any is dropped for its genes or counts. Sources are merged by stretches of the hash, so
-memory is bounded by `PART_CELLS`, and an eighth of a byte for each row of all inputs.
+keeps, before any is dropped for its genes or counts. Sources are merged by stretches of the hash, in
+which each has a value once: memory is bounded by `PART_CELLS`, however many cells share a value, and an
+eighth of a byte for each row of all inputs.
 
 `--unique COL` when a set is added to: the hashes of the cells that are in the set already.
 
@@ -46,7 +47,7 @@ from scshards.shards.index import OBS_PREFIX
 from scshards.shards.manifest import LabelInfo, Manifest
 from scshards.shards.shardset import read_checked_index
 
-HASHES = "unique.bin"
+HASHES, REPEATED = "unique.bin", "repeated.npy"
 
 RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<i8")])
 """A cell in unique.bin: the two halves of its value's hash, by which the file is sorted, and its row."""
@@ -93,7 +94,10 @@ def write_hashes(
     records = np.empty(len(rows), RECORD)
     records["high"], records["low"], records["row"] = hashes[rows, 0], hashes[rows, 1], rows
     records = records[np.lexsort((records["low"], records["high"]))]  # stable: then by row
-    publish(folder / HASHES, records.view(np.uint8).data)
+    # Within the source it is settled here: a value that most cells share is one record of the merge.
+    again = _are_repeated(records)
+    publish_array(folder / REPEATED, records["row"][again], is_last=False)
+    publish(folder / HASHES, records[~again].view(np.uint8).data)
 
 
 def hash_texts(
@@ -203,12 +207,18 @@ def drop_repeated(
         return tuple(sum(s.cells[code] for s in surveys) for code in codes), {}
     own = [source_folder(str(folder), s.ordinal) for s in surveys]
     folders = [f for f, _ in before] + own
-    sizes = [n for _, n in before] + [sum(s.cells) for s in surveys]
+    sizes = [(f / HASHES).stat().st_size // RECORD.itemsize for f in folders]
     n_parts = max(1, -(-sum(sizes) // PART_CELLS))
     bounds = [_bounds(f / HASHES, size, n_parts) for f, size in zip(folders, sizes, strict=True)]
     # One bit for each row.
     n_rows = [n for _, n in before] + [s.n_rows for s in surveys]
     repeated = [np.zeros(-(-n // 8), np.uint8) for n in n_rows]
+    for path, bits in zip(folders, repeated, strict=True):
+        rows = np.load(path / REPEATED, mmap_mode="r")
+        for first in range(0, len(rows), _CHUNK):
+            _set(bits, rows[first : first + _CHUNK])
+        if looked_at is not None:
+            looked_at(len(rows))
     for part in range(n_parts):
         n = _mark_repeated(folders, bounds, part, repeated)
         if looked_at is not None:
@@ -255,18 +265,25 @@ def _mark_repeated(
     del found
     # Stable: equal hashes stay in the order of sources and rows, and the first of them is kept.
     order = np.lexsort((records["low"], records["high"]))
-    is_repeated = np.zeros(len(order), np.bool_)
-    is_repeated[1:] = True
-    for half in ("high", "low"):
-        hashes = records[half][order]
-        is_repeated[1:] &= hashes[1:] == hashes[:-1]
-    dropped = np.sort(order[is_repeated])
+    dropped = np.sort(order[_are_repeated(records[order])])
     ends = np.cumsum(lengths)
     for ordinal, end in enumerate(ends.tolist()):
         first, last = np.searchsorted(dropped, (end - lengths[ordinal], end))
-        rows = records["row"][dropped[first:last]]
-        np.bitwise_or.at(repeated[ordinal], rows >> 3, (1 << (rows & 7)).astype(np.uint8))
+        _set(repeated[ordinal], records["row"][dropped[first:last]])
     return len(records)
+
+
+def _are_repeated(records: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which of sorted records have the hash of the one before."""
+    again = np.zeros(len(records), np.bool_)
+    again[1:] = (records["high"][1:] == records["high"][:-1]) & (
+        records["low"][1:] == records["low"][:-1]
+    )
+    return again
+
+
+def _set(bits: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
+    np.bitwise_or.at(bits, rows >> 3, (1 << (rows & 7)).astype(np.uint8))
 
 
 GROUP_CELLS = 1 << 20

@@ -81,6 +81,16 @@ class SourceInfo:
         Gene columns; with a token; without one; sharing a token with an earlier column.
     left_out
         {type: features that are no gene columns}, such as antibodies.
+    gene_column
+        The column of var that named its genes, "index" its index.
+    ids
+        The share of its genes that are Ensembl ids.
+    shared
+        The genes that it has in common with another input of that pack, of those of the smaller of the
+        two, at the least over all others.
+    identity
+        What tells it from other inputs: its address `at`, `size`, what its storage says of its state,
+        the `values` of its matrix, and `cells`, a hash of the names of its cells.
     values, unmatched_values
         Values stored; non-zero values of read cells that lay in unmatched columns.
     rounded
@@ -98,6 +108,10 @@ class SourceInfo:
     unmatched: int
     merged: int
     left_out: Mapping[str, int] = field(default_factory=dict)
+    gene_column: str | None = None
+    ids: float | None = None
+    shared: float | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
     values: int
     unmatched_values: int
     rounded: int = 0
@@ -341,6 +355,7 @@ def _source_to_json(s: SourceInfo) -> dict[str, Any]:
             "unmatched": s.unmatched,
             "merged": s.merged,
             **({"left_out": dict(s.left_out)} if s.left_out else {}),
+            **{n: value for n in _OF_GENES if (value := getattr(s, n)) is not None},
         },
         "values": {
             "stored": s.values,
@@ -348,7 +363,12 @@ def _source_to_json(s: SourceInfo) -> dict[str, Any]:
             **({"rounded": s.rounded} if s.rounded else {}),
             "bytes": s.bytes,
         },
+        **({"identity": dict(s.identity)} if s.identity else {}),
     }
+
+
+_OF_GENES = ("gene_column", "ids", "shared")
+"""What sets that were packed earlier do not say."""
 
 
 def _source_from(tree: Record) -> SourceInfo:
@@ -363,11 +383,22 @@ def _source_from(tree: Record) -> SourceInfo:
         unmatched=genes.number("unmatched"),
         merged=genes.number("merged"),
         left_out=genes.counts("left_out") if "left_out" in genes else {},
+        gene_column=genes.text("gene_column") if "gene_column" in genes else None,
+        ids=genes.share("ids") if "ids" in genes else None,
+        shared=genes.share("shared") if "shared" in genes else None,
+        identity=_identity(tree) if "identity" in tree else {},
         values=values.number("stored"),
         unmatched_values=values.number("unmatched"),
         rounded=values.number("rounded") if "rounded" in values else 0,
         bytes=values.number("bytes"),
     )
+
+
+def _identity(tree: Record) -> dict[str, Any]:
+    found, record = tree.plain("identity"), tree.record("identity")
+    for name in {"at", "cells"} & found.keys():
+        record.text(name)
+    return found
 
 
 def _path(tree: Record) -> str:

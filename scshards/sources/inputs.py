@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from scshards.base.errors import ConfigError
+from scshards.base.remote import translated
 from scshards.base.storage import Storage, is_local, is_web, path_of
 from scshards.census.address import is_cells, is_soma
 from scshards.census.experiment import JOINID
@@ -49,6 +50,11 @@ class InputFile(NamedTuple):
     url: str
     name: str
     gene_column: str | None = None
+
+    @property
+    def asked(self) -> str:
+        """Its name, and the column where one stands after its address."""
+        return self.name if self.gene_column is None else f"{self.name}::{self.gene_column}"
 
     @property
     def place(self) -> str:
@@ -130,7 +136,7 @@ def kept_columns(obs: Sequence[str], files: Sequence[InputFile]) -> tuple[str, .
 def _parted(text: str) -> tuple[str, str | None]:
     """`a.h5ad::feature_name` as the address and the column; the key of an object may hold `::` too."""
     found = _WITH_COLUMN.fullmatch(text)
-    if found is None or (is_local(text) and path_of(text).exists()):
+    if found is None or (is_local(text) and os.path.exists(path_of(text))):  # noqa: PTH110
         return text, None
     address, column = found.groups()
     known = is_cells(address) or address.endswith((*_ENDINGS, *LISTS, "/"))
@@ -241,7 +247,8 @@ def _listed(line: str, folder: str, options: Mapping[str, Any] | None) -> list[I
 def _expanded(url: str, options: Mapping[str, Any] | None) -> list[InputFile]:
     if is_cells(url):
         return [InputFile(str(p.address), p.name) for p in partitions(url, options)]
-    found = _local(url) if is_local(url) else _remote(url, options)
+    with translated(display_name(url)):
+        found = _local(url) if is_local(url) else _remote(url, options)
     return [InputFile(one, display_name(one)) for one in found]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import hashlib
 import os
 import re
 import zlib
@@ -26,6 +27,9 @@ from scshards.base.errors import ScshardsError, SourceError
 from scshards.base.storage import redact
 from scshards.cells.batch import cell_keys
 from scshards.sources.options import GENES_ALONE
+
+SOURCE = "source"
+"""What the name of its input is called, as a column of a cell."""
 
 INDEX = "index"
 """What pandas calls the index of a table in expressions."""
@@ -183,6 +187,28 @@ class Source(abc.ABC):
         SourceError
             When there is none of this name; it lists those that there are.
         """
+
+    def column(self, name: str) -> Any:
+        """An obs column as `obs` gives it; SOURCE is the name of the input, unless obs has it."""
+        if name != SOURCE or name in self.obs_columns:
+            return self.obs(name)
+        import pandas as pd
+
+        return pd.Categorical.from_codes(np.zeros(self.n_rows, np.int8), [self.name])
+
+    def cells_hash(self) -> str:
+        """A hash of the names of the cells in their order; "" where they are numbered, or have none."""
+        try:
+            names = np.asarray(self.obs(INDEX), object)
+        except SourceError:
+            return ""  # nobody asked for them, so they need not be in order
+        if not len(names) or _are_numbered(str(names[0]), str(names[-1]), len(names)):
+            return ""
+        digest = hashlib.sha256()
+        for start in range(0, len(names), BLOCK_ROWS):
+            some = names[start : start + BLOCK_ROWS].tolist()
+            digest.update("".join(f"{name}\n" for name in some).encode(errors="surrogatepass"))
+        return digest.hexdigest()[:32]
 
     @property
     @abc.abstractmethod
@@ -378,6 +404,12 @@ def kernel_dtype(stored: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype in which stored numbers go through compiled loops: none is rounded."""
     native = stored.newbyteorder("=")
     return np.dtype(np.float32) if native == np.float16 else native
+
+
+def _are_numbered(first: str, last: str, n: int) -> bool:
+    """Whether names are but numbers in a row, such as cell0, cell1, ..., by the first and the last."""
+    a, b = (re.fullmatch(r"(.*?)(\d{1,18})", name, re.DOTALL) for name in (first, last))
+    return a is not None and b is not None and a[1] == b[1] and int(b[2]) - int(a[2]) == n - 1
 
 
 def display_name(url: str | os.PathLike[str]) -> str:

@@ -28,9 +28,16 @@ from scshards.shards.index import OBS_PREFIX
 from scshards.shards.manifest import LabelInfo, Manifest, ShardInfo
 from scshards.shards.shardset import read_checked_index
 from scshards.shards.tar import Compression
-from scshards.sources.rows import BLOCK_ROWS, BLOCK_VALUES, Block, Source, missing_column
+from scshards.sources.rows import (
+    BLOCK_ROWS,
+    BLOCK_VALUES,
+    SOURCE,
+    Block,
+    Source,
+    missing_column,
+)
 
-KNOWN = ("n_genes", "total")
+KNOWN = ("n_genes", "total", SOURCE)
 """What the index knows of a cell beside its labels; a label of the same name comes first."""
 
 RUN_CELLS = 1 << 20
@@ -45,8 +52,8 @@ class ShardRun:
 
     Attributes
     ----------
-    url, name
-        The set's address, and what messages call it.
+    url, name, source_names
+        The set's address, what messages call it, and what its sources are called.
     shards
         (split, shard) in order.
     first_row
@@ -61,6 +68,7 @@ class ShardRun:
 
     url: str
     name: str
+    source_names: tuple[str, ...]
     shards: tuple[tuple[str, ShardInfo], ...]
     first_row: int = 0
     labels: Mapping[str, LabelInfo]
@@ -80,7 +88,9 @@ class ShardRun:
         first, last = np.searchsorted(ends, (start, stop - 1), side="right").tolist()
         skipped = int(ends[first - 1]) if first else self.first_row
         shards = self.shards[first : last + 1]
-        return dataclasses.replace(self, shards=shards, first_row=skipped, labels={})
+        return dataclasses.replace(
+            self, shards=shards, first_row=skipped, labels={}, source_names=()
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,6 +132,7 @@ class OldSet:
         return ShardRun(
             url=self.root,
             name=self.name,
+            source_names=tuple(s.name for s in m.sources),
             shards=tuple(shards),
             labels={n: info for n, info in m.labels.items() if n in labels},
             first_source=self.first_source,
@@ -182,16 +193,22 @@ class ShardSource(Source):
 
     def obs(self, column: str) -> Any:
         """See Source: a label, or what the index knows."""
+        import pandas as pd
+
         if column not in self.obs_columns:
             raise missing_column(column, self.obs_columns, frame="obs", where=self.name)
         info = self.run.labels.get(column)
+        if info is None and column == SOURCE:
+            # Sets of different inputs may be merged whose names are the same.
+            names = dict.fromkeys(self.run.source_names)
+            place = {name: i for i, name in enumerate(names)}
+            codes = np.array([place[name] for name in self.run.source_names], np.int32)
+            return pd.Categorical.from_codes(codes[self.known(SOURCE)], list(names))
         if info is None:
             return self.known(column)
         values = self.known(OBS_PREFIX + column)
         if info.kind == "number":
             return values
-        import pandas as pd
-
         return pd.Categorical.from_codes(values, pd.Index(info.categories, dtype=object))
 
     def known(self, column: str) -> NDArray[Any]:
@@ -255,7 +272,9 @@ class ShardSource(Source):
             return self._tables[i]
         run, shard = self.run, self.run.shards[i][1]
         labels = {OBS_PREFIX + name: info for name, info in run.labels.items()}
-        index = read_checked_index(self._storage, shard, [*_PLACES, *KNOWN, *labels])
+        index = read_checked_index(
+            self._storage, shard, list(dict.fromkeys([*_PLACES, *KNOWN, *labels]))
+        )
         where = self._storage.at(shard.index_path)
         source = index["source"]
         if len(source) and not 0 <= int(source.min()) <= int(source.max()) < run.n_sources:

@@ -21,9 +21,10 @@ from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
 from scshards.base.where import Where, parse
 from scshards.shards.index import OBS_PREFIX
-from scshards.stream.shardlist import ShardList
+from scshards.shards.manifest import LabelInfo
+from scshards.stream.shardlist import SOURCE, ShardList
 
-INDEX_NUMBERS = ("n_genes", "total", "source")
+INDEX_NUMBERS = ("n_genes", "total", SOURCE)
 """What may be named beside labels; a label of the same name comes first."""
 
 _READERS = 8
@@ -93,11 +94,11 @@ def scan(
 
 def column_name(shards: ShardList, name: str, option: str) -> str:
     """What a label or a number is called in the index; ConfigError names those there are."""
-    if name in shards.labels:
+    if shards.label(name) is not None:
         return OBS_PREFIX + name
     if name in INDEX_NUMBERS:
         return name
-    known = (*shards.labels, *INDEX_NUMBERS)
+    known = list(dict.fromkeys([*shards.labels, *INDEX_NUMBERS]))
     raise ConfigError(
         f"the cells of the shard set have no {name!r}",
         where=f"{shards.name()}: {option}",
@@ -107,7 +108,8 @@ def column_name(shards: ShardList, name: str, option: str) -> str:
 
 def check_category(shards: ShardList, column: str, value: object, option: str) -> None:
     """ConfigError, with the nearest ones, when a category column has no such category."""
-    categories = shards.labels[column].categories
+    info = shards.label(column)
+    categories = info.categories if info is not None else ()
     if value not in categories:
         raise ConfigError(
             f"the column {column!r} has no category {value!r}",
@@ -117,9 +119,16 @@ def check_category(shards: ShardList, column: str, value: object, option: str) -
 
 
 def _matching(shards: ShardList, expression: Where) -> Chosen:
+    infos = {c: shards.label(c) for c in expression.columns}
     names = {c: column_name(shards, c, expression.option) for c in expression.columns}
+    if SOURCE not in shards.labels and not any(
+        column == SOURCE and isinstance(value, str) for column, value in expression.compared
+    ):
+        # Compared with numbers, or with nothing, it is the ordinal.
+        infos |= {SOURCE: None} if SOURCE in infos else {}
+        names |= {SOURCE: SOURCE} if SOURCE in names else {}
     for column, value in expression.compared:
-        info = shards.labels.get(column)
+        info = infos[column]
         if info is not None and info.kind == "category":
             check_category(shards, column, value, expression.option)
         elif isinstance(value, str):
@@ -127,7 +136,7 @@ def _matching(shards: ShardList, expression: Where) -> Chosen:
                 f"the column {column!r} holds numbers, not text such as {value!r}",
                 where=f"{shards.name()}: {expression.option}",
             )
-    evaluate = _Evaluator(shards, expression)
+    evaluate = _Evaluator(shards, expression, infos)
     groups = [
         range(i, min(i + _AT_ONCE, len(shards.shards)))
         for i in range(0, len(shards.shards), _AT_ONCE)
@@ -153,14 +162,16 @@ def _matching(shards: ShardList, expression: Where) -> Chosen:
 class _Evaluator:
     """An expression over columns, one thread at a time: pandas holds the interpreter anyway."""
 
-    def __init__(self, shards: ShardList, expression: Where) -> None:
+    def __init__(
+        self, shards: ShardList, expression: Where, infos: Mapping[str, LabelInfo | None]
+    ) -> None:
         import pandas as pd
 
         self._expression, self._name = expression, shards.name()
         self._dtypes = {
             name: pd.CategoricalDtype(list(info.categories))
-            for name, info in shards.labels.items()
-            if info.kind == "category"
+            for name, info in infos.items()
+            if info is not None and info.kind == "category"
         }
         self._lock = threading.Lock()
 

@@ -27,12 +27,9 @@ from scshards.stream.course import Course
 from scshards.stream.entropy import entropy, expected_entropy
 from scshards.stream.parts import Appearances, Choice, ChoiceOptions
 from scshards.stream.plan import EpochPlan
-from scshards.stream.shardlist import ShardList
+from scshards.stream.shardlist import SOURCE, ShardList
 from scshards.stream.shuffle import some_of_order
 from scshards.stream.weights import WeightsOption
-
-SOURCE = "source"
-"""The column that tells from which input of pack a cell is; every index has it."""
 
 LOW = 0.05
 """The share of batches that are worse than a column's `low`."""

@@ -26,7 +26,7 @@ from scshards.shards.index import OBS_PREFIX
 from scshards.stream.choice import Chosen, choose, scan
 from scshards.stream.copies import Passes, Resampling, in_passes, resample
 from scshards.stream.plan import shard_order
-from scshards.stream.shardlist import ShardList
+from scshards.stream.shardlist import SOURCE, ShardList
 from scshards.stream.weights import (
     CellWeights,
     WeightsOption,
@@ -236,7 +236,9 @@ class Choice:
                 ),
             )
         name = self.domain_column.removeprefix(OBS_PREFIX)
-        names = [*self._shards.labels[name].categories, None]
+        info = self._shards.label(name)
+        assert info is not None
+        names = [*info.categories, None]
         of_domain = self._sums_of_domains(len(names))
         parts = []
         total, before, seen = sum(map(int, of_domain.sum(axis=1))), 0, 0
@@ -304,10 +306,11 @@ def _domain_column(shards: ShardList, name: str | None) -> str | None:
     if name is None:
         return None
     known = [c for c, info in shards.labels.items() if info.kind == "category"]
+    known += [SOURCE] if SOURCE not in shards.labels else []
     if name not in known:
         raise ConfigError(
             f"the cells of the shard set have no category {name!r}",
             where=f"{shards.name()}: domain_by",
-            advice=did_you_mean(name, known) if known else "pack it with --obs",
+            advice=did_you_mean(name, known),
         )
     return OBS_PREFIX + name

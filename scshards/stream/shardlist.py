@@ -28,6 +28,9 @@ from scshards.shards.index import OBS_PREFIX
 from scshards.shards.manifest import LabelInfo, ShardInfo, SourceInfo
 from scshards.shards.shardset import ShardSet, checked_index
 
+SOURCE = "source"
+"""From which input of pack a cell is: its ordinal in every index, and by its name a category."""
+
 _KNOWN_STARTS = 256
 """Shards whose chunks' starts stay in memory: more than lanes read at a time."""
 
@@ -149,6 +152,19 @@ class ShardList:
         """Let this function read the bytes of a shard's index from now on."""
         self._index_bytes = read
 
+    def label(self, name: str) -> LabelInfo | None:
+        """A label; SOURCE, which no label need be, has the names of the inputs for categories."""
+        if name == SOURCE and name not in self.labels:
+            return LabelInfo(kind="category", categories=tuple(self._named_sources[0]))
+        return self.labels.get(name)
+
+    @cached_property
+    def _named_sources(self) -> tuple[dict[str, int], NDArray[np.int32]]:
+        """The code of each name of a source, and of each source: sets may share names."""
+        names = dict.fromkeys(s.name for s in self.sources)
+        codes = {name: code for code, name in enumerate(names)}
+        return codes, np.array([codes[s.name] for s in self.sources], np.int32)
+
     def index(self, shard: int, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Columns of a shard's index, as they are in the sets read as one.
 
@@ -157,6 +173,15 @@ class ShardList:
         ChecksumError, FormatError, StorageError
             When it is not the index that was packed.
         """
+        of_source = OBS_PREFIX + SOURCE
+        if of_source in columns and SOURCE not in self.labels:
+            found = self.index(
+                shard, [SOURCE, *(c for c in columns if c not in (SOURCE, of_source))]
+            )
+            ordinals, known = found[SOURCE], self._named_sources[1]
+            if len(ordinals) and not 0 <= int(ordinals.min()) <= int(ordinals.max()) < len(known):
+                raise FormatError("a cell is of no source of the set", where=self.at(shard))
+            return found | {of_source: known[ordinals]}
         number = int(self.set_of[shard])
         shardset, info, codes = self.shardsets[number], self.shards[shard], self._codes[number]
         where = shardset.storage.at(info.index_path)
@@ -183,7 +208,7 @@ class ShardList:
                     where=where,
                     advice="run scshards verify on the shard set",
                 )
-            if column == "source" and self._first_source[number]:
+            if column == SOURCE and self._first_source[number]:
                 values = values.astype(np.int64) + self._first_source[number]
             if column in codes and len(values):
                 new_codes, bound = codes[column]

@@ -169,7 +169,9 @@ def _category_sums(
     shards: ShardList, column: str, rule: str | Mapping[str, float], found: Sequence[_Counts]
 ) -> tuple[list[NDArray[np.float64]], list[float], list[float]]:
     """For each set: the weight of each code (the last is that of -1), their sum and the largest."""
-    categories = shards.labels[column.removeprefix(OBS_PREFIX)].categories
+    info = shards.label(column.removeprefix(OBS_PREFIX))
+    assert info is not None
+    categories = info.categories
     counts = np.zeros((len(shards.shardsets), len(categories) + 1), np.int64)
     for number, (codes, n) in zip(shards.set_of.tolist(), found, strict=True):
         counts[number, codes] += n
@@ -211,7 +213,7 @@ def _column(shards: ShardList, weights: WeightsOption) -> str:
     """The index column of an option that fits the labels."""
     name, rule = (weights, None) if isinstance(weights, str) else next(iter(weights.items()))
     column = column_name(shards, name, "weights")
-    info = shards.labels.get(name)
+    info = shards.label(name)
     is_category = info is not None and info.kind == "category"
     if is_category != (rule is not None):
         kind = "categories" if is_category else "numbers"

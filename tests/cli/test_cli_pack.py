@@ -51,8 +51,8 @@ def test_a_pack_and_its_tables(folder: Path) -> None:
     assert result.exit_code == 0
     table, splits = result.stdout.split("\n\n")
     header, _, first, second, _, total = table.splitlines()
-    assert header.split()[:10] == ["input", "cells", "kept", "where", "genes", "matched", "merged",
-                                   "values", "unmatched", "bytes"]  # fmt: skip
+    assert header.split()[:11] == ["input", "cells", "kept", "where", "genes", "matched", "merged",
+                                   "shared", "values", "unmatched", "bytes"]  # fmt: skip
     names = [shorten(str(folder / f"{name}.h5ad"), 48) for name in "ab"]
     assert first.split()[:7] == [names[0], "30", "20", "10", "8", "8", "0"]
     assert second.split()[0] == names[1]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pack_support import counts, key, quiet_pack, read_back, tree_sums, vocab_of, write
 
-from scshards.base.errors import SourceError
+from scshards.base.errors import ConfigError, SourceError
 from scshards.packing.labels import Label, read_label, unite
 
 TEXTS = st.text(max_size=4) | st.sampled_from(["3", "a/b", "日本", "True", "nan", " "])
@@ -223,3 +223,22 @@ def test_labels_of_a_pack_do_not_depend_on_workers(tmp_path: Path) -> None:
         "category",
         "category",
     ]
+
+
+def test_a_column_with_a_value_in_each_cell_is_no_label(tmp_path: Path) -> None:
+    barcodes = [f"b{i}" for i in range(30)]
+    paths = [
+        write(
+            tmp_path / f"{n}.h5ad",
+            counts(15, 6, seed=n),
+            obs={"barcode": barcodes[15 * n : 15 * n + 15]},
+        )
+        for n in range(2)
+    ]
+    for inputs, most, found in ((paths, 14, 15), (paths, 29, 30)):
+        with pytest.raises(ConfigError, match=f"{found} different values") as refused:
+            quiet_pack(inputs, tmp_path / "out", vocab_of(6), obs=("barcode",), max_categories=most)
+        assert "--max-categories" in str(refused.value) and not (tmp_path / "out").exists()
+    manifest = quiet_pack(paths, tmp_path / "out", vocab_of(6), obs=("barcode",), max_categories=30)
+    assert len(manifest.labels["barcode"].categories) == 30
+    assert "max_categories" not in manifest.options

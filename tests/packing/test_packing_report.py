@@ -115,7 +115,7 @@ def test_the_summary_as_json() -> None:
     assert first == {
         "name": "\udcff 細胞.h5ad", "rows": 10, "kept": 7, "dropped": {"few": 3}, "columns": 20,
         "matched": 12, "unmatched": 8, "merged": 2, "values": 100, "unmatched_values": 10,
-        "bytes": 300, "seconds": None, "left_out": {},
+        "bytes": 300, "seconds": None, "left_out": {}, "gene_column": None, "ids": None, "shared": None,
     }  # fmt: skip
     assert second["seconds"] == 2.5
     assert "seconds" not in report.summary(manifest)["sources"][0]

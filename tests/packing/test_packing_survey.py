@@ -75,6 +75,7 @@ def test_arrays_are_the_same_again(tasks: list[SurveyTask]) -> None:
         "label-0.npy",
         "label-1.npy",
         "label-2.npy",
+        "repeated.npy",
         "split.npy",
         "tokens.npy",
         "unique.bin",

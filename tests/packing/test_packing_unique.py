@@ -48,7 +48,7 @@ def surveyed(folder: Path, columns: list[Any], splits: list[Any], n_splits: int)
         surveys.append(
             Survey(
                 ordinal=i, name=f"s{i}", identity={}, n_rows=len(codes), n_values=0, needs_transposing=False, tiles=(0, 1),
-                columns=1, matched=1, unmatched=0, merged=0, left_out={}, cells=cells, dropped=(), labels=(), apart={},
+                columns=1, matched=1, unmatched=0, merged=0, left_out={}, gene_column="index", gene_columns=(), cells_hash="", has_source=False, cells=cells, dropped=(), labels=(), apart={},
                 fraction=None, off=None, is_empty=False, is_log1p=False, advice="",
             )
         )  # fmt: skip
@@ -169,6 +169,30 @@ def test_memory_does_not_grow_with_the_cells(tmp_path: Path) -> None:
             assert kept == (10_000 * (n_sources + 1),)
             assert dropped == dict.fromkeys(range(1, n_sources), 10_000)
     assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_memory_does_not_grow_with_cells_of_one_value(tmp_path: Path) -> None:
+    """A column that is mostly empty text: all of its hashes would be in one stretch."""
+    options = PackOptions(unique="id")
+    n, peaks = 300_000, []
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(unique, "PART_CELLS", 1 << 14)
+        for share in (0.0, 0.9):
+            folder = tmp_path / str(share)
+            ids = [np.arange(i * n, (i + 1) * n) for i in range(2)]
+            for column in ids:
+                column[: int(share * n)] = -1
+            surveys = surveyed(folder, ids, [np.zeros(n)] * 2, 1)
+            looked: list[int] = []
+            tracemalloc.start()
+            kept, dropped = drop_repeated(folder, surveys, options, looked_at=looked.append)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            again = int(share * n)
+            assert kept == (2 * n - 2 * again + bool(again),) and sum(looked) == 2 * n
+            assert dropped == ({0: again - 1, 1: again} if again else {})
+    # Both splits and bits are held; 270,000 hashes would take 20 MB more.
+    assert peaks[1] < 1.5 * peaks[0] + (1 << 22)
 
 
 @pytest.fixture

@@ -177,7 +177,7 @@ def test_the_command_line_tells_what_is_left_out(tmp_path: Path) -> None:
     for command in (
         ["vocab", "build", *paths, "-o", vocab],
         ["vocab", "check", vocab, *paths],
-        ["pack", *paths, "-o", out, "--vocab", vocab],
+        ["pack", *paths, "-o", out, "--vocab", vocab, "--allow-repeats"],
         ["info", out],
     ):
         done = CliRunner().invoke(main, command, catch_exceptions=False)

@@ -424,7 +424,7 @@ BAD = [
     # Genes.
     bad("other genes", made(genes=list("abcdef")), SourceError, "0 of 6", "'a'"),
     bad("too few genes", made(genes=["G0", "G1", *"cdef"]), SourceError, "2 of 6", "33%", "--min-match"),
-    bad("Ensembl ids where the vocabulary has symbols", ensembl, SourceError, "0 of 6", "'ENSG00000000000'", "--gene-column symbol would match 100%"),
+    bad("Ensembl ids where the vocabulary has symbols", ensembl, SourceError, "0 of 6", "'ENSG00000000000'", "--gene-column symbol would match 100%", gene_column="index"),
     bad("duplicate genes as floats", made(genes=["G0"] * 6), ValueKindError, "share a token", values="float"),
     # Choices that do not fit.
     bad("the inputs are none", nothing, ConfigError, "no input", alone=True),

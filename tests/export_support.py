@@ -69,7 +69,7 @@ def bank(path: Path) -> list[Cell]:
         "gene_vocab_md5": None,
     }
     assert json.loads((path / "studytable.json").read_text()) == {"study_ids": None}
-    assert len(list(path.iterdir())) == 4
+    assert len(list(path.iterdir())) == 5  # and the report
     table = pq.read_table(path / "counts.datatable.parquet")
     assert table.column_names == ["id", "genes", "expressions"]
     assert table.column("id").to_pylist() == list(range(len(table)))

@@ -160,7 +160,7 @@ class Lease:
     job
         With others that do the same job, as the tasks of one array do; None: alone.
     beat_s, watch_s
-        See BEAT_S.
+        In place of BEAT_S and WATCH_S.
 
     Attributes
     ----------
@@ -181,12 +181,12 @@ class Lease:
         prefix: str,
         *,
         job: str | None = None,
-        beat_s: float = BEAT_S,
-        watch_s: float = WATCH_S,
+        beat_s: float | None = None,
+        watch_s: float | None = None,
     ) -> None:
         self.claim = f"{prefix}/{secrets.token_hex(8)}.json"
         self._storage, self._prefix, self._job = storage, prefix, job
-        self._beat_s, self._watch_s = beat_s, watch_s
+        self._beat_s, self._watch_s = beat_s or BEAT_S, watch_s or WATCH_S
         self._beats = 0
         self.is_held = False
         self._stop = threading.Event()

@@ -13,7 +13,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,7 +37,7 @@ from scshards.shards.manifest import MANIFEST, VOCAB
 from scshards.shards.shardset import ShardSet
 
 MARK = "export.json"
-"""The last file of a folder of parquet or h5ad files: the report."""
+"""The report: of a folder of parquet or h5ad files, the last that is written."""
 
 BANK_MANIFEST, BANK_TABLE = "manifest.json", "counts.datatable.parquet"
 """The last file of a scBank, and the one that holds its cells."""
@@ -70,6 +71,8 @@ class ExportReport:
         Cells and values that were written; cells of the same splits that `where` left out.
     files
         In the order of the cells.
+    request
+        SHA-256 (hex) of what was asked for and of the manifest that it was asked of.
     """
 
     shard_set: str
@@ -83,10 +86,17 @@ class ExportReport:
     values: int
     left_out: int
     files: tuple[ExportedFile, ...]
+    request: str
 
     def to_json(self) -> dict[str, Any]:
         """Ready for JSON."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> ExportReport:
+        """From what `to_json` gave."""
+        files = tuple(ExportedFile(**file) for file in tree["files"])
+        return cls(**{**tree, "files": files})
 
 
 def export(
@@ -111,11 +121,12 @@ def export(
     progress
         Show progress on standard error.
     restart
-        Throw away what an unfinished export has left in an object store. Locally that is always done.
+        Throw away what an unfinished export of something else has left in an object store. What one of
+        the same has left is always thrown away, and all of it locally.
 
     Returns
     -------
-    What was written.
+    What was written; an output that is there, whole, of the same options and shard set, stays as it is.
 
     Raises
     ------
@@ -131,6 +142,8 @@ def export(
     address = os.fspath(output).rstrip("/")
     is_file = _check_name(address, options)
     shardset = ShardSet(root, options.storage_options)
+    manifest_sha256 = hashlib.sha256(shardset.storage.read(MANIFEST)).hexdigest()
+    request = options.request(manifest_sha256)
     taken = Taken(shardset, options)
     if options.to == "h5ad":
         export_h5ad.check_names(taken, shardset.vocab)
@@ -139,36 +152,77 @@ def export(
     target = Output(
         address,
         is_file=is_file,
+        request=request,
         scratch=options.scratch,
         storage_options=options.storage_options,
         restart=restart,
     )
+    done = _finished(target, request, is_file=is_file)
+    if done is not None:
+        return done
     with target:
         survey = taken.survey(shown=progress)
         kind = shardset.manifest.value_kind
         dtype = value_dtype(options.dtype, kind, survey.largest_total)
-        writing = _Writing(taken, target, options, dtype, is_file=is_file)
-        pieces = _pieces(taken, survey, target, options, progress)
-        with contextlib.closing(writing):
-            with Progress("export", sum(survey.cells.values()), shown=progress) as bar:
-                for piece in pieces:
-                    writing.add(taken.decoded(piece))
-                    bar.add(len(piece.columns), bytes=int(piece.sizes.sum()))
-            writing.end_file()
         report = ExportReport(
             shard_set=taken.name,
-            manifest_sha256=hashlib.sha256(shardset.storage.read(MANIFEST)).hexdigest(),
+            manifest_sha256=manifest_sha256,
             output=target.name,
             to=options.to,
             order=options.order,
             dtype=dtype.name,
             splits=dict(survey.cells),
-            cells=writing.cells,
-            values=writing.values,
+            cells=sum(survey.cells.values()),
+            values=survey.values,
             left_out=survey.left_out,
-            files=tuple(writing.files),
+            files=(),
+            request=request,
         )
+        writing = _Writing(taken, target, options, dtype, report if is_file else None)
+        pieces = _pieces(taken, survey, target, options, progress)
+        with contextlib.closing(writing):
+            with Progress("export", report.cells, shown=progress) as bar:
+                for piece in pieces:
+                    writing.add(taken.decoded(piece))
+                    bar.add(len(piece.columns), bytes=int(piece.sizes.sum()))
+            writing.end_file()
+        assert writing.cells == report.cells
+        report = dataclasses.replace(report, files=tuple(writing.files))
         target.publish(_small_files(taken, target, report, is_file=is_file))
+    return report
+
+
+def _finished(target: Output, request: str, *, is_file: bool) -> ExportReport | None:
+    """The report of an output that is whole and what is asked for; says so then."""
+    storage = target.storage
+    try:
+        if is_file:
+            said = export_h5ad.read_record(storage)
+        else:
+            said = (storage.read_if_there(MARK) or b"").decode(errors="replace")
+        report = ExportReport.from_json(json.loads(said or "{}"))
+        if report.request != request:
+            return None
+        if is_file:
+            files = (
+                ExportedFile(
+                    path="", cells=report.cells, values=report.values, bytes=storage.size("")
+                ),
+            )
+            report = dataclasses.replace(report, files=files)
+        sizes = {} if is_file else storage.sizes()
+    except (KeyError, TypeError, ValueError):
+        return None  # something else, which is told of where it is refused
+    if report.to == "scbank" and BANK_MANIFEST not in sizes:
+        return None
+    if not is_file and any(sizes.get(f.path) != f.bytes for f in report.files):
+        return None
+    target.remove_leftovers()
+    print(
+        f"{target.name} is complete: it was made by this command, and nothing is to do",
+        file=sys.stderr,
+        flush=True,
+    )
     return report
 
 
@@ -181,7 +235,7 @@ class _File(Protocol):
 
 
 class _Writing:
-    """Cuts the blocks into the files of the output."""
+    """Cuts the blocks into the files of the output; one file alone has its report in it."""
 
     def __init__(
         self,
@@ -189,13 +243,12 @@ class _Writing:
         target: Output,
         options: ExportOptions,
         dtype: np.dtype[Any],
-        *,
-        is_file: bool,
+        record: ExportReport | None,
     ) -> None:
         self.files: list[ExportedFile] = []
         self.cells = self.values = 0
         self._taken, self._target, self._options, self._dtype = taken, target, options, dtype
-        self._is_file = is_file
+        self._record, self._is_file = record, record is not None
         self._limit = options.max_cells or MAX_CELLS
         self._file: _File | None = None
         self._group = self._name = ""
@@ -266,7 +319,10 @@ class _Writing:
         path = self._target.begin(self._name)
         with translated(self._target.name):
             if to == "h5ad":
-                self._file = H5adFile(path, self._taken, self._dtype, self._taken.shardset.vocab)
+                record = "" if self._record is None else json.dumps(self._record.to_json())
+                self._file = H5adFile(
+                    path, self._taken, self._dtype, self._taken.shardset.vocab, record
+                )
             else:
                 labelled = to == "parquet"
                 self._file = ParquetFile(path, self._taken, self._dtype, labelled=labelled)
@@ -291,11 +347,16 @@ def _small_files(
         tokens = export_parquet.bank_vocab(vocab)
         target.write("gene_vocab.json", json.dumps(tokens, indent=2).encode())
         target.write("studytable.json", json.dumps({"study_ids": None}, indent=2).encode())
+        target.write(MARK, _told(report))
         manifest = {"on_disk_format": "parquet", "main_data": "counts", "gene_vocab_md5": None}
         return BANK_MANIFEST, json.dumps(manifest, indent=2).encode()
     target.write(VOCAB, vocab.to_json())
+    return MARK, _told(report)
+
+
+def _told(report: ExportReport) -> bytes:
     tree = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
-    return MARK, f"{tree}\n".encode(errors="backslashreplace")
+    return f"{tree}\n".encode(errors="backslashreplace")
 
 
 def _check_name(address: str, options: ExportOptions) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError, FormatError
+from scshards.base.storage import Storage
 from scshards.cells.vocab import SPECIALS, Vocab
 from scshards.census.h5ad import (
     CELLS_CHUNK,
@@ -28,6 +29,8 @@ from scshards.census.h5ad import (
 from scshards.exporting.cells import Block, Taken
 from scshards.exporting.values import ROW, SOURCE, SPLIT, keys, own_columns, written
 
+_RECORD = "scshards-export"
+
 
 class H5adFile:
     """One file, written block by block.
@@ -40,9 +43,13 @@ class H5adFile:
         The shard set, and what values are written as.
     vocab
         Its genes are the columns, in the order of their ids.
+    record
+        What `read_record` gives back; "" is none.
     """
 
-    def __init__(self, path: Path, taken: Taken, dtype: np.dtype[Any], vocab: Vocab) -> None:
+    def __init__(
+        self, path: Path, taken: Taken, dtype: np.dtype[Any], vocab: Vocab, record: str
+    ) -> None:
         import h5py
 
         self._taken, self._dtype = taken, dtype
@@ -53,6 +60,8 @@ class H5adFile:
         self._cells = 0
         f = self._file
         f.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        if record:
+            f.attrs[_RECORD] = record
         for name in GROUPS:
             new_group(f, name, "dict", "0.1.0")
         self._x = new_group(f, "X", "csr_matrix", "0.1.0")
@@ -128,6 +137,19 @@ class H5adFile:
         sizes = (np.int8, np.int16, np.int32)
         kind = next(k for k in sizes if len(names) <= np.iinfo(k).max)
         return Growing(group, "codes", np.dtype(kind), CELLS_CHUNK, "array", "0.2.0")
+
+
+def read_record(storage: Storage) -> str | None:
+    """The record of the file at the root of a storage; None when there is none, or no such file."""
+    import h5py
+
+    if not storage.exists(""):
+        return None
+    try:
+        with storage.open() as raw, h5py.File(raw, "r") as f:
+            return str(f.attrs[_RECORD])
+    except (OSError, KeyError):
+        return None  # no HDF5 file, or not one of ours
 
 
 def check_names(taken: Taken, vocab: Vocab) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -79,3 +81,16 @@ class ExportOptions:
                 )
         if self.where is not None:
             where_.parse(self.where)
+
+    def request(self, manifest_sha256: str) -> str:
+        """SHA-256 (hex) of what is asked for, of a shard set of this manifest."""
+        asked = {
+            "manifest": manifest_sha256,
+            "to": self.to,
+            "splits": self.splits,
+            "where": self.where,
+            "order": self.order,
+            "max_cells": self.max_cells,
+            "dtype": self.dtype,
+        }
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -6,31 +6,38 @@
         output.publish(("export.json", data))                                 the mark
 
 A local output is built in a working folder beside it, which is renamed at the end. In an object store,
-files go up one by one; an object that says so (BEGUN) lies there until the mark is written. What a
-killed export has left is known by the working folder's lock and by BEGUN. Called by exporting.export.
+files go up one by one, under a lease; an object that says of which request they are (BEGUN) lies there
+until the mark is written. What a killed export has left is removed by the next one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
+import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from scshards.base.errors import OutputExistsError, ScshardsError, StorageError
+from scshards.base.errors import OutputExistsError, ScshardsError
+from scshards.base.files import discard, set_aside, set_aside_before, sync, temporary_folder
+from scshards.base.locks import LOCK, Lease, locked
 from scshards.base.remote import translated
 from scshards.base.storage import Storage, path_of
 
 BEGUN = "exporting.json"
-"""The object that marks an unfinished export in a store."""
+"""The object that marks an unfinished export in a store, with its request."""
 
-_LOCK, _BUILT, _SORT = "lock", "built", "sort"
+_BUSY = "another export is writing there"
+_LEASES, _BUILT, _SORT = ".exporting", "built", "sort"
+
+_OURS = re.compile(
+    r"\w+-\d{6}\.(parquet|h5ad)|counts\.datatable\.parquet|"
+    r"(vocab|gene_vocab|studytable|export|exporting|manifest)\.json"
+)
 
 
 class Output:
@@ -42,10 +49,17 @@ class Output:
         A local path or the address of an object or a prefix in a store.
     is_file
         One file, and not a folder.
+    request
+        What is asked for, as a checksum: what an unfinished export of the same has left, goes.
     scratch
         Where temporary files go; None: beside a local output, or into the system's temporary folder.
     restart
-        Throw away what an unfinished export has left in a store.
+        Throw away what an unfinished export of something else has left in a store.
+
+    Attributes
+    ----------
+    storage, name
+        The output, and its address in messages.
 
     Raises
     ------
@@ -60,36 +74,54 @@ class Output:
         url: str | os.PathLike[str],
         *,
         is_file: bool,
+        request: str,
         scratch: str | None,
         storage_options: Mapping[str, Any],
         restart: bool,
     ) -> None:
         address = os.fspath(url).rstrip("/")
-        self._is_file, self._restart = is_file, restart
-        self._storage = Storage(address, storage_options)
-        self.name = self._storage.at("")
-        self._target = self._storage.local_path
-        self._closing = contextlib.ExitStack()
+        self._is_file, self._request, self._restart = is_file, request, restart
+        self.storage = Storage(address, storage_options)
+        self.name = self.storage.at("")
+        self._target = self.storage.local_path
+        self._locks = contextlib.ExitStack()
+        self._lease: Lease | None = None
         self._uploaded: list[str] = []
-        mark = hashlib.sha256(str(self._target or address).encode()).hexdigest()[:16]
-        where = Path(tempfile.gettempdir()) if scratch is None else path_of(scratch)
-        self._scratch = where / f"scshards-export-{mark}"
+        parent, _, last = address.rpartition("/")
+        self._leases = (
+            (Storage(parent, storage_options), f".{last}{_LEASES}")
+            if is_file
+            else (self.storage, _LEASES)
+        )
+        beside = None
         if self._target is not None:
-            self._working = self._target.parent / f".{self._target.name}.exporting"
-            if scratch is None:
-                self._scratch = self._working
+            beside = self._target.parent / f".{self._target.name}{_LEASES}"
+        if scratch is None and beside is not None:
+            self._scratch = beside
         else:
-            self._working = self._scratch
+            mark = hashlib.sha256(str(self._target or address).encode()).hexdigest()[:16]
+            where = temporary_folder() if scratch is None else path_of(scratch)
+            self._scratch = where / f"scshards-export-{mark}"
+        self._working = beside or self._scratch
 
     def __enter__(self) -> Output:
         self._refuse_what_is_there()
-        with contextlib.ExitStack() as opened:
-            for folder in dict.fromkeys((self._working, self._scratch)):
-                opened.enter_context(_working_folder(folder, self.name))
+        try:
+            for folder in self._folders:
+                with translated(str(folder)):
+                    folder.parent.mkdir(parents=True, exist_ok=True)
+                    folder.mkdir(mode=0o700, exist_ok=True)
+                self._locks.enter_context(locked(folder / LOCK, at=self.name, busy=_BUSY))
+                self._clear(folder)
+            if self._target is None:
+                self._lease = self._locks.enter_context(Lease(*self._leases))
+                self._remove_unfinished()
             for new in (self._working / _BUILT, self.sort_folder):
                 with translated(str(new)):
                     new.mkdir()
-            self._closing = opened.pop_all()
+        except BaseException:
+            self._locks.close()
+            raise
         return self
 
     def __exit__(
@@ -98,12 +130,17 @@ class Output:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is not None:
-            # What can't be removed now is known by BEGUN.
+        if kind is not None and self._lease is not None:
+            # What can't be removed now is known by BEGUN; who was taken for dead, removes nothing.
             with contextlib.suppress(ScshardsError):
+                self._lease.check()
                 for name in reversed(self._uploaded):
-                    self._storage.remove(name)
-        self._closing.close()
+                    self.storage.remove(name)
+        asides = [set_aside(folder) for folder in self._folders]
+        # A file that is open can't be removed from some network file systems.
+        self._locks.close()
+        for aside in asides:
+            discard(aside)
 
     @property
     def sort_folder(self) -> Path:
@@ -114,7 +151,7 @@ class Output:
         """Where to build the file `name` of the output ("": the output itself)."""
         if self._target is None and not self._is_file and not self._uploaded:
             self._uploaded.append(BEGUN)
-            self._storage.write(BEGUN, b"{}\n")
+            self.storage.write(BEGUN, f"{json.dumps({'request': self._request})}\n".encode())
         return self._working / _BUILT / (name or "file")
 
     def end(self, name: str) -> int:
@@ -123,11 +160,14 @@ class Output:
         with translated(str(path)):
             size = path.stat().st_size
             if self._target is not None:
-                with path.open("rb") as f:
-                    os.fsync(f.fileno())
+                sync(path)
                 return size
+            assert self._lease is not None
+            self._lease.check()
+            if self._is_file and self.storage.exists(""):
+                raise self._exists()
             self._uploaded.append(name)
-            self._storage.upload(name, path)
+            self.storage.upload(name, path)
             path.unlink()
         return size
 
@@ -146,18 +186,26 @@ class Output:
         OutputExistsError
             When something has come there meanwhile.
         """
+        if self._target is None:
+            if mark is not None:
+                assert self._lease is not None
+                self._lease.check()
+                self.storage.replace(mark[0], None, mark[1])
+            # It is whole now, and nothing of it goes again.
+            self._uploaded = []
+            if not self._is_file:
+                self.storage.remove(BEGUN)
+            return
         if mark is not None:
             self.write(*mark)
-        if self._target is None:
-            if not self._is_file:
-                self._storage.remove(BEGUN)
-            return
         built = self._working / _BUILT
-        if self._is_file:
-            built /= "file"
         with translated(self.name):
-            if self._is_file and self._target.exists():
-                raise self._exists()
+            if self._is_file:
+                built /= "file"
+                if self._target.exists():
+                    raise self._exists()
+            else:
+                sync(built)
             try:
                 built.rename(self._target)
             except (FileExistsError, NotADirectoryError):
@@ -166,8 +214,40 @@ class Output:
                 if self._target.exists():
                     raise self._exists() from None
                 raise
+            sync(self._target.parent)
+
+    def remove_leftovers(self) -> None:
+        """Remove what an export has left that was killed after it had published its output."""
+        for folder in self._folders:
+            for left in set_aside_before(folder):
+                discard(left)
+            if not (folder / LOCK).exists():
+                continue
+            # Whoever holds it removes it.
+            with contextlib.suppress(OutputExistsError), contextlib.ExitStack() as lock:
+                lock.enter_context(locked(folder / LOCK))
+                aside = set_aside(folder)
+                lock.close()
+                discard(aside)
+        if self._target is None and not self._is_file:
+            self.storage.remove(BEGUN)
+
+    @property
+    def _folders(self) -> list[Path]:
+        return list(dict.fromkeys((self._working, self._scratch)))
+
+    def _clear(self, folder: Path) -> None:
+        """Remove what a killed export has left of its work, but not the lock that is held."""
+        for left in set_aside_before(folder):
+            discard(left)
+        for path in folder.iterdir():
+            if path.is_dir():
+                discard(path)
+            elif path.name != LOCK:
+                path.unlink()
 
     def _refuse_what_is_there(self) -> None:
+        """Refuse an output that is there; in a store it is looked at again under the lease."""
         target = self._target
         if target is not None:
             with translated(self.name):
@@ -176,62 +256,35 @@ class Output:
                     raise self._exists()
             return
         if self._is_file:
-            if self._storage.exists(""):
+            if self.storage.exists(""):
                 raise self._exists()
             return
-        folders, files = self._storage.folder()
-        if not folders and not files:
+        self._unfinished()
+
+    def _remove_unfinished(self) -> None:
+        if self._is_file:
             return
-        if BEGUN not in files or folders:
-            raise self._exists()
-        if not self._restart:
-            raise OutputExistsError(
-                "an export that was not finished has left files there",
-                where=self.name,
-                advice="if none is running any more, throw them away with --restart",
-            )
         # The mark of the unfinished goes last.
-        for name in sorted(self._storage.list(), key=lambda n: n == BEGUN):
-            self._storage.remove(name)
+        for name in sorted(self._unfinished(), key=lambda n: n == BEGUN):
+            self.storage.remove(name)
+
+    def _unfinished(self) -> list[str]:
+        """The files of an unfinished export that may go; OutputExistsError when there are others."""
+        names = [n for n in self.storage.list() if not n.startswith(f"{_LEASES}/")]
+        if not names:
+            return []
+        if BEGUN not in names or not all(map(_OURS.fullmatch, names)):
+            raise self._exists()
+        said = self.storage.read_if_there(BEGUN) or b""
+        if not self._restart and self._request.encode() not in said:
+            raise OutputExistsError(
+                "an export of something else that was not finished has left files there",
+                where=self.name,
+                advice="throw them away with --restart, or choose another output",
+            )
+        return names
 
     def _exists(self) -> OutputExistsError:
         return OutputExistsError(
             "there is something already", where=self.name, advice="choose another output"
         )
-
-
-@contextlib.contextmanager
-def _working_folder(folder: Path, where: str) -> Iterator[None]:
-    """A folder of this process's own, emptied before, removed after."""
-    with translated(str(folder)):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("a")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_mine = os.path.samestat((folder / _LOCK).stat(), os.fstat(lock.fileno()))
-        except (BlockingIOError, FileNotFoundError):
-            is_mine = False
-        except OSError as e:
-            raise StorageError(
-                f"the file system can't lock: {e.strerror}", where=str(folder / _LOCK)
-            ) from None
-        if not is_mine:
-            raise OutputExistsError("another export is writing there", where=where)
-        try:
-            _clear(folder)
-            yield
-        finally:
-            with translated(str(folder)):
-                _clear(folder)
-                (folder / _LOCK).unlink(missing_ok=True)
-                folder.rmdir()
-
-
-def _clear(folder: Path) -> None:
-    """Remove everything but the lock."""
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != _LOCK:
-            path.unlink()

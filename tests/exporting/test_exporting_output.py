@@ -126,6 +126,10 @@ def test_names_that_a_layout_can_not_hold(tmp_path: Path) -> None:
     assert list(obs.columns) == ["source", "row", "genes", "split", "_x"]
 
 
+def read_tree(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 @pytest.mark.parametrize(("to", "name"), LAYOUTS)
 def test_an_output_that_is_there_stays(root: Path, tmp_path: Path, to: str, name: str) -> None:
     (tmp_path / name).write_text("mine")
@@ -134,10 +138,16 @@ def test_an_output_that_is_there_stays(root: Path, tmp_path: Path, to: str, name
     assert (tmp_path / name).read_text() == "mine"
     (tmp_path / name).unlink()
     (tmp_path / name).mkdir()
-    if name != "a.h5ad":
-        quiet_export(root, tmp_path / name, to)
+    if name == "a.h5ad":
+        with pytest.raises(OutputExistsError):
+            quiet_export(root, tmp_path / name, to)
+        (tmp_path / name).rmdir()
+    report = quiet_export(root, tmp_path / name, to)
     with pytest.raises(OutputExistsError):
-        quiet_export(root, tmp_path / name, to)
+        quiet_export(root, tmp_path / name, to, splits=["train"])
+    before = read_tree(tmp_path)
+    assert quiet_export(root, tmp_path / name, to) == report, "the same command has nothing to do"
+    assert read_tree(tmp_path) == before
     assert [p.name for p in tmp_path.iterdir()] == [name], "nothing else is left"
 
 
@@ -276,8 +286,9 @@ def test_on_s3(s3: S3, tmp_path: Path, compression: str) -> None:
             for name_ in store.list():
                 if name_ != "export.json" and to != "h5ad":
                     assert store.read(name_) == (here / name_).read_bytes()
+        assert quiet_export(f"{s3.url}/set", there, to, scratch=scratch, **more) == far
         with pytest.raises(OutputExistsError):
-            quiet_export(f"{s3.url}/set", there, to, scratch=scratch)
+            quiet_export(f"{s3.url}/set", there, to, scratch=scratch, splits=["train"])
     assert not list((tmp_path / "scratch").iterdir())
 
 
@@ -286,12 +297,47 @@ def test_unfinished_on_s3(s3: S3, root: Path, tmp_path: Path) -> None:
     store = Storage(f"{s3.url}/a")
     assert "exporting.json" in store.list() and "export.json" not in store.list()
     with pytest.raises(OutputExistsError, match="not finished") as caught:
-        quiet_export(root, f"{s3.url}/a", "parquet")
+        quiet_export(root, f"{s3.url}/a", "parquet", splits=["valid"])
     assert "--restart" in str(caught.value)
     export(root, f"{s3.url}/a", ExportOptions(to="parquet", splits=("valid",)), False, restart=True)
     assert store.list() == ["export.json", "valid-000000.parquet", "vocab.json"]
     with pytest.raises(OutputExistsError, match="something already"):
         export(root, f"{s3.url}/a", ExportOptions(to="parquet"), False, restart=True)
+    # What one of the same has left, goes; strangers' files stay.
+    killed(root, f"{s3.url}/b", "parquet")
+    store = Storage(f"{s3.url}/b")
+    store.write("mine.txt", b"mine")
+    with pytest.raises(OutputExistsError, match="something already"):
+        quiet_export(root, f"{s3.url}/b", "parquet")
+    store.remove("mine.txt")
+    quiet_export(root, f"{s3.url}/b", "parquet")
+    assert store.list() == [
+        "export.json", "train-000000.parquet", "valid-000000.parquet", "vocab.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("to", "name"), LAYOUTS)
+def test_two_hosts_export_to_one_place_in_a_store(
+    s3: S3, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, name: str
+) -> None:
+    from scshards.exporting.output import Output
+
+    monkeypatch.setattr("scshards.base.locks.BEAT_S", 0.2)
+    end, refused = Output.end, []
+
+    def beside(self: Output, file: str) -> int:
+        if not refused:
+            refused.append(1)
+            with pytest.raises(OutputExistsError, match="another process is writing there"):
+                quiet_export(root, f"{s3.url}/{name}", to, scratch=str(tmp_path / "b"))
+        return end(self, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "end", beside)
+        quiet_export(root, f"{s3.url}/{name}", to, scratch=str(tmp_path / "a"))
+    assert refused
+    quiet_export(root, f"{s3.url}/{name}", to, scratch=str(tmp_path / "b"))
+    assert not [n for n in Storage(s3.url).list() if "exporting" in n]
 
 
 def test_an_error_on_s3_leaves_nothing(s3: S3, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,19 +1,30 @@
 """What a person sees while something runs: a bar on a terminal, plain lines elsewhere; tables.
 
-Called by pack, verify, train and the command line. Everything goes to standard error, so that
-standard output stays for results (`--json`).
+Progress goes to standard error, so that standard output stays for results (`--json`). Own code in place
+of rich and tqdm: no thread or redirected stream gets in the way of workers that are forked, a table cuts
+names in their middle, where rich wraps or cuts their ends, and no command waits for an import.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import sys
 import time
 import unicodedata
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TextIO
 
 LINE_EVERY_S = 10.0
+BAR_EVERY_S = 0.1
+
+CLEAR_LINE = "\r\x1b[K"
+"""What takes a bar off its line, for those who write to the same terminal."""
+
+_LEAST_TEXT = 12
+"""Columns that a text of a table is left, however narrow the terminal."""
 
 _NOT_SHOWN = ("Cc", "Cs", "Zl", "Zp")
 _NO_WIDTH = ("Mn", "Me", "Cf")
@@ -26,11 +37,11 @@ class Progress:
     Parameters
     ----------
     label
-        What is being done, such as ``"scatter"``.
+        What is being done, such as ``"2/3 reading cells"``.
     total
         How many units in all, or None when unknown.
     unit
-        The unit counted, such as ``"cells"``.
+        The unit counted, in plural, such as ``"cells"``.
     shown
         False counts in silence.
     initial
@@ -53,34 +64,22 @@ class Progress:
         self.note = ""
         self._stream = stream or sys.stderr
         self._start = self._last = time.monotonic()
-        self._bar: Any = None
-        if shown and self._stream.isatty():
-            from tqdm import tqdm
-
-            # Its watching thread would keep pack from forking its workers.
-            tqdm.monitor_interval = 0
-            self._bar = tqdm(
-                total=total,
-                unit=f" {unit}",
-                desc=label,
-                file=self._stream,
-                unit_scale=True,
-                initial=initial,
-            )
+        self._has_bar = shown and self._stream.isatty()
+        self._every = BAR_EVERY_S if self._has_bar else LINE_EVERY_S
+        if self._has_bar:
+            self._draw()
 
     def add(self, n: int, note: str = "", *, bytes: int = 0) -> None:
-        """Count `n` more units and the bytes they took; `note` is shown at the end of the line."""
+        """Count `n` more units and the bytes they took; `note` is shown, too."""
         self.done += n
         self.bytes += bytes
         self.note = note
-        if self._bar is not None:
-            postfix = ", ".join(part for part in (self._byte_rate(), note) if part)
-            if postfix:
-                self._bar.set_postfix_str(postfix, refresh=False)
-            self._bar.update(n)
-        elif self.shown and time.monotonic() - self._last >= LINE_EVERY_S:
+        if self.shown and time.monotonic() - self._last >= self._every:
             self._last = time.monotonic()
-            self._print(self.line())
+            if self._has_bar:
+                self._draw()
+            else:
+                print(self.line(), file=self._stream, flush=True)
 
     @property
     def seconds(self) -> float:
@@ -92,17 +91,8 @@ class Progress:
         return (self.done - self.initial) / max(self.seconds, 1e-9)
 
     def line(self) -> str:
-        """One plain line: done, total, rates and time left."""
-        if self.total:
-            share = 100 * self.done / self.total
-            parts = [f"{self.label}: {self.done:,} of {self.total:,} {self.unit} ({share:.0f}%)"]
-            left = (self.total - self.done) / self.rate if self.rate else float("inf")
-            parts += [*self._rates(), f"{duration(left)} left"]
-        else:
-            parts = [f"{self.label}: {self.done:,} {self.unit}", *self._rates()]
-        if self.note:
-            parts.append(self.note)
-        return ", ".join(parts)
+        """One plain line: done, total, time left and rates."""
+        return f"{self.label}: {', '.join(self._said())}"
 
     def __enter__(self) -> Progress:
         return self
@@ -113,24 +103,46 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        elif self.shown and kind is None:
+        if self._has_bar:
+            self._stream.write(CLEAR_LINE)
+        if self.shown and kind is None:
             before = f" ({self.initial:,} of them before)" if self.initial else ""
-            self._print(
-                f"{self.label}: {self.done:,} {self.unit}{before} in {duration(self.seconds)} "
-                f"({', '.join(self._rates())})"
+            print(
+                f"{self.label}: {counted(self.done, self.unit)}{before} in {duration(self.seconds)} "
+                f"({', '.join(self._rates())})",
+                file=self._stream,
+                flush=True,
             )
+
+    def _said(self) -> list[str]:
+        """What there is to say, the most important first."""
+        if self.total:
+            share = 100 * self.done / self.total
+            left = (self.total - self.done) / self.rate if self.rate else float("inf")
+            said = [f"{self.done:,} of {counted(self.total, self.unit)} ({share:.0f}%)"]
+            said.append(f"{duration(left)} left")
+        else:
+            said = [counted(self.done, self.unit)]
+        return [*([self.note] if self.note else []), *said, *self._rates()]
+
+    def _draw(self) -> None:
+        """The line again, as much of it as fits, with a bar where there is room for one."""
+        room = shutil.get_terminal_size().columns - 1 - display_width(f"{self.label}  ")
+        said = self._said()
+        while len(said) > 1 and display_width(", ".join(said)) > room:
+            said.pop()
+        words = _first(", ".join(said), room)
+        length = min(room - display_width(f"{words}  "), 40)
+        bar = ""
+        if self.total and length >= 8:
+            full = min(length * self.done // self.total, length)
+            bar = styled("\u2501" * full, "36", self._stream) + " " * (length - full) + "  "
+        self._stream.write(f"{CLEAR_LINE}{self.label}  {bar}{words}")
+        self._stream.flush()
 
     def _rates(self) -> list[str]:
         rates = [f"{_rate(self.rate)} {self.unit}/s"]
-        return [*rates, self._byte_rate()] if self.bytes else rates
-
-    def _byte_rate(self) -> str:
-        return f"{size(self.bytes / max(self.seconds, 1e-9))}/s" if self.bytes else ""
-
-    def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        return [*rates, f"{size(self.bytes / max(self.seconds, 1e-9))}/s"] if self.bytes else rates
 
 
 def table(
@@ -138,35 +150,59 @@ def table(
     rows: Iterable[Sequence[object]],
     *,
     total: Sequence[object] | None = None,
+    width: int | None = None,
 ) -> str:
     """An aligned text table: numbers to the right with thousands marked, the rest to the left.
 
     `total` is a last row below a line. Columns are aligned by what a terminal shows: wide characters
-    count twice. Nothing in a cell can break a line: control characters are spelled out.
+    count twice. Nothing in a cell can break a line: control characters are spelled out. Texts, never
+    numbers, are shortened until the table fits into `width` columns; by default those of the terminal,
+    and no limit where the output is no terminal.
     """
     body = [list(r) for r in rows]
     every = body if total is None else [*body, list(total)]
     cells = [[_show(v) for v in r] for r in (list[object](header), *every)]
-    widths = [max(display_width(r[i]) for r in cells) for i in range(len(header))]
     right = [
         bool(every) and all(isinstance(r[i], int | float) or r[i] is None for r in every)
         for i in range(len(header))
     ]
+    widths = [max(display_width(r[i]) for r in cells) for i in range(len(header))]
+    if width is None:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1 << 30
+    texts = [i for i, to_right in enumerate(right) if not to_right]
+    while texts and sum(widths) + 2 * len(widths) - 2 > width:
+        i = max(texts, key=widths.__getitem__)
+        if widths[i] <= _LEAST_TEXT:
+            break
+        widths[i] -= 1
     lines = []
     for r in cells:
         padded = (
             pad + v if to_right else v + pad
             for v, to_right, pad in (
                 (v, to_right, " " * (w - display_width(v)))
-                for v, w, to_right in zip(r, widths, right, strict=True)
+                for v, w, to_right in zip(map(_fit, r, widths), widths, right, strict=True)
             )
         )
         lines.append("  ".join(padded).rstrip())
+    lines[0] = styled(lines[0], "1", sys.stdout)
     rule = "  ".join("-" * w for w in widths)
     lines.insert(1, rule)
     if total is not None:
         lines.insert(-1, rule)
     return "\n".join(lines)
+
+
+def styled(text: str, code: str, stream: TextIO) -> str:
+    """Text in a colour or weight, by its number, where the stream is a terminal that shows some."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not stream.isatty()
+    return text if plain or not text else f"\x1b[{code}m{text}\x1b[0m"
+
+
+def counted(n: int, units: str) -> str:
+    """A number with its unit, which is given in plural: `1 input`, `2,000 inputs`."""
+    one = re.sub("ies$", "y", units) if units.endswith("ies") else re.sub("(?<=x)es$|s$", "", units)
+    return f"{n:,} {one if n == 1 else units}"
 
 
 def printable(text: str) -> str:
@@ -227,11 +263,6 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes:.1f} TB"
 
 
-def counted(n: int, one: str, many: str | None = None) -> str:
-    """A number with its unit: `1 input`, `2,000 inputs`, `3 indexes` of ("index", "indexes")."""
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
-
-
 def _rate(rate: float) -> str:
     """Two digits of a slow rate, whole numbers of a fast one."""
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
@@ -245,6 +276,10 @@ def _first(text: str, width: int) -> str:
         if used > width:
             return text[:i]
     return text
+
+
+def _fit(text: str, width: int) -> str:
+    return text if display_width(text) <= width else shorten(text, width)
 
 
 def _show(value: object) -> str:

@@ -295,5 +295,5 @@ def _show_download(report: DownloadReport, share: tuple[int, int] | None) -> Non
     left = sum(q.left for q in report.queries)
     if left:
         who = "" if share is None else f"share {share[0]} of {share[1]}: "
-        what = counted(left, "partition is missing", "partitions are missing")
+        what = f"{counted(left, 'partitions')} {'is' if left == 1 else 'are'} missing"
         click.echo(f"\n{who}{what}: other shares make them, or run without one")

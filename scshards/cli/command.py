@@ -8,18 +8,18 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
-import os
 import re
 import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
 from scshards.base.access import parse_options
 from scshards.base.errors import ScshardsError
+from scshards.base.progress import CLEAR_LINE, styled
 from scshards.base.retry import Retry
 from scshards.cli.options import GROUPS, Option, options, spelled
 
@@ -103,20 +103,17 @@ def interruptible() -> Iterator[None]:
 def show_error(text: str) -> None:
     """An error and its lines on standard error; on a terminal `error:` is red and commands are bold."""
     first, *lines = text.splitlines()
-    lines = [_COMMANDS.sub(lambda m: click.style(m[0], bold=True), line) for line in lines]
-    red = click.style("error:", fg="red", bold=True)
-    click.echo("\n".join([f"{red} {first}", *lines]), err=True, color=_coloured(sys.stderr))
-
-
-def _coloured(stream: TextIO) -> bool:
-    return stream.isatty() and not os.environ.get("NO_COLOR")
+    lines = [_COMMANDS.sub(lambda m: styled(m[0], "1", sys.stderr), line) for line in lines]
+    click.echo("\n".join([f"{styled('error:', '1;31', sys.stderr)} {first}", *lines]), err=True)
 
 
 class _Notes(logging.Handler):
     """Lines of the library on standard error, as it is when they come."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(record.getMessage(), err=True)
+        # What is drawn there, a bar, comes again when it moves.
+        bar = CLEAR_LINE if sys.stderr.isatty() else ""
+        click.echo(bar + record.getMessage(), err=True)
 
 
 @contextlib.contextmanager

@@ -63,11 +63,11 @@ def show_applied(report: Any, as_json: bool) -> None:
         return
     for file in report.files:
         click.echo(
-            f"{counted(file.cells, 'cell')} as {report.dimensions} numbers each in {file.output} "
+            f"{counted(file.cells, 'cells')} as {report.dimensions} numbers each in {file.output} "
             f"({', '.join(report.names)}); {file.matched:,} of {file.columns:,} gene columns matched"
         )
         if file.replaced:
             click.echo(f"the input's own {', '.join(file.replaced)} were replaced there")
     if report.empty_cells:
-        have = counted(report.empty_cells, "cell has", "cells have")
-        click.echo(f"{have} no gene in the vocabulary: <cls> alone")
+        cells = counted(report.empty_cells, "cells")
+        click.echo(f"{cells} without a gene in the vocabulary: <cls> alone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from hypothesis import given
@@ -10,14 +11,19 @@ from hypothesis import strategies as st
 
 from scshards.base import progress
 from scshards.base.progress import (
+    CLEAR_LINE,
     Progress,
+    counted,
     display_width,
     duration,
     printable,
     shorten,
     size,
+    styled,
     table,
 )
+
+BAR = "\u2501"
 
 
 class Terminal(io.StringIO):
@@ -56,8 +62,8 @@ def test_plain_lines_now_and_then(clock: Clock) -> None:
         p.add(500)
     lines = out.getvalue().splitlines()
     assert lines == [
-        "scatter: 200 of 1,000 cells (20%), 20 cells/s, 40.0 s left, shard 2",
-        "scatter: 1,000 of 1,000 cells (100%), 50 cells/s, 0.0 s left",
+        "scatter: shard 2, 200 of 1,000 cells (20%), 40.0 s left, 20 cells/s",
+        "scatter: 1,000 of 1,000 cells (100%), 0.0 s left, 50 cells/s",
         "scatter: 1,000 cells in 20.0 s (50 cells/s)",
     ]
 
@@ -67,7 +73,10 @@ def test_no_total(clock: Clock) -> None:
     with Progress("read", None, "files", stream=out) as p:
         clock.now += 10
         p.add(5)
-    assert out.getvalue().splitlines()[0] == "read: 5 files, 0.5 files/s"
+    assert out.getvalue().splitlines() == [
+        "read: 5 files, 0.5 files/s",
+        "read: 5 files in 10.0 s (0.5 files/s)",
+    ]
 
 
 def test_bytes_are_shown_as_a_rate(clock: Clock) -> None:
@@ -78,8 +87,8 @@ def test_bytes_are_shown_as_a_rate(clock: Clock) -> None:
         clock.now += 10
         p.add(900, bytes=15_000_000)
     assert out.getvalue().splitlines() == [
-        "write: 100 of 1,000 cells (10%), 10 cells/s, 2.5 MB/s, 1 min 30 s left",
-        "write: 1,000 of 1,000 cells (100%), 50 cells/s, 2.0 MB/s, 0.0 s left",
+        "write: 100 of 1,000 cells (10%), 1 min 30 s left, 10 cells/s, 2.5 MB/s",
+        "write: 1,000 of 1,000 cells (100%), 0.0 s left, 50 cells/s, 2.0 MB/s",
         "write: 1,000 cells in 20.0 s (50 cells/s, 2.0 MB/s)",
     ]
     assert p.bytes == 40_000_000
@@ -92,7 +101,7 @@ def test_what_an_earlier_run_has_done_is_no_speed(clock: Clock) -> None:
         p.add(50)
         p.add(50)
     assert out.getvalue().splitlines() == [
-        "write: 950 of 1,000 cells (95%), 5 cells/s, 10.0 s left",
+        "write: 950 of 1,000 cells (95%), 10.0 s left, 5 cells/s",
         "write: 1,000 cells (900 of them before) in 10.0 s (10 cells/s)",
     ]
 
@@ -100,7 +109,7 @@ def test_what_an_earlier_run_has_done_is_no_speed(clock: Clock) -> None:
 def test_nothing_done_yet_has_no_time_left(clock: Clock) -> None:
     with Progress("write", 1000, stream=io.StringIO()) as p:
         clock.now += 10
-        assert p.line() == "write: 0 of 1,000 cells (0%), 0 cells/s, unknown time left"
+        assert p.line() == "write: 0 of 1,000 cells (0%), unknown time left, 0 cells/s"
 
 
 def test_silence(clock: Clock) -> None:
@@ -119,20 +128,93 @@ def test_no_closing_line_after_an_error(clock: Clock) -> None:
     assert out.getvalue() == ""
 
 
-def test_a_bar_on_a_terminal() -> None:
-    out = Terminal()
-    with Progress("pack", 10, stream=out) as p:
-        p.add(10, note="done")
-    assert "pack" in out.getvalue() and "10" in out.getvalue() and "\r" in out.getvalue()
+def drawn(out: io.StringIO) -> list[str]:
+    """What each drawing of the line shows, without colours."""
+    return [re.sub(r"\x1b\[\d+m", "", d) for d in out.getvalue().split(CLEAR_LINE)[1:]]
 
 
-def test_a_bar_shows_bytes_and_note() -> None:
+def test_a_bar_on_a_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     out = Terminal()
-    with Progress("pack", 10, stream=out) as p:
-        p.add(4, note="shard 1", bytes=10**15)
-        assert p._bar.postfix.endswith("TB/s, shard 1")
-        p.add(6, bytes=0)
-    assert "TB/s" in out.getvalue()
+    with Progress("2/3 reading cells", 4000, stream=out) as p:
+        clock.now += 0.05
+        p.add(1)
+        clock.now += 1.95
+        p.add(1999, note="shard 1", bytes=10**6)
+    # What does not fit is left out as a whole; the bar is what is left of the line.
+    first, second, last = drawn(out)
+    assert first == "2/3 reading cells  0 of 4,000 cells (0%), unknown time left, 0 cells/s"
+    assert (
+        second
+        == f"2/3 reading cells  {BAR * 5}{' ' * 8}shard 1, 2,000 of 4,000 cells (50%), 2.0 s left"
+    )
+    assert last == "2/3 reading cells: 2,000 cells in 2.0 s (1,000 cells/s, 500.0 kB/s)\n"
+    monkeypatch.setenv("COLUMNS", "160")
+    out = Terminal()
+    with Progress("pack", 4, "inputs", stream=out) as p:
+        clock.now += 2
+        p.add(1)
+    assert (
+        drawn(out)[1]
+        == f"pack  {BAR * 10}{' ' * 30}  1 of 4 inputs (25%), 6.0 s left, 0.5 inputs/s"
+    )
+    assert drawn(out)[-1] == "pack: 1 input in 2.0 s (0.5 inputs/s)\n"
+
+
+@pytest.mark.parametrize("columns", [12, 20, 40, 80, 160])
+def test_a_bar_fits_the_terminal(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = Terminal()
+    with Progress("train", 10**9, "steps", stream=out) as p:
+        for note in ("", "masked MSE 784.2", "loss " * 50, "細胞" * 50):
+            clock.now += 1
+            p.add(10**7, note)
+    for line in drawn(out)[:-1]:
+        assert display_width(line) < columns
+
+
+def test_a_bar_is_gone_after_an_error(clock: Clock) -> None:
+    out = Terminal()
+    with pytest.raises(KeyError), Progress("read", 5, stream=out):
+        raise KeyError
+    assert out.getvalue().endswith(CLEAR_LINE)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb"), ("NO_COLOR", "")]
+)
+def test_colours_are_for_terminals_that_show_them(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert (
+        styled("x", "1", Terminal()) == "\x1b[1mx\x1b[0m" and styled("x", "1", io.StringIO()) == "x"
+    )
+    monkeypatch.setenv(variable, value)
+    assert (styled("x", "1", Terminal()) == "x") == bool(value)
+
+
+@pytest.mark.parametrize(
+    ("n", "units", "said"),
+    [(1, "cells", "1 cell"), (0, "cells", "0 cells"), (2000, "inputs", "2,000 inputs"),
+     (1, "indexes", "1 index"), (1, "queries", "1 query"), (1, "genes", "1 gene")],
+)  # fmt: skip
+def test_counted(n: int, units: str, said: str) -> None:
+    assert counted(n, units) == said
+
+
+def test_a_table_that_has_to_fit() -> None:
+    rows = [["s3://bucket/atlas/lung/donor-0017.h5ad", 123_456_789, "a long text, " * 9]]
+    lines = table(["input", "values", "such as"], rows, width=80).splitlines()
+    assert max(map(len, lines)) == 80 and "123,456,789" in lines[2]
+    assert lines[2].startswith("s3://buck...") and "donor-0017.h5ad  123" in lines[2]
+    narrow = table(["input", "values", "such as"], rows, width=30).splitlines()
+    # Numbers stay as they are, and texts keep a few letters.
+    assert "s3:.../0017.h5ad"[:3] in narrow[2] and "123,456,789" in narrow[2]
+    assert table(["input", "values", "such as"], rows).splitlines()[2].count("a long text") == 9
 
 
 def test_table() -> None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from scshards.base.config import build
 from scshards.base.errors import ConfigError
+from scshards.base.files import temporary_folder
 from scshards.base.progress import Progress
 from scshards.base.storage import Storage
 from scshards.cells.tokenizer import kernel_values, round_values, tokenize_rows
@@ -124,7 +125,7 @@ def repair(
         work.copy(bad, Storage(other, storage_options))
     work.make_indexes(bad)
     tars = [b for b in bad if not b.has_tar and b.index is not None]
-    if inputs:
+    if inputs and tars:
         work.make_tars(tars, expand(inputs, storage_options))
     else:
         advice = "it can be packed again from its inputs: name them behind --repair"
@@ -195,17 +196,16 @@ class _Repair:
 
     def make_tars(self, bad: Sequence[_Shard], files: Sequence[InputFile]) -> None:
         """Pack shards again, whose indexes are good."""
-        needed: set[int] = set()
-        for b in bad:
-            assert b.index is not None
-            needed |= set(np.unique(self._index(b)["source"]).tolist())
-        found = self._files(sorted(needed), files) if bad else {}
-        for first in range(0, len(bad), AT_ONCE):
-            some = bad[first : first + AT_ONCE]
+        needed = {i for b in bad for i in np.unique(self._index(b)["source"]).tolist()}
+        found = self._files(sorted(needed), files)
+        for start in range(0, len(bad), AT_ONCE):
+            some = bad[start : start + AT_ONCE]
             indexes = [self._index(b) for b in some]
-            members = self._members(indexes, found)
-            for b, index, payload in zip(some, indexes, members, strict=True):
-                made = _tar_of(self.manifest, index, payload)
+            index = {name: np.concatenate([i[name] for i in indexes]) for name in indexes[0]}
+            members = self._members(index, found)
+            for b, one in zip(some, indexes, strict=True):
+                mine, members = members[: b.info.cells], members[b.info.cells :]
+                made = _tar_of(self.manifest, one, mine)
                 self._publish(b.info.path, made, b.info.sha256, "its inputs")
 
     def _index(self, b: _Shard) -> dict[str, NDArray[Any]]:
@@ -234,61 +234,44 @@ class _Repair:
         return {i: given[names[i]] for i in needed}
 
     def _members(
-        self, indexes: Sequence[Mapping[str, NDArray[Any]]], files: Mapping[int, InputFile]
-    ) -> list[list[bytes]]:
-        """The members of all cells of some shards, in the order of their indexes."""
-        members: list[list[bytes]] = [[b""] * len(index["row"]) for index in indexes]
-        total = sum(len(index["row"]) for index in indexes)
-        parts = parts_of(self.manifest, self.shard_set.storage.at(MANIFEST))
-        with Progress("repair", total, "cells", shown=self.shown) as bar:
-            for source in sorted(files):
-                mine = [np.flatnonzero(index["source"] == source) for index in indexes]
-                rows = np.concatenate([i["row"][m] for i, m in zip(indexes, mine, strict=True)])
-                if not len(rows):
-                    continue
-                options = dict([options for first, options in parts if first <= source][-1])
-                labels = {
-                    name: np.concatenate(
-                        [i[OBS_PREFIX + name][m] for i, m in zip(indexes, mine, strict=True)]
-                    )
-                    for name in self.manifest.labels
-                }
-                places = [(s, p) for s, m in enumerate(mine) for p in m.tolist()]
-                for chosen, data, ends in self._read(files[source], source, options, rows, labels):
-                    starts = np.append(0, ends[:-1])
-                    for k, a, b in zip(
-                        chosen.tolist(), starts.tolist(), ends.tolist(), strict=True
-                    ):
-                        s, place = places[k]
-                        members[s][place] = data[a:b].tobytes()
-                    bar.add(len(chosen))
+        self, index: Mapping[str, NDArray[Any]], files: Mapping[int, InputFile]
+    ) -> list[bytes]:
+        """The members of the cells of an index, in its order."""
+        members = [b""] * len(index["row"])
+        with Progress("repair", len(members), "cells", shown=self.shown) as bar:
+            for source in np.unique(index["source"]).tolist():
+                places = np.flatnonzero(index["source"] == source)
+                places = places[np.argsort(index["row"][places])]
+                for some, data, ends in self._read(files[source], source, index, places):
+                    starts = np.append(0, ends[:-1]).tolist()
+                    for i, a, b in zip(some.tolist(), starts, ends.tolist(), strict=True):
+                        members[i] = data[a:b].tobytes()
+                    bar.add(len(some))
         return members
 
     def _read(
         self,
         file: InputFile,
         source: int,
-        recorded: Mapping[str, Any],
-        rows: NDArray[np.int64],
-        labels: Mapping[str, NDArray[Any]],
+        index: Mapping[str, NDArray[Any]],
+        places: NDArray[np.intp],
     ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.uint8], NDArray[np.int64]]]:
-        """Places in `rows` of some cells of an input, and their members."""
-        names = {f.name for f in dataclasses.fields(PackOptions)}
-        chosen = build(PackOptions, {k: v for k, v in recorded.items() if k in names}, "options")
-        chosen = dataclasses.replace(chosen, storage_options=self.options or {})
-        vocab = self.shard_set.vocab
-        order = np.argsort(rows, kind="stable")
-        ordered = rows[order]
-        with tempfile.TemporaryDirectory(prefix="scshards-") as folder:
-            work = Work(folder=folder, fingerprint=vocab.fingerprint, options=chosen, splits=())
+        """Places in an index of some cells of an input, and their members; `places` by their rows."""
+        options, vocab = self._options(source), self.shard_set.vocab
+        kind, rows = self.manifest.value_kind, index["row"][places]
+        first, last = int(rows[0]), int(rows[-1])
+        wanted = np.zeros(last + 1 - first, np.bool_)
+        wanted[rows - first] = True
+        with tempfile.TemporaryDirectory(prefix="scshards-", dir=temporary_folder()) as folder:
+            work = Work(folder=folder, fingerprint=vocab.fingerprint, options=options, splits=())
             with open_input(file, source, work) as opened:
                 naming = Naming(
-                    gene_column=file.gene_column or chosen.gene_column,
-                    strip_versions=chosen.strip_versions,
-                    min_match=chosen.min_match,
+                    gene_column=file.gene_column or options.gene_column,
+                    strip_versions=options.strip_versions,
+                    min_match=options.min_match,
                 )
                 match = match_source(opened, vocab, naming).match
-                if ordered[-1] >= opened.n_rows:
+                if last >= opened.n_rows:
                     raise ConfigError(
                         f"the input has {opened.n_rows:,} cells, and had more when it was packed",
                         where=file.name,
@@ -296,27 +279,30 @@ class _Repair:
                     )
                 if opened.needs_transposing:
                     opened.transpose()
-                wanted = np.zeros(int(ordered[-1]) + 1 - int(ordered[0]), np.bool_)
-                wanted[ordered - ordered[0]] = True
-                blocks = opened.blocks(int(ordered[0]), int(ordered[-1]) + 1, wanted=wanted)
-                for block in blocks:
-                    n = len(block.indptr) - 1
-                    a, b = np.searchsorted(ordered, (block.first_row, block.first_row + n))
+                for block in opened.blocks(first, last + 1, wanted=wanted):
+                    stop = block.first_row + len(block.indptr) - 1
+                    a, b = np.searchsorted(rows, (block.first_row, stop))
                     if a == b:
                         continue
-                    indptr, indices, data = _rows(block, ordered[a:b] - block.first_row)
-                    if chosen.round_within is not None and self.manifest.value_kind == "counts":
-                        data, _ = round_values(kernel_values(data), chosen.round_within)
-                    cells = tokenize_rows(
-                        indptr, indices, data, match, self.manifest.value_kind,
-                        where=f"{opened.name}: {opened.matrix_name}",
-                    )  # fmt: skip
-                    columns = [
-                        LabelColumn(name=name, values=_label(values[order[a:b]]))
-                        for name, values in labels.items()
+                    indptr, indices, data = _rows(block, rows[a:b] - block.first_row)
+                    if options.round_within is not None and kind == "counts":
+                        data, _ = round_values(kernel_values(data), options.round_within)
+                    where = f"{opened.name}: {opened.matrix_name}"
+                    cells = tokenize_rows(indptr, indices, data, match, kind, where=where)
+                    labels = [
+                        LabelColumn(name=n, values=_label(index[OBS_PREFIX + n][places[a:b]]))
+                        for n in self.manifest.labels
                     ]
-                    data, ends = encode_rows(cells, columns)
-                    yield order[a:b], data, ends
+                    yield places[a:b], *encode_rows(cells, labels)
+
+    def _options(self, source: int) -> PackOptions:
+        """What a source was packed with."""
+        names = {f.name for f in dataclasses.fields(PackOptions)}
+        parts = parts_of(self.manifest, self.shard_set.storage.at(MANIFEST))
+        recorded = [options for first, options in parts if first <= source][-1]
+        known = {name: value for name, value in recorded.items() if name in names}
+        options = build(PackOptions, known, "options")
+        return dataclasses.replace(options, storage_options=self.options or {})
 
     def _copied(self, other: Storage, path: str, sha256: str) -> bytes | None:
         data = _read(other, path, sha256)

@@ -214,11 +214,13 @@ def _check_files(manifest: Manifest, storage: Storage, faults: Faults, *, sizes:
                 faults.add(info.path, None, f"as shard {i} of its split it is to be {name}{ending}")
         known = {path: n for s in infos for path, n in _files(s)}
         for path, size in known.items() if sizes else ():
-            if path not in there:
-                faults.add(path, None, "it can't be read: no such file")
+            found = there.get(path)
+            try:
+                # Some web servers list no folders.
+                found = storage.size(path) if found is None else found
+            except StorageError as e:
+                faults.add(path, None, f"it can't be read: {e.what}")
                 continue
-            found = there[path]
-            found = storage.size(path) if found is None else found
             if found != size:
                 faults.add(path, None, f"it has {found:,} bytes instead of {size:,}")
         beside = {re.sub(r"\.tar(\.zst)?$", "", path) for path in known}

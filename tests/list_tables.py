@@ -50,38 +50,24 @@ def as_table(columns: Mapping[str, Any], value: Any = None, token: Any = None) -
     return pa.table(arrays)
 
 
-def write_json(path: Path, columns: Mapping[str, Any]) -> Path:
-    """Dataset.to_json: an object a line, without spaces."""
-    rows = zip(*columns.values(), strict=True)
-    lines = [
-        json.dumps(dict(zip(columns, row, strict=True)), separators=(",", ":")) for row in rows
-    ]
-    path.write_text("".join(f"{line}\n" for line in lines))
-    return path
-
-
 def write_scbank(
     folder: Path,
     x: Any,
     genes: Sequence[str],
     vocab: Mapping[str, int],
     *,
-    form: str = "parquet",
     table: str = "counts",
     rows_per_group: int = 1000,
 ) -> Path:
     """A `.scb` folder."""
     folder.mkdir(parents=True)
     columns = tokenized(x, genes, vocab)
-    manifest = {"on_disk_format": form, "main_data": table, "gene_vocab_md5": None}
+    manifest = {"on_disk_format": "parquet", "main_data": table, "gene_vocab_md5": None}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "studytable.json").write_text(json.dumps({"study_ids": None}))
     (folder / "gene_vocab.json").write_text(json.dumps(dict(vocab)))
-    path = folder / f"{table}.datatable.{form}"
-    if form == "json":
-        write_json(path, columns)
-    else:
-        pq.write_table(as_table(columns), path, row_group_size=rows_per_group)
+    path = folder / f"{table}.datatable.parquet"
+    pq.write_table(as_table(columns), path, row_group_size=rows_per_group)
     return folder
 
 

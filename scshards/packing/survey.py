@@ -24,6 +24,7 @@ from scshards.base import where
 from scshards.base.errors import ConfigError, SourceError, ValueKindError
 from scshards.base.files import scratch_writes
 from scshards.base.storage import Storage
+from scshards.base.text import text_of
 from scshards.cells.tokenizer import GeneMatch, round_values
 from scshards.cells.vocab import Vocab
 from scshards.packing import plan
@@ -329,7 +330,7 @@ def check_values(
     if fault is not None:
         value, what = fault
         raise ValueKindError(
-            f"the matrix holds values that can't be packed: {value} is {what}",
+            f"the matrix holds values that can't be packed: {text_of(value)} is {what}",
             where=where,
             advice=_advice(source, "pack a file with counts"),
         )

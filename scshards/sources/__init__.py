@@ -2,7 +2,7 @@
 
     inputs -> open -> rows.Source        what a person names -> what is opened -> the contract
     anndata, zarr, tenx, mtx, soma       kinds of matrices; matrix and hdf5 read them
-    lists, tables, scbank, mds, ids      cells as lists of token ids
+    lists, tables, mds, ids              cells as lists of token ids
     genes, vocabulary                    gene names matched to a vocabulary, and made into one
 
 Read first: rows.py, then open.py.

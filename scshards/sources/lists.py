@@ -3,8 +3,7 @@
     Lists(table, ids, name, ordinal)      column i is the gene with id i
 
 A row that begins with `<cls>` has that entry left out, in every row of a table or in none. Tables that
-can be read only from their beginning, or in very large parts, are written out by rows once. Called by
-sources.open.
+can be read only in very large parts are written out by rows once.
 """
 
 from __future__ import annotations
@@ -226,13 +225,6 @@ class Lists(Source):
         with contextlib.ExitStack() as stack:
             stack.callback(self._table.close)
             self._rows.close()
-
-
-def written_rows(scratch: Path | None) -> int | None:
-    """How many rows were written out to a source's scratch folder; None when they were not."""
-    if scratch is None or not scratch.is_dir():
-        return None
-    return len(np.load(scratch / _INDPTR, mmap_mode="r")) - 1
 
 
 def refuse_choices(gene_column: str | None, layer: str | None, raw: bool, name: str) -> None:

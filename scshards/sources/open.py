@@ -216,9 +216,9 @@ def _table(
 ) -> CellTable:
     """An input that holds cells as lists; their kinds are loaded when they are met."""
     if kind == "scbank":
-        from scshards.sources.scbank import open_scbank
+        from scshards.sources.tables import open_scbank
 
-        return open_scbank(storage, name, scratch)
+        return open_scbank(storage, name)
     if kind == "arrow":
         from scshards.sources.tables import SavedDataset
 

@@ -2,7 +2,7 @@
 
     CellTable    .rows(start, stop, n) -> Rows, .starts(), .obs(column)
 
-sources.tables, sources.tables, sources.scbank and sources.mds are the kinds; sources.lists makes a
+what is below and sources.mds are the kinds; sources.lists makes a
 Source of one. What is in here beside that turns Arrow's columns into numbers.
 
 Parquet tables of cells, local or remote, read by row groups.
@@ -21,9 +21,9 @@ They are mapped into memory: a batch that is passed over costs a look at its hea
 
 scBank folders: what scGPT's DataBank writes of an AnnData file.
 
-manifest.json        {"on_disk_format": "json" or "parquet", "main_data": the table's name, ...}
-gene_vocab.json      {token: id}, without special tokens
-{table}.datatable.{json or parquet}     id, genes, expressions
+    manifest.json                 {"on_disk_format": "parquet", "main_data": the table's name, ...}
+    gene_vocab.json               {token: id}, without special tokens
+    {table}.datatable.parquet     id, genes, expressions
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ from numpy.typing import NDArray
 
 from scshards.base.config import did_you_mean
 from scshards.base.errors import SourceError
-from scshards.base.records import read_json
+from scshards.base.records import Record, read_json
 from scshards.base.storage import Storage
+from scshards.sources.ids import TABLE
+from scshards.sources.options import LISTS
 from scshards.sources.rows import missing_column, reading
 
 LARGEST_BATCH = 1 << 14
@@ -426,3 +428,56 @@ def _n_items(lists: Any) -> int:
         return len(lists) * int(lists.type.list_size)
     offsets = lists.offsets
     return int(offsets[-1].as_py() - offsets[0].as_py())
+
+
+MANIFEST = "manifest.json"
+
+
+def open_scbank(folder: Storage, name: str) -> CellTable:
+    """The main table of a scBank.
+
+    Raises
+    ------
+    SourceError
+        When the manifest does not say which it is, or it is not there, or it is lines of JSON.
+    """
+    file = table_of(folder, name)
+    return ParquetTable(folder, file, LISTS, f"{name}: {file}")
+
+
+def table_of(folder: Storage, name: str) -> str:
+    """The name of the file of the main table."""
+    there = folder.folder()[1]
+    tables = [f for f in there if TABLE in f]
+    shown = f"it holds: {', '.join(tables) or 'no table'}"
+    if MANIFEST not in there:
+        raise SourceError(f"the scBank has no {MANIFEST}", where=name, advice=shown)
+    with reading(f"{name}: {MANIFEST}"):
+        tree = Record(read_json(folder.read(MANIFEST)))
+        is_named = "main_data" in tree and tree.any("main_data") is not None
+        main = tree.text("main_data") if is_named else None
+        form = tree.text("on_disk_format") if "on_disk_format" in tree else "json"
+    if form != "parquet":
+        raise SourceError(
+            f"on_disk_format is {form!r}: tables in Parquet are read",
+            where=f"{name}: {MANIFEST}",
+            advice="write the table as Parquet, pandas.read_json(FILE, lines=True).to_parquet("
+            f"NAME{TABLE}parquet), and say parquet in {MANIFEST}",
+        )
+    if main is None:
+        fitting = [f for f in tables if f.endswith(".parquet")]
+        if len(fitting) == 1:
+            return fitting[0]
+        raise SourceError(
+            f"the manifest names no main table, and there are {len(fitting)}",
+            where=name,
+            advice=f'name one in {MANIFEST}: "main_data": "NAME"; {shown}',
+        )
+    file = f"{main}{TABLE}parquet"
+    if file not in there:
+        raise SourceError(
+            f"the scBank's main table, {file}, is not there",
+            where=name,
+            advice=f"{shown}; {MANIFEST} names it",
+        )
+    return file

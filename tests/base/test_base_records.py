@@ -21,7 +21,7 @@ from scshards.census.index import FORMAT, IndexMark, read_mark
 from scshards.census.releases import releases
 from scshards.shards.manifest import Manifest
 from scshards.sources.ids import find_ids
-from scshards.sources.scbank import table_of
+from scshards.sources.tables import table_of
 from tests.census.test_census_queries import directory, release
 from tests.shards.test_shards_manifest import sample
 
@@ -155,7 +155,7 @@ def _index_mark(data: bytes, folder: Path) -> None:
 
 def _scbank(data: bytes, folder: Path) -> None:
     storage = Storage(folder)
-    storage.write("X.datatable.json", b"")
+    storage.write("X.datatable.parquet", b"")
     storage.write("manifest.json", data)
     table_of(storage, "x.scb")
 
@@ -181,7 +181,7 @@ RECORDS: dict[str, tuple[Any, Callable[[bytes, Path], object]]] = {
     "manifest": (json.loads(sample().to_json()), _manifest),
     "vocab": ({"<pad>": 0, "A": 1, "B": 2}, lambda data, folder: Vocab.from_json(data)),
     "ids": ({"<pad>": 0, "A": 1, "B": 2}, _ids),
-    "scbank": ({"main_data": "X", "on_disk_format": "json"}, _scbank),
+    "scbank": ({"main_data": "X", "on_disk_format": "parquet"}, _scbank),
     "releases": (
         {"1": release(flags={"lts": True}, retraction={"reason": "x"}), "stable": "1"},
         _releases,

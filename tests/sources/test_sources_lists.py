@@ -18,7 +18,6 @@ from list_tables import (
     as_table,
     ids_of,
     ragged,
-    write_json,
     write_saved,
     write_scbank,
 )
@@ -29,7 +28,6 @@ from scshards.base.errors import ConfigError, ScshardsError, SourceError, ValueK
 from scshards.cli import main
 from scshards.packing.pack import append
 from scshards.sources import lists as sources_lists
-from scshards.sources import scbank as sources_json
 from scshards.sources.open import open_source
 from scshards.sources.options import TableOptions
 from scshards.sources.rows import Source
@@ -65,18 +63,14 @@ def rows_of(columns: Any) -> list[Any]:
 
 
 def written(folder: Path, columns: Any, form: str, *, part: int = 5, **types: Any) -> Path:
-    """One table: parquet in row groups, a saved dataset of two files, or JSON in a scBank."""
+    """One table: parquet in row groups, or a saved dataset of two files."""
     table = as_table(columns, **types)
     if form == "parquet":
         path = folder / "a.parquet"
         pq.write_table(table, path, row_group_size=part)
         return path
-    if form == "saved":
-        cut = table.num_rows // 3
-        return write_saved(folder / "set", [table[:cut], table[cut:]], batch=part)
-    bank = write_scbank(folder / "a.scb", counts(2, 3), GENES[:3], ids_of(GENES), form="json")
-    write_json(bank / "counts.datatable.json", columns)
-    return bank
+    cut = table.num_rows // 3
+    return write_saved(folder / "set", [table[:cut], table[cut:]], batch=part)
 
 
 LISTS = st.lists(
@@ -86,7 +80,7 @@ LISTS = st.lists(
 )
 
 
-@pytest.mark.parametrize("form", ["parquet", "saved", "json", "large"])
+@pytest.mark.parametrize("form", ["parquet", "saved", "large"])
 @settings(max_examples=25)
 @given(data=st.data(), lists=LISTS)
 def test_any_rows_come_back_from_anywhere(form: str, data: st.DataObject, lists: Any) -> None:
@@ -101,13 +95,12 @@ def test_any_rows_come_back_from_anywhere(form: str, data: st.DataObject, lists:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         if form == "large":
             patch.setattr(sources_lists, "LARGE_PART", 0)
-        patch.setattr(sources_json, "TEXT_BYTES", data.draw(st.integers(1, 200)))
         path = written(Path(folder), columns, {"large": "parquet"}.get(form, form), part=part)
         vocab = Path(folder) / "ids.json"
         vocab.write_text(json.dumps(ids_of(GENES)))
         with open_source(path, ids_vocab=str(vocab)) as source:
             assert source.n_rows == len(lists) and source.n_columns == 30
-            assert source.needs_transposing == (form in ("large", "json"))
+            assert source.needs_transposing == (form == "large")
             assert cells(source, start, stop, **limits) == rows_of(columns)[start:stop]
             assert cells(source) == rows_of(columns)
             seen = source.sample(1 << 20).tolist()
@@ -203,7 +196,7 @@ def test_class_labels_are_their_names(tmp_path: Path, ids: str) -> None:
         assert source.obs("cell_type").isna().tolist() == [False, True, False]
 
 
-@pytest.mark.parametrize("form", ["parquet", "saved", "json"])
+@pytest.mark.parametrize("form", ["parquet", "saved"])
 @pytest.mark.parametrize("pad", [-2, 51])
 def test_a_leading_cls_is_left_out_of_all_rows(
     tmp_path: Path, ids: str, form: str, pad: float
@@ -241,7 +234,7 @@ def fault(tmp_path: Path, ids: str, columns: Any, form: str = "parquet", **types
     return str(refused.value)
 
 
-@pytest.mark.parametrize("form", ["parquet", "saved", "json"])
+@pytest.mark.parametrize("form", ["parquet", "saved"])
 def test_rows_that_are_refused(tmp_path: Path, ids: str, form: str) -> None:
     def said(genes: Any, expressions: Any) -> str:
         good = ragged(9, 30)

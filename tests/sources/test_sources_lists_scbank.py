@@ -41,13 +41,12 @@ def bank(folder: Path, name: str, *, seed: int = 0, **more: Any) -> Path:
     )
 
 
-@pytest.mark.parametrize("form", ["parquet", "json"])
-def test_a_scbank_is_the_h5ad_that_it_came_from(tmp_path: Path, form: str) -> None:
+def test_a_scbank_is_the_h5ad_that_it_came_from(tmp_path: Path) -> None:
     x = counts(40, 30)
     x[:, 0] = x[:, 29] = 0
     x[:, 1] += 1  # no cell is without a gene
     h5ad = write(tmp_path / "a.h5ad", x)
-    made = write_scbank(tmp_path / "a.scb", x, GENES, ids_of(GENES), form=form, rows_per_group=9)
+    made = write_scbank(tmp_path / "a.scb", x, GENES, ids_of(GENES), rows_per_group=9)
     vocab = Vocab.from_genes(GENES[:20])
     options = {"cells_per_shard": 12, "valid_fraction": 0.3, "seed": 3}
     first = quiet_pack(h5ad, tmp_path / "one", vocab, **options)
@@ -94,11 +93,13 @@ def test_scbanks_that_are_refused(tmp_path: Path) -> None:
         (made / "manifest.json").write_text(json.dumps(tree))
         return said(made)
 
-    assert "'csv', not json or parquet" in manifest("a", on_disk_format="csv", main_data="counts")
+    assert "'csv': tables in Parquet are read" in manifest(
+        "a", on_disk_format="csv", main_data="counts"
+    )
     text = manifest("b", on_disk_format="parquet", main_data="X")
     assert "X.datatable.parquet, is not there" in text and "counts.datatable.parquet" in text
     # JSON is what the settings of scGPT say where nothing is said.
-    assert "names no main table, and there are 0 as json" in manifest("c", main_data=None)
+    assert "'json'" in (text := manifest("c", main_data=None)) and "to_parquet" in text
     gone = bank(tmp_path, "d")
     (gone / "manifest.json").unlink()
     assert "no manifest.json" in said(gone)
@@ -109,14 +110,6 @@ def test_scbanks_that_are_refused(tmp_path: Path) -> None:
     table = torn / "counts.datatable.parquet"
     table.write_bytes(table.read_bytes()[:-20])
     assert "can't be read" in said(torn)
-    for i, line in enumerate(
-        ('{"id": 3, "genes": [1], "expr', '{"id": 3, "genes": 1, "expressions": [1.0]}')
-    ):
-        torn = bank(tmp_path, f"g{i}", form="json")
-        with (torn / "counts.datatable.json").open("a") as f:
-            f.write(line)
-        with open_source(torn) as source, pytest.raises(SourceError, match="can't be read"):
-            list(source.blocks())
 
 
 def test_one_table_needs_no_name_in_the_manifest(tmp_path: Path) -> None:
@@ -279,7 +272,7 @@ def test_saved_datasets_that_are_refused(tmp_path: Path) -> None:
 
 def test_tables_on_s3(tmp_path: Path, s3: Any) -> None:
     made = bank(tmp_path, "a", rows_per_group=4)
-    json_made = bank(tmp_path, "b", seed=1, form="json")
+    other = bank(tmp_path, "b", seed=1)
     folder = write_all_counts(tmp_path / "all_counts", [made])
     storage = Storage(s3.url)
     for path in sorted(tmp_path.rglob("*")):
@@ -287,7 +280,7 @@ def test_tables_on_s3(tmp_path: Path, s3: Any) -> None:
             storage.write(path.relative_to(tmp_path).as_posix(), path.read_bytes())
     options = {"cells_per_shard": 8}
     for name, local, remote in (
-        ("banks", [made, json_made], [f"{s3.url}/a.scb", f"{s3.url}/b.scb/"]),
+        ("banks", [made, other], [f"{s3.url}/a.scb", f"{s3.url}/b.scb/"]),
         ("all", [folder], [f"{s3.url}/all_counts/"]),
         (
             "cls",
@@ -314,23 +307,3 @@ def test_the_writer_of_these_tests_drops_zero_rows_before_genes() -> None:
     assert tokenized(x, ["A", "B"], {"B": 0}) == {
         "id": [0, 1], "genes": [[], [0]], "expressions": [[], [2.0]]
     }  # fmt: skip
-
-
-def test_lines_of_json_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from scshards.packing import plan
-    from scshards.sources import scbank as sources_json
-
-    x = counts(600, 30)
-    made = write_scbank(tmp_path / "a.scb", x, GENES, ids_of(GENES), form="json")
-    monkeypatch.setattr(plan, "TASK_ROWS", 20)
-    monkeypatch.setattr(sources_json, "TEXT_BYTES", 1 << 10)
-    pieces = []
-    texts = sources_json.JsonTable._texts
-    monkeypatch.setattr(
-        sources_json.JsonTable, "_texts", lambda self: (pieces.append(1) or t for t in texts(self))
-    )
-    manifest = quiet_pack(made, tmp_path / "out", vocab_of(30))
-    assert manifest.sources[0].rows == 600
-    whole = -(-(made / "counts.datatable.json").stat().st_size // (1 << 10))
-    # Twice by the survey and twice to write them out by rows, and the beginning by each of 30 tasks.
-    assert whole > 50 and len(pieces) < 6 * whole

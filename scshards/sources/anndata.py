@@ -108,7 +108,7 @@ class AnnDataSource(Source):
                 raise missing_column(gene_column, frame.columns, frame="var", where=where)
             column = frame.index if gene_column is None else gene_column
         with reading(f"{where}, column {column!r}", advice=REWRITE):
-            names = text(frame.values(column))
+            names = frame.names(column)
         if len(names) != self._stored.shape[1]:
             raise SourceError(
                 f"there are {len(names):,} gene names for {self._stored.shape[1]:,} columns",
@@ -271,6 +271,19 @@ class _Frame:
         place = node.attrs["categories"]
         categories = _read(self._group[place] if isinstance(place, str) else node.file[place])
         return pd.Categorical.from_codes(node[:], categories.tolist())
+
+    def names(self, column: str) -> list[str]:
+        """One column, or the index, as text; "" where one is missing."""
+        node = self._group[column]
+        if not _is_array(node) and attribute(node, "encoding-type") == "categorical":
+            # Without anndata and pandas, which take a second to load: every text column may name genes.
+            check_filters(node, f"{self._where}, column {column!r}")
+            known, codes = plain_values(node["categories"]), plain_values(node["codes"])
+            if known is not None and codes is not None and codes.dtype.kind == "i":
+                names = [*text(known), ""]
+                if codes.min(initial=0) >= -1 and codes.max(initial=-1) < len(known):
+                    return [names[code] for code in codes.tolist()]
+        return text(self.values(column))
 
     def is_text(self, column: str) -> bool:
         """Whether a column may hold names, by its type alone."""

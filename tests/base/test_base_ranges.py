@@ -78,7 +78,9 @@ def test_each_fault_is_mended(proxy: FaultProxy, s3, data: bytes, fault: str) ->
 
 
 def test_many_reads_with_many_faults(proxy: FaultProxy, s3, data: bytes) -> None:
-    storage = through(proxy, s3, Retry(retries=99, timeout=1, first_wait=0.01, longest_wait=0.05))
+    storage = through(
+        proxy, s3, Retry(retries=99, timeout=1, deadline=1000, first_wait=0.01, longest_wait=0.05)
+    )
     proxy.share, proxy.seed = 0.3, 7
     rng = np.random.default_rng(0)
     ranges = [sorted(rng.integers(0, SIZE, 2).tolist()) for _ in range(120)]

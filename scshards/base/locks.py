@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from scshards.base.errors import OutputExistsError, StorageError
+from scshards.base.records import read_json
 
 if TYPE_CHECKING:
     from scshards.base.storage import Storage
@@ -291,7 +292,7 @@ class Lease:
 
 def _claim(storage: Storage, path: str) -> dict[str, Any] | None:
     try:
-        tree = json.loads(storage.read_if_there(path) or b"")
+        tree = read_json(storage.read_if_there(path) or b"")
     except ValueError:
         return None  # removed or rewritten at this very moment, or none of ours
     return tree if isinstance(tree, dict) else None

@@ -22,6 +22,7 @@ import numpy as np
 
 from scshards.base.errors import ConfigError
 from scshards.base.progress import Progress
+from scshards.base.records import read_json
 from scshards.base.remote import translated
 from scshards.exporting import h5ad as export_h5ad
 from scshards.exporting import parquet as export_parquet
@@ -200,7 +201,7 @@ def _finished(target: Output, request: str, *, is_file: bool) -> ExportReport | 
             said = export_h5ad.read_record(storage)
         else:
             said = (storage.read_if_there(MARK) or b"").decode(errors="replace")
-        report = ExportReport.from_json(json.loads(said or "{}"))
+        report = ExportReport.from_json(read_json(said or "{}"))
         if report.request != request:
             return None
         if is_file:

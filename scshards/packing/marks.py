@@ -9,10 +9,11 @@ the disk.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base import files
-from scshards.base.errors import StorageError
+from scshards.base.errors import ScshardsError, StorageError
 from scshards.base.files import scratch_writes
-from scshards.base.records import read_json
+from scshards.base.records import Damaged, read_json
 
 
 class Result(Protocol):
@@ -87,15 +88,27 @@ def read_mark(path: Path) -> dict[str, Any] | None:
         return None
     except OSError as e:
         raise StorageError(f"a mark of the pack can't be read: {e.strerror}", where=path) from None
-    try:
+    with understood(path):
         tree = read_json(text)
-    except ValueError:
-        tree = None
-    if not isinstance(tree, dict):
-        raise StorageError(
-            "a mark of the pack is damaged", where=path, advice="remove it, and run the pack again"
-        )
+        if not isinstance(tree, dict):
+            raise Damaged("a table is needed")
     return tree
+
+
+@contextlib.contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Turn what is missing in a mark, or of another kind, into a StorageError that names the mark."""
+    try:
+        yield
+    except ScshardsError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as e:
+        what = f"{e.args[0]} is missing" if isinstance(e, KeyError) else str(e)
+        raise StorageError(
+            f"a mark of the pack is damaged: {what:.200}",
+            where=path,
+            advice="remove it, and run the pack again",
+        ) from None
 
 
 SPLIT = "split.npy"

@@ -37,7 +37,7 @@ from scshards.packing.compare import compare, described
 from scshards.packing.decide import Decision, check_splits, decide
 from scshards.packing.executors import Executor, InProcess, Pool
 from scshards.packing.job import PLAN, Job
-from scshards.packing.marks import Marked, perform, publish, read_mark, survey_mark
+from scshards.packing.marks import Marked, perform, publish, read_mark, survey_mark, understood
 from scshards.packing.options import PackOptions
 from scshards.packing.scatter import ScatterTask, scatter, transpose, warm_up
 from scshards.packing.survey import (
@@ -249,7 +249,9 @@ class Phases:
         written: dict[str, list[ShardInfo]] = {split: [] for split in request.splits}
         for work in self._shard_works:
             tree = _done(work)
-            written[work.task.name.partition("/")[0]].append(shard_from_json(tree["shard"]))
+            with understood(Path(work.mark)):
+                shard = shard_from_json(tree["shard"])
+            written[work.task.name.partition("/")[0]].append(shard)
         splits = {split: tuple(shards) for split, shards in written.items()}
         sources = tuple(self._sources())
         if base is not None:
@@ -297,10 +299,12 @@ class Phases:
         """Of all inputs, by ordinal."""
         found = []
         for i in range(len(self.request.inputs)):
-            tree = read_mark(survey_mark(str(self.folder), self.first_input + i))
+            path = survey_mark(str(self.folder), self.first_input + i)
+            tree = read_mark(path)
             assert tree is not None
-            found.append(Survey.from_json(tree))
-            self.seconds[found[-1].ordinal] = tree["seconds"]
+            with understood(path):
+                found.append(Survey.from_json(tree))
+                self.seconds[found[-1].ordinal] = tree["seconds"]
         return found
 
     @cached_property
@@ -308,7 +312,8 @@ class Phases:
         """What was decided."""
         tree = read_mark(self.folder / PLAN)
         assert tree is not None
-        return Decision.from_json(tree)
+        with understood(self.folder / PLAN):
+            return Decision.from_json(tree)
 
     @cached_property
     def slices(self) -> list[plan.Slice]:

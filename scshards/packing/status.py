@@ -22,7 +22,7 @@ from scshards.base.storage import Storage
 from scshards.packing import plan
 from scshards.packing.decide import Decision
 from scshards.packing.job import ADDS_TO, FOLDER, JOB, PLAN, SHARES, folder_of
-from scshards.packing.marks import read_mark
+from scshards.packing.marks import read_mark, understood
 from scshards.packing.options import PackOptions
 from scshards.packing.spill import CELLS
 from scshards.packing.survey import Survey
@@ -126,11 +126,14 @@ def status(
         )
     folders = sorted(folder.glob("source-*"))
     marks = [read_mark(path / "survey.json") for path in folders]
-    surveys = [Survey.from_json(mark) for mark in marks if mark is not None]
+    with understood(folder):
+        surveys = [Survey.from_json(mark) for mark in marks if mark is not None]
     found = replace(found, inputs=len(folders) or len(asked["inputs"]), inputs_done=len(surveys))
     tree = read_mark(folder / PLAN)
     if tree is not None:
-        found = _planned(found, folder, surveys, Decision.from_json(tree))
+        with understood(folder / PLAN):
+            decision = Decision.from_json(tree)
+        found = _planned(found, folder, surveys, decision)
     return replace(found, next=_next(found))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -25,8 +26,11 @@ from scshards.base.errors import ConfigError, OutputExistsError, StorageError, V
 from scshards.base.locks import Lease, held
 from scshards.base.storage import Storage
 from scshards.packing import spill as segments
+from scshards.packing.decide import Decision
 from scshards.packing.job import Job
+from scshards.packing.marks import understood
 from scshards.packing.pack import pack, pack_share
+from scshards.packing.survey import Survey
 
 GENES = 6
 OPTIONS = {
@@ -148,6 +152,32 @@ def test_other_options_are_refused_until_restart(
     pack(inputs(folder), root, vocab_of(GENES), options, progress=False, restart=True)
     pack(inputs(folder), tmp_path / "fresh", vocab_of(GENES), options, progress=False)
     assert tree_sums(root) == tree_sums(tmp_path / "fresh")
+
+
+def test_a_mark_that_is_damaged_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every field of a survey and of the plan is taken away, or made nonsense: no traceback."""
+    root = tmp_path / "out"
+    with monkeypatch.context() as m:
+        fail_at(m, 7, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            quiet_pack(inputs(folder), root, vocab_of(GENES), **OPTIONS)
+    (survey, *_), plan = sorted(root.rglob("survey.json")), next(root.rglob("plan.json"))
+    kinds = {survey: Survey, plan: Decision}
+    for path, kind in kinds.items():
+        whole = json.loads(path.read_bytes())
+        assert kind.from_json(whole)
+        for name in [f.name for f in dataclasses.fields(kind)]:
+            rest = {key: value for key, value in whole.items() if key != name}
+            with pytest.raises(StorageError, match=f"{name} is missing"), understood(path):
+                kind.from_json(rest)
+        path.write_bytes(b"[" * 200_000)
+        with pytest.raises(StorageError, match=r"damaged: not valid JSON.*deep") as e:
+            quiet_pack(inputs(folder), root, vocab_of(GENES), **OPTIONS)
+        assert e.value.where == str(path) and "remove it" in str(e.value.advice)
+        path.write_text(json.dumps(whole))
+    assert quiet_pack(inputs(folder), root, vocab_of(GENES), **OPTIONS)
 
 
 def test_restart_never_touches_a_complete_set_or_strangers(folder: Path, tmp_path: Path) -> None:

@@ -239,6 +239,15 @@ def _files(info: ShardInfo) -> Iterator[tuple[str, int]]:
     yield info.index_path, info.index_bytes
 
 
+def _may_be(name: str, value: object) -> bool:
+    """Whether the identity of an input can have such a value; `ids_vocab` is that of another file."""
+    if name == "ids_vocab":
+        return isinstance(value, dict) and all(_may_be(k, v) for k, v in value.items())
+    if name in ("size", "mtime_ns", "files", "values"):
+        return type(value) is int or (name == "size" and value is None)
+    return isinstance(value, str)
+
+
 class WholeSet:
     """What can only be known over all shards."""
 
@@ -292,6 +301,9 @@ class WholeSet:
                 faults.add(MANIFEST, None, f"the genes of {s.name} do not add up")
             if s.merged > s.matched or s.matched - s.merged > self._manifest.vocab_size:
                 faults.add(MANIFEST, None, f"the merged genes of {s.name} are more than can be")
+            wrong = [k for k, v in s.identity.items() if not _may_be(k, v)]
+            if wrong:
+                faults.add(MANIFEST, None, f"nothing of {s.name} has such a {min(wrong)}")
             if s.rows > MAX_ROWS:
                 faults.add(MANIFEST, None, f"{s.name} has more rows than keys can number")
             if not whole or not self._is_whole or self._n_keys < len(self._keys):

@@ -129,13 +129,17 @@ def _at(file: InputFile) -> str:
     return file.url if is_soma(file.url) else redact(file.place)
 
 
+def known_by(s: SourceInfo) -> list[tuple[Any, ...]]:
+    """What tells that another source is the same input: its address; its cells, genes and values."""
+    marks: list[tuple[Any, ...]] = [("at", s.identity["at"])] if "at" in s.identity else []
+    if "cells" in s.identity:
+        marks.append((s.identity["cells"], s.columns, s.identity.get("values")))
+    return marks
+
+
 def _refuse_repeats(before: Sequence[SourceInfo], surveys: Sequence[Survey]) -> None:
     """Refuse the cells that an input has already: by their names, genes and number of values."""
-    known = {
-        (s.identity["cells"], s.columns, s.identity.get("values")): f"{s.name}, in the set"
-        for s in before
-        if "cells" in s.identity
-    }
+    known = {mark: f"{s.name}, in the set" for s in before for mark in known_by(s)}
     for s in surveys:
         if not s.cells_hash:
             continue

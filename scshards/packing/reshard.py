@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from scshards.base import where as where_
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError, SourceError, VocabError
 from scshards.cells.vocab import Vocab
+from scshards.packing.compare import known_by
 from scshards.packing.history import recorded
 from scshards.packing.options import HELD_OUT
 from scshards.packing.pack import run
@@ -276,18 +278,20 @@ def _check_names(sets: Sequence[OldSet], options: ReshardOptions) -> None:
     n_sources = sum(len(s.manifest.sources) for s in sets)
     if n_sources > MAX_SOURCES:
         raise ConfigError(f"a shard set has at most {MAX_SOURCES:,} inputs, not {n_sources:,}")
-    of: dict[str, str] = {}
+    of: dict[Any, str] = {}
     for old in sets:
-        names = {s.name for s in old.manifest.sources}
-        both = sorted(names & of.keys())
+        # By its name, by its address, or by its cells under another one.
+        marks = {s.name: {s.name, *known_by(s)} for s in old.manifest.sources}
+        both = sorted(name for name, found in marks.items() if found & of.keys())
+        first = next((of[mark] for mark in marks[both[0]] if mark in of), "") if both else ""
         if both and not options.same_names:
             raise ConfigError(
-                f"{len(both):,} inputs are in {of[both[0]]} too, such as {both[0]}",
+                f"{len(both):,} inputs are in {first} too, such as {both[0]}",
                 where=old.name,
                 advice="merge sets of different inputs; if these are different files of the same "
                 "name, say so with --same-names",
             )
-        of |= dict.fromkeys(names, old.name)
+        of |= dict.fromkeys(set().union(*marks.values()), old.name)
 
 
 def _check_where(sets: Sequence[OldSet], options: ReshardOptions) -> None:

@@ -316,7 +316,15 @@ def _inputs(
         if not is_cells(one) and is_shard_set(one, storage_options):
             out.append((one, True))
         else:
-            out += [(file.url, False) for file in expand(one, storage_options)]
+            files = expand(one, storage_options)
+            named = next((f for f in files if f.gene_column is not None), None)
+            if named is not None:
+                raise ConfigError(
+                    f"the gene column {named.gene_column!r} can't be chosen for one input here",
+                    where=named.name,
+                    advice="choose one for all inputs with --gene-column",
+                )
+            out += [(file.url, False) for file in files]
     if not out:
         raise ConfigError("there is nothing to read: no input was given")
     return out

@@ -16,6 +16,7 @@ from pack_support import adata, counts, quiet_pack, read_back, tree_sums, vocab_
 from scshards import Vocab, verify
 from scshards.base.errors import ConfigError, SourceError
 from scshards.packing.pack import append
+from scshards.packing.reshard import ReshardOptions, merge
 from scshards.shards.manifest import Manifest
 from scshards.sources.vocabulary import build_vocab
 
@@ -166,3 +167,22 @@ def test_a_set_that_was_packed_earlier_says_less(tmp_path: Path, two: tuple[Path
     c = written(tmp_path / "c.h5ad", SYMBOLS, seed=5)
     assert [bool(s.identity) for s in quiet_append(c, root).sources] == [False, True]
     assert manifest.sources[0].identity
+
+
+def test_one_input_in_two_sets_that_are_merged(tmp_path: Path, two: tuple[Path, Path]) -> None:
+    """By its address or its cells, whatever it is called there."""
+    vocab = Vocab.from_genes(SYMBOLS)
+    shutil.copy(two[1], tmp_path / "copy.h5ad")
+    (tmp_path / "l.txt").write_text("p2.h5ad\tanother")
+    for i, inputs in enumerate(
+        (two[1], tmp_path / "l.txt", tmp_path / "copy.h5ad", f"{two[0]}::feature_name")
+    ):
+        quiet_pack(inputs, tmp_path / str(i), vocab)
+    for other in (1, 2):
+        with pytest.raises(ConfigError, match=f"1 inputs are in {tmp_path}/0 too"):
+            merge([tmp_path / "0", tmp_path / str(other)], tmp_path / "no", ReshardOptions(), False)
+    merged = merge(
+        [tmp_path / "0", tmp_path / "1"], tmp_path / "twice", ReshardOptions(same_names=True), False
+    )
+    assert [s.name for s in merged.sources] == [str(two[1]), "another"]
+    merge([tmp_path / "0", tmp_path / "3"], tmp_path / "both", ReshardOptions(), False)

@@ -103,7 +103,10 @@ def interruptible() -> Iterator[None]:
 def show_error(text: str) -> None:
     """An error and its lines on standard error; on a terminal `error:` is red and commands are bold."""
     first, *lines = text.splitlines()
-    lines = [_COMMANDS.sub(lambda m: styled(m[0], "1", sys.stderr), line) for line in lines]
+    lines = [
+        _COMMANDS.sub(lambda m: styled(m[0], "1", sys.stderr), line) if "to do:" in line else line
+        for line in lines
+    ]
     click.echo("\n".join([f"{styled('error:', '1;31', sys.stderr)} {first}", *lines]), err=True)
 
 

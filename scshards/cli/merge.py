@@ -10,7 +10,7 @@ from scshards.cli.command import Command
 from scshards.cli.options import as_json, build, options
 from scshards.cli.pack import split_file, with_split_file
 from scshards.cli.reshard import output, restart
-from scshards.cli.shown import show_manifest
+from scshards.cli.shown import show_manifest, wide
 from scshards.packing.reshard_options import ReshardOptions
 
 
@@ -20,11 +20,13 @@ from scshards.packing.reshard_options import ReshardOptions
 @options(ReshardOptions, but="held_out")
 @split_file
 @restart
+@wide
 @as_json
 def command(
     roots: tuple[str, ...],
     output: str,
     restart: bool,
+    wide: bool,
     as_json: bool,
     progress: bool,
     **chosen: Any,
@@ -43,4 +45,4 @@ def command(
 
     asked = build(ReshardOptions, with_split_file(chosen))
     manifest = merge(roots, output, asked, restart=restart, progress=progress)
-    show_manifest(manifest, None, as_json)
+    show_manifest(manifest, None, as_json, wide)

@@ -252,9 +252,14 @@ def given(chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 def refuse_together(chosen: Mapping[str, Any], *names: str) -> None:
     """Raise UsageError when more than one of these was given."""
-    both = [FLAGS.get(name, (_flag(name),))[-1] for name in names if chosen[name]]
+    both = [flags_of(name)[-1] for name in names if chosen[name]]
     if len(both) > 1:
         raise click.UsageError(f"{both[0]} and {both[1]} can't be given together")
+
+
+def flags_of(name: str) -> tuple[str, ...]:
+    """How the option of a field is spelled, the long way last."""
+    return FLAGS.get(name, ("--" + name.replace("_", "-"),))
 
 
 def spelled(error: E, context: click.Context) -> E:
@@ -337,14 +342,10 @@ def _attributes(hint: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:
 
 
 def _flags(name: str, attrs: Mapping[str, Any]) -> tuple[str, ...]:
-    flags = FLAGS.get(name, (_flag(name),))
+    flags = flags_of(name)
     if attrs.get("is_flag") and attrs["default"] is not False:
         flags = (f"{flags[0]}/--no-{flags[0][2:]}",)
     return (*flags, name)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def _for_help(text: str) -> str:
@@ -352,7 +353,7 @@ def _for_help(text: str) -> str:
 
     def spelling(found: re.Match[str]) -> str:
         name = found[1]
-        return FLAGS.get(name, (_flag(name),))[-1] if name in _GROUP_OF or name in FLAGS else name
+        return flags_of(name)[-1] if name in _GROUP_OF or name in FLAGS else name
 
     return re.sub(r"`([^`]*)`", spelling, text)
 

@@ -10,7 +10,7 @@ import click
 
 from scshards.cli.command import Command
 from scshards.cli.options import ShareType, as_json, build, given, option, options, refuse_together
-from scshards.cli.shown import show_manifest
+from scshards.cli.shown import show_manifest, wide
 from scshards.packing.options import PackOptions
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ split_file = option(
     is_flag=True,
     help="Write a README.md into the set, by which Hugging Face's load_dataset takes the cells.",
 )
+@wide
 @as_json
 def command(
     inputs: tuple[str, ...],
@@ -71,6 +72,7 @@ def command(
     restart: bool,
     dask: str | None,
     hf_card: bool,
+    wide: bool,
     as_json: bool,
     progress: bool,
     **chosen: Any,
@@ -113,7 +115,7 @@ def command(
         )  # fmt: skip
         if hf_card:
             write_card(output, stores)
-        show_manifest(manifest, seconds, as_json)
+        show_manifest(manifest, seconds, as_json, wide)
         return
     if vocab is None:
         raise click.UsageError("Missing option '--vocab'.")
@@ -128,7 +130,7 @@ def command(
     )  # fmt: skip
     if hf_card:
         write_card(output, stores)
-    show_manifest(manifest, seconds, as_json)
+    show_manifest(manifest, seconds, as_json, wide)
 
 
 def with_split_file(chosen: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import click
 from scshards.cli.command import Command
 from scshards.cli.options import as_json, build, option, options
 from scshards.cli.pack import split_file, with_split_file
-from scshards.cli.shown import show_manifest
+from scshards.cli.shown import show_manifest, wide
 from scshards.packing.reshard_options import ReshardOptions
 
 output = option("-o", "--output", required=True, metavar="NEW", help="The shard set to make.")
@@ -26,9 +26,10 @@ restart = option(
 @options(ReshardOptions, but="held_out same_names")
 @split_file
 @restart
+@wide
 @as_json
 def command(
-    root: str, output: str, restart: bool, as_json: bool, progress: bool, **chosen: Any
+    root: str, output: str, restart: bool, wide: bool, as_json: bool, progress: bool, **chosen: Any
 ) -> None:
     """Make a shard set at NEW of the one at ROOT: other shards, order, splits, or a part of its cells.
 
@@ -43,4 +44,4 @@ def command(
 
     asked = build(ReshardOptions, with_split_file(chosen))
     manifest = reshard(root, output, asked, restart=restart, progress=progress)
-    show_manifest(manifest, None, as_json)
+    show_manifest(manifest, None, as_json, wide)

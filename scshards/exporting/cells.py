@@ -189,7 +189,7 @@ class Taken:
         largest, last, is_ordered = 0.0, -1, True
         n_bytes = np.zeros(BINS)
         total = sum(self.shardset.manifest.cells(s) for s in self.splits)
-        with Progress("look", total, shown=shown) as bar:
+        with Progress("reading indexes", total, shown=shown) as bar:
             for split, _, shard in self._shards():
                 index = self._index(shard, [*_OWN, "total", *self._named.values()])
                 taken = self._taken(index)

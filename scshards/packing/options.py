@@ -98,7 +98,7 @@ class PackOptions:
         As in TableOptions.
     round_within
         Take a value that is off a whole number by no more than this, such as 1e-6, as that number, and
-        count it; other fractions are refused as without. None rounds nothing.
+        count it; other fractions are refused as without. Without it, nothing is rounded.
     max_categories
         Most different values of a column that becomes a label of text: the manifest lists them all.
     allow_mixed

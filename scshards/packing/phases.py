@@ -31,6 +31,7 @@ from scshards.base.errors import ScshardsError, StorageError
 from scshards.base.locks import held
 from scshards.base.progress import Progress
 from scshards.cells.vocab import Vocab
+from scshards.kernels.compiling import compiles
 from scshards.packing import plan
 from scshards.packing import spill as segments
 from scshards.packing.compare import compare, described
@@ -134,13 +135,14 @@ class Phases:
     def run(self) -> None:
         """Do all phases; of a share those that can be done, which ends with pass 1 until all shares
         have done theirs."""
-        self.survey()
-        self.decide()
-        self.transpose()
-        self.scatter()
-        if self.is_scattered:
-            self.merge()
-            self.write()
+        with compiles():  # says so when that takes a while
+            self.survey()
+            self.decide()
+            self.transpose()
+            self.scatter()
+            if self.is_scattered:
+                self.merge()
+                self.write()
 
     def survey(self) -> None:
         """Look at all inputs; a share begins with its own, and finds those of others done."""
@@ -158,10 +160,12 @@ class Phases:
         works = works[start:] + works[:start]
         if self.request.sets:
             executor = InProcess() if len(works) == 1 else self.executor
-            self._do("survey", works, "cells", lambda w: int(w.task.file.cells), executor)
+            self._do(
+                "1/3 reading indexes", works, "cells", lambda w: int(w.task.file.cells), executor
+            )
         else:
             executor = InProcess() if len(works) <= FEW_INPUTS else self.executor
-            self._do("survey", works, "inputs", lambda w: 1, executor)
+            self._do("1/3 reading headers", works, "inputs", lambda w: 1, executor)
 
     def decide(self) -> None:
         """Decide what all tasks share, and put the vocabulary into the output: the pack has begun."""
@@ -197,7 +201,7 @@ class Phases:
             and self._is_mine(task.slice.source - self.first_input)
         }
         if tasks:
-            with Progress("transpose", len(tasks), "inputs", shown=self.shown) as bar:
+            with Progress("2/3 turning matrices", len(tasks), "inputs", shown=self.shown) as bar:
                 for _ in self._worker.run(transpose, list(tasks.values())):
                     bar.add(1)
 
@@ -207,7 +211,9 @@ class Phases:
         left = [w for w in works if not Path(w.mark).exists()]
         if len(left) > 1 and isinstance(self._worker, Pool) and self._worker.will_fork:
             warm_up(left[0].task)
-        self._do("scatter", works, "cells", lambda w: int(w.task.slice.cells), self._worker)
+        self._do(
+            "2/3 reading cells", works, "cells", lambda w: int(w.task.slice.cells), self._worker
+        )
 
     def merge(self) -> None:
         """Bring the directories of all spills together."""
@@ -232,7 +238,7 @@ class Phases:
         def write() -> None:
             self._merge()
             self._do(
-                "write",
+                "3/3 writing shards",
                 works,
                 "cells",
                 lambda w: int(self._shard_cells[w.task.shard]),
@@ -425,7 +431,7 @@ class Phases:
             before = write_base_hashes(self.folder, self.job.storage, base, options.unique)
             total += sum(n for _, n in before)
         shown = self.shown and options.unique is not None
-        with Progress("unique", total, "cells", shown=shown) as bar:
+        with Progress("1/3 comparing cells", total, "cells", shown=shown) as bar:
             return drop_repeated(
                 self.folder, self.surveys, options, before=before, looked_at=bar.add
             )

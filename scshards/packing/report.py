@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from scshards.base.progress import printable, shorten, size, table
+from scshards.base.progress import counted, printable, shorten, size, table
 from scshards.shards.manifest import Manifest, SourceInfo
 
 MAX_SOURCES = 20
 """Most inputs that a table names, unless it is asked for all."""
-
-MAX_REASONS = 4
-"""Most reasons of dropped cells that get a column of their own, unless all are asked for."""
 
 NAME_WIDTH = 48
 """Columns of a terminal for the name of an input, a label or a reason."""
@@ -63,9 +60,13 @@ def to_json(tree: Mapping[str, Any]) -> str:
 
 
 def source_table(
-    manifest: Manifest, seconds: Mapping[int, float] | None = None, *, whole: bool = False
+    manifest: Manifest,
+    seconds: Mapping[int, float] | None = None,
+    *,
+    whole: bool = False,
+    wide: bool = False,
 ) -> str:
-    """A row per input: cells read, kept and dropped by reason, genes, values, bytes, seconds.
+    """A row per input: cells, genes, values, bytes, seconds; then what was left out and why.
 
     Parameters
     ----------
@@ -74,46 +75,60 @@ def source_table(
     seconds
         {ordinal of a source: seconds of work that it took}; without it there is no such column.
     whole
-        Show every input and reason. Otherwise the table holds the MAX_SOURCES inputs with the most
-        cells, in their order, and sums up the rarest reasons; the last row is over all inputs anyway.
+        Show every input. Otherwise the table holds the MAX_SOURCES inputs with the most cells, in their
+        order; the last row is over all inputs anyway.
+    wide
+        A column for each reason and each count of genes; else the table has 80 columns at most, but for
+        numbers that take more.
     """
     sources = list(enumerate(manifest.sources))
     shown = sources
     if not whole and len(sources) > MAX_SOURCES:
         largest = sorted(sources, key=lambda s: (-s[1].rows, s[0]))[:MAX_SOURCES]
         shown = sorted(largest, key=lambda s: s[0])
-    reasons, others = _reasons(manifest, whole)
-    header = ["input", "cells", "kept", *(shorten(printable(r), NAME_WIDTH) for r in reasons)]
-    header += ["other reasons"] if others else []
+    reasons = _reasons(manifest)
     # Said where it is not the index; where inputs are compared.
-    by = any(s.gene_column not in (None, "index") for _, s in sources)
-    shared = any(s.shared is not None for _, s in sources)
-    header += ["genes", *["by"] * by, "matched", "merged", *["shared"] * shared]
-    header += ["values", "unmatched", "bytes"]
+    by = any(s.gene_column not in (None, "index") for s in manifest.sources)
+    shared = any(s.shared is not None for s in manifest.sources)
+    of_genes = ["genes", "matched", "merged"] if wide else ["genes"]
+    of_genes += ["by"] * by + ["shared"] * shared
+    header = ["input", "cells", "kept"]
+    header += [shorten(printable(reason), NAME_WIDTH) for reason in reasons] if wide else []
+    header += [*of_genes, *(["values", "unmatched", "bytes"] if wide else ["values", "size"])]
     header += [] if seconds is None else ["seconds"]
 
-    def dropped(s: SourceInfo) -> list[int]:
-        counts = [s.dropped.get(reason, 0) for reason in reasons]
-        return [*counts, sum(s.dropped.get(reason, 0) for reason in others)] if others else counts
+    def row(name: str, ordinal: int | None, of: Sequence[SourceInfo]) -> list[Any]:
+        cells: list[Any] = [sum(s.rows for s in of), sum(s.kept for s in of)]
+        if wide:
+            cells += [sum(s.dropped.get(reason, 0) for s in of) for reason in reasons]
+        if ordinal is None:  # the sum, which has no genes
+            cells += [None] * len(of_genes)
+        else:
+            s = of[0]
+            matched = f"{s.matched / s.columns:.1%}" if s.columns else None
+            cells += [s.columns, s.matched, s.merged] if wide else [matched]
+            cells += [s.gene_column] * by
+            cells += [None if s.shared is None else f"{s.shared:.0%}"] * shared
+        cells.append(sum(s.values for s in of))
+        n_bytes = sum(s.bytes for s in of)
+        cells += [sum(s.unmatched_values for s in of), n_bytes] if wide else [size(n_bytes)]
+        if seconds is not None:
+            known = [took for i, took in seconds.items() if ordinal in (None, i)]
+            cells.append(round(sum(known), 1) if known else None)
+        return [shorten(printable(name), NAME_WIDTH), *cells]
 
-    def row(ordinal: int, s: SourceInfo) -> list[Any]:
-        cells: list[Any] = [s.rows, s.kept, *dropped(s), s.columns, *[s.gene_column] * by]
-        least = None if s.shared is None else f"{s.shared:.0%}"
-        cells += [s.matched, s.merged, *[least] * shared, s.values, s.unmatched_values, s.bytes]
-        name = shorten(printable(s.name), NAME_WIDTH)
-        return [name, *cells, *([] if seconds is None else [_rounded(seconds.get(ordinal))])]
-
-    total: list[Any] | None = None
-    if len(sources) > 1:
-        rows = [row(i, s) for i, s in sources]
-        genes = range(header.index("genes"), header.index("values"))
-        total = [f"all {len(sources):,} inputs"]
-        total += [None if i in genes else _sum(r[i] for r in rows) for i in range(1, len(header))]
-    text = table(header, [row(i, s) for i, s in shown], total=total)
-    left = [(len(sources) - len(shown), "inputs"), (len(others), "reasons")]
-    more = " and ".join(f"{n:,} more {what}" for n, what in left if n)
+    several = len(sources) > 1
+    total = row(f"all {len(sources):,} inputs", None, manifest.sources) if several else None
+    text = table(header, [row(s.name, i, [s]) for i, s in shown], total=total)
+    more = len(sources) - len(shown)
     if more:
-        text += f"\n{more} are in the sums; `scshards info ROOT --sources` shows them all"
+        text += (
+            f"\n{more:,} more inputs are in the sums; `scshards info ROOT --sources` shows them all"
+        )
+    if not wide and reasons:
+        counts = [(r, [s.dropped.get(r, 0) for s in manifest.sources]) for r in reasons]
+        lines = [(printable(r), sum(n), sum(map(bool, n))) for r, n in counts]
+        text += "\n\n" + table(("cells left out", "cells", "inputs"), lines)
     rounded = sum(s.rounded for s in manifest.sources)
     if rounded:
         text += f"\nvalues that were off whole numbers, and rounded to them: {rounded:,}"
@@ -130,7 +145,7 @@ def left_out(of_inputs: Iterable[Mapping[str, int]]) -> str:
     if not features:
         return ""
     kinds = [
-        f"{n:,} {printable(kind)} ({inputs[kind]:,} {'inputs' if inputs[kind] > 1 else 'input'})"
+        f"{n:,} {printable(kind)} ({counted(inputs[kind], 'inputs')})"
         for kind, n in features.most_common()
     ]
     return (
@@ -140,7 +155,7 @@ def left_out(of_inputs: Iterable[Mapping[str, int]]) -> str:
 
 def split_table(manifest: Manifest) -> str:
     """A row per split: shards, cells, bytes, bytes a value, values a cell."""
-    header = ("split", "shards", "cells", "values", "a cell", "at most", "size", "bytes a value")
+    header = ("split", "shards", "cells", "values", "a cell", "at most", "size", "B/value")
     rows = []
     for split in manifest.splits:
         s = _split(manifest, split)
@@ -170,25 +185,12 @@ def label_table(manifest: Manifest) -> str:
     return table(("label", "kind", "categories", ""), rows)
 
 
-def _reasons(manifest: Manifest, whole: bool) -> tuple[list[str], list[str]]:
-    """The reasons that get a column, those that dropped the most cells first, and all others."""
-    cells: dict[str, int] = {}
+def _reasons(manifest: Manifest) -> list[str]:
+    """Why cells were dropped, the reason of the most cells first."""
+    cells: Counter[str] = Counter()
     for s in manifest.sources:
-        for reason, n in s.dropped.items():
-            cells[reason] = cells.get(reason, 0) + n
-    reasons = sorted(cells, key=lambda reason: (-cells[reason], reason))
-    if whole or len(reasons) <= MAX_REASONS:
-        return reasons, []
-    return reasons[: MAX_REASONS - 1], reasons[MAX_REASONS - 1 :]
-
-
-def _rounded(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds, 1)
-
-
-def _sum(values: Iterable[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return sum(known) if known else None
+        cells.update(s.dropped)
+    return sorted(cells, key=lambda reason: (-cells[reason], reason))
 
 
 def _split(manifest: Manifest, split: str) -> dict[str, Any]:

@@ -49,16 +49,19 @@ def test_a_pack_and_its_tables(folder: Path) -> None:
         "donor", "--cells-per-shard", 9, "--seed", 5, "--compression", "zstd", "--workers", 1,
     )  # fmt: skip
     assert result.exit_code == 0
-    table, splits = result.stdout.split("\n\n")
+    table, reasons, splits = result.stdout.split("\n\n")
     header, _, first, second, _, total = table.splitlines()
-    assert header.split()[:11] == ["input", "cells", "kept", "where", "genes", "matched", "merged",
-                                   "shared", "values", "unmatched", "bytes"]  # fmt: skip
+    assert header.split()[:6] == ["input", "cells", "kept", "genes", "shared", "values"]
     names = [shorten(str(folder / f"{name}.h5ad"), 48) for name in "ab"]
-    assert first.split()[:7] == [names[0], "30", "20", "10", "8", "8", "0"]
+    assert first.split()[:4] == [names[0], "30", "20", "100.0%"]
     assert second.split()[0] == names[1]
-    assert total.split()[:6] == ["all", "2", "inputs", "60", "40", "20"]
+    assert total.split()[:5] == ["all", "2", "inputs", "60", "40"]
+    assert reasons.splitlines()[2].split() == ["where", "20", "2"]
     assert [line.split()[0] for line in splits.splitlines()[2:]] == ["train", "valid"]
-    assert "scatter: 40 cells" in result.stderr and "write: 40 cells" in result.stderr
+    assert (
+        "2/3 reading cells: 40 cells" in result.stderr
+        and "writing shards: 40 cells" in result.stderr
+    )
     manifest = ShardSet(folder / "out").manifest
     assert list(manifest.labels) == ["type", "donor"]
     assert manifest.splits["train"][0].path.endswith(".tar.zst")

@@ -52,12 +52,17 @@ def test_tables_and_info(folder: Path, tmp_path: Path) -> None:
         "--valid-fraction", 0.3, "--cells-per-shard", 9, "--compression", "zstd", "--workers", 1,
     )  # fmt: skip
     assert result.exit_code == 0
-    table, splits = result.stdout.split("\n\n")
+    table, reasons, splits = result.stdout.split("\n\n")
     header, _, row = table.splitlines()
-    assert header.split()[:4] == ["input", "cells", "kept", "where"]
-    assert row.split()[1:4] == ["30", "20", "10"] and "seconds" not in header
+    assert header.split()[:4] == ["input", "cells", "kept", "genes"]
+    assert row.split()[1:3] == ["30", "20"] and "seconds" not in header
+    assert reasons.splitlines()[2].split() == ["where", "10", "1"]
     assert [line.split()[0] for line in splits.splitlines()[2:]] == ["train", "valid"]
-    for phase in ("survey: 30 cells", "scatter: 20 cells", "write: 20 cells"):
+    for phase in (
+        "1/3 reading indexes: 30 cells",
+        "2/3 reading cells: 20 cells",
+        "3/3 writing shards: 20 cells",
+    ):
         assert phase in result.stderr
     manifest = ShardSet(tmp_path / "new").manifest
     assert manifest.splits["train"][0].path.endswith(".tar.zst")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import gzip
+import io
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -150,15 +151,18 @@ class MtxFolder(TenX):
 
     def _parsed(self, text: bytes, before: int) -> NDArray[np.float64]:
         """The entries of some lines; `before` entries lie before them."""
-        n_lines = sum(1 for line in text.split(b"\n") if line.strip())
-        try:
-            numbers = np.fromstring(text, sep=" ")
-        except ValueError:
-            numbers = np.zeros(0)
-        if len(numbers) != 3 * n_lines:
+        numbers = self._plain_numbers(text)
+        if numbers is None:
+            try:
+                numbers = np.fromstring(text, sep=" ")
+            except ValueError:
+                numbers = np.zeros(0)
             lines = [line for line in text.split(b"\n") if line.strip()]
-            at = next((i for i, line in enumerate(lines) if not _is_entry(line)), 0)
-            self._refuse("is not three numbers", before + at, lines[at].decode(errors="replace"))
+            if len(numbers) != 3 * len(lines):
+                at = next((i for i, line in enumerate(lines) if not _is_entry(line)), 0)
+                self._refuse(
+                    "is not three numbers", before + at, lines[at].decode(errors="replace")
+                )
         entries = numbers.reshape(-1, 3)
         places, values = entries[:, :2], entries[:, 2]
         inside = (places >= 1) & (places <= self._shape[::-1]) & (places % 1 == 0)
@@ -172,6 +176,30 @@ class MtxFolder(TenX):
                 shown = " ".join(f"{number:.17g}" for number in entries[at].tolist())
                 self._refuse(what, before + at, shown)
         return entries
+
+    def _plain_numbers(self, text: bytes) -> NDArray[np.float64] | None:
+        """The numbers of lines as Cell Ranger writes them, digits and two spaces, or None for others.
+
+        scipy's parser is several times as fast as numpy's, but passes over what follows on a line.
+        """
+        n_lines = text.count(b"\n") + 1
+        if self._dtype.kind != "i" or text.count(b" ") != 2 * n_lines:
+            return None
+        if text.translate(None, b"0123456789 \n"):
+            return None
+        from scipy.io import mmread
+
+        n_features, n_cells = self._shape[::-1]
+        head = (
+            f"%%MatrixMarket matrix coordinate integer general\n{n_features} {n_cells} {n_lines}\n"
+        )
+        try:
+            found = mmread(io.BytesIO(head.encode() + text))
+        except (ValueError, OverflowError):
+            return None  # the other parser finds the line
+        return (
+            np.stack([found.row + 1, found.col + 1, found.data], axis=1).astype(np.float64).ravel()
+        )
 
     def _refuse(self, what: str, entry: int, line: str) -> None:
         raise SourceError(

@@ -195,6 +195,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    do_HEAD = do_GET
+
     def log_message(self, *args: object) -> None:
         """Nothing is told."""
 
@@ -249,6 +251,21 @@ def test_lasting_answers_are_told_at_once(
         with pytest.raises(StorageError, match=said):
             CALLS[call](storage)
     assert server.asked == 1 and storage.retried == 0
+
+
+S3_CALLS = CALLS | {"list": lambda s: s.list(), "folder": lambda s: s.folder()}
+
+
+@pytest.mark.parametrize("call", S3_CALLS)
+def test_every_call_to_a_store_goes_by_the_rule(server: _Server, call: str) -> None:
+    endpoint = server.url.removesuffix("/d/x.bin")
+    options = {"endpoint_url": endpoint, "key": "k", "secret": "hunter2"}
+    storage = Storage("s3://bucket/x", options, retry=QUICK)
+    for status, tries in ((503, 4), (500, 4), (429, 4), (403, 1)):
+        server.statuses, server.asked = [status] * 100, 0
+        with pytest.raises(StorageError, match=f"answered {status} ") as caught:
+            S3_CALLS[call](storage)
+        assert server.asked == tries and "hunter2" not in str(caught.value)
 
 
 def test_an_address_whose_signature_has_expired(server: _Server) -> None:

@@ -38,8 +38,8 @@ BEAT_S = 10.0
 
 WATCH_S = 35.0
 
-TRIES = 3
-"""Of two that come at the same moment both step back, and try again so often."""
+TRIES = 5
+"""Those that come at the same moment all step back, and try again so often."""
 
 WAIT = "wait until it has finished, or choose another output"
 
@@ -198,20 +198,23 @@ class Lease:
             # Who writes first and looks then, can't miss another who does the same.
             self._write()
             try:
-                other = self._other()
-            except BaseException:
-                self._withdraw()
-                raise
-            if other is None:
-                break
-            self._withdraw()
-            if attempt == TRIES or not other.get("is new"):
-                raise self._refusal(str(other.get("holder", "")))
-            time.sleep(random.uniform(0.1, 1.0) * min(2.0, self._beat_s))
-        self._write()
-        self.is_held = True
-        self._thread.start()
-        return self
+                others = self._others()
+                if not others:
+                    self._write()
+                    self.is_held = True
+                    self._thread.start()
+                    return self
+            finally:
+                if not self.is_held:
+                    self._withdraw()
+            # Of those that look at one another now none has a claim, so that none waits for another.
+            for path, found in others.items():
+                if not self._is_alive(path, found):
+                    self._storage.remove(path)
+                elif not found.get("is new"):
+                    raise self._refusal(str(found.get("holder", "")))
+            time.sleep(random.uniform(0.1, 1.0) * attempt * min(1.0, self._beat_s))
+        raise self._refusal("several began at once")
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
@@ -222,30 +225,30 @@ class Lease:
         """Look once more, right before something is published, whether the lease is still held."""
         if not self.is_held or not self._storage.exists(self.claim):
             raise self._refusal("this one did not answer for a while")
-        other = self._other()
-        if other is not None and not other.get("is new"):
-            raise self._refusal(str(other.get("holder", "")))
+        for path, found in self._others().items():
+            if not found.get("is new") and self._is_alive(path, found):
+                raise self._refusal(str(found.get("holder", "")))
 
-    def _other(self) -> dict[str, Any] | None:
-        """The claim of another that lives and does not share; those of the dead are removed."""
-        for path in self._storage.list(self._prefix):
-            found = None if path == self.claim else _claim(self._storage, path)
-            if found is None or (self._job is not None and found.get("job") == self._job):
-                continue
-            if self._is_alive(path, found):
-                return found
-            self._storage.remove(path)
-        return None
+    def _others(self) -> dict[str, dict[str, Any]]:
+        """{path: claim} of all others that do not share."""
+        paths = [p for p in self._storage.list(self._prefix) if p != self.claim]
+        claims = {path: _claim(self._storage, path) for path in paths}
+        return {
+            path: found
+            for path, found in claims.items()
+            if found is not None and (self._job is None or found.get("job") != self._job)
+        }
 
     def _is_alive(self, path: str, found: dict[str, Any]) -> bool:
         if found.get("host") == _host() and not _runs(found.get("pid")):
             return False
-        print(
-            f"another process was writing to {self._storage.at('')} ({found.get('holder')}): "
-            f"looking for {self._watch_s:.0f} s whether it still runs",
-            file=sys.stderr,
-            flush=True,
-        )
+        if not found.get("is new"):
+            print(
+                f"another process was writing to {self._storage.at('')} ({found.get('holder')}): "
+                f"looking for {self._watch_s:.0f} s whether it still runs",
+                file=sys.stderr,
+                flush=True,
+            )
         end = time.monotonic() + self._watch_s
         while time.monotonic() < end:
             time.sleep(min(1.0, self._watch_s / 10))

@@ -252,31 +252,37 @@ class Storage:
         OutputExistsError
             When something else is there.
         """
-        condition: dict[str, str] | None = None
-        full = self._full(path)
+        conditions: list[dict[str, str]] = []
         if self._ranges is not None and "s3" in self._fs.protocol:
-            condition = {"IfNoneMatch": "*"}
-            if old is not None:
-                condition = {"IfMatch": self._info(path)["ETag"]}
+            if old is None:
+                conditions = [{"IfNoneMatch": "*"}]
+            else:
+                # Ceph compares without the quotes that the header has by its standard.
+                try:
+                    tag = self._info(path)["ETag"]
+                except MissingDataError:
+                    raise self._has_changed(path) from None
+                conditions = [{"IfMatch": tag}, {"IfMatch": tag.strip('"')}]
         if self.read_if_there(path) != old:
             raise self._has_changed(path)
-        if condition is None:
-            self.write(path, data)
-            return
-        with translated(self.at(path)):
-            bucket, key, _ = self._fs.split_path(full)
-            try:
-                self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
-            except OSError as e:
-                status = status_of(e)
-                if status in (_CONFLICT, _PRECONDITION_FAILED):
-                    # An answer that was lost on its way may have been to this very request.
-                    if self.read_if_there(path) == data:
-                        return
-                    raise self._has_changed(path) from None
-                if status not in _NO_CONDITIONS:
-                    raise
-                self.write(path, data)
+        bucket, key, _ = self._fs.split_path(self._full(path)) if conditions else ("", "", None)
+        for condition in conditions:
+            with translated(self.at(path)):
+                try:
+                    self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
+                    return
+                except OSError as e:
+                    status = status_of(e)
+                    if status in _NO_CONDITIONS:
+                        break
+                    if status not in (_CONFLICT, _PRECONDITION_FAILED):
+                        raise
+            now = self.read_if_there(path)
+            if now == data:
+                return  # an answer that was lost on its way was to this very request
+            if now != old:
+                raise self._has_changed(path)
+        self.write(path, data)
 
     def _has_changed(self, path: str) -> OutputExistsError:
         return OutputExistsError(

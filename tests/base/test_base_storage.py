@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from scshards.base.errors import ConfigError, MissingDataError, StorageError
+from scshards.base.errors import ConfigError, MissingDataError, OutputExistsError, StorageError
 from scshards.base.storage import Storage, is_local, redact
 
 
@@ -292,3 +292,45 @@ def test_keys_with_colons(s3, key: str) -> None:
 )  # fmt: skip
 def test_is_local(url: str, local: bool) -> None:
     assert is_local(url) is local
+
+
+def test_replaced_only_where_it_is_what_was_seen(store: Storage) -> None:
+    store.replace("m", None, b"one")
+    with pytest.raises(OutputExistsError, match="somebody else"):
+        store.replace("m", None, b"two")
+    with pytest.raises(OutputExistsError, match="somebody else"):
+        store.replace("m", b"another", b"two")
+    assert store.read("m") == b"one"
+    store.replace("m", b"one", b"two")
+    assert store.read("m") == b"two"
+    store.remove("m")
+    with pytest.raises(OutputExistsError, match="somebody else"):
+        store.replace("m", b"two", b"three")
+    assert not store.exists("m")
+
+
+@pytest.mark.parametrize("status", [412, 409])
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_who_comes_between_looking_and_writing_wins(
+    s3, monkeypatch: pytest.MonkeyPatch, old: bytes | None, status: int
+) -> None:
+    """As Ceph and S3 answer; Swift knows no If-Match, and its If-None-Match is not atomic."""
+    from botocore.exceptions import ClientError
+
+    store = Storage(s3.url)
+    if old is not None:
+        store.write("m", old)
+    asked: list[dict[str, object]] = []
+
+    def between(self: object, method: str, **values: object) -> None:
+        asked.append(values)
+        Storage(s3.url).write("m", b"theirs")
+        error = OSError(22, "refused")
+        answer = {"ResponseMetadata": {"HTTPStatusCode": status}, "Error": {"Code": "x"}}
+        raise error from ClientError(answer, "PutObject")
+
+    monkeypatch.setattr("s3fs.S3FileSystem.call_s3", between)
+    with pytest.raises(OutputExistsError, match="somebody else"):
+        store.replace("m", old, b"ours")
+    assert len(asked) == 1 and ("IfMatch" if old else "IfNoneMatch") in asked[0]
+    assert store.read("m") == b"theirs"

@@ -505,18 +505,19 @@ def test_of_leases_that_begin_at_once_one_is_held(s3: Any) -> None:
             Lease(Storage(s3.url), "held", beat_s=0.2, watch_s=500.0),
         ):
             held_by.append(number)
-            assert held_by == [number]
+            together.append(len(held_by))
             time.sleep(0.5)
             held_by.remove(number)
             done.append(number)
 
     done: list[int] = []
+    together: list[int] = []
     threads = [threading.Thread(target=come, args=(i,)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=300)
-    assert not held_by and len(done) <= 2
+    assert not held_by and set(together) <= {1}
     with Lease(Storage(s3.url), "held", beat_s=0.2, watch_s=500.0):
         pass
 

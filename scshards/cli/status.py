@@ -61,11 +61,11 @@ def _lines(found: Status) -> list[str]:
         return lines or [f"{found.root}: {found.next}"]
     what = "what is added to it is" if found.manifest is not None else f"{found.root} is"
     lines.append(f"{what} not finished")
-    rows = [("survey", "inputs", found.inputs_done, found.inputs)]
+    rows = [("1/3 reading headers", "inputs", found.inputs_done, found.inputs)]
     if found.slices is not None:
-        rows.append(("scatter", "slices", found.slices_done, found.slices))
+        rows.append(("2/3 reading cells", "slices", found.slices_done, found.slices))
     if found.shards is not None:
-        rows.append(("write", "shards", found.shards_done, found.shards))
+        rows.append(("3/3 writing shards", "shards", found.shards_done, found.shards))
     lines += ["", table(("phase", "of", "done", "all"), rows)]
     if found.shares:
         left = [(f"{p.number}/{found.n_shares}", p.slices, p.shards) for p in found.shares[:MOST]]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import io
 import logging
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,7 +19,7 @@ from click.testing import CliRunner
 from scshards import cli
 from scshards.base.errors import ConfigError, SourceError
 from scshards.cli import options as module
-from scshards.cli.command import Command
+from scshards.cli.command import Command, show_error
 from scshards.cli.options import build, given, option, options
 
 
@@ -221,6 +223,11 @@ def test_every_option_of_every_command(name: str, command: click.Command) -> Non
         assert not set(re.findall(r"\w+", text)) & set(fields), text
 
 
+def test_every_place_in_the_help_is_used() -> None:
+    used = {p.name for _, command in all_commands() for p in command.params}
+    assert set(module._GROUP_OF) - used == set()
+
+
 def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCSHARDS_CENSUS_SHOW_OFFLINE", "1")
     done = CliRunner().invoke(cli.main, ["census", "show", "heart"])
@@ -248,3 +255,21 @@ def test_completion(monkeypatch: pytest.MonkeyPatch) -> None:
             },
         )
         assert f"plain,{expected}\n" in done.stdout
+
+
+def test_errors_have_colours_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    text = "no\n  where: a-b --c\n  to do: scshards pack --append adds to it"
+    monkeypatch.setenv("TERM", "xterm")
+    for no_color, shown in (
+        ("", "\x1b[1;31merror:\x1b[0m no\n  where: a-b --c\n  to do: \x1b[1mscshards pack\x1b[0m "
+             "\x1b[1m--append\x1b[0m adds to it\n"),
+        ("1", f"error: {text}\n"),
+    ):  # fmt: skip
+        monkeypatch.setenv("NO_COLOR", no_color)
+        monkeypatch.setattr("sys.stderr", Terminal())
+        show_error(text)
+        assert sys.stderr.getvalue() == shown  # type: ignore[attr-defined]

@@ -38,8 +38,9 @@ def refuse_known(files: Sequence[AnyInput], base: Manifest, options: PackOptions
     ConfigError
         For a name even where repeats are allowed: a manifest could not tell the two apart.
     """
-    names = {s.name for s in base.sources}
-    places = {s.identity["at"]: s.name for s in base.sources if "at" in s.identity}
+    packed = [s for s in base.sources if not s.skipped]
+    names = {s.name for s in packed}
+    places = {s.identity["at"]: s.name for s in packed if "at" in s.identity}
     for file in files:
         assert isinstance(file, InputFile)
         known = places.get(_at(file))
@@ -80,6 +81,7 @@ def compare(
         When "source" would be a column of obs here, and the name of the input there.
     """
     before = base.sources if base is not None else ()
+    everything, surveys = surveys, [s for s in surveys if not s.skipped]
     _check_source(surveys, work.options, base)
     if not work.options.allow_repeats:
         _refuse_repeats(before, surveys)
@@ -88,7 +90,8 @@ def compare(
     if not work.options.allow_mixed:
         of_base = (_other_kind(before, n, s) for n, s in zip(names, shared, strict=True))
         refuse_mixed([*shared, *of_base], {s.name: s.gene_columns for s in surveys})
-    return shared
+    found = iter(shared)
+    return [Shared(ids=0.0, least=None) if s.skipped else next(found) for s in everything]
 
 
 def described(file: InputFile, s: Survey, shared: Shared) -> dict[str, Any]:

@@ -108,11 +108,14 @@ class Pool:
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._pool: concurrent.futures.ProcessPoolExecutor | None = None
+        self._size = 0
 
-    @property
-    def will_fork(self) -> bool:
+    def will_fork(self, n_tasks: int) -> bool:
         """Whether worker processes are still to be made, and will have what this one has loaded."""
-        return self._pool is None and _how_to_start() == "fork"
+        return self._size < self._size_for(n_tasks) and _how_to_start() == "fork"
+
+    def _size_for(self, n_tasks: int) -> int:
+        return min(self.workers, max(n_tasks, 2))
 
     def __enter__(self) -> Pool:
         return self
@@ -145,9 +148,15 @@ class Pool:
     def _run(
         self, function: Callable[[Task], Result], tasks: dict[int, Task]
     ) -> Iterator[tuple[int, Result]]:
+        size = self._size_for(len(tasks))
+        if self._pool is not None and size > self._size:
+            # Of a phase with fewer tasks: this one has work for more.
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
         if self._pool is None:
+            self._size = size
             self._pool = concurrent.futures.ProcessPoolExecutor(
-                min(self.workers, max(len(tasks), 2)),
+                size,
                 multiprocessing.get_context(_how_to_start()),
                 _begin,
                 (os.getpid(),),

@@ -80,6 +80,8 @@ class Job:
         The scratch folder.
     claim
         The object of the lease on a root in a store: who finds it gone must not write there any more.
+    has_surveys
+        Set when surveys are worth keeping though some inputs were refused.
     is_worthless
         Set when the same command can only fail again, so that nothing is kept.
 
@@ -106,7 +108,7 @@ class Job:
         self._base, self._restart = base, restart
         self._shared, self._begun_only = shared, begun_only
         self._lease: Lease | None = None
-        self.is_worthless = False
+        self.is_worthless = self.has_surveys = False
 
     @property
     def has_plan(self) -> bool:
@@ -351,7 +353,9 @@ class Job:
         """Whether a later run could go on: not when an input was refused before any task was done."""
         if not isinstance(error, ScshardsError):
             return True
-        if not self.has_plan or self.is_worthless:
+        if not self.has_plan:
+            return self.has_surveys
+        if self.is_worthless:
             return False
         return isinstance(error, StorageError) or any(self.folder.glob("[0-9]*.json"))
 

@@ -21,13 +21,14 @@ from scshards.shards import Compression
 from scshards.sources.options import TableOptions, some_types, two_columns
 
 Values = Literal["auto", "counts", "float"]
+OnBadInput = Literal["refuse", "skip"]
 
 HELD_OUT = ("valid", "test")
 """The splits beside "train", in the order of their codes."""
 
 OF_THE_RUN = (
     "workers", "scratch", "storage_options", "trust_pickle", "allow_mixed", "allow_repeats",
-    "max_categories",
+    "max_categories", "on_bad_input",
 )  # fmt: skip
 """Options that change neither a byte of the shards nor their meaning, or that hold secrets."""
 
@@ -86,6 +87,9 @@ class PackOptions:
         or float when every input says that it is log-normalised.
     min_match
         Refuse an input with a smaller share of its genes in the vocabulary.
+    on_bad_input
+        What becomes of an input that can't be used. refuse: nothing is packed. skip: it is left out, and
+        the manifest says so.
     workers
         Processes that work. Without it, one for each core when there is work for them.
     scratch
@@ -127,6 +131,7 @@ class PackOptions:
     where: str | None = None
     values: Values = "auto"
     min_match: float = 0.5
+    on_bad_input: OnBadInput = "refuse"
     workers: int | None = None
     scratch: str | None = None
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -155,6 +160,7 @@ class PackOptions:
             raise ConfigError(f"{self.seed!r} is not a whole number", where="seed")
         _one_of("compression", self.compression, get_args(Compression))
         _one_of("values", self.values, get_args(Values))
+        _one_of("on_bad_input", self.on_bad_input, get_args(OnBadInput))
         if self.workers is not None:
             _at_least("workers", self.workers, 1)
         self._check_limits()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import sys
@@ -32,7 +33,7 @@ from scshards.base.locks import held
 from scshards.base.progress import Progress
 from scshards.cells.vocab import Vocab
 from scshards.kernels.compiling import compiles
-from scshards.packing import plan
+from scshards.packing import plan, refusals
 from scshards.packing import spill as segments
 from scshards.packing.compare import compare, described
 from scshards.packing.decide import Decision, check_splits, decide
@@ -156,22 +157,60 @@ class Phases:
             mark.parent.mkdir(exist_ok=True)
             task = SurveyTask(file=file, ordinal=i, work=self.work)
             works.append(Marked(function=survey, task=task, mark=str(mark)))
-        start = len(works) * self.share[0] // self.share[1]
-        works = works[start:] + works[:start]
-        if self.request.sets:
-            executor = InProcess() if len(works) == 1 else self.executor
-            self._do(
-                "1/3 reading indexes", works, "cells", lambda w: int(w.task.file.cells), executor
+        few = 1 if self.request.sets else FEW_INPUTS
+        executor = InProcess() if len(works) <= few else self.executor
+        refused = self._look(works, executor)
+        if refused:
+            self.job.has_surveys = sum(Path(w.mark).exists() for w in works) > FEW_INPUTS or any(
+                isinstance(e, StorageError) for e in refused.values()
             )
-        else:
-            executor = InProcess() if len(works) <= FEW_INPUTS else self.executor
-            self._do("1/3 reading headers", works, "inputs", lambda w: 1, executor)
+            raise refusals.together(refused, len(works))
+
+    def _look(self, works: Sequence[Marked], executor: Executor) -> dict[int, ScshardsError]:
+        """Do the surveys, those of this share first; the errors of inputs that are refused.
+
+        Shares do each survey once: who comes to one that another does leaves it for the end.
+        """
+        sets, together = self.request.sets, self.share[1] > 1
+        sizes = {w.mark: w.task.file.cells if sets else 1 for w in works}
+        start = len(works) * self.share[0] // self.share[1]
+        left = [*works[start:], *works[:start]]
+        checks = not self.job.has_plan
+        if not checks:
+            left = [w for w in left if not Path(w.mark).exists()]
+        ordinals = {w.mark: w.task.ordinal for w in works}
+        refused: dict[int, ScshardsError] = {}
+        total = sum(sizes.values())
+        done = total - sum(sizes[w.mark] for w in left)
+        what, unit = ("indexes", "cells") if sets else ("headers", "inputs")
+        label = f"1/3 reading {what}"
+        with Progress(label, total, unit, shown=self.shown, initial=done) as bar:
+            wait = False
+            while left and not refusals.is_enough(refused):
+                look = functools.partial(refusals.look, checks=checks, together=together, wait=wait)
+                busy = set()
+                for result in executor.run(look, left):
+                    mark = result["mark"]
+                    if "busy" in result:
+                        busy.add(mark)
+                        continue
+                    bar.add(sizes[mark])
+                    if "refused" in result:
+                        refused[ordinals[mark]] = result["refused"]
+                        if refusals.is_enough(refused):
+                            break
+                left = [w for w in left if w.mark in busy]
+                wait = True
+        return refused
 
     def decide(self) -> None:
         """Decide what all tasks share, and put the vocabulary into the output: the pack has begun."""
         with self._alone():
             if self.job.has_plan:
                 return
+            for s in self.surveys:
+                if s.skipped and self.shown:
+                    print(f"left out: {s.name}: {s.skipped}", file=sys.stderr, flush=True)
             shared: list[Shared] = []
             if not self.request.sets:
                 shared = compare(self.surveys, self.work, self.request.vocab, self.request.base)
@@ -209,7 +248,7 @@ class Phases:
         """Pack this share's slices into spills."""
         works = [w for w in self._slice_works if self._is_my_slice(w.task)]
         left = [w for w in works if not Path(w.mark).exists()]
-        if len(left) > 1 and isinstance(self._worker, Pool) and self._worker.will_fork:
+        if len(left) > 1 and isinstance(self._worker, Pool) and self._worker.will_fork(len(left)):
             warm_up(left[0].task)
         self._do(
             "2/3 reading cells", works, "cells", lambda w: int(w.task.slice.cells), self._worker
@@ -557,4 +596,5 @@ def _source_info(file: AnyInput, s: Survey, shared: Shared) -> SourceInfo:
         values=0,
         unmatched_values=0,
         bytes=0,
+        skipped=s.skipped,
     )

@@ -46,6 +46,7 @@ def summary(manifest: Manifest, seconds: Mapping[int, float] | None = None) -> d
             {"name": s.name, **{name: getattr(s, name) for name in _NUMBERS}}
             | {"dropped": dict(s.dropped), "left_out": dict(s.left_out)}
             | {"gene_column": s.gene_column, "ids": s.ids, "shared": s.shared}
+            | ({"skipped": s.skipped} if s.skipped else {})
             | ({} if seconds is None else {"seconds": seconds.get(i)})
             for i, s in enumerate(manifest.sources)
         ],
@@ -132,6 +133,9 @@ def source_table(
     rounded = sum(s.rounded for s in manifest.sources)
     if rounded:
         text += f"\nvalues that were off whole numbers, and rounded to them: {rounded:,}"
+    for s in manifest.sources:
+        if s.skipped:
+            text += f"\nleft out: {printable(s.name)}: {printable(s.skipped)}"
     return text + left_out(s.left_out for s in manifest.sources)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base import where
-from scshards.base.errors import ConfigError, SourceError, ValueKindError
+from scshards.base.errors import (
+    ConfigError,
+    FormatError,
+    ScshardsError,
+    SourceError,
+    ValueKindError,
+)
 from scshards.base.files import scratch_writes
 from scshards.base.storage import Storage
 from scshards.base.text import text_of
@@ -53,6 +59,9 @@ _REASONS = ("fewer than {} genes", "more than {} genes", "fewer than {} counts")
 """Why a cell is left out, in the order of the codes of kernels.rows."""
 
 AnyInput = InputFile | ShardRun
+
+BAD = (SourceError, FormatError)
+"""What an input is refused for that is itself at fault, and not a disk, a store or an option."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,6 +157,8 @@ class Survey:
         Whether the file says that it is log-normalised.
     advice
         What to do when counts are wanted and there are fractions.
+    skipped
+        Why the input is left out, when it is.
     """
 
     ordinal: int
@@ -175,6 +186,7 @@ class Survey:
     is_empty: bool
     is_log1p: bool
     advice: str
+    skipped: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -195,7 +207,7 @@ class Survey:
 
 
 def survey(task: SurveyTask) -> Survey:
-    """Look at one input.
+    """Look at one input; one that can't be used is a survey of no cells where it is to be left out.
 
     Raises
     ------
@@ -206,8 +218,17 @@ def survey(task: SurveyTask) -> Survey:
     ConfigError
         When `where` does not fit, or cells have no value of `split_by` or `unique`.
     """
+    identity = identity_of(task.file, task.work.options)
+    try:
+        return _survey(task, identity)
+    except BAD as e:
+        if task.work.options.on_bad_input == "refuse":
+            raise
+        return _skipped(task, identity, e)
+
+
+def _survey(task: SurveyTask, identity: dict[str, Any]) -> Survey:
     work, options = task.work, task.work.options
-    identity = identity_of(task.file, options)
     with open_input(task.file, task.ordinal, work) as source:
         named = _match(source, task.file, work)
         match = named.match
@@ -220,14 +241,8 @@ def survey(task: SurveyTask) -> Survey:
         fraction, off, is_empty = None, None, False
         if not isinstance(source, ShardSource):  # whose values were looked at when they were packed
             fraction, off, is_empty = check_values(source, kept, options.round_within)
-        folder = source_folder(work.folder, task.ordinal)
-        with scratch_writes(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        for name, array in _arrays(source, match, labels, split, work):
-            publish_array(folder / name, array, is_last=False)
-        if options.unique is not None:
-            column = source.column(options.unique)
-            write_hashes(folder, column, split, name=source.name, column=options.unique)
+        column = None if options.unique is None else source.column(options.unique)
+        _leave(task, _arrays(source, match, labels, split, work), split, column)
         advice = "pack a file with counts, or keep the values as they are with --values float"
         return Survey(
             ordinal=source.ordinal,
@@ -262,6 +277,39 @@ def survey(task: SurveyTask) -> Survey:
             is_log1p=source.is_log1p,
             advice="" if off is None else _rounding(off) + _advice(source, advice),
         )
+
+
+def _leave(
+    task: SurveyTask,
+    arrays: Iterable[tuple[str, NDArray[Any]]],
+    split: NDArray[np.int8],
+    unique: Any,
+) -> None:
+    """Write what the decision and pass 1 need of an input into the scratch folder."""
+    folder = source_folder(task.work.folder, task.ordinal)
+    with scratch_writes(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays:
+        publish_array(folder / name, array, is_last=False)
+    column = task.work.options.unique
+    if column is not None:
+        write_hashes(folder, unique, split, name=task.file.name, column=column)
+
+
+def _skipped(task: SurveyTask, identity: dict[str, Any], error: ScshardsError) -> Survey:
+    """The survey of an input that is left out."""
+    labels, split = task.work.options.labels, np.zeros(0, np.int8)
+    arrays: dict[str, NDArray[Any]] = {"tokens.npy": np.zeros(0, np.int32), SPLIT: split}
+    arrays |= {f"label-{i}.npy": np.zeros(0, np.int32) for i in range(len(labels))}
+    _leave(task, arrays.items(), split, np.zeros(0, object))
+    nothing = LabelSurvey(kind="category", categories=(), all_missing=True)
+    return Survey(
+        ordinal=task.ordinal, name=task.file.name, identity=identity, n_rows=0, n_values=0,
+        needs_transposing=False, tiles=(0, 1), columns=0, matched=0, unmatched=0, merged=0,
+        left_out={}, gene_column="", gene_columns=(), cells_hash="", has_source=False, cells=(0,) * len(task.work.splits), dropped=(),
+        labels=tuple(nothing for _ in labels), apart={}, fraction=None, off=None, is_empty=True,
+        is_log1p=False, advice="", skipped=error.what,
+    )  # fmt: skip
 
 
 def open_input(

@@ -97,6 +97,8 @@ class SourceInfo:
         Values of read cells that were off a whole number, and were taken as it.
     bytes
         Of its members, before padding and compression.
+    skipped
+        Why the whole input was left out; "" when it was not.
     """
 
     name: str
@@ -116,6 +118,7 @@ class SourceInfo:
     unmatched_values: int
     rounded: int = 0
     bytes: int
+    skipped: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -364,6 +367,7 @@ def _source_to_json(s: SourceInfo) -> dict[str, Any]:
             "bytes": s.bytes,
         },
         **({"identity": dict(s.identity)} if s.identity else {}),
+        **({"skipped": s.skipped} if s.skipped else {}),
     }
 
 
@@ -391,6 +395,7 @@ def _source_from(tree: Record) -> SourceInfo:
         unmatched_values=values.number("unmatched"),
         rounded=values.number("rounded") if "rounded" in values else 0,
         bytes=values.number("bytes"),
+        skipped=tree.text("skipped") if "skipped" in tree else "",
     )
 
 

@@ -112,6 +112,7 @@ def test_bytes_do_not_depend_on_workers_or_stops(
         before = (roots[2] / "manifest.json").read_bytes()
         with monkeypatch.context() as m:
             m.setattr(job_phases, "perform", perform)
+            m.setattr("scshards.packing.refusals.perform", perform)
             try:
                 quiet_append(paths[1:], roots[2])
                 break

@@ -80,6 +80,7 @@ def fail_at(
 ) -> list[int]:
     """Let the n-th task fail, after the others were done; the calls so far come back in a list."""
     from scshards.packing import phases as job_phases
+    from scshards.packing import refusals
 
     real, calls = getattr(job_phases, name), []
 
@@ -90,6 +91,8 @@ def fail_at(
         return real(work)
 
     monkeypatch.setattr(job_phases, name, perform)
+    if name == "perform":
+        monkeypatch.setattr(refusals, name, perform)  # which surveys go through
     return calls
 
 

@@ -80,7 +80,7 @@ def compare(
     ConfigError
         When "source" would be a column of obs here, and the name of the input there.
     """
-    before = base.sources if base is not None else ()
+    before = [s for s in base.sources if not s.skipped] if base is not None else []
     everything, surveys = surveys, [s for s in surveys if not s.skipped]
     _check_source(surveys, work.options, base)
     if not work.options.allow_repeats:

@@ -233,7 +233,7 @@ def test_an_input_that_changes_midway_is_refused(
 def test_a_bad_value_found_late_keeps_what_was_done_only_if_something_was(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scshards.packing.survey.SAMPLE_VALUES", 1)
+    monkeypatch.setattr("scshards.packing.values.SAMPLE_VALUES", 1)
     bad = counts(30, GENES)
     bad[17] += 0.5
     good = write(tmp_path / "a.h5ad", counts(10, GENES))

@@ -118,7 +118,7 @@ def test_each_option_is_recorded_or_known_not_to_matter() -> None:
 
     names = {f.name for f in dataclasses.fields(PackOptions)}
     not_recorded = {"workers", "scratch", "storage_options", "trust_pickle"}
-    not_recorded |= {"allow_mixed", "allow_repeats", "max_categories"}
+    not_recorded |= {"allow_mixed", "allow_repeats", "max_categories", "on_bad_input"}
     assert names - set(PackOptions().recorded()) == not_recorded
 
 

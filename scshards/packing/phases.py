@@ -161,9 +161,9 @@ class Phases:
         executor = InProcess() if len(works) <= few else self.executor
         refused = self._look(works, executor)
         if refused:
-            self.job.has_surveys = sum(Path(w.mark).exists() for w in works) > FEW_INPUTS or any(
-                isinstance(e, StorageError) for e in refused.values()
-            )
+            done = sum(Path(w.mark).exists() for w in works)
+            has_failed = any(map(refusals.has_failed, refused.values()))
+            self.job.has_surveys = done > FEW_INPUTS or (has_failed and done > 0)
             raise refusals.together(refused, len(works))
 
     def _look(self, works: Sequence[Marked], executor: Executor) -> dict[int, ScshardsError]:

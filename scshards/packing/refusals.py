@@ -63,7 +63,7 @@ def look(work: Marked, *, checks: bool, together: bool, wait: bool) -> dict[str,
 
 def is_enough(refused: Mapping[int, ScshardsError]) -> bool:
     """Whether there is no use in looking at more inputs."""
-    failed = [e for e in refused.values() if _has_failed(e)]
+    failed = [e for e in refused.values() if has_failed(e)]
     return len(refused) >= MOST or len(failed) >= MOST_FAILED
 
 
@@ -92,7 +92,8 @@ def together(refused: Mapping[int, ScshardsError], n_inputs: int) -> ScshardsErr
     )
 
 
-def _has_failed(error: ScshardsError) -> bool:
+def has_failed(error: ScshardsError) -> bool:
+    """Whether it is a disk or a store that failed, and not an input that can't be used."""
     return isinstance(error, StorageError) and not isinstance(error, MissingDataError)
 
 

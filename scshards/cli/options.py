@@ -39,6 +39,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "ids_vocab": "FILE",
         "list_columns": "GENES,VALUES",
         "trust_pickle": "",
+        "on_bad_input": "",
         "same_names": "",
         "allow_repeats": "",
         "census": "NAME",

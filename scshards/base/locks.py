@@ -262,12 +262,20 @@ class Lease:
             # A beat that fails is followed by another; the work itself reports a store that is gone.
             with contextlib.suppress(StorageError):
                 # What another has removed must not come back: that one writes now.
-                if not self._storage.exists(self.claim):
+                before = self._storage.read_if_there(self.claim)
+                try:
+                    if before is None:
+                        raise self._refusal("")
+                    self._storage.replace(self.claim, before, self._next())
+                except OutputExistsError:
                     self.is_held = False
                     return
-                self._write()
 
     def _write(self) -> None:
+        self._storage.write(self.claim, self._next())
+
+    def _next(self) -> bytes:
+        """What the claim says at the next beat."""
         self._beats += 1
         tree = {
             "beat": self._beats,
@@ -278,7 +286,7 @@ class Lease:
             "pid": os.getpid(),
             "holder": _me(),
         }
-        self._storage.write(self.claim, json.dumps(tree).encode())
+        return json.dumps(tree).encode()
 
     def _withdraw(self) -> None:
         # Without the object the next one need not watch it; a store that fails says so elsewhere.

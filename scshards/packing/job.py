@@ -230,11 +230,11 @@ class Job:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
         except OSError as e:
+            if not (self.storage.is_local and folder == self._folders[-1]):
+                with scratch_writes(folder.parent):
+                    raise
             raise StorageError(
-                f"the output can't be made: {e.strerror}"
-                if self.storage.is_local and folder == self._folders[-1]
-                else f"temporary files can't be written: {e.strerror}",
-                where=folder.parent,
+                f"the output can't be made: {e.strerror}", where=folder.parent
             ) from None
         with scratch_writes(folder):
             folder.mkdir(mode=0o700, exist_ok=True)

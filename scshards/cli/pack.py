@@ -89,6 +89,8 @@ def command(
     it; or a list, a .txt or .tsv file (or @FILE): an input a line and, after a tab, the name that tables
     and the manifest show for it. Paths in it are relative to its folder. Cells of the Census
     and of other SOMA experiments are census://NAME and soma://URI?filter=EXPRESSION.
+    INPUT::COL, on the command line and in lists, names the column of var that has the genes of that
+    input; index is its index. The name of the input is a column of every cell, source.
     Every cell, gene and value that is left out is counted by its reason and shown at the end.
     A pack that was stopped, however it was, goes on when the same command is run again.
 

@@ -24,6 +24,9 @@ MANIFEST = "manifest.json"
 VOCAB = "vocab.json"
 FORMAT_NAME, FORMAT_VERSION = "scshards", 1
 GENES_ENCODING = "delta-leb128"
+RECORD = "record"
+"""The key among the options that holds what they are not: requests, and more of each source."""
+
 VALUES_ENCODING = {"counts": "leb128", "float": "float32-le"}
 _PATH = re.compile(r"\w[\w-]*/\w[\w.-]*")
 _NAME = re.compile(r"\w[\w-]*")
@@ -204,13 +207,20 @@ class Manifest:
                 for name, shards in self.splits.items()
             },
             "sources": [_source_to_json(s) for s in self.sources],
-            "options": dict(self.options),
+            "options": self._options_to_json(),
         }
-        if self.requests:
-            tree["requests"] = list(self.requests)
         # A file name that is no UTF-8 comes as lone surrogates, which JSON spells with a backslash.
         body = _layout(tree).removesuffix("\n}").encode(errors="backslashreplace")
         return body + f'{_SEAL}{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
+
+    def _options_to_json(self) -> dict[str, Any]:
+        """The options, and under RECORD what version 0.1 of scshards does not know: its `verify` writes
+        the manifest again to compare it, and of fields that it does not know it keeps those of options."""
+        record: dict[str, Any] = {"requests": list(self.requests)} if self.requests else {}
+        more = [_more_to_json(s) for s in self.sources]
+        if any(more):
+            record["sources"] = more
+        return {**self.options, **({RECORD: record} if record else {})}
 
     @classmethod
     def from_json(cls, data: bytes | str, *, where: object = None) -> Manifest:
@@ -240,6 +250,13 @@ class Manifest:
         values.one_of("encoding", (VALUES_ENCODING[kind],))
         tree.record("genes").one_of("encoding", (GENES_ENCODING,))
         vocab.one_of("file", (VOCAB,))
+        options = tree.record("options")
+        record = options.record(RECORD) if RECORD in options else Record({})
+        sources = list(tree.records("sources"))
+        more = list(record.records("sources")) if "sources" in record else []
+        if len(more) > len(sources):
+            raise record.wrong("sources", "they are more than the sources of the set")
+        more += [Record({})] * (len(sources) - len(more))
         return cls(
             vocab_size=vocab.number("size"),
             vocab_fingerprint=vocab.text("fingerprint"),
@@ -247,9 +264,9 @@ class Manifest:
             compression=cast(Compression, tree.one_of("compression", ("none", "zstd"))),
             labels={name: _label_from(label) for name, label in tree.tables("labels")},
             splits={name: _split_from(name, split) for name, split in tree.tables("splits")},
-            sources=tuple(_source_from(source) for source in tree.records("sources")),
-            options=tree.plain("options"),
-            requests=tree.texts("requests") if "requests" in tree else (),
+            sources=tuple(_source_from(s, m) for s, m in zip(sources, more, strict=True)),
+            options={k: v for k, v in tree.plain("options").items() if k != RECORD},
+            requests=record.texts("requests") if "requests" in record else (),
         )
 
 
@@ -357,25 +374,25 @@ def _source_to_json(s: SourceInfo) -> dict[str, Any]:
             "matched": s.matched,
             "unmatched": s.unmatched,
             "merged": s.merged,
-            **({"left_out": dict(s.left_out)} if s.left_out else {}),
-            **{n: value for n in _OF_GENES if (value := getattr(s, n)) is not None},
         },
-        "values": {
-            "stored": s.values,
-            "unmatched": s.unmatched_values,
-            **({"rounded": s.rounded} if s.rounded else {}),
-            "bytes": s.bytes,
-        },
-        **({"identity": dict(s.identity)} if s.identity else {}),
-        **({"skipped": s.skipped} if s.skipped else {}),
+        "values": {"stored": s.values, "unmatched": s.unmatched_values, "bytes": s.bytes},
     }
 
 
-_OF_GENES = ("gene_column", "ids", "shared")
-"""What sets that were packed earlier do not say."""
+_MORE = ("gene_column", "ids", "shared", "left_out", "identity", "rounded", "skipped")
+"""What is told of a source under RECORD, where there is something to tell."""
 
 
-def _source_from(tree: Record) -> SourceInfo:
+def _more_to_json(s: SourceInfo) -> dict[str, Any]:
+    found = {name: getattr(s, name) for name in _MORE}
+    return {
+        name: dict(value) if isinstance(value, Mapping) else value
+        for name, value in found.items()
+        if value is not None and value not in ({}, "") and not (name == "rounded" and not value)
+    }
+
+
+def _source_from(tree: Record, more: Record) -> SourceInfo:
     cells, genes, values = tree.record("cells"), tree.record("genes"), tree.record("values")
     return SourceInfo(
         name=tree.text("name"),
@@ -386,16 +403,16 @@ def _source_from(tree: Record) -> SourceInfo:
         matched=genes.number("matched"),
         unmatched=genes.number("unmatched"),
         merged=genes.number("merged"),
-        left_out=genes.counts("left_out") if "left_out" in genes else {},
-        gene_column=genes.text("gene_column") if "gene_column" in genes else None,
-        ids=genes.share("ids") if "ids" in genes else None,
-        shared=genes.share("shared") if "shared" in genes else None,
-        identity=_identity(tree) if "identity" in tree else {},
+        left_out=more.counts("left_out") if "left_out" in more else {},
+        gene_column=more.text("gene_column") if "gene_column" in more else None,
+        ids=more.share("ids") if "ids" in more else None,
+        shared=more.share("shared") if "shared" in more else None,
+        identity=_identity(more) if "identity" in more else {},
         values=values.number("stored"),
         unmatched_values=values.number("unmatched"),
-        rounded=values.number("rounded") if "rounded" in values else 0,
+        rounded=more.number("rounded") if "rounded" in more else 0,
         bytes=values.number("bytes"),
-        skipped=tree.text("skipped") if "skipped" in tree else "",
+        skipped=more.text("skipped") if "skipped" in more else "",
     )
 
 

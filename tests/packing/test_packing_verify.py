@@ -347,11 +347,11 @@ ARGUED: dict[str, tuple[type, ...]] = {
     r"sources \d+ values unmatched": NUMBER,
     r"sources \d+ genes merged": NUMBER,
     r"sources \d+ cells dropped": (dict,),
-    r"sources \d+ genes (ids|shared)": NUMBER,
-    r"sources \d+ genes gene_column": TEXT,
-    r"sources \d+ identity": (dict,),
-    r"sources \d+ identity (at|cells)": TEXT,
-    r"sources \d+ identity (size|mtime_ns|values)": (*NUMBER, type(None)),
+    r"options record sources \d+ (ids|shared)": NUMBER,
+    r"options record sources \d+ gene_column": TEXT,
+    r"options record sources \d+ identity": (dict,),
+    r"options record sources \d+ identity (at|cells)": TEXT,
+    r"options record sources \d+ identity (size|mtime_ns|values)": (*NUMBER, type(None)),
     r"labels donor categories( \d+)?": (str, list),
     r"options (gene_column|layer|ids_vocab|where|unique|list_columns|feature_types)( \d+)?": (
         str,
@@ -364,7 +364,10 @@ ARGUED: dict[str, tuple[type, ...]] = {
     r"options held_out": (type(None), dict),
     # Nobody has to say what he was asked for.
     r"options": (dict,),
-    r"requests": (list,),
+    r"options record requests": (list,),
+    # Sets that an older version made have none, or have none for what was added by one.
+    r"options record( sources \d+)?": (dict,),
+    r"options record sources": (list,),
 }
 """{places in the manifest: types of values} that can be another without being wrong."""
 

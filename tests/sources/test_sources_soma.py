@@ -117,7 +117,7 @@ def test_the_shards_are_those_of_the_downloaded_partitions(
     a, b = manifest(tmp_path / "straight"), manifest(tmp_path / "files")
     assert a["splits"] == b["splits"] and a["options"] == b["options"]
     for mine, other in zip(a["sources"], b["sources"], strict=True):
-        assert {**mine, "name": ""} == {**other, "name": ""}
+        assert {**mine, "name": "", "identity": {}} == {**other, "name": "", "identity": {}}
     names = [f"census://heart@{STABLE} [{i}]" for i in range(len(partition_files))]
     assert [s.name for s in straight.sources] == names
     assert verify(tmp_path / "straight").ok

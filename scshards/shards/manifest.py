@@ -214,8 +214,10 @@ class Manifest:
         return body + f'{_SEAL}{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
 
     def _options_to_json(self) -> dict[str, Any]:
-        """The options, and under RECORD what version 0.1 of scshards does not know: its `verify` writes
-        the manifest again to compare it, and of fields that it does not know it keeps those of options."""
+        """The options, and under RECORD what the first version does not tell.
+
+        Its `verify` writes the manifest again to compare it, and keeps unknown fields in options alone.
+        """
         record: dict[str, Any] = {"requests": list(self.requests)} if self.requests else {}
         more = [_more_to_json(s) for s in self.sources]
         if any(more):

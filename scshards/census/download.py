@@ -294,11 +294,14 @@ def write_cells(
     place[var[JOINID].to_numpy()] = np.arange(len(var))
     said = {"query": index.query, "version": index.version, "filter": index.filter}
     blocks = read_ahead(experiment.rows(ids, n_values=n_values))
-    with H5adWriter(path, len(var), experiment.dtype) as writer, contextlib.closing(blocks):
+    with (
+        H5adWriter(path, obs, var, experiment.dtype, {"census": said}) as writer,
+        contextlib.closing(blocks),
+    ):
         for rows in blocks:
             writer.add(*_by_column(rows, place, experiment.name))
             count(len(rows.indptr) - 1)
-        writer.finish(obs, var, {"census": said})
+        writer.finish()
     return writer.values
 
 

@@ -1,26 +1,16 @@
-"""An AnnData file whose X comes block by block, and obs and var whole, as data frames.
+"""An AnnData file whose X comes block by block.
 
-    with H5adWriter(path, n_genes, dtype) as writer:
+    with H5adWriter(path, obs, var, dtype) as writer:
         writer.add(indptr, indices, data); ...
-        writer.finish(obs, var, uns)
+        writer.finish()
 
-X is CSR, compressed with gzip: measured beside LZF on counts, it takes a quarter less space and a third
-of the time to write.
-
-The parts of an AnnData file in HDF5 that is written block by block.
-
-    disk = NewFile(path)
-    file = h5py.File(disk, "w")
-    data = Growing(file, "data", dtype, VALUES_CHUNK)
-    data.add(values); ...; data.finish()
-    file.close()
-    disk.close()
-
-The encodings are those of anndata's on-disk format (anndata docs, "On-disk format").
+anndata lays the file out, with an X of no rows: CSR, compressed with gzip. Only rows are written here:
+for 20,000 cells of 2,000 values anndata takes 3.0 s (LZF: 2.0 s, larger by a third), this 0.6 s.
 """
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,11 +22,12 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import pandas as pd
-import io
-from collections.abc import Sequence
 
 LEVEL = 1
 """Of gzip."""
+
+VALUES_CHUNK, CELLS_CHUNK = 1 << 17, 1 << 14
+"""Entries of an HDF5 chunk of the values of the matrix, and of what has one for each cell or gene."""
 
 _COMPRESSED = {"compression": "gzip", "compression_opts": LEVEL, "shuffle": True}
 
@@ -48,30 +39,44 @@ class H5adWriter:
     ----------
     path
         The file, which is replaced if it is there.
-    n_genes
-        Columns of X.
+    obs, var
+        Of the rows and columns of X. Who has no rows of obs yet gives its columns and appends to them:
+        see `growing`.
     dtype
-        Of its values.
+        Of the values.
+    uns
+        What else is said.
 
     Attributes
     ----------
+    file
+        The h5py.File.
     cells, values
         Written so far.
     """
 
-    def __init__(self, path: Path, n_genes: int, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        obs: pd.DataFrame,
+        var: pd.DataFrame,
+        dtype: np.dtype[Any],
+        uns: Mapping[str, Any] | None = None,
+    ) -> None:
         import h5py
 
         self.cells = self.values = 0
-        self._n_genes = n_genes
+        self._n_genes = len(var)
         self._disk = NewFile(path)
-        self._file = h5py.File(self._disk, "w")
-        self._file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        self._x = new_group(self._file, "X", "csr_matrix", "0.1.0")
-        self._data = Growing(self._x, "data", dtype, VALUES_CHUNK)
-        self._indices = Growing(self._x, "indices", np.dtype(np.int32), VALUES_CHUNK)
-        self._indptr = Growing(self._x, "indptr", np.dtype(np.int64), CELLS_CHUNK)
-        self._indptr.add(np.zeros(1, np.int64))
+        self.file = h5py.File(self._disk, "w")
+        try:
+            self._lay_out(obs, var, dtype, dict(uns or {}))
+        except BaseException as e:
+            self.__exit__(type(e), e, None)
+            raise
+        self._data, self._indices, self._indptr = (
+            self.growing(f"X/{name}") for name in ("data", "indices", "indptr")
+        )
 
     def __enter__(self) -> H5adWriter:
         return self
@@ -83,7 +88,7 @@ class H5adWriter:
         trace: TracebackType | None,
     ) -> None:
         try:
-            self._file.close()
+            self.file.close()
         except (OSError, RuntimeError) as e:
             error = error or e
         self._disk.close()
@@ -92,6 +97,10 @@ class H5adWriter:
             self._disk.check()
         if error is not None and kind is None:
             raise error
+
+    def growing(self, name: str) -> Growing:
+        """A dataset to append to."""
+        return Growing(self.file[name])
 
     def add(
         self, indptr: NDArray[np.int64], indices: NDArray[np.int32], data: NDArray[Any]
@@ -110,31 +119,32 @@ class H5adWriter:
         self.values += len(data)
         self._disk.check()
 
-    def finish(self, obs: pd.DataFrame, var: pd.DataFrame, uns: Mapping[str, Any]) -> None:
-        """Write everything else; obs has a row for each row of X, var one for each column."""
-        from anndata.io import write_elem
-
-        assert (len(obs), len(var)) == (self.cells, self._n_genes)
+    def finish(self) -> None:
+        """Write what is left of X, and its shape."""
         for growing in (self._data, self._indices, self._indptr):
             growing.finish()
-        self._x.attrs["shape"] = np.array([self.cells, self._n_genes], np.int64)
+        self.file["X"].attrs["shape"] = np.array([self.cells, self._n_genes], np.int64)
+
+    def _lay_out(
+        self, obs: pd.DataFrame, var: pd.DataFrame, dtype: np.dtype[Any], uns: dict[str, Any]
+    ) -> None:
+        from anndata.io import write_elem
+        from scipy.sparse import csr_matrix
+
+        self.file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        x, indptr = csr_matrix((0, len(var)), dtype=dtype), {"indptr_dtype": np.int64}
+        write_elem(
+            self.file, "X", x, dataset_kwargs={**_COMPRESSED, **indptr, "chunks": (VALUES_CHUNK,)}
+        )
         with warnings.catch_warnings():
             # pandas' own words on its future, for every text column.
             warnings.simplefilter("ignore", FutureWarning)
-            write_elem(self._file, "obs", obs, dataset_kwargs=_COMPRESSED)
-            write_elem(self._file, "var", var, dataset_kwargs=_COMPRESSED)
-            write_elem(self._file, "uns", dict(uns))
-        for name in GROUPS:
-            if name not in self._file:
-                new_group(self._file, name, "dict", "0.1.0")
-
-
-VALUES_CHUNK, CELLS_CHUNK, NAMES_CHUNK = 1 << 17, 1 << 14, 1 << 10
-"""Entries of an HDF5 chunk of the matrix, of a column of obs, and of its index."""
-
-
-GROUPS = ("layers", "obsm", "obsp", "uns", "varm", "varp")
-"""The members of an AnnData file that may be empty."""
+            for name, frame in (("obs", obs), ("var", var)):
+                how = {**_COMPRESSED, "chunks": (CELLS_CHUNK,), "maxshape": (None,)}
+                write_elem(self.file, name, frame, dataset_kwargs=how)
+        for name in ("layers", "obsm", "obsp", "varm", "varp"):
+            write_elem(self.file, name, {})
+        write_elem(self.file, "uns", uns)
 
 
 class NewFile(io.RawIOBase):
@@ -201,27 +211,21 @@ class NewFile(io.RawIOBase):
 
 
 class Growing:
-    """A dataset of one dimension that grows chunk by chunk.
+    """An HDF5 dataset of one dimension, made by anndata, that grows chunk by chunk.
 
     Chunks are shuffled and compressed here, by isal, and handed to HDF5 as they are: faster than its own
     gzip, and read by whatever reads that.
     """
 
-    def __init__(
-        self, group: Any, name: str, dtype: np.dtype[Any], chunk: int, *encoding: str
-    ) -> None:
-        self.n, self.dtype = 0, dtype
-        self._rest, self._chunk = np.zeros(0, dtype), chunk
-        self._dataset = group.create_dataset(
-            name, (0,), dtype, maxshape=(None,), chunks=(chunk,),
-            shuffle=True, compression="gzip", compression_opts=LEVEL,
-        )  # fmt: skip
-        if encoding:
-            self._dataset.attrs["encoding-type"], self._dataset.attrs["encoding-version"] = encoding
+    def __init__(self, dataset: Any) -> None:
+        self.dtype: np.dtype[Any] = dataset.dtype
+        self._dataset, (self._chunk,) = dataset, dataset.chunks
+        # The chunk that is not full is written anew.
+        self._rest: NDArray[Any] = dataset[:]
+        self._at = 0
 
     def add(self, values: NDArray[Any]) -> None:
         """Append values."""
-        self.n += len(values)
         if len(self._rest) + len(values) < self._chunk:
             self._rest = np.concatenate([self._rest, values])
             return
@@ -234,56 +238,18 @@ class Growing:
 
     def finish(self) -> None:
         """Write what does not fill a chunk."""
+        n = self._at + len(self._rest)
         if len(self._rest):
             padded = np.zeros(self._chunk, self.dtype)
             padded[: len(self._rest)] = self._rest
             self._write(padded)
-        self._dataset.resize((self.n,))
+        self._dataset.resize((n,))
 
     def _write(self, values: NDArray[Any]) -> None:
         from isal import isal_zlib
 
-        at = self._dataset.shape[0]
-        self._dataset.resize((at + self._chunk,))
+        self._dataset.resize((self._at + self._chunk,))
         planes = np.ascontiguousarray(values).view(np.uint8).reshape(-1, self.dtype.itemsize).T
         packed = isal_zlib.compress(np.ascontiguousarray(planes).data, level=LEVEL)
-        self._dataset.id.write_direct_chunk((at,), packed)
-
-
-def new_group(parent: Any, name: str, kind: str, version: str) -> Any:
-    """A group with its encoding."""
-    group = parent.create_group(name)
-    group.attrs.update({"encoding-type": kind, "encoding-version": version})
-    return group
-
-
-def new_index(frame: Any, columns: Sequence[str]) -> Any:
-    """A growing dataset for the names of the rows of a frame."""
-    import h5py
-
-    name = "_index"
-    while name in columns:
-        name = f"_{name}"
-    frame.attrs["_index"] = name
-    dataset = frame.create_dataset(
-        name, (0,), h5py.string_dtype(), maxshape=(None,), chunks=(NAMES_CHUNK,)
-    )
-    dataset.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
-    return dataset
-
-
-def write_order(frame: Any, columns: Sequence[str]) -> None:
-    """The names of a frame's columns, in their order."""
-    import h5py
-
-    # An empty list has no type of its own.
-    frame.attrs.create("column-order", list(columns), (len(columns),), h5py.string_dtype())
-
-
-def write_texts(group: Any, name: str, texts: Sequence[str]) -> None:
-    """A whole array of texts."""
-    import h5py
-
-    data = np.array(list(texts), object)
-    dataset = group.create_dataset(name, (len(data),), h5py.string_dtype(), data=data)
-    dataset.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+        self._dataset.id.write_direct_chunk((self._at,), packed)
+        self._at += self._chunk

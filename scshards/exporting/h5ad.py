@@ -1,13 +1,12 @@
 """AnnData files of cells, written block by block: CSR counts, labels in obs, the vocabulary in var.
 
-Datasets grow as cells come, so that no matrix is ever whole in memory. Called by exporting.export.
+Datasets grow as cells come, so that no matrix is ever whole in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,19 +14,12 @@ from numpy.typing import NDArray
 from scshards.base.errors import ConfigError, FormatError
 from scshards.base.storage import Storage
 from scshards.cells.vocab import SPECIALS, Vocab
-from scshards.census.h5ad import (
-    CELLS_CHUNK,
-    GROUPS,
-    VALUES_CHUNK,
-    Growing,
-    NewFile,
-    new_group,
-    new_index,
-    write_order,
-    write_texts,
-)
+from scshards.census.h5ad import Growing, H5adWriter
 from scshards.exporting.cells import Block, Taken
 from scshards.exporting.values import ROW, SOURCE, SPLIT, keys, own_columns, written
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _RECORD = "scshards-export"
 
@@ -50,33 +42,24 @@ class H5adFile:
     def __init__(
         self, path: Path, taken: Taken, dtype: np.dtype[Any], vocab: Vocab, record: str
     ) -> None:
-        import h5py
+        import pandas as pd
 
         self._taken, self._dtype = taken, dtype
         is_gene = np.array([t not in SPECIALS for t in vocab.tokens], np.bool_)
         self._column = np.where(is_gene, np.cumsum(is_gene) - 1, -1).astype(np.int32)
-        self._disk = NewFile(path)
-        self._file = h5py.File(self._disk, "w")
-        self._cells = 0
-        f = self._file
-        f.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        genes = np.array(vocab.tokens, object)[is_gene]
+        var = pd.DataFrame({"id": np.flatnonzero(is_gene)}, index=genes)
+        self._writer = H5adWriter(path, _no_cells(taken), var, dtype)
+        file = self._writer.file
         if record:
-            f.attrs[_RECORD] = record
-        for name in GROUPS:
-            new_group(f, name, "dict", "0.1.0")
-        self._x = new_group(f, "X", "csr_matrix", "0.1.0")
-        self._data = Growing(self._x, "data", dtype, VALUES_CHUNK)
-        self._indices = Growing(self._x, "indices", np.dtype(np.int32), VALUES_CHUNK)
-        self._indptr = Growing(self._x, "indptr", np.dtype(np.int64), CELLS_CHUNK)
-        self._indptr.add(np.zeros(1, np.int64))
-        self._obs = new_group(f, "obs", "dataframe", "0.2.0")
-        self._columns = {
-            name: self._new_column(name) for name in (*own_columns(taken), *taken.labels)
-        }
-        self._keys = new_index(self._obs, list(self._columns))
-        write_order(self._obs, list(self._columns))
-        _write_var(f, [t for t, gene in zip(vocab.tokens, is_gene, strict=True) if gene],
-                   np.flatnonzero(is_gene))  # fmt: skip
+            file.attrs[_RECORD] = record
+        self._columns: dict[str, Growing] = {}
+        for name in (*own_columns(taken), *taken.labels):
+            is_text = "codes" in file["obs"][name]
+            self._columns[name] = self._writer.growing(
+                f"obs/{name}/codes" if is_text else f"obs/{name}"
+            )
+        self._keys = file["obs"][file["obs"].attrs["_index"]]
 
     def add(self, block: Block, first_id: int) -> None:
         """Write cells; AnnData has no use for `first_id`."""
@@ -88,55 +71,28 @@ class H5adFile:
                 where=self._taken.name,
                 advice="run scshards verify on the shard set",
             )
-        self._data.add(written(block, self._dtype, self._taken.name))
-        start = self._indices.n
-        self._indices.add(indices)
-        self._indptr.add(rows.indptr[1:] + start)
+        n = self._writer.cells
         own = {SPLIT: columns.split, SOURCE: columns.source, ROW: columns.row}
         found: dict[str, Any] = own | dict(zip(self._taken.labels, columns.labels, strict=True))
         for name, column in self._columns.items():
             values: NDArray[Any] = found[name]
             column.add(values.astype(column.dtype))
         text = keys(block)
-        n = self._cells + len(block)
-        self._keys.resize((n,))
-        self._keys[self._cells : n] = text.view(f"S{text.shape[1]}")[:, 0].astype(object)
-        self._cells = n
-        self._disk.check()
+        self._keys.resize((n + len(block),))
+        self._keys[n:] = text.view(f"S{text.shape[1]}")[:, 0].astype(object)
+        self._writer.add(rows.indptr, indices, written(block, self._dtype, self._taken.name))
 
     def close(self) -> None:
         """Write what is left, and the shape."""
-        for growing in (self._data, self._indices, self._indptr, *self._columns.values()):
-            growing.finish()
-        n_genes = int(self._column.max(initial=-1)) + 1
-        self._x.attrs["shape"] = np.array([self._cells, n_genes], np.int64)
-        self._file.close()
-        self._disk.close()
-        self._disk.check()
+        with self._writer as writer:
+            for column in self._columns.values():
+                column.finish()
+            writer.finish()
 
     def abandon(self) -> None:
         """Close the file, which is not whole."""
-        try:
-            self._file.close()
-        finally:
-            self._disk.close()
-
-    def _new_column(self, name: str) -> Growing:
-        info = self._taken.labels.get(name)
-        if info is None and name == ROW:
-            return Growing(self._obs, name, np.dtype(np.int64), CELLS_CHUNK, "array", "0.2.0")
-        if info is not None and info.kind == "number":
-            return Growing(self._obs, name, np.dtype(np.float64), CELLS_CHUNK, "array", "0.2.0")
-        if info is not None:
-            names: Sequence[str] = info.categories
-        else:
-            names = self._taken.splits if name == SPLIT else self._taken.sources
-        group = new_group(self._obs, name, "categorical", "0.2.0")
-        group.attrs["ordered"] = False
-        write_texts(group, "categories", names)
-        sizes = (np.int8, np.int16, np.int32)
-        kind = next(k for k in sizes if len(names) <= np.iinfo(k).max)
-        return Growing(group, "codes", np.dtype(kind), CELLS_CHUNK, "array", "0.2.0")
+        with self._writer:
+            pass
 
 
 def read_record(storage: Storage) -> str | None:
@@ -153,12 +109,12 @@ def read_record(storage: Storage) -> str | None:
 
 
 def check_names(taken: Taken, vocab: Vocab) -> None:
-    """ConfigError when HDF5 can't hold a label, a category or a gene by its name."""
+    """ConfigError when AnnData can't hold a label, a category or a gene by its name."""
     labels = list(taken.labels)
     for name in labels:
         parts = name.split("/")
         inside = [other for other in labels if other.startswith(f"{name}/")]
-        if "" in parts or "." in parts or inside:
+        if name == "_index" or "" in parts or "." in parts or inside:
             raise ConfigError(
                 f"the label {name!r} can't be a column of obs",
                 where=taken.name,
@@ -171,10 +127,19 @@ def check_names(taken: Taken, vocab: Vocab) -> None:
         raise ConfigError(f"HDF5 can't hold the text {bad!r}", where=taken.name)
 
 
-def _write_var(file: Any, genes: Sequence[str], ids: NDArray[np.intp]) -> None:
-    var = new_group(file, "var", "dataframe", "0.2.0")
-    var.attrs["_index"] = "_index"
-    write_order(var, ["id"])
-    write_texts(var, "_index", genes)
-    dataset = var.create_dataset("id", data=ids.astype(np.int64))
-    dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+def _no_cells(taken: Taken) -> pd.DataFrame:
+    """obs before there are cells: its columns, and the categories of those that have them."""
+    import pandas as pd
+
+    columns: dict[str, Any] = {}
+    for name in (*own_columns(taken), *taken.labels):
+        info = taken.labels.get(name)
+        if info is None and name == ROW:
+            columns[name] = np.zeros(0, np.int64)
+        elif info is not None and info.kind == "number":
+            columns[name] = np.zeros(0, np.float64)
+        else:
+            own = taken.splits if name == SPLIT else taken.sources
+            texts = np.array(own if info is None else info.categories, object)
+            columns[name] = pd.Categorical.from_codes([], categories=pd.Index(texts, dtype=object))
+    return pd.DataFrame(columns, index=pd.Index([], dtype=object))

@@ -140,11 +140,11 @@ def test_the_writer_takes_blocks_of_any_size(tmp_path: Path) -> None:
     x = sp.random(3000, 400, 0.3, "csr", np.float32, rng)
     obs, var = pd.DataFrame(index=map(str, range(3000))), pd.DataFrame(index=map(str, range(400)))
     cuts = [0, 0, *np.sort(rng.integers(0, 3000, 7)), 3000]
-    with H5adWriter(tmp_path / "a.h5ad", 400, np.dtype(np.float32)) as writer:
+    with H5adWriter(tmp_path / "a.h5ad", obs, var, np.dtype(np.float32)) as writer:
         for start, stop in itertools.pairwise(cuts):
             part = x[start:stop]
             writer.add(part.indptr.astype(np.int64), part.indices, part.data)
-        writer.finish(obs, var, {})
+        writer.finish()
     assert writer.values == x.nnz > 1 << 18, "more than two chunks"
     read = anndata.read_h5ad(tmp_path / "a.h5ad")
     assert (x != read.X).nnz == 0 and read.X.nnz == x.nnz

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 import s3fs
@@ -124,6 +125,14 @@ def test_names_that_a_layout_can_not_hold(tmp_path: Path) -> None:
     obs = anndata.read_h5ad(tmp_path / "a.h5ad").obs
     assert obs["split"].tolist() == ["p", "q"], "a label comes before the split of its name"
     assert list(obs.columns) == ["source", "row", "genes", "split", "_x"]
+    with h5py.File(tmp_path / "in.h5ad", "r+") as f:
+        cells = f["obs"]
+        cells.move(cells.attrs["_index"], "cells")
+        cells.move("_x", "_index")
+        cells.attrs["_index"], cells.attrs["column-order"] = "cells", ["_index"]
+    quiet_pack(tmp_path / "in.h5ad", tmp_path / "other", 2, obs=("_index",))
+    with pytest.raises(ConfigError, match="the label '_index' can't be a column of obs"):
+        quiet_export(tmp_path / "other", tmp_path / "b.h5ad", "h5ad")
 
 
 def read_tree(folder: Path) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
     publish(path, data)                       a file, at once
     with publishing(path) as file: ...        a file, in parts
     with published(folder) as part: ...       a folder, written into `part`
+    Once(folder).made(write)                  one that is written when it is first asked for
     discard(folder)                           scratch goes; what stays is a warning, not an error
 
 Each is written under another name, synced, renamed, and then its folder is synced: a mark that is
@@ -18,7 +19,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -106,6 +107,44 @@ def published(folder: Path) -> Iterator[Path]:
             if not folder.is_dir():  # else another process was faster
                 raise
         sync(folder.parent)
+
+
+class Once:
+    """A folder that is written when it is first asked for.
+
+    Parameters
+    ----------
+    folder
+        It; other processes that ask for the same one find it. None: a temporary one, on a disk, which
+        `close` removes.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    def made(self, write: Callable[[Path], object]) -> Path:
+        """The folder; `write` is given the one that becomes it, where it is not there yet.
+
+        Raises
+        ------
+        StorageError
+            When nothing can be written there, or the system's temporary folders are in memory.
+        """
+        if self._folder is None:
+            above = temporary_folder()
+            with scratch_writes(above):
+                self._temporary = tempfile.TemporaryDirectory(prefix="scshards-", dir=above)
+            self._folder = Path(self._temporary.name) / "made"
+        if not self._folder.is_dir():
+            with published(self._folder) as part:
+                write(part)
+        return self._folder
+
+    def close(self) -> None:
+        """Remove a temporary one."""
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
 
 def discard(folder: Path) -> None:

@@ -9,7 +9,6 @@ can be read only in very large parts are written out by rows once.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import SourceError
-from scshards.base.files import mapped, published, scratch_writes
+from scshards.base.files import Once, mapped
 from scshards.cells.vocab import CLS
 from scshards.sources.ids import GENE, NONE, Ids
 from scshards.sources.matrix import Csr, row_cuts, spread
@@ -43,8 +42,7 @@ class ListMatrix:
         self.shape = (table.n_rows, len(ids.names))
         self.n_values = table.n_values
         self.needs_transposing = table.largest_part > LARGE_PART
-        self._folder = scratch
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch = Once(scratch)
         self._written: Csr | None = None
         first = next(table.rows(0, min(1, table.n_rows), 1), None)
         self._prefixed = first is not None and len(first.ids) > 0 and first.ids[0] == ids.cls_id
@@ -53,14 +51,7 @@ class ListMatrix:
         """Write the table out by rows, unless it is there already; see Source."""
         if not self.needs_transposing or self._written is not None:
             return
-        if self._folder is None:
-            with scratch_writes(Path(tempfile.gettempdir())):
-                self._temporary = tempfile.TemporaryDirectory(prefix="scshards-")
-            self._folder = Path(self._temporary.name) / "rows"
-        if not self._folder.is_dir():
-            with published(self._folder) as part:
-                self._write(part)
-        folder = self._folder
+        folder = self._scratch.made(self._write)
         indptr = np.load(folder / _INDPTR, mmap_mode="r")
         dtype = np.load(folder / _DTYPE).dtype
         columns = mapped(folder / _COLUMNS, np.dtype(np.int32), int(indptr[-1]))
@@ -91,8 +82,7 @@ class ListMatrix:
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def close(self) -> None:
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        self._scratch.close()
 
     def _rows_of(self, n_values: int) -> int:
         """About how many rows have so many values."""

@@ -7,7 +7,6 @@ Called by sources.anndata, sources.tenx and sources.mtx.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import SourceError
-from scshards.base.files import published
-from scshards.base.files import scratch_writes as scratch_writes
+from scshards.base.files import Once
 from scshards.cells.tokenizer import dense_to_csr
 from scshards.kernels import rows as kernels
 from scshards.sources.rows import BLOCK_ROWS, BLOCK_VALUES, MAKE_ANEW, Block, kernel_dtype, reading
@@ -129,39 +127,28 @@ class Csc:
         self._indptr, self._indices, self._data = indptr, indices, data
         _check_parts(indptr, indices, data, shape[1], where)
         self.n_values = int(data.shape[0])
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self._folder = scratch
+        self._scratch = Once(scratch)
 
     needs_transposing = True
 
     def close(self) -> None:
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        self._scratch.close()
 
     def transpose(self) -> None:
         """Write the buckets, unless they are there already; other processes see all of them or none."""
-        if self._folder is None:
-            with scratch_writes(Path(tempfile.gettempdir())):
-                self._temporary = tempfile.TemporaryDirectory(prefix="scshards-")
-            self._folder = Path(self._temporary.name) / "transposed"
-        if not self._folder.is_dir():
-            with published(self._folder) as part:
-                self._write_buckets(part)
+        self._scratch.made(self._write_buckets)
 
     def blocks(self, start: int, stop: int, max_rows: int, max_values: int) -> Iterator[Block]:
-        self.transpose()
-        assert self._folder is not None
-        indptr = np.load(self._folder / "indptr.npy", mmap_mode="r")
-        bounds = np.load(self._folder / "bounds.npy")
+        folder = self._scratch.made(self._write_buckets)
+        indptr = np.load(folder / "indptr.npy", mmap_mode="r")
+        bounds = np.load(folder / "bounds.npy")
         for k in range(len(bounds) - 1):
             first, last = max(start, int(bounds[k])), min(stop, int(bounds[k + 1]))
             if first >= last:
                 continue
             ptr = np.array(indptr[bounds[k] : bounds[k + 1] + 1])
             rows, columns, values = (
-                np.fromfile(
-                    self._folder / name, dtype, ptr[-1] - ptr[0], offset=dtype.itemsize * ptr[0]
-                )
+                np.fromfile(folder / name, dtype, ptr[-1] - ptr[0], offset=dtype.itemsize * ptr[0])
                 for name, dtype in self._triplets()
             )
             ptr -= ptr[0]
@@ -243,7 +230,7 @@ class Triplets(Csc):
         self.shape, self._where = shape, where
         self._indices, self._column_of, self._data = rows, columns, data
         self.n_values = int(data.shape[0])
-        self._temporary, self._folder = None, scratch
+        self._scratch = Once(scratch)
 
     def _columns(self) -> tuple[int, int, Callable[[int, int], NDArray[Any]]]:
         return 0, self.n_values, lambda a, b: np.asarray(self._column_of[a:b])

@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError, SourceError
-from scshards.base.files import scratch_writes
+from scshards.base.files import scratch_writes, temporary_folder
 from scshards.base.records import read_json
 from scshards.base.storage import Storage
 from scshards.sources.rows import reading
@@ -163,7 +163,8 @@ class MdsTable(CellTable):
                 f"the shard has {len(data):,} bytes, and the index says {int(raw['bytes']):,}",
                 where=f"{self.where}: {name}",
             )
-        above = self._scratch.parent if self._scratch and self._scratch.parent.is_dir() else None
+        near = self._scratch.parent if self._scratch else None
+        above = near if near is not None and near.is_dir() else temporary_folder()
         with tempfile.TemporaryDirectory(prefix="scshards-", dir=above) as folder:
             path = Path(folder) / raw["basename"]
             with scratch_writes(path):

@@ -13,7 +13,6 @@ import contextlib
 import csv
 import gzip
 import io
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import SourceError
-from scshards.base.files import mapped, published, scratch_writes
+from scshards.base.files import Once, mapped
 from scshards.base.storage import Storage
 from scshards.sources.matrix import Csr, Triplets
 from scshards.sources.rows import FEATURE_TYPES, MAKE_ANEW, Matrix, reading
@@ -76,27 +75,18 @@ class MtxFolder(TenX):
                 where=self._where,
                 advice=advice,
             )
-        self._scratch, self._shape = scratch, (self.n_rows, self.n_columns)
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch, self._shape = Once(scratch), (self.n_rows, self.n_columns)
 
     def _barcodes(self) -> Sequence[str]:
         return [row[0] for row in _table(self._folder, "barcodes.tsv", where=self.name)]
 
     def close(self) -> None:
-        if self._temporary is not None:
-            self._temporary.cleanup()
+        self._scratch.close()
 
     @cached_property
     def _matrix(self) -> Matrix:
         """The matrix as numbers on disk, written there when it is not yet."""
-        if self._scratch is None:
-            with scratch_writes(Path(tempfile.gettempdir())):
-                self._temporary = tempfile.TemporaryDirectory(prefix="scshards-")
-            self._scratch = Path(self._temporary.name) / "numbers"
-        folder = self._scratch
-        if not folder.is_dir():
-            with published(folder) as part:
-                self._write_numbers(part)
+        folder = self._scratch.made(self._write_numbers)
         features, values = (
             mapped(folder / name, dtype, self.n_values) for name, dtype in self._files()[:2]
         )

@@ -14,7 +14,8 @@ import pytest
 import scipy.sparse as sp
 from pack_support import adata, counts, write
 
-from scshards.base.errors import ConfigError, SourceError
+from scshards.base import files
+from scshards.base.errors import ConfigError, SourceError, StorageError
 from scshards.sources import matrix as sources_matrix
 from scshards.sources.open import open_source
 from scshards.sources.rows import Source
@@ -119,6 +120,12 @@ def test_the_transposition_is_made_once_and_removed(
         assert (rebuild(source, 0, 30) == x).all()
         assert list((tmp_path / "tmp").iterdir())
     assert not list((tmp_path / "tmp").iterdir())
+    monkeypatch.setattr(files, "is_in_memory", lambda folder: True)
+    with (
+        open_source(path) as source,
+        pytest.raises(StorageError, match="temporary folder is in memory"),
+    ):
+        source.transpose()
 
 
 @pytest.mark.parametrize("form", FORMS)

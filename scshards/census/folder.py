@@ -5,17 +5,15 @@
                 partition_000012.json      its mark, written last: cells, bytes, a checksum
                 .partition_000012.*        while it is made
 
-Called by census.download.
+A process that makes a partition has its lock, so that several can share the work.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.config import build
-from scshards.base.errors import ConfigError, OutputExistsError, ScshardsError, StorageError
+from scshards.base.errors import ConfigError, ScshardsError, StorageError
+from scshards.base.files import sync
+from scshards.base.locks import locked
 from scshards.base.records import read_json
 from scshards.base.remote import translated
 from scshards.base.storage import Storage
@@ -150,9 +150,15 @@ def making(folder: Path, number: int) -> Iterator[Path]:
     StorageError
         When the disk fails, or is full.
     """
-    name = partition_name(number)
-    lock, path = folder / f".{name}.lock", folder / f".{name}{FILE}.tmp"
-    with _locked(lock, f"{folder / name}{FILE}"):
+    file = folder / f"{partition_name(number)}{FILE}"
+    lock, path = folder / f".{file.stem}.lock", folder / f".{file.name}.tmp"
+    mine = locked(
+        lock,
+        at=file,
+        busy="another process is making this partition",
+        advice="wait until it has finished, or give each process a --share of its own",
+    )
+    with translated(str(file)), mine:
         try:
             yield path
         except ScshardsError:
@@ -160,11 +166,12 @@ def making(folder: Path, number: int) -> Iterator[Path]:
         except OSError as e:
             raise StorageError(
                 f"the partition could not be written: {e.strerror or type(e).__name__}",
-                where=f"{folder / name}{FILE}",
+                where=file,
                 advice="mend the cause and run the same again: partitions that are done are kept",
             ) from e
         finally:
             path.unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
 
 
 def publish(folder: Path, path: Path, number: int, ids: NDArray[np.int64], values: int) -> None:
@@ -178,8 +185,7 @@ def publish(folder: Path, path: Path, number: int, ids: NDArray[np.int64], value
         Of its matrix.
     """
     name = partition_name(number)
-    with path.open("rb+") as f:
-        os.fsync(f.fileno())
+    sync(path)
     mark = PartitionMark(
         partition=number,
         first=int(ids[0]),
@@ -193,34 +199,6 @@ def publish(folder: Path, path: Path, number: int, ids: NDArray[np.int64], value
     (folder / f"{name}.json").unlink(missing_ok=True)
     path.replace(folder / f"{name}{FILE}")
     Storage(folder).write(f"{name}.json", _json(dataclasses.asdict(mark)))
-
-
-@contextlib.contextmanager
-def _locked(path: Path, where: str) -> Iterator[None]:
-    with translated(str(path)):
-        file = path.open("a")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_mine = os.path.samestat(path.stat(), os.fstat(file.fileno()))
-        except (BlockingIOError, FileNotFoundError):
-            is_mine = False
-        except OSError as e:
-            raise StorageError(
-                f"the file system can't lock: {e.strerror}",
-                where=path,
-                advice="choose another folder",
-            ) from None
-        if not is_mine:
-            raise OutputExistsError(
-                "another process is making this partition",
-                where=where,
-                advice="wait until it has finished, or give each process a --share of its own",
-            )
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:

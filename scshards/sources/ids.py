@@ -127,18 +127,6 @@ def folder_of(storage: Storage) -> tuple[Storage, str]:
     return Storage(above, storage.options), name
 
 
-def broken_link(storage: Storage) -> SourceError | None:
-    """The error for a link to a table that is gone: scGPT's script makes such for relative folders."""
-    path = storage.local_path
-    if path is None or TABLE not in path.name or not path.is_symlink() or path.exists():
-        return None
-    return SourceError(
-        f"the link leads to {path.readlink()}, which is not there",
-        where=storage.at(""),
-        advice="make it anew with an absolute path, or name the scBank folders (*.scb) themselves",
-    )
-
-
 def _own(folder: Storage, table: str, where: str) -> _Found | None:
     """The vocabulary that lies with a table: beside it, or where scGPT's links lead to."""
     for group in _places(folder, table):

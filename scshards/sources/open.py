@@ -24,7 +24,7 @@ from scshards.census.address import is_soma, parse
 from scshards.shards.tar import MAX_ROWS, MAX_SOURCES
 from scshards.sources.anndata import AnnDataSource, H5ad
 from scshards.sources.hdf5 import open_hdf5
-from scshards.sources.ids import GENE_VOCAB, SCB, broken_link, find_ids, folder_of
+from scshards.sources.ids import GENE_VOCAB, SCB, find_ids, folder_of
 from scshards.sources.mtx import MATRIX, MtxFolder
 from scshards.sources.options import GENES_ALONE, LISTS
 from scshards.sources.rows import INDEX, ZARR_MARKS, reading
@@ -163,6 +163,8 @@ def _opened(
 
         refuse_choices(None if gene_column == INDEX else gene_column, layer, raw, name)
         folder, of_table = (storage, "") if kind != "parquet" else folder_of(storage)
+        if storage.is_local and of_table:
+            storage.size("")  # of a link that leads nowhere no vocabulary is asked for
         ids = find_ids(folder, of_table, ids_vocab, where=name)
         with contextlib.ExitStack() as on_error:
             table = _table(kind, storage, name, list_columns, scratch, trust_pickle=trust_pickle)
@@ -241,7 +243,6 @@ def input_identity(
 
         return identity(parse(os.fspath(url)), storage_options)
     storage = Storage(url, storage_options)
-    _refuse_broken(storage)
     if is_web(storage.url) and _kind(storage) == "zarr" and not _is_zip(storage):
         # A web server knows no folders: the files that say what is in the store stand for it.
         marks = (Storage(f"{storage.url.rstrip('/')}/{m}", storage_options) for m in ZARR_MARKS)
@@ -268,7 +269,6 @@ def folder_kind(name: str, files: Collection[str]) -> FolderKind | None:
 
 
 def _kind(storage: Storage) -> Literal["hdf5", "parquet"] | FolderKind:
-    _refuse_broken(storage)
     if _is_zip(storage):
         return "zarr"
     name, local = storage.url.partition("?")[0].rstrip("/"), storage.local_path
@@ -280,12 +280,6 @@ def _kind(storage: Storage) -> Literal["hdf5", "parquet"] | FolderKind:
         is_parquet = local.is_file() and storage.read_if_there("", 0, 4) == b"PAR1"
         return "parquet" if is_parquet or name.endswith(PARQUET) else "hdf5"
     return folder_kind(name, storage.folder()[1]) or "hdf5"
-
-
-def _refuse_broken(storage: Storage) -> None:
-    broken = broken_link(storage)
-    if broken is not None:
-        raise broken
 
 
 def _is_zip(storage: Storage) -> bool:

@@ -124,10 +124,10 @@ class Job:
         Parameters
         ----------
         identities
-            What tells each input from another state of it.
+            What tells each input from another state of it; empty for what `asked` tells whole.
         """
         tree = {k: v for k, v in self._asked.items() if k not in ("scshards", ADDS_TO)}
-        tree |= {"identities": list(identities), "adds": self._base is not None}
+        tree |= {"identities": [i for i in identities if i], "adds": self._base is not None}
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
     def finished(self, identities: Callable[[], Sequence[Mapping[str, Any]]]) -> Manifest | None:

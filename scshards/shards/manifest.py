@@ -5,6 +5,7 @@ It grows with shards, never with cells. Specified in docs/format.md.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -387,10 +388,11 @@ _MORE = ("gene_column", "ids", "shared", "left_out", "identity", "rounded", "ski
 
 def _more_to_json(s: SourceInfo) -> dict[str, Any]:
     found = {name: getattr(s, name) for name in _MORE}
+    empty = {f.name: f.default for f in dataclasses.fields(s)} | {"left_out": {}, "identity": {}}
     return {
         name: dict(value) if isinstance(value, Mapping) else value
         for name, value in found.items()
-        if value is not None and value not in ({}, "") and not (name == "rounded" and not value)
+        if value != empty[name]
     }
 
 

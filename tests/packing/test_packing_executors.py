@@ -230,14 +230,14 @@ def test_a_process_with_threads_is_not_forked(monkeypatch: pytest.MonkeyPatch) -
     for name in threaded:
         monkeypatch.delitem(sys.modules, name, raising=False)
     with Pool(2) as executor:
-        assert executor.will_fork == (threading.active_count() == 1 and sys.platform == "linux")
+        assert executor.will_fork(9) == (threading.active_count() == 1 and sys.platform == "linux")
         stop = threading.Event()
         thread = threading.Thread(target=stop.wait)
         thread.start()
-        assert not executor.will_fork
+        assert not executor.will_fork(9)
         stop.set()
         thread.join(timeout=600)
         for name in threaded:
             with monkeypatch.context() as loaded:
                 loaded.setitem(sys.modules, name, sys)
-                assert not executor.will_fork
+                assert not executor.will_fork(9)

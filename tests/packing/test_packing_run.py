@@ -27,7 +27,7 @@ from pack_support import (
 )
 
 from scshards import PackOptions, ShardSet, Vocab, verify
-from scshards.base.errors import ConfigError
+from scshards.base.errors import ConfigError, SourceError
 from scshards.packing import plan, spill
 from scshards.packing.pack import pack
 from scshards.sources.anndata import H5ad
@@ -473,7 +473,7 @@ def test_a_remote_input_and_output(tmp_path: Path) -> None:
 
 
 def test_an_older_anndata_layout(tmp_path: Path) -> None:
-    """anndata 0.6 wrote tables as compound datasets, categories in uns and raw beside X."""
+    """anndata 0.6 wrote tables as compound datasets, categories in uns: refused with the cure."""
     x = counts(5, 4)
     with h5py.File(tmp_path / "old.h5ad", "w") as f:
         rows, columns = np.nonzero(x)
@@ -488,21 +488,10 @@ def test_an_older_anndata_layout(tmp_path: Path) -> None:
         f["obs"] = np.array([(f"c{i}".encode(), i % 2 if i < 4 else -1, i / 2) for i in range(5)],
                             [("index", "S8"), ("type", "i1"), ("depth", "f4")])  # fmt: skip
         f["uns/type_categories"] = np.array([b"B", b"T"])
-    vocab = Vocab.from_genes(f"S{i}" for i in range(4))
-    manifest = quiet_pack(
-        tmp_path / "old.h5ad",
-        tmp_path / "out",
-        vocab,
-        raw=True,
-        gene_column="symbol",
-        obs=("type", "depth"),
-        where="depth < 2 or type == 'B' or type != type",
-    )
-    want = expected(x, [f"S{i}" for i in range(4)], vocab)
-    found = assert_holds(tmp_path / "out", {key(0, i): c for i, c in enumerate(want)})
-    assert [found[key(0, i)].labels["type"] for i in range(5)] == [0, 1, 0, 1, -1]
-    assert [found[key(0, i)].labels["depth"] for i in range(5)] == [0, 0.5, 1, 1.5, 2]
-    assert manifest.labels["type"].categories == ("B", "T")
+    for options in ({}, {"obs": ("depth",)}, {"where": "depth < 2"}, {"gene_column": "symbol"}):
+        with pytest.raises(SourceError, match=r"before 0\.7 wrote it") as e:
+            quiet_pack(tmp_path / "old.h5ad", tmp_path / "out", vocab_of(4), **options)
+        assert "write_h5ad" in str(e.value) and not (tmp_path / "out").exists()
 
 
 def test_anndata_0_7_categories(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from test_packing_executors import until
 
 from scshards import PackOptions
 from scshards.cli.status import command
-from scshards.packing import phases as job_phases
+from scshards.packing import marks, phases, refusals
 from scshards.packing.pack import append, pack_share
 from scshards.packing.status import Status, status
 
@@ -33,7 +33,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
     """Interrupt a pack when so many tasks are done."""
-    real, left = job_phases.perform, [calls]
+    real, left = marks.perform, [calls]
 
     def perform(work: Any) -> Any:
         if left[0] == 0:
@@ -41,7 +41,8 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
         left[0] -= 1
         return real(work)
 
-    monkeypatch.setattr(job_phases, "perform", perform)
+    for module in (phases, refusals):
+        monkeypatch.setattr(module, "perform", perform)
 
 
 def looked_at(root: Path) -> Status:
@@ -145,8 +146,8 @@ def test_who_holds_it(files: list[Path], tmp_path: Path) -> None:
     root = tmp_path / "out"
     (tmp_path / "v.json").write_bytes(vocab_of(6).to_json())
     program = (
-        "import sys, time; from scshards.packing import phases; from scshards.cli import main\n"
-        "phases.perform = lambda work: time.sleep(600)\n"
+        "import sys, time; from scshards.packing import refusals; from scshards.cli import main\n"
+        "refusals.perform = lambda work: time.sleep(600)\n"
         "main(sys.argv[1:])"
     )
     args = ["pack", *map(str, files), "-o", str(root), "--vocab", str(tmp_path / "v.json")]

@@ -37,6 +37,22 @@ def paths(folder: Path, names: Sequence[str]) -> list[Path]:
     return [folder / f"{name}.h5ad" for name in names]
 
 
+def written_anew(folder: Path, name: str, to: Path) -> Path:
+    """A file as today's anndata writes it: one of them has the layout that anndata had before 0.7."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        anndata.read_h5ad(folder / f"{name}.h5ad").write_h5ad(to / f"{name}.h5ad")
+    return to / f"{name}.h5ad"
+
+
+def test_a_file_of_before_anndata_0_7_is_refused_with_the_cure(
+    real_data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SourceError, match=r"before 0\.7 wrote it") as e:
+        build_vocab(paths(real_data, NO_COUNTS[1:]))
+    assert "write_h5ad" in str(e.value)
+
+
 def rebuild(root: Path) -> dict[int, dict[int, tuple[np.ndarray, list[int]]]]:
     """{source: {row: (genes, values)}} of all shards of a shard set of counts."""
     manifest = json.loads((root / "manifest.json").read_bytes())
@@ -164,7 +180,7 @@ def test_mouse_from_compressed_columns(real_data: Path, tmp_path: Path) -> None:
 
 
 def test_values_of_a_normalised_matrix_as_they_are(real_data: Path, tmp_path: Path) -> None:
-    inputs = paths(real_data, NO_COUNTS[1:])
+    inputs = [written_anew(real_data, NO_COUNTS[1], tmp_path)]
     options = PackOptions(workers=1, raw=True, values="float")
     pack(inputs, tmp_path / "out", build_vocab(inputs), options, progress=False)
     with warnings.catch_warnings():
@@ -181,7 +197,7 @@ def test_values_of_a_normalised_matrix_as_they_are(real_data: Path, tmp_path: Pa
 def test_files_without_counts_are_refused_with_advice(
     real_data: Path, tmp_path: Path, name: str
 ) -> None:
-    inputs = paths(real_data, [name])
+    inputs = [written_anew(real_data, name, tmp_path)]
     with pytest.raises(ValueKindError) as e:
         pack(inputs, tmp_path / "out", build_vocab(inputs), PackOptions(workers=1), progress=False)
     text = str(e.value)

@@ -17,7 +17,9 @@ import pytest
 import scipy.sparse as sp
 
 from scshards import PackOptions, Vocab, verify
+from scshards.base.locks import claims
 from scshards.base.storage import Storage
+from scshards.packing.job import FOLDER
 from scshards.packing.pack import append, pack
 
 GENES, CELLS, FILES = 15, 60, 4
@@ -122,7 +124,7 @@ def test_a_second_pack_is_refused_while_the_first_runs(
     first = subprocess.Popen(line(atlas, root), env=places[0], stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 600
-        while not Storage(root).exists(".packing.json"):
+        while not claims(Storage(root), FOLDER):
             assert first.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
         # Stopped, so that it holds the output for as long as this takes.

@@ -420,7 +420,7 @@ def test_the_command(tmp_path: Path, checkpoint: str, counts: np.ndarray) -> Non
     assert (
         result.exit_code == 0
         and "70 cells as 16 numbers" in result.output
-        and "1 cells have no gene" in result.output
+        and "1 cell without a gene" in result.output
     )
     with h5py.File(out) as f:
         assert f["obsm/X_mine"].shape == (70, 16)

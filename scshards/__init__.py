@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from scshards.cells.vocab import Vocab as Vocab
     from scshards.exporting.export import export as export
     from scshards.exporting.options import ExportOptions as ExportOptions
+    from scshards.packing.dry_run import PackPlan as PackPlan
+    from scshards.packing.dry_run import plan_pack as plan_pack
     from scshards.packing.options import PackOptions as PackOptions
     from scshards.packing.pack import append as append
     from scshards.packing.pack import pack as pack
@@ -41,6 +43,7 @@ _HOME = {
     "ExportOptions": "exporting.options",
     "GenerateBatch": "cells.batch",
     "PackOptions": "packing.options",
+    "PackPlan": "packing.dry_run",
     "PackedBatch": "cells.batch",
     "ReshardOptions": "packing.reshard_options",
     "ScshardsError": "base.errors",
@@ -53,6 +56,7 @@ _HOME = {
     "export": "exporting.export",
     "merge": "packing.reshard",
     "pack": "packing.pack",
+    "plan_pack": "packing.dry_run",
     "reshard": "packing.reshard",
     "verify": "packing.verify.whole",
 }

@@ -14,6 +14,7 @@ from scshards.cli.shown import show_manifest, wide
 from scshards.packing.options import PackOptions
 
 if TYPE_CHECKING:
+    from scshards.packing.dry_run import PackPlan
     from scshards.packing.pack import Share
 
 split_file = option(
@@ -51,6 +52,12 @@ split_file = option(
     help="Throw away what an unfinished pack has left at ROOT. Without it, the same command goes on.",
 )
 @option(
+    "--dry-run",
+    is_flag=True,
+    help="Pack nothing: say how many cells, shards and bytes it would be, about how many hours and how "
+    "much memory it would take, and all that would be refused (then it ends with 1).",
+)
+@option(
     "--dask",
     help="Have a dask cluster do the work: the address of its scheduler, such as tcp://host:8786, or "
     "local. Workers must see the inputs, ROOT and the scratch folder. Needs scshards[dask].",
@@ -70,6 +77,7 @@ def command(
     share: tuple[int, int] | None,
     finish: bool,
     restart: bool,
+    dry_run: bool,
     dask: str | None,
     hf_card: bool,
     wide: bool,
@@ -100,12 +108,15 @@ def command(
     """
     from scshards.packing import pack as packing
     from scshards.packing.card import check_compression, write_card
+    from scshards.packing.dry_run import plan_pack
 
     params = click.get_current_context().params
     refuse_together(params, "share", "finish", "append")
     refuse_together(params, "share", "finish", "restart")
     refuse_together(params, "share", "dask")
     refuse_together(params, "share", "hf_card")
+    for other in ("append", "share", "finish", "restart", "dask"):
+        refuse_together(params, "dry_run", other)
     chosen = with_split_file(chosen)
     if hf_card and not append:
         check_compression(chosen["compression"], "--hf-card")
@@ -122,6 +133,9 @@ def command(
     if vocab is None:
         raise click.UsageError("Missing option '--vocab'.")
     asked = build(PackOptions, chosen)
+    if dry_run:
+        _show_plan(plan_pack(inputs, output, vocab, asked, progress), as_json)
+        return
     if share is not None:
         done = packing.pack_share(inputs, output, vocab, asked, share=share, progress=progress)
         click.echo(json.dumps(dataclasses.asdict(done)) if as_json else _told(done, share))
@@ -155,3 +169,15 @@ def _told(done: Share, share: tuple[int, int]) -> str:
     if done.shards_done < done.shards:
         return f"{line}; run the other shares once more, then --finish"
     return f"{line}; run --finish"
+
+
+def _show_plan(plan: PackPlan, as_json: bool) -> None:
+    """What a pack would make, or what it would refuse; that ends with 1."""
+    from scshards.packing import report
+
+    if as_json:
+        click.echo(report.to_json(dataclasses.asdict(plan) | {"hours": plan.hours}))
+    else:
+        click.echo(report.plan_text(plan))
+    if plan.refused:
+        raise SystemExit(1)

@@ -138,6 +138,19 @@ class Job:
         identities
             See `request`; asked for only when there is a shard set.
         """
+        manifest = self.made(identities)
+        if manifest is not None:
+            self._remove_leftovers()
+            print(
+                f"{self.storage.at('')} is complete: it was made by this command, and nothing is to "
+                "do",
+                file=sys.stderr,
+                flush=True,
+            )
+        return manifest
+
+    def made(self, identities: Callable[[], Sequence[Mapping[str, Any]]]) -> Manifest | None:
+        """What `finished` gives; says nothing, and leaves everything as it is."""
         data = self.storage.read_if_there(MANIFEST)
         if data is None:
             return None
@@ -146,13 +159,17 @@ class Job:
             return None
         if _files(manifest) - set(self.storage.list()):
             return None
-        self._remove_leftovers()
-        print(
-            f"{self.storage.at('')} is complete: it was made by this command, and nothing is to do",
-            file=sys.stderr,
-            flush=True,
-        )
         return manifest
+
+    def check_output(self) -> None:
+        """Refuse an output that this job can't have, and leave everything as it is.
+
+        Raises
+        ------
+        OutputExistsError
+            When there is something else at the root.
+        """
+        self._refuse_strangers(tidy=False)
 
     def __enter__(self) -> Job:
         self._refuse_strangers()
@@ -240,7 +257,7 @@ class Job:
             folder.mkdir(mode=0o700, exist_ok=True)
         _check_owner(folder)
 
-    def _refuse_strangers(self) -> None:
+    def _refuse_strangers(self, *, tidy: bool = True) -> None:
         """Refuse a root that holds what no job of this root has left there."""
         root = self.storage.local_path
         with translated(self.storage.at("")):
@@ -251,7 +268,7 @@ class Job:
                 where=self.storage.at(""),
                 advice="name a folder that is empty or absent",
             )
-        self._refuse_another_base()
+        self._refuse_another_base(tidy=tidy)
         if self._base is not None:
             self._refuse_unfinished_addition(self._base)
             return
@@ -272,11 +289,12 @@ class Job:
             f"the output is not empty: it holds {other}", where=self.storage.at(""), advice=advice
         )
 
-    def _refuse_another_base(self) -> bytes | None:
+    def _refuse_another_base(self, *, tidy: bool = True) -> bytes | None:
         """Refuse a manifest that is not the one that this job began with; its bytes, or None."""
         data = self.storage.read_if_there(MANIFEST)
         if self._base is None and data is not None:
-            self._remove_leftovers()
+            if tidy:
+                self._remove_leftovers()
             raise OutputExistsError(
                 "there is a shard set already",
                 where=self.storage.at(""),

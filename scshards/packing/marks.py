@@ -95,6 +95,13 @@ def read_mark(path: Path) -> dict[str, Any] | None:
     return tree
 
 
+def read_done(path: Path) -> dict[str, Any]:
+    """What the mark of a task says that is done."""
+    tree = read_mark(path)
+    assert tree is not None, path
+    return tree
+
+
 @contextlib.contextmanager
 def understood(path: Path) -> Iterator[None]:
     """Turn what is missing in a mark, or of another kind, into a StorageError that names the mark."""

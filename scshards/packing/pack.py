@@ -1,6 +1,6 @@
 """`pack`, `pack_share` and `append`: inputs -> a shard set, or more shards of one.
 
-    _request   what was asked for, read and checked        phases.Request
+    requested  what was asked for, read and checked (packing.request)
     run        the job (packing.job), its phases (packing.phases), the manifest
 
 The output depends on the inputs, the options and the seed alone. What was done is never done again: a
@@ -32,7 +32,8 @@ from scshards.packing.job import ADDS_TO, SHARES, Job
 from scshards.packing.marks import publish
 from scshards.packing.options import OF_THE_RUN
 from scshards.packing.options import PackOptions as PackOptions
-from scshards.packing.phases import Phases, Request
+from scshards.packing.phases import Phases
+from scshards.packing.request import Request, requested
 from scshards.shards.manifest import MANIFEST, Manifest
 from scshards.shards.shardset import ShardSet
 from scshards.sources.inputs import Input, expand, kept_columns
@@ -90,7 +91,7 @@ def pack(
         When options, vocabulary, inputs or output can't be used. Before the first byte of the output
         is written nothing is left at `root`; afterwards what is done is kept, without a manifest.
     """
-    request = _request(inputs, root, vocab, options)
+    request = requested(inputs, root, vocab, options)
     return run(request, progress, dask=dask, restart=restart, begun_only=finish, seconds=seconds)
 
 
@@ -143,7 +144,7 @@ def pack_share(
         raise ConfigError(
             f"{i}/{n} is no share", where="share", advice="give I/N with I from 1 to N"
         )
-    request = _request(inputs, root, vocab, options)
+    request = requested(inputs, root, vocab, options)
     job = _job(request, share=(i - 1, n))
     whole = job.finished(request.identities)
     if whole is not None:
@@ -235,34 +236,6 @@ def _working(
             share=share or (0, 1),
             shown=progress,
         )
-
-
-def _request(
-    inputs: Input | Sequence[Input],
-    root: Input,
-    vocab: Vocab | Input,
-    options: PackOptions | None,
-) -> Request:
-    options = options or PackOptions()
-    files = expand(inputs, options.storage_options)
-    options = dataclasses.replace(options, obs=kept_columns(options.obs, files))
-    if not isinstance(vocab, Vocab):
-        vocab = read_vocab(vocab, options.storage_options)
-    vocab = vocab.with_specials()
-    asked = {
-        "inputs": [f.asked for f in files],
-        "vocabulary": vocab.fingerprint,
-        "options": options.recorded(),
-    }
-    return Request(
-        root=os.fspath(root),
-        inputs=files,
-        vocab=vocab,
-        options=options,
-        splits=options.splits,
-        asked=asked,
-        recorded=options.recorded(),
-    )
 
 
 OF_INPUTS = (

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,81 +27,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import ScshardsError, StorageError
+from scshards.base.errors import ScshardsError
 from scshards.base.locks import held
 from scshards.base.progress import Progress
-from scshards.cells.vocab import Vocab
 from scshards.kernels.compiling import compiles
 from scshards.packing import plan, refusals
 from scshards.packing import spill as segments
-from scshards.packing.compare import compare, described
+from scshards.packing.account import Dropped, account, dropped
+from scshards.packing.compare import compare
 from scshards.packing.decide import Decision, check_splits, decide
 from scshards.packing.executors import Executor, InProcess, Pool
 from scshards.packing.job import PLAN, Job
-from scshards.packing.marks import Marked, perform, publish, read_mark, survey_mark, understood
-from scshards.packing.options import PackOptions
+from scshards.packing.marks import Marked, perform, publish, read_done, survey_mark, understood
+from scshards.packing.request import Request
 from scshards.packing.scatter import ScatterTask, scatter, transpose, warm_up
 from scshards.packing.survey import (
-    ANOTHER_SPLIT,
-    WHERE,
-    AnyInput,
-    Kept,
     Survey,
     SurveyTask,
     Work,
-    identity_of,
     keep_vocab,
-    limit_reasons,
     survey,
 )
-from scshards.packing.unique import drop_repeated, dropped_reason, final_splits, write_base_hashes
+from scshards.packing.unique import compare_cells, final_splits
 from scshards.packing.writer import WriteTask, write_shard
-from scshards.shards.manifest import VOCAB, Manifest, ShardInfo, SourceInfo, shard_from_json
+from scshards.shards.manifest import VOCAB, Manifest, ShardInfo, shard_from_json
 from scshards.sources.genes import Shared
-from scshards.sources.inputs import InputFile
-from scshards.sources.shardset import OldSet, ShardRun
+from scshards.sources.shardset import ShardRun
 
 SMALL_VALUES = 1 << 25
 """Below so many values, starting worker processes takes longer than the work."""
 
 FEW_INPUTS = 8
 """So many are looked at sooner than worker processes start."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What was asked for, read and checked.
-
-    Attributes
-    ----------
-    root
-        Of the output.
-    inputs, vocab, options, splits
-        What is packed, how, and the splits in the order of their codes.
-    asked
-        What decides over the output; see Job.
-    recorded
-        The options as the manifest tells them.
-    base
-        The manifest of the set that is added to, or None.
-    sets, kept
-        The shard sets that the inputs are runs of, and what is kept of them.
-    """
-
-    root: str
-    inputs: Sequence[AnyInput]
-    vocab: Vocab
-    options: PackOptions
-    splits: tuple[str, ...]
-    asked: Mapping[str, Any]
-    recorded: Mapping[str, Any]
-    base: Manifest | None = None
-    sets: Sequence[OldSet] = ()
-    kept: Kept | None = None
-
-    def identities(self) -> list[dict[str, Any]]:
-        """What tells each input from another state of it."""
-        return [identity_of(file, self.options) for file in self.inputs]
 
 
 @dataclass
@@ -147,7 +103,16 @@ class Phases:
 
     def survey(self) -> None:
         """Look at all inputs; a share begins with its own, and finds those of others done."""
-        vocab = self.request.vocab
+        works, refused = self.look()
+        if refused:
+            done = sum(Path(w.mark).exists() for w in works)
+            has_failed = any(map(refusals.has_failed, refused.values()))
+            self.job.has_surveys = done > FEW_INPUTS or (has_failed and done > 0)
+            raise refusals.together(refused, len(works))
+
+    def look(self) -> tuple[list[Marked], dict[int, ScshardsError]]:
+        """The surveys, done where they can be, and the errors of the inputs that are refused."""
+        vocab, sets = self.request.vocab, self.request.sets
         if not (self.folder / VOCAB).exists():
             publish(self.folder / VOCAB, vocab.to_json())
         keep_vocab(vocab)
@@ -157,86 +122,61 @@ class Phases:
             mark.parent.mkdir(exist_ok=True)
             task = SurveyTask(file=file, ordinal=i, work=self.work)
             works.append(Marked(function=survey, task=task, mark=str(mark)))
-        few = 1 if self.request.sets else FEW_INPUTS
-        executor = InProcess() if len(works) <= few else self.executor
-        refused = self._look(works, executor)
-        if refused:
-            done = sum(Path(w.mark).exists() for w in works)
-            has_failed = any(map(refusals.has_failed, refused.values()))
-            self.job.has_surveys = done > FEW_INPUTS or (has_failed and done > 0)
-            raise refusals.together(refused, len(works))
-
-    def _look(self, works: Sequence[Marked], executor: Executor) -> dict[int, ScshardsError]:
-        """Do the surveys, those of this share first; the errors of inputs that are refused.
-
-        Shares do each survey once: who comes to one that another does leaves it for the end.
-        """
-        sets, together = self.request.sets, self.share[1] > 1
-        sizes = {w.mark: w.task.file.cells if sets else 1 for w in works}
-        start = len(works) * self.share[0] // self.share[1]
-        left = [*works[start:], *works[:start]]
-        checks = not self.job.has_plan
-        if not checks:
-            left = [w for w in left if not Path(w.mark).exists()]
-        ordinals = {w.mark: w.task.ordinal for w in works}
-        refused: dict[int, ScshardsError] = {}
-        total = sum(sizes.values())
-        done = total - sum(sizes[w.mark] for w in left)
-        what, unit = ("indexes", "cells") if sets else ("headers", "inputs")
-        label = f"1/3 reading {what}"
-        with Progress(label, total, unit, shown=self.shown, initial=done) as bar:
-            wait = False
-            while left and not refusals.is_enough(refused):
-                look = functools.partial(refusals.look, checks=checks, together=together, wait=wait)
-                busy = set()
-                for result in executor.run(look, left):
-                    mark = result["mark"]
-                    if "busy" in result:
-                        busy.add(mark)
-                        continue
-                    bar.add(sizes[mark])
-                    if "refused" in result:
-                        refused[ordinals[mark]] = result["refused"]
-                        if refusals.is_enough(refused):
-                            break
-                left = [w for w in left if w.mark in busy]
-                wait = True
-        return refused
+        few = 1 if sets else FEW_INPUTS
+        refused = refusals.look_at_all(
+            works,
+            InProcess() if len(works) <= few else self.executor,
+            share=self.share,
+            checks=not self.job.has_plan,
+            shown=self.shown,
+        )
+        return works, refused
 
     def decide(self) -> None:
         """Decide what all tasks share, and put the vocabulary into the output: the pack has begun."""
         with self._alone():
             if self.job.has_plan:
                 return
-            for s in self.surveys:
-                if s.skipped and self.shown:
-                    print(f"left out: {s.name}: {s.skipped}", file=sys.stderr, flush=True)
-            shared: list[Shared] = []
-            if not self.request.sets:
-                shared = compare(self.surveys, self.work, self.request.vocab, self.request.base)
-            cells, repeated = self._drop_repeated()
-            decision = decide(
-                self.surveys,
-                self.work,
-                cells=cells,
-                repeated=repeated,
-                shared=shared,
-                base=self.request.base,
-                sets=self.request.sets,
-                say=self.shown,
-            )
+            decision = self.decided()
             if self.request.base is None:
                 # First of all that is written there: an output that can't be written fails now.
                 self.job.storage.write(VOCAB, self.request.vocab.to_json())
             publish(self.folder / PLAN, json.dumps(decision.to_json()).encode())
 
+    def decided(self) -> Decision:
+        """What the surveys decide together; nothing is written but to the scratch folder."""
+        for s in self.surveys:
+            if s.skipped and self.shown:
+                print(f"left out: {s.name}: {s.skipped}", file=sys.stderr, flush=True)
+        shared: list[Shared] = []
+        if not self.request.sets:
+            shared = compare(self.surveys, self.work, self.request.vocab, self.request.base)
+        cells, repeated = compare_cells(
+            self.folder,
+            self.surveys,
+            self.request.options,
+            base=self.request.base,
+            storage=self.job.storage,
+            shown=self.shown,
+        )
+        return decide(
+            self.surveys,
+            self.work,
+            cells=cells,
+            repeated=repeated,
+            shared=shared,
+            base=self.request.base,
+            sets=self.request.sets,
+            say=self.shown,
+        )
+
     def transpose(self) -> None:
         """Write CSC matrices out by rows."""
-        left = [w.task for w in self._slice_works if not Path(w.mark).exists()]
+        left = [w.task for w in self.slice_works if not Path(w.mark).exists()]
         tasks = {
             task.slice.source: task
             for task in left
-            if self._survey_of(task.slice).needs_transposing
+            if self.survey_of(task.slice).needs_transposing
             and self._is_mine(task.slice.source - self.first_input)
         }
         if tasks:
@@ -246,7 +186,7 @@ class Phases:
 
     def scatter(self) -> None:
         """Pack this share's slices into spills."""
-        works = [w for w in self._slice_works if self._is_my_slice(w.task)]
+        works = [w for w in self.slice_works if self._is_my_slice(w.task)]
         left = [w for w in works if not Path(w.mark).exists()]
         if len(left) > 1 and isinstance(self._worker, Pool) and self._worker.will_fork(len(left)):
             warm_up(left[0].task)
@@ -293,12 +233,12 @@ class Phases:
             self.seconds[mark["input"]] += mark["seconds"]
         written: dict[str, list[ShardInfo]] = {split: [] for split in request.splits}
         for work in self._shard_works:
-            tree = _done(work)
+            tree = read_done(Path(work.mark))
             with understood(Path(work.mark)):
                 shard = shard_from_json(tree["shard"])
             written[work.task.name.partition("/")[0]].append(shard)
         splits = {split: tuple(shards) for split, shards in written.items()}
-        sources = tuple(self._sources())
+        sources = account(request, self.surveys, self.decision, self._slice_marks, self._dropped())
         if base is not None:
             # A set that was merged may have splits that its options do not make.
             names = dict.fromkeys((*base.splits, *splits))
@@ -326,7 +266,7 @@ class Phases:
     @property
     def first_input(self) -> int:
         """The ordinal of the first input: those of a set that is added to come before."""
-        return len(self.request.base.sources) if self.request.base else 0
+        return self.request.first_input
 
     @cached_property
     def work(self) -> Work:
@@ -345,8 +285,7 @@ class Phases:
         found = []
         for i in range(len(self.request.inputs)):
             path = survey_mark(str(self.folder), self.first_input + i)
-            tree = read_mark(path)
-            assert tree is not None
+            tree = read_done(path)
             with understood(path):
                 found.append(Survey.from_json(tree))
                 self.seconds[found[-1].ordinal] = tree["seconds"]
@@ -355,8 +294,7 @@ class Phases:
     @cached_property
     def decision(self) -> Decision:
         """What was decided."""
-        tree = read_mark(self.folder / PLAN)
-        assert tree is not None
+        tree = read_done(self.folder / PLAN)
         with understood(self.folder / PLAN):
             return Decision.from_json(tree)
 
@@ -374,7 +312,7 @@ class Phases:
     @property
     def scattered(self) -> int:
         """How many slices are packed, by whomever."""
-        return sum(1 for w in self._slice_works if Path(w.mark).exists())
+        return sum(1 for w in self.slice_works if Path(w.mark).exists())
 
     @property
     def is_scattered(self) -> bool:
@@ -394,20 +332,20 @@ class Phases:
         return InProcess() if is_small else self.executor
 
     @cached_property
-    def _slice_works(self) -> list[Marked]:
+    def slice_works(self) -> list[Marked]:
         works = []
         for number, s in enumerate(self.slices):
             file = self.request.inputs[s.source - self.first_input]
             task = ScatterTask(
                 number=number,
                 file=file.part(s.start, s.stop) if isinstance(file, ShardRun) else file,
-                identity=self._survey_of(s).identity,
+                identity=self.survey_of(s).identity,
                 slice=s,
                 work=self.work,
                 kind=self.decision.kind,
                 n_tokens=len(self.request.vocab),
                 n_shards=self.decision.n_shards,
-                labels=self._label_kinds,
+                labels=self.label_kinds,
             )
             mark = self.job.mark(f"{number:06d}")
             works.append(Marked(function=scatter, task=task, mark=str(mark)))
@@ -416,7 +354,7 @@ class Phases:
     @cached_property
     def _slice_marks(self) -> list[dict[str, Any]]:
         """What became of all slices; every one is packed."""
-        return [_done(work) for work in self._slice_works]
+        return [read_done(Path(work.mark)) for work in self.slice_works]
 
     @cached_property
     def _shard_works(self) -> list[Marked]:
@@ -433,7 +371,7 @@ class Phases:
                     shard=shard,
                     root=self.job.storage.url,
                     options=self.request.options,
-                    labels=self._label_kinds,
+                    labels=self.label_kinds,
                     folder=str(self.folder),
                     claim=self.job.claim,
                 )
@@ -447,10 +385,10 @@ class Phases:
         raise AssertionError("the spills are merged first")
 
     @property
-    def _label_kinds(self) -> tuple[str, ...]:
+    def label_kinds(self) -> tuple[str, ...]:
         return tuple(info.kind for info in self.decision.labels.values())
 
-    def _survey_of(self, s: plan.Slice) -> Survey:
+    def survey_of(self, s: plan.Slice) -> Survey:
         return self.surveys[s.source - self.first_input]
 
     def _is_mine(self, number: int) -> bool:
@@ -458,66 +396,11 @@ class Phases:
 
     def _is_my_slice(self, task: ScatterTask) -> bool:
         # All slices of a matrix that is transposed are done by who transposes it.
-        together = self._survey_of(task.slice).needs_transposing
+        together = self.survey_of(task.slice).needs_transposing
         return self._is_mine(task.slice.source - self.first_input if together else task.number)
 
-    def _drop_repeated(self) -> tuple[tuple[int, ...], dict[int, int]]:
-        """What drop_repeated says, with progress when there is something to compare."""
-        options, base = self.request.options, self.request.base
-        total = sum(sum(s.cells) for s in self.surveys)
-        before: list[tuple[Path, int]] = []
-        if base is not None and options.unique is not None:
-            before = write_base_hashes(self.folder, self.job.storage, base, options.unique)
-            total += sum(n for _, n in before)
-        shown = self.shown and options.unique is not None
-        with Progress("1/3 comparing cells", total, "cells", shown=shown) as bar:
-            return drop_repeated(
-                self.folder, self.surveys, options, before=before, looked_at=bar.add
-            )
-
-    def _dropped(self) -> Iterator[tuple[int, str, int]]:
-        """(source, reason, cells) of all that is left out, in the order in which it was."""
-        options = self.request.options
-        order = (ANOTHER_SPLIT, WHERE, *limit_reasons(options))
-        yield from sorted(
-            (d for s in self.surveys for d in s.dropped), key=lambda d: order.index(d[1])
-        )
-        for ordinal, n in self.decision.repeated.items():
-            yield ordinal, dropped_reason(options), n
-        for mark in self._slice_marks:
-            yield from mark["dropped"]
-
-    def _sources(self) -> Iterator[SourceInfo]:
-        """What became of the sources of all inputs, by ordinal."""
-        first = self.first_input
-        if self.request.sets:
-            found = [source for old in self.request.sets for source in old.manifest.sources]
-        else:
-            packed = zip(self.request.inputs, self.surveys, self.decision.shared, strict=True)
-            found = [_source_info(*one) for one in packed]
-        sums = np.zeros((len(found), 3), np.int64)
-        unmatched, rounded = np.zeros((2, len(found)), np.int64)
-        for mark in self._slice_marks:
-            if not self.request.sets:
-                unmatched[mark["input"] - first] += mark["unmatched_values"]
-                rounded[mark["input"] - first] += mark["rounded"]
-            for source, *counts in mark["sources"]:
-                sums[source - first] += counts
-        dropped = [dict(info.dropped) for info in found]
-        for source, reason, n in self._dropped():
-            reasons = dropped[source - first]
-            reasons[reason] = reasons.get(reason, 0) + n
-        for i, info in enumerate(found):
-            kept, values, n_bytes = sums[i].tolist()
-            yield dataclasses.replace(
-                info,
-                kept=kept,
-                dropped=dropped[i],
-                values=values,
-                unmatched_values=info.unmatched_values + int(unmatched[i]),
-                rounded=info.rounded + int(rounded[i]),
-                bytes=n_bytes,
-            )
+    def _dropped(self) -> Iterator[Dropped]:
+        return dropped(self.surveys, self.decision, self._slice_marks, self.request.options)
 
     def _merge(self) -> None:
         with self._alone():
@@ -525,27 +408,16 @@ class Phases:
             self._shard_cells = segments.merge(self.folder, n_spills, n_shards)
 
     def _with_whole_spills(self, step: Callable[[], None]) -> None:
-        """Do what reads spills; one that is found damaged is made again, and the step begins anew."""
-        seen: set[int] = set()
-        while True:
-            try:
-                return step()
-            except segments.DamagedSpill as e:
-                if e.task in seen:
-                    raise StorageError(
-                        "a temporary file is damaged again and again",
-                        where=e.where,
-                        advice="name a folder on another disk with --scratch",
-                    ) from e
-                seen.add(e.task)
-                print(
-                    f"{e.what} ({e.where}): its cells are packed again", file=sys.stderr, flush=True
-                )
-                with self._alone():
-                    segments.forget(self.folder, e.task)
-                    for work in self._slice_works:
-                        if work.task.number == e.task:
-                            perform(work)
+        """Do what reads spills; see segments.with_whole."""
+
+        def again(number: int) -> None:
+            with self._alone():
+                segments.forget(self.folder, number)
+                for work in self.slice_works:
+                    if work.task.number == number:
+                        perform(work)
+
+        segments.with_whole(step, again)
 
     def _do(
         self,
@@ -571,30 +443,3 @@ class Phases:
         folder.mkdir(exist_ok=True)
         with held(folder, wait=True, where=self.job.storage.at("")):
             yield
-
-
-def _done(work: Marked) -> dict[str, Any]:
-    """What the mark of a task says that is done."""
-    tree = read_mark(Path(work.mark))
-    assert tree is not None
-    return tree
-
-
-def _source_info(file: AnyInput, s: Survey, shared: Shared) -> SourceInfo:
-    """What the survey of an input says of it; nothing is packed yet."""
-    assert isinstance(file, InputFile)
-    return SourceInfo(
-        name=s.name,
-        rows=s.n_rows,
-        kept=0,
-        columns=s.columns,
-        matched=s.matched,
-        unmatched=s.unmatched,
-        merged=s.merged,
-        left_out=s.left_out,
-        **described(file, s, shared),
-        values=0,
-        unmatched_values=0,
-        bytes=0,
-        skipped=s.skipped,
-    )

@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from scshards.base.progress import counted, printable, shorten, size, table
+from scshards.base.progress import counted, duration, printable, shorten, size, table
 from scshards.shards.manifest import Manifest, SourceInfo
+
+if TYPE_CHECKING:
+    from scshards.packing.dry_run import PackPlan
 
 MAX_SOURCES = 20
 """Most inputs that a table names, unless it is asked for all."""
@@ -195,6 +198,45 @@ def _reasons(manifest: Manifest) -> list[str]:
     for s in manifest.sources:
         cells.update(s.dropped)
     return sorted(cells, key=lambda reason: (-cells[reason], reason))
+
+
+def plan_text(plan: PackPlan) -> str:
+    """What a pack would make and cost, each figure with what it rests on; then what it would refuse."""
+    parts = []
+    if plan.is_complete:
+        parts.append(f"{printable(plan.root)} is complete: pack would have nothing to do")
+    if plan.cells:
+        splits = [(split, n, plan.shards[split]) for split, n in plan.cells.items()]
+        total = ("all", sum(plan.cells.values()), sum(plan.shards.values()))
+        parts.append(table(("split", "cells", "shards"), splits, total=total))
+        hours = None if plan.hours is None else duration(plan.hours * 3600)
+        figures = {
+            "values": ("values", plan.values),
+            "bytes": ("output", _size(plan.bytes)),
+            "seconds": (f"time, {counted(plan.workers, 'workers')}", hours),
+            "scratch_bytes": ("scratch folder", _size(plan.scratch_bytes)),
+            "worker_memory": ("memory of a worker", _size(plan.worker_memory)),
+            "reads": ("reads from stores", plan.reads),
+            "writes": ("writes to a store", plan.writes),
+        }
+        rows = [(name, _told(v), plan.basis.get(key, "")) for key, (name, v) in figures.items()]
+        parts.append(table(("about", "", "basis"), rows))
+    if plan.refused:
+        told = [f"{counted(len(plan.refused), 'refusals')}:"]
+        for r in plan.refused:
+            told.append(f"  {printable(r.what)}")
+            told += [f"    where: {printable(r.where)}"] if r.where else []
+            told += [f"    to do: {printable(r.advice)}"] if r.advice else []
+        parts.append("\n".join(told))
+    return "\n\n".join(parts)
+
+
+def _told(figure: int | str | None) -> str:
+    return "?" if figure is None else f"{figure:,}" if isinstance(figure, int) else figure
+
+
+def _size(n_bytes: int | None) -> str | None:
+    return None if n_bytes is None else size(n_bytes)
 
 
 def _split(manifest: Manifest, split: str) -> dict[str, Any]:

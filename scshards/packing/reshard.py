@@ -21,7 +21,7 @@ from scshards.packing.compare import known_by
 from scshards.packing.history import recorded
 from scshards.packing.options import HELD_OUT
 from scshards.packing.pack import run
-from scshards.packing.phases import Request
+from scshards.packing.request import Request
 from scshards.packing.reshard_options import ReshardOptions as ReshardOptions
 from scshards.packing.survey import Kept
 from scshards.shards.manifest import MANIFEST, Manifest

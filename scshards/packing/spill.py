@@ -25,8 +25,9 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,37 @@ def forget(folder: Path, task: int) -> None:
     with scratch_writes(folder):
         for name in names:
             (folder / name).unlink(missing_ok=True)
+
+
+def with_whole(step: Callable[[], None], again: Callable[[int], None]) -> None:
+    """Do what reads spills; one that is found damaged is made again, and the step begins anew.
+
+    Parameters
+    ----------
+    step
+        What reads them.
+    again
+        Makes the spill of the task of this number again.
+
+    Raises
+    ------
+    StorageError
+        When the same spill is damaged a second time.
+    """
+    seen: set[int] = set()
+    while True:
+        try:
+            return step()
+        except DamagedSpill as e:
+            if e.task in seen:
+                raise StorageError(
+                    "a temporary file is damaged again and again",
+                    where=e.where,
+                    advice="name a folder on another disk with --scratch",
+                ) from e
+            seen.add(e.task)
+            print(f"{e.what} ({e.where}): its cells are packed again", file=sys.stderr, flush=True)
+            again(e.task)
 
 
 def record_dtype(labels: Sequence[str]) -> np.dtype[Any]:

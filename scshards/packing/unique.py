@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError
 from scshards.base.files import scratch_writes
+from scshards.base.progress import Progress
 from scshards.base.storage import Storage
 from scshards.base.text import text_of
 from scshards.packing import plan
@@ -174,6 +175,34 @@ def final_splits(
     """The same of all sources, one open at a time."""
     for s in surveys:
         yield load_split(folder, s.ordinal, options)
+
+
+def compare_cells(
+    folder: Path,
+    surveys: Sequence[Survey],
+    options: PackOptions,
+    *,
+    base: Manifest | None,
+    storage: Storage,
+    shown: bool,
+) -> tuple[tuple[int, ...], dict[int, int]]:
+    """What `drop_repeated` says, of the cells of a set that is added to as well.
+
+    Parameters
+    ----------
+    base, storage
+        That set, or None, and where it is.
+    shown
+        Show progress when there is something to compare.
+    """
+    total = sum(sum(s.cells) for s in surveys)
+    before: list[tuple[Path, int]] = []
+    if base is not None and options.unique is not None:
+        before = write_base_hashes(folder, storage, base, options.unique)
+        total += sum(n for _, n in before)
+    shown = shown and options.unique is not None
+    with Progress("1/3 comparing cells", total, "cells", shown=shown) as bar:
+        return drop_repeated(folder, surveys, options, before=before, looked_at=bar.add)
 
 
 def drop_repeated(

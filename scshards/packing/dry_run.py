@@ -1,0 +1,325 @@
+"""`plan_pack`: what a pack would make and cost, and what it would refuse; nothing is packed.
+
+    survey, decide     the phases of a pack, in a temporary folder of their own
+    sample             a few rows of the inputs, packed into that folder by the code of both passes
+
+Cells and shards are what the pack itself decides. Bytes and hours are those of the sample, times how
+many more values there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scshards.base.errors import ScshardsError
+from scshards.base.files import temporary_folder
+from scshards.base.memory import peak_bytes
+from scshards.base.ranges import BLOCK_BYTES
+from scshards.base.storage import is_local
+from scshards.cells.vocab import Vocab
+from scshards.kernels.compiling import compiles
+from scshards.packing import plan, spill
+from scshards.packing.executors import Executor, all_cores, make_executor
+from scshards.packing.job import PLAN, Job
+from scshards.packing.marks import publish
+from scshards.packing.options import PackOptions
+from scshards.packing.phases import Phases
+from scshards.packing.request import Request, requested
+from scshards.packing.scatter import ScatterTask, scatter, warm_up
+from scshards.packing.unique import load_split
+from scshards.packing.writer import WriteTask, write_shard
+from scshards.sources.inputs import Input, InputFile
+
+PLACES = 8
+"""So many places of the inputs are sampled, as far apart as can be."""
+
+PLACE_VALUES = 1 << 19
+"""About so many values are read at each: in all, a second of work."""
+
+TRANSPOSED_BYTES = 8
+"""Of a value of a matrix that is written out by rows: a column and a number."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """Why a pack can't begin: what, where, what to do."""
+
+    what: str
+    where: str | None
+    advice: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackPlan:
+    """What a pack would make and cost.
+
+    Attributes
+    ----------
+    root
+        Of the output.
+    inputs
+        How many there are.
+    refused
+        All that the pack would refuse; empty when it can begin.
+    is_complete
+        Whether the output is there already, made by this very pack: there is nothing to do.
+    cells, shards
+        Of each split: the most, as cells with few genes or counts are found only when they are read.
+        Empty when inputs are refused.
+    values
+        In the matrices of the inputs, of those cells.
+    bytes
+        Of the output, shards and indexes; about. None where no row could be sampled.
+    seconds
+        Of work, on one core of this machine; about. None as `bytes`.
+    workers
+        Processes that share it, as the options say.
+    scratch_bytes
+        Of the scratch folder when it is largest; about. None as `bytes`.
+    worker_memory
+        Bytes of memory that each worker needs; about. None as `bytes`.
+    reads, writes
+        Requests to stores: reads of inputs, about, and writes of the output. 0 where these are local;
+        `reads` is None where an input does not say how large it is.
+    basis
+        {attribute: what its figure rests on}.
+    """
+
+    root: str
+    inputs: int
+    refused: tuple[Refusal, ...]
+    is_complete: bool = False
+    cells: dict[str, int] = dataclasses.field(default_factory=dict)
+    shards: dict[str, int] = dataclasses.field(default_factory=dict)
+    values: int | None = None
+    bytes: int | None = None
+    seconds: float | None = None
+    workers: int = 1
+    scratch_bytes: int | None = None
+    worker_memory: int | None = None
+    reads: int | None = None
+    writes: int | None = None
+    basis: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def hours(self) -> float | None:
+        """Of the clock, when all workers are busy all the time."""
+        return None if self.seconds is None else self.seconds / self.workers / 3600
+
+
+def plan_pack(
+    inputs: Input | Sequence[Input],
+    root: Input,
+    vocab: Vocab | Input,
+    options: PackOptions | None = None,
+    progress: bool = True,
+) -> PackPlan:
+    """Say what `pack` would make of the same arguments, and what it would refuse.
+
+    Inputs are surveyed as a pack surveys them, and a few of their rows are packed, in a temporary folder
+    (in `options.scratch`, where that is a folder) that is gone when it is done. Nothing is written to
+    `root`, so that one that can't be written to is found by the pack alone.
+
+    Parameters
+    ----------
+    inputs, root, vocab, options, progress
+        As for `pack`.
+
+    Raises
+    ------
+    ConfigError, VocabError, MissingDataError
+        When options don't go together, the vocabulary can't be read, or there are no inputs. All else
+        that a pack would refuse is in `refused`.
+    """
+    request = requested(inputs, root, vocab, options)
+    options = request.options
+    named = options.scratch if options.scratch and Path(options.scratch).is_dir() else None
+    with (
+        compiles(),
+        tempfile.TemporaryDirectory(
+            prefix="scshards-dry-run-", dir=named or temporary_folder()
+        ) as folder,
+        make_executor(options.workers, None) as executor,
+    ):
+        return _planned(request, Path(folder), executor, progress)
+
+
+def _planned(request: Request, folder: Path, executor: Executor, shown: bool) -> PackPlan:
+    errors: list[ScshardsError] = []
+    real = Job(request.root, request.options, dict(request.asked))
+    own = dataclasses.replace(request.options, scratch=str(folder))
+    job = Job(request.root, own, dict(request.asked))
+    job.folder.mkdir(mode=0o700)
+    phases = Phases(request, job, executor, shown=shown)
+    _, refused = phases.look()
+    is_complete = False
+    try:
+        # Inputs that are refused may have no identity.
+        is_complete = not refused and real.made(request.identities) is not None
+        if not is_complete:
+            real.check_output()
+    except ScshardsError as e:
+        errors.append(e)
+    errors += [refused[i] for i in sorted(refused)]
+    found = PackPlan(
+        root=real.storage.at(""),
+        inputs=len(request.inputs),
+        refused=(),
+        is_complete=is_complete,
+        workers=request.options.workers or all_cores(),
+    )
+    if not refused:
+        try:
+            decision = phases.decided()
+            publish(job.folder / PLAN, json.dumps(decision.to_json()).encode())
+            found = dataclasses.replace(found, **_figures(phases))
+            found = dataclasses.replace(found, **_estimates(phases, found, folder / "sample"))
+        except ScshardsError as e:
+            errors.append(e)
+    told = tuple(Refusal(what=e.what, where=e.where, advice=e.advice) for e in errors)
+    return dataclasses.replace(found, refused=told)
+
+
+def _figures(phases: Phases) -> dict[str, Any]:
+    """What the decision says, and follows from it by counting."""
+    request, decision = phases.request, phases.decision
+    n_shards = sum(decision.n_shards)
+    return {
+        "cells": dict(zip(request.splits, decision.cells, strict=True)),
+        "shards": dict(zip(request.splits, decision.n_shards, strict=True)),
+        "values": round(sum(s.cells * (_weight(phases, s) - 1) for s in phases.slices)),
+        "reads": _reads(phases),
+        "writes": 0 if phases.job.storage.is_local else 2 * n_shards + 2,
+        "basis": {
+            "cells": "counted; the most, before cells are dropped for their genes and counts",
+            "values": "counted in the matrices, in equal parts for the cells of an input",
+            "reads": f"each input once, {BLOCK_BYTES >> 20} MiB at a time",
+            "writes": "a shard and its index, vocab.json and manifest.json; without the lease",
+        },
+    }
+
+
+def _estimates(phases: Phases, found: PackPlan, out: Path) -> dict[str, Any]:
+    """What the sample says; nothing where no row can be sampled."""
+    options = phases.request.options
+    surveyed = _bytes_in(phases.folder)
+    tasks = list(_tasks(phases))
+    if not tasks:
+        why = "not known: matrices by columns are written out by rows before one is read"
+        return {"basis": found.basis | {"bytes": why, "seconds": why}}
+    warm_up(tasks[0])
+    start = time.perf_counter()
+    scattered = [scatter(task) for task in tasks]
+    seconds = time.perf_counter() - start
+    made, write_seconds = _write(phases, len(tasks), out)
+    seconds += write_seconds
+    sampled = sum(t.slice.cells * _weight(phases, t.slice) for t in tasks)
+    times = sum(s.cells * _weight(phases, s) for s in phases.slices) / sampled
+    n_values = sum(values for s in scattered for _, _, values, _ in s.sources)
+    member = sum(s.bytes for s in scattered) / sum(t.slice.cells for t in tasks)
+    largest = max(
+        n / m for n, m in zip(found.cells.values(), found.shards.values(), strict=True) if m
+    )
+    # Beside a member the tar has a header and, on average, half a block of nothing.
+    shard = largest * (member + 768) * (2 if options.compression == "zstd" else 1)
+    turned = sum(s.n_values for s in phases.surveys if s.needs_transposing)
+    n_inputs = len({t.slice.source for t in tasks})
+    basis = f"{n_values:,} values, packed from {len(tasks)} places of {n_inputs} inputs"
+    return {
+        "bytes": round(made * times),
+        "seconds": seconds * times,
+        "scratch_bytes": round(
+            surveyed + _bytes_in(phases.folder, "[0-9]*") * times + turned * TRANSPOSED_BYTES
+        ),
+        "worker_memory": round(peak_bytes() + max(2 * spill.RUN_BYTES, shard)),
+        "basis": found.basis
+        | {
+            "bytes": f"{basis}: {made / max(n_values, 1):.2f} bytes each",
+            "seconds": f"{basis} in {seconds:.2g} s on one core, with the opening of files"
+            + (", but without writing matrices by columns out by rows" if turned else ""),
+            "scratch_bytes": "the surveys, and the spills of these values",
+            "worker_memory": "this process at its peak, and the buffers of a task or a shard",
+        },
+    }
+
+
+def _tasks(phases: Phases) -> Iterator[ScatterTask]:
+    """Tasks of a few rows each, from places all over the inputs; one shard for each split."""
+    works = [w for w in phases.slice_works if not phases.survey_of(w.task.slice).needs_transposing]
+    places = [i * len(works) // PLACES for i in range(PLACES)] if works else []
+    options = dataclasses.replace(phases.request.options, shuffle=True)
+    number = 0
+    for place, pieces in Counter(places).items():
+        task: ScatterTask = works[place].task
+        s = task.slice
+        rows = max(1, round(PLACE_VALUES / _weight(phases, s)))
+        split = load_split(phases.folder, s.source, options)
+        for i in range(pieces):
+            start, end = (s.start + j * (s.stop - s.start) // pieces for j in (i, i + 1))
+            stop = min(start + rows, end)
+            cells = int((split[start:stop] >= 0).sum())
+            if not cells:
+                continue
+            part = dataclasses.replace(s, start=start, stop=stop, cells=cells)
+            yield dataclasses.replace(
+                task,
+                number=number,
+                slice=part,
+                work=dataclasses.replace(task.work, options=options),
+                n_shards=(1,) * len(task.n_shards),
+            )
+            number += 1
+
+
+def _write(phases: Phases, n_tasks: int, out: Path) -> tuple[int, float]:
+    """Write a shard of each split from what was scattered: its bytes, with the indexes, and seconds."""
+    request = phases.request
+    n_bytes, seconds = 0, 0.0
+    for shard, cells in enumerate(spill.merge(phases.folder, n_tasks, len(request.splits))):
+        if not cells:
+            continue
+        task = WriteTask(
+            name=f"{request.splits[shard]}/000000",
+            shard=shard,
+            root=str(out),
+            options=dataclasses.replace(request.options, storage_options={}),
+            labels=phases.label_kinds,
+            folder=str(phases.folder),
+        )
+        for _ in range(2):  # the first time loads compiled code
+            start = time.perf_counter()
+            info = write_shard(task).shard
+            last = time.perf_counter() - start
+        seconds += last
+        n_bytes += info.bytes + info.index_bytes
+    return n_bytes, seconds
+
+
+def _weight(phases: Phases, s: plan.Slice) -> float:
+    """The work of a cell of the slice: its values, were all cells of the input alike, and itself."""
+    found = phases.survey_of(s)
+    return 1 + found.n_values / found.n_rows
+
+
+def _reads(phases: Phases) -> int | None:
+    """Requests that read the inputs that are in stores; None where one does not say its size."""
+    total = 0
+    for file, found in zip(phases.request.inputs, phases.surveys, strict=True):
+        if isinstance(file, InputFile) and not is_local(file.url) and not found.skipped:
+            size = found.identity.get("size")
+            if size is None:
+                return None
+            total += max(found.identity.get("files", 1), -(-size // BLOCK_BYTES))
+    return total
+
+
+def _bytes_in(folder: Path, pattern: str = "**/*") -> int:
+    return sum(p.stat().st_size for p in folder.glob(pattern) if p.is_file())

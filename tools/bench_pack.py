@@ -174,7 +174,7 @@ def _pack(
         shutil.rmtree(out, ignore_errors=True)
         os.sync()  # what others have written is not this pack's to wait for
         start = time.perf_counter()
-        pack(inputs, out, vocab, PackOptions(**options), progress=False)
+        pack(inputs, out, vocab, PackOptions(allow_repeats=True, **options), progress=False)
         taken.append(time.perf_counter() - start)
     return taken, peak_bytes()
 

@@ -1,12 +1,9 @@
 """The vocabulary: gene <-> token id, special tokens, fingerprint. File format: scGPT's vocab.json.
 
-Ids are 0 .. n-1 without gaps.
-
-Ensembl ids: what is one, and its version.
+Ids are 0 .. n-1 without gaps. What an Ensembl id is, of genes, transcripts and proteins of any species,
+and its version, is said here too:
 
     is_ensembl("ENSG00000141510.12"), strip_version("ENSG00000141510.12") -> True, "ENSG00000141510"
-
-Ids of genes, transcripts and proteins of any species.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 fsspec reads `AWS_ENDPOINT_URL` and takes options such as {"key": ..., "endpoint_url": ...}; TileDB has
 names of its own for the same. Credentials that are not given come from the usual AWS variables and
-profiles, which TileDB's S3 client reads itself. Called by census.experiment, census.experiment and
-measured, and by sources.soma and packing.executors.
+profiles, which TileDB's S3 client reads itself.
 """
 
 from __future__ import annotations

@@ -4,9 +4,8 @@
         ids = experiment.ids(filter)
         for block in experiment.rows(ids): ...
 
-With census.context and measured, all that knows tiledbsoma.
-
-An experiment that stays open in a process, and what tells one state of it from another.
+With census.context and census.genes, all that knows tiledbsoma. An
+experiment stays open in a process, and one state of it is told from another:
 
     identity(address, options)      lists what has been written to the experiment; a few small requests
     shared(address, options)        the experiment, opened once for all tasks of a process that read it

@@ -1,8 +1,4 @@
-"""What every executor of a pack offers, and what they share.
-
-packing.executors makes them; packing.executors is one.
-
-Who runs the tasks of a pack: this process, a pool of processes on this machine, or a dask cluster.
+"""Who runs the tasks of a pack: this process, a pool of processes on this machine, or a dask cluster.
 
     with make_executor(workers, dask) as executor:
         for result in executor.run(function, tasks): ...
@@ -10,7 +6,7 @@ Who runs the tasks of a pack: this process, a pool of processes on this machine,
 A task is a picklable dataclass, its function a module-level one that may be done twice. Results come as
 they are done; the first error stops the rest; a worker that dies is replaced, and its task done again.
 
-Tasks of a pack on a dask cluster: `--dask tcp://host:8786`, or `--dask local` for one made here.
+A dask cluster is `--dask tcp://host:8786`, or `--dask local` for one made here.
 
 Needs the extra scshards[dask].
 """

@@ -1,8 +1,4 @@
-"""Large byte arrays that a process uses again: a fresh one costs a page fault for every 4 kB of it.
-
-    with borrowed(size) as buffer: ...
-
-Spill files: what pass 1 leaves in the scratch folder for pass 2, one per task.
+"""Spill files: what pass 1 leaves in the scratch folder for pass 2, one per task.
 
     SpillWriter: members[used:] = ..., add(...)        000012.bin, then 000012.npy
     read_records(segments), read_members(segments)     one record per cell, and their members

@@ -2,7 +2,7 @@
 
     index, places --read_chunks--> raw bytes of some chunks at a time --decode_block--> TokenRows
 
-A few chunks are in memory at a time. Called by packing.reshard_scatter and exporting.cells; the stream,
+A few chunks are in memory at a time. Called by sources.shardset and exporting.cells; the stream,
 which reads cells at random, has a reader of its own (stream.fetch).
 """
 

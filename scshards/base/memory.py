@@ -1,10 +1,20 @@
-"""How much memory this process has. Called by stream.bench, train.setup and the benchmarks."""
+"""How much memory this process has, and which thread collects its garbage."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import resource
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+
+COLLECT_EVERY_S = 1.0
+"""How often garbage is collected while one thread does it for all."""
+
+_FULL_EVERY = 30
+"""Of so many collections one is a full one, which looks at every object there is."""
 
 _STATUS = Path("/proc/self/status")
 
@@ -21,6 +31,59 @@ def peak_bytes() -> int:
 def resident_bytes() -> int:
     """The memory that this process has in RAM now; where the system does not say, the peak so far."""
     return _status("VmRSS") if _STATUS.exists() else peak_bytes()
+
+
+@contextlib.contextmanager
+def collected_apart() -> Iterator[None]:
+    """Within it, garbage is collected by one thread that nobody waits for, and by no other.
+
+    For who holds a lock that destructors take too, and waits for another thread meanwhile. h5py
+    holds one lock for all of HDF5 while it reads from a Python file, and takes it when one of its
+    objects goes. Where the thread that fetches the bytes happens to collect such an object, both
+    would wait for ever.
+    """
+    _APART.begin()
+    try:
+        yield
+    finally:
+        _APART.end()
+
+
+class _Apart:
+    """How many have asked for it, and the thread that collects; a process has one collector."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked = 0
+
+    def begin(self) -> None:
+        with self._lock:
+            self._asked += 1
+            if self._asked == 1:
+                self._was_enabled = gc.isenabled()
+                gc.disable()
+                self._over = threading.Event()
+                threading.Thread(
+                    target=_collect, args=(self._over,), name="scshards-garbage", daemon=True
+                ).start()
+
+    def end(self) -> None:
+        with self._lock:
+            self._asked -= 1
+            if self._asked == 0:
+                self._over.set()
+                if self._was_enabled:
+                    gc.enable()
+
+
+_APART = _Apart()
+
+
+def _collect(over: threading.Event) -> None:
+    number = 0
+    while not over.wait(COLLECT_EVERY_S):
+        number += 1
+        gc.collect(1 if number % _FULL_EVERY else 2)
 
 
 def _status(name: str) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError, FormatError
+from scshards.base.memory import collected_apart
 from scshards.base.storage import Storage
 from scshards.cells.vocab import SPECIALS, Vocab
 from scshards.census.h5ad import Growing, H5adWriter
@@ -102,7 +103,7 @@ def read_record(storage: Storage) -> str | None:
     if not storage.exists(""):
         return None
     try:
-        with storage.open() as raw, h5py.File(raw, "r") as f:
+        with collected_apart(), storage.open() as raw, h5py.File(raw, "r") as f:
             return str(f.attrs[_RECORD])
     except (OSError, KeyError):
         return None  # no HDF5 file, or not one of ours

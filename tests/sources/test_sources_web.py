@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import http.server
 import re
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import anndata
+import h5py
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 from pack_support import adata, assert_holds, counts, expected, key, quiet_pack, vocab_of, write
 
-from scshards.base import ranges
+from scshards.base import memory, ranges
 from scshards.base.access import Access
 from scshards.base.errors import ConfigError, SourceError, StorageError
 from scshards.base.retry import Retry
@@ -190,6 +194,46 @@ def test_a_server_that_fails_midway(
         finally:
             Handler.fails = False
     assert "503" in str(refused.value) and f"{url}/a.{kind}" in str(refused.value)
+
+
+def test_garbage_of_hdf5_is_collected_while_a_file_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """h5py holds its lock while it waits for bytes, and its objects take it when they go.
+
+    The thread that fetches the bytes met such an object when it collected garbage: both waited for ever.
+    """
+    monkeypatch.setattr(ranges, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(memory, "COLLECT_EVERY_S", 0.01)
+    x = counts(500, 60)
+    path = write(tmp_path / "a.h5ad", x)
+    with h5py.File(path) as local, serving(tmp_path, "ranges") as url:
+        gone = threading.Event()
+
+        class Node:
+            """Garbage that only a collection finds, and that h5py's lock is needed for."""
+
+        def litter() -> None:
+            node = Node()
+            node.me, node.dataset = node, local["X/data"]  # type: ignore[attr-defined]
+            weakref.finalize(node, gone.set)
+
+        fetched = asyncio.get_running_loop
+
+        def get_running_loop() -> asyncio.AbstractEventLoop:
+            gc.collect() if gc.isenabled() else None
+            return fetched()
+
+        litter()
+        # Each step of a download asks for its loop: there, any allocation may begin a collection.
+        monkeypatch.setattr(ranges.asyncio, "get_running_loop", get_running_loop)
+        with open_source(f"{url}/a.h5ad", storage_options=QUICK) as source:
+            litter()
+            gone.clear()
+            total = sum(b.data.sum() for b in source.blocks(max_rows=100, max_values=1000))
+            assert gone.wait(60), "nobody has collected the garbage"
+        assert gc.isenabled()
+    assert total == x.sum()
 
 
 def test_a_file_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,10 @@ class AnnDataSource(Source):
     def _dense(self, node: Any) -> Any:
         """An array of two dimensions as sources.matrix reads it."""
 
+    def _texts(self, node: Any) -> Any:
+        """An array of texts, of which slices are read."""
+        return self._dense(node)
+
     @abc.abstractmethod
     def _parts(self, node: Any, shape: tuple[int, int], by_rows: bool) -> tuple[Any, Any, Any]:
         """indptr, indices and data of a sparse matrix as sources.matrix reads them."""
@@ -139,6 +143,16 @@ class AnnDataSource(Source):
                     f"the column has {len(values):,} values for {self.n_rows:,} cells", where=where
                 )
         return values
+
+    @property
+    def cell_names(self) -> Any:
+        """See Source."""
+        if self._obs is not None and INDEX not in self.obs_columns:
+            node = self._file["obs"][self._obs.index]
+            if _is_array(node) and attribute(node, "encoding-type") == "string-array":
+                check_filters(node, f"{self.name}: obs, column {self._obs.index!r}")
+                return self._texts(node)
+        return super().cell_names
 
     @property
     def is_log1p(self) -> bool:
@@ -219,6 +233,9 @@ class H5ad(AnnDataSource):
 
     def _dense(self, node: Any) -> Any:
         return node
+
+    def _texts(self, node: Any) -> Any:
+        return node.asstr()
 
     def _parts(self, node: Any, shape: tuple[int, int], by_rows: bool) -> tuple[Any, Any, Any]:
         return node["indptr"], direct(node["indices"]), direct(node["data"])

@@ -196,18 +196,32 @@ class Source(abc.ABC):
 
         return pd.Categorical.from_codes(np.zeros(self.n_rows, np.int8), [self.name])
 
+    @property
+    def cell_names(self) -> Any:
+        """The names of the cells; slices of it are arrays, read when they are asked for where they can be.
+
+        Raises
+        ------
+        SourceError
+            When the cells have none.
+        """
+        return np.asarray(self.obs(INDEX), object)
+
     def cells_hash(self) -> str:
         """A hash of the names of the cells in their order; "" where they are numbered, or have none."""
+        digest, n = hashlib.sha256(), self.n_rows
         try:
-            names = np.asarray(self.obs(INDEX), object)
+            with reading(f"{self.name}: {INDEX}"):
+                names = self.cell_names
+                ends = [str(name) for i in (0, n - 1) for name in names[max(i, 0) : i + 1].tolist()]
+                if not ends or _are_numbered(*ends, n):
+                    return ""
+                for start in range(0, n, BLOCK_ROWS):
+                    some = names[start : start + BLOCK_ROWS].tolist()
+                    text = "".join(f"{name}\n" for name in some)
+                    digest.update(text.encode(errors="surrogatepass"))
         except SourceError:
             return ""  # nobody asked for them, so they need not be in order
-        if not len(names) or _are_numbered(str(names[0]), str(names[-1]), len(names)):
-            return ""
-        digest = hashlib.sha256()
-        for start in range(0, len(names), BLOCK_ROWS):
-            some = names[start : start + BLOCK_ROWS].tolist()
-            digest.update("".join(f"{name}\n" for name in some).encode(errors="surrogatepass"))
         return digest.hexdigest()[:32]
 
     @property

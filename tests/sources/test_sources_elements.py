@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from anndata.io import read_elem, write_elem
 from pack_support import adata, assert_holds, counts, dense, expected, key, quiet_pack
 
 from scshards import ShardSet, Vocab
+from scshards.sources import rows
 from scshards.sources.open import open_source
 from scshards.sources.vocabulary import build_vocab, check_vocab
 
@@ -195,3 +197,30 @@ def genes() -> list[str]:
 
 def vocab() -> Vocab:
     return Vocab.from_genes(genes())
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_names_of_cells_are_hashed_slice_by_slice(
+    tmp_path: Path, kind: str, numbered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"cell{i}" if numbered else f"b{i * i}ü" for i in range(10)]
+    made = adata(sp.csr_matrix(counts(10, 5)), genes=[f"g{i}" for i in range(5)])
+    path = write_frames(tmp_path, kind, made.X, var=made.var, obs=pd.DataFrame(index=names))
+    monkeypatch.setattr(rows, "BLOCK_ROWS", 4)
+    read: list[int] = []
+    with open_source(str(path), 0) as source:
+        stored = type(source.cell_names)
+        assert stored is not np.ndarray
+        whole = stored.__getitem__
+
+        def noted(self: Any, part: slice) -> Any:
+            values = whole(self, part)
+            read.append(len(values))
+            return values
+
+        monkeypatch.setattr(stored, "__getitem__", noted)
+        found = source.cells_hash()
+    assert read == [1, 1] + [4, 4, 2] * (not numbered)
+    text = "".join(f"{n}\n" for n in names).encode()
+    assert found == ("" if numbered else hashlib.sha256(text).hexdigest()[:32])

@@ -14,8 +14,7 @@ import re
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -29,7 +28,6 @@ from scshards.base.remote import code_of, no_option, status_of, translated, vers
 from scshards.base.retry import Retry
 
 Got = TypeVar("Got")
-Item = TypeVar("Item")
 
 _CONFLICT, _PRECONDITION_FAILED, _NO_CONDITIONS = 409, 412, (400, 405, 501)
 """What an S3 store answers to a conditional PUT: another writes, or has written; it knows none."""
@@ -362,19 +360,6 @@ class Storage:
 
     def _full(self, path: str) -> str:
         return f"{self._root.rstrip('/')}/{path}" if path else self._root
-
-
-def read_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
-    """The same items in the same order, each read on a thread while the one before is in use.
-
-    An error comes out where the iterator itself would have raised it. Close this generator (see
-    contextlib.closing) before what `items` reads from: only then has its thread ended.
-    """
-    with ThreadPoolExecutor(1, "read-ahead") as thread:
-        coming = thread.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = thread.submit(next, items, None)
-            yield item
 
 
 def is_local(url: str) -> bool:

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError, SourceError
 from scshards.base.progress import Progress
-from scshards.base.storage import Storage, is_local, path_of, read_ahead, redact
+from scshards.base.storage import Storage, is_local, path_of, redact
+from scshards.base.threads import read_ahead
 from scshards.census.experiment import JOINID, NNZ, Experiment, open_experiment
 from scshards.census.folder import (
     begin_folder,

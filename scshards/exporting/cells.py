@@ -22,7 +22,7 @@ from scshards.base import where as where_
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError, FormatError
 from scshards.base.progress import Progress, printable
-from scshards.base.storage import read_ahead
+from scshards.base.threads import read_ahead
 from scshards.cells.batch import format_key
 from scshards.cells.tokenizer import TokenRows
 from scshards.exporting.options import ExportOptions

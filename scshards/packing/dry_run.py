@@ -24,10 +24,11 @@ from scshards.base.files import temporary_folder
 from scshards.base.memory import peak_bytes
 from scshards.base.ranges import BLOCK_BYTES
 from scshards.base.storage import is_local
+from scshards.base.threads import all_cores
 from scshards.cells.vocab import Vocab
 from scshards.kernels.compiling import compiles
 from scshards.packing import plan, spill
-from scshards.packing.executors import Executor, all_cores, make_executor
+from scshards.packing.executors import Executor, make_executor
 from scshards.packing.job import PLAN, Job
 from scshards.packing.marks import publish
 from scshards.packing.options import PackOptions

@@ -27,6 +27,7 @@ from typing import Any, Protocol, TypeVar
 
 from scshards._version import __version__
 from scshards.base.errors import ConfigError, StorageError
+from scshards.base.threads import all_cores
 from scshards.census.context import be_one_of_many
 
 Task = TypeVar("Task")
@@ -53,11 +54,6 @@ class Executor(Protocol):
         ConfigError
             When worker processes could not start or were killed again and again.
         """
-
-
-def all_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 DEATHS = 3

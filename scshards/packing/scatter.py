@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ScshardsError, ValueKindError
-from scshards.base.storage import is_local, read_ahead
+from scshards.base.storage import is_local
+from scshards.base.threads import read_ahead
 from scshards.cells.tokenizer import (
     LARGEST,
     GeneMatch,

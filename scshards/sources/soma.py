@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError, SourceError
 from scshards.base.files import published
-from scshards.base.storage import is_local, read_ahead
+from scshards.base.storage import is_local
 from scshards.base.text import text_of
+from scshards.base.threads import read_ahead
 from scshards.census.address import SomaAddress
 from scshards.census.context import is_one_of_many
 from scshards.census.experiment import READ_VALUES, Experiment, Shared, shared

@@ -13,7 +13,8 @@ import scipy.sparse as sp
 from pack_support import adata, counts, quiet_pack, vocab_of, write
 
 from scshards.base.errors import SourceError, ValueKindError
-from scshards.base.storage import Storage, read_ahead
+from scshards.base.storage import Storage
+from scshards.base.threads import read_ahead
 
 
 def threads() -> list[str]:

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from scshards.base.errors import ConfigError, SourceError, StorageError
-from scshards.packing.executors import InProcess, Pool, all_cores, make_executor
+from scshards.base.threads import all_cores
+from scshards.packing.executors import InProcess, Pool, make_executor
 
 
 def work(task: int) -> tuple[int, int]:

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +22,9 @@ from numpy.typing import NDArray
 from scshards.base.errors import ConfigError, FormatError, StorageError, VocabError
 from scshards.base.progress import Progress
 from scshards.base.storage import Storage
+from scshards.base.threads import all_cores, in_order
 from scshards.cells.batch import KEY_ROW_BITS, format_key
 from scshards.cells.vocab import SPECIALS
-from scshards.packing.executors import all_cores
 from scshards.packing.verify.promises import Promises
 from scshards.packing.verify.shard import Checked, Fault, Faults, check_shard
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, ShardInfo, seal_holds
@@ -35,9 +33,6 @@ from scshards.shards.tar import MAX_ROWS
 
 SAMPLE = 64
 """Chunks that `quick` looks at."""
-
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,7 +130,7 @@ def verify(
     n_bytes = 0
     total = sum(shards[i][1].cells for i, _ in looked_at)
     with Progress("verify", total, "cells", shown=progress) as bar:
-        results = _in_order(check, looked_at, workers or all_cores())
+        results = in_order(check, looked_at, workers or all_cores())
         for (i, _), found in zip(looked_at, results, strict=True):
             split, info = shards[i]
             faults.extend(found.faults)
@@ -168,20 +163,6 @@ def _sample(n_chunks: list[int]) -> list[list[int] | None]:
         if total
         else []
     )
-
-
-def _in_order(
-    function: Callable[[Task], Result], tasks: Iterable[Task], workers: int
-) -> Iterator[Result]:
-    """The results in the order of the tasks, `workers` of which run at a time."""
-    with ThreadPoolExecutor(workers, "verify") as pool:
-        waiting: deque[Future[Result]] = deque()
-        for task in tasks:
-            waiting.append(pool.submit(function, task))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def _check_vocab(shard_set: ShardSet, faults: Faults) -> NDArray[np.int32]:

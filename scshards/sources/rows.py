@@ -198,7 +198,7 @@ class Source(abc.ABC):
 
     @property
     def cell_names(self) -> Any:
-        """The names of the cells; slices of it are arrays, read when they are asked for where they can be.
+        """The names of the cells; slices of it are arrays, read when they are asked for where possible.
 
         Raises
         ------
@@ -214,7 +214,7 @@ class Source(abc.ABC):
             with reading(f"{self.name}: {INDEX}"):
                 names = self.cell_names
                 ends = [str(name) for i in (0, n - 1) for name in names[max(i, 0) : i + 1].tolist()]
-                if not ends or _are_numbered(*ends, n):
+                if not ends or _are_numbered(ends[0], ends[1], n):
                     return ""
                 for start in range(0, n, BLOCK_ROWS):
                     some = names[start : start + BLOCK_ROWS].tolist()

@@ -29,6 +29,7 @@ import llvmlite.binding
 import numba as nb
 import platformdirs
 from numba.core import caching, config
+from numba.core.runtime import rtsys
 
 FILES = ("kernels/*.py", "stream/*_kernels.py", "stream/shuffle.py")
 """What holds kernels, below the package's folder; a kernel may be built from nothing else."""
@@ -101,8 +102,12 @@ class _Kept(caching.FunctionCache):
     _impl_class = _Files
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        # Numba's own way loads all that it can compile first, and scipy.linalg for it: a third of the
+        # start of a process. What was compiled needs its runtime alone, as long as no kernel hashes
+        # (no dict and no set) or is parallel.
+        rtsys.initialize(target_context)
         try:
-            return super().load_overload(sig, target_context)
+            return self._load_overload(sig, target_context)
         except OSError:
             return None  # compiled anew; that it can't be kept is said below
         except (EOFError, pickle.UnpicklingError):

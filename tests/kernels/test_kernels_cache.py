@@ -73,6 +73,51 @@ def test_a_folder_for_each_processor_and_for_bounds_checks(copy: Path, tmp_path:
     assert len({folder for _, _, folder, _ in found}) == 3
 
 
+def test_what_is_kept_is_loaded_without_what_compiles(tmp_path: Path) -> None:
+    program = """
+import sys
+import numpy as np
+from scshards.kernels import cache
+
+@cache.kernel
+def ordered(numbers):
+    return np.sort(numbers)
+
+assert ordered(np.array([2, 1])).tolist() == [1, 2]
+print("scipy.linalg" in sys.modules, "numba.np.arraymath" in sys.modules)
+if sys.argv[1:]:  # what was not kept can be compiled after that
+    assert ordered(np.array([2.5, 1.5])).tolist() == [1.5, 2.5]
+"""
+    (tmp_path / "program.py").write_text(program)
+    said = []
+    for argument in ([], ["more"]):
+        done = subprocess.run(
+            [sys.executable, str(tmp_path / "program.py"), *argument],
+            env=os.environ
+            | {"PYTHONPATH": str(PACKAGE.parent), "SCSHARDS_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout.split())
+    assert said[0][1] == "True"
+    assert said[1] == ["False", "False"]
+
+
+def test_no_kernel_needs_more_than_numba_s_runtime() -> None:
+    """Hashing and parallel loops need more, and loading them from disk would crash the process."""
+    banned = {"dict", "set", "hash", "prange", "Dict", "Set", "typed"}
+    for path in (found for pattern in cache.FILES for found in PACKAGE.glob(pattern)):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(function, ast.FunctionDef) or not function.decorator_list:
+                continue
+            for node in (n for statement in function.body for n in ast.walk(statement)):
+                assert not isinstance(node, ast.Dict | ast.Set | ast.DictComp | ast.SetComp), path
+                name = getattr(node, "id", getattr(node, "attr", None))
+                assert name not in banned, (path, name)
+
+
 def test_without_a_place_kernels_run_all_the_same(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     value, compiled, _, said = bound(copy, tmp_path / "file")

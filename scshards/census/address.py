@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
@@ -73,6 +74,10 @@ class SomaAddress:
         return SOMA + self.uri + ("?" + urlencode(given, quote_via=quote) if given else "")
 
 
+KEYS = [f.name for f in dataclasses.fields(SomaAddress)][1:]
+"""What an address may say behind its question mark."""
+
+
 def is_cells(url: str) -> bool:
     """Whether an address names cells of a SOMA experiment, by a query or as one partition."""
     return url.startswith((SOMA, CENSUS))
@@ -91,36 +96,41 @@ def parse(url: str) -> SomaAddress:
     ConfigError
         When a key is unknown (with the nearest), given twice, or not of its kind.
     """
-    assert is_soma(url)
-    uri, _, query = url.removeprefix(SOMA).partition("?")
-    where = SOMA + redact(uri)
+    return address_of(*split(url, KEYS))
+
+
+def address_of(place: str, given: Mapping[str, str]) -> SomaAddress:
+    """The address of what `split` found."""
+    uri = place.removeprefix(SOMA)
     if not uri:
-        raise ConfigError("the address names no experiment", where=where)
-    given = keys(query, [f.name for f in dataclasses.fields(SomaAddress)[1:]], where=where)
-    numbers: dict[str, Any] = {
-        name: _number(name, given.pop(name), where)
-        for name in ("first", "last", "cells")
-        if name in given
-    }
-    anonymous = given.pop("anonymous", "False")
-    if anonymous.lower() not in ("true", "false"):
-        raise ConfigError(f"anonymous is true or false, not {anonymous!r}", where=where)
-    texts: dict[str, Any] = dict(given)
-    return SomaAddress(uri=uri, **texts, **numbers, anonymous=anonymous.lower() == "true")
+        raise ConfigError("the address names no experiment", where=place)
+    values: dict[str, Any] = dict(given)
+    for name in ("first", "last", "cells"):
+        if name in given:
+            values[name] = number(name, given[name], place)
+    if "anonymous" in given:
+        values["anonymous"] = given["anonymous"].lower() == "true"
+        if given["anonymous"].lower() not in ("true", "false"):
+            raise ConfigError(
+                f"anonymous is true or false, not {given['anonymous']!r}", where=_shown(place)
+            )
+    return SomaAddress(uri=uri, **values)
 
 
-def keys(query: str, known: list[str], *, where: str) -> dict[str, str]:
-    """{key: value} of what stands behind the question mark of an address.
+def split(url: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """What stands before the question mark of an address, and {key: value} of what stands behind it.
 
     Raises
     ------
     ConfigError
         When a key is unknown, given twice, or has no value.
     """
+    place, _, query = url.partition("?")
+    where = _shown(place)
     given: dict[str, str] = {}
-    # A filter may hold what has a meaning in URLs, as == and +: only & parts, only %xx is decoded.
-    for part in query.replace("+", "%2B").split("&") if query else ():
-        name, equals, value = part.partition("=")
+    # A filter may hold what has a meaning in URLs, as ; and +: only & parts, only %xx is decoded.
+    for part in filter(None, query.split("&")):
+        name, _, value = part.partition("=")
         if name not in known:
             advice = did_you_mean(name, known)
             if given:
@@ -128,14 +138,20 @@ def keys(query: str, known: list[str], *, where: str) -> dict[str, str]:
             raise ConfigError(f"unknown key {name!r}", where=where, advice=advice)
         if name in given:
             raise ConfigError(f"{name} is given twice", where=where)
-        value = parse_qsl(f"v={value.replace(';', '%3B')}", keep_blank_values=True)[0][1]
-        if not equals or not value.strip():
+        given[name] = unquote(value)
+        if not given[name].strip():
             raise ConfigError(f"{name} has no value", where=where)
-        given[name] = value
-    return given
+    return place, given
 
 
-def _number(name: str, text: str, where: str) -> int:
-    if not re.fullmatch(r"[0-9]+", text):
-        raise ConfigError(f"{name} is a number, not {text!r}", where=where)
+def number(name: str, text: str, place: str, least: int = 0) -> int:
+    """The whole number that a key of an address says."""
+    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
+        raise ConfigError(
+            f"{name} is a number of at least {least}, not {text!r}", where=_shown(place)
+        )
     return int(text)
+
+
+def _shown(place: str) -> str:
+    return SOMA + redact(place.removeprefix(SOMA)) if place.startswith(SOMA) else place

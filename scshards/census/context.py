@@ -18,6 +18,7 @@ from scshards.base.access import Access
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
 from scshards.base.storage import redact
+from scshards.census.address import SomaAddress
 
 BUFFER_BYTES = 1 << 23
 """TileDB fills a buffer of this size for each column it reads, and hands it out."""
@@ -46,28 +47,21 @@ match the expected size 16` or a fault of memory (TileDB 2.30; compare its pull 
 _REGION = "us-east-1"
 """Where a bucket of AWS is looked for that is nowhere said to be elsewhere."""
 
+_AWS = ".amazonaws.com"
+
+_WORKER = "scshards worker"
+
 _OPTIONS = ("anon", "client_kwargs", "endpoint_url", "key", "secret", "token")
 """The storage options of s3fs that mean something to TileDB."""
 
 
-def make_context(
-    uri: str,
-    storage_options: Mapping[str, Any] | None = None,
-    *,
-    region: str | None = None,
-    anonymous: bool = False,
-) -> Any:
-    """A tiledbsoma context that reaches `uri`.
+def make_context(address: SomaAddress, storage_options: Mapping[str, Any] | None = None) -> Any:
+    """A tiledbsoma context that reaches an experiment.
 
     Parameters
     ----------
     storage_options
         As for s3fs: key, secret, token, endpoint_url, anon, client_kwargs.
-    region
-        S3 region; else that of the options or of the environment.
-    anonymous
-        Read a public bucket of AWS without credentials. Options and environment are left aside, as
-        they are those of another store, where shards lie.
 
     Raises
     ------
@@ -76,51 +70,50 @@ def make_context(
     """
     import tiledbsoma
 
+    is_s3 = address.uri.startswith("s3://")
     config: dict[str, Any] = {
         "soma.init_buffer_bytes": BUFFER_BYTES,
         _MERGE: 0,
         "sm.mem.total_budget": BUDGET_BYTES,
         "sm.compute_concurrency_level": _processors(),
-        "sm.io_concurrency_level": REQUESTS if uri.startswith("s3://") else _processors(),
+        "sm.io_concurrency_level": REQUESTS if is_s3 else _processors(),
     }
     for reader in _READERS:
         for what, share in _SHARES.items():
             config[f"sm.mem.reader.{reader}.ratio_{what}"] = share
-    if uri.startswith("s3://"):
-        config |= _s3(Access.of(storage_options).options_for(uri), region, anonymous)
-    elif "://" in uri and not uri.startswith("file://"):
+    if is_s3:
+        config |= _s3(store_options(address, storage_options))
+    elif "://" in address.uri and not address.uri.startswith("file://"):
         raise ConfigError(
             "an experiment is read from a path or from s3://",
-            where=redact(uri),
+            where=redact(address.uri),
             advice="copy it there, or download its cells as h5ad files",
         )
     return tiledbsoma.SOMATileDBContext(tiledb_config=config)
 
 
-def listing_options(
-    uri: str, storage_options: Mapping[str, Any] | None, region: str | None, anonymous: bool
+def store_options(
+    address: SomaAddress, storage_options: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Options with which base.storage lists what TileDB reads; as for make_context."""
-    if not uri.startswith("s3://"):
+    """Options with which s3fs reaches the store of an experiment; none for one on a disk.
+
+    One that is anonymous is on AWS. Options and environment are left aside then, as they are those of
+    another store, where shards lie.
+    """
+    if not address.uri.startswith("s3://"):
         return {}
-    if anonymous:
+    if address.anonymous:
+        region = address.region or _REGION
         return {
             "anon": True,
-            "endpoint_url": f"https://{_aws(region)}",
-            "client_kwargs": {"region_name": region or _REGION},
+            "endpoint_url": f"https://s3.{region}{_AWS}",
+            "client_kwargs": {"region_name": region},
         }
-    options = Access.of(storage_options).options_for(uri)
-    if region:
-        options["client_kwargs"] = {"region_name": region, **(options.get("client_kwargs") or {})}
+    options = Access.of(storage_options).options_for(address.uri)
+    if address.region:
+        more = options.get("client_kwargs") or {}
+        options["client_kwargs"] = {"region_name": address.region, **more}
     return options
-
-
-def missing_library() -> ConfigError:
-    """The error for a machine without tiledbsoma."""
-    return ConfigError(
-        "reading the Census and SOMA experiments needs tiledbsoma",
-        advice="pip install 'scshards[census]'",
-    )
 
 
 def said(error: Exception) -> str:
@@ -136,17 +129,14 @@ def said(error: Exception) -> str:
     return redact(line)
 
 
-_WORKER: list[bool] = []
-
-
 def be_one_of_many() -> None:
     """Say that this process is one of several that share a machine's processors."""
-    _WORKER[:] = [True]
+    multiprocessing.current_process().name = _WORKER
 
 
 def is_one_of_many() -> bool:
     """Whether this process is one of several workers, of a pool or of a dask cluster."""
-    return bool(_WORKER) or multiprocessing.current_process().name.startswith("Dask Worker")
+    return multiprocessing.current_process().name.startswith((_WORKER, "Dask Worker"))
 
 
 def _processors() -> int:
@@ -157,22 +147,7 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _aws(region: str | None) -> str:
-    return f"s3.{region or _REGION}.amazonaws.com"
-
-
-def _s3(options: dict[str, Any], region: str | None, anonymous: bool) -> dict[str, str]:
-    config: dict[str, Any] = {
-        "vfs.s3.max_parallel_ops": str(REQUESTS),
-        "vfs.s3.connect_max_tries": str(TRIES),
-    }
-    if anonymous:
-        config |= {
-            "vfs.s3.no_sign_request": "true",
-            "vfs.s3.region": region or _REGION,
-            "vfs.s3.endpoint_override": _aws(region),
-        }
-        return config
+def _s3(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in options:
         if name not in _OPTIONS:
             raise ConfigError(
@@ -180,32 +155,20 @@ def _s3(options: dict[str, Any], region: str | None, anonymous: bool) -> dict[st
                 where="--storage-options",
                 advice=did_you_mean(name, _OPTIONS),
             )
-    extra = options.get("client_kwargs") or {}
-    endpoint = (
-        options.get("endpoint_url")
-        or extra.get("endpoint_url")
-        or os.environ.get("AWS_ENDPOINT_URL_S3")
-        or os.environ.get("AWS_ENDPOINT_URL")
-    )
-    region = (
-        extra.get("region_name")
-        or region
-        or os.environ.get("AWS_REGION")
-        or os.environ.get("AWS_DEFAULT_REGION")
-    )
-    config |= {
+    more, env = options.get("client_kwargs") or {}, os.environ.get
+    config: dict[str, Any] = {
+        "vfs.s3.max_parallel_ops": REQUESTS,
+        "vfs.s3.connect_max_tries": TRIES,
         "vfs.s3.aws_access_key_id": options.get("key"),
         "vfs.s3.aws_secret_access_key": options.get("secret"),
         "vfs.s3.aws_session_token": options.get("token"),
-        "vfs.s3.region": region,
+        "vfs.s3.region": more.get("region_name") or env("AWS_REGION") or env("AWS_DEFAULT_REGION"),
+        "vfs.s3.no_sign_request": "true" if options.get("anon") else None,
     }
-    if options.get("anon"):
-        config["vfs.s3.no_sign_request"] = "true"
+    endpoint = options.get("endpoint_url") or more.get("endpoint_url")
+    endpoint = endpoint or env("AWS_ENDPOINT_URL_S3") or env("AWS_ENDPOINT_URL")
     if endpoint:
         parts = urlsplit(endpoint)
-        config |= {
-            "vfs.s3.scheme": parts.scheme,
-            "vfs.s3.endpoint_override": parts.netloc,
-            "vfs.s3.use_virtual_addressing": "false",
-        }
-    return {name: value for name, value in config.items() if value}
+        config["vfs.s3.scheme"], config["vfs.s3.endpoint_override"] = parts.scheme, parts.netloc
+        config["vfs.s3.use_virtual_addressing"] = str(parts.netloc.endswith(_AWS)).lower()
+    return {name: str(value) for name, value in config.items() if value}

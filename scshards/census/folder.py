@@ -10,12 +10,9 @@ A process that makes a partition has its lock, so that several can share the wor
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import json
-import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,32 +21,15 @@ from numpy.typing import NDArray
 
 from scshards.base.config import build
 from scshards.base.errors import ConfigError, ScshardsError, StorageError
-from scshards.base.files import sync
+from scshards.base.files import publishing
 from scshards.base.locks import locked
-from scshards.base.records import read_json
+from scshards.base.records import Damaged, read_json, shown
 from scshards.base.remote import translated
 from scshards.base.storage import Storage
-from scshards.census.index import IndexMark
+from scshards.census.index import QueryIndex, write_mark
+from scshards.census.partitions import cut
 
 FOLDER_MARK = "download.json"
-FILE = ".h5ad"
-
-_PARTITION = re.compile(r"partition_.*\.h5ad")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderMark:
-    """What partitions a folder holds; files of another index, release or size do not go with them."""
-
-    query: str
-    version: str
-    experiment: str
-    filter: str
-    index_sha256: str
-    cells: int
-    max_cells: int
-    partitions: int
-    format: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,146 +45,153 @@ class PartitionMark:
     sha256: str
 
 
-def partition_name(number: int) -> str:
-    """The name of a partition's file, without its suffix."""
-    return f"partition_{number:06d}"
+class PartitionFolder:
+    """The h5ad files of a query's partitions.
 
-
-def begin_folder(folder: Path, index: IndexMark, max_cells: int, partitions: int) -> None:
-    """Say what partitions a folder holds, or refuse it when it holds others.
-
-    Raises
-    ------
-    ConfigError
-        When it does, or has partitions that nobody knows.
-    """
-    mark = FolderMark(
-        query=index.query,
-        version=index.version,
-        experiment=index.experiment,
-        filter=index.filter,
-        index_sha256=index.sha256,
-        cells=index.cells,
-        max_cells=max_cells,
-        partitions=partitions,
-    )
-    storage = Storage(folder)
-    tree = dataclasses.asdict(mark)
-    said = storage.read_if_there(FOLDER_MARK)
-    if said is None:
-        if folder.is_dir() and any(_PARTITION.fullmatch(p.name) for p in folder.iterdir()):
-            raise ConfigError(
-                f"the folder has partitions, but no {FOLDER_MARK}: scshards did not make them",
-                where=folder,
-                advice="choose another folder",
-            )
-        storage.write(FOLDER_MARK, _json(tree))
-        return
-    try:
-        found = dataclasses.asdict(build(FolderMark, read_json(said), FOLDER_MARK))
-    except ValueError:
-        found = {}
-    other = [key for key, value in tree.items() if found.get(key) != value]
-    if other:
-        differs = "; ".join(f"{key}: {found.get(key)} there, {tree[key]} here" for key in other[:3])
-        raise ConfigError(
-            f"the folder holds partitions of another download; {differs}",
-            where=folder,
-            advice="give the same options, or choose another folder",
-        )
-
-
-def finished(folder: Path, number: int, *, check: bool) -> PartitionMark | None:
-    """The mark of a partition that is whole, or None.
-
-    Parameters
+    Attributes
     ----------
-    check
-        Read the file; else it is known by its size.
+    path, index, max_cells
+        Where they are, of which index, and how many cells each has at most.
+    partitions
+        All of them, there or not.
     """
-    name = partition_name(number)
-    data = Storage(folder).read_if_there(f"{name}.json")
-    if data is None:
-        return None
-    try:
-        mark = build(PartitionMark, read_json(data), name)
-    except ValueError:
-        return None
-    file = folder / f"{name}{FILE}"
-    with translated(str(file)):
-        if not file.is_file() or file.stat().st_size != mark.bytes:
-            return None
-        if check and _sha256(file) != mark.sha256:
-            return None
-    return mark
 
+    def __init__(self, path: Path, index: QueryIndex, max_cells: int) -> None:
+        self.path, self.index, self.max_cells = path, index, max_cells
+        self.partitions = cut(index.ids, index.mark.address, index.mark.name, max_cells)
+        self._storage = Storage(path)
 
-@contextlib.contextmanager
-def making(folder: Path, number: int) -> Iterator[Path]:
-    """The name under which a partition is written; nothing of it is left after an error.
+    def ids(self, number: int) -> NDArray[np.int64]:
+        """The soma_joinids of a partition's cells."""
+        return self.index.ids[number * self.max_cells :][: self.max_cells]
 
-    Raises
-    ------
-    OutputExistsError
-        When another process is making it.
-    StorageError
-        When the disk fails, or is full.
-    """
-    file = folder / f"{partition_name(number)}{FILE}"
-    lock, path = folder / f".{file.stem}.lock", folder / f".{file.name}.tmp"
-    mine = locked(
-        lock,
-        at=file,
-        busy="another process is making this partition",
-        advice="wait until it has finished, or give each process a --share of its own",
-    )
-    with translated(str(file)), mine:
+    def begin(self) -> None:
+        """Say what partitions the folder holds, or refuse it when it holds others.
+
+        Raises
+        ------
+        ConfigError
+            When it does, or has partitions that nobody knows.
+        """
+        mark = self.index.mark
+        tree = {
+            "query": mark.query,
+            "version": mark.version,
+            "experiment": mark.experiment,
+            "filter": mark.filter,
+            "index_sha256": mark.sha256,
+            "cells": mark.cells,
+            "max_cells": self.max_cells,
+            "partitions": len(self.partitions),
+            "format": 1,
+        }
+        said = self._storage.read_if_there(FOLDER_MARK)
+        if said is None:
+            if any(self.path.glob("partition_*.h5ad")):
+                raise ConfigError(
+                    f"the folder has partitions, but no {FOLDER_MARK}: scshards did not make them",
+                    where=self.path,
+                    advice="choose another folder",
+                )
+            write_mark(self._storage, FOLDER_MARK, tree)
+            return
         try:
-            yield path
-        except ScshardsError:
-            raise
-        except OSError as e:
-            raise StorageError(
-                f"the partition could not be written: {e.strerror or type(e).__name__}",
-                where=file,
-                advice="mend the cause and run the same again: partitions that are done are kept",
-            ) from e
-        finally:
-            path.unlink(missing_ok=True)
-            lock.unlink(missing_ok=True)
+            found = read_json(said)
+        except Damaged:
+            found = None
+        known = found if isinstance(found, dict) else {}
+        other = [
+            f"{key}: {shown(known.get(key))} there, {shown(value)} here"
+            for key, value in tree.items()
+            if known.get(key) != value
+        ]
+        if other:
+            raise ConfigError(
+                f"the folder holds partitions of another download; {'; '.join(other[:3])}",
+                where=self.path,
+                advice="give the same options, or choose another folder",
+            )
 
+    def finished(self, number: int, *, check: bool = False) -> PartitionMark | None:
+        """The mark of a partition that is whole, or None.
 
-def publish(folder: Path, path: Path, number: int, ids: NDArray[np.int64], values: int) -> None:
-    """Give the whole file at `path` its name, and write its mark.
+        Parameters
+        ----------
+        check
+            Read the file; else it is known by its size.
+        """
+        file = self._file(number)
+        data = self._storage.read_if_there(f"{file.stem}.json")
+        if data is None:
+            return None
+        try:
+            mark = build(PartitionMark, read_json(data), file.stem)
+        except ValueError:
+            return None
+        with translated(str(file)):
+            is_whole = file.is_file() and file.stat().st_size == mark.bytes
+            return mark if is_whole and not (check and _sha256(file) != mark.sha256) else None
 
-    Parameters
-    ----------
-    ids
-        The soma_joinids of its cells.
-    values
-        Of its matrix.
-    """
-    name = partition_name(number)
-    sync(path)
-    mark = PartitionMark(
-        partition=number,
-        first=int(ids[0]),
-        last=int(ids[-1]),
-        cells=len(ids),
-        values=values,
-        bytes=path.stat().st_size,
-        sha256=_sha256(path),
-    )
-    # No mark must speak of another file.
-    (folder / f"{name}.json").unlink(missing_ok=True)
-    path.replace(folder / f"{name}{FILE}")
-    Storage(folder).write(f"{name}.json", _json(dataclasses.asdict(mark)))
+    def make(self, number: int, write: Callable[[int], int], *, check: bool = False) -> bool:
+        """Make a partition; False when another process has made it.
+
+        Parameters
+        ----------
+        write
+            Writes the file with this descriptor; how many values its matrix has.
+
+        Raises
+        ------
+        OutputExistsError
+            When another process is making it.
+        StorageError
+            When the disk fails, or is full. Nothing of the file is left.
+        """
+        file = self._file(number)
+        lock = file.with_name(f".{file.stem}.lock")
+        mine = locked(
+            lock,
+            at=file,
+            busy="another process is making this partition",
+            advice="wait until it has finished, or give each process a --share of its own",
+        )
+        with translated(str(file)), mine:
+            try:
+                if self.finished(number, check=check) is not None:
+                    return False
+                # No mark must speak of another file, and what a killed process has left goes.
+                file.with_suffix(".json").unlink(missing_ok=True)
+                for left in self.path.glob(f".{file.name}.*"):
+                    left.unlink()
+                with publishing(file, is_last=False) as new:
+                    values = write(new.fileno())
+                ids = self.ids(number)
+                mark = PartitionMark(
+                    partition=number,
+                    first=int(ids[0]),
+                    last=int(ids[-1]),
+                    cells=len(ids),
+                    values=values,
+                    bytes=file.stat().st_size,
+                    sha256=_sha256(file),
+                )
+                write_mark(self._storage, f"{file.stem}.json", dataclasses.asdict(mark))
+                return True
+            except ScshardsError:
+                raise
+            except OSError as e:
+                raise StorageError(
+                    f"the partition could not be written: {e.strerror or type(e).__name__}",
+                    where=file,
+                    advice="mend the cause and run the same again: partitions that are done are kept",
+                ) from e
+            finally:
+                lock.unlink(missing_ok=True)
+
+    def _file(self, number: int) -> Path:
+        return self.path / f"partition_{number:06d}.h5ad"
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _json(tree: dict[str, object]) -> bytes:
-    return f"{json.dumps(tree, indent=1, ensure_ascii=False)}\n".encode()

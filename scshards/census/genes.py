@@ -1,132 +1,41 @@
-"""Which genes were measured in the cells of a query: the Census says it for each dataset.
-
-    is_measured(release, address) -> bool [genes]
-
-A Census has all genes that any of its datasets measured; its presence matrix (datasets x genes) says
-which dataset measured which.
-
-The genes of the Census, for a vocabulary that grows.
+"""The genes of the Census, for a vocabulary that grows, and which of them were measured.
 
     census_genes("heart") -> GeneTable(name="census://heart@2025-01-30", genes=symbols, ids=Ensembl ids)
+
+A Census has all genes that any of its datasets measured; its presence matrix (datasets x genes) says
+which dataset measured which. Own code and not cellxgene_census, which reads all of that matrix: 1.6 GB
+and 13 s for 1,200 datasets, where those of a query take 0.1 GB and 0.3 s.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import SourceError, StorageError
-from scshards.base.storage import redact
+from scshards.base.errors import SourceError
 from scshards.cells.expand import GeneTable
-from scshards.census.address import CENSUS, SomaAddress
-from scshards.census.context import make_context
-from scshards.census.experiment import JOINID, open_experiment
-from scshards.census.queries import load_queries, query_address
+from scshards.census.address import CENSUS
+from scshards.census.context import said
+from scshards.census.experiment import JOINID, Experiment
+from scshards.census.queries import load_queries
 from scshards.census.releases import Release, find_release
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-INFO, DATASETS = "census_info", "datasets"
-"""Where a Census has the table of its datasets: dataset_id, and soma_joinid, their rows of PRESENCE."""
+GENES, IDS = "feature_name", "feature_id"
+"""The columns of the Census's var that hold symbols and Ensembl ids."""
+
+DATASETS, DATASET = "census_info/datasets", "dataset_id"
+"""The table of a Census's datasets, whose soma_joinids are rows of PRESENCE, and its column of names."""
 
 PRESENCE = "feature_dataset_presence_matrix"
 """The matrix beside X: 1 where a dataset (row) measured a gene (column, soma_joinid of var)."""
 
 _CELLS_READ = 1 << 20
-
-
-def is_measured(
-    release: Release, address: SomaAddress, storage_options: Mapping[str, Any] | None = None
-) -> NDArray[np.bool_]:
-    """Whether a gene was measured by at least one dataset with cells of a query, by soma_joinid.
-
-    Parameters
-    ----------
-    release, address
-        The Census, and its query's cells.
-
-    Raises
-    ------
-    ConfigError
-        When the filter can't be used.
-    SourceError
-        When no cell fits it, or the Census does not say which genes were measured.
-    StorageError
-        When it can't be read.
-    """
-    found, n_genes = _datasets_of(address, storage_options)
-    import tiledbsoma
-
-    where = redact(release.uri)
-    context = make_context(
-        release.uri, storage_options, region=release.region, anonymous=release.anonymous
-    )
-    measured = np.zeros(n_genes, bool)
-    with _reading(where):
-        census: Any
-        with tiledbsoma.Collection.open(release.uri, context=context) as census:
-            table = census[INFO][DATASETS].read(column_names=["soma_joinid", "dataset_id"]).concat()
-        names, rows = (table.column(c).to_pylist() for c in ("dataset_id", "soma_joinid"))
-        row_of = dict(zip(names, rows, strict=True))
-        unknown = sorted(found - row_of.keys())
-        if unknown:
-            raise SourceError(f"the table of datasets lacks {unknown[0]!r}", where=where)
-        with tiledbsoma.Experiment.open(address.uri, context=context) as experiment:
-            presence: Any = experiment.ms[address.measurement][PRESENCE]
-            for part in presence.read((sorted(row_of[d] for d in found),)).tables():
-                genes = part.column("soma_dim_1").to_numpy()
-                measured[genes[part.column("soma_data").to_numpy() != 0]] = True
-    return measured
-
-
-def _datasets_of(
-    address: SomaAddress, storage_options: Mapping[str, Any] | None
-) -> tuple[set[str], int]:
-    """The datasets of a query's cells, and how many genes there are."""
-    found: set[str] = set()
-    with open_experiment(address, storage_options) as experiment:
-        ids = experiment.ids(address.filter, address.first, address.last)
-        if not len(ids):
-            raise SourceError(
-                "no cell fits the filter",
-                where=f"{experiment.name}: {address.filter}",
-                advice="check the values it compares with: they are case-sensitive",
-            )
-        for start in range(0, len(ids), _CELLS_READ):
-            column = experiment.obs(ids[start : start + _CELLS_READ], ["dataset_id"]).column(0)
-            for chunk in column.chunks:
-                found.update(chunk.unique().to_pylist())
-        return found, experiment.n_genes
-
-
-@contextlib.contextmanager
-def _reading(where: str) -> Iterator[None]:
-    import tiledbsoma
-
-    try:
-        yield
-    except (KeyError, tiledbsoma.DoesNotExistError):
-        raise SourceError(
-            "the Census does not say which genes were measured: it lacks "
-            f"{INFO}/{DATASETS} or {PRESENCE}",
-            where=where,
-            advice="leave --measured out",
-        ) from None
-    except (tiledbsoma.SOMAError, RuntimeError) as e:
-        raise StorageError(
-            "reading which genes were measured failed",
-            where=where,
-            advice="check the address, the network and the credentials, then run the same again",
-        ) from e
-
-
-GENES, IDS = "feature_name", "feature_id"
-"""The columns of the Census's var that hold symbols and Ensembl ids."""
 
 
 def census_genes(
@@ -161,21 +70,49 @@ def census_genes(
         When it can't be read.
     """
     queries = load_queries(queries_file)
-    queries[query_name]  # an unknown name is refused before anything is read
+    query = queries[query_name]
     release = find_release(queries, version, storage_options)
-    address = query_address(query_name, release, queries_file)
     columns = [gene_column] if id_column is None else [gene_column, id_column]
-    with open_experiment(address, storage_options) as experiment:
+    with Experiment(query.address(release), storage_options) as experiment:
         var = experiment.var(columns)
-        where = f"{experiment.name}: var"
-    if only_measured:
-        measured = is_measured(release, address, storage_options)
-        var = var.filter(measured[var.column(JOINID).to_numpy()])
+        if only_measured:
+            var = var.filter(_is_measured(experiment, release)[var.column(JOINID).to_numpy()])
+    where = f"{experiment.name}: var"
     return GeneTable(
         name=f"{CENSUS}{query_name}@{release.version}",
         genes=_text(var, gene_column, where),
         ids=None if id_column is None else _text(var, id_column, where),
     )
+
+
+def _is_measured(experiment: Experiment, release: Release) -> NDArray[np.bool_]:
+    """Whether a gene was measured by at least one dataset with cells of a query, by soma_joinid."""
+    import tiledbsoma
+
+    ids, found = experiment.cells(), set[str]()
+    for start in range(0, len(ids), _CELLS_READ):
+        column = experiment.obs(ids[start : start + _CELLS_READ], [DATASET]).column(0)
+        found.update(column.unique().to_pylist())
+    measured = np.zeros(experiment.n_genes, bool)
+    with experiment.reading("which genes were measured"):
+        try:
+            uri = f"{release.uri.rstrip('/')}/{DATASETS}"
+            frame: Any
+            with tiledbsoma.DataFrame.open(uri, context=experiment.context) as frame:
+                table = frame.read(column_names=[JOINID, DATASET]).concat()
+            names, rows = (table.column(c).to_pylist() for c in (DATASET, JOINID))
+            row_of = dict(zip(names, rows, strict=True))
+            presence = experiment.measurement[PRESENCE]
+            for part in presence.read((sorted(row_of[name] for name in found),)).tables():
+                genes = part.column("soma_dim_1").to_numpy()
+                measured[genes[part.column("soma_data").to_numpy() != 0]] = True
+        except (KeyError, tiledbsoma.DoesNotExistError) as e:
+            raise SourceError(
+                f"the Census does not say which genes were measured: {said(e)}",
+                where=release.version,
+                advice=f"it lacks {DATASETS} or {PRESENCE}: leave --measured out",
+            ) from None
+    return measured
 
 
 def _text(table: pa.Table, column: str, where: str) -> list[str]:

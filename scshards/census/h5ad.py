@@ -14,7 +14,6 @@ import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,7 +37,7 @@ class H5adWriter:
     Parameters
     ----------
     path
-        The file, which is replaced if it is there.
+        The file, which is replaced if it is there; or the descriptor of one that is open.
     obs, var
         Of the rows and columns of X. Who has no rows of obs yet gives its columns and appends to them:
         see `growing`.
@@ -57,7 +56,7 @@ class H5adWriter:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | int,
         obs: pd.DataFrame,
         var: pd.DataFrame,
         dtype: np.dtype[Any],
@@ -70,9 +69,9 @@ class H5adWriter:
         self._disk = NewFile(path)
         self.file = h5py.File(self._disk, "w")
         try:
-            self._lay_out(obs, var, dtype, dict(uns or {}))
+            _lay_out(self.file, obs, var, dtype, dict(uns or {}))
         except BaseException as e:
-            self.__exit__(type(e), e, None)
+            self.__exit__(type(e))
             raise
         self._data, self._indices, self._indptr = (
             self.growing(f"X/{name}") for name in ("data", "indices", "indptr")
@@ -81,22 +80,14 @@ class H5adWriter:
     def __enter__(self) -> H5adWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *error: object) -> None:
         try:
             self.file.close()
-        except (OSError, RuntimeError) as e:
-            error = error or e
-        self._disk.close()
-        # What HDF5 says of bytes that a full disk did not take is of no use to anybody.
-        if error is None or isinstance(error, OSError | RuntimeError):
-            self._disk.check()
-        if error is not None and kind is None:
-            raise error
+        finally:
+            self._disk.close()
+            # What HDF5 says of bytes that a full disk did not take is of no use to anybody.
+            if kind is None or issubclass(kind, OSError | RuntimeError):
+                self._disk.check()
 
     def growing(self, name: str) -> Growing:
         """A dataset to append to."""
@@ -125,29 +116,29 @@ class H5adWriter:
             growing.finish()
         self.file["X"].attrs["shape"] = np.array([self.cells, self._n_genes], np.int64)
 
-    def _lay_out(
-        self, obs: pd.DataFrame, var: pd.DataFrame, dtype: np.dtype[Any], uns: dict[str, Any]
-    ) -> None:
-        from anndata.io import write_elem
-        from scipy.sparse import csr_matrix
 
-        self.file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-        x, indptr = csr_matrix((0, len(var)), dtype=dtype), {"indptr_dtype": np.int64}
-        write_elem(
-            self.file, "X", x, dataset_kwargs={**_COMPRESSED, **indptr, "chunks": (VALUES_CHUNK,)}
-        )
-        with warnings.catch_warnings():
-            # pandas' own words on its future, for every text column.
-            warnings.simplefilter("ignore", FutureWarning)
-            for name, frame in (("obs", obs), ("var", var)):
-                how = {**_COMPRESSED, "chunks": (CELLS_CHUNK,), "maxshape": (None,)}
-                write_elem(self.file, name, frame, dataset_kwargs=how)
-        for name in ("layers", "obsm", "obsp", "varm", "varp"):
-            write_elem(self.file, name, {})
-        write_elem(self.file, "uns", uns)
+def _lay_out(
+    file: Any, obs: pd.DataFrame, var: pd.DataFrame, dtype: np.dtype[Any], uns: dict[str, Any]
+) -> None:
+    from anndata.io import write_elem
+    from scipy.sparse import csr_matrix
+
+    file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    x = csr_matrix((0, len(var)), dtype=dtype)
+    how = {**_COMPRESSED, "indptr_dtype": np.int64, "chunks": (VALUES_CHUNK,)}
+    write_elem(file, "X", x, dataset_kwargs=how)
+    with warnings.catch_warnings():
+        # pandas' own words on its future, for every text column.
+        warnings.simplefilter("ignore", FutureWarning)
+        for name, frame in (("obs", obs), ("var", var)):
+            how = {**_COMPRESSED, "chunks": (CELLS_CHUNK,), "maxshape": (None,)}
+            write_elem(file, name, frame, dataset_kwargs=how)
+    for name in ("layers", "obsm", "obsp", "varm", "varp"):
+        write_elem(file, name, {})
+    write_elem(file, "uns", uns)
 
 
-class NewFile(io.RawIOBase):
+class NewFile(io.FileIO):
     """A new file for h5py.File, whose writing fails in a way that can be reported.
 
     HDF5 can't close a file whose disk is full: it fails again and again, and may end the process. So it
@@ -156,47 +147,24 @@ class NewFile(io.RawIOBase):
     Parameters
     ----------
     path
-        The file, which is replaced if it is there.
+        The file, which is replaced if it is there; or the descriptor of one, which stays open.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__()
+    def __init__(self, path: Path | int) -> None:
+        super().__init__(path, "w+b", closefd=not isinstance(path, int))
         self._error: OSError | None = None
-        self._file = path.open("w+b", buffering=0)
 
     def check(self) -> None:
         """Raise the OSError that a write has met."""
         if self._error is not None:
             raise self._error
 
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readinto(self, buffer: Any) -> int | None:
-        return self._file.readinto(buffer)
-
     def write(self, data: Any) -> int:
         left = memoryview(data).cast("B")
         size = len(left)
         try:
             while len(left) and self._error is None:
-                left = left[self._file.write(left) :]
+                left = left[super().write(left) :]
         except OSError as e:
             self._error = e
         return size
@@ -204,7 +172,7 @@ class NewFile(io.RawIOBase):
     def truncate(self, size: int | None = None) -> int:
         try:
             if self._error is None:
-                self._file.truncate(size)
+                return super().truncate(size)
         except OSError as e:
             self._error = e
         return self.tell() if size is None else size

@@ -1,16 +1,10 @@
-"""The files of an index: which cells a query takes, and of which release.
+"""The index of a corpus: which cells each query takes in one release of the Census.
 
-    DIR/heart.idx     one soma_joinid a line, ascending, as scGPT's build_soma_idx writes it
-    DIR/heart.json    the mark, written last: where the cells are, how they were chosen, a checksum
+report = build_index(["heart", "lung"], "DIR")
+index = load_index("DIR", "heart")      index.mark, index.ids
 
-    index = load_index("DIR", "heart")      index.mark, index.ids
-
-The index of a corpus: which cells each query takes in one release of the Census.
-
-    report = build_index(["heart", "lung"], "index")
-
-What scGPT's build_soma_idx does, resumable, with what two queries have in common. A query's files are
-read and written by census.index.
+DIR/heart.idx     one soma_joinid a line, ascending, as scGPT's build_soma_idx writes it
+DIR/heart.json    the mark, written last: where the cells are, how they were chosen, a checksum
 """
 
 from __future__ import annotations
@@ -19,9 +13,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,16 +32,14 @@ from scshards.base.progress import Progress
 from scshards.base.records import Damaged, read_json
 from scshards.base.storage import Storage, redact
 from scshards.census.address import CENSUS, SomaAddress
-from scshards.census.experiment import open_experiment
-from scshards.census.queries import Queries, Query, load_queries, query_address
+from scshards.census.experiment import Experiment
+from scshards.census.queries import PRIMARY, Query, load_queries
 from scshards.census.releases import Release, find_release
 
 FORMAT = 1
 """Of the mark."""
 
 IDS, MARK = ".idx", ".json"
-
-_TEXT_IDS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +97,177 @@ class QueryIndex(NamedTuple):
 
     mark: IndexMark
     ids: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexedQuery:
+    """A query of a report: its mark, and whether it was there before."""
+
+    mark: IndexMark
+    was_there: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """Two queries that have cells in common, and how many."""
+
+    first: str
+    second: str
+    cells: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexReport:
+    """What an index holds.
+
+    Attributes
+    ----------
+    folder, version
+        Where, and of which release.
+    queries
+        Those that were asked for.
+    overlaps
+        Pairs of them that share cells.
+    cells, distinct
+        Of all queries: with and without those that several take.
+    """
+
+    folder: str
+    version: str
+    queries: tuple[IndexedQuery, ...]
+    overlaps: tuple[Overlap, ...]
+    cells: int
+    distinct: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        tree = dataclasses.asdict(self)
+        tree["queries"] = [q["mark"] | {"was_there": q["was_there"]} for q in tree["queries"]]
+        return tree
+
+
+def build_index(
+    names: Sequence[str] | None,
+    folder: str,
+    queries_file: str | None = None,
+    version: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    *,
+    restart: bool = False,
+) -> IndexReport:
+    """Write the soma_joinids of the cells of queries into a folder.
+
+    What is there is not asked for again: a query with the same filter of the same release.
+
+    Parameters
+    ----------
+    names
+        Of the queries; None takes all of the file.
+    folder
+        A local path or an fsspec URL.
+    queries_file
+        None is the shipped one.
+    version
+        A release, in place of the one that the file names.
+    storage_options
+        For the folder and the experiment.
+    progress
+        Show progress on standard error.
+    restart
+        Make again what is there.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such query or release, a filter can't be used, the folder holds an index of
+        another release, or of another filter under the same name.
+    SourceError
+        When no cell fits a query; those that have some are done before it is raised.
+    FormatError
+        When a mark in the folder is damaged.
+    StorageError
+        When something can't be read or written.
+    """
+    queries = load_queries(queries_file)
+    wanted = {name: queries[name] for name in (queries.query if names is None else names)}
+    storage = Storage(folder, storage_options)
+    release = find_release(queries, version, storage_options)
+    marks = _marks(storage, wanted, release, restart=restart)
+    ids: dict[str, NDArray[np.int64]] = {}
+    done: list[IndexedQuery] = []
+    with Progress("index", len(wanted), "queries", shown=progress) as bar:
+        for name, query in wanted.items():
+            there = None
+            if name in marks:
+                with contextlib.suppress(ChecksumError, MissingDataError):
+                    there = QueryIndex(marks[name], read_ids(storage, marks[name]))
+            index = there or _made(storage, name, query, release, storage_options)
+            if index is not None:
+                ids[name] = index.ids
+                done.append(IndexedQuery(mark=index.mark, was_there=there is not None))
+            bar.add(1, name)
+    empty = [name for name in wanted if name not in ids]
+    if empty:
+        raise SourceError(
+            f"no cell fits {'these queries' if len(empty) > 1 else 'the query'}: {', '.join(empty)}",
+            where=release.version,
+            advice="check the values that the filter compares with: they are case-sensitive; "
+            f"`scshards census show {empty[0]}` shows it. All other queries are done",
+        )
+    overlaps, distinct = compare(ids, {name: query.organism for name, query in wanted.items()})
+    return IndexReport(
+        folder=storage.at(""),
+        version=release.version,
+        queries=tuple(done),
+        overlaps=tuple(overlaps),
+        cells=sum(map(len, ids.values())),
+        distinct=distinct,
+    )
+
+
+def count_cells(
+    query: Query, release: Release, storage_options: Mapping[str, Any] | None = None
+) -> tuple[int, int | None, int | None]:
+    """How many cells a query takes in a release, how many without duplicates, and how many with them.
+
+    The latter two are None where obs does not say which cells are primary.
+    """
+    with Experiment(query.address(release), storage_options) as experiment:
+        if PRIMARY not in experiment.obs_columns:
+            return len(experiment.ids(query.obs_filter)), None, None
+        primary, everything = (
+            len(experiment.ids(dataclasses.replace(query, primary=only).obs_filter))
+            for only in (True, False)
+        )
+        return primary if query.primary else everything, primary, everything
+
+
+def compare(
+    ids: Mapping[str, NDArray[np.int64]], organisms: Mapping[str, str]
+) -> tuple[list[Overlap], int]:
+    """Which queries share cells, and how many cells they have together.
+
+    Parameters
+    ----------
+    ids
+        {query: ascending soma_joinids}.
+    organisms
+        {query: organism}; soma_joinids of two organisms are of different cells.
+    """
+    overlaps, distinct, before = [], 0, dict[str, NDArray[np.int64]]()
+    for second, taken in ids.items():
+        is_new = np.ones(len(taken), np.bool_)
+        for first, others in before.items():
+            if organisms[first] == organisms[second]:
+                both = np.isin(taken, others, assume_unique=True)
+                is_new &= ~both
+                if both.any():
+                    n = int(np.count_nonzero(both))
+                    overlaps.append(Overlap(first=first, second=second, cells=n))
+        distinct += int(np.count_nonzero(is_new))
+        before[second] = taken
+    return sorted(overlaps, key=lambda o: (-o.cells, o.first, o.second)), distinct
 
 
 def load_index(
@@ -203,243 +365,29 @@ def read_ids(storage: Storage, mark: IndexMark) -> NDArray[np.int64]:
     return ids
 
 
-def is_whole(storage: Storage, mark: IndexMark) -> bool:
-    """Whether the soma_joinids of a mark are there and are the right ones."""
-    try:
-        read_ids(storage, mark)
-    except (ChecksumError, MissingDataError):
-        return False
-    return True
-
-
 def encode_ids(ids: NDArray[np.int64]) -> bytes:
     """One soma_joinid a line."""
-    return b"".join(_lines(ids))
+    import pyarrow as pa
+    from pyarrow import csv
+
+    lines = pa.BufferOutputStream()
+    csv.write_csv(pa.table({"": ids}), lines, csv.WriteOptions(include_header=False))
+    return lines.getvalue().to_pybytes()
 
 
 def write_index(storage: Storage, mark: IndexMark, data: bytes) -> None:
     """Publish an index: its soma_joinids, then its mark."""
     storage.write(mark.query + IDS, data)
-    tree = dataclasses.asdict(mark)
-    storage.write(mark.query + MARK, f"{json.dumps(tree, indent=1, ensure_ascii=False)}\n".encode())
+    write_mark(storage, mark.query + MARK, dataclasses.asdict(mark))
 
 
-def _lines(ids: NDArray[np.int64]) -> Iterator[bytes]:
-    for start in range(0, len(ids), _TEXT_IDS):
-        part = ids[start : start + _TEXT_IDS].tolist()
-        yield ("\n".join(map(str, part)) + "\n").encode("ascii")
-
-
-PRIMARY = "is_primary_data"
-"""The column of obs that says of one of a cell's copies that it is the one to take."""
-
-_SPAN = 1 << 22
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexedQuery:
-    """A query of a report: its mark, and whether it was there before."""
-
-    mark: IndexMark
-    was_there: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Overlap:
-    """Two queries that have cells in common, and how many."""
-
-    first: str
-    second: str
-    cells: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexReport:
-    """What an index holds.
-
-    Attributes
-    ----------
-    folder, version
-        Where, and of which release.
-    queries
-        Those that were asked for.
-    overlaps
-        Pairs of them that share cells.
-    cells, distinct
-        Of all queries: with and without those that several take.
-    """
-
-    folder: str
-    version: str
-    queries: tuple[IndexedQuery, ...]
-    overlaps: tuple[Overlap, ...]
-    cells: int
-    distinct: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        tree = dataclasses.asdict(self)
-        tree["queries"] = [
-            {**dataclasses.asdict(q.mark), "was_there": q.was_there} for q in self.queries
-        ]
-        return tree
-
-
-def build_index(
-    names: Sequence[str] | None,
-    folder: str,
-    queries_file: str | None = None,
-    version: str | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-    progress: bool = True,
-    *,
-    restart: bool = False,
-) -> IndexReport:
-    """Write the soma_joinids of the cells of queries into a folder.
-
-    What is there is not asked for again: a query with the same filter of the same release.
-
-    Parameters
-    ----------
-    names
-        Of the queries; None takes all of the file.
-    folder
-        A local path or an fsspec URL.
-    queries_file
-        None is the shipped one.
-    version
-        A release, in place of the one that the file names.
-    storage_options
-        For the folder and the experiment.
-    progress
-        Show progress on standard error.
-    restart
-        Make again what is there.
-
-    Raises
-    ------
-    ConfigError
-        When there is no such query or release, a filter can't be used, the folder holds an index of
-        another release, or of another filter under the same name.
-    SourceError
-        When no cell fits a query; those that have some are done before it is raised.
-    FormatError
-        When a mark in the folder is damaged.
-    StorageError
-        When something can't be read or written.
-    """
-    queries = load_queries(queries_file)
-    wanted = list(dict.fromkeys(names if names is not None else queries.query))
-    for name in wanted:
-        queries[name]  # an unknown name is refused before anything is read
-    storage = Storage(folder, storage_options)
-    release = find_release(queries, version, storage_options)
-    marks = _marks(storage, wanted, queries, release, restart=restart)
-    done: list[IndexedQuery] = []
-    empty: list[str] = []
-    with Progress("index", len(wanted), "queries", shown=progress) as bar:
-        for name in wanted:
-            mark = marks.get(name)
-            was_there = mark is not None and is_whole(storage, mark)
-            if mark is None or not was_there:
-                mark = _make(storage, name, queries[name], release, queries_file, storage_options)
-            if mark is None:
-                empty.append(name)
-            else:
-                done.append(IndexedQuery(mark=mark, was_there=was_there))
-            bar.add(1, name)
-    if empty:
-        raise SourceError(
-            f"no cell fits {'these queries' if len(empty) > 1 else 'the query'}: {', '.join(empty)}",
-            where=release.version,
-            advice="check the values that the filter compares with: they are case-sensitive; "
-            f"`scshards census show {empty[0]}` shows it. All other queries are done",
-        )
-    overlaps, distinct = compare(
-        {q.mark.query: read_ids(storage, q.mark) for q in done},
-        {q.mark.query: q.mark.organism for q in done},
-    )
-    return IndexReport(
-        folder=storage.at(""),
-        version=release.version,
-        queries=tuple(done),
-        overlaps=tuple(overlaps),
-        cells=sum(q.mark.cells for q in done),
-        distinct=distinct,
-    )
-
-
-def count_cells(
-    name: str,
-    release: Release,
-    queries_file: str | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-) -> tuple[int, int | None, int | None]:
-    """How many cells a query takes in a release, how many without duplicates, and how many with them.
-
-    The latter two are None where obs does not say which cells are primary.
-    """
-    address = query_address(name, release, queries_file)
-    query = load_queries(queries_file)[name]
-    everything = dataclasses.replace(query, primary=False).obs_filter
-    with open_experiment(address, storage_options) as experiment:
-        cells = len(experiment.ids(address.filter))
-        if PRIMARY not in experiment.obs_columns:
-            return cells, None, None
-        if query.primary:
-            return cells, cells, len(experiment.ids(everything))
-        primary = dataclasses.replace(query, primary=True).obs_filter
-        return cells, len(experiment.ids(primary)), cells
-
-
-def compare(
-    ids: Mapping[str, NDArray[np.int64]], organisms: Mapping[str, str]
-) -> tuple[list[Overlap], int]:
-    """Which queries share cells, and how many cells they have together.
-
-    Parameters
-    ----------
-    ids
-        {query: ascending soma_joinids}.
-    organisms
-        {query: organism}; soma_joinids of two organisms are of different cells.
-    """
-    overlaps: dict[tuple[str, str], int] = {}
-    distinct = 0
-    for organism in dict.fromkeys(organisms.values()):
-        names = [name for name in ids if organisms[name] == organism]
-        for members in _spans([ids[name] for name in names]):
-            times = members.sum(0, dtype=np.int32)
-            distinct += int(np.count_nonzero(times))
-            shared = members[:, times > 1]
-            for a, b in combinations(range(len(names)), 2):
-                both = int(np.count_nonzero(shared[a] & shared[b]))
-                if both:
-                    pair = names[a], names[b]
-                    overlaps[pair] = overlaps.get(pair, 0) + both
-    found = [Overlap(first=a, second=b, cells=n) for (a, b), n in overlaps.items()]
-    return sorted(found, key=lambda o: (-o.cells, o.first, o.second)), distinct
-
-
-def _spans(ids: Sequence[NDArray[np.int64]]) -> Iterator[NDArray[np.bool_]]:
-    """Stretch by stretch of soma_joinids: [queries, soma_joinids], whether a query takes a cell."""
-    end = max((int(i[-1]) + 1 for i in ids if len(i)), default=0)
-    for start in range(0, end, _SPAN):
-        stop = min(start + _SPAN, end)
-        members = np.zeros((len(ids), stop - start), np.bool_)
-        for row, one in zip(members, ids, strict=True):
-            low, high = np.searchsorted(one, (start, stop))
-            row[one[low:high] - start] = True
-        yield members
+def write_mark(storage: Storage, path: str, tree: Mapping[str, Any]) -> None:
+    """Publish what says of other files that they are whole."""
+    storage.write(path, f"{json.dumps(tree, indent=1, ensure_ascii=False)}\n".encode())
 
 
 def _marks(
-    storage: Storage,
-    wanted: Sequence[str],
-    queries: Queries,
-    release: Release,
-    *,
-    restart: bool,
+    storage: Storage, wanted: Mapping[str, Query], release: Release, *, restart: bool
 ) -> dict[str, IndexMark]:
     """The marks of queries that are done, after all refusals."""
     found: dict[str, IndexMark] = {}
@@ -447,9 +395,7 @@ def _marks(
         if restart and name in wanted:
             continue
         mark = read_mark(storage, name)
-        if mark is None:
-            continue
-        if mark.version != release.version:
+        if mark is not None and mark.version != release.version:
             raise ConfigError(
                 f"the folder holds an index of another release: {name} of {mark.version}, and this "
                 f"would be of {release.version}",
@@ -457,9 +403,9 @@ def _marks(
                 advice=f"choose another folder, go on with --release {mark.version}, or make all of "
                 "its queries again with --restart",
             )
-        if name not in wanted:
+        query = wanted.get(name)
+        if mark is None or query is None:
             continue
-        query = queries[name]
         if (mark.filter, mark.organism) != (query.obs_filter, query.organism):
             raise ConfigError(
                 f"the index of {name!r} was made with another filter: {mark.organism}, {mark.filter}",
@@ -470,26 +416,24 @@ def _marks(
     return found
 
 
-def _make(
+def _made(
     storage: Storage,
     name: str,
     query: Query,
     release: Release,
-    queries_file: str | None,
     storage_options: Mapping[str, Any] | None,
-) -> IndexMark | None:
+) -> QueryIndex | None:
     """Ask for the cells of a query and write them; None when there are none."""
-    address = query_address(name, release, queries_file)
-    with open_experiment(address, storage_options) as experiment:
+    address = query.address(release)
+    with Experiment(address, storage_options) as experiment:
         ids = experiment.ids(address.filter)
         if not len(ids):
             return None
         primary: int | None = len(ids)
         if not query.primary:
-            primary = None
-            if PRIMARY in experiment.obs_columns:
-                only = dataclasses.replace(query, primary=True).obs_filter
-                primary = len(experiment.ids(only))
+            only = dataclasses.replace(query, primary=True).obs_filter
+            is_said = PRIMARY in experiment.obs_columns
+            primary = len(experiment.ids(only)) if is_said else None
     data = encode_ids(ids)
     mark = IndexMark(
         query=name,
@@ -503,7 +447,6 @@ def _make(
         sha256=hashlib.sha256(data).hexdigest(),
         region=address.region,
         anonymous=address.anonymous,
-        format=FORMAT,
     )
     write_index(storage, mark, data)
-    return mark
+    return QueryIndex(mark, ids)

@@ -5,56 +5,37 @@
 
 A partition is the n-th `max_cells` of a query's cells in the order of their soma_joinids, named by the
 first and the last of them and the number of cells between: it can be opened by itself, reads only its
-own stretch of obs, and notices when the experiment has changed. Called by census.index, census.download
-and sources.inputs.
+own stretch of obs, and notices when the experiment has changed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import ConfigError, SourceError
+from scshards.base.errors import ConfigError
 from scshards.base.storage import is_local, path_of, redact
-from scshards.census.address import CENSUS, SOMA, SomaAddress, keys, parse
-from scshards.census.experiment import open_experiment
+from scshards.census.address import CENSUS, KEYS, SOMA, SomaAddress, address_of, number, split
+from scshards.census.experiment import Experiment
 from scshards.census.index import QueryIndex, load_index
 from scshards.census.options import MAX_CELLS
-from scshards.census.queries import load_queries, query_address
+from scshards.census.queries import load_queries
 from scshards.census.releases import find_release
 
-_KEYS = ["index", "max_cells", "queries", "release"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Partition:
-    """One stretch of a query's cells.
-
-    Attributes
-    ----------
-    address
-        Which cells.
-    name
-        What messages and manifests call it.
-    """
+class Partition(NamedTuple):
+    """One stretch of a query's cells: which ones, and what messages and manifests call it."""
 
     address: SomaAddress
     name: str
-
-
-def is_query(url: str) -> bool:
-    """Whether an input is cells of a SOMA experiment that are to be cut into partitions."""
-    return url.startswith(CENSUS) or (
-        url.startswith(SOMA) and parse(_without_max(url)[0]).cells is None
-    )
 
 
 def partitions(url: str, storage_options: Mapping[str, Any] | None = None) -> list[Partition]:
@@ -77,34 +58,29 @@ def partitions(url: str, storage_options: Mapping[str, Any] | None = None) -> li
     StorageError
         When it can't be read.
     """
-    names_layer = True
-    if url.startswith(CENSUS):
-        query_name, _, rest = url.removeprefix(CENSUS).partition("?")
-        given = keys(rest, _KEYS, where=CENSUS + query_name)
-        max_cells = _max_cells(given.get("max_cells"), url)
-        if "index" in given:
-            index = _indexed(query_name, given, storage_options)
-            return cut(index.ids, index.mark.address, index.mark.name, max_cells)
-        address, name = _census(query_name, given, storage_options)
+    is_census = url.startswith(CENSUS)
+    known = ["index", "queries", "release"] if is_census else KEYS
+    place, given = split(url, [*known, "max_cells"])
+    max_cells = number("max_cells", given.pop("max_cells", str(MAX_CELLS)), place, least=1)
+    if "index" in given:
+        index = _indexed(place, given, storage_options)
+        return cut(index.ids, index.mark.address, index.mark.name, max_cells)
+    if is_census:
+        queries = load_queries(given.get("queries"))
+        query = queries[place.removeprefix(CENSUS)]
+        release = find_release(queries, given.get("release"), storage_options)
+        address, name = query.address(release), f"{place}@{release.version}"
     else:
-        plain, max_cells = _without_max(url)
-        address = parse(plain)
-        names_layer = any(p.startswith("layer=") for p in plain.partition("?")[2].split("&"))
-        if address.cells is not None:
-            return [Partition(address=address, name=_name(address))]
+        address = address_of(place, given)
         name = _name(address)
-    with open_experiment(address, storage_options, or_only_layer=not names_layer) as experiment:
+        if address.cells is not None:
+            return [Partition(address, name)]
+    may_choose = not is_census and "layer" not in given
+    with Experiment(address, storage_options, or_only_layer=may_choose) as experiment:
         if experiment.layer != address.layer:
             address = dataclasses.replace(address, layer=experiment.layer)
             print(f"{name}: its only layer, {address.layer}, is taken", file=sys.stderr)
-        ids = experiment.ids(address.filter, address.first, address.last)
-    if not len(ids):
-        raise SourceError(
-            "no cell fits the filter",
-            where=f"{name}: {address.filter}",
-            advice="check the values it compares with: they are case-sensitive",
-        )
-    return cut(ids, address, name, max_cells)
+        return cut(experiment.cells(), address, name, max_cells)
 
 
 def cut(
@@ -113,12 +89,10 @@ def cut(
     """Cells, by their ascending soma_joinids, in stretches of `max_cells`."""
     return [
         Partition(
-            address=dataclasses.replace(
-                address, first=int(part[0]), last=int(part[-1]), cells=len(part)
-            ),
-            name=f"{name} [{number}]",
+            dataclasses.replace(address, first=int(part[0]), last=int(part[-1]), cells=len(part)),
+            f"{name} [{n}]",
         )
-        for number, part in enumerate(np.split(ids, range(max_cells, len(ids), max_cells)))
+        for n, part in enumerate(np.split(ids, range(max_cells, len(ids), max_cells)))
     ]
 
 
@@ -126,15 +100,12 @@ def beside(url: str, folder: str) -> str:
     """An address as it stands in a file of `folder`, which what is relative in it is relative to."""
     place, mark, query = url.partition("?")
     if place.startswith(SOMA):
-        place = SOMA + _beside(place.removeprefix(SOMA), folder)
-    else:
-        parts = query.split("&")
-        for i, part in enumerate(parts):
-            key, equals, path = part.partition("=")
-            if key in ("index", "queries"):
-                parts[i] = key + equals + quote(_beside(unquote(path), folder), safe="/:")
-        query = "&".join(parts)
-    return f"{place}{mark}{query}"
+        return SOMA + _beside(place.removeprefix(SOMA), folder) + mark + query
+
+    def moved(key: re.Match[str]) -> str:
+        return f"{key[1]}={quote(_beside(unquote(key[2]), folder), safe='/:')}"
+
+    return place + mark + re.sub(r"(?<![^&])(index|queries)=([^&]*)", moved, query)
 
 
 def _beside(path: str, folder: str) -> str:
@@ -151,51 +122,20 @@ def _name(address: SomaAddress) -> str:
     return f"{shown} [{'-'.join(ends)}]"
 
 
-def _census(
-    name: str, given: Mapping[str, str], storage_options: Mapping[str, Any] | None
-) -> tuple[SomaAddress, str]:
-    queries = load_queries(given.get("queries"))
-    queries[name]  # an unknown name is refused before anything is read
-    release = find_release(queries, given.get("release"), storage_options)
-    address = query_address(name, release, given.get("queries"))
-    return address, f"{CENSUS}{name}@{release.version}"
-
-
 def _indexed(
-    name: str, given: Mapping[str, str], storage_options: Mapping[str, Any] | None
+    place: str, given: Mapping[str, str], storage_options: Mapping[str, Any] | None
 ) -> QueryIndex:
     if "queries" in given:
         raise ConfigError(
             "an index says itself which cells a query takes",
-            where=f"{CENSUS}{name}: queries={given['queries']}",
+            where=f"{place}: queries={given['queries']}",
             advice="leave out either index or queries",
         )
-    index = load_index(given["index"], name, storage_options)
+    index = load_index(given["index"], place.removeprefix(CENSUS), storage_options)
     if given.get("release", index.mark.version) != index.mark.version:
         raise ConfigError(
             f"the index is of the release {index.mark.version}, not {given['release']}",
-            where=f"{CENSUS}{name}: index={redact(given['index'])}",
+            where=f"{place}: index={redact(given['index'])}",
             advice="leave the release out, or make an index of that release in another folder",
         )
     return index
-
-
-def _without_max(url: str) -> tuple[str, int]:
-    """The address without its max_cells, and that."""
-    plain, _, query = url.partition("?")
-    parts = query.split("&")
-    texts = [part.removeprefix("max_cells=") for part in parts if part.startswith("max_cells=")]
-    others = [part for part in parts if part and not part.startswith("max_cells=")]
-    if len(texts) > 1:
-        raise ConfigError("max_cells is given twice", where=plain)
-    return plain + ("?" + "&".join(others) if others else ""), _max_cells(
-        texts[0] if texts else None, plain
-    )
-
-
-def _max_cells(text: str | None, where: str) -> int:
-    if text is None:
-        return MAX_CELLS
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"max_cells is a number of at least 1, not {text!r}", where=where)
-    return int(text)

@@ -8,7 +8,6 @@ Called by census.partitions, census.index and the command line.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,9 @@ SHIPPED = Path(__file__).with_name("queries.toml")
 
 DIRECTORY = "https://census.cellxgene.cziscience.com/cellxgene-census/v1/release.json"
 """Where the Census says which releases it serves, unless a file of queries names another place."""
+
+PRIMARY = "is_primary_data"
+"""The column of obs that says of one of a cell's copies that it is the one to take."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -49,15 +51,24 @@ class Query:
 
     def __post_init__(self) -> None:
         if not self.filter.strip():
-            raise ConfigError("the filter is empty", where="query")
+            raise ConfigError("the filter is empty")
         if not _NAME.fullmatch(self.organism):
-            raise ConfigError(f"{self.organism!r} is no name of an organism", where="query")
+            raise ConfigError(f"{self.organism!r} is no name of an organism")
 
     @property
     def obs_filter(self) -> str:
         """The whole expression over obs, on one line."""
         text = re.sub(r"\s*\n\s*", " ", self.filter.strip())
-        return f"({text}) and is_primary_data == True" if self.primary else text
+        return f"({text}) and {PRIMARY} == True" if self.primary else text
+
+    def address(self, release: Release) -> SomaAddress:
+        """All its cells in a release."""
+        return SomaAddress(
+            uri=release.experiment(self.organism),
+            filter=self.obs_filter,
+            region=release.region,
+            anonymous=release.anonymous,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,17 +134,10 @@ def load_queries(file: str | Path | None = None) -> Queries:
     """
     where = str(file or "the shipped queries")
     tables = read_toml(file or SHIPPED)
-    given = tables.pop("query", {})
-    if not isinstance(given, Mapping) or not all(isinstance(q, Mapping) for q in given.values()):
-        raise ConfigError(
-            "`query` must hold tables", where=where, advice='write [query.NAME] and filter = "..."'
-        )
     for name in ("directory", "version") if "uri" in tables else ("region",):
         if name in tables:
             raise ConfigError(
-                f"`{name}` means nothing "
-                + ("beside" if "uri" in tables else "without")
-                + " `uri`",
+                f"`{name}` means nothing {'beside' if 'uri' in tables else 'without'} `uri`",
                 where=where,
                 advice="a Census is named either by directory and version, or by uri and region",
             )
@@ -141,33 +145,7 @@ def load_queries(file: str | Path | None = None) -> Queries:
         raise ConfigError(
             "`version` is text", where=where, advice='quote it: version = "2025-01-30"'
         )
-    queries = {name: build(Query, table, f"{where}: query.{name}") for name, table in given.items()}
     try:
-        settings = build(_Settings, tables, where)
-        return Queries(query=queries, **dataclasses.asdict(settings))
+        return build(Queries, tables, where)
     except ConfigError as e:
         raise ConfigError(e.what, where=e.where or where, advice=e.advice) from None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Settings:
-    """The keys of a file beside its queries; see Queries."""
-
-    directory: str = DIRECTORY
-    version: str = "stable"
-    uri: str | None = None
-    anonymous: bool | None = None
-    region: str | None = None
-
-
-def query_address(
-    query_name: str, release: Release, queries_file: str | None = None
-) -> SomaAddress:
-    """The address of all cells of a query in a release."""
-    query = load_queries(queries_file)[query_name]
-    return SomaAddress(
-        uri=release.experiment(query.organism),
-        filter=query.obs_filter,
-        region=release.region,
-        anonymous=release.anonymous,
-    )

@@ -1,9 +1,9 @@
 """Where a release of the CELLxGENE Census is: what its directory of releases says.
 
-    find_release(directory, "stable") -> Release(version="2025-01-30", uri="s3://...", ...)
+    find_release(queries, "stable") -> Release(version="2025-01-30", uri="s3://...", ...)
 
-The directory is a JSON object {version: description, alias: version}, as cellxgene_census reads it.
-Called by census.partitions, census.index and the command line.
+The directory is a JSON object {version: description, alias: version}. Own code and not cellxgene_census,
+which reads one fixed address, with one try and no timeout, and opens retracted releases with a warning.
 """
 
 from __future__ import annotations
@@ -14,17 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError, StorageError
-from scshards.base.records import read_json
+from scshards.base.records import Damaged, Record, read_json
 from scshards.base.storage import Storage, redact
 
 if TYPE_CHECKING:
     from scshards.census.queries import Queries
-
-EXPERIMENTS = "census_data"
-"""The collection of a Census that holds an experiment for each organism."""
-
-MIRRORS = "mirrors.json"
-"""Beside the directory: the buckets that serve the releases which have only a relative address."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +50,7 @@ class Release:
 
     def experiment(self, organism: str) -> str:
         """Address of the experiment of one organism."""
-        return f"{self.uri.rstrip('/')}/{EXPERIMENTS}/{organism}"
+        return f"{self.uri.rstrip('/')}/census_data/{organism}"
 
 
 def find_release(
@@ -78,18 +72,15 @@ def find_release(
         When the directory can't be read, or is none.
     """
     if queries.uri is not None:
+        name = redact(queries.uri)
         if version is not None:
             raise ConfigError(
                 f"the queries name a Census by its address: there is no version {version!r} to choose",
-                where=redact(queries.uri),
+                where=name,
                 advice="leave the version out, or `uri` out of the file of queries",
             )
-        return Release(
-            version=redact(queries.uri),
-            uri=queries.uri,
-            region=queries.region,
-            anonymous=bool(queries.anonymous),
-        )
+        anonymous = bool(queries.anonymous)
+        return Release(version=name, uri=queries.uri, region=queries.region, anonymous=anonymous)
     found, aliases = releases(queries, storage_options)
     wanted = version or queries.version
     name = aliases.get(wanted, wanted)
@@ -123,65 +114,62 @@ def releases(
     StorageError
         When the directory can't be read, or is none.
     """
-    where = redact(queries.directory)
-    tree = _json(queries.directory, storage_options)
-    if not isinstance(tree, dict):
-        raise StorageError("this is no directory of releases of the Census", where=where)
     found: dict[str, Release] = {}
     aliases: dict[str, str] = {}
-    mirror: Mapping[str, Any] | None = None
-    for name, said in tree.items():
-        if isinstance(said, str):
-            aliases[name] = said
-            continue
-        if not _is_description(said):
-            raise StorageError("this is no directory of releases of the Census", where=where)
-        soma, flags = said["soma"], said.get("flags") or {}
-        withdrawn = said.get("retraction")
-        uri, region = soma.get("uri"), soma.get("s3_region")
-        if not uri:
-            mirror = mirror or _mirror(queries, storage_options)
-            uri = f"{mirror['base_uri'].rstrip('/')}/{soma['relative_uri'].lstrip('/')}"
-            region = mirror.get("region")
-        found[name] = Release(
-            version=name,
-            uri=uri,
-            region=region,
-            anonymous=queries.anonymous is not False,
-            is_lts=bool(flags.get("lts")),
-            retracted=str(withdrawn.get("reason") or "no reason is given") if withdrawn else None,
-        )
+    mirror: tuple[str, str | None] | None = None
+    try:
+        for name, tree in _read(queries.directory, storage_options).items():
+            if isinstance(tree, str):
+                aliases[name] = tree
+                continue
+            said = Record(tree, name)
+            soma = said.record("soma")
+            uri, region = _text(soma, "uri"), _text(soma, "s3_region")
+            if not uri:
+                path = soma.text("relative_uri")
+                mirror = mirror or _mirror(queries.directory, storage_options)
+                uri, region = f"{mirror[0].rstrip('/')}/{path.lstrip('/')}", mirror[1]
+            withdrawn = _table(said, "retraction")
+            found[name] = Release(
+                version=name,
+                uri=uri,
+                region=region,
+                anonymous=queries.anonymous is not False,
+                is_lts=bool(_table(said, "flags").get("lts")),
+                retracted=str(withdrawn.get("reason") or "no reason is given")
+                if withdrawn
+                else None,
+            )
+    except Damaged as e:
+        raise StorageError(
+            f"this is no directory of releases of the Census: {e}", where=redact(queries.directory)
+        ) from None
     return found, {alias: name for alias, name in aliases.items() if name in found}
 
 
-def _is_description(said: Any) -> bool:
-    """Whether this describes a release, as far as it is looked at here."""
-    if not isinstance(said, dict) or not isinstance(said.get("soma"), dict):
-        return False
-    optional = (said.get("flags"), said.get("retraction"))
-    addresses = (said["soma"].get("uri"), said["soma"].get("relative_uri"))
-    return (
-        all(table is None or isinstance(table, dict) for table in optional)
-        and all(address is None or isinstance(address, str) for address in addresses)
-        and any(addresses)
-    )
-
-
-def _mirror(queries: Queries, storage_options: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    folder, slash, _ = queries.directory.rpartition("/")
-    address = f"{folder}{slash}{MIRRORS}"
-    tree = _json(address, storage_options)
-    default = tree.get("default") if isinstance(tree, dict) else None
-    mirror = tree.get(default) if isinstance(default, str) else None
-    if not isinstance(mirror, dict) or not isinstance(mirror.get("base_uri"), str):
-        raise StorageError("this names no mirror of the Census", where=redact(address))
-    return mirror
-
-
-def _json(address: str, storage_options: Mapping[str, Any] | None) -> Any:
-    folder, slash, name = address.rpartition("/")
-    data = Storage(folder + slash or ".", storage_options).read(name)
+def _mirror(directory: str, storage_options: Mapping[str, Any] | None) -> tuple[str, str | None]:
+    """Where the releases are that have only a relative address, and its region."""
+    folder, slash, _ = directory.rpartition("/")
+    address = f"{folder}{slash}mirrors.json"
     try:
-        return read_json(data)
-    except ValueError:
-        raise StorageError("this is not JSON", where=redact(address)) from None
+        tree = Record(_read(address, storage_options))
+        mirror = tree.record(tree.text("default"))
+        return mirror.text("base_uri"), _text(mirror, "region")
+    except Damaged as e:
+        raise StorageError(
+            f"this names no mirror of the Census: {e}", where=redact(address)
+        ) from None
+
+
+def _read(address: str, storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
+    folder, slash, name = address.rpartition("/")
+    tree = read_json(Storage(folder + slash or ".", storage_options).read(name))
+    return Record({"it": tree}).plain("it")
+
+
+def _text(record: Record, name: str) -> str | None:
+    return record.text(name) if name in record and record.any(name) is not None else None
+
+
+def _table(record: Record, name: str) -> dict[str, Any]:
+    return record.plain(name) if name in record and record.any(name) is not None else {}

@@ -1,7 +1,4 @@
-"""The arithmetic of reading rows of a SOMA matrix: how many at once, and values in any order to rows.
-
-Called by census.experiment and, for what its rows are, census.download.
-"""
+"""The arithmetic of reading rows of a SOMA matrix: how many at once, and values in any order to rows."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from numpy.typing import NDArray
 
 from scshards.kernels import rows as kernels
 
-Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any]]
+Part = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 """Values of a matrix in any order: the ids of their rows, of their columns, and they themselves."""
 
 _ROWS = 8
@@ -92,79 +89,56 @@ class Dealt(NamedTuple):
     largest: int
 
 
-def by_row(ids: NDArray[np.int64], parts: Iterable[Part], dtype: np.dtype[Any]) -> Dealt:
-    """Values in any order -> by rows. All parts are held until the last one has come, 12 bytes a value.
+def by_row(
+    ids: NDArray[np.int64],
+    parts: Iterable[Part],
+    dtype: np.dtype[Any],
+    n_values: NDArray[np.int64] | None = None,
+) -> Dealt | None:
+    """Values in any order -> by rows.
 
     Parameters
     ----------
     ids
         soma_joinids of the rows, ascending.
-    parts
-        Values with the soma_joinids of their rows, all of them among `ids`, and of their columns.
     dtype
         Of the values.
-    """
-    first, table = _places(ids)
-    kept, largest = [], -1
-    for rows, columns, values in parts:
-        places = table[rows - first] if table is not None else _searched(ids, rows)
-        largest = max(largest, int(columns.max(initial=-1)))
-        kept.append((places.astype(np.int32), columns.astype(np.int32), values))
-    indptr = np.zeros(len(ids) + 1, np.int64)
-    for places, _, _ in kept:
-        indptr[1:] += np.bincount(places, minlength=len(ids))
-    np.cumsum(indptr, out=indptr)
-    found = _deal(indptr, kept, 0, np.arange(len(ids), dtype=np.int32), dtype)
-    assert found is not None, "as many values as were counted"
-    return found._replace(largest=largest)
-
-
-def by_known_row(
-    ids: NDArray[np.int64],
-    n_values: NDArray[np.int64],
-    parts: Iterable[Part],
-    dtype: np.dtype[Any],
-) -> Dealt | None:
-    """As by_row, for rows of which it is said how many values each has: no part is held.
+    n_values
+        How many each row has, where it is said: then no part is held. Else all are until the last one
+        has come, 12 bytes a value.
 
     Returns
     -------
     None where it is not so. Not all parts may have been asked for then.
     """
-    first, table = _places(ids)
-    if table is None:
-        parts = ((_searched(ids, rows), columns, values) for rows, columns, values in parts)
-        first, table = 0, np.arange(len(ids), dtype=np.int32)
+    first, length = int(ids[0]), int(ids[-1] - ids[0]) + 1
+    places = table = np.arange(len(ids), dtype=np.int32)
+    if length <= 64 * len(ids) + (1 << 16):
+        table = np.full(length, -1, np.int32)
+        table[ids - first] = places
+    else:  # a table of all ids between them would be too long
+        parts, first = ((_searched(ids, r), c, v) for r, c, v in parts), 0
+    largest = -1
+    if n_values is None:
+        held, n_values = [], np.zeros(len(ids), np.int64)
+        for rows, columns, values in parts:
+            held.append((table[rows - first], columns.astype(np.int32), values))
+            n_values += np.bincount(held[-1][0], minlength=len(ids))
+            largest = max(largest, int(columns.max(initial=-1)))
+        parts, first, table = held, 0, places
     indptr = np.zeros(len(ids) + 1, np.int64)
     np.cumsum(n_values, out=indptr[1:])
-    return _deal(indptr, parts, first, table, dtype)
-
-
-def _deal(
-    indptr: NDArray[np.int64],
-    parts: Iterable[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]],
-    first: int,
-    table: NDArray[np.int32],
-    dtype: np.dtype[Any],
-) -> Dealt | None:
-    at, largest = indptr[:-1].copy(), -1
-    columns, values = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], dtype)
+    at, indices, data = (
+        indptr[:-1].copy(),
+        np.empty(indptr[-1], np.int32),
+        np.empty(indptr[-1], dtype),
+    )
     for part in parts:
-        seen = kernels.deal_to_rows(*part, first, table, at, indptr[1:], columns, values)
+        seen = kernels.deal_to_rows(*part, first, table, at, indptr[1:], indices, data)
         if seen == kernels.TOO_MANY:
             return None
         largest = max(largest, int(seen))
-    return Dealt(indptr, columns, values, largest) if np.array_equal(at, indptr[1:]) else None
-
-
-def _places(ids: NDArray[np.int64]) -> tuple[int, NDArray[np.int32] | None]:
-    """The first id, and the place of each id from there on; no table where it would be too long."""
-    first, stretch = int(ids[0]), int(ids[-1] - ids[0]) + 1
-    if stretch > 64 * len(ids) + (1 << 16):
-        return first, None
-    table = np.full(stretch, -1, np.int32)
-    table[ids - first] = np.arange(len(ids), dtype=np.int32)
-    return first, table
+    return Dealt(indptr, indices, data, largest) if np.array_equal(at, indptr[1:]) else None
 
 
 def _searched(ids: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.intp]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +15,7 @@ from scshards.cli.command import Commands
 from scshards.cli.options import as_json, build, option, options, store_options
 
 if TYPE_CHECKING:
-    from scshards.census.download import DownloadReport
+    from scshards.census.download import DownloadedQuery
     from scshards.census.index import IndexReport
     from scshards.census.queries import Queries
     from scshards.census.releases import Release
@@ -124,9 +126,8 @@ def show(
         found = find_release(known, release, storage_options)
         tree["version"] = found.version
         tree["experiment"] = redact(found.experiment(known[name].organism))
-        tree["cells"], tree["primary_cells"], tree["all_cells"] = count_cells(
-            name, found, queries, storage_options
-        )
+        counts = count_cells(known[name], found, storage_options)
+        tree["cells"], tree["primary_cells"], tree["all_cells"] = counts
     if as_json:
         click.echo(json.dumps(tree, indent=1, ensure_ascii=False))
         return
@@ -229,7 +230,8 @@ def download(
     asked = build(DownloadOptions, chosen)
     report = run(_chosen(names, all), index, output, asked, storage_options, progress)
     if as_json:
-        click.echo(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
+        tree = {"queries": [dataclasses.asdict(query) for query in report]}
+        click.echo(json.dumps(tree, indent=1, ensure_ascii=False))
     else:
         _show_download(report, asked.share)
 
@@ -283,16 +285,16 @@ def _show_index(report: IndexReport) -> None:
     )
 
 
-def _show_download(report: DownloadReport, share: tuple[int, int] | None) -> None:
+def _show_download(report: Sequence[DownloadedQuery], share: tuple[int, int] | None) -> None:
     from scshards.base.progress import counted, size, table
 
     rows = [
         (q.query, q.partitions, q.made, q.were_there, q.left, q.cells, size(q.bytes))
-        for q in report.queries
+        for q in report
     ]
     header = ("query", "partitions", "made now", "there before", "missing", "cells there", "size")
     click.echo(table(header, rows))
-    left = sum(q.left for q in report.queries)
+    left = sum(q.left for q in report)
     if left:
         who = "" if share is None else f"share {share[0]} of {share[1]}: "
         what = f"{counted(left, 'partitions')} {'is' if left == 1 else 'are'} missing"

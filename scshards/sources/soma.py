@@ -24,7 +24,7 @@ from scshards.base.text import text_of
 from scshards.base.threads import read_ahead
 from scshards.census.address import SomaAddress
 from scshards.census.context import is_one_of_many
-from scshards.census.experiment import READ_VALUES, Experiment, Shared, shared
+from scshards.census.experiment import READ_VALUES, Experiment, shared
 from scshards.sources.matrix import ByRows, row_cuts, spread
 from scshards.sources.rows import INDEX, Block, Matrix, Source, missing_column
 
@@ -64,9 +64,8 @@ class SomaSource(Source):
         self._is_shared = scratch is not None
         # A pack's tasks compare the experiment's state before they open it here; nobody else does.
         if scratch is not None:
-            opened = shared(address, storage_options)
-            self._experiment = opened.experiment
-            self._ids, self._sizes = self._kept_cells(scratch, opened)
+            self._experiment = shared(address, storage_options)
+            self._ids, self._sizes = self._kept_cells(scratch)
         else:
             self._experiment = Experiment(address, storage_options)
             try:
@@ -173,10 +172,8 @@ class SomaSource(Source):
             )
         return ids, self._experiment.n_values(ids)
 
-    def _kept_cells(
-        self, scratch: Path, opened: Shared
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-        folder = scratch.with_name(f"cells-{opened.state[:16]}")
+    def _kept_cells(self, scratch: Path) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        folder = scratch.with_name(f"cells-{self._experiment.state[:16]}")
         if not folder.is_dir():
             ids, sizes = self._cells()
             with published(folder) as part:

@@ -27,7 +27,7 @@ from scshards.base.errors import (
     StorageError,
 )
 from scshards.census import download as module
-from scshards.census.download import DownloadReport, download
+from scshards.census.download import DownloadedQuery, download
 from scshards.census.experiment import Experiment
 from scshards.census.h5ad import H5adWriter
 from scshards.census.index import build_index, load_index
@@ -45,7 +45,7 @@ def index(census: Census, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(index: Path, output: Path, *names: str, **options: Any) -> DownloadReport:
+def run(index: Path, output: Path, *names: str, **options: Any) -> tuple[DownloadedQuery, ...]:
     chosen = DownloadOptions(**{"max_cells": MAX_CELLS, **options})
     return download(list(names) or ["heart"], str(index), str(output), chosen, progress=False)
 
@@ -70,7 +70,7 @@ def no_reading(patch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("the experiment was opened")
 
-    patch.setattr(module, "open_experiment", refuse)
+    patch.setattr(module, "Experiment", refuse)
 
 
 # --- what is in the files --------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_partitions_hold_what_the_censuss_own_library_gives(
                         # Text that repeats itself, as anndata writes it.
                         assert (mine[column].dtype, other[column].dtype) == ("category", "object")
             assert ours.uns["census"]["version"] == STABLE
-    (row,) = report.queries
+    (row,) = report
     assert (row.partitions, row.made, row.were_there, row.left) == (len(names), len(names), 0, 0)
     assert row.cells == len(ids)
     assert row.bytes == sum((tmp_path / "heart" / n).stat().st_size for n in names)
@@ -157,11 +157,11 @@ def test_tasks_share_all_partitions_of_all_queries(
     index: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     made = [run(index, tmp_path, "heart", "lung", share=(i, 3)) for i in (3, 1, 2)]
-    per_task = [sum(q.made for q in report.queries) for report in made]
-    total = sum(q.partitions for q in made[-1].queries)
+    per_task = [sum(q.made for q in report) for report in made]
+    total = sum(q.partitions for q in made[-1])
     assert sum(per_task) == total and max(per_task) - min(per_task) <= 1
-    assert [q.left for q in made[-1].queries] == [0, 0]
-    assert sum(q.left for q in made[0].queries) == total - per_task[0]
+    assert [q.left for q in made[-1]] == [0, 0]
+    assert sum(q.left for q in made[0]) == total - per_task[0]
     hearts = {name: data for name, data in files(tmp_path).items() if name.startswith("heart")}
     assert hearts == whole
 
@@ -184,21 +184,21 @@ def test_a_second_call_makes_what_is_missing_or_not_whole(
     first, second = (tmp_path / "heart" / f"partition_00000{i}.h5ad" for i in (0, 1))
     with monkeypatch.context() as patch:
         no_reading(patch)
-        assert run(index, tmp_path).queries[0].made == 0
+        assert run(index, tmp_path)[0].made == 0
     first.write_bytes(first.read_bytes()[:-100])
     second.with_suffix(".json").unlink()
     (tmp_path / "heart" / ".partition_000000.h5ad.tmp").write_bytes(b"of a process that was killed")
     (tmp_path / "heart" / ".partition_000000.lock").write_bytes(b"")
-    assert run(index, tmp_path).queries[0].made == 2
+    assert run(index, tmp_path)[0].made == 2
     assert files(tmp_path) == whole
     data = bytearray(first.read_bytes())
     data[len(data) // 2] ^= 1
     first.write_bytes(data)
-    assert run(index, tmp_path).queries[0].made == 0, "its size is right"
-    assert run(index, tmp_path, check=True).queries[0].made == 1
+    assert run(index, tmp_path)[0].made == 0, "its size is right"
+    assert run(index, tmp_path, check=True)[0].made == 1
     assert files(tmp_path) == whole
     first.unlink()
-    assert run(index, tmp_path).queries[0].made == 1
+    assert run(index, tmp_path)[0].made == 1
     assert files(tmp_path) == whole
 
 
@@ -210,7 +210,7 @@ def test_partitions_of_something_else_are_refused(
     with pytest.raises(ConfigError, match="max_cells: 30 there, 31 here"):
         run(index, tmp_path, max_cells=31)
     build_index(["heart"], str(tmp_path / "i"), census.queries, OLDER, progress=False)
-    with pytest.raises(ConfigError, match=f"version: {STABLE} there, {OLDER} here"):
+    with pytest.raises(ConfigError, match=f"version: '{STABLE}' there, '{OLDER}' here"):
         run(tmp_path / "i", tmp_path)
     theirs = tmp_path / "theirs" / "heart"
     theirs.mkdir(parents=True)
@@ -270,7 +270,7 @@ def test_what_stops_midway_leaves_no_half_partition(
         with pytest.raises(type(error)):
             run(index, tmp_path)
     assert files(tmp_path) == before
-    assert run(index, tmp_path).queries[0].were_there == 1
+    assert run(index, tmp_path)[0].were_there == 1
     assert files(tmp_path) == whole
 
 
@@ -298,7 +298,7 @@ def test_another_process_makes_the_same_partition(index: Path, tmp_path: Path) -
         with pytest.raises(OutputExistsError, match="another process is making") as e:
             run(index, tmp_path)
     assert "partition_000001.h5ad" in str(e.value)
-    assert run(index, tmp_path).queries[0].were_there == 1
+    assert run(index, tmp_path)[0].were_there == 1
 
 
 def test_cells_that_vanished_are_noticed(census: Census, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from soma_census import OLDER, RETRACTED, STABLE, Census
 
 from scshards.base.errors import ConfigError, StorageError
-from scshards.census.partitions import beside, is_query, partitions
+from scshards.census.partitions import beside, partitions
 from scshards.census.queries import Queries, load_queries
 from scshards.census.releases import find_release, releases
 
@@ -38,7 +38,11 @@ def test_a_release_is_found_by_its_date_or_another_name(census: Census, tmp_path
         "us-west-2",
         True,
     )
-    for text, said in {"[]": "no directory", "no": "not JSON", '{"a": {}}': "no directory"}.items():
+    for text, said in {
+        "[]": "no directory",
+        "no": "not valid JSON",
+        '{"a": {}}': "no directory",
+    }.items():
         (tmp_path / "release.json").write_text(text)
         with pytest.raises(StorageError, match=said):
             releases(made)
@@ -59,7 +63,7 @@ def test_partitions_hold_each_cell_once_and_none_is_empty(census: Census, max_ce
         assert one.name.endswith(f"soma_joinid < 80 [{number}]") and address.first == at
         assert address.cells == min(max_cells, 80 - at) and address.last == at + address.cells - 1
         at += address.cells
-        assert not is_query(str(address)) and partitions(str(address))[0].address == address
+        assert partitions(str(address))[0].address == address
     assert at == 80
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from scshards.base.errors import ConfigError, StorageError
 from scshards.census.address import SomaAddress, parse
-from scshards.census.context import listing_options, make_context
+from scshards.census.context import make_context, store_options
 from scshards.census.partitions import cut, partitions
 from scshards.census.queries import Queries, Query, load_queries
 from scshards.census.releases import find_release, releases
@@ -62,7 +62,7 @@ def test_text_in_quotes_stays_as_it_is() -> None:
         ("uri = 's3://b'\nversion = 'stable'\n[query.a]\nfilter = 'x'", "beside `uri`"),
         ("uri = 's3://b'\ndirectory = 'd'\n[query.a]\nfilter = 'x'", "beside `uri`"),
         ("region = 'us-west-2'\n[query.a]\nfilter = 'x'", "without `uri`"),
-        ("query = 3", "must hold tables"),
+        ("query = 3", "a table is needed"),
         ("[query.a]\nfilter = 'x'\norganism = '../x'", "no name of an organism"),
         ("[query.'a b']\nfilter = 'x'", "can't be the name"),
     ],
@@ -176,13 +176,14 @@ def test_a_public_census_is_read_at_aws_whatever_the_store_of_shards_is(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
     mine = {"key": "k", "secret": "s", "endpoint_url": "http://127.0.0.1:9000"}
     theirs = {**mine, "use_ssl": False}  # an option that TileDB has no name for
-    public = make_context("s3://public/x", theirs, region="us-west-2", anonymous=True).tiledb_config
+    there = SomaAddress(uri="s3://public/x", region="us-west-2", anonymous=True)
+    public = make_context(there, theirs).tiledb_config
     assert public["vfs.s3.endpoint_override"] == "s3.us-west-2.amazonaws.com"
     assert public["vfs.s3.no_sign_request"] == "true"
     assert "vfs.s3.aws_access_key_id" not in public
-    listed = listing_options("s3://public/x", mine, "us-west-2", True)
+    listed = store_options(there, mine)
     assert listed["endpoint_url"] == "https://s3.us-west-2.amazonaws.com"
     assert listed["anon"] and not {"key", "secret"} & listed.keys()
-    own = make_context("s3://own/x", mine).tiledb_config
+    own = make_context(SomaAddress(uri="s3://own/x"), mine).tiledb_config
     assert own["vfs.s3.endpoint_override"] == "127.0.0.1:9000"
     assert own["vfs.s3.aws_access_key_id"] == "k" and "vfs.s3.no_sign_request" not in own

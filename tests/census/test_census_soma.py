@@ -18,9 +18,9 @@ from soma_census import Census
 
 from scshards.base.errors import ConfigError, SourceError, StorageError
 from scshards.census.address import SomaAddress
-from scshards.census.context import listing_options
-from scshards.census.experiment import Experiment, identity, open_experiment, shared
-from scshards.census.rows import by_known_row, by_row, stretches
+from scshards.census.context import store_options
+from scshards.census.experiment import Experiment, identity, shared
+from scshards.census.rows import by_row, stretches
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def cells(census: Census) -> anndata.AnnData:
 
 @pytest.fixture
 def experiment(census: Census) -> Iterator[Experiment]:
-    with open_experiment(SomaAddress(uri=census.experiment())) as opened:
+    with Experiment(SomaAddress(uri=census.experiment())) as opened:
         yield opened
 
 
@@ -128,13 +128,13 @@ def test_what_is_not_there_is_refused_with_what_is(
         SomaAddress(uri=uri, measurement="rna"): "no measurement 'rna'",
         SomaAddress(uri=uri, layer="counts"): "no layer 'counts'",
     }.items():
-        with pytest.raises(SourceError, match=said), open_experiment(address):
+        with pytest.raises(SourceError, match=said), Experiment(address):
             pass
     for uri, said in {
         "gs://bucket/x": "a path or from s3",
         "tiledb://x": "a path or from s3",
     }.items():
-        with pytest.raises(ConfigError, match=said), open_experiment(SomaAddress(uri=uri)):
+        with pytest.raises(ConfigError, match=said), Experiment(SomaAddress(uri=uri)):
             pass
     with pytest.raises(ConfigError, match="no option 'endpoint'"):
         Experiment(SomaAddress(uri="s3://bucket/x"), {"endpoint": "http://127.0.0.1:1"})
@@ -146,7 +146,7 @@ def test_a_damaged_matrix_is_an_error(census: Census, tmp_path: Path) -> None:
     data = next(copy.glob("ms/RNA/X/raw/__fragments/*/d1.tdb"))
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     with (
-        open_experiment(SomaAddress(uri=str(copy))) as experiment,
+        Experiment(SomaAddress(uri=str(copy))) as experiment,
         pytest.raises(StorageError, match=r"reading rows 0 to .* failed: .*exceeds file size"),
     ):
         dense(experiment, np.arange(600))
@@ -160,7 +160,7 @@ def test_an_identity_is_that_of_one_state_and_one_choice(census: Census, tmp_pat
     shutil.copytree(census.experiment(), copy)
     address = SomaAddress(uri=str(copy), filter="nnz > 3", cells=5)
     first, opened = identity(address), shared(address)
-    assert identity(address) == first and shared(address).experiment is opened.experiment
+    assert identity(address) == first and shared(address) is opened
     other = identity(SomaAddress(uri=str(copy), filter="nnz > 4", cells=5))
     assert other["state"] == first["state"] and other != first
     with tiledbsoma.SparseNDArray.open(f"{copy}/ms/RNA/X/raw", "w") as x:
@@ -168,13 +168,13 @@ def test_an_identity_is_that_of_one_state_and_one_choice(census: Census, tmp_pat
         x.write(pa.table(coords))
     assert identity(address)["state"] != first["state"]
     # Who opens it now sees what was written.
-    found, _ = dense(shared(address).experiment, [0])
+    found, _ = dense(shared(address), [0])
     assert found[0, 1] == 9
 
 
 def test_on_s3_wrong_credentials_are_not_a_missing_experiment(s3_census: Census, s3: Any) -> None:
     address = SomaAddress(uri=s3_census.experiment())
-    with open_experiment(address, s3.options) as experiment:
+    with Experiment(address, s3.options) as experiment:
         assert len(experiment.ids()) == s3_census.anndata().n_obs
     assert identity(address, s3.options) == identity(address)
     wrong = {**s3.options, "secret": "hunter2"}
@@ -187,12 +187,12 @@ def test_on_s3_wrong_credentials_are_not_a_missing_experiment(s3_census: Census,
 
 def test_a_store_is_listed_with_what_tiledb_reads_it_with() -> None:
     given = {"key": "k", "client_kwargs": {"use_ssl": False}}
-    assert listing_options("s3://b/x", given, "us-west-2", False) == {
+    assert store_options(SomaAddress(uri="s3://b/x", region="us-west-2"), given) == {
         "key": "k",
         "client_kwargs": {"use_ssl": False, "region_name": "us-west-2"},
     }
     assert given == {"key": "k", "client_kwargs": {"use_ssl": False}}
-    assert listing_options("/data/x", given, None, False) == {}
+    assert store_options(SomaAddress(uri="/data/x"), given) == {}
 
 
 @given(
@@ -233,7 +233,7 @@ def test_values_in_any_order_come_by_rows(data: st.DataObject) -> None:
     parts = [(ids[rows[s]], columns[s], values[s]) for s in (slice(split), slice(split, None))]
     wanted = sp.coo_array((values, (rows, columns)), (len(ids), n)).toarray()
     sizes, kind = np.bincount(rows, minlength=len(ids)), np.dtype(np.float32)
-    for dealt in (by_row(ids, iter(parts), kind), by_known_row(ids, sizes, iter(parts), kind)):
+    for dealt in (by_row(ids, iter(parts), kind), by_row(ids, iter(parts), kind, sizes)):
         assert dealt is not None and dealt.largest == max(columns, default=-1)
         got = sp.csr_array((dealt.values, dealt.columns, dealt.indptr), (len(ids), n)).toarray()
         np.testing.assert_array_equal(got, wanted)
@@ -242,7 +242,7 @@ def test_values_in_any_order_come_by_rows(data: st.DataObject) -> None:
         told = sizes.copy()
         told[row] = max(0, told[row] + wrong)
         if told[row] != sizes[row]:
-            assert by_known_row(ids, told, iter(parts), kind) is None
+            assert by_row(ids, iter(parts), kind, told) is None
 
 
 @pytest.mark.parametrize("ids", [[5, 6, 9], [5, 1 << 40, (1 << 40) + 4]])
@@ -250,7 +250,7 @@ def test_values_in_any_order_come_by_rows(data: st.DataObject) -> None:
 def test_values_of_rows_that_were_not_asked_for_are_seen(ids: list[int], stray: int) -> None:
     part = (np.array([5, stray]), np.array([1, 1]), np.ones(2, np.float32))
     told = np.array([1, 1, 0])
-    assert by_known_row(np.array(ids), told, iter([part]), np.dtype(np.float32)) is None
+    assert by_row(np.array(ids), iter([part]), np.dtype(np.float32), told) is None
 
 
 @pytest.mark.parametrize("wrong", ["none", "more", "turned", "huge", "negative"])
@@ -277,7 +277,7 @@ def test_any_experiment_of_tiledbsoma_io_is_read(tmp_path: Path) -> None:
     )
     tiledbsoma.io.from_anndata(str(tmp_path / "e"), made, "rna")
     address = SomaAddress(uri=str(tmp_path / "e"), measurement="rna", layer="data")
-    with open_experiment(address) as experiment:
+    with Experiment(address) as experiment:
         assert experiment.gene_index == "var_id" and experiment.layers == ["data"]
         assert experiment.n_values(np.arange(3)) is None and experiment.dtype == np.float64
         assert experiment.mean_values == x.nnz / 30

@@ -12,15 +12,16 @@ import sys
 import pytest
 from soma_census import Census
 
+from scshards.census.address import SomaAddress
 from scshards.census.context import make_context
 
 READS = """
 import sys
 from scshards.census.address import SomaAddress
-from scshards.census.experiment import open_experiment
+from scshards.census.experiment import Experiment
 
 for _ in range(400):
-    with open_experiment(SomaAddress(uri=sys.argv[1])) as experiment:
+    with Experiment(SomaAddress(uri=sys.argv[1])) as experiment:
         ids = experiment.ids()[:90]
         for first in (0, 30, 60):
             (rows,) = experiment.rows(ids[first : first + 30])
@@ -29,7 +30,7 @@ for _ in range(400):
 
 
 def test_no_tiles_are_sorted_beside_a_read(census: Census) -> None:
-    config = make_context(census.experiment()).tiledb_config
+    config = make_context(SomaAddress(uri=census.experiment())).tiledb_config
     assert int(config["sm.query.sparse_global_order.preprocess_tile_merge"]) == 0
 
 

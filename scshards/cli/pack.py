@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,11 +10,11 @@ import click
 from scshards.cli.command import Command
 from scshards.cli.options import ShareType, as_json, build, given, option, options, refuse_together
 from scshards.cli.shown import show_manifest, wide
+from scshards.cli.status import show_status
 from scshards.packing.options import PackOptions
 
 if TYPE_CHECKING:
     from scshards.packing.dry_run import PackPlan
-    from scshards.packing.pack import Share
 
 split_file = option(
     "--split-file",
@@ -138,7 +137,7 @@ def command(
         return
     if share is not None:
         done = packing.pack_share(inputs, output, vocab, asked, share=share, progress=progress)
-        click.echo(json.dumps(dataclasses.asdict(done)) if as_json else _told(done, share))
+        show_status(done, as_json)
         return
     manifest = packing.pack(
         inputs, output, vocab, asked,
@@ -158,17 +157,6 @@ def with_split_file(chosen: dict[str, Any]) -> dict[str, Any]:
 
     said = read_split_file(path, chosen["split_by"])
     return chosen | {"split_by": said.column, "held_out": said.held_out}
-
-
-def _told(done: Share, share: tuple[int, int]) -> str:
-    """What is done of a pack in shares, and what comes next."""
-    line = f"share {share[0]} of {share[1]}: {done.slices_done} of {done.slices} slices are packed"
-    if done.slices_done < done.slices:
-        return f"{line}; run the other shares, then all of them once more, then --finish"
-    line += f", {done.shards_done} of {done.shards} shards written"
-    if done.shards_done < done.shards:
-        return f"{line}; run the other shares once more, then --finish"
-    return f"{line}; run --finish"
 
 
 def _show_plan(plan: PackPlan, as_json: bool) -> None:

@@ -34,11 +34,13 @@ def command(
     """
     from scshards.packing.status import status
 
-    found = status(root, scratch, storage_options)
-    if as_json:
-        click.echo(json.dumps(_tree(found), ensure_ascii=False))
-        return
-    click.echo("\n".join(_lines(found)))
+    show_status(status(root, scratch, storage_options), as_json)
+
+
+def show_status(found: Status, as_json: bool) -> None:
+    """How far a pack is, as JSON or in lines."""
+    text = json.dumps(_tree(found), ensure_ascii=False) if as_json else "\n".join(_lines(found))
+    click.echo(text)
 
 
 def _tree(found: Status) -> dict[str, Any]:

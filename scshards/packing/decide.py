@@ -48,8 +48,8 @@ class Decision:
         Of the values.
     labels
         The labels, in the order of `options.labels`.
-    cells
-        Cells of each split, before any is dropped for its genes or counts.
+    splits, cells
+        The splits, and the cells of each before any is dropped for its genes or counts.
     n_shards
         Shards that each split has room for.
     n_values
@@ -62,6 +62,7 @@ class Decision:
 
     kind: ValueKind
     labels: dict[str, LabelInfo]
+    splits: tuple[str, ...]
     cells: tuple[int, ...]
     n_shards: tuple[int, ...]
     n_values: int
@@ -73,6 +74,7 @@ class Decision:
         return {
             "kind": self.kind,
             "labels": [[n, i.kind, list(i.categories)] for n, i in self.labels.items()],
+            "splits": list(self.splits),
             "cells": list(self.cells),
             "n_shards": list(self.n_shards),
             "n_values": self.n_values,
@@ -86,6 +88,7 @@ class Decision:
         return cls(
             kind=tree["kind"],
             labels={n: LabelInfo(kind=k, categories=tuple(c)) for n, k, c in tree["labels"]},
+            splits=tuple(tree["splits"]),
             cells=tuple(tree["cells"]),
             n_shards=tuple(tree["n_shards"]),
             n_values=tree["n_values"],
@@ -157,6 +160,7 @@ def decide(
     return Decision(
         kind=kind,
         labels=infos,
+        splits=work.splits,
         cells=tuple(cells),
         n_shards=n_shards,
         n_values=sum(s.n_values for s in surveys),

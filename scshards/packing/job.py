@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from scshards._version import __version__
-from scshards.base import files
+from scshards.base import files, locks
 from scshards.base.errors import OutputExistsError, ScshardsError, StorageError
 from scshards.base.files import discard, scratch_writes, temporary_folder
 from scshards.base.locks import LOCK, Lease, held
@@ -117,6 +117,13 @@ class Job:
     @property
     def claim(self) -> str | None:
         return self._lease.claim if self._lease is not None else None
+
+    def holders(self) -> tuple[str, ...]:
+        """Who works on it, in words; nobody is disturbed."""
+        root = self.storage.local_path
+        if root is None:
+            return tuple(locks.claims(self.storage, FOLDER))
+        return tuple(locks.holders(root / FOLDER / LOCK))
 
     def request(self, identities: Sequence[Mapping[str, Any]]) -> str:
         """SHA-256 (hex) of what was asked for: the same for the same command and unchanged inputs.

@@ -19,7 +19,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from scshards.base.errors import ConfigError
@@ -34,6 +33,7 @@ from scshards.packing.options import OF_THE_RUN
 from scshards.packing.options import PackOptions as PackOptions
 from scshards.packing.phases import Phases
 from scshards.packing.request import Request, requested
+from scshards.packing.status import Status, status
 from scshards.shards.manifest import MANIFEST, Manifest
 from scshards.shards.shardset import ShardSet
 from scshards.sources.inputs import Input, expand, kept_columns
@@ -95,24 +95,6 @@ def pack(
     return run(request, progress, dask=dask, restart=restart, begun_only=finish, seconds=seconds)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Share:
-    """What a call of `pack_share` has left.
-
-    Attributes
-    ----------
-    slices, slices_done
-        Tasks of pass 1, and how many of them are done, by whomever.
-    shards, shards_done
-        Shards, and how many of them are written; 0 as long as pass 1 is not done.
-    """
-
-    slices: int
-    slices_done: int
-    shards: int
-    shards_done: int
-
-
 def pack_share(
     inputs: Input | Sequence[Input],
     root: Input,
@@ -121,7 +103,7 @@ def pack_share(
     progress: bool = True,
     *,
     share: tuple[int, int],
-) -> Share:
+) -> Status:
     """Do one of n shares of a pack, beside other processes that do the others (`--share I/N`).
 
     Each call does its share of pass 1 and, when the whole of pass 1 is done, of the shards. Two rounds
@@ -135,6 +117,10 @@ def pack_share(
     share
         (i, n), i from 1 to n.
 
+    Returns
+    -------
+    How far all shares together are, and what to run next.
+
     Raises
     ------
     As `pack`; what is done is kept.
@@ -146,20 +132,11 @@ def pack_share(
         )
     request = requested(inputs, root, vocab, options)
     job = _job(request, share=(i - 1, n))
-    whole = job.finished(request.identities)
-    if whole is not None:
-        shards = sum(map(len, whole.splits.values()))
-        return Share(slices=0, slices_done=0, shards=shards, shards_done=shards)
-    with _working(request, job, progress, share=(i - 1, n)) as phases:
-        publish(job.folder / SHARES, json.dumps({"shares": n}).encode())
-        phases.run()
-        shards_done, shards = phases.written if phases.is_scattered else (0, 0)
-        return Share(
-            slices=len(phases.slices),
-            slices_done=phases.scattered,
-            shards=shards,
-            shards_done=shards_done,
-        )
+    if job.finished(request.identities) is None:
+        with _working(request, job, progress, share=(i - 1, n)) as phases:
+            publish(job.folder / SHARES, json.dumps({"shares": n}).encode())
+            phases.run()
+    return status(root, request.options.scratch, request.options.storage_options)
 
 
 def run(

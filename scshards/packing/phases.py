@@ -186,7 +186,7 @@ class Phases:
 
     def scatter(self) -> None:
         """Pack this share's slices into spills."""
-        works = [w for w in self.slice_works if self._is_my_slice(w.task)]
+        works = [w for w in self.slice_works if self._is_mine(self.turn(w.task))]
         left = [w for w in works if not Path(w.mark).exists()]
         if len(left) > 1 and isinstance(self._worker, Pool) and self._worker.will_fork(len(left)):
             warm_up(left[0].task)
@@ -200,7 +200,7 @@ class Phases:
         bounds = np.append(0, np.cumsum(self.decision.n_shards))
         try:
             check_splits(
-                [int(self._shard_cells[a:b].sum()) for a, b in itertools.pairwise(bounds)],
+                [int(self.shard_cells[a:b].sum()) for a, b in itertools.pairwise(bounds)],
                 [s.name for s in self.surveys],
                 list(self._dropped()),
                 self.work,
@@ -212,7 +212,7 @@ class Phases:
 
     def write(self) -> None:
         """Write this share's shards."""
-        works = [w for i, w in enumerate(self._shard_works) if self._is_mine(i)]
+        works = [w for i, w in enumerate(self.shard_works) if self._is_mine(i)]
 
         def write() -> None:
             self._merge()
@@ -220,7 +220,7 @@ class Phases:
                 "3/3 writing shards",
                 works,
                 "cells",
-                lambda w: int(self._shard_cells[w.task.shard]),
+                lambda w: int(self.shard_cells[w.task.shard]),
                 self._worker,
             )
 
@@ -232,7 +232,7 @@ class Phases:
         for mark in self._slice_marks:
             self.seconds[mark["input"]] += mark["seconds"]
         written: dict[str, list[ShardInfo]] = {split: [] for split in request.splits}
-        for work in self._shard_works:
+        for work in self.shard_works:
             tree = read_done(Path(work.mark))
             with understood(Path(work.mark)):
                 shard = shard_from_json(tree["shard"])
@@ -304,26 +304,15 @@ class Phases:
         cut = plan.slices(
             final_splits(self.folder, self.surveys, self.request.options),
             [s.n_values for s in self.surveys],
-            len(self.request.splits),
+            len(self.decision.splits),
             [s.tiles for s in self.surveys],
         )
         return [dataclasses.replace(s, source=self.first_input + s.source) for s in cut]
 
     @property
-    def scattered(self) -> int:
-        """How many slices are packed, by whomever."""
-        return sum(1 for w in self.slice_works if Path(w.mark).exists())
-
-    @property
     def is_scattered(self) -> bool:
-        """Whether pass 1 is done."""
-        return self.scattered == len(self.slices)
-
-    @property
-    def written(self) -> tuple[int, int]:
-        """How many shards are written, by whomever, and of how many."""
-        works = self._shard_works
-        return sum(1 for w in works if Path(w.mark).exists()), len(works)
+        """Whether pass 1 is done, by whomever."""
+        return all(Path(w.mark).exists() for w in self.slice_works)
 
     @property
     def _worker(self) -> Executor:
@@ -333,6 +322,7 @@ class Phases:
 
     @cached_property
     def slice_works(self) -> list[Marked]:
+        """The tasks of pass 1."""
         works = []
         for number, s in enumerate(self.slices):
             file = self.request.inputs[s.source - self.first_input]
@@ -357,13 +347,14 @@ class Phases:
         return [read_done(Path(work.mark)) for work in self.slice_works]
 
     @cached_property
-    def _shard_works(self) -> list[Marked]:
+    def shard_works(self) -> list[Marked]:
+        """The tasks of pass 2, which are known when the spills are merged."""
         works, first = [], 0
         base = self.request.base
-        for split, n in zip(self.request.splits, self.decision.n_shards, strict=True):
+        for split, n in zip(self.decision.splits, self.decision.n_shards, strict=True):
             # Shards that got no cell are left out, and the others numbered without gaps, after those
             # of a set that is added to.
-            used = np.flatnonzero(self._shard_cells[first : first + n]) + first
+            used = np.flatnonzero(self.shard_cells[first : first + n]) + first
             before = len(base.splits.get(split, ())) if base else 0
             for number, shard in enumerate(used.tolist(), before):
                 task = WriteTask(
@@ -381,8 +372,10 @@ class Phases:
         return works
 
     @cached_property
-    def _shard_cells(self) -> NDArray[np.int64]:
-        raise AssertionError("the spills are merged first")
+    def shard_cells(self) -> NDArray[np.int64]:
+        """The cells of each shard, as far as the spills are merged."""
+        cells: NDArray[np.int64] = np.load(self.folder / segments.CELLS)
+        return cells
 
     @property
     def label_kinds(self) -> tuple[str, ...]:
@@ -394,10 +387,11 @@ class Phases:
     def _is_mine(self, number: int) -> bool:
         return number % self.share[1] == self.share[0]
 
-    def _is_my_slice(self, task: ScatterTask) -> bool:
+    def turn(self, task: ScatterTask) -> int:
+        """The number by which shares take turns."""
         # All slices of a matrix that is transposed are done by who transposes it.
         together = self.survey_of(task.slice).needs_transposing
-        return self._is_mine(task.slice.source - self.first_input if together else task.number)
+        return task.slice.source - self.first_input if together else task.number
 
     def _dropped(self) -> Iterator[Dropped]:
         return dropped(self.surveys, self.decision, self._slice_marks, self.request.options)
@@ -405,7 +399,7 @@ class Phases:
     def _merge(self) -> None:
         with self._alone():
             n_spills, n_shards = len(self.slices), sum(self.decision.n_shards)
-            self._shard_cells = segments.merge(self.folder, n_spills, n_shards)
+            self.shard_cells = segments.merge(self.folder, n_spills, n_shards)
 
     def _with_whole_spills(self, step: Callable[[], None]) -> None:
         """Do what reads spills; see segments.with_whole."""

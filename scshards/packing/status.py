@@ -8,26 +8,21 @@ It is read off what a job leaves in its scratch folder: see packing.job.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from scshards._version import __version__
-from scshards.base import locks
-from scshards.base.config import build
-from scshards.base.storage import Storage
-from scshards.packing import plan
-from scshards.packing.decide import Decision
-from scshards.packing.job import ADDS_TO, FOLDER, JOB, PLAN, SHARES, folder_of
-from scshards.packing.marks import read_mark, understood
+from scshards.cells.vocab import Vocab
+from scshards.packing.executors import InProcess
+from scshards.packing.job import ADDS_TO, JOB, SHARES, Job
+from scshards.packing.marks import read_mark
 from scshards.packing.options import PackOptions
+from scshards.packing.phases import Phases
+from scshards.packing.request import Request
 from scshards.packing.spill import CELLS
-from scshards.packing.survey import Survey
-from scshards.packing.unique import final_splits
-from scshards.shards.manifest import MANIFEST, Manifest
+from scshards.shards.manifest import MANIFEST, VOCAB, Manifest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,103 +99,78 @@ def status(
     StorageError, FormatError
         When the root can't be read, or a mark or the manifest is damaged.
     """
-    storage = Storage(root, storage_options)
-    data = storage.read_if_there(MANIFEST)
-    manifest = None if data is None else Manifest.from_json(data, where=storage.at(MANIFEST))
-    folder, at = folder_of(storage, scratch), storage.at("")
+    options = PackOptions(scratch=scratch, storage_options=storage_options or {})
+    job = Job(os.fspath(root), options, {})
+    at, folder = job.storage.at(""), job.folder
+    data = job.storage.read_if_there(MANIFEST)
+    manifest = None if data is None else Manifest.from_json(data, where=job.storage.at(MANIFEST))
     asked = read_mark(folder / JOB)
     if asked is None:
-        found = Status(root=at, manifest=manifest, asked=None)
-        return replace(found, next="" if manifest is not None else _absent(folder))
-    holders = (
-        locks.claims(storage, FOLDER)
-        if storage.local_path is None
-        else locks.holders(storage.local_path / FOLDER / locks.LOCK)
-    )
-    found = Status(root=at, manifest=manifest, asked=asked, holders=tuple(holders))
-    if asked.get("scshards") != __version__:
-        return replace(
-            found,
-            next=f"it was begun with scshards {asked.get('scshards')}: go on with that version, or "
-            "begin anew with --restart",
+        absent = (
+            "nothing was packed here, or its temporary files are elsewhere: there are none in "
+            f"{folder}. Look on the machine where it ran, and name their folder with --scratch if it "
+            "was given one"
         )
-    folders = sorted(folder.glob("source-*"))
-    marks = [read_mark(path / "survey.json") for path in folders]
-    with understood(folder):
-        surveys = [Survey.from_json(mark) for mark in marks if mark is not None]
-    found = replace(found, inputs=len(folders) or len(asked["inputs"]), inputs_done=len(surveys))
-    tree = read_mark(folder / PLAN)
-    if tree is not None:
-        with understood(folder / PLAN):
-            decision = Decision.from_json(tree)
-        found = _planned(found, folder, surveys, decision)
+        return Status(
+            root=at, manifest=manifest, asked=None, next="" if manifest is not None else absent
+        )
+    found = Status(root=at, manifest=manifest, asked=asked, holders=job.holders())
+    if asked.get("scshards") != __version__:
+        begun = f"it was begun with scshards {asked.get('scshards')}"
+        return replace(
+            found, next=f"{begun}: go on with that version, or begin anew with --restart"
+        )
+    folders = list(folder.glob("source-*"))
+    found = replace(
+        found,
+        inputs=len(folders) or len(asked["inputs"]),
+        inputs_done=sum((path / "survey.json").exists() for path in folders),
+    )
+    if job.has_plan:
+        found = _planned(found, job, replace(options, unique=asked["options"].get("unique")))
     return replace(found, next=_next(found))
 
 
-def _planned(found: Status, folder: Path, surveys: Sequence[Survey], decision: Decision) -> Status:
+def _planned(found: Status, job: Job, options: PackOptions) -> Status:
     """The same with the tasks of both passes, which are known once they are planned."""
     assert found.asked is not None
-    options = found.asked["options"]
-    slices = plan.slices(
-        final_splits(folder, surveys, PackOptions(unique=options.get("unique"))),
-        [s.n_values for s in surveys],
-        len(decision.n_shards),
-        [s.tiles for s in surveys],
+    unknown: Any = [None] * found.inputs  # nothing is read of them here
+    request = Request(
+        root=job.storage.url,
+        inputs=unknown,
+        vocab=Vocab.load(job.folder / VOCAB),
+        options=options,
+        splits=(),
+        asked=found.asked,
+        recorded={},
+        base=found.manifest if ADDS_TO in found.asked else None,
     )
-    packed = {path.stem for path in folder.glob("[0-9]*.json")}
-    left = [i for i in range(len(slices)) if f"{i:06d}" not in packed]
-    written = {path.stem for path in folder.glob("*-[0-9]*.json")}
-    of = read_mark(folder / SHARES)
-    n = 1 if of is None else int(of["shares"])
-    # All slices of a matrix that is transposed are of one share.
-    owners = [s.source if surveys[s.source].needs_transposing else i for i, s in enumerate(slices)]
-    to_pack = [owners[i] % n for i in left]
-    found = replace(
-        found,
-        slices=len(slices),
-        slices_done=len(slices) - len(left),
-        shards_done=len(written),
-        missing=tuple(f"{i:06d}" for i in left),
-        n_shares=n,
-    )
+    phases = Phases(request, job, InProcess(), shown=False)
+    shares = read_mark(job.folder / SHARES)
+    n = 1 if shares is None else int(shares["shares"])
+    slices = phases.slice_works
+    missing = [f"{w.task.number:06d}" for w in slices if not Path(w.mark).exists()]
+    to_pack = [phases.turn(w.task) % n for w in slices if not Path(w.mark).exists()]
     to_write: list[int] = []
-    if not left and (folder / CELLS).exists():
-        names = _shard_names(found, decision, np.load(folder / CELLS))
-        missing = [
-            (i, name) for i, name in enumerate(names) if name.replace("/", "-") not in written
-        ]
-        to_write = [i % n for i, _ in missing]
-        found = replace(found, shards=len(names), missing=tuple(name for _, name in missing))
-    shares = [
+    written, n_shards = len(list(job.folder.glob("*-[0-9]*.json"))), None
+    if not missing and (job.folder / CELLS).exists():
+        shards = phases.shard_works
+        n_shards = len(shards)
+        to_write = [i % n for i, w in enumerate(shards) if not Path(w.mark).exists()]
+        missing = [w.task.name for w in shards if not Path(w.mark).exists()]
+    parts = [
         Part(number=i + 1, slices=to_pack.count(i), shards=to_write.count(i))
         for i in range(n if n > 1 else 0)
     ]
-    return replace(found, shares=tuple(p for p in shares if p.slices or p.shards))
-
-
-def _shard_names(found: Status, decision: Decision, cells: Any) -> list[str]:
-    """The shards of a job, in the order of its tasks; those that got no cell are not written."""
-    assert found.asked is not None
-    if "manifests" in found.asked:  # of a reshard, which may keep splits of any name
-        splits = [f"split {i}" for i in range(len(decision.n_shards))]
-    else:
-        known = PackOptions.__dataclass_fields__.keys() & found.asked["options"].keys()
-        options = build(PackOptions, {name: found.asked["options"][name] for name in known})
-        splits = list(options.splits)
-    before = found.manifest.splits if found.manifest is not None else {}
-    names = []
-    for split, used in zip(
-        splits, np.split(cells > 0, np.cumsum(decision.n_shards)[:-1]), strict=True
-    ):
-        first = len(before.get(split, ()))
-        names += [f"{split}/{first + i:06d}" for i in range(int(used.sum()))]
-    return names
-
-
-def _absent(folder: Path) -> str:
-    return (
-        f"nothing was packed here, or its temporary files are elsewhere: there are none in {folder}. "
-        "Look on the machine where it ran, and name their folder with --scratch if it was given one"
+    return replace(
+        found,
+        slices=len(slices),
+        slices_done=len(slices) - len(to_pack),
+        shards=n_shards,
+        shards_done=written,
+        missing=tuple(missing),
+        shares=tuple(part for part in parts if part.slices or part.shards),
+        n_shares=n,
     )
 
 

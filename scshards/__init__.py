@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from scshards.packing.dry_run import PackPlan as PackPlan
     from scshards.packing.dry_run import plan_pack as plan_pack
     from scshards.packing.options import PackOptions as PackOptions
+    from scshards.packing.options import ReshardOptions as ReshardOptions
     from scshards.packing.pack import append as append
     from scshards.packing.pack import pack as pack
     from scshards.packing.reshard import merge as merge
     from scshards.packing.reshard import reshard as reshard
-    from scshards.packing.reshard_options import ReshardOptions as ReshardOptions
     from scshards.packing.verify.whole import verify as verify
     from scshards.shards.members import Cell as Cell
     from scshards.shards.members import decode_cell as decode_cell
@@ -45,7 +45,7 @@ _HOME = {
     "PackOptions": "packing.options",
     "PackPlan": "packing.dry_run",
     "PackedBatch": "cells.batch",
-    "ReshardOptions": "packing.reshard_options",
+    "ReshardOptions": "packing.options",
     "ScshardsError": "base.errors",
     "ShardSet": "shards.shardset",
     "Vocab": "cells.vocab",

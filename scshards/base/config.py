@@ -22,6 +22,8 @@ from scshards.base.errors import ConfigError
 
 T = TypeVar("T")
 
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
 
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The tables of a TOML file as a dict; ConfigError when it is absent or malformed."""
@@ -91,6 +93,20 @@ def build(cls: type[T], tables: Mapping[str, Any], where: str = "config") -> T:
         raise ConfigError(f"incomplete: {e}", where=where) from None
 
 
+def conform(config: Any) -> None:
+    """Make each field of a dataclass of the type that it is annotated with; for its `__post_init__`.
+
+    Raises
+    ------
+    ConfigError
+        For a value of another type; it names the field.
+    """
+    hints = typing.get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        value = _convert(hints[f.name], getattr(config, f.name), f.name)
+        object.__setattr__(config, f.name, value)
+
+
 def as_tables(config: Any) -> dict[str, Any]:
     """The dataclass as plain nested dicts, ready for JSON."""
     return dataclasses.asdict(config)
@@ -157,5 +173,5 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     else:
         ok = isinstance(value, hint) if isinstance(hint, type) else True
     if not ok:
-        raise ConfigError(f"{value!r:.60} is not a {getattr(hint, '__name__', hint)}", where=where)
+        raise ConfigError(f"{value!r:.60} is not {_KINDS.get(hint, hint)}", where=where)
     return value

@@ -5,7 +5,7 @@
 
 What reaches pandas is rebuilt from a syntax tree of names, constants, comparisons and arithmetic; calls,
 attributes, subscripts and `@` never do, so an expression can't reach a Python object. Called by
-packing.options and packing.reshard_options (to refuse early), by what they do, and stream.choice.
+packing.options (to refuse early), by what they do, and stream.choice.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from scshards.cli.options import as_json, build, options
 from scshards.cli.pack import split_file, with_split_file
 from scshards.cli.reshard import output, restart
 from scshards.cli.shown import show_manifest, wide
-from scshards.packing.reshard_options import ReshardOptions
+from scshards.packing.options import ReshardOptions
 
 
 @click.command("merge", cls=Command)

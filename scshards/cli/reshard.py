@@ -10,7 +10,7 @@ from scshards.cli.command import Command
 from scshards.cli.options import as_json, build, option, options
 from scshards.cli.pack import split_file, with_split_file
 from scshards.cli.shown import show_manifest, wide
-from scshards.packing.reshard_options import ReshardOptions
+from scshards.packing.options import ReshardOptions
 
 output = option("-o", "--output", required=True, metavar="NEW", help="The shard set to make.")
 restart = option(

@@ -1,6 +1,7 @@
-"""What `pack` is asked for: one frozen dataclass, checked when it is made.
+"""What `pack`, `reshard` and `merge` are asked for, and what a manifest tells of it.
 
-Called by packing.pack (which exports it), by the tasks of pack, and by the command line.
+PackOptions, ReshardOptions     frozen, checked when they are made, and options of commands
+parts_of(manifest)              the options of each pack that a set came about by
 """
 
 from __future__ import annotations
@@ -8,17 +9,20 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from scshards.base import where as where_
-from scshards.base.config import did_you_mean
-from scshards.base.errors import ConfigError
+from scshards.base.config import conform, did_you_mean
+from scshards.base.errors import ConfigError, FormatError
 from scshards.base.storage import redact
 from scshards.base.text import text_of
 from scshards.shards import Compression
 from scshards.sources.options import TableOptions, some_types, two_columns
+
+if TYPE_CHECKING:
+    from scshards.shards.manifest import Manifest
 
 Values = Literal["auto", "counts", "float"]
 OnBadInput = Literal["refuse", "skip"]
@@ -32,9 +36,67 @@ OF_THE_RUN = (
 )  # fmt: skip
 """Options that change neither a byte of the shards nor their meaning, or that hold secrets."""
 
+KEPT = "kept"
+"""`options["splits"]` of a set whose parts were split in different ways: no rule says where a new cell
+would go."""
+
+OF_THE_SET = ("added", "made_of", "order_seed", "splits")
+"""What manifests have among the options that tells how a set came about from others."""
+
+NO_PACK = "its options are not those of a pack"
+"""What is said of manifests whose options no pack writes."""
+
+_NUMBERS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "cells_per_shard": ("at least 1", lambda n: n >= 1),
+    "min_genes": ("at least 0", lambda n: n >= 0),
+    "max_genes": ("at least 1", lambda n: n >= 1),
+    "max_categories": ("at least 1", lambda n: n >= 1),
+    "workers": ("at least 1", lambda n: n >= 1),
+    "min_counts": ("above 0", lambda x: 0 < x < math.inf),
+    "round_within": ("above 0 and below 0.5", lambda x: 0 < x < 0.5),
+    "min_match": ("in [0, 1]", lambda x: 0 <= x <= 1),
+    "valid_fraction": ("in [0, 1)", lambda x: 0 <= x < 1),
+    "test_fraction": ("in [0, 1)", lambda x: 0 <= x < 1),
+}
+
+
+class _Options:
+    """What both kinds of options are checked for."""
+
+    where: str | None
+    held_out: Mapping[str, Any] | None
+
+    def __post_init__(self) -> None:
+        conform(self)
+        for name, (what, is_right) in _NUMBERS.items():
+            value = getattr(self, name, None)
+            if value is not None and not is_right(value):
+                raise ConfigError(f"{value} is not {what}", where=name)
+        for name in ("split_by", "unique"):
+            if getattr(self, name, None) == "":
+                raise ConfigError("'' is not the name of a column", where=name)
+        obs = getattr(self, "obs", None) or ()
+        twice = [column for i, column in enumerate(obs) if column in obs[:i]]
+        if twice:
+            raise ConfigError(f"the column {twice[0]!r} is given twice", where="obs")
+        if self.where is not None:
+            where_.parse(self.where)
+        if self.held_out is not None:
+            object.__setattr__(self, "held_out", _held_out(self.held_out))
+
+    def recorded(self) -> dict[str, Any]:
+        """All that decides over the bytes, ready for JSON, and no secrets."""
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        options |= {name: list(v) for name, v in options.items() if isinstance(v, tuple)}
+        if options.get("ids_vocab") is not None:
+            options["ids_vocab"] = redact(options["ids_vocab"])
+        if self.held_out is not None:
+            options["held_out"] = {name: list(values) for name, values in self.held_out.items()}
+        return {name: v for name, v in options.items() if name not in OF_THE_RUN}
+
 
 @dataclass(frozen=True, kw_only=True)
-class PackOptions:
+class PackOptions(_Options):
     """Options of `pack`; each is an option of `scshards pack` too, with this help.
 
     Attributes
@@ -122,7 +184,7 @@ class PackOptions:
     valid_fraction: float = 0.0
     split_by: str | None = None
     test_fraction: float = 0.0
-    held_out: Mapping[str, tuple[str, ...]] | None = None
+    held_out: Mapping[str, Any] | None = None
     unique: str | None = None
     min_genes: int = 1
     max_genes: int | None = None
@@ -145,32 +207,47 @@ class PackOptions:
     allow_repeats: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "obs", _names(self.obs))
-        if len(set(self.obs)) != len(self.obs):
-            twice = next(c for c in self.obs if self.obs.count(c) > 1)
-            raise ConfigError(f"the column {twice!r} is given twice", where="obs")
-        if self.layer is not None and self.raw:
-            raise ConfigError("choose either a layer or raw", where="layer, raw")
         object.__setattr__(self, "list_columns", two_columns(self.list_columns))
         object.__setattr__(self, "feature_types", some_types(self.feature_types))
-        _at_least("cells_per_shard", self.cells_per_shard, 1)
-        _at_least("min_genes", self.min_genes, 0)
-        _at_least("max_categories", self.max_categories, 1)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ConfigError(f"{self.seed!r} is not a whole number", where="seed")
-        _one_of("compression", self.compression, get_args(Compression))
-        _one_of("values", self.values, get_args(Values))
-        _one_of("on_bad_input", self.on_bad_input, get_args(OnBadInput))
-        if self.workers is not None:
-            _at_least("workers", self.workers, 1)
-        self._check_limits()
-        self._check_splits()
-        for name in ("split_by", "unique"):
-            column = getattr(self, name)
-            if column is not None and (not isinstance(column, str) or not column):
-                raise ConfigError(f"{column!r} is not the name of a column", where=name)
-        if self.where is not None:
-            where_.parse(self.where)
+        super().__post_init__()
+        if self.layer is not None and self.raw:
+            raise ConfigError("choose either a layer or raw", where="layer, raw")
+        if self.max_genes is not None and self.max_genes < self.min_genes:
+            raise ConfigError(
+                f"no cell has at least {self.min_genes} genes and at most {self.max_genes}",
+                where="min_genes, max_genes",
+            )
+        if self.round_within is not None and self.values == "float":
+            raise ConfigError(
+                "counts are rounded, and values are kept as they are",
+                where="round_within, values",
+                advice="choose one of them",
+            )
+        if self.valid_fraction + self.test_fraction >= 1:
+            raise ConfigError(
+                f"{self.valid_fraction} and {self.test_fraction} leave nothing for the split 'train'",
+                where="valid_fraction, test_fraction",
+            )
+        has_fractions = self.valid_fraction + self.test_fraction > 0
+        if self.held_out is not None and self.split_by is None:
+            raise ConfigError(
+                "values are held out of no column",
+                where="held_out",
+                advice='name the column of obs that has them: split_by, or `column = "..."` in the '
+                "split file",
+            )
+        if self.held_out is not None and has_fractions:
+            raise ConfigError(
+                "choose either values that are held out, or fractions",
+                where="held_out, valid_fraction, test_fraction",
+            )
+        if self.held_out is None and self.split_by is not None and not has_fractions:
+            raise ConfigError(
+                "split_by has nothing to split: valid_fraction and test_fraction are 0",
+                where="split_by",
+                advice="give the share of the values to hold out, such as --valid-fraction 0.1, or "
+                "name them in a --split-file",
+            )
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -186,89 +263,136 @@ class PackOptions:
         shares = {"valid": self.valid_fraction, "test": self.test_fraction}
         return ("train", *(name for name in HELD_OUT if shares[name] > 0))
 
-    def recorded(self) -> dict[str, Any]:
-        """What the manifest says: all that decides over the bytes, ready for JSON, and no secrets."""
-        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("obs", "list_columns", "feature_types"):
-            options[name] = list(options[name])
-        if self.ids_vocab is not None:
-            options["ids_vocab"] = redact(self.ids_vocab)
-        if self.held_out is not None:
-            options["held_out"] = {name: list(values) for name, values in self.held_out.items()}
-        return {name: v for name, v in options.items() if name not in OF_THE_RUN}
 
-    def _check_limits(self) -> None:
-        """What a cell must have, and an input."""
-        if self.max_genes is not None:
-            _at_least("max_genes", self.max_genes, 1)
-            if self.max_genes < self.min_genes:
-                raise ConfigError(
-                    f"no cell has at least {self.min_genes} genes and at most {self.max_genes}",
-                    where="min_genes, max_genes",
-                )
-        if self.min_counts is not None:
-            object.__setattr__(self, "min_counts", _real("min_counts", self.min_counts))
-            if not 0 < self.min_counts < math.inf:
-                raise ConfigError(f"{self.min_counts} is not above 0", where="min_counts")
-        if self.round_within is not None:
-            object.__setattr__(self, "round_within", _real("round_within", self.round_within))
-            if not 0 < self.round_within < 0.5:
-                raise ConfigError(
-                    f"{self.round_within} is not above 0 and below 0.5", where="round_within"
-                )
-            if self.values == "float":
-                raise ConfigError(
-                    "counts are rounded, and values are kept as they are",
-                    where="round_within, values",
-                    advice="choose one of them",
-                )
-        object.__setattr__(self, "min_match", _real("min_match", self.min_match))
-        if not 0 <= self.min_match <= 1:
-            raise ConfigError(f"{self.min_match} is not in [0, 1]", where="min_match")
+@dataclass(frozen=True, kw_only=True)
+class ReshardOptions(_Options):
+    """Options of `reshard` and `merge`; what is not given is as it is in the set, the first of several.
 
-    def _check_splits(self) -> None:
-        for name in ("valid_fraction", "test_fraction"):
-            object.__setattr__(self, name, _real(name, getattr(self, name)))
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{getattr(self, name)} is not in [0, 1)", where=name)
-        if self.valid_fraction + self.test_fraction >= 1:
+    Attributes
+    ----------
+    obs
+        The labels to keep, in this order; an empty name keeps none. Without it, all of them.
+    cells_per_shard, compression, shuffle, seed
+        As in PackOptions.
+    valid_fraction
+        Split all cells anew: the share of them (of the values of `split_by`, where it is given) that
+        goes to the split "valid". Without any option of splits, every cell stays in its split.
+    test_fraction
+        Split all cells anew: the share that goes to the split "test".
+    split_by
+        Split all cells anew: those with the same value of this label go to one split.
+    held_out
+        As in PackOptions.
+    one_split
+        Put all cells into the split "train".
+    splits
+        Take the cells of these splits only.
+    where
+        Take the cells this is true for: an expression over labels, n_genes and total (the sum of a
+        cell's values) in pandas query syntax, such as "tissue == 'lung' and n_genes > 500".
+    min_genes
+        Leave out cells with values of fewer genes.
+    max_genes
+        Leave out cells with values of more genes.
+    min_counts
+        Leave out cells whose values sum to less.
+    same_names
+        Take inputs of the same name in two sets for different files; else they are refused.
+    workers, scratch, storage_options
+        As in PackOptions.
+    """
+
+    obs: tuple[str, ...] | None = None
+    cells_per_shard: int | None = None
+    compression: Compression | None = None
+    shuffle: bool | None = None
+    seed: int | None = None
+    valid_fraction: float | None = None
+    test_fraction: float | None = None
+    split_by: str | None = None
+    held_out: Mapping[str, Any] | None = None
+    one_split: bool = False
+    splits: tuple[str, ...] | None = None
+    where: str | None = None
+    min_genes: int | None = None
+    max_genes: int | None = None
+    min_counts: float | None = None
+    same_names: bool = False
+    workers: int | None = None
+    scratch: str | None = None
+    storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.splits is not None and not self.splits:
+            raise ConfigError("no split is named", where="splits")
+        if self.one_split and self._splits_anew:
             raise ConfigError(
-                f"{self.valid_fraction} and {self.test_fraction} leave nothing for the split 'train'",
-                where="valid_fraction, test_fraction",
+                "choose either one split or new splits",
+                where="one_split, valid_fraction, test_fraction, split_by, held_out",
             )
-        has_fractions = self.valid_fraction + self.test_fraction > 0
-        if self.held_out is None:
-            if self.split_by is not None and not has_fractions:
-                raise ConfigError(
-                    "split_by has nothing to split: valid_fraction and test_fraction are 0",
-                    where="split_by",
-                    advice="give the share of the values to hold out, such as --valid-fraction 0.1, "
-                    "or name them in a --split-file",
-                )
-            return
-        if self.split_by is None:
-            raise ConfigError(
-                "values are held out of no column",
-                where="held_out",
-                advice='name the column of obs that has them: split_by, or `column = "..."` in the '
-                "split file",
+
+    @property
+    def _splits_anew(self) -> bool:
+        ways = (self.valid_fraction, self.test_fraction, self.split_by, self.held_out)
+        return any(way is not None for way in ways)
+
+    @property
+    def keeps_splits(self) -> bool:
+        """Whether every cell stays in its split."""
+        return not self.one_split and not self._splits_anew
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether no cell is left out."""
+        chosen = (self.splits, self.where, self.min_genes, self.max_genes, self.min_counts)
+        return all(option is None for option in chosen)
+
+
+def parts_of(manifest: Manifest, at: object) -> list[tuple[int, dict[str, Any]]]:
+    """(first source, options) of the first pack of a set and of each that added to it.
+
+    Raises
+    ------
+    FormatError
+        When the options are not those of a pack; it names the set as `at`.
+    """
+    first = {k: v for k, v in manifest.options.items() if k not in OF_THE_SET}
+    parts = [(0, first)]
+    for more in entries(manifest, "added", at, least=1):
+        changes = {k: v for k, v in more.items() if k != "first_source"}
+        parts.append((more["first_source"], {**first, **changes}))
+    return parts
+
+
+def entries(manifest: Manifest, name: str, at: object, *, least: int) -> list[dict[str, Any]]:
+    """What an option of the set lists, each of which begins at a later source than the one before.
+
+    Raises
+    ------
+    FormatError
+        When it lists something else.
+    """
+    found = manifest.options.get(name, [])
+    for entry in found if isinstance(found, list) else [found]:
+        first = entry.get("first_source") if isinstance(entry, dict) else None
+        if type(first) is not int or not least <= first < max(len(manifest.sources), 1):
+            raise FormatError(
+                f"{NO_PACK}: {name}: {entry!r:.60} is not of a later source", where=at
             )
-        if has_fractions:
-            raise ConfigError(
-                "choose either values that are held out, or fractions",
-                where="held_out, valid_fraction, test_fraction",
-            )
-        object.__setattr__(self, "held_out", _held_out(self.held_out))
+        least = first + 1
+    return list(found)
 
 
 def _held_out(values: Mapping[str, Iterable[Any]]) -> dict[str, tuple[str, ...]]:
     """{split: texts of its values, sorted}, in the order of the splits' codes."""
-    if not isinstance(values, Mapping) or not values:
+    if not values:
         raise ConfigError(
             "it takes lists of values for the splits valid, test or both", where="held_out"
         )
     splits: dict[str, tuple[str, ...]] = {}
     for name, listed in values.items():
+        at = f"held_out: {name}"
         if name not in HELD_OUT:
             advice = "train gets all that is not held out"
             raise ConfigError(
@@ -277,10 +401,18 @@ def _held_out(values: Mapping[str, Iterable[Any]]) -> dict[str, tuple[str, ...]]
                 advice=advice if name == "train" else did_you_mean(str(name), HELD_OUT),
             )
         if isinstance(listed, str) or not isinstance(listed, Iterable):
-            raise ConfigError(f"{listed!r} is not a list of values", where=f"held_out: {name}")
-        splits[name] = tuple(sorted({_value(v, name) for v in listed}))
-        if not splits[name]:
-            raise ConfigError("no value is given", where=f"held_out: {name}")
+            raise ConfigError(f"{listed!r} is not a list of values", where=at)
+        given = list(listed)
+        wrong = [v for v in given if not isinstance(v, str | numbers.Real) or v != v]
+        if wrong:
+            raise ConfigError(
+                f"{wrong[0]!r} is not text, a number or a boolean",
+                where=at,
+                advice="quote it, as the column has it",
+            )
+        if not given:
+            raise ConfigError("no value is given", where=at)
+        splits[name] = tuple(sorted(set(map(text_of, given))))
     both = set(splits.get("valid", ())) & set(splits.get("test", ()))
     if both:
         raise ConfigError(
@@ -288,35 +420,3 @@ def _held_out(values: Mapping[str, Iterable[Any]]) -> dict[str, tuple[str, ...]]
             where="held_out",
         )
     return {name: splits[name] for name in HELD_OUT if name in splits}
-
-
-def _value(value: Any, split: str) -> str:
-    if not isinstance(value, str | numbers.Real) or value != value:
-        raise ConfigError(
-            f"{value!r} is not text, a number or a boolean",
-            where=f"held_out: {split}",
-            advice="quote it, as the column has it",
-        )
-    return text_of(value)
-
-
-def _names(columns: Iterable[str] | str) -> tuple[str, ...]:
-    if isinstance(columns, str):
-        raise ConfigError("obs takes a list of column names", where="obs")
-    return tuple(columns)
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{value!r} is not a whole number of at least {least}", where=name)
-
-
-def _real(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        raise ConfigError(f"{value!r} is not a number", where=name)
-    return float(value)
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{value!r} is not one of {', '.join(allowed)}", where=name)

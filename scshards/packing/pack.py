@@ -26,10 +26,9 @@ from scshards.cells.vocab import Vocab
 from scshards.census.experiment import JOINID
 from scshards.packing.compare import refuse_known
 from scshards.packing.executors import LOCAL, make_executor
-from scshards.packing.history import KEPT
 from scshards.packing.job import ADDS_TO, SHARES, Job
 from scshards.packing.marks import publish
-from scshards.packing.options import OF_THE_RUN
+from scshards.packing.options import KEPT, OF_THE_RUN
 from scshards.packing.options import PackOptions as PackOptions
 from scshards.packing.phases import Phases
 from scshards.packing.request import Request, requested

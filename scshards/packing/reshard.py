@@ -1,16 +1,16 @@
 """`reshard` and `merge`: shard sets -> a new shard set, without the inputs that they were packed from.
 
 A pack whose inputs are runs of shards (sources.shardset), and whose cells keep their keys, labels and,
-unless new ones are asked for, their splits. Here the sets are opened and found to go together. The
-shards are those of a pack of the same cells with the same options, byte for byte, unless that drops
-cells for their genes.
+unless new ones are asked for, their splits. Here the sets are opened and found to go together, and what
+the new manifest says of how it came to be is put together from what theirs say. The shards are those of
+a pack of the same cells with the same options, byte for byte, unless that drops cells for their genes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scshards.base import where as where_
@@ -18,11 +18,10 @@ from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError, SourceError, VocabError
 from scshards.cells.vocab import Vocab
 from scshards.packing.compare import known_by
-from scshards.packing.history import recorded
-from scshards.packing.options import HELD_OUT
+from scshards.packing.options import HELD_OUT, KEPT, PackOptions, parts_of
+from scshards.packing.options import ReshardOptions as ReshardOptions
 from scshards.packing.pack import run
 from scshards.packing.request import Request
-from scshards.packing.reshard_options import ReshardOptions as ReshardOptions
 from scshards.packing.survey import Kept
 from scshards.shards.manifest import MANIFEST, Manifest
 from scshards.shards.shardset import ShardSet
@@ -33,6 +32,8 @@ from scshards.sources.shardset import KNOWN, OldSet
 
 _NAMED = 5
 """How many tokens or labels a message names."""
+
+_SPLITTING = ("split_by", "seed", "valid_fraction", "test_fraction", "held_out")
 
 
 def reshard(
@@ -109,8 +110,18 @@ def _repack(
 ) -> Manifest:
     sets, vocab = _open_sets(roots, asked)
     manifests = [old.manifest for old in sets]
-    options = asked.of_new_set(manifests, _new_labels(sets, asked))
-    splits = _kept_splits(manifests, asked) if asked.keeps_splits else options.splits
+    # Columns of which no value may be in two splits.
+    apart: dict[str, None] = {}
+    for old in sets if asked.keeps_splits else ():
+        columns = (options.get("split_by") for _, options in parts_of(old.manifest, old.name))
+        apart |= dict.fromkeys(c for c in columns if c in old.manifest.labels)
+    labels = _new_labels(sets, asked, list(apart))
+    options = _new_options(manifests, asked, labels)
+    splits = options.splits
+    if asked.keeps_splits:
+        found = {split for m in manifests for split in m.splits}
+        taken = found if asked.splits is None else found & set(asked.splits)
+        splits = tuple(s for s in dict.fromkeys(("train", *HELD_OUT, *sorted(taken))) if s in taken)
     needed = set(options.labels)
     if asked.where is not None:
         needed.update(where_.parse(asked.where).columns)
@@ -123,143 +134,93 @@ def _repack(
         asked={
             "inputs": [s.name for s in sets],
             "manifests": [s.sha256 for s in sets],
-            "options": asked.asked(),
+            "options": asked.recorded(),
         },
-        recorded=recorded(sets, asked, options, splits),
+        recorded=_recorded(sets, asked, options, splits),
         sets=sets,
         kept=Kept(
             taken=asked.splits,
             splits=asked.keeps_splits,
             categories=asked.takes_all,
-            apart=tuple(_apart_by(manifests)) if asked.keeps_splits else (),
+            apart=tuple(apart),
         ),
     )
     return run(request, progress, restart=restart)
 
 
-def _kept_splits(manifests: Sequence[Manifest], asked: ReshardOptions) -> tuple[str, ...]:
-    """The splits that are kept: train, valid, test, and any others."""
-    found = {split for m in manifests for split in m.splits}
-    taken = found if asked.splits is None else found & set(asked.splits)
-    known = ("train", *HELD_OUT)
-    return tuple(s for s in (*known, *sorted(taken - set(known))) if s in taken)
-
-
 def _open_sets(roots: Sequence[Input], options: ReshardOptions) -> tuple[list[OldSet], Vocab]:
-    """Open the sets; their common vocabulary.
-
-    Raises
-    ------
-    StorageError, FormatError
-        When there is no shard set, or a damaged one.
-    VocabError, SourceError, ConfigError
-        When they do not go together, or an option names what they do not have.
-    """
+    """The sets, which go together and have what the options name, and their common vocabulary."""
     sets: list[OldSet] = []
     vocabs: list[Vocab] = []
+    of: dict[Any, str] = {}
+    n_sources = 0
     for root in roots:
         found = ShardSet(root, options.storage_options)
-        first = sets[-1].first_source + len(sets[-1].manifest.sources) if sets else 0
-        sets.append(
-            OldSet(
-                root=found.storage.url,
-                name=found.storage.at(""),
-                manifest=found.manifest,
-                sha256=hashlib.sha256(found.storage.read(MANIFEST)).hexdigest(),
-                first_source=first,
-            )
+        old = OldSet(
+            root=found.storage.url,
+            name=found.storage.at(""),
+            manifest=found.manifest,
+            sha256=hashlib.sha256(found.storage.read(MANIFEST)).hexdigest(),
+            first_source=n_sources,
         )
+        n_sources += len(old.manifest.sources)
         vocabs.append(found.vocab)
-    for other, vocab in zip(sets[1:], vocabs[1:], strict=True):
-        _check_vocabs(sets[0], vocabs[0], other, vocab)
-        if other.manifest.value_kind != sets[0].manifest.value_kind:
-            raise SourceError(
-                f"it holds {other.manifest.value_kind}, and {sets[0].name} "
-                f"{sets[0].manifest.value_kind}",
-                where=other.name,
-                advice="pack it again with the same --values",
+        sets.append(old)
+        _check_kinds(sets[0], vocabs[0], old, vocabs[-1])
+        # The same input by its name, by its address, or by its cells under another one.
+        marks = {s.name: {s.name, *known_by(s)} for s in old.manifest.sources}
+        both = sorted(name for name, found in marks.items() if found & of.keys())
+        if both and not options.same_names:
+            first = next(of[mark] for mark in marks[both[0]] if mark in of)
+            raise ConfigError(
+                f"{len(both):,} inputs are in {first} too, such as {both[0]}",
+                where=old.name,
+                advice="merge sets of different inputs; if these are different files of the same "
+                "name, say so with --same-names",
             )
-    _check_names(sets, options)
-    _check_where(sets, options)
+        of |= dict.fromkeys(set().union(*marks.values()), old.name)
+        if options.where is not None:
+            known = (*old.manifest.labels, *KNOWN)
+            for column in where_.parse(options.where).columns:
+                if column not in known:
+                    raise ConfigError(
+                        f"the cells of the shard set have no {column!r}",
+                        where=f"{old.name}: --where",
+                        advice=did_you_mean(column, known),
+                    )
+    if n_sources > MAX_SOURCES:
+        raise ConfigError(f"a shard set has at most {MAX_SOURCES:,} inputs, not {n_sources:,}")
+    splits = {s for old in sets for s in old.manifest.splits}
     for split in options.splits or ():
-        known = dict.fromkeys(s for old in sets for s in old.manifest.splits)
-        if split not in known:
+        if split not in splits:
             raise ConfigError(
                 f"there is no split {split!r}",
                 where=sets[0].name,
-                advice=did_you_mean(split, known),
+                advice=did_you_mean(split, splits),
             )
     return sets, vocabs[0]
 
 
-def _new_labels(sets: Sequence[OldSet], options: ReshardOptions) -> tuple[str, ...]:
-    """The labels of the new set; those whose values are kept apart by the splits are always among them.
-
-    Raises
-    ------
-    ConfigError
-        When a set does not have one of them.
-    """
-    if options.obs is not None:
-        names = list(options.obs)
-        if len(set(names)) < len(names):
-            twice = next(n for n in names if names.count(n) > 1)
-            raise ConfigError(f"the column {twice!r} is given twice", where="obs")
-    else:
-        names = list(dict.fromkeys(name for old in sets for name in old.manifest.labels))
-    needed = _apart_by([s.manifest for s in sets]) if options.keeps_splits else []
-    if options.split_by is not None:
-        needed = [options.split_by]
-    names += [name for name in needed if name not in names]
-    # Where no set has it as a label, the index knows from which input each cell is.
-    known = () if any(SOURCE in old.manifest.labels for old in sets) else (SOURCE,)
-    for old in sets:
-        missing = [name for name in names if name not in (*old.manifest.labels, *known)]
-        if not missing:
-            continue
-        if missing[0] in needed and options.keeps_splits:
-            raise ConfigError(
-                f"the splits are by {missing[0]!r}, and this set has no such label",
-                where=old.name,
-                advice="split all cells anew, such as with --valid-fraction, or put them into "
-                "--one-split",
-            )
-        common = [n for n in sets[0].manifest.labels if all(n in s.manifest.labels for s in sets)]
-        named = ", ".join(map(repr, missing[:_NAMED]))
-        if options.obs is None:
-            advice = "keep what all sets have" + (f": --obs {','.join(common)}" if common else "")
-        else:
-            advice = did_you_mean(missing[0], old.manifest.labels)
-        raise ConfigError(f"the set has no label {named}", where=old.name, advice=advice)
-    return tuple(names)
-
-
-def _apart_by(manifests: Sequence[Manifest]) -> list[str]:
-    """The columns of which no value may be in two splits, by the options of the sets."""
-    columns: dict[str, None] = {}
-    for manifest in manifests:
-        options = manifest.options
-        added = options.get("added", [])
-        for part in (options, *(added if isinstance(added, list) else [])):
-            column = part.get("split_by") if isinstance(part, dict) else None
-            # A column that is no label of its own set can't be checked there either.
-            if isinstance(column, str) and column in manifest.labels:
-                columns[column] = None
-    return list(columns)
-
-
-def _check_vocabs(first: OldSet, vocab: Vocab, other: OldSet, other_vocab: Vocab) -> None:
+def _check_kinds(first: OldSet, vocab: Vocab, other: OldSet, other_vocab: Vocab) -> None:
+    """Refuse sets of another vocabulary, or another kind of values."""
+    kind, other_kind = first.manifest.value_kind, other.manifest.value_kind
+    if kind != other_kind:
+        raise SourceError(
+            f"it holds {other_kind}, and {first.name} {kind}",
+            where=other.name,
+            advice="pack it again with the same --values",
+        )
     if vocab.fingerprint == other_vocab.fingerprint:
         return
     ids, other_ids = vocab.to_dict(), other_vocab.to_dict()
     found = []
     for name, tokens in (
-        (f"only {first.name} has", [t for t in ids if t not in other_ids]),
-        (f"only {other.name} has", [t for t in other_ids if t not in ids]),
+        (first.name, [t for t in ids if t not in other_ids]),
+        (other.name, [t for t in other_ids if t not in ids]),
     ):
         if tokens:
             some = ", ".join(tokens[:_NAMED]) + (", ..." if len(tokens) > _NAMED else "")
-            found.append(f"{name} {len(tokens):,} tokens ({some})")
+            found.append(f"only {name} has {len(tokens):,} tokens ({some})")
     moved = [t for t in ids if t in other_ids and ids[t] != other_ids[t]]
     if moved:
         found.append(
@@ -273,36 +234,116 @@ def _check_vocabs(first: OldSet, vocab: Vocab, other: OldSet, other_vocab: Vocab
     )
 
 
-def _check_names(sets: Sequence[OldSet], options: ReshardOptions) -> None:
-    """Refuse the same input in two sets: its cells would be there twice."""
-    n_sources = sum(len(s.manifest.sources) for s in sets)
-    if n_sources > MAX_SOURCES:
-        raise ConfigError(f"a shard set has at most {MAX_SOURCES:,} inputs, not {n_sources:,}")
-    of: dict[Any, str] = {}
+def _new_labels(
+    sets: Sequence[OldSet], options: ReshardOptions, apart: Sequence[str]
+) -> tuple[str, ...]:
+    """The labels of the new set; those that it is split by are always among them."""
+    all_labels = dict.fromkeys(name for old in sets for name in old.manifest.labels)
+    needed = apart if options.split_by is None else [options.split_by]
+    names = list(dict.fromkeys([*(all_labels if options.obs is None else options.obs), *needed]))
+    # Where no set has it as a label, the index knows from which input each cell is.
+    known = () if SOURCE in all_labels else (SOURCE,)
     for old in sets:
-        # By its name, by its address, or by its cells under another one.
-        marks = {s.name: {s.name, *known_by(s)} for s in old.manifest.sources}
-        both = sorted(name for name, found in marks.items() if found & of.keys())
-        first = next((of[mark] for mark in marks[both[0]] if mark in of), "") if both else ""
-        if both and not options.same_names:
+        missing = [name for name in names if name not in (*old.manifest.labels, *known)]
+        if not missing:
+            continue
+        if missing[0] in apart:
             raise ConfigError(
-                f"{len(both):,} inputs are in {first} too, such as {both[0]}",
+                f"the splits are by {missing[0]!r}, and this set has no such label",
                 where=old.name,
-                advice="merge sets of different inputs; if these are different files of the same "
-                "name, say so with --same-names",
+                advice="split all cells anew, such as with --valid-fraction, or put them into "
+                "--one-split",
             )
-        of |= dict.fromkeys(set().union(*marks.values()), old.name)
+        common = [n for n in sets[0].manifest.labels if all(n in s.manifest.labels for s in sets)]
+        advice = "keep what all sets have" + (f": --obs {','.join(common)}" if common else "")
+        if options.obs is not None:
+            advice = did_you_mean(missing[0], old.manifest.labels)
+        named = ", ".join(map(repr, missing[:_NAMED]))
+        raise ConfigError(f"the set has no label {named}", where=old.name, advice=advice)
+    return tuple(names)
 
 
-def _check_where(sets: Sequence[OldSet], options: ReshardOptions) -> None:
-    if options.where is None:
-        return
+def _new_options(
+    manifests: Sequence[Manifest], asked: ReshardOptions, labels: tuple[str, ...]
+) -> PackOptions:
+    """The options that the new set is written by; how it was split, where that stays, is not in them,
+    and what cells must have only where it is asked for here."""
+    old = manifests[0].options
+    chosen = {name: old.get(name) for name in ("cells_per_shard", "shuffle", "seed")}
+    chosen |= {"compression": manifests[0].compression, "min_genes": 0}
+    if asked.keeps_splits:
+        chosen["seed"] = old.get("order_seed", chosen["seed"])
+    elif not asked.one_split:
+        columns = {m.options.get("split_by") for m in manifests} - {None}
+        if len(columns) > 1 and asked.split_by is None:
+            raise ConfigError(
+                f"the sets are split by different columns: {', '.join(sorted(map(str, columns)))}",
+                where="split_by",
+                advice="name one of them with --split-by",
+            )
+        chosen["split_by"] = next(iter(columns), None)
+        if asked.held_out is None:
+            chosen |= {f"{name}_fraction": old.get(f"{name}_fraction") for name in HELD_OUT}
+    known = PackOptions.__dataclass_fields__.keys()
+    given = {name: v for name, v in vars(asked).items() if v is not None and name in known}
+    chosen |= given | {"obs": labels, "values": manifests[0].value_kind}
+    return PackOptions(**{name: value for name, value in chosen.items() if value is not None})
+
+
+def _recorded(
+    sets: Sequence[OldSet], asked: ReshardOptions, new: PackOptions, splits: Sequence[str]
+) -> dict[str, Any]:
+    """What the new manifest says: the options that hold for the cells of the first set and, under
+    "added" as in a set that was added to, from which source on others differ."""
+    parts = []
     for old in sets:
-        known = (*old.manifest.labels, *KNOWN)
-        for column in where_.parse(options.where).columns:
-            if column not in known:
-                raise ConfigError(
-                    f"the cells of the shard set have no {column!r}",
-                    where=f"{old.name}: --where",
-                    advice=did_you_mean(column, known),
-                )
+        for first, options in parts_of(old.manifest, old.name):
+            changed = _changed(options, asked, new, splits)
+            if len(sets) > 1:
+                changed["unique"] = None  # what is once in each set may be in both
+            parts.append((old.first_source + first, changed))
+    top = dict(parts[0][1])
+    added = []
+    for first, part in parts[1:]:
+        differing = {k: part.get(k) for k in {**top, **part} if part.get(k) != top.get(k)}
+        added.append({"first_source": first, **differing})
+    if asked.keeps_splits:
+        if new.seed != top.get("seed", 0):
+            top["order_seed"] = new.seed
+        ways = [[part.get(name) for name in _SPLITTING] for _, part in parts]
+        by_value = any(part.get("split_by") for _, part in parts)
+        was_kept = any(old.manifest.options.get("splits") == KEPT for old in sets)
+        if (by_value and ways[1:] != ways[:-1]) or was_kept:
+            top["splits"] = KEPT
+    if added:
+        top["added"] = added
+    top["made_of"] = [
+        {"name": s.name, "sha256": s.sha256, "first_source": s.first_source} for s in sets
+    ]
+    return top
+
+
+def _changed(
+    part: Mapping[str, Any], asked: ReshardOptions, new: PackOptions, splits: Sequence[str]
+) -> dict[str, Any]:
+    """The options of a part of an old set, with what holds in the new one."""
+    options, written = dict(part), new.recorded()
+    for name in ("obs", "cells_per_shard", "compression", "shuffle"):
+        options[name] = written[name]
+    if asked.where is not None:
+        before = options.get("where")
+        options["where"] = asked.where if before is None else f"({before}) and ({asked.where})"
+    for name, stricter in (("min_genes", max), ("max_genes", min), ("min_counts", max)):
+        limits = [v for v in (options.get(name), getattr(asked, name)) if v is not None]
+        if limits:
+            options[name] = stricter(limits)
+    if not asked.keeps_splits:
+        return options | {name: written[name] for name in _SPLITTING}
+    gone = [name for name in HELD_OUT if name not in splits]
+    options |= {f"{name}_fraction": 0.0 for name in gone if options.get(f"{name}_fraction")}
+    held_out = options.get("held_out")
+    if isinstance(held_out, dict):
+        options["held_out"] = {k: v for k, v in held_out.items() if k not in gone} or None
+    if not options.get("held_out") and not any(options.get(f"{n}_fraction") for n in HELD_OUT):
+        options["split_by"] = None
+    return options

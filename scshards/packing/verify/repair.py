@@ -29,8 +29,7 @@ from scshards.base.storage import Storage
 from scshards.cells.tokenizer import kernel_values, round_values, tokenize_rows
 from scshards.kernels import members as kernels
 from scshards.kernels import rows as row_kernels
-from scshards.packing.history import parts_of
-from scshards.packing.options import PackOptions
+from scshards.packing.options import PackOptions, parts_of
 from scshards.packing.survey import Work, open_input
 from scshards.packing.verify.whole import VerifyReport, verify
 from scshards.shards.index import OBS_PREFIX, write_index

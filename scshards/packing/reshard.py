@@ -114,7 +114,7 @@ def _repack(
     apart: dict[str, None] = {}
     for old in sets if asked.keeps_splits else ():
         columns = (options.get("split_by") for _, options in parts_of(old.manifest, old.name))
-        apart |= dict.fromkeys(c for c in columns if c in old.manifest.labels)
+        apart |= {c: None for c in columns if c is not None and c in old.manifest.labels}
     labels = _new_labels(sets, asked, list(apart))
     options = _new_options(manifests, asked, labels)
     splits = options.splits

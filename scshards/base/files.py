@@ -147,6 +147,14 @@ class Once:
             self._temporary.cleanup()
 
 
+def publish_array(path: Path, array: NDArray[Any], *, is_last: bool = True) -> None:
+    """Write a .npy file of a scratch folder: all of it or nothing; see `publishing`."""
+    import numpy as np  # the help of a command does not wait for it
+
+    with scratch_writes(path), publishing(path, is_last=is_last) as file:
+        np.save(file, array)
+
+
 def discard(folder: Path) -> None:
     """Remove a folder of temporary files; when some can't be, say so on standard error.
 

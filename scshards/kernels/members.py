@@ -1,7 +1,7 @@
 """Compiled loops that read shard bytes: varints, members. They release the GIL.
 
 Called by shards.members, shards.tar and shards.chunks (which turn status codes into errors), by stream's
-and pack's kernels, packing.spill, packing.verify.shard and exporting.order. What writes these bytes is
+and pack's kernels, shards.spill, packing.verify.shard and exporting.order. What writes these bytes is
 in kernels.writing. Every reader here takes explicit bounds and returns a status instead of reading past
 them, so that hostile bytes end in an error code. Format 1 is specified in docs/format.md.
 """

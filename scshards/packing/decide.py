@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError, SourceError, ValueKindError
+from scshards.base.files import publish_array
 from scshards.cells.tokenizer import ValueKind
 from scshards.packing import labels, plan
 from scshards.packing.labels import LabelSurvey
-from scshards.packing.marks import publish_array, source_folder
+from scshards.packing.marks import source_folder
 from scshards.packing.options import PackOptions
 from scshards.packing.scatter import BOUNDS
 from scshards.packing.splits import check_held_out

@@ -27,7 +27,7 @@ from scshards.base.storage import is_local
 from scshards.base.threads import all_cores
 from scshards.cells.vocab import Vocab
 from scshards.kernels.compiling import compiles
-from scshards.packing import plan, spill
+from scshards.packing import plan
 from scshards.packing.executors import Executor, make_executor
 from scshards.packing.job import PLAN, Job
 from scshards.packing.marks import publish
@@ -37,6 +37,7 @@ from scshards.packing.request import Request, requested
 from scshards.packing.scatter import ScatterTask, scatter, warm_up
 from scshards.packing.unique import load_split
 from scshards.packing.writer import WriteTask, write_shard
+from scshards.shards import spill
 from scshards.sources.inputs import Input, InputFile
 
 PLACES = 8

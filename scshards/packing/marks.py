@@ -10,16 +10,12 @@ the disk.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from scshards.base import files
 from scshards.base.errors import ScshardsError, StorageError
@@ -71,13 +67,6 @@ def publish(path: Path, data: bytes | memoryview, *, is_last: bool = True) -> No
     """
     with scratch_writes(path):
         files.publish(path, data, is_last=is_last)
-
-
-def publish_array(path: Path, array: NDArray[Any], *, is_last: bool = True) -> None:
-    """Write a .npy file of the scratch folder; see `publish`."""
-    out = io.BytesIO()
-    np.save(out, array)
-    publish(path, out.getbuffer(), is_last=is_last)
 
 
 def read_mark(path: Path) -> dict[str, Any] | None:

@@ -32,7 +32,6 @@ from scshards.base.locks import held
 from scshards.base.progress import Progress
 from scshards.kernels.compiling import compiles
 from scshards.packing import plan, refusals
-from scshards.packing import spill as segments
 from scshards.packing.account import Dropped, account, dropped
 from scshards.packing.compare import compare
 from scshards.packing.decide import Decision, check_splits, decide
@@ -50,6 +49,7 @@ from scshards.packing.survey import (
 )
 from scshards.packing.unique import compare_cells, final_splits
 from scshards.packing.writer import WriteTask, write_shard
+from scshards.shards import spill as segments
 from scshards.shards.manifest import VOCAB, Manifest, ShardInfo, shard_from_json
 from scshards.sources.genes import Shared
 from scshards.sources.shardset import ShardRun

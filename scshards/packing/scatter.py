@@ -34,11 +34,11 @@ from scshards.census.address import is_soma
 from scshards.kernels import rows as kernels
 from scshards.packing import plan
 from scshards.packing.marks import source_folder
-from scshards.packing.spill import SpillWriter, record_dtype
 from scshards.packing.survey import AnyInput, Work, limit_reasons, open_input
 from scshards.packing.unique import load_split
 from scshards.packing.values import counts_elsewhere
 from scshards.shards.members import LabelColumn, encode_labels
+from scshards.shards.spill import SpillWriter, record_dtype
 from scshards.sources.rows import Block, Source
 
 BLOCK_VALUES = 1 << 18

@@ -21,8 +21,8 @@ from scshards.packing.marks import read_mark
 from scshards.packing.options import PackOptions
 from scshards.packing.phases import Phases
 from scshards.packing.request import Request
-from scshards.packing.spill import CELLS
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest
+from scshards.shards.spill import CELLS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,13 +27,13 @@ from scshards.base.errors import (
     ScshardsError,
     SourceError,
 )
-from scshards.base.files import scratch_writes
+from scshards.base.files import publish_array, scratch_writes
 from scshards.base.storage import Storage
 from scshards.cells.tokenizer import GeneMatch
 from scshards.cells.vocab import Vocab
 from scshards.packing import plan
 from scshards.packing.labels import Label, LabelSurvey, check_size, read_label
-from scshards.packing.marks import SPLIT, publish_array, source_folder
+from scshards.packing.marks import SPLIT, source_folder
 from scshards.packing.options import PackOptions
 from scshards.packing.unique import write_hashes
 from scshards.packing.values import check_values, matrix_advice, rounding_advice

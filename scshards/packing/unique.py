@@ -33,13 +33,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError
-from scshards.base.files import scratch_writes
+from scshards.base.files import publish_array, scratch_writes
 from scshards.base.progress import Progress
 from scshards.base.storage import Storage
 from scshards.base.text import text_of
 from scshards.packing import plan
 from scshards.packing.labels import distinct_texts
-from scshards.packing.marks import SPLIT, publish, publish_array, source_folder
+from scshards.packing.marks import SPLIT, publish, source_folder
 from scshards.packing.options import PackOptions
 
 if TYPE_CHECKING:

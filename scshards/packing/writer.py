@@ -19,9 +19,9 @@ from scshards.base.files import scratch_writes
 from scshards.base.storage import Storage
 from scshards.packing import plan
 from scshards.packing.options import PackOptions
-from scshards.packing.spill import borrowed, read_members, read_records, read_segments, record_dtype
 from scshards.shards.index import write_index
 from scshards.shards.manifest import ShardInfo, shard_to_json
+from scshards.shards.spill import borrowed, read_members, read_records, read_segments, record_dtype
 from scshards.shards.tar import Chunks, layout, seal, write_members
 
 

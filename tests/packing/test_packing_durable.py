@@ -28,10 +28,11 @@ from scshards import verify
 from scshards.base import files
 from scshards.base.errors import OutputExistsError, StorageError
 from scshards.base.storage import Storage
-from scshards.packing import phases, spill
+from scshards.packing import phases
 from scshards.packing.job import Job
 from scshards.packing.options import PackOptions
 from scshards.packing.pack import append, pack, pack_share
+from scshards.shards import spill
 
 GENES = 6
 OPTIONS = {"cells_per_shard": 9, "obs": ("donor",), "valid_fraction": 0.3}

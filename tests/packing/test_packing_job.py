@@ -25,12 +25,12 @@ from scshards import PackOptions
 from scshards.base.errors import ConfigError, OutputExistsError, StorageError, ValueKindError
 from scshards.base.locks import Lease, held
 from scshards.base.storage import Storage
-from scshards.packing import spill as segments
 from scshards.packing.decide import Decision
 from scshards.packing.job import Job
 from scshards.packing.marks import understood
 from scshards.packing.pack import pack, pack_share
 from scshards.packing.survey import Survey
+from scshards.shards import spill as segments
 
 GENES = 6
 OPTIONS = {
@@ -71,8 +71,8 @@ def the_same(root: Path, folder: Path) -> bool:
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Slices of a few rows and runs of a few bytes, so that there is much to interrupt."""
     monkeypatch.setattr("scshards.packing.plan.TASK_ROWS", 9)
-    monkeypatch.setattr("scshards.packing.spill.RUN_BYTES", 500)
-    monkeypatch.setattr("scshards.packing.spill.GROUP_ROWS", 11)
+    monkeypatch.setattr("scshards.shards.spill.RUN_BYTES", 500)
+    monkeypatch.setattr("scshards.shards.spill.GROUP_ROWS", 11)
 
 
 def fail_at(

@@ -56,8 +56,8 @@ def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A task for each shard or two, so that there is much to interrupt."""
     monkeypatch.setattr("scshards.packing.plan.TASK_VALUES", 20)
     monkeypatch.setattr("scshards.sources.shardset.RUN_CELLS", 40)
-    monkeypatch.setattr("scshards.packing.spill.RUN_BYTES", 500)
-    monkeypatch.setattr("scshards.packing.spill.GROUP_ROWS", 11)
+    monkeypatch.setattr("scshards.shards.spill.RUN_BYTES", 500)
+    monkeypatch.setattr("scshards.shards.spill.GROUP_ROWS", 11)
     monkeypatch.setattr("scshards.shards.chunks.READ_BYTES", 1)
 
 

@@ -28,8 +28,9 @@ from pack_support import (
 
 from scshards import PackOptions, ShardSet, Vocab, verify
 from scshards.base.errors import ConfigError, SourceError
-from scshards.packing import plan, spill
+from scshards.packing import plan
 from scshards.packing.pack import pack
+from scshards.shards import spill
 from scshards.sources.anndata import H5ad
 
 

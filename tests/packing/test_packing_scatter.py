@@ -215,8 +215,8 @@ def test_limits_of_whole_numbers_have_no_point(tmp_path: Path) -> None:
 def test_a_cell_larger_than_the_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adata(sp.csr_matrix(counts(40, 30))).write_h5ad(tmp_path / "a.h5ad")
     quiet_pack(tmp_path / "a.h5ad", tmp_path / "whole", vocab_of(30), cells_per_shard=7)
-    monkeypatch.setattr("scshards.packing.spill.RUN_BYTES", 10)
-    monkeypatch.setattr("scshards.packing.spill.PIECE_BYTES", 10)
+    monkeypatch.setattr("scshards.shards.spill.RUN_BYTES", 10)
+    monkeypatch.setattr("scshards.shards.spill.PIECE_BYTES", 10)
     quiet_pack(tmp_path / "a.h5ad", tmp_path / "cut", vocab_of(30), cells_per_shard=7)
     for path in (tmp_path / "whole").rglob("*.*"):
         assert (

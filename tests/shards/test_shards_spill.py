@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scshards.packing import spill
-from scshards.packing import spill as buffers
-from scshards.packing.spill import SpillWriter, borrowed, read_members, read_records, record_dtype
+from scshards.shards import spill
+from scshards.shards.spill import SpillWriter, borrowed, read_members, read_records, record_dtype
 
 CELLS = st.lists(st.tuples(st.integers(0, 4), st.binary(max_size=40)), max_size=30)
 
@@ -90,7 +89,7 @@ def test_buffers_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
             assert d is b
         with borrowed(70) as e:  # b is too small, and makes way
             assert len(e) >= 70 and not np.shares_memory(e, c)
-    assert sorted(map(len, buffers._free)) == [70, 100]
+    assert sorted(map(len, spill._free)) == [70, 100]
     with pytest.raises(RuntimeError), borrowed(10):
         raise RuntimeError
-    assert len(buffers._free) == 2
+    assert len(spill._free) == 2

@@ -1,4 +1,5 @@
-"""Spill files: what pass 1 leaves in the scratch folder for pass 2, one per task.
+"""Spill files: members in a scratch folder, grouped by shard. Pass 1 of a pack leaves one per task for
+pass 2; export sorts by one.
 
     SpillWriter: members[used:] = ..., add(...)        000012.bin, then 000012.npy
     read_records(segments), read_members(segments)     one record per cell, and their members
@@ -32,9 +33,8 @@ from numpy.typing import NDArray
 from xxhash import xxh64, xxh64_intdigest
 
 from scshards.base.errors import StorageError
-from scshards.base.files import publishing, scratch_writes
+from scshards.base.files import publish_array, publishing, scratch_writes
 from scshards.kernels import members as shard_kernels
-from scshards.packing.marks import publish_array
 
 _free: list[NDArray[np.uint8]] = []
 _lock = threading.Lock()

@@ -80,7 +80,7 @@ def test_the_run_grows_with_the_shards() -> None:
 
 
 def test_buffers_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(buffers, "_free", [])
+    monkeypatch.setattr(spill, "_free", [])
     with borrowed(100) as a, borrowed(50) as b:
         assert len(a) >= 100 and len(b) >= 50 and not np.shares_memory(a, b)
     with borrowed(60) as c:

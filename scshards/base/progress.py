@@ -13,7 +13,8 @@ import shutil
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TextIO
 
@@ -145,52 +146,68 @@ class Progress:
         return [*rates, f"{size(self.bytes / max(self.seconds, 1e-9))}/s"] if self.bytes else rates
 
 
-def table(
-    header: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    *,
-    total: Sequence[object] | None = None,
-    width: int | None = None,
-) -> str:
+@dataclass(frozen=True)
+class Table:
     """An aligned text table: numbers to the right with thousands marked, the rest to the left.
 
-    `total` is a last row below a line. Columns are aligned by what a terminal shows: wide characters
-    count twice. Nothing in a cell can break a line: control characters are spelled out. Texts, never
-    numbers, are shortened until the table fits into `width` columns; by default those of the terminal,
-    and no limit where the output is no terminal.
+    Columns are aligned by what a terminal shows: wide characters count twice. Nothing in a cell can
+    break a line: control characters are spelled out.
+
+    Attributes
+    ----------
+    header, rows
+        The names of the columns, and what they hold.
+    total
+        A last row below a line.
+    more
+        The columns of which there is room in a wide table alone.
     """
-    body = [list(r) for r in rows]
-    every = body if total is None else [*body, list(total)]
-    cells = [[_show(v) for v in r] for r in (list[object](header), *every)]
-    right = [
-        bool(every) and all(isinstance(r[i], int | float) or r[i] is None for r in every)
-        for i in range(len(header))
-    ]
-    widths = [max(display_width(r[i]) for r in cells) for i in range(len(header))]
-    if width is None:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1 << 30
-    texts = [i for i, to_right in enumerate(right) if not to_right]
-    while texts and sum(widths) + 2 * len(widths) - 2 > width:
-        i = max(texts, key=widths.__getitem__)
-        if widths[i] <= _LEAST_TEXT:
-            break
-        widths[i] -= 1
-    lines = []
-    for r in cells:
-        padded = (
-            pad + v if to_right else v + pad
-            for v, to_right, pad in (
-                (v, to_right, " " * (w - display_width(v)))
-                for v, w, to_right in zip(map(_fit, r, widths), widths, right, strict=True)
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    total: Sequence[object] | None = None
+    more: Collection[str] = ()
+
+    def text(self, *, wide: bool = False, width: int | None = None) -> str:
+        """The table; texts, never numbers, are shortened until it fits into `width` columns.
+
+        By default those are the terminal's, and there is no limit where the output is none. A wide one
+        has all columns, whole.
+        """
+        shown = [i for i, name in enumerate(self.header) if wide or name not in self.more]
+        rows = [self.header, *self.rows, *([] if self.total is None else [self.total])]
+        every = [[r[i] for i in shown] for r in rows]
+        cells = [[_show(v) for v in r] for r in every]
+        right = [
+            len(every) > 1 and all(isinstance(v, int | float) or v is None for v in column[1:])
+            for column in zip(*every, strict=True)
+        ]
+        widths = [max(map(display_width, column)) for column in zip(*cells, strict=True)]
+        if width is None:
+            is_bounded = sys.stdout.isatty() and not wide
+            width = shutil.get_terminal_size().columns if is_bounded else 1 << 30
+        texts = [i for i, to_right in enumerate(right) if not to_right]
+        while texts and sum(widths) + 2 * len(widths) - 2 > width:
+            i = max(texts, key=widths.__getitem__)
+            if widths[i] <= _LEAST_TEXT:
+                break
+            widths[i] -= 1
+        lines = []
+        for r in cells:
+            padded = (
+                pad + v if to_right else v + pad
+                for v, to_right, pad in (
+                    (v, to_right, " " * (w - display_width(v)))
+                    for v, w, to_right in zip(map(_fit, r, widths), widths, right, strict=True)
+                )
             )
-        )
-        lines.append("  ".join(padded).rstrip())
-    lines[0] = styled(lines[0], "1", sys.stdout)
-    rule = "  ".join("-" * w for w in widths)
-    lines.insert(1, rule)
-    if total is not None:
-        lines.insert(-1, rule)
-    return "\n".join(lines)
+            lines.append("  ".join(padded).rstrip())
+        lines[0] = styled(lines[0], "1", sys.stdout)
+        rule = "  ".join("-" * w for w in widths)
+        lines.insert(1, rule)
+        if self.total is not None:
+            lines.insert(-1, rule)
+        return "\n".join(lines)
 
 
 def styled(text: str, code: str, stream: TextIO) -> str:

@@ -2,57 +2,60 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
-from scshards.cli.command import Command
-from scshards.cli.options import as_json, option, store_options
+from scshards.base.progress import Table, counted, duration
+from scshards.cli.command import Command, Result
+from scshards.cli.options import AtLeast1, options, store_options
 
 if TYPE_CHECKING:
     from scshards.stream.bench import BenchReport
 
+_Above0 = Annotated[float, click.FloatRange(min=0, min_open=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """How a set is streamed.
+
+    Attributes
+    ----------
+    demand
+        Cells a second that a model takes: is the loader fast enough, and what would the model wait?
+    split
+        The cells to stream.
+    seconds
+        How long to measure; with `demand`, as long once more.
+    threads
+        Threads that make batches.
+    batch_size
+        Cells of a batch, of each rank.
+    max_length
+        Tokens of a cell at most.
+    n_bins
+        Bins of values; 0 leaves values alone.
+    """
+
+    demand: _Above0 | None = None
+    split: str = "train"
+    seconds: _Above0 = 10.0
+    threads: AtLeast1 = 2
+    batch_size: AtLeast1 = 64
+    max_length: Annotated[int, click.IntRange(min=2)] = 1200
+    n_bins: int = 51
+
 
 @click.command("bench", cls=Command)
 @click.argument("root")
-@option(
-    "--demand",
-    type=click.FloatRange(min=0, min_open=True),
-    help="Cells a second that a model takes: is the loader fast enough, and what would the model wait?",
-)
-@option("--split", default="train", help="The cells to stream.")
-@option(
-    "--seconds",
-    default=10.0,
-    type=click.FloatRange(min=0, min_open=True),
-    help="How long to measure; with --demand, as long once more.",
-)
-@option("--threads", default=2, type=click.IntRange(min=1), help="Threads that make batches.")
-@option("--batch-size", default=64, type=click.IntRange(min=1), help="Cells of a batch.")
-@option(
-    "--max-length",
-    default=1200,
-    type=click.IntRange(min=2),
-    help="Tokens of a cell at most.",
-)
-@option("--n-bins", default=51, help="Bins of values; 0 leaves values alone.")
+@options(BenchOptions)
 @store_options
-@as_json
 def command(
-    root: str,
-    demand: float | None,
-    split: str,
-    seconds: float,
-    threads: int,
-    batch_size: int,
-    max_length: int,
-    n_bins: int,
-    storage_options: dict[str, Any],
-    as_json: bool,
-    progress: bool,
-) -> None:
+    root: str, demand: float | None, seconds: float, progress: bool, **chosen: Any
+) -> Result:
     """Measure how fast the shard set ROOT streams on this machine, and where the time goes.
 
     Batches are made as for training: read, checked, shuffled, decoded, binned, sampled, masked and
@@ -62,80 +65,52 @@ def command(
     from scshards.stream.loader import CellLoader
 
     report = bench(
-        lambda: CellLoader(
-            root,
-            split=split,
-            batch_size=batch_size,
-            max_length=max_length,
-            n_bins=n_bins,
-            threads=threads,
-            rank=0,
-            world_size=1,
-            storage_options=storage_options,
-        ),
+        lambda: CellLoader(root, rank=0, world_size=1, **chosen),
         seconds=seconds,
         demand=demand,
         progress=progress,
     )
-    if as_json:
-        click.echo(json.dumps(report.tables()))
-        return
-    click.echo(
-        f"batches of {batch_size} cells of at most {max_length:,} tokens, threads: {threads}\n"
-    )
-    click.echo("\n\n".join(_text(report)))
+    first = "batches of {batch_size} cells of at most {max_length:,} tokens, threads: {threads}"
+    return Result(report.tables(), [first.format(**chosen), *_parts(report)])
 
-
-WHAT = {
-    "fetch": "read chunks",
-    "check": "compare checksums, inflate",
-    "index": "read shards' indexes",
-    "store": "copy cells out of chunks",
-    "deal": "shuffle",
-    "collate": "decode, bin, sample, mask, pad",
-}
-"""What each stage does, in a few words."""
 
 _CORES = "more --threads help as long as there are idle cores"
-REMEDY = {
-    "fetch": "a nearer or faster disk, or a cache on one, would help",
-    "check": _CORES,
-    "index": "larger shards would help",
-    "store": _CORES,
-    "deal": _CORES,
-    "collate": _CORES,
+STAGES = {
+    "fetch": ("read chunks", "a nearer or faster disk, or a cache on one, would help"),
+    "check": ("compare checksums, inflate", _CORES),
+    "index": ("read shards' indexes", "larger shards would help"),
+    "store": ("copy cells out of chunks", _CORES),
+    "deal": ("shuffle", _CORES),
+    "collate": ("decode, bin, sample, mask, pad", _CORES),
 }
-"""What can be done about a stage that takes too long."""
+"""{stage: what it does, and what can be done when it takes too long}."""
 
 
-def _text(report: BenchReport) -> Iterator[str]:
+def _parts(report: BenchReport) -> Iterator[str | Table]:
     """The report for people, part by part."""
-    from scshards.base.progress import duration, table
-
     took = report.seconds
-    yield table(
-        ("figure", "value"),
-        [
-            ("cells/s", report.cells_per_s),
-            ("tokens/s", report.tokens / took),
-            ("tokens/s, padding included", report.padded_tokens / took),
-            ("MB/s read", report.bytes / took / 1e6),
-            ("first batch, s", report.made_s + report.first_batch_s),
-            ("memory, MB", report.memory_bytes / 1e6),
-        ],
-    )
+    figures = {
+        "cells/s": report.cells_per_s,
+        "tokens/s": report.tokens / took,
+        "tokens/s, padding included": report.padded_tokens / took,
+        "MB/s read": report.bytes / took / 1e6,
+        "first batch, s": report.made_s + report.first_batch_s,
+        "memory, MB": report.memory_bytes / 1e6,
+    }
+    yield Table(("figure", "value"), list(figures.items()))
     if report.compiled:
         yield (
-            f"the first batch waited {duration(report.compile_s)} for {report.compiled} kernels to be "
-            "compiled, which happens once: measure again for its time without that"
+            f"the first batch waited {duration(report.compile_s)} for "
+            f"{counted(report.compiled, 'kernels')} to be compiled, which happens once: measure again "
+            "for its time without that"
         )
     per_cell = 1e6 / max(report.cells, 1)
     rows: list[tuple[object, ...]] = [
-        (name, WHAT[name], getattr(report.stages, name) * per_cell, 100 * share)
+        (name, STAGES[name][0], getattr(report.stages, name) * per_cell, 100 * share)
         for name, share in report.shares.items()
     ]
     rows.append(("wait", "whoever takes batches waits", report.stages.wait * per_cell, None))
-    yield table(("stage", "what it does", "µs a cell", "% of the work"), rows)
+    yield Table(("stage", "what it does", "µs a cell", "% of the work"), rows)
     if report.demand is None or report.headroom is None or report.stall is None:
         return
     yield (
@@ -144,6 +119,5 @@ def _text(report: BenchReport) -> Iterator[str]:
     )
     if report.headroom < 1:
         slowest = max(report.shares, key=report.shares.__getitem__)
-        yield (
-            f"that is too slow: most of the work is {slowest} ({WHAT[slowest]}); {REMEDY[slowest]}"
-        )
+        does, remedy = STAGES[slowest]
+        yield f"that is too slow: most of the work is {slowest} ({does}); {remedy}"

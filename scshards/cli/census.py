@@ -3,30 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from scshards.base.errors import ScshardsError
+from scshards.base.progress import Table, counted, size
 from scshards.census.options import DownloadOptions
-from scshards.cli.command import Commands
-from scshards.cli.options import as_json, build, option, options, store_options
+from scshards.cli.command import Commands, Result
+from scshards.cli.options import build, options, output, store_options, wide
 
 if TYPE_CHECKING:
-    from scshards.census.download import DownloadedQuery
-    from scshards.census.index import IndexReport
     from scshards.census.queries import Queries
     from scshards.census.releases import Release
 
-_queries = option(
-    "--queries", help="Your copy of the file of queries. Without it, the shipped one."
-)
-_release = option(
-    "--release",
-    help="The release of the Census: its date, stable or latest. Without it, that of the file.",
-)
+
+@dataclass(frozen=True, kw_only=True)
+class CensusOptions:
+    """Which cells are meant.
+
+    Attributes
+    ----------
+    queries
+        Your copy of the file of queries. Without it, the shipped one.
+    release
+        The release of the Census: its date, stable or latest. Without it, that of the file.
+    offline
+        Ask nothing: do not count the cells.
+    all
+        Take all queries there are.
+    index
+        The folder of the index.
+    restart
+        Ask again for what is there.
+    """
+
+    queries: str | None = None
+    release: str | None = None
+    offline: bool = False
+    all: bool = False
+    index: str
+    restart: bool = False
+
+
 _names = click.argument("names", metavar="[NAME]...", nargs=-1)
 
 
@@ -41,14 +61,13 @@ def command() -> None:
 
 
 @command.command("list")
-@_queries
-@as_json
-def list_(queries: str | None, as_json: bool) -> None:
+@options(CensusOptions, only="queries")
+@wide
+def list_(queries: str | None) -> Result:
     """List the queries, and the releases of the Census that are served.
 
     The queries are shown without a network too.
     """
-    from scshards.base.progress import shorten, table
     from scshards.census.queries import SHIPPED, load_queries
     from scshards.census.releases import releases
 
@@ -60,58 +79,48 @@ def list_(queries: str | None, as_json: bool) -> None:
         try:
             found, aliases = releases(known)
         except ScshardsError as e:
-            problem = e
-    if as_json:
-        tree = {
-            "file": str(file),
-            "queries": {n: _query_tree(known, n) for n in known.query},
-            **_census_tree(known),
-            "aliases": aliases,
-            "releases": {
-                name: {"uri": r.uri, "region": r.region, "lts": r.is_lts, "retracted": r.retracted}
-                for name, r in found.items()
-            },
-            "problem": None if problem is None else str(problem),
-        }
-        click.echo(json.dumps(tree, indent=1, ensure_ascii=False))
-        return
-    rows = [
-        (name, q.organism, q.primary, shorten(" ".join(q.filter.split()), 70))
-        for name, q in known.query.items()
+            problem = str(e)
+    census = _census(known)
+    tree = {
+        "file": str(file),
+        "queries": {n: _query(known, n) for n in known.query},
+        **census,
+        "aliases": aliases,
+        "releases": {
+            name: {"uri": r.uri, "region": r.region, "lts": r.is_lts, "retracted": r.retracted}
+            for name, r in found.items()
+        },
+        "problem": problem,
+    }
+    rows = [(n, q["organism"], q["primary"], q["filter"]) for n, q in tree["queries"].items()]
+    parts: list[str | Table] = [
+        Table(("query", "organism", "primary", "filter"), rows),
+        f"from {file}; `scshards census show NAME` shows one in full",
     ]
-    click.echo(table(("query", "organism", "primary", "filter"), rows))
-    click.echo(f"\nfrom {file}; `scshards census show NAME` shows one in full")
     if known.uri is not None:
-        click.echo(f"\nthe Census is {_census_tree(known)['census']}")
+        parts.append(f"the Census is {census['census']}")
     elif problem is not None:
-        click.echo(f"\nthe releases can't be shown: {problem}", err=True)
+        parts.append(f"the releases can't be shown: {problem}")
     else:
         names = {v: [a for a, of in sorted(aliases.items()) if of == v] for v in found}
         lines = [
             (v, ", ".join(names[v]), r.is_lts, r.retracted or "")
             for v, r in sorted(found.items(), reverse=True)
         ]
-        click.echo("\n" + table(("release", "also called", "kept for years", "retracted"), lines))
         meant = aliases.get(known.version, known.version)
         served = "" if meant in found else ", which is not served"
-        click.echo(f"\nthe queries mean {known.version}{served}")
+        parts.append(Table(("release", "also called", "kept for years", "retracted"), lines))
+        parts.append(f"the queries mean {known.version}{served}")
+    return Result(tree, parts)
 
 
 @command.command("show")
 @click.argument("name")
-@_queries
-@_release
-@option("--offline", is_flag=True, help="Ask nothing: do not count the cells.")
+@options(CensusOptions, only="queries release offline")
 @store_options
-@as_json
 def show(
-    name: str,
-    queries: str | None,
-    release: str | None,
-    offline: bool,
-    storage_options: dict[str, Any],
-    as_json: bool,
-) -> None:
+    name: str, queries: str | None, release: str | None, offline: bool, storage_options: Any
+) -> Result:
     """Show a query in full, and how many cells it takes now."""
     from scshards.base.storage import redact
     from scshards.census.index import count_cells
@@ -119,18 +128,23 @@ def show(
     from scshards.census.releases import find_release
 
     known = load_queries(queries)
-    tree: dict[str, Any] = {"name": name, **_query_tree(known, name), **_census_tree(known)}
+    tree = {"name": name, **_query(known, name), **_census(known)}
     if release is not None:
         tree["version"] = release
+    taken = None
     if not offline:
         found = find_release(known, release, storage_options)
-        tree["version"] = found.version
-        tree["experiment"] = redact(found.experiment(known[name].organism))
-        counts = count_cells(known[name], found, storage_options)
-        tree["cells"], tree["primary_cells"], tree["all_cells"] = counts
-    if as_json:
-        click.echo(json.dumps(tree, indent=1, ensure_ascii=False))
-        return
+        cells, primary, every = count_cells(known[name], found, storage_options)
+        tree |= {
+            "version": found.version,
+            "experiment": redact(found.experiment(known[name].organism)),
+            "cells": cells,
+            "primary_cells": primary,
+            "all_cells": every,
+        }
+        taken = counted(cells, "cells")
+        if primary is not None:
+            taken += f"; {primary:,} primary ones of {every:,} with duplicates"
     lines = {
         "query": name,
         "organism": tree["organism"],
@@ -138,34 +152,18 @@ def show(
         "Census": tree["census"],
         "release": tree["version"],
         "experiment": tree.get("experiment"),
+        "takes now": taken,
     }
-    if not offline:
-        lines["takes now"] = f"{tree['cells']:,} cells"
-        if tree["primary_cells"] is not None:
-            lines["takes now"] += (
-                f"; {tree['primary_cells']:,} primary ones of {tree['all_cells']:,} with duplicates"
-            )
-    for key, value in lines.items():
-        if value is not None:
-            click.echo(f"{key + ':':<12}{value}")
-    click.echo(f"\n{tree['obs_filter']}")
+    told = [f"{key + ':':<12}{value}" for key, value in lines.items() if value is not None]
+    return Result(tree, ["\n".join(told), tree["obs_filter"]])
 
 
 @command.command("index")
 @_names
-@option("--all", is_flag=True, help="Take all queries of the file.")
-@option(
-    "-o",
-    "--output",
-    required=True,
-    metavar="DIR",
-    help="The folder of the index, local or in a store.",
-)
-@_queries
-@_release
-@option("--restart", is_flag=True, help="Ask again for what is there.")
+@output("DIR", "The folder of the index, local or in a store.")
+@options(CensusOptions, only="all queries release restart")
+@wide
 @store_options
-@as_json
 def index(
     names: tuple[str, ...],
     all: bool,
@@ -173,10 +171,9 @@ def index(
     queries: str | None,
     release: str | None,
     restart: bool,
-    storage_options: dict[str, Any],
-    as_json: bool,
+    storage_options: Any,
     progress: bool,
-) -> None:
+) -> Result:
     """Write which cells queries take: DIR/NAME.idx, a soma_joinid a line, and its mark DIR/NAME.json.
 
     A folder holds queries of one release. What is there with the same filter is not asked for again. The
@@ -191,32 +188,42 @@ def index(
     report = build_index(
         _chosen(names, all), output, queries, release, storage_options, progress, restart=restart
     )
-    if as_json:
-        click.echo(json.dumps(report.to_json(), indent=1, ensure_ascii=False))
-    else:
-        _show_index(report)
+    rows = [
+        (
+            q.mark.query,
+            q.mark.organism,
+            q.mark.cells,
+            None if q.mark.primary_cells is None else q.mark.cells - q.mark.primary_cells,
+            "was there" if q.was_there else "made",
+        )
+        for q in report.queries
+    ]
+    parts: list[str | Table] = [Table(("query", "organism", "cells", "duplicates", "index"), rows)]
+    if report.overlaps:
+        shared = [(f"{o.first} and {o.second}", o.cells) for o in report.overlaps]
+        parts.append(Table(("queries that share cells", "cells"), shared))
+    several = "" if report.distinct == report.cells else f", {report.cells:,} with those of several"
+    distinct = counted(report.distinct, "distinct cells")
+    parts.append(f"{report.folder}: {distinct} of the Census {report.version}{several}")
+    return Result(report.to_json(), parts)
 
 
 @command.command("download")
 @_names
-@option("--all", is_flag=True, help="Take all queries of the index.")
-@option("--index", required=True, help="The folder of the index.")
-@option(
-    "-o", "--output", required=True, metavar="DIR", help="A local folder; files go to DIR/NAME."
-)
+@output("DIR", "A local folder; files go to DIR/NAME.")
+@options(CensusOptions, only="all index")
 @options(DownloadOptions)
+@wide
 @store_options
-@as_json
 def download(
     names: tuple[str, ...],
     all: bool,
     index: str,
     output: str,
-    storage_options: dict[str, Any],
-    as_json: bool,
+    storage_options: Any,
     progress: bool,
     **chosen: Any,
-) -> None:
+) -> Result:
     """Write the cells of an index as h5ad files, DIR/NAME/partition_000000.h5ad and so on.
 
     Raw counts of all genes, all columns of obs and var. The same command again makes what is missing. To
@@ -229,11 +236,18 @@ def download(
 
     asked = build(DownloadOptions, chosen)
     report = run(_chosen(names, all), index, output, asked, storage_options, progress)
-    if as_json:
-        tree = {"queries": [dataclasses.asdict(query) for query in report]}
-        click.echo(json.dumps(tree, indent=1, ensure_ascii=False))
-    else:
-        _show_download(report, asked.share)
+    header = ("query", "partitions", "made", "before", "missing", "cells", "size")
+    rows = [
+        (q.query, q.partitions, q.made, q.were_there, q.left, q.cells, size(q.bytes))
+        for q in report
+    ]
+    parts: list[str | Table] = [Table(header, rows)]
+    left = sum(q.left for q in report)
+    if left:
+        who = "" if asked.share is None else f"share {asked.share[0]} of {asked.share[1]}: "
+        what = f"{counted(left, 'partitions')} {'is' if left == 1 else 'are'} missing"
+        parts.append(f"{who}{what}: other shares make them, or run without one")
+    return Result({"queries": report}, parts)
 
 
 def _chosen(names: tuple[str, ...], all: bool) -> tuple[str, ...] | None:
@@ -243,59 +257,15 @@ def _chosen(names: tuple[str, ...], all: bool) -> tuple[str, ...] | None:
     return None if all else names
 
 
-def _query_tree(queries: Queries, name: str) -> dict[str, Any]:
+def _query(queries: Queries, name: str) -> dict[str, Any]:
     query = queries[name]
-    return {
-        "organism": query.organism,
-        "primary": query.primary,
-        "filter": " ".join(query.filter.split()),
-        "obs_filter": query.obs_filter,
-    }
+    tree = dataclasses.asdict(query) | {"filter": " ".join(query.filter.split())}
+    return tree | {"obs_filter": query.obs_filter}
 
 
-def _census_tree(queries: Queries) -> dict[str, Any]:
+def _census(queries: Queries) -> dict[str, Any]:
     """Where the Census is, without credentials."""
     from scshards.base.storage import redact
 
-    if queries.uri is not None:
-        return {"census": redact(queries.uri), "version": None}
-    return {"census": redact(queries.directory), "version": queries.version}
-
-
-def _show_index(report: IndexReport) -> None:
-    from scshards.base.progress import table
-
-    rows = [
-        (
-            q.mark.query,
-            q.mark.organism,
-            q.mark.cells,
-            None if q.mark.primary_cells is None else q.mark.cells - q.mark.primary_cells,
-            "was there" if q.was_there else "made",
-        )
-        for q in report.queries
-    ]
-    click.echo(table(("query", "organism", "cells", "duplicates", "index"), rows))
-    if report.overlaps:
-        shared = [(f"{o.first} and {o.second}", o.cells) for o in report.overlaps]
-        click.echo("\n" + table(("queries that share cells", "cells"), shared))
-    click.echo(
-        f"\n{report.folder}: {report.distinct:,} distinct cells of the Census {report.version}"
-        + ("" if report.distinct == report.cells else f", {report.cells:,} with those of several")
-    )
-
-
-def _show_download(report: Sequence[DownloadedQuery], share: tuple[int, int] | None) -> None:
-    from scshards.base.progress import counted, size, table
-
-    rows = [
-        (q.query, q.partitions, q.made, q.were_there, q.left, q.cells, size(q.bytes))
-        for q in report
-    ]
-    header = ("query", "partitions", "made now", "there before", "missing", "cells there", "size")
-    click.echo(table(header, rows))
-    left = sum(q.left for q in report)
-    if left:
-        who = "" if share is None else f"share {share[0]} of {share[1]}: "
-        what = f"{counted(left, 'partitions')} {'is' if left == 1 else 'are'} missing"
-        click.echo(f"\n{who}{what}: other shares make them, or run without one")
+    version = queries.version if queries.uri is None else None
+    return {"census": redact(queries.uri or queries.directory), "version": version}

@@ -1,29 +1,66 @@
-"""What every command has: help in groups, -q, -v, --no-progress, an end in order, one style of errors.
+"""What every command has: help in groups, -q, -v, --json, an end in order, one style of what is said.
 
-Called by the commands' files, and by scshards.cli for the errors.
+A command returns its Result, which is shown here, as JSON or as texts and tables. Called by the
+commands' files, and by scshards.cli for the errors.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
+import json
 import logging
 import re
+import shutil
 import signal
 import sys
+import textwrap
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from scshards.base.access import parse_options
 from scshards.base.errors import ScshardsError
-from scshards.base.progress import CLEAR_LINE, styled
+from scshards.base.progress import CLEAR_LINE, Table, styled
 from scshards.base.retry import Retry
-from scshards.cli.options import GROUPS, Option, options, spelled
+from scshards.cli.options import GROUPS, PLACES, Option, options, spelled
 
 _COMMANDS = re.compile(r"scshards [a-z]+\b|(?<![\w-])--?[a-z][a-z-]*")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command has to say.
+
+    Attributes
+    ----------
+    tree
+        All of it, for JSON; a dataclass stands for its fields.
+    parts
+        The same for a person, with an empty line between them.
+    exit_code
+        Not 0 where it is bad news.
+    failure
+        What is raised when it has been printed.
+    """
+
+    tree: Any
+    parts: Iterable[str | Table]
+    exit_code: int = 0
+    failure: ScshardsError | None = None
+
+    def text(self, *, as_json: bool, wide: bool) -> str:
+        """What is printed."""
+        if as_json:
+            line = json.dumps(self.tree, ensure_ascii=False, default=dataclasses.asdict)
+            # A name that is no UTF-8 comes as lone surrogates, which JSON spells with a backslash.
+            return line.encode(errors="backslashreplace").decode()
+        parts = (p.text(wide=wide) if isinstance(p, Table) else _wrapped(p) for p in self.parts)
+        return "\n\n".join(parts)
 
 
 class Command(click.Command):
@@ -39,19 +76,25 @@ class Command(click.Command):
             options(Retry, only="retries timeout")(self)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        by_name = {p.name: p for p in self.get_params(ctx) if isinstance(p, click.Option)}
-        for group, names in GROUPS.items():
-            found = [by_name.pop(name) for name in names if name in by_name]
-            if names is list(GROUPS.values())[-1]:
-                found += by_name.values()  # --help
-            rows = [row for p in found if (row := p.get_help_record(ctx)) is not None]
+        order = list(PLACES)
+        given = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+        given.sort(key=lambda p: order.index(p.name) if p.name in PLACES else len(order))
+        for group in GROUPS:
+            rows = [
+                row
+                for p in given
+                # --help itself comes last.
+                if PLACES.get(p.name or "", ("Shown",))[0] == group
+                and (row := p.get_help_record(ctx)) is not None
+            ]
             if rows:
                 with formatter.section(group):
                     formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an error that names fields of a dataclass names options."""
+        """Run the command and print its result; an error that names fields names their options."""
         quiet, verbose = ctx.params.pop("quiet"), ctx.params.pop("verbose")
+        as_json, wide = ctx.params.pop("as_json"), ctx.params.pop("wide", False)
         if _NO_PROGRESS in self.params:
             ctx.params["progress"] = not (ctx.params.pop("no_progress") or quiet)
         if "storage_options" in ctx.params:
@@ -60,7 +103,13 @@ class Command(click.Command):
         level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
         try:
             with _logged(level), interruptible():
-                return super().invoke(ctx)
+                result = super().invoke(ctx)
+                if isinstance(result, Result):
+                    click.echo(result.text(as_json=as_json, wide=wide))
+                    if result.failure is not None:
+                        raise result.failure
+                    if result.exit_code:
+                        ctx.exit(result.exit_code)
         except ScshardsError as e:
             if verbose:
                 traceback.print_exc()
@@ -73,8 +122,20 @@ class Commands(click.Group):
     command_class = Command
 
 
+def _wrapped(text: str) -> str:
+    """The text in lines that a terminal does not break within words; as it is where there is none."""
+    if not sys.stdout.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    wrap = textwrap.TextWrapper(
+        width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return "\n".join(map(wrap.fill, text.split("\n")))
+
+
 _NO_PROGRESS = Option(["--no-progress"], is_flag=True, help="Show no progress.")
 _OF_ALL = (
+    Option(["--json", "as_json"], is_flag=True, help="Print the result as a line of JSON."),
     Option(["-q", "--quiet"], is_flag=True, help="Show errors and results alone."),
     Option(
         ["-v", "--verbose"],

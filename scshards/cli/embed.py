@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from scshards.cli.command import Command
-from scshards.cli.options import as_json, build, option, options, store_options
+from scshards.base.progress import counted
+from scshards.cli.command import Command, Result
+from scshards.cli.options import build, options, output, store_options
 from scshards.train.apply_options import EmbedOptions
+
+if TYPE_CHECKING:
+    from scshards.train.apply import ApplyReport
 
 
 @click.command("embed", cls=Command)
 @click.argument("checkpoint")
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
-@option(
-    "-o", "--output", required=True, metavar="OUT", help="What is made; it must not be there yet."
-)
+@output("OUT", "What is made; it must not be there yet.")
 @options(EmbedOptions)
 @store_options
-@as_json
-def command(
-    checkpoint: str,
-    inputs: tuple[str, ...],
-    output: str,
-    storage_options: dict[str, Any],
-    as_json: bool,
-    progress: bool,
-    **chosen: Any,
-) -> None:
+def command(progress: bool, **chosen: Any) -> Result | None:
     """Embed the cells of INPUT... with the model in the folder CHECKPOINT.
 
     CHECKPOINT is a run's folder or any folder in scGPT's layout (args.json, vocab.json,
@@ -45,29 +37,25 @@ def command(
     from scshards.train.embed import embed
 
     asked = build(EmbedOptions, chosen)
-    show_applied(
-        embed(checkpoint, inputs, output, asked, storage_options=storage_options, shown=progress),
-        as_json,
-    )
+    return applied(embed(options=asked, shown=progress, **chosen))
 
 
-def show_applied(report: Any, as_json: bool) -> None:
-    """Say what was written, on the first process."""
-    from scshards.base.progress import counted
+def applied(report: ApplyReport) -> Result | None:
+    """What was written, of the first process."""
     from scshards.train.setup import is_first_process
 
     if not is_first_process():
-        return
-    if as_json:
-        click.echo(json.dumps(report.tables()))
-        return
+        return None
+    lines = []
     for file in report.files:
-        click.echo(
-            f"{counted(file.cells, 'cells')} as {report.dimensions} numbers each in {file.output} "
-            f"({', '.join(report.names)}); {file.matched:,} of {file.columns:,} gene columns matched"
+        lines.append(
+            f"{counted(file.cells, 'cells')} as {counted(report.dimensions, 'numbers')} each in "
+            f"{file.output} ({', '.join(report.names)}); {file.matched:,} of "
+            f"{counted(file.columns, 'gene columns')} matched"
         )
         if file.replaced:
-            click.echo(f"the input's own {', '.join(file.replaced)} were replaced there")
+            lines.append(f"the input's own {', '.join(file.replaced)} were replaced there")
     if report.empty_cells:
         cells = counted(report.empty_cells, "cells")
-        click.echo(f"{cells} without a gene in the vocabulary: <cls> alone")
+        lines.append(f"{cells} without a gene in the vocabulary: <cls> alone")
+    return Result(report, ["\n".join(lines)])

@@ -9,52 +9,42 @@ from typing import Any
 
 import click
 
-from scshards.cli.command import Command
-from scshards.cli.options import as_json, flags_of, option, store_options
-from scshards.cli.shown import wide
+from scshards.base.progress import printable
+from scshards.cli.command import Command, Result
+from scshards.cli.options import flags_of, option, store_options, wide
 from scshards.packing.options import PackOptions
 
 
 @click.command("info", cls=Command)
 @click.argument("root")
-@wide
 @option("--sources", is_flag=True, help="Show all inputs, not only the largest.")
+@wide
 @store_options
-@as_json
-def command(
-    root: str, sources: bool, wide: bool, storage_options: dict[str, Any], as_json: bool
-) -> None:
+def command(root: str, sources: bool, storage_options: Any) -> Result:
     """Show the splits, labels and inputs of the shard set ROOT.
 
     It reads the manifest only; `scshards verify` looks at the shards. The JSON holds all inputs.
     """
-    from scshards.base.progress import printable
     from scshards.packing import report
     from scshards.shards.shardset import ShardSet
 
     shard_set = ShardSet(root, storage_options)
     manifest = shard_set.manifest
-    if as_json:
-        click.echo(report.to_json(report.summary(manifest)))
-        return
-    click.echo(
+    stored = manifest.compression + "-compressed"
+    parts = [
         f"{printable(shard_set.storage.at(''))}: {manifest.value_kind} of a vocabulary of "
         f"{manifest.vocab_size:,} tokens, "
-        + (
-            "uncompressed"
-            if manifest.compression == "none"
-            else f"{manifest.compression}-compressed"
-        )
-    )
-    parts = [report.split_table(manifest), report.source_table(manifest, whole=sources, wide=wide)]
-    if manifest.labels:
-        parts.insert(1, report.label_table(manifest))
-    for part in parts:
-        click.echo(f"\n{part}")
-    click.echo(f"\npacked with: {printable(_packed_with(manifest.options))}")
+        + ("uncompressed" if manifest.compression == "none" else stored),
+        report.split_table(manifest),
+        *([report.label_table(manifest)] if manifest.labels else []),
+        *report.source_parts(manifest, whole=sources),
+        f"packed with: {printable(_packed_with(manifest.options))}",
+    ]
     made_of = manifest.options.get("made_of")
     if made_of:
-        click.echo(f"made of: {printable(', '.join(str(old.get('name')) for old in made_of))}")
+        names = ", ".join(str(old.get("name")) for old in made_of)
+        parts.append(f"made of: {printable(names)}")
+    return Result(report.summary(manifest), parts)
 
 
 def _packed_with(options: Mapping[str, Any]) -> str:

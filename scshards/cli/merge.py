@@ -6,31 +6,19 @@ from typing import Any
 
 import click
 
-from scshards.cli.command import Command
-from scshards.cli.options import as_json, build, options
-from scshards.cli.pack import split_file, with_split_file
-from scshards.cli.reshard import output, restart
-from scshards.cli.shown import show_manifest, wide
+from scshards.cli.command import Command, Result
+from scshards.cli.options import build, options, output, wide
+from scshards.cli.pack import PackRun
 from scshards.packing.options import ReshardOptions
 
 
 @click.command("merge", cls=Command)
 @click.argument("roots", metavar="ROOT...", nargs=-1, required=True)
-@output
-@options(ReshardOptions, but="held_out")
-@split_file
-@restart
+@output("NEW", "The shard set to make.")
+@options(ReshardOptions)
+@options(PackRun, only="restart")
 @wide
-@as_json
-def command(
-    roots: tuple[str, ...],
-    output: str,
-    restart: bool,
-    wide: bool,
-    as_json: bool,
-    progress: bool,
-    **chosen: Any,
-) -> None:
+def command(roots: Any, output: str, restart: bool, progress: bool, **chosen: Any) -> Result:
     """Make one shard set at NEW of the sets at two or more ROOTs.
 
     They must have the same vocabulary, kind of values and labels; --obs names the labels that all of
@@ -41,8 +29,9 @@ def command(
     \b
     scshards merge lung gut s3://bucket/blood -o atlas --obs cell_type,donor_id
     """
+    from scshards.packing import report
     from scshards.packing.reshard import merge
 
-    asked = build(ReshardOptions, with_split_file(chosen))
+    asked = build(ReshardOptions, chosen)
     manifest = merge(roots, output, asked, restart=restart, progress=progress)
-    show_manifest(manifest, None, as_json, wide)
+    return Result(report.summary(manifest), report.of_set(manifest))

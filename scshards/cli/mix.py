@@ -2,71 +2,74 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
-from scshards.cli.command import Command
-from scshards.cli.options import as_json, option, store_options
+from scshards.base.progress import Table, counted
+from scshards.cli.bench import BenchOptions
+from scshards.cli.command import Command, Result
+from scshards.cli.options import AtLeast1, build, options, store_options, wide
 
 if TYPE_CHECKING:
     from scshards.stream.mixing import MixOptions, MixReport
 
-_AT_LEAST_1 = click.IntRange(min=1)
+
+@dataclass(frozen=True, kw_only=True)
+class MixChoice:
+    """Which batches are looked at.
+
+    Attributes
+    ----------
+    by
+        Labels of categories, or source. Without it, all labels of categories.
+    split, batch_size
+        As in BenchOptions.
+    world_size
+        Ranks that train.
+    lanes
+        Shuffle buffers that cells are read through.
+    shuffle_buffer
+        Cells in the buffers of all lanes together.
+    shuffle
+        Read in random order, or that of the shards.
+    where
+        Take the cells this is true for, as for scshards pack.
+    balanced
+        Draw the values of this label equally often.
+    seed
+        The seed of the order.
+    epoch
+        The epoch that is looked at.
+    batches
+        How many batches of the epoch are looked at.
+    plot
+        Draw the entropies along the epoch.
+    """
+
+    by: tuple[str, ...] = ()
+    split: str = BenchOptions.split
+    batch_size: AtLeast1 = BenchOptions.batch_size
+    world_size: AtLeast1 = 1
+    lanes: AtLeast1 = 64
+    shuffle_buffer: AtLeast1 = 8192
+    shuffle: bool = True
+    where: str | None = None
+    balanced: str | None = None
+    seed: int = 0
+    epoch: Annotated[int, click.IntRange(min=0)] = 0
+    batches: AtLeast1 = 256
+    plot: str | None = None
 
 
 @click.command("mix", cls=Command)
 @click.argument("root")
-@option(
-    "--by",
-    help="Labels of categories, or source. Without it, all labels of categories.",
-)
-@option("--split", default="train", help="The cells to stream.")
-@option("--batch-size", default=64, type=_AT_LEAST_1, help="Cells of a batch of one rank.")
-@option("--world-size", default=1, type=_AT_LEAST_1, help="Ranks that train.")
-@option(
-    "--lanes", default=64, type=_AT_LEAST_1, help="Shuffle buffers that cells are read through."
-)
-@option(
-    "--shuffle-buffer",
-    default=8192,
-    type=_AT_LEAST_1,
-    help="Cells in the buffers of all lanes together.",
-)
-@option("--shuffle/--no-shuffle", default=True, help="Read in random order, or that of the shards.")
-@option("--where", help="Take the cells this is true for, as for scshards pack.")
-@option("--balanced", help="Draw the values of this label equally often.")
-@option("--seed", default=0, help="The seed of the order.")
-@option("--epoch", default=0, type=click.IntRange(min=0), help="The epoch that is looked at.")
-@option(
-    "--batches",
-    default=256,
-    type=_AT_LEAST_1,
-    help="How many batches of the epoch are looked at.",
-)
-@option("--plot", help="Draw the entropies along the epoch.")
+@options(MixChoice)
+@wide
 @store_options
-@as_json
-def command(
-    root: str,
-    by: str | None,
-    split: str,
-    batch_size: int,
-    world_size: int,
-    lanes: int,
-    shuffle_buffer: int,
-    shuffle: bool,
-    where: str | None,
-    balanced: str | None,
-    seed: int,
-    epoch: int,
-    batches: int,
-    plot: str | None,
-    storage_options: dict[str, Any],
-    as_json: bool,
-    progress: bool,
-) -> None:
+def command(root: str, storage_options: Any, progress: bool, **chosen: Any) -> Result:
     """Show how well batches of the shard set ROOT mix its labels, before anything is trained.
 
     The order is the one that training with these options would read, worked out on integers; only the
@@ -75,68 +78,54 @@ def command(
     """
     from scshards.stream.mixing import MixOptions, mix
 
-    options = MixOptions(
-        batch_size=batch_size,
-        world_size=world_size,
-        lanes=lanes,
-        shuffle=shuffle,
-        shuffle_buffer=shuffle_buffer,
-        seed=seed,
-        epoch=epoch,
-        batches=batches,
-        where=where,
-        weights=None if balanced is None else {balanced: "balanced"},
-    )
-    report = mix(
-        root,
-        [name.strip() for name in by.split(",") if name.strip()] if by else (),
-        options,
-        split=split,
-        storage_options=storage_options,
-        progress=progress,
-    )
+    asked = dataclasses.asdict(build(MixChoice, chosen))
+    by, split, plot, balanced = (asked.pop(name) for name in ("by", "split", "plot", "balanced"))
+    options = MixOptions(**asked, weights=None if balanced is None else {balanced: "balanced"})
+    report = mix(root, by, options, split=split, storage_options=storage_options, progress=progress)
     if plot is not None:
         from scshards.stream import mix_plot
 
         click.echo(mix_plot.plot(report, plot), err=True)
-    if as_json:
-        click.echo(json.dumps(_tree(report)))
-        return
-    click.echo(
-        f"{report.sampled:,} of {report.steps:,} steps of an epoch of {report.cells:,} cells: batches "
-        f"of {batch_size} on {world_size} ranks, {lanes} lanes, "
-        + (f"a shuffle buffer of {shuffle_buffer:,}\n" if shuffle else "no shuffle\n")
+    tree = {name: getattr(report, name) for name in OF_ALL}
+    tree["columns"] = [{name: getattr(m, name) for name in OF_COLUMNS} for m in report.columns]
+    buffer = f"a shuffle buffer of {options.shuffle_buffer:,}" if options.shuffle else "no shuffle"
+    first = (
+        f"{report.sampled:,} of {counted(report.steps, 'steps')} of an epoch of "
+        f"{counted(report.cells, 'cells')}: batches of {options.batch_size} on "
+        f"{counted(options.world_size, 'ranks')}, {counted(options.lanes, 'lanes')}, {buffer}"
     )
-    click.echo(_table(report))
-    click.echo("\n" + _advice(report, options))
+    return Result(tree, [first, _table(report), _advice(report, options)])
 
+
+OF_ALL = ("cells", "steps", "sampled", "is_packed_shuffled")
+OF_COLUMNS = ("column", "cells", "categories", "whole", "ideal", "mean", "low", "score")
+"""What of the report is in the JSON."""
 
 GOOD, FAIR = 0.95, 0.8
 """Scores from which batches count as well mixed, and as mixed somewhat."""
 
 
-def _table(report: MixReport) -> str:
-    from scshards.base.progress import table
-
-    return table(
+def _table(report: MixReport) -> Table:
+    header = (
+        "column",
+        "categories",
+        "all cells",
+        "batch",
+        "at random",
+        "mean",
+        "low",
+        "% of random",
+    )
+    rows = [
         (
-            "column", "categories", "all cells", "cells of a batch", "drawn at random", "mean",
-            "low", "% of random",
-        ),
-        [
-            (
-                m.column,
-                m.categories,
-                round(m.whole, 3),
-                m.cells,
-                round(m.ideal, 3),
-                round(m.mean, 3),
-                round(m.low, 3),
-                None if m.score is None else round(100 * m.score, 1),
-            )
-            for m in report.columns
-        ],
-    )  # fmt: skip
+            m.column,
+            m.categories,
+            *(round(bits, 3) for bits in (m.whole, m.cells, m.ideal, m.mean, m.low)),
+            None if m.score is None else round(100 * m.score, 1),
+        )
+        for m in report.columns
+    ]
+    return Table(header, rows, more=("all cells",))
 
 
 def _advice(report: MixReport, options: MixOptions) -> str:
@@ -160,26 +149,3 @@ def _advice(report: MixReport, options: MixOptions) -> str:
         f"with a shuffle buffer of {options.shuffle_buffer:,} of {report.cells:,} cells: make "
         "--shuffle-buffer or --lanes larger"
     )
-
-
-def _tree(report: MixReport) -> dict[str, object]:
-    """The report as plain JSON."""
-    return {
-        "cells": report.cells,
-        "steps": report.steps,
-        "sampled": report.sampled,
-        "is_packed_shuffled": report.is_packed_shuffled,
-        "columns": [
-            {
-                "column": m.column,
-                "cells": m.cells,
-                "categories": m.categories,
-                "whole": m.whole,
-                "ideal": m.ideal,
-                "mean": m.mean,
-                "low": m.low,
-                "score": m.score,
-            }
-            for m in report.columns
-        ],
-    }

@@ -21,136 +21,46 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import click
 
 from scshards.base.errors import ConfigError, ScshardsError
 
+AtLeast1 = Annotated[int, click.IntRange(min=1)]
+"""The type of a field of which click, too, knows the range."""
+
 T = TypeVar("T")
 E = TypeVar("E", bound=ScshardsError)
 F = TypeVar("F", bound=Callable[..., Any])
 
-GROUPS: dict[str, dict[str, str]] = {
-    "Inputs": {
-        "layer": "NAME",
-        "raw": "",
-        "feature_types": "TYPE",
-        "ids_vocab": "FILE",
-        "list_columns": "GENES,VALUES",
-        "trust_pickle": "",
-        "on_bad_input": "",
-        "same_names": "",
-        "allow_repeats": "",
-        "census": "NAME",
-        "queries": "FILE",
-        "release": "DATE",
-        "index": "DIR",
-        "offline": "",
-        "all": "",
-        "measured": "",
-    },
-    "Genes": {
-        "vocab": "FILE",
-        "gene_column": "COL",
-        "id_column": "COL",
-        "strip_versions": "",
-        "allow_mixed": "",
-        "min_match": "SHARE",
-        "min_cells": "N",
-        "special_tokens": "",
-    },
-    "Cells": {
-        "splits": "NAME",
-        "split": "NAME",
-        "where": "EXPR",
-        "unique": "COL",
-        "min_genes": "N",
-        "max_genes": "N",
-        "min_counts": "X",
-        "partitions": "I",
-        "domain_column": "COL",
-        "max_length": "N",
-        "balanced": "LABEL",
-        "by": "COL,COL",
-    },
-    "Labels and splits": {
-        "obs": "COL,COL",
-        "max_categories": "N",
-        "valid_fraction": "SHARE",
-        "test_fraction": "SHARE",
-        "split_by": "COL",
-        "split_file": "FILE",
-        "one_split": "",
-    },
-    "Output": {
-        "output": "PATH",
-        "to": "",
-        "append": "",
-        "values": "",
-        "round_within": "OFF",
-        "dtype": "",
-        "order": "",
-        "shuffle": "",
-        "seed": "N",
-        "cells_per_shard": "N",
-        "max_cells": "N",
-        "compression": "",
-        "hf_card": "",
-        "column": "COL",
-        "key": "NAME",
-        "probabilities": "",
-        "plot": "FILE",
-        "embeddings": "FILE",
-        "colors": "COL",
-        "dry_run": "",
-    },
-    "Training": {
-        "task": "",
-        "config": "FILE",
-        "settings": "KEY=VALUE",
-        "demand": "CELLS",
-        "seconds": "S",
-        "epoch": "N",
-        "batches": "N",
-        "batch_size": "N",
-        "world_size": "N",
-        "lanes": "N",
-        "shuffle_buffer": "CELLS",
-        "n_bins": "N",
-    },
-    "Work": {
-        "workers": "N",
-        "threads": "N",
-        "device": "NAME",
-        "precision": "NAME",
-        "share": "I/N",
-        "finish": "",
-        "restart": "",
-        "check": "",
-        "quick": "",
-        "repair": "",
-        "repair_from": "ROOT",
-        "dask": "ADDRESS",
-        "scratch": "DIR",
-        "storage_options": "JSON|@FILE",
-        "retries": "N",
-        "timeout": "S",
-    },
-    "Shown": {
-        "show": "N",
-        "cells": "N",
-        "genes": "N",
-        "batch": "",
-        "sources": "",
-        "wide": "",
-        "as_json": "",
-        "no_progress": "",
-        "quiet": "",
-        "verbose": "",
-    },
+GROUPS = {
+    "Inputs": "layer:NAME raw feature_types:TYPE ids_vocab:FILE list_columns:GENES,VALUES trust_pickle "
+    "on_bad_input same_names allow_repeats census:NAME queries:FILE release:DATE index:DIR offline all "
+    "measured",
+    "Genes": "vocab:FILE gene_column:COL id_column:COL strip_versions allow_mixed min_match:SHARE "
+    "min_cells:N special_tokens",
+    "Cells": "splits:NAME split:NAME where:EXPR unique:COL min_genes:N max_genes:N min_counts:X "
+    "partitions:I domain_column:COL max_length:N balanced:LABEL by:COL,COL",
+    "Labels and splits": "obs:COL,COL max_categories:N valid_fraction:SHARE test_fraction:SHARE "
+    "split_by:COL split_file:FILE one_split",
+    "Output": "output:PATH to append values round_within:OFF dtype order shuffle seed:N "
+    "cells_per_shard:N max_cells:N compression hf_card column:COL key:NAME probabilities plot:FILE "
+    "embeddings:FILE colors:COL dry_run",
+    "Training": "task config:FILE settings:KEY=VALUE demand:CELLS seconds:S epoch:N batches:N "
+    "batch_size:N world_size:N lanes:N shuffle_buffer:CELLS n_bins:N",
+    "Work": "workers:N threads:N device:NAME precision:NAME share:I/N finish restart check quick "
+    "repair repair_from:ROOT dask:ADDRESS scratch:DIR storage_options:JSON|@FILE retries:N timeout:S",
+    "Shown": "cell_key:KEY show:N cells:N genes:N batch sources wide as_json no_progress quiet verbose",
 }
-"""{part of the help: {name of an option: what its value is called}}, in the order of the help."""
+"""{part of the help: its options, in this order, each with what its value is called}."""
+
+PLACES = {
+    name: (group, value or None)
+    for group, said in GROUPS.items()
+    for name, _, value in (one.partition(":") for one in said.split())
+}
+"""{option: (its part of the help, what its value is called)}."""
 
 FLAGS: dict[str, tuple[str, ...]] = {
     "output": ("-o", "--output"),
@@ -158,10 +68,11 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "partitions": ("--partition",),
     "held_out": ("--split-file",),
     "feature_types": ("--feature-type",),
+    "key": ("--obsm",),
+    "cell_key": ("--key",),
+    "cells": ("-n", "--cells"),
 }
 """The flags of fields whose flag is not their name with dashes."""
-
-_GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 
 
 class Option(click.Option):
@@ -172,10 +83,10 @@ class Option(click.Option):
         assert self.name is not None
         if not (self.help or "").strip():
             raise TypeError(f"the option {self.opts[-1]} has no help")
-        if self.name not in _GROUP_OF:
+        if self.name not in PLACES:
             raise TypeError(f"the option {self.opts[-1]} has no place in cli.options.GROUPS")
         if self.metavar is None and not self.is_flag:
-            self.metavar = GROUPS[_GROUP_OF[self.name]][self.name] or None
+            self.metavar = PLACES[self.name][1]
         if self.multiple:
             commas = isinstance(self.type, _Listed)
             self.help = f"{self.help} Repeatable{', or with commas between' if commas else ''}."
@@ -194,6 +105,22 @@ store_options = option(
 )
 """The option of commands that read or write a store."""
 
+_split_file = option(
+    "--split-file",
+    help="A TOML file of values to hold out, in place of fractions: "
+    'column = "donor_id" (or --split-by), valid = ["D1", "D2"], test = ["D3"]. All others are for '
+    "training.",
+)
+_OF_FIELDS = {"storage_options": store_options, "held_out": _split_file}
+"""The options of fields that are no text or number."""
+
+wide = option("--wide", is_flag=True, help="Show all columns of tables, whole.")
+
+
+def output(metavar: str, text: str, *, required: bool = True) -> Callable[[F], F]:
+    """The option of what is made."""
+    return option("-o", "--output", required=required, metavar=metavar, help=text)
+
 
 def options(cls: type, *, only: str = "", but: str = "") -> Callable[[F], F]:
     """The fields of a dataclass as options: all of them, `only` some, or all `but` some.
@@ -205,14 +132,14 @@ def options(cls: type, *, only: str = "", but: str = "") -> Callable[[F], F]:
     only, but
         Names of fields, with blanks between.
     """
-    hints, texts = typing.get_type_hints(cls), field_texts(cls)
+    hints, texts = typing.get_type_hints(cls, include_extras=True), field_texts(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     names = only.split() or [name for name in fields if name not in but.split()]
 
     def decorate(command: F) -> F:
         for name in reversed(names):
-            if name == "storage_options":
-                command = store_options(command)
+            if name in _OF_FIELDS:
+                command = _OF_FIELDS[name](command)
                 continue
             attrs = _attributes(hints[name], fields[name])
             text = _for_help(texts.get(name, ""))
@@ -230,6 +157,7 @@ def build(cls: type[T], chosen: dict[str, Any]) -> T:
     click.UsageError
         When the dataclass refuses them.
     """
+    _read_split_file(chosen)
     names = [f.name for f in dataclasses.fields(cls) if f.name in chosen]  # type: ignore[arg-type]
     try:
         return cls(**{name: chosen.pop(name) for name in names})
@@ -237,8 +165,9 @@ def build(cls: type[T], chosen: dict[str, Any]) -> T:
         raise click.UsageError(str(spelled(e, click.get_current_context()))) from e
 
 
-def given(chosen: Mapping[str, Any]) -> dict[str, Any]:
+def given(chosen: dict[str, Any]) -> dict[str, Any]:
     """Of what was chosen, what differs from what click fills in for options that are not given."""
+    _read_split_file(chosen)
     context = click.get_current_context()
     default = click.core.ParameterSource.DEFAULT
     return {
@@ -250,13 +179,6 @@ def given(chosen: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def refuse_together(chosen: Mapping[str, Any], *names: str) -> None:
-    """Raise UsageError when more than one of these was given."""
-    both = [flags_of(name)[-1] for name in names if chosen[name]]
-    if len(both) > 1:
-        raise click.UsageError(f"{both[0]} and {both[1]} can't be given together")
-
-
 def flags_of(name: str) -> tuple[str, ...]:
     """How the option of a field is spelled, the long way last."""
     return FLAGS.get(name, ("--" + name.replace("_", "-"),))
@@ -264,8 +186,8 @@ def flags_of(name: str) -> tuple[str, ...]:
 
 def spelled(error: E, context: click.Context) -> E:
     """The error, with options where it names the fields that they are made from."""
-    flags = {p.name: p.opts[-1] for p in context.command.params if isinstance(p, Option)}
-    flags |= {name: spelling[-1] for name, spelling in FLAGS.items()}
+    flags = {name: spelling[-1] for name, spelling in FLAGS.items()}
+    flags |= {p.name: p.opts[-1] for p in context.command.params if isinstance(p, Option)}
     if error.where is not None and all(name in flags for name in error.where.split(", ")):
         error.where = ", ".join(dict.fromkeys(flags[name] for name in error.where.split(", ")))
     return error
@@ -314,6 +236,16 @@ class ShareType(click.ParamType):
         return int(i), int(n)
 
 
+def _read_split_file(chosen: dict[str, Any]) -> None:
+    """Put what the split file says, if there is one, in its place."""
+    path = chosen.pop("split_file", None)
+    if path is not None:
+        from scshards.packing.splits import read_split_file
+
+        said = read_split_file(path, chosen["split_by"])
+        chosen |= {"split_by": said.column, "held_out": said.held_out}
+
+
 def _united(context: click.Context, parameter: click.Parameter, values: Any) -> Any:
     """The names of an option that was given once or more often; () for `--obs ''`."""
     if context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.DEFAULT:
@@ -330,6 +262,8 @@ def _attributes(hint: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         (hint,) = (h for h in typing.get_args(hint) if h is not type(None))
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return attrs | {"type": inner[1]}
     if origin is typing.Literal:
         return attrs | {"type": click.Choice(inner)}
     if origin is tuple and inner[-1] is ...:
@@ -353,10 +287,6 @@ def _for_help(text: str) -> str:
 
     def spelling(found: re.Match[str]) -> str:
         name = found[1]
-        return flags_of(name)[-1] if name in _GROUP_OF or name in FLAGS else name
+        return flags_of(name)[-1] if name in PLACES or name in FLAGS else name
 
     return re.sub(r"`([^`]*)`", spelling, text)
-
-
-as_json = option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-"""The option of commands that have a result."""

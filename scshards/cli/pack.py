@@ -3,87 +3,79 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import click
 
-from scshards.cli.command import Command
-from scshards.cli.options import ShareType, as_json, build, given, option, options, refuse_together
-from scshards.cli.shown import show_manifest, wide
-from scshards.cli.status import show_status
+from scshards.base.errors import ConfigError
+from scshards.cli.command import Command, Result
+from scshards.cli.options import build, given, options, output, wide
+from scshards.cli.status import progress_of
 from scshards.packing.options import PackOptions
 
-if TYPE_CHECKING:
-    from scshards.packing.dry_run import PackPlan
+ALONE = {
+    "dry_run": ("append", "share", "finish", "restart", "dask"),
+    "share": ("append", "finish", "restart", "dask", "hf_card"),
+    "finish": ("append", "restart"),
+}
+"""{option: those that can't be given with it}."""
 
-split_file = option(
-    "--split-file",
-    metavar="FILE",
-    help="A TOML file of values to hold out, in place of fractions: "
-    'column = "donor_id" (or --split-by), valid = ["D1", "D2"], test = ["D3"]. All others are for '
-    "training.",
-)
+
+@dataclass(frozen=True, kw_only=True)
+class PackRun:
+    """How a pack is run.
+
+    Attributes
+    ----------
+    vocab
+        The vocabulary, a vocab.json. With `append`, the set has it.
+    append
+        Add the inputs to the complete shard set at ROOT, as new shards. Options are those that the
+        set was packed with; how inputs are read may differ: `gene_column`, `layer`, `raw`, `where`,
+        `min_match`, `strip_versions`, `ids_vocab`, `list_columns`.
+    share
+        Do the I-th of N shares, beside other processes that do the others, such as the tasks of a
+        Slurm array: once for all shares, and once more for the shards; then `finish`.
+    finish
+        Do what the shares have left, and publish the manifest.
+    restart
+        Throw away what an unfinished call has left there. Without it, the same command goes on.
+    dry_run
+        Pack nothing: say how many cells, shards and bytes it would be, about how many hours and how
+        much memory it would take, and all that would be refused (then it ends with 1).
+    dask
+        Have a dask cluster do the work: the address of its scheduler, such as tcp://host:8786, or
+        local. Workers must see the inputs, ROOT and the scratch folder. Needs scshards[dask].
+    hf_card
+        Write a README.md into the set, by which Hugging Face's load_dataset takes the cells.
+    """
+
+    vocab: str | None = None
+    append: bool = False
+    share: tuple[int, int] | None = None
+    finish: bool = False
+    restart: bool = False
+    dry_run: bool = False
+    dask: str | None = None
+    hf_card: bool = False
+
+    def __post_init__(self) -> None:
+        for one, others in ALONE.items():
+            for other in others:
+                if getattr(self, one) and getattr(self, other):
+                    raise ConfigError("only one of them can be given", where=f"{one}, {other}")
+        if self.vocab is None and not self.append:
+            raise ConfigError("a set needs a vocabulary", where="vocab")
 
 
 @click.command("pack", cls=Command)
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
-@option("-o", "--output", required=True, metavar="ROOT", help="The shard set to make.")
-@option("--vocab", help="The vocabulary, a vocab.json. With --append, the set has it.")
-@options(PackOptions, but="held_out")
-@split_file
-@option(
-    "--append",
-    is_flag=True,
-    help="Add the inputs to the complete shard set at ROOT, as new shards. Options are those that the "
-    "set was packed with; how inputs are read may differ: --gene-column, --layer, --raw, --where, "
-    "--min-match, --strip-versions, --ids-vocab, --list-columns.",
-)
-@option(
-    "--share",
-    type=ShareType(),
-    help="Do the I-th of N shares, beside other processes that do the others, such as the tasks of a "
-    "Slurm array: once for all shares, and once more for the shards; then --finish.",
-)
-@option("--finish", is_flag=True, help="Do what the shares have left, and publish the manifest.")
-@option(
-    "--restart",
-    is_flag=True,
-    help="Throw away what an unfinished pack has left at ROOT. Without it, the same command goes on.",
-)
-@option(
-    "--dry-run",
-    is_flag=True,
-    help="Pack nothing: say how many cells, shards and bytes it would be, about how many hours and how "
-    "much memory it would take, and all that would be refused (then it ends with 1).",
-)
-@option(
-    "--dask",
-    help="Have a dask cluster do the work: the address of its scheduler, such as tcp://host:8786, or "
-    "local. Workers must see the inputs, ROOT and the scratch folder. Needs scshards[dask].",
-)
-@option(
-    "--hf-card",
-    is_flag=True,
-    help="Write a README.md into the set, by which Hugging Face's load_dataset takes the cells.",
-)
+@output("ROOT", "The shard set to make.")
+@options(PackRun)
+@options(PackOptions)
 @wide
-@as_json
-def command(
-    inputs: tuple[str, ...],
-    output: str,
-    vocab: str | None,
-    append: bool,
-    share: tuple[int, int] | None,
-    finish: bool,
-    restart: bool,
-    dry_run: bool,
-    dask: str | None,
-    hf_card: bool,
-    wide: bool,
-    as_json: bool,
-    progress: bool,
-    **chosen: Any,
-) -> None:
+def command(inputs: tuple[str, ...], output: str, progress: bool, **chosen: Any) -> Result:
     """Pack the cells of h5ad files and other inputs into a shard set at ROOT.
 
     An INPUT is an h5ad file, a zarr store, a 10x .h5 file or an mtx folder; or cells as lists of token
@@ -106,66 +98,29 @@ def command(
         --valid-fraction 0.1 --split-by donor_id
     """
     from scshards.packing import pack as packing
+    from scshards.packing import report
     from scshards.packing.card import check_compression, write_card
     from scshards.packing.dry_run import plan_pack
 
-    params = click.get_current_context().params
-    refuse_together(params, "share", "finish", "append")
-    refuse_together(params, "share", "finish", "restart")
-    refuse_together(params, "share", "dask")
-    refuse_together(params, "share", "hf_card")
-    for other in ("append", "share", "finish", "restart", "dask"):
-        refuse_together(params, "dry_run", other)
-    chosen = with_split_file(chosen)
-    if hf_card and not append:
+    run = build(PackRun, chosen)
+    if run.hf_card and not run.append:
         check_compression(chosen["compression"], "--hf-card")
     stores, seconds = chosen["storage_options"], dict[int, float]()
-    if append:
-        manifest = packing.append(
-            inputs, output, given(chosen), vocab,
-            dask=dask, restart=restart, seconds=seconds, progress=progress,
-        )  # fmt: skip
-        if hf_card:
-            write_card(output, stores)
-        show_manifest(manifest, seconds, as_json, wide)
-        return
-    if vocab is None:
-        raise click.UsageError("Missing option '--vocab'.")
-    asked = build(PackOptions, chosen)
-    if dry_run:
-        _show_plan(plan_pack(inputs, output, vocab, asked, progress), as_json)
-        return
-    if share is not None:
-        done = packing.pack_share(inputs, output, vocab, asked, share=share, progress=progress)
-        show_status(done, as_json)
-        return
-    manifest = packing.pack(
-        inputs, output, vocab, asked,
-        dask=dask, restart=restart, finish=finish, seconds=seconds, progress=progress,
-    )  # fmt: skip
-    if hf_card:
-        write_card(output, stores)
-    show_manifest(manifest, seconds, as_json, wide)
-
-
-def with_split_file(chosen: dict[str, Any]) -> dict[str, Any]:
-    """What was chosen, with what the split file says in its place."""
-    path = chosen.pop("split_file")
-    if path is None:
-        return chosen
-    from scshards.packing.splits import read_split_file
-
-    said = read_split_file(path, chosen["split_by"])
-    return chosen | {"split_by": said.column, "held_out": said.held_out}
-
-
-def _show_plan(plan: PackPlan, as_json: bool) -> None:
-    """What a pack would make, or what it would refuse; that ends with 1."""
-    from scshards.packing import report
-
-    if as_json:
-        click.echo(report.to_json(dataclasses.asdict(plan) | {"hours": plan.hours}))
+    call: dict[str, Any] = {
+        "dask": run.dask, "restart": run.restart, "seconds": seconds, "progress": progress,
+    }  # fmt: skip
+    if run.vocab is None or run.append:
+        manifest = packing.append(inputs, output, given(chosen), run.vocab, **call)
     else:
-        click.echo(report.plan_text(plan))
-    if plan.refused:
-        raise SystemExit(1)
+        asked = build(PackOptions, chosen)
+        if run.dry_run:
+            plan = plan_pack(inputs, output, run.vocab, asked, progress)
+            tree = dataclasses.asdict(plan) | {"hours": plan.hours}
+            return Result(tree, report.plan_parts(plan), exit_code=1 if plan.refused else 0)
+        if run.share is not None:
+            done = packing.pack_share(inputs, output, run.vocab, asked, progress, share=run.share)
+            return progress_of(done)
+        manifest = packing.pack(inputs, output, run.vocab, asked, finish=run.finish, **call)
+    if run.hf_card:
+        write_card(output, stores)
+    return Result(report.summary(manifest, seconds), report.of_set(manifest, seconds))

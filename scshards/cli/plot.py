@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from scshards.cli.command import Command
-from scshards.cli.options import option
+from scshards.cli.command import Command, Result
+from scshards.cli.options import option, output
 
 
 @click.command("plot", cls=Command)
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@option("-o", "--output", metavar="FILE.png", help="The picture. Without it, RUN/curves.png.")
+@click.argument("folders", metavar="RUN...", nargs=-1, required=True)
+@output("FILE.png", "The picture. Without it, RUN/curves.png.", required=False)
 @option(
     "--embedding",
     "embeddings",
@@ -25,12 +27,7 @@ from scshards.cli.options import option
     multiple=True,
     help="The obs column that colours the cells; one for each --embedding, or one for all.",
 )
-def command(
-    runs: tuple[str, ...],
-    output: str | None,
-    embeddings: tuple[str, ...],
-    colors: tuple[str, ...],
-) -> None:
+def command(**chosen: Any) -> Result:
     """Draw the curves of RUN: losses, learning rate, gradient norm, throughput, validation.
 
     The baselines that `scshards evaluate` found are drawn too. Several runs come in one picture, each
@@ -43,4 +40,5 @@ def command(
     """
     from scshards.train.plot import plot
 
-    click.echo(plot(runs, output, embeddings=embeddings, colors=colors))
+    picture = str(plot(**chosen))
+    return Result({"picture": picture}, [picture])

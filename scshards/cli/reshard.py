@@ -1,4 +1,4 @@
-"""`scshards reshard`: a shard set -> another one. Its options are those of `scshards merge` too."""
+"""`scshards reshard`: a shard set -> another one."""
 
 from __future__ import annotations
 
@@ -6,31 +6,19 @@ from typing import Any
 
 import click
 
-from scshards.cli.command import Command
-from scshards.cli.options import as_json, build, option, options
-from scshards.cli.pack import split_file, with_split_file
-from scshards.cli.shown import show_manifest, wide
+from scshards.cli.command import Command, Result
+from scshards.cli.options import build, options, output, wide
+from scshards.cli.pack import PackRun
 from scshards.packing.options import ReshardOptions
-
-output = option("-o", "--output", required=True, metavar="NEW", help="The shard set to make.")
-restart = option(
-    "--restart",
-    is_flag=True,
-    help="Throw away what an unfinished call has left at NEW. Without it, the same command goes on.",
-)
 
 
 @click.command("reshard", cls=Command)
 @click.argument("root")
-@output
-@options(ReshardOptions, but="held_out same_names")
-@split_file
-@restart
+@output("NEW", "The shard set to make.")
+@options(ReshardOptions, but="same_names")
+@options(PackRun, only="restart")
 @wide
-@as_json
-def command(
-    root: str, output: str, restart: bool, wide: bool, as_json: bool, progress: bool, **chosen: Any
-) -> None:
+def command(root: str, output: str, restart: bool, progress: bool, **chosen: Any) -> Result:
     """Make a shard set at NEW of the one at ROOT: other shards, order, splits, or a part of its cells.
 
     It streams from shards to shards; the inputs of ROOT are not needed. What no option changes is as it
@@ -40,8 +28,9 @@ def command(
     \b
     scshards reshard shards -o lung --where "tissue == 'lung'" --compression zstd
     """
+    from scshards.packing import report
     from scshards.packing.reshard import reshard
 
-    asked = build(ReshardOptions, with_split_file(chosen))
+    asked = build(ReshardOptions, chosen)
     manifest = reshard(root, output, asked, restart=restart, progress=progress)
-    show_manifest(manifest, None, as_json, wide)
+    return Result(report.summary(manifest), report.of_set(manifest))

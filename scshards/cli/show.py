@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
-from scshards.cli.command import Command
-from scshards.cli.options import as_json, option, store_options
+from scshards.base.progress import Table, counted, display_width, printable, shorten
+from scshards.cli.command import Command, Result
+from scshards.cli.options import AtLeast1, build, options, store_options
 
 if TYPE_CHECKING:
     from scshards.shards.shardset import NamedCell
@@ -17,54 +18,53 @@ if TYPE_CHECKING:
 WIDTH = 80
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """What is shown.
+
+    Attributes
+    ----------
+    cells
+        How many cells.
+    cell_key
+        The cell of this key, such as 000000-0000000012, alone.
+    split
+        The split they are of. Without it, the first of the set.
+    genes
+        How many genes of a cell to name, those with the largest values.
+    batch
+        Show the first batch of the split, as CellLoader makes it by default.
+    """
+
+    cells: AtLeast1 = 5
+    cell_key: str | None = None
+    split: str | None = None
+    genes: Annotated[int, click.IntRange(min=0)] = 12
+    batch: bool = False
+
+
 @click.command("show", cls=Command)
 @click.argument("root")
-@option("-n", "--cells", default=5, type=click.IntRange(min=1), help="How many cells.")
-@option("--key", metavar="KEY", help="The cell of this key, such as 000000-0000000012, alone.")
-@option("--split", help="The split they are of. Without it, the first of the set.")
-@option(
-    "--genes",
-    default=12,
-    type=click.IntRange(min=0),
-    help="How many genes of a cell to name, those with the largest values.",
-)
-@option(
-    "--batch",
-    is_flag=True,
-    help="Show the first batch of the split, as CellLoader makes it by default.",
-)
+@options(ShowOptions)
 @store_options
-@as_json
-def command(
-    root: str,
-    cells: int,
-    key: str | None,
-    split: str | None,
-    genes: int,
-    batch: bool,
-    storage_options: Mapping[str, Any],
-    as_json: bool,
-) -> None:
+def command(root: str, storage_options: Any, **chosen: Any) -> Result:
     """Show cells of the shard set ROOT: their labels, and their genes by name.
 
     Only the chunks that hold the cells are read, and the indexes that are needed to find them.
     """
     from scshards.shards.shardset import ShardSet
 
-    if batch and (key is not None or as_json):
-        raise click.UsageError("--batch goes with neither --key nor --json")
-    if key is not None and split is not None:
-        raise click.UsageError("a cell of a --key is in one split: leave --split out")
+    o = build(ShowOptions, chosen)
+    if o.cell_key is not None and (o.batch or o.split is not None):
+        raise click.UsageError(
+            "a cell of a --key is one alone, and of one split: give only the --key"
+        )
     shard_set = ShardSet(root, storage_options)
-    split = split or next(iter(shard_set.manifest.splits))
-    if batch:
-        click.echo("\n".join(_batch(root, split, cells, storage_options)))
-        return
-    found = [shard_set.cell(key)] if key is not None else list(shard_set.cells(split, cells))
-    if as_json:
-        click.echo(json.dumps([_tree(cell) for cell in found], ensure_ascii=False))
-        return
-    click.echo("\n\n".join("\n".join(_lines(cell, genes)) for cell in found))
+    split = o.split or next(iter(shard_set.manifest.splits))
+    if o.batch:
+        return _batch(root, split, o.cells, storage_options)
+    found = [shard_set.cell(o.cell_key)] if o.cell_key else list(shard_set.cells(split, o.cells))
+    return Result([_tree(cell) for cell in found], (_text(cell, o.genes) for cell in found))
 
 
 def _tree(cell: NamedCell) -> dict[str, Any]:
@@ -79,38 +79,30 @@ def _tree(cell: NamedCell) -> dict[str, Any]:
     }
 
 
-def _lines(cell: NamedCell, most: int) -> Iterator[str]:
-    from scshards.base.progress import printable, shorten
-
-    yield shorten(f"{cell.key}  {cell.shard}  {printable(cell.source)}", WIDTH)
-    labels = [f"{printable(name)}: {_label(v)}" for name, v in cell.labels.items()]
-    if labels:
-        yield from _wrapped(labels, ", ")
+def _text(cell: NamedCell, most: int) -> str:
+    lines = [shorten(f"{cell.key}  {cell.shard}  {printable(cell.source)}", WIDTH)]
+    lines += _wrapped([f"{printable(name)}: {_label(v)}" for name, v in cell.labels.items()])
     n, total = len(cell.genes), cell.values.sum().item()
-    yield f"  {n:,} {'gene' if n == 1 else 'genes'}, values that sum to {total:,.10g}"
+    lines.append(f"  {counted(n, 'genes')}, values that sum to {total:,.10g}")
     # The largest first; equal ones in the order of their ids.
     order = (-cell.values.astype(float)).argsort(kind="stable")[:most].tolist()
     named = [f"{printable(cell.genes[i])} {cell.values[i]:g}" for i in order]
     if n > len(named) > 0:
         named.append(f"and {n - len(named):,} more")
-    yield from _wrapped(named, ", ")
+    return "\n".join([*lines, *_wrapped(named)])
 
 
 def _label(value: Any) -> str:
-    from scshards.base.progress import printable
-
     if value is None or value != value:
         return "-"
     return printable(value) if isinstance(value, str) else f"{value:g}"
 
 
-def _wrapped(items: list[str], between: str) -> Iterator[str]:
-    """The items in lines of at most WIDTH columns, none of them broken."""
-    from scshards.base.progress import display_width, shorten
-
+def _wrapped(items: Sequence[str]) -> Iterator[str]:
+    """The items, with commas between, in lines of at most WIDTH columns, none of them broken."""
     line = ""
     for i, item in enumerate(items):
-        item = shorten(item, WIDTH - 4) + (between.rstrip() if i < len(items) - 1 else "")
+        item = shorten(item, WIDTH - 4) + ("," if i < len(items) - 1 else "")
         if line and display_width(line) + 1 + display_width(item) > WIDTH:
             yield line
             line = ""
@@ -119,13 +111,12 @@ def _wrapped(items: list[str], between: str) -> Iterator[str]:
         yield line
 
 
-def _batch(root: str, split: str, cells: int, options: Any) -> Iterator[str]:
-    from scshards.base.progress import table
+def _batch(root: str, split: str, cells: int, storage_options: Any) -> Result:
     from scshards.stream.loader import CellLoader
 
     loader = CellLoader(
         root, split=split, batch_size=cells, drop_last=False, rank=0, world_size=1, threads=1,
-        storage_options=options,
+        storage_options=storage_options,
     )  # fmt: skip
     batch = next(iter(loader))
     arrays = {n: getattr(batch, n) for n in ("genes", "values", "targets", "is_masked", "is_pad")}
@@ -135,22 +126,20 @@ def _batch(root: str, split: str, cells: int, options: Any) -> Iterator[str]:
         (name, " x ".join(map(str, a.shape)), str(a.dtype).removeprefix("torch."), _some(a))
         for name, a in arrays.items()
     ]
-    yield table(("array", "shape", "type", "begins with"), rows)
+    parts: list[str | Table] = [Table(("array", "shape", "type", "begins with"), rows)]
     tokens = loader.vocab.tokens
     for row, key in enumerate(batch.cell_keys):
         n = int((~batch.is_pad[row]).sum())
-        yield ""
-        yield f"{key}: {n:,} tokens, ? where masked"
         named = [
             f"{tokens[int(batch.genes[row, i])]} {float(batch.targets[row, i]):g}"
             + (" ?" if batch.is_masked[row, i] else "")
             for i in range(min(n, 13))
         ]
-        yield from _wrapped([*named, *(["..."] if n > 13 else [])], ", ")
+        lines = [f"{key}: {counted(n, 'tokens')}, ? where masked"]
+        parts.append("\n".join([*lines, *_wrapped([*named, *(["..."] if n > 13 else [])])]))
+    return Result({name: a.tolist() for name, a in arrays.items()}, parts)
 
 
 def _some(array: Any) -> str:
-    from scshards.base.progress import shorten
-
     values = array.flatten()[:6].tolist()
     return shorten(" ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values), 28)

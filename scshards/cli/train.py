@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
-from scshards.cli.command import Command
-from scshards.cli.options import as_json, option, store_options
+from scshards.cli.command import Command, Result
+from scshards.cli.options import option, output, store_options
 
 
 @click.command("train", cls=Command)
 @click.argument("root")
-@option(
-    "-o",
-    "--output",
-    required=True,
-    metavar="RUN",
-    help="The folder of the run, which goes on when it is there.",
-)
+@output("RUN", "The folder of the run, which goes on when it is there.")
 @option(
     "--task",
     type=click.Choice(["pretrain", "integrate", "annotate"]),
@@ -33,17 +26,15 @@ from scshards.cli.options import as_json, option, store_options
     help="One setting, such as optim.lr=3e-4, on top of --config.",
 )
 @store_options
-@as_json
 def command(
     root: str,
     output: str,
     task: str | None,
     config: str | None,
     settings: tuple[str, ...],
-    storage_options: dict[str, Any],
-    as_json: bool,
+    storage_options: Any,
     progress: bool,
-) -> None:
+) -> Result | None:
     """Train a model on the shard set ROOT: to predict values, to integrate domains, or to annotate.
 
     The run's folder receives checkpoints, metrics.jsonl and best_model.pt with args.json and
@@ -63,5 +54,4 @@ def command(
         settings = (f"task.name={task}", *settings)
     asked = TrainConfig.read(config, settings)
     summary = train(root, output, asked, storage_options=storage_options, shown=progress)
-    if is_first_process():
-        click.echo(json.dumps(summary.tables()) if as_json else summary.text())
+    return Result(summary, [summary.text()]) if is_first_process() else None

@@ -5,33 +5,95 @@ The files that they make are new ones only, each whole or not at all.
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+import dataclasses
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
-from scshards.cli.command import Commands
-from scshards.cli.options import as_json, build, option, options, store_options
+from scshards.base.errors import SourceError
+from scshards.base.progress import Table, shorten
+from scshards.cli.census import CensusOptions
+from scshards.cli.command import Commands, Result
+from scshards.cli.options import build, options, output, store_options, wide
 from scshards.packing.options import PackOptions
 from scshards.sources.options import TableOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from scshards.cells.expand import Expansion, GeneTable
+    from scshards.cells.expand import Expansion
+    from scshards.cells.vocab import Vocab
     from scshards.sources.vocabulary import GeneReport
 
-_gene_column = option(
-    "--gene-column",
-    help="The column of var that names genes, of inputs that name none by FILE::COLUMN; index is its "
-    "index.",
-)
-_allow_mixed = option(
-    "--allow-mixed", is_flag=True, help="Take inputs that have few genes in common, too."
-)
-_strip_versions = options(PackOptions, only="strip_versions")
+_SOME = 5
+"""So many names are shown of many."""
+
+_EXPECTED = 0.5
+"""With a smaller share of known genes, a source may name genes in another way; pack's --min-match."""
+
+_inputs = click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+_made = output("FILE", "The vocab.json to make.")
 _lists = options(TableOptions)
-_output = option("-o", "--output", required=True, metavar="FILE", help="The vocab.json to make.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What goes into a vocabulary.
+
+    Attributes
+    ----------
+    gene_column
+        The column of var that names genes, of inputs that name none by INPUT::COL. Without it, the
+        index.
+    min_cells
+        Leave out genes that have a value in fewer cells, over all inputs.
+    strip_versions, allow_mixed
+        As in PackOptions.
+    """
+
+    gene_column: str | None = None
+    min_cells: Annotated[int, click.IntRange(min=0)] = 0
+    strip_versions: bool = False
+    allow_mixed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpandOptions:
+    """Which genes are appended.
+
+    Attributes
+    ----------
+    census
+        Take the genes of the organism of this query of the Census.
+    queries, release
+        As in CensusOptions.
+    measured
+        Of the Census, take only genes that a dataset with cells of the query measured.
+    gene_column
+        The column of var that names genes. Without it, the index of files, and feature_name of the
+        Census.
+    id_column
+        The column of var with Ensembl ids, for the report; index is the index. Without it, none of
+        files, and feature_id of the Census.
+    strip_versions
+        As in PackOptions.
+    special_tokens
+        Append <pad>, <cls> and <eoc> where they are missing, ahead of the new genes.
+    dry_run
+        Show the report and make nothing.
+    """
+
+    census: tuple[str, ...] = ()
+    queries: str | None = CensusOptions.queries
+    release: str | None = CensusOptions.release
+    measured: bool = False
+    gene_column: str | None = None
+    id_column: str | None = None
+    strip_versions: bool = False
+    special_tokens: bool = False
+    dry_run: bool = False
 
 
 @click.group("vocab", cls=Commands)
@@ -44,29 +106,13 @@ def command() -> None:
 
 
 @command.command("build")
-@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
-@_output
-@_gene_column
-@_strip_versions
-@_allow_mixed
+@_inputs
+@_made
+@options(BuildOptions)
 @_lists
-@option(
-    "--min-cells",
-    default=0,
-    type=click.IntRange(min=0),
-    help="Leave out genes that have a value in fewer cells, over all inputs.",
-)
+@wide
 @store_options
-def build_(
-    inputs: tuple[str, ...],
-    output: str,
-    gene_column: str | None,
-    strip_versions: bool,
-    allow_mixed: bool,
-    min_cells: int,
-    storage_options: dict[str, Any],
-    **chosen: Any,
-) -> None:
+def build_(inputs: tuple[str, ...], output: str, storage_options: Any, **chosen: Any) -> Result:
     """Make a vocabulary of all genes of the inputs, in alphabetical order.
 
     An INPUT is what `scshards pack` takes: a file, a zarr store, an mtx folder, a quoted pattern, a
@@ -75,83 +121,90 @@ def build_(
     chosen: in all inputs alike, or the vocabulary is refused. Of inputs that hold token ids they are all
     genes of the vocabulary of the ids; --min-cells 1 takes those that a cell has.
     """
-    from scshards.sources.vocabulary import build_vocab, check_vocab
+    from scshards.sources.vocabulary import build_vocab, check_vocab, write_vocab
 
-    lists = build(TableOptions, chosen)
-    how = (storage_options, strip_versions, lists)
-    vocab = build_vocab(inputs, gene_column, min_cells, *how, allow_mixed=allow_mixed)
-    write_new(output, vocab.to_json(), storage_options)
-    found = check_vocab(vocab, inputs, gene_column or "index", *how)
-    click.echo(_table(found))
-    click.echo(f"\n{output}: {len(vocab):,} tokens, fingerprint {vocab.fingerprint[:12]}")
+    o = build(BuildOptions, chosen)
+    how = (storage_options, o.strip_versions, build(TableOptions, chosen))
+    vocab = build_vocab(inputs, o.gene_column, o.min_cells, *how, allow_mixed=o.allow_mixed)
+    write_vocab(output, vocab, storage_options)
+    reports = check_vocab(vocab, inputs, o.gene_column or "index", *how)
+    tree = _tree(output, vocab) | {"inputs": [_matched(r) for r in reports]}
+    return Result(tree, [*_parts(reports), f"{output}: {_tokens(vocab)}"])
 
 
 @command.command("import")
 @click.argument("file")
-@_output
+@_made
 @store_options
-def import_(file: str, output: str, storage_options: dict[str, Any]) -> None:
+def import_(file: str, output: str, storage_options: Any) -> Result:
     """Take over a vocabulary, such as scGPT's vocab.json.
 
     Its ids stay as they are; special tokens that are missing are appended, as scGPT does.
     """
-    from scshards.sources.vocabulary import read_vocab
+    from scshards.sources.vocabulary import read_vocab, write_vocab
 
     found = read_vocab(file, storage_options)
     vocab = found.with_specials()
-    write_new(output, vocab.to_json(), storage_options)
-    added = ", ".join(vocab.tokens[len(found) :]) or "none, all were there"
-    click.echo(
-        f"{output}: {len(vocab):,} tokens, fingerprint {vocab.fingerprint[:12]}; added: {added}"
-    )
+    write_vocab(output, vocab, storage_options)
+    added = vocab.tokens[len(found) :]
+    text = f"{output}: {_tokens(vocab)}; added: {', '.join(added) or 'none, all were there'}"
+    return Result(_tree(output, vocab) | {"added": added}, [text])
 
 
 @command.command("check")
 @click.argument("vocab")
-@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
-@_gene_column
-@_strip_versions
-@_allow_mixed
+@_inputs
+@options(PackOptions, only="gene_column strip_versions allow_mixed")
 @_lists
+@wide
 @store_options
-@as_json
 def check(
     vocab: str,
     inputs: tuple[str, ...],
     gene_column: str | None,
     strip_versions: bool,
     allow_mixed: bool,
-    storage_options: dict[str, Any],
-    as_json: bool,
+    storage_options: Any,
     **chosen: Any,
-) -> None:
+) -> Result:
     """Show how many genes of each input are in a vocabulary.
 
-    "by" is the column of var that matches best, unless one is chosen. "merged" are columns that share a
-    gene with an earlier one: pack adds their counts up. "shared" is how many genes an input has in
-    common with another one, at the least over all others. --json lists all genes that are not matched.
+    "by" is the column of var that matches best, unless one is chosen. "shared" is how many genes an
+    input has in common with another one, at the least over all others. "merged", of --wide, are columns
+    that share a gene with an earlier one: pack adds their counts up. --json lists all genes that are not
+    matched.
     """
-    import dataclasses
-
     from scshards.sources.genes import refuse_mixed
     from scshards.sources.vocabulary import check_vocab, read_vocab
 
-    lists = build(TableOptions, chosen)
-    known = read_vocab(vocab, storage_options)
-    reports = check_vocab(known, inputs, gene_column, storage_options, strip_versions, lists)
-    if as_json:
-        tree = [{**dataclasses.asdict(r), "share": r.share} for r in reports]
-        click.echo(json.dumps(tree, ensure_ascii=False))
-    else:
-        click.echo(_table(reports))
-    if not allow_mixed:
-        refuse_mixed([r.shared for r in reports], {r.name: r.gene_columns for r in reports})
+    known, tables = read_vocab(vocab, storage_options), build(TableOptions, chosen)
+    reports = check_vocab(known, inputs, gene_column, storage_options, strip_versions, tables)
+    failure = None
+    try:
+        if not allow_mixed:
+            refuse_mixed([r.shared for r in reports], {r.name: r.gene_columns for r in reports})
+    except SourceError as e:
+        failure = e
+    return Result([_matched(r) for r in reports], _parts(reports), failure=failure)
 
 
-def _table(reports: Sequence[GeneReport]) -> str:
-    from scshards.base.progress import table
+def _tree(output: str, vocab: Vocab) -> dict[str, Any]:
+    return {"vocab": output, "tokens": len(vocab), "fingerprint": vocab.fingerprint}
+
+
+def _tokens(vocab: Vocab) -> str:
+    return f"{len(vocab):,} tokens, fingerprint {vocab.fingerprint[:12]}"
+
+
+def _matched(report: GeneReport) -> dict[str, Any]:
+    return {**dataclasses.asdict(report), "share": report.share}
+
+
+def _parts(reports: Sequence[GeneReport]) -> list[str | Table]:
     from scshards.packing.report import left_out
 
+    header = ("input", "by", "genes", "found", "unmatched", "merged", "matched", "shared",
+              "not matched")  # fmt: skip
     rows = [
         (
             r.name,
@@ -162,75 +215,25 @@ def _table(reports: Sequence[GeneReport]) -> str:
             r.merged,
             f"{r.share:.1%}",
             None if r.shared.least is None else f"{r.shared.least:.1%}",
-            ", ".join(name or "(no name)" for name in r.unmatched_names[:5])
-            + (", ..." if r.unmatched > 5 else ""),
+            _some([name or "(no name)" for name in r.unmatched_names]),
         )
         for r in reports
     ]
-    header = (
-        "input", "by", "genes", "matched", "unmatched", "merged", "share", "shared", "not matched"
-    )  # fmt: skip
-    return table(header, rows) + left_out(r.left_out for r in reports)
-
-
-_SHOWN = 5
-_EXPECTED = 0.5
-"""With a smaller share of known genes, a source may name genes in another way; pack's --min-match."""
+    more = ("found", "unmatched", "merged")
+    return [Table(header, rows, more=more), *left_out(r.left_out for r in reports)]
 
 
 @command.command("expand")
 @click.argument("vocab")
 @click.argument("inputs", metavar="[INPUT]...", nargs=-1)
-@option(
-    "--census",
-    multiple=True,
-    help="Take the genes of the organism of this query of the Census.",
-)
-@option("--queries", help="Your copy of the file of queries. Without it, the shipped one.")
-@option("--release", help="Another release of the Census than the file says.")
-@option(
-    "--measured",
-    is_flag=True,
-    help="Of the Census, take only genes that a dataset with cells of the query measured.",
-)
-@option("-o", "--output", metavar="FILE", help="The vocab.json to make.")
-@option(
-    "--gene-column",
-    help="The column of var that names genes. Without it, the index of files, and feature_name of the "
-    "Census.",
-)
-@option(
-    "--id-column",
-    help="The column of var with Ensembl ids, for the report; index is the index. Without "
-    "it, none of files, and feature_id of the Census.",
-)
-@_strip_versions
-@option(
-    "--special-tokens",
-    is_flag=True,
-    help="Append <pad>, <cls> and <eoc> where they are missing, ahead of the new genes.",
-)
-@option("--dry-run", is_flag=True, help="Show the report and make nothing.")
+@output("FILE", "The vocab.json to make.", required=False)
+@options(ExpandOptions)
 @_lists
+@wide
 @store_options
-@as_json
 def expand(
-    vocab: str,
-    inputs: tuple[str, ...],
-    census: tuple[str, ...],
-    queries: str | None,
-    release: str | None,
-    measured: bool,
-    output: str | None,
-    gene_column: str | None,
-    id_column: str | None,
-    strip_versions: bool,
-    special_tokens: bool,
-    dry_run: bool,
-    storage_options: dict[str, Any],
-    as_json: bool,
-    **chosen: Any,
-) -> None:
+    vocab: str, inputs: tuple[str, ...], output: str | None, storage_options: Any, **chosen: Any
+) -> Result:
     """Append the genes that VOCAB lacks, of the Census or of inputs, to a new vocabulary.
 
     Old tokens keep their ids. New genes follow in the order of their names, whatever the order of
@@ -240,91 +243,63 @@ def expand(
     symbol of several Ensembl ids, an id whose symbol has changed, a gene that has two tokens, tokens
     that differ only in case.
     """
-    import itertools
-
     from scshards.cells.expand import expand_vocab
-    from scshards.sources.vocabulary import gene_tables, read_vocab
-
-    _check_usage(inputs, census, (queries, release, measured or None), output, dry_run)
-    lists, options = build(TableOptions, chosen), storage_options
-    if output is not None and not dry_run:
-        refuse_existing(output, options)
-    of_files = gene_tables(inputs, gene_column, id_column, options, lists) if inputs else ()
-    of_census = _census(census, queries, release, measured, gene_column, id_column, options)
-    expansion = expand_vocab(
-        read_vocab(vocab, options),
-        itertools.chain(of_census, of_files),
-        strip_versions=strip_versions,
-        special_tokens=special_tokens,
-    )
-    if output is not None and not dry_run:
-        write_new(output, expansion.vocab.to_json(), options)
-    if as_json:
-        click.echo(json.dumps(expansion.report(), ensure_ascii=False))
-    else:
-        click.echo(_shown(expansion, None if dry_run else output))
-
-
-def _check_usage(
-    files: Sequence[str],
-    census: Sequence[str],
-    of_census: Sequence[object],
-    output: str | None,
-    dry_run: bool,
-) -> None:
-    if not files and not census:
-        raise click.UsageError("name where genes come from: INPUT or --census NAME")
-    if not census and any(value is not None for value in of_census):
-        raise click.UsageError("--queries, --release and --measured are for --census")
-    if output is None and not dry_run:
-        raise click.UsageError("name the vocabulary to make, -o FILE, or ask for --dry-run")
-
-
-def _census(
-    census: Sequence[str],
-    queries: str | None,
-    release: str | None,
-    measured: bool,
-    gene_column: str | None,
-    id_column: str | None,
-    options: Mapping[str, Any],
-) -> Iterator[GeneTable]:
     from scshards.census.genes import GENES, IDS, census_genes
+    from scshards.sources.vocabulary import gene_tables, read_vocab, refuse_existing, write_vocab
 
-    for name in census:
-        yield census_genes(
+    o = build(ExpandOptions, chosen)
+    if not inputs and not o.census:
+        raise click.UsageError("name where genes come from: INPUT or --census NAME")
+    if not o.census and (o.queries or o.release or o.measured):
+        raise click.UsageError("--queries, --release and --measured are for --census")
+    if output is None and not o.dry_run:
+        raise click.UsageError("name the vocabulary to make, -o FILE, or ask for --dry-run")
+    made = None if o.dry_run else output
+    if made is not None:
+        refuse_existing(made, storage_options)
+    lists = build(TableOptions, chosen)
+    of_files = gene_tables(inputs, o.gene_column, o.id_column, storage_options, lists)
+    of_census = (
+        census_genes(
             name,
-            queries_file=queries,
-            version=release,
-            gene_column=gene_column or GENES,
-            id_column=id_column or IDS,
-            only_measured=measured,
-            storage_options=options,
+            queries_file=o.queries,
+            version=o.release,
+            gene_column=o.gene_column or GENES,
+            id_column=o.id_column or IDS,
+            only_measured=o.measured,
+            storage_options=storage_options,
         )
-
-
-def _shown(expansion: Expansion, output: str | None) -> str:
-    from scshards.base.progress import table
-
-    e = expansion
-    sources = table(
-        ("source", "genes", "there", "new", "no name", "special", "repeated"),
-        [(s.name, s.genes, s.known, s.new, s.empty, s.special, s.repeated) for s in e.sources],
+        for name in o.census
     )
-    looks: list[tuple[str, int, str]] = [
-        (what, len(names), _some(names))
-        for what, names in (
-            ("added", e.added),
-            ("one symbol of several Ensembl ids", _lines(e.shared.items())),
-            ("one Ensembl id, several symbols", _lines(e.renamed.items())),
-            ("one gene, as id and as another token", _lines(e.same_gene.items())),
-            ("differ only in case", [" ".join(tokens) for tokens in e.differ_in_case]),
-            ("named by an Ensembl id", e.named_by_id),
-            ("Ensembl ids with a version", e.versioned),
-            ("ids without a name, left out", e.without_name),
-        )
+    expansion = expand_vocab(
+        read_vocab(vocab, storage_options),
+        itertools.chain(of_census, of_files if inputs else ()),
+        strip_versions=o.strip_versions,
+        special_tokens=o.special_tokens,
+    )
+    if made is not None:
+        write_vocab(made, expansion.vocab, storage_options)
+    return Result(expansion.report(), _expanded(expansion, made))
+
+
+def _expanded(e: Expansion, output: str | None) -> list[str | Table]:
+    header = ("source", "genes", "there", "new", "no name", "special", "repeated")
+    sources = [(s.name, s.genes, s.known, s.new, s.empty, s.special, s.repeated) for s in e.sources]
+    looks = {
+        "added": e.added,
+        "one symbol of several Ensembl ids": _named(e.shared),
+        "one Ensembl id, several symbols": _named(e.renamed),
+        "one gene, as id and as another token": _named(e.same_gene),
+        "differ only in case": [" ".join(tokens) for tokens in e.differ_in_case],
+        "named by an Ensembl id": e.named_by_id,
+        "Ensembl ids with a version": e.versioned,
+        "ids without a name, left out": e.without_name,
+    }
+    rows = [(what, len(names), _some(names)) for what, names in looks.items()]
+    parts: list[str | Table] = [
+        Table(header, sources, more=("no name", "special", "repeated")),
+        Table(("genes", "number", "such as"), rows),
     ]
-    parts = [sources, table(("genes", "number", "such as"), looks)]
     if e.moved_special_tokens:
         parts.append(
             f"note: there is no {', '.join(e.moved_special_tokens)}: pack appends what is missing, now "
@@ -337,43 +312,18 @@ def _shown(expansion: Expansion, output: str | None) -> str:
         for s in e.sources
         if s.known < _EXPECTED * (s.known + s.new)
     ]
+    new = len(e.vocab) - len(e.old)
+    figures = f"{len(e.old):,} tokens + {new:,} = {len(e.vocab):,}"
     parts.append(
-        f"{output or 'nothing is written'}: {len(e.old):,} tokens + {len(e.vocab) - len(e.old):,} = "
-        f"{len(e.vocab):,}, fingerprint {e.vocab.fingerprint[:12]}"
+        f"{output or 'nothing is written'}: {figures}, fingerprint {e.vocab.fingerprint[:12]}"
     )
-    return "\n\n".join(parts)
+    return parts
 
 
-def _lines(found: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
-    return [f"{name}: {' '.join(others)}" for name, others in found]
+def _named(found: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"{name}: {' '.join(others)}" for name, others in found.items()]
 
 
 def _some(names: Sequence[str]) -> str:
-    from scshards.base.progress import shorten
-
-    return ", ".join(shorten(n, 60) for n in names[:_SHOWN]) + (
-        ", ..." if len(names) > _SHOWN else ""
-    )
-
-
-def refuse_existing(output: str, options: Mapping[str, Any]) -> None:
-    """Raise OutputExistsError when a file can't be made there, because there is one or a folder."""
-    from scshards.base.errors import OutputExistsError
-    from scshards.base.storage import Storage
-
-    folder, slash, name = output.rpartition("/")
-    if not name or Storage(folder + slash or ".", options).exists(name):
-        raise OutputExistsError(
-            "the output exists already" if name else "the output is a folder",
-            where=output,
-            advice="choose another name, or remove it first",
-        )
-
-
-def write_new(output: str, data: bytes, options: Mapping[str, Any]) -> None:
-    """Publish a file where there is none."""
-    from scshards.base.storage import Storage
-
-    refuse_existing(output, options)
-    folder, slash, name = output.rpartition("/")
-    Storage(folder + slash or ".", options).write(name, data)
+    shown = [shorten(name, 60) for name in names[:_SOME]]
+    return ", ".join([*shown, *(["..."] if len(names) > _SOME else [])])

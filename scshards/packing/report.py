@@ -1,16 +1,15 @@
-"""A manifest for a person (tables) and for a program (a plain dict without checksums).
+"""A manifest, or the plan of a pack, for a person (texts and tables) and for a program (a plain dict).
 
-Called by the command line: pack, info.
+Called by the command line: pack, reshard, merge, info, vocab.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from scshards.base.progress import counted, duration, printable, shorten, size, table
+from scshards.base.progress import Table, counted, duration, printable, shorten, size
 from scshards.shards.manifest import Manifest, SourceInfo
 
 if TYPE_CHECKING:
@@ -57,19 +56,14 @@ def summary(manifest: Manifest, seconds: Mapping[int, float] | None = None) -> d
     }
 
 
-def to_json(tree: Mapping[str, Any]) -> str:
-    """One line of JSON that can be written to any UTF-8 stream, whatever is in a file's name."""
-    # A name that is no UTF-8 comes as lone surrogates, which JSON spells with a backslash.
-    return json.dumps(tree, ensure_ascii=False).encode(errors="backslashreplace").decode()
+def of_set(manifest: Manifest, seconds: Mapping[int, float] | None = None) -> list[str | Table]:
+    """What a set that was made holds: its inputs, then its splits."""
+    return [*source_parts(manifest, seconds), split_table(manifest)]
 
 
-def source_table(
-    manifest: Manifest,
-    seconds: Mapping[int, float] | None = None,
-    *,
-    whole: bool = False,
-    wide: bool = False,
-) -> str:
+def source_parts(
+    manifest: Manifest, seconds: Mapping[int, float] | None = None, *, whole: bool = False
+) -> list[str | Table]:
     """A row per input: cells, genes, values, bytes, seconds; then what was left out and why.
 
     Parameters
@@ -81,9 +75,6 @@ def source_table(
     whole
         Show every input. Otherwise the table holds the MAX_SOURCES inputs with the most cells, in their
         order; the last row is over all inputs anyway.
-    wide
-        A column for each reason and each count of genes; else the table has 80 columns at most, but for
-        numbers that take more.
     """
     sources = list(enumerate(manifest.sources))
     shown = sources
@@ -91,97 +82,102 @@ def source_table(
         largest = sorted(sources, key=lambda s: (-s[1].rows, s[0]))[:MAX_SOURCES]
         shown = sorted(largest, key=lambda s: s[0])
     reasons = _reasons(manifest)
-    # Said where it is not the index; where inputs are compared.
-    by = any(s.gene_column not in (None, "index") for s in manifest.sources)
-    shared = any(s.shared is not None for s in manifest.sources)
-    of_genes = ["genes", "matched", "merged"] if wide else ["genes"]
-    of_genes += ["by"] * by + ["shared"] * shared
-    header = ["input", "cells", "kept"]
-    header += [shorten(printable(reason), NAME_WIDTH) for reason in reasons] if wide else []
-    header += [*of_genes, *(["values", "unmatched", "bytes"] if wide else ["values", "size"])]
-    header += [] if seconds is None else ["seconds"]
+    of_reasons = [shorten(printable(reason), NAME_WIDTH) for reason in reasons]
+    header = ["input", "cells", "kept", *of_reasons, "genes", "found", "matched", "merged", "by",
+              "shared", "values", "unmatched", "size", "bytes", "seconds"]  # fmt: skip
+    more = {*of_reasons, "genes", "found", "merged", "unmatched", "bytes"}
+    # Said where it is not the index; where inputs are compared; where it is known.
+    if all(s.gene_column in (None, "index") for s in manifest.sources):
+        more.add("by")
+    if all(s.shared is None for s in manifest.sources):
+        more.add("shared")
+    if seconds is None:
+        header.pop()
 
-    def row(name: str, ordinal: int | None, of: Sequence[SourceInfo]) -> list[Any]:
-        cells: list[Any] = [sum(s.rows for s in of), sum(s.kept for s in of)]
-        if wide:
-            cells += [sum(s.dropped.get(reason, 0) for s in of) for reason in reasons]
-        if ordinal is None:  # the sum, which has no genes
-            cells += [None] * len(of_genes)
-        else:
-            s = of[0]
-            matched = f"{s.matched / s.columns:.1%}" if s.columns else None
-            cells += [s.columns, s.matched, s.merged] if wide else [matched]
-            cells += [s.gene_column] * by
-            cells += [None if s.shared is None else f"{s.shared:.0%}"] * shared
-        cells.append(sum(s.values for s in of))
-        n_bytes = sum(s.bytes for s in of)
-        cells += [sum(s.unmatched_values for s in of), n_bytes] if wide else [size(n_bytes)]
+    def row(name: str, of: Sequence[tuple[int, SourceInfo]], *of_genes: object) -> list[Any]:
+        infos = [s for _, s in of]
+        n_bytes = sum(s.bytes for s in infos)
+        cells: list[Any] = [shorten(printable(name), NAME_WIDTH)]
+        cells += [sum(s.rows for s in infos), sum(s.kept for s in infos)]
+        cells += [sum(s.dropped.get(reason, 0) for s in infos) for reason in reasons]
+        cells += [*of_genes, sum(s.values for s in infos)]
+        cells += [sum(s.unmatched_values for s in infos), size(n_bytes), n_bytes]
         if seconds is not None:
-            known = [took for i, took in seconds.items() if ordinal in (None, i)]
+            known = [seconds[i] for i, _ in of if i in seconds]
             cells.append(round(sum(known), 1) if known else None)
-        return [shorten(printable(name), NAME_WIDTH), *cells]
+        return cells
 
-    several = len(sources) > 1
-    total = row(f"all {len(sources):,} inputs", None, manifest.sources) if several else None
-    text = table(header, [row(s.name, i, [s]) for i, s in shown], total=total)
-    more = len(sources) - len(shown)
-    if more:
-        text += (
-            f"\n{more:,} more inputs are in the sums; `scshards info ROOT --sources` shows them all"
-        )
-    if not wide and reasons:
+    rows = []
+    for i, s in shown:
+        share = f"{s.matched / s.columns:.1%}" if s.columns else None
+        shared = None if s.shared is None else f"{s.shared:.0%}"
+        rows.append(
+            row(
+                s.name, [(i, s)],
+                s.columns, s.matched, share, s.merged, s.gene_column, shared,
+            )
+        )  # fmt: skip
+    total = None
+    if len(sources) > 1:
+        total = row(f"all {len(sources):,} inputs", sources, *[None] * 6)
+    parts: list[str | Table] = [Table(header, rows, total, more)]
+    if len(sources) > len(shown):
+        more_inputs = counted(len(sources) - len(shown), "more inputs")
+        parts.append(f"{more_inputs} in the sums; `scshards info ROOT --sources` shows them all")
+    if reasons:
         counts = [(r, [s.dropped.get(r, 0) for s in manifest.sources]) for r in reasons]
-        lines = [(printable(r), sum(n), sum(map(bool, n))) for r, n in counts]
-        text += "\n\n" + table(("cells left out", "cells", "inputs"), lines)
+        lines = [(r, sum(n), sum(map(bool, n))) for r, n in counts]
+        parts.append(Table(("cells left out", "cells", "inputs"), lines))
     rounded = sum(s.rounded for s in manifest.sources)
     if rounded:
-        text += f"\nvalues that were off whole numbers, and rounded to them: {rounded:,}"
-    for s in manifest.sources:
-        if s.skipped:
-            text += f"\nleft out: {printable(s.name)}: {printable(s.skipped)}"
-    return text + left_out(s.left_out for s in manifest.sources)
+        parts.append(f"values that were off whole numbers, and rounded to them: {rounded:,}")
+    parts += [
+        f"left out: {printable(s.name)}: {printable(s.skipped)}"
+        for s in manifest.sources
+        if s.skipped
+    ]
+    return parts + left_out(s.left_out for s in manifest.sources)
 
 
-def left_out(of_inputs: Iterable[Mapping[str, int]]) -> str:
-    """A line, after a line break, of the features of all inputs that are no genes; "" where all are."""
+def left_out(of_inputs: Iterable[Mapping[str, int]]) -> list[str | Table]:
+    """A line of the features of all inputs that are no genes; none where all are."""
     inputs: Counter[str] = Counter()
     features: Counter[str] = Counter()
     for one in of_inputs:
         inputs.update(list(one))
         features.update(one)
     if not features:
-        return ""
+        return []
     kinds = [
         f"{n:,} {printable(kind)} ({counted(inputs[kind], 'inputs')})"
         for kind, n in features.most_common()
     ]
-    return (
-        f"\nfeatures left out, as they are no genes: {', '.join(kinds)}; --feature-type takes them"
-    )
+    return [
+        f"features left out, as they are no genes: {', '.join(kinds)}; --feature-type takes them"
+    ]
 
 
-def split_table(manifest: Manifest) -> str:
+def split_table(manifest: Manifest) -> Table:
     """A row per split: shards, cells, bytes, bytes a value, values a cell."""
     header = ("split", "shards", "cells", "values", "a cell", "at most", "size", "B/value")
-    rows = []
-    for split in manifest.splits:
-        s = _split(manifest, split)
-        rows.append(
-            (
-                split,
-                s["shards"],
-                s["cells"],
-                s["values"],
-                s["values_per_cell"],
-                s["most_values_in_a_cell"],
-                size(s["bytes"] + s["index_bytes"]),
-                s["bytes_per_value"],
-            )
+    rows = [
+        (
+            split,
+            s["shards"],
+            s["cells"],
+            s["values"],
+            s["values_per_cell"],
+            s["most_values_in_a_cell"],
+            size(s["bytes"] + s["index_bytes"]),
+            s["bytes_per_value"],
         )
-    return table(header, rows)
+        for split in manifest.splits
+        for s in [_split(manifest, split)]
+    ]
+    return Table(header, rows)
 
 
-def label_table(manifest: Manifest) -> str:
+def label_table(manifest: Manifest) -> Table:
     """A row per label: its kind and its first categories."""
     rows = []
     for name, label in manifest.labels.items():
@@ -189,7 +185,7 @@ def label_table(manifest: Manifest) -> str:
         more = ", ..." if len(label.categories) > 5 else ""
         name = shorten(printable(name), NAME_WIDTH)
         rows.append((name, label.kind, len(label.categories) or None, first + more))
-    return table(("label", "kind", "categories", ""), rows)
+    return Table(("label", "kind", "categories", "such as"), rows)
 
 
 def _reasons(manifest: Manifest) -> list[str]:
@@ -200,15 +196,15 @@ def _reasons(manifest: Manifest) -> list[str]:
     return sorted(cells, key=lambda reason: (-cells[reason], reason))
 
 
-def plan_text(plan: PackPlan) -> str:
+def plan_parts(plan: PackPlan) -> list[str | Table]:
     """What a pack would make and cost, each figure with what it rests on; then what it would refuse."""
-    parts = []
+    parts: list[str | Table] = []
     if plan.is_complete:
         parts.append(f"{printable(plan.root)} is complete: pack would have nothing to do")
     if plan.cells:
         splits = [(split, n, plan.shards[split]) for split, n in plan.cells.items()]
         total = ("all", sum(plan.cells.values()), sum(plan.shards.values()))
-        parts.append(table(("split", "cells", "shards"), splits, total=total))
+        parts.append(Table(("split", "cells", "shards"), splits, total))
         hours = None if plan.hours is None else duration(plan.hours * 3600)
         figures = {
             "values": ("values", plan.values),
@@ -220,7 +216,7 @@ def plan_text(plan: PackPlan) -> str:
             "writes": ("writes to a store", plan.writes),
         }
         rows = [(name, _told(v), plan.basis.get(key, "")) for key, (name, v) in figures.items()]
-        parts.append(table(("about", "", "basis"), rows))
+        parts.append(Table(("about", "", "basis"), rows))
     if plan.refused:
         told = [f"{counted(len(plan.refused), 'refusals')}:"]
         for r in plan.refused:
@@ -228,7 +224,7 @@ def plan_text(plan: PackPlan) -> str:
             told += [f"    where: {printable(r.where)}"] if r.where else []
             told += [f"    to do: {printable(r.advice)}"] if r.advice else []
         parts.append("\n".join(told))
-    return "\n\n".join(parts)
+    return parts
 
 
 def _told(figure: int | str | None) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import SourceError
+from scshards.base.errors import OutputExistsError, SourceError
 from scshards.base.storage import Storage, is_local
 from scshards.cells.expand import GeneTable
 from scshards.cells.vocab import SPECIALS, Vocab, strip_version
@@ -189,6 +189,33 @@ def read_vocab(
         return Vocab.load(os.fspath(url).removeprefix("file://"))
     storage = Storage(url, storage_options)
     return Vocab.from_json(storage.read(""), where=storage.at(""))
+
+
+def write_vocab(url: str, vocab: Vocab, storage_options: Mapping[str, Any] | None = None) -> None:
+    """Publish a vocabulary file where there is none, local or remote."""
+    storage, name = refuse_existing(url, storage_options)
+    storage.write(name, vocab.to_json())
+
+
+def refuse_existing(
+    url: str, storage_options: Mapping[str, Any] | None = None
+) -> tuple[Storage, str]:
+    """Where a file can be made: its folder, and its name.
+
+    Raises
+    ------
+    OutputExistsError
+        When there is one, or a folder.
+    """
+    folder, slash, name = url.rpartition("/")
+    storage = Storage(folder + slash or ".", storage_options)
+    if not name or storage.exists(name):
+        raise OutputExistsError(
+            "the output exists already" if name else "the output is a folder",
+            where=url,
+            advice="choose another name, or remove it first",
+        )
+    return storage, name
 
 
 def open_input(

@@ -13,6 +13,7 @@ from scshards.base import progress
 from scshards.base.progress import (
     CLEAR_LINE,
     Progress,
+    Table,
     counted,
     display_width,
     duration,
@@ -20,7 +21,6 @@ from scshards.base.progress import (
     shorten,
     size,
     styled,
-    table,
 )
 
 BAR = "\u2501"
@@ -208,21 +208,23 @@ def test_counted(n: int, units: str, said: str) -> None:
 
 def test_a_table_that_has_to_fit() -> None:
     rows = [["s3://bucket/atlas/lung/donor-0017.h5ad", 123_456_789, "a long text, " * 9]]
-    lines = table(["input", "values", "such as"], rows, width=80).splitlines()
+    lines = Table(["input", "values", "such as"], rows).text(width=80).splitlines()
     assert max(map(len, lines)) == 80 and "123,456,789" in lines[2]
     assert lines[2].startswith("s3://buck...") and "donor-0017.h5ad  123" in lines[2]
-    narrow = table(["input", "values", "such as"], rows, width=30).splitlines()
+    narrow = Table(["input", "values", "such as"], rows).text(width=30).splitlines()
     # Numbers stay as they are, and texts keep a few letters.
     assert "s3:.../0017.h5ad"[:3] in narrow[2] and "123,456,789" in narrow[2]
-    assert table(["input", "values", "such as"], rows).splitlines()[2].count("a long text") == 9
+    assert (
+        Table(["input", "values", "such as"], rows).text().splitlines()[2].count("a long text") == 9
+    )
 
 
 def test_table() -> None:
-    text = table(
+    table = Table(
         ["file", "cells", "share", "ok"],
         [["a.h5ad", 12345, 0.5, True], ["longer.h5ad", None, 12345.678, False]],
     )
-    assert text.splitlines() == [
+    assert table.text().splitlines() == [
         "file          cells   share   ok",
         "-----------  ------  ------  ---",
         "a.h5ad       12,345     0.5  yes",
@@ -231,13 +233,13 @@ def test_table() -> None:
 
 
 def test_table_without_rows() -> None:
-    assert table(["a", "bc"], []).splitlines() == ["a  bc", "-  --"]
+    assert Table(["a", "bc"], []).text().splitlines() == ["a  bc", "-  --"]
 
 
 def test_table_of_wide_and_combining_characters() -> None:
     # Each line's second column begins in the same column of a terminal.
-    text = table(["name", "n"], [["細胞.h5ad", 1], ["e\u0301t\u00e9", 20], ["a\u200bb", 3]])
-    assert text.splitlines() == [
+    table = Table(["name", "n"], [["細胞.h5ad", 1], ["e\u0301t\u00e9", 20], ["a\u200bb", 3]])
+    assert table.text().splitlines() == [
         "name        n",
         "---------  --",
         "細胞.h5ad   1",
@@ -247,14 +249,14 @@ def test_table_of_wide_and_combining_characters() -> None:
 
 
 def test_table_of_names_that_would_break_its_lines() -> None:
-    text = table(["name", "n"], [["a\nb\x1b[31m\udcff\u2028", 1]])
-    assert text.splitlines()[-1] == r"a\nb\x1b[31m\udcff\u2028  1"
-    text.encode()
+    table = Table(["name", "n"], [["a\nb\x1b[31m\udcff\u2028", 1]])
+    assert table.text().splitlines()[-1] == r"a\nb\x1b[31m\udcff\u2028  1"
+    table.text().encode()
 
 
 def test_table_with_a_total() -> None:
-    text = table(["name", "n", "x"], [["a", 1, None], ["b", 20, 1.5]], total=["all", 1021, None])
-    assert text.splitlines() == [
+    table = Table(["name", "n", "x"], [["a", 1, None], ["b", 20, 1.5]], total=["all", 1021, None])
+    assert table.text().splitlines() == [
         "name      n    x",
         "----  -----  ---",
         "a         1    -",
@@ -262,6 +264,14 @@ def test_table_with_a_total() -> None:
         "----  -----  ---",
         "all   1,021    -",
     ]
+
+
+def test_columns_for_which_there_is_no_room() -> None:
+    table = Table(["name", "n", "x"], [["a" * 30, 1, 2]], total=["all", 1, 2], more=("n",))
+    assert [line.split() for line in table.text(width=20).splitlines()[::2]] == [
+        ["name", "x"], ["aaaa...aaaaaaaaaa", "2"], ["all", "2"],
+    ]  # fmt: skip
+    assert table.text(wide=True).splitlines()[2].split() == ["a" * 30, "1", "2"]
 
 
 @pytest.mark.parametrize(

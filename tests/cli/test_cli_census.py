@@ -55,7 +55,7 @@ def test_list_without_the_directory(tmp_path: Path) -> None:
     result = run("list", "--queries", tmp_path / "q.toml")
     assert result.exit_code == 0
     assert row(result.stdout, "heart")[0] == "heart"
-    assert "the releases can't be shown: no such file" in result.stderr
+    assert "the releases can't be shown: no such file" in result.stdout
     tree = json.loads(run("list", "--queries", tmp_path / "q.toml", "--json").stdout)
     assert (
         len(tree["queries"]) == 9 and tree["releases"] == {} and "no such file" in tree["problem"]

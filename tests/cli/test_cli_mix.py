@@ -31,7 +31,10 @@ def mixed_up(tmp_path):
 
 def test_a_well_mixed_set(mixed_up):
     result = run(mixed_up, "--batch-size", 32, "--by", "donor")
-    assert "37 of 37 steps of an epoch of 1,200 cells: batches of 32 on 1 ranks" in result.stdout
+    assert (
+        "37 of 37 steps of an epoch of 1,200 cells: batches of 32 on 1 rank, 64 lanes"
+        in result.stdout
+    )
     row = next(line.split() for line in result.stdout.splitlines() if line.startswith("donor"))
     assert row[1] == "4" and float(row[-1]) > 97
     assert "mix as well as batches drawn at random" in result.stdout

@@ -219,13 +219,13 @@ def test_every_option_of_every_command(name: str, command: click.Command) -> Non
         text = parameter.help or ""
         assert re.fullmatch(r"(?!As in)[A-Z].*[.?]", text, re.S), text
         assert not re.search(r"`|\bNone\b|\bTrue\b|\bFalse\b|[a-z]Options\b", text), text
-        fields = [name for name in module._GROUP_OF if "_" in name and name != "feature_types"]
+        fields = [name for name in module.PLACES if "_" in name and name != "feature_types"]
         assert not set(re.findall(r"\w+", text)) & set(fields), text
 
 
 def test_every_place_in_the_help_is_used() -> None:
     used = {p.name for _, command in all_commands() for p in command.params}
-    assert set(module._GROUP_OF) - used == set()
+    assert set(module.PLACES) - used == set()
 
 
 def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

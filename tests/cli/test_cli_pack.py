@@ -51,7 +51,7 @@ def test_a_pack_and_its_tables(folder: Path) -> None:
     assert result.exit_code == 0
     table, reasons, splits = result.stdout.split("\n\n")
     header, _, first, second, _, total = table.splitlines()
-    assert header.split()[:6] == ["input", "cells", "kept", "genes", "shared", "values"]
+    assert header.split()[:6] == ["input", "cells", "kept", "matched", "shared", "values"]
     names = [shorten(str(folder / f"{name}.h5ad"), 48) for name in "ab"]
     assert first.split()[:4] == [names[0], "30", "20", "100.0%"]
     assert second.split()[0] == names[1]

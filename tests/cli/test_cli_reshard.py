@@ -54,7 +54,7 @@ def test_tables_and_info(folder: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0
     table, reasons, splits = result.stdout.split("\n\n")
     header, _, row = table.splitlines()
-    assert header.split()[:4] == ["input", "cells", "kept", "genes"]
+    assert header.split()[:4] == ["input", "cells", "kept", "matched"]
     assert row.split()[1:3] == ["30", "20"] and "seconds" not in header
     assert reasons.splitlines()[2].split() == ["where", "10", "1"]
     assert [line.split()[0] for line in splits.splitlines()[2:]] == ["train", "valid"]

@@ -78,7 +78,7 @@ def test_a_batch_is_the_loaders(known: Known) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [("--batch", "--json"), ("--batch", "--key", "x"), ("--key", "x", "--split", "train")],
+    [("--batch", "--key", "x"), ("--key", "x", "--split", "train")],
 )
 def test_options_that_do_not_go_together(known: Known, options: tuple[str, ...]) -> None:
     assert run(known.root, *options).exit_code == 2

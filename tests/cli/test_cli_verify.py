@@ -55,8 +55,8 @@ def test_faults_are_listed_and_the_exit_code_is_1(root: Path) -> None:
     assert result.exit_code == 1
     assert "train/000001.tar" in result.stdout and "SHA-256" in result.stdout
     few = run(root, "--show", 1)
-    assert few.exit_code == 1 and len(few.stdout.strip().splitlines()) == 3
-    assert "of them not listed" in few.stderr
+    assert few.exit_code == 1 and len(few.stdout.strip().splitlines()) == 5
+    assert "of them not listed" in few.stdout
     tree = json.loads(run(root, "--json").stdout)
     assert not tree["ok"] and tree["faults"][0]["shard"] == "train/000001.tar"
 
@@ -80,4 +80,4 @@ def test_as_a_process(root: Path) -> None:
     assert subprocess.run(args, capture_output=True, timeout=600).returncode == 0
     flip(root)
     bad = subprocess.run(args, capture_output=True, text=True, timeout=600)
-    assert bad.returncode == 1 and "faults" in bad.stderr and "Traceback" not in bad.stderr
+    assert bad.returncode == 1 and "faults" in bad.stdout and "Traceback" not in bad.stderr

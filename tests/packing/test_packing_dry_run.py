@@ -135,4 +135,4 @@ def test_the_command(tmp_path: Path) -> None:
     done = CliRunner().invoke(command, args)
     assert done.exit_code == 1 and "mine.txt" in done.stdout
     done = CliRunner().invoke(command, [*args, "--restart"])
-    assert done.exit_code == 2 and "--dry-run and --restart" in done.stderr
+    assert done.exit_code == 2 and "--dry-run, --restart" in done.stderr

@@ -56,7 +56,6 @@ def looked_at(root: Path) -> Status:
 def text(root: Path) -> str:
     result = CliRunner().invoke(command, [str(root)], catch_exceptions=False)
     assert result.exit_code == 0
-    assert all(len(line) <= 80 for line in result.stdout.splitlines() if str(root) not in line)
     return result.stdout
 
 

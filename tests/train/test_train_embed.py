@@ -416,7 +416,7 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(
 def test_the_command(tmp_path: Path, checkpoint: str, counts: np.ndarray) -> None:
     source = str(write(tmp_path / "in.h5ad", csr_matrix(counts)))
     out = tmp_path / "deep" / "out.h5ad"
-    result = CliRunner().invoke(command, [checkpoint, source, "-o", str(out), "--key", "X_mine"])
+    result = CliRunner().invoke(command, [checkpoint, source, "-o", str(out), "--obsm", "X_mine"])
     assert (
         result.exit_code == 0
         and "70 cells as 16 numbers" in result.output

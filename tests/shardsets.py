@@ -124,7 +124,7 @@ def make_set(
         labels={name: kinds[name] for name in columns},
         splits={split: tuple(shards)},
         sources=(
-            SourceInfo(name="made", rows=row, kept=row, columns=n_genes, matched=n_genes, unmatched=0,
+            SourceInfo(name="made", rows=row, kept=row, dropped={}, columns=n_genes, matched=n_genes, unmatched=0,
                        merged=0, values=sum(s.tokens for s in shards), unmatched_values=0, bytes=n_bytes),
         ),
         options={"seed": seed},

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import tomllib
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from scshards.base.errors import ConfigError
+from scshards.base.records import Damaged, from_tree
+from scshards.base.text import did_you_mean as did_you_mean
 
 T = TypeVar("T")
-
-_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -75,22 +73,11 @@ def build(cls: type[T], tables: Mapping[str, Any], where: str = "config") -> T:
         For an unknown key (with the nearest known one), a value of another type, or whatever the
         class itself refuses.
     """
-    assert dataclasses.is_dataclass(cls)
-    if not isinstance(tables, Mapping):
-        raise ConfigError(f"a table is needed, not {tables!r:.60}", where=where)
-    hints = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}
-    values: dict[str, Any] = {}
-    for name, value in tables.items():
-        if name not in known:
-            raise ConfigError(
-                f"unknown key {name!r}", where=where, advice=did_you_mean(name, known)
-            )
-        values[name] = _convert(hints[name], value, f"{where}.{name}")
     try:
-        return typing.cast(T, cls(**values))
-    except TypeError as e:
-        raise ConfigError(f"incomplete: {e}", where=where) from None
+        return from_tree(cls, tables)
+    except Damaged as e:
+        at = f"{where}.{e.at}" if e.at else where
+        raise ConfigError(e.what, where=at, advice=e.advice) from None
 
 
 def conform(config: Any) -> None:
@@ -101,9 +88,13 @@ def conform(config: Any) -> None:
     ConfigError
         For a value of another type; it names the field.
     """
-    hints = typing.get_type_hints(type(config))
+    hints = typing.get_type_hints(type(config), include_extras=True)
     for f in dataclasses.fields(config):
-        value = _convert(hints[f.name], getattr(config, f.name), f.name)
+        try:
+            value = from_tree(hints[f.name], getattr(config, f.name))
+        except Damaged as e:
+            e = e.below(f.name)
+            raise ConfigError(e.what, where=e.at, advice=e.advice) from None
         object.__setattr__(config, f.name, value)
 
 
@@ -112,66 +103,9 @@ def as_tables(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A line of advice that names the nearest known names, or all of them."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if near:
-        return "did you mean " + " or ".join(repr(n) for n in near) + "?"
-    shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-    return f"known names: {shown}"
-
-
 def _value(text: str) -> Any:
     try:
         parsed = parse_toml(f"v = {text}")
     except ValueError:
         return text
     return parsed["v"] if len(parsed) == 1 else text
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if hint is Any:
-        return value
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        options = typing.get_args(hint)
-        if value is None and type(None) in options:
-            return None
-        options = tuple(o for o in options if o is not type(None))
-        for option in options:
-            try:
-                return _convert(option, value, where)
-            except ConfigError:
-                if option is options[-1]:
-                    raise
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return build(hint, value, where)
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"a table is needed, not {value!r:.60}", where=where)
-        inner = typing.get_args(hint)[1]
-        return {name: _convert(inner, v, f"{where}.{name}") for name, v in value.items()}
-    if origin is typing.Literal:
-        allowed = typing.get_args(hint)
-        if value not in allowed:
-            raise ConfigError(
-                f"{value!r:.60} is not one of {', '.join(map(repr, allowed))}", where=where
-            )
-        return value
-    if origin is tuple:
-        item = typing.get_args(hint)[0]
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"a list is needed, not {value!r:.60}", where=where)
-        return tuple(_convert(item, v, where) for v in value)
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        raise ConfigError("the number does not fit in 64 bits", where=where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is bool or isinstance(value, bool):
-        ok = hint is bool and isinstance(value, bool)
-    else:
-        ok = isinstance(value, hint) if isinstance(hint, type) else True
-    if not ok:
-        raise ConfigError(f"{value!r:.60} is not {_KINDS.get(hint, hint)}", where=where)
-    return value

@@ -1,8 +1,13 @@
-"""JSON from outside: one reader for all records, with bounds, types, and the name of the field at fault.
+"""Records: dataclasses from plain JSON and back, by their annotations, with the field at fault named.
 
-    tree = read_json(data)                     whatever it holds; Damaged when it is no JSON
-    record = Record(tree)                      its fields, taken out by name and kind:
-    record.number("cells"), record.texts("categories"), record.record("index"), ...
+    tree = read_json(data)            whatever a JSON text holds; Damaged when it is none
+    record = from_tree(Mark, tree)    a dataclass of it, each field checked by its annotation
+    tree = to_tree(record)            and back, ready for json.dumps
+
+Annotations: str, int, float, bool, None, Literal, Any, unions, tuples, lists, dicts and dataclasses of
+these. More is said of a field by Annotated: Count and Share (bounds), At (its place in the tree, where
+that is not its name), Form (functions that read and write it). A class may check itself in
+`__post_init__`, and raise Damaged there. base.config makes options of TOML by the same reader.
 
 Damaged says `splits.train.shards[3].cells: ...`; whoever knows the file makes an error of that. Own code
 and not msgspec: that refuses the lone surrogates that stand for file names which are no UTF-8, and names
@@ -11,14 +16,18 @@ no key of a table in a path (`splits[...]`).
 
 from __future__ import annotations
 
+import collections.abc
+import dataclasses
+import functools
 import json
 import math
-from collections.abc import Container, Iterator
-from typing import TYPE_CHECKING, Any
+import types
+import typing
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, Union
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from scshards.base.text import did_you_mean
 
 LONGEST = 1 << 30
 """Bytes of a record at most; the manifest of a hundred million cells has 30 million."""
@@ -27,9 +36,60 @@ DEEPEST = 32
 _MOST = (1 << 63) - 1
 _MISSING = object()
 
+T = TypeVar("T")
+
 
 class Damaged(ValueError):
-    """What is wrong with a record, and which of its fields it is."""
+    """What is wrong with a record, and which of its fields it is.
+
+    Parameters
+    ----------
+    what
+        One sentence.
+    at
+        The path of the field, from the record that is read.
+    advice
+        What to do next, where there is something.
+    """
+
+    def __init__(self, what: str, at: str = "", *, advice: str | None = None) -> None:
+        self.what, self.at, self.advice = what, at, advice
+        super().__init__(f"{at}: {what}" if at else what)
+
+    def below(self, place: str) -> Damaged:
+        """The same, where the record is a field of another: `name`, `a.b` or `[3]`."""
+        dot = "." if self.at and not self.at.startswith("[") else ""
+        return Damaged(self.what, f"{place:.80}{dot}{self.at}", advice=self.advice)
+
+
+@dataclass(frozen=True)
+class Within:
+    """Of a number: from `least` to `most`."""
+
+    least: float
+    most: float
+
+
+@dataclass(frozen=True)
+class At:
+    """Of a field: its path in the tree, such as `cells.rows`."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Form:
+    """Of a field: what reads it from the tree, and writes it; None: as its annotation says.
+
+    `read` raises Damaged.
+    """
+
+    read: Callable[[Any], Any] | None = None
+    write: Callable[[Any], Any] | None = None
+
+
+Count = Annotated[int, Within(0, _MOST)]
+Share = Annotated[float, Within(0, 1)]
 
 
 def read_json(data: bytes | bytearray | memoryview | str) -> Any:
@@ -56,148 +116,225 @@ def read_json(data: bytes | bytearray | memoryview | str) -> Any:
         raise Damaged("not valid JSON: a number has thousands of digits") from None
 
 
-class Record:
-    """A table ({...}) of a JSON text; its fields are taken out by name, and checked.
+def from_tree(cls: Callable[..., T], tree: Any, *, others: bool = False) -> T:
+    """The dataclass `cls` of a tree: tables, lists and what is in them.
 
     Parameters
     ----------
-    tree
-        What `read_json` gave, or a part of it.
-    name, above, place
-        What it is called in the record that it is a field of, and where in a list: for messages.
+    cls, tree
+        What is made, and of what.
+    others
+        Leave keys aside that are no fields, in place of refusing them.
+
+    Raises
+    ------
+    Damaged
+        For a field that is missing or not what its annotation says, and what the class itself refuses.
     """
+    return typing.cast(T, _reader(cls, others)(tree))
 
-    __slots__ = ("_above", "_name", "_place", "_tree")
 
-    def __init__(
-        self, tree: Any, name: str = "", above: Record | None = None, place: int | None = None
-    ) -> None:
-        self._tree, self._name, self._above, self._place = tree, name, above, place
-        if type(tree) is not dict:
-            raise Damaged(f"{self._path() or 'it'}: a table is needed, not {shown(tree)}")
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._tree
-
-    def wrong(self, name: str, what: str) -> Damaged:
-        """The error for a field; for the record itself, where `name` is empty."""
-        path = self._path()
-        return Damaged(f"{path}{'.' if path and name else ''}{name}: {what}")
-
-    def any(self, name: str) -> Any:
-        """The value of a field that has to be there."""
-        value = self._tree.get(name, _MISSING)
-        if value is _MISSING:
-            raise self.wrong(name, "it is missing")
-        return value
-
-    def number(self, name: str) -> int:
-        """A whole number from 0 to 2^63 - 1."""
-        value = self.any(name)
-        if type(value) is not int or not 0 <= value <= _MOST:
-            raise self.wrong(name, f"a whole number from 0 is needed, not {shown(value)}")
-        return value
-
-    def share(self, name: str) -> float:
-        """A number from 0 to 1."""
-        value = self.any(name)
-        if type(value) not in (int, float) or not 0 <= value <= 1:
-            raise self.wrong(name, f"a number from 0 to 1 is needed, not {shown(value)}")
-        return float(value)
-
-    def text(self, name: str) -> str:
-        """A text."""
-        value = self.any(name)
-        if type(value) is not str:
-            raise self.wrong(name, f"a text is needed, not {shown(value)}")
-        return value
-
-    def one_of(self, name: str, allowed: Container[str]) -> str:
-        """A text that is one of some."""
-        value = self.text(name)
-        if value not in allowed:
-            raise self.wrong(name, f"{shown(value)} is none that it can be")
-        return value
-
-    def numbers(self, name: str) -> NDArray[np.int64]:
-        """A list of whole numbers from 0, int64; a set of 100 million cells has 1.5 million of them."""
-        import numpy as np  # the command line reads options before it needs it
-
-        values = self.any(name)
-        # Whole lists at once: a million calls would take a second.
-        if type(values) is not list or set(map(type, values)) - {int}:
-            raise self.wrong(name, f"a list of whole numbers is needed, not {shown(values)}")
-        try:
-            array = np.array(values, np.int64)
-        except OverflowError:
-            array = np.array([-1])
-        if len(array) and array.min() < 0:
-            bad = next(i for i, v in enumerate(values) if not 0 <= v <= _MOST)
-            what = f"a whole number from 0 is needed, not {shown(values[bad])}"
-            raise self.wrong(f"{name}[{bad}]", what)
-        return array
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        """A list of texts."""
-        for i, value in enumerate(values := self._list(name)):
-            if type(value) is not str:
-                raise self.wrong(f"{name}[{i}]", f"a text is needed, not {shown(value)}")
-        return tuple(values)
-
-    def record(self, name: str) -> Record:
-        """A table."""
-        return Record(self.any(name), name, self)
-
-    def records(self, name: str) -> Iterator[Record]:
-        """A list of tables."""
-        for i, value in enumerate(self._list(name)):
-            yield Record(value, name, self, i)
-
-    def tables(self, name: str) -> Iterator[tuple[str, Record]]:
-        """A table of tables, with their names."""
-        above = self.record(name)
-        for key, value in above._tree.items():
-            yield key, Record(value, key, above)
-
-    def counts(self, name: str) -> dict[str, int]:
-        """A table of whole numbers from 0."""
-        inner = self.record(name)
-        return {key: inner.number(key) for key in inner._tree}
-
-    def plain(self, name: str) -> dict[str, Any]:
-        """A table of anything, not nested deep, whose numbers are finite and fit in 64 bits."""
-        inner = self.record(name)
-        for key, value in inner._tree.items():
-            inner._check_plain(key, value, 1)
-        return dict(inner._tree)
-
-    def _check_plain(self, path: str, value: Any, depth: int) -> None:
-        if depth > DEEPEST:
-            raise self.wrong(path[:80], "it is nested too deep")
-        if isinstance(value, dict | list):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            for key, inner in items:
-                below = f"{path}.{key}" if isinstance(value, dict) else f"{path}[{key}]"
-                self._check_plain(below, inner, depth + 1)
-        elif isinstance(value, int | float) and not abs(value) <= _MOST:
-            raise self.wrong(path, f"{shown(value)} is no number that it can be")
-
-    def _list(self, name: str) -> list[Any]:
-        values = self.any(name)
-        if type(values) is not list:
-            raise self.wrong(name, f"a list is needed, not {shown(values)}")
-        return values
-
-    def _path(self) -> str:
-        name = self._name if self._place is None else f"{self._name}[{self._place}]"
-        above = self._above._path() if self._above is not None else ""
-        return f"{above}.{name}" if above else name
+def to_tree(record: Any) -> dict[str, Any]:
+    """The tree of a dataclass, ready for JSON."""
+    tree: dict[str, Any] = {}
+    for field in _fields(typing.cast(Hashable, type(record))):
+        node = tree
+        for name in field.path[:-1]:
+            node = node.setdefault(name, {})
+        node[field.path[-1]] = (field.write or _plain)(getattr(record, field.name))
+    return tree
 
 
 def shown(value: Any) -> str:
     """A value in a few characters."""
-    if isinstance(value, dict | list):
-        return f"a {'table' if isinstance(value, dict) else 'list'} of {len(value)}"
+    if isinstance(value, Mapping | list | tuple):
+        return f"a {'table' if isinstance(value, Mapping) else 'list'} of {len(value)}"
     if isinstance(value, int) and abs(value) > _MOST:
         return f"a number of {int(math.log10(abs(value))) + 1} digits"
-    return json.dumps(value) if not isinstance(value, str) else f"{value!r:.60}"
+    if value is None or isinstance(value, bool | float):
+        return json.dumps(value)
+    return f"{value!r:.60}"
+
+
+# --- what reads a value ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Field:
+    """Where a field of a dataclass is in its tree, and what it may be."""
+
+    name: str
+    path: tuple[str, ...]
+    hint: Any
+    write: Callable[[Any], Any] | None
+    is_needed: bool
+
+
+@functools.cache
+def _fields(cls: Any) -> tuple[_Field, ...]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    found = []
+    for f in dataclasses.fields(cls):
+        if not f.init:
+            continue
+        more = getattr(hints[f.name], "__metadata__", ())
+        at = next((m.path for m in more if isinstance(m, At)), f.name)
+        write = next((m.write for m in more if isinstance(m, Form)), None)
+        is_needed = f.default is f.default_factory is dataclasses.MISSING
+        found.append(_Field(f.name, tuple(at.split(".")), hints[f.name], write, is_needed))
+    return tuple(found)
+
+
+@functools.cache
+def _reader(hint: Any, others: bool) -> Callable[[Any], Any]:
+    """What turns a part of a tree into what an annotation says, or raises Damaged."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return _anything
+    if origin is Annotated:
+        for more in args[1:]:
+            if isinstance(more, Form) and more.read is not None:
+                return more.read
+            if isinstance(more, Within):
+                return functools.partial(_number, args[0], more)
+        return _reader(args[0], others)
+    if origin in (Union, types.UnionType):
+        readers = [_reader(a, others) for a in args if a is not type(None)]
+        return functools.partial(_one_of, readers, type(None) in args)
+    if origin is Literal:
+        return functools.partial(_literal, args)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        key = _number_of if args[0] is int else _reader(args[0], others)
+        return functools.partial(_mapping, key, _reader(args[1], others))
+    if origin in (list, tuple, collections.abc.Sequence):
+        is_fixed = origin is tuple and args[-1] is not ...
+        readers = [_reader(a, others) for a in args if a is not ...]
+        return functools.partial(_items, readers, is_fixed, list if origin is list else tuple)
+    if dataclasses.is_dataclass(hint):
+        fields = [(f, _reader(f.hint, others)) for f in _fields(typing.cast(Hashable, hint))]
+        return functools.partial(_record, hint, fields, others)
+    if hint in (int, float):
+        return functools.partial(_number, hint, None)
+    return functools.partial(_exactly, hint, {str: "a text", bool: "true or false"}[hint])
+
+
+def _record(
+    cls: Any, fields: list[tuple[_Field, Callable[[Any], Any]]], others: bool, tree: Any
+) -> Any:
+    if not isinstance(tree, Mapping):
+        raise Damaged(f"a table is needed, not {shown(tree)}")
+    if not others and (unknown := tree.keys() - {f.path[0] for f, _ in fields}):
+        name = min(unknown)
+        advice = did_you_mean(name, [f.path[0] for f, _ in fields])
+        raise Damaged(f"unknown key {name!r:.60}", advice=advice)
+    values = {}
+    for field, read in fields:
+        node: Any = tree
+        for i, name in enumerate(field.path):
+            if not isinstance(node, Mapping):
+                raise Damaged(f"a table is needed, not {shown(node)}", ".".join(field.path[:i]))
+            node = node.get(name, _MISSING)
+            if node is _MISSING:
+                break
+        try:
+            if node is not _MISSING:
+                values[field.name] = read(node)
+            elif field.is_needed:
+                raise Damaged("it is missing")
+        except Damaged as e:
+            raise e.below(".".join(field.path)) from None
+    return cls(**values)
+
+
+def _mapping(key: Callable[[Any], Any], read: Callable[[Any], Any], value: Any) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise Damaged(f"a table is needed, not {shown(value)}")
+    found = {}
+    for name, inner in value.items():
+        try:
+            found[key(name)] = read(inner)
+        except Damaged as e:
+            raise e.below(str(name)) from None
+    return found
+
+
+def _items(readers: list[Callable[[Any], Any]], is_fixed: bool, kind: type, value: Any) -> Any:
+    if not isinstance(value, list | tuple):
+        raise Damaged(f"a list is needed, not {shown(value)}")
+    if is_fixed and len(value) != len(readers):
+        raise Damaged(f"a list of {len(readers)} is needed, not {shown(value)}")
+    found = []
+    try:
+        for item, read in zip(value, readers if is_fixed else readers * len(value), strict=True):
+            found.append(read(item))
+    except Damaged as e:
+        raise e.below(f"[{len(found)}]") from None
+    return kind(found)
+
+
+def _one_of(readers: list[Callable[[Any], Any]], or_none: bool, value: Any) -> Any:
+    if value is None and or_none:
+        return None
+    for read in readers[:-1]:
+        try:
+            return read(value)
+        except Damaged:
+            continue
+    return readers[-1](value)
+
+
+def _literal(allowed: tuple[Any, ...], value: Any) -> Any:
+    for known in allowed:
+        if type(value) is type(known) and value == known:
+            return value
+    raise Damaged(f"{shown(value)} is not one of {', '.join(map(repr, allowed))}")
+
+
+def _number(kind: type, within: Within | None, value: Any) -> Any:
+    is_one = type(value) is int and -_MOST <= value <= _MOST
+    is_one = is_one or (kind is float and type(value) is float)
+    if is_one and (within is None or within.least <= value <= within.most):
+        return kind(value)
+    words = "a whole number" if kind is int else "a number"
+    if within is not None:
+        words += f" from {within.least}" + ("" if within.most == _MOST else f" to {within.most}")
+    raise Damaged(f"{words} is needed, not {shown(value)}")
+
+
+def _number_of(name: Any) -> int:
+    """Numbers as names of a table's fields: JSON has texts there."""
+    if isinstance(name, str) and name.isascii() and name.isdigit() and len(name) < 20:
+        return int(name)
+    raise Damaged(f"a whole number from 0 is needed, not {shown(name)}")
+
+
+def _exactly(kind: type, words: str, value: Any) -> Any:
+    if type(value) is not kind:
+        raise Damaged(f"{words} is needed, not {shown(value)}")
+    return value
+
+
+def _anything(value: Any, depth: int = 0) -> Any:
+    """Anything that is not nested deep, and whose numbers are finite and fit in 64 bits."""
+    if depth > DEEPEST:
+        raise Damaged("it is nested too deep")
+    if isinstance(value, Mapping | list):
+        table = value if isinstance(value, Mapping) else {f"[{i}]": v for i, v in enumerate(value)}
+        for name, inner in table.items():
+            try:
+                _anything(inner, depth + 1)
+            except Damaged as e:
+                raise e.below(str(name)) from None
+    elif isinstance(value, int | float) and not abs(value) <= _MOST:
+        raise Damaged(f"{shown(value)} is no number that it can be")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_tree(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value

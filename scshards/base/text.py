@@ -1,8 +1,10 @@
-"""Values as text: the one rule by which numbers name genes, cells, categories and splits."""
+"""Texts: the one rule by which numbers name genes, cells, categories and splits; the nearest name."""
 
 from __future__ import annotations
 
+import difflib
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -24,3 +26,13 @@ def text_of(value: Any) -> str:
     if is_float and float(value).is_integer():
         return str(int(value))
     return str(value)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A line of advice that names the nearest known names, or all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(repr(n) for n in near) + "?"
+    shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    return f"known names: {shown}"

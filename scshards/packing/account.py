@@ -102,6 +102,7 @@ def _source_info(file: AnyInput, s: Survey, shared: Shared) -> SourceInfo:
         name=s.name,
         rows=s.n_rows,
         kept=0,
+        dropped={},
         columns=s.columns,
         matched=s.matched,
         unmatched=s.unmatched,

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from scshards.base.errors import ScshardsError
 from scshards.base.locks import held
 from scshards.base.progress import Progress
+from scshards.base.records import from_tree
 from scshards.kernels.compiling import compiles
 from scshards.packing import plan, refusals
 from scshards.packing.account import Dropped, account, dropped
@@ -50,7 +51,7 @@ from scshards.packing.survey import (
 from scshards.packing.unique import compare_cells, final_splits
 from scshards.packing.writer import WriteTask, write_shard
 from scshards.shards import spill as segments
-from scshards.shards.manifest import VOCAB, Manifest, ShardInfo, shard_from_json
+from scshards.shards.manifest import VOCAB, Manifest, ShardInfo
 from scshards.sources.genes import Shared
 from scshards.sources.shardset import ShardRun
 
@@ -235,7 +236,7 @@ class Phases:
         for work in self.shard_works:
             tree = read_done(Path(work.mark))
             with understood(Path(work.mark)):
-                shard = shard_from_json(tree["shard"])
+                shard = from_tree(ShardInfo, tree["shard"])
             written[work.task.name.partition("/")[0]].append(shard)
         splits = {split: tuple(shards) for split, shards in written.items()}
         sources = account(request, self.surveys, self.decision, self._slice_marks, self._dropped())

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import OutputExistsError
 from scshards.base.files import scratch_writes
+from scshards.base.records import to_tree
 from scshards.base.storage import Storage
 from scshards.packing import plan
 from scshards.packing.options import PackOptions
 from scshards.shards.index import write_index
-from scshards.shards.manifest import ShardInfo, shard_to_json
+from scshards.shards.manifest import ShardInfo
 from scshards.shards.spill import borrowed, read_members, read_records, read_segments, record_dtype
 from scshards.shards.tar import Chunks, layout, seal, write_members
 
@@ -49,7 +50,7 @@ class Written:
 
     def to_json(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return {"shard": shard_to_json(self.shard), "bytes": self.shard.bytes}
+        return {"shard": to_tree(self.shard), "bytes": self.shard.bytes}
 
 
 def write_shard(task: WriteTask) -> Written:

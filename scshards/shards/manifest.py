@@ -11,12 +11,23 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scshards.base.errors import FormatError
-from scshards.base.records import Damaged, Record, read_json
+from scshards.base.records import (
+    At,
+    Count,
+    Damaged,
+    Form,
+    Share,
+    from_tree,
+    read_json,
+    shown,
+    to_tree,
+)
 from scshards.cells.tokenizer import ValueKind
 from scshards.shards import Compression
 from scshards.shards.tar import Chunks
@@ -24,13 +35,11 @@ from scshards.shards.tar import Chunks
 MANIFEST = "manifest.json"
 VOCAB = "vocab.json"
 FORMAT_NAME, FORMAT_VERSION = "scshards", 1
-GENES_ENCODING = "delta-leb128"
+GENES_ENCODING: Literal["delta-leb128"] = "delta-leb128"
 RECORD = "record"
 """The key among the options that holds what they are not: requests, and more of each source."""
 
 VALUES_ENCODING = {"counts": "leb128", "float": "float32-le"}
-_PATH = re.compile(r"\w[\w-]*/\w[\w.-]*")
-_NAME = re.compile(r"\w[\w-]*")
 _OPEN = 4
 _SEAL = ',\n "sha256": "'
 
@@ -51,16 +60,21 @@ class ShardInfo:
         The chunk table of the tar.
     """
 
-    path: str
-    cells: int
-    tokens: int
-    max_genes: int
-    bytes: int
+    path: _Path
+    cells: Count
+    tokens: Count
+    max_genes: Count
+    bytes: Count
     sha256: str
-    index_path: str
-    index_bytes: int
-    index_sha256: str
-    chunks: Chunks
+    index_path: Annotated[_Path, At("index.path")]
+    index_bytes: Annotated[Count, At("index.bytes")]
+    index_sha256: Annotated[str, At("index.sha256")]
+    chunks: Annotated[Chunks, Form(_read_chunks, _write_chunks)]
+
+    def __post_init__(self) -> None:
+        for name, parts in (("cells", self.chunks.cells), ("bytes", self.chunks.stored)):
+            if getattr(self, name) != sum(parts.tolist()):
+                raise Damaged(f"the {name} of its chunks do not add up to that", name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +86,45 @@ class LabelInfo:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SourceInfo:
+class SourceRecord:
+    """What is told of an input beside what the first version tells; nothing, where a set has no record.
+
+    Attributes
+    ----------
+    gene_column
+        The column of var that named its genes, "index" its index.
+    ids
+        The share of its genes that are Ensembl ids.
+    shared
+        The genes that it has in common with another input of that pack, of those of the smaller of the
+        two, at the least over all others.
+    left_out
+        {type: features that are no gene columns}, such as antibodies.
+    identity
+        What tells it from other inputs: its address `at`, `size`, what its storage says of its state,
+        the `values` of its matrix, and `cells`, a hash of the names of its cells.
+    rounded
+        Values of read cells that were off a whole number, and were taken as it.
+    skipped
+        Why the whole input was left out; "" when it was not.
+    """
+
+    gene_column: str | None = None
+    ids: Share | None = None
+    shared: Share | None = None
+    left_out: Mapping[str, Count] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    rounded: Count = 0
+    skipped: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("at", "cells"):
+            if not isinstance(said := self.identity.get(name, ""), str):
+                raise Damaged(f"a text is needed, not {shown(said)}", f"identity.{name}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceInfo(SourceRecord):
     """What became of one input: rows and columns in, cells and values out, losses by reason.
 
     Attributes
@@ -83,46 +135,23 @@ class SourceInfo:
         Cells in the input; kept; {reason: cells dropped}.
     columns, matched, unmatched, merged
         Gene columns; with a token; without one; sharing a token with an earlier column.
-    left_out
-        {type: features that are no gene columns}, such as antibodies.
-    gene_column
-        The column of var that named its genes, "index" its index.
-    ids
-        The share of its genes that are Ensembl ids.
-    shared
-        The genes that it has in common with another input of that pack, of those of the smaller of the
-        two, at the least over all others.
-    identity
-        What tells it from other inputs: its address `at`, `size`, what its storage says of its state,
-        the `values` of its matrix, and `cells`, a hash of the names of its cells.
     values, unmatched_values
         Values stored; non-zero values of read cells that lay in unmatched columns.
-    rounded
-        Values of read cells that were off a whole number, and were taken as it.
     bytes
         Of its members, before padding and compression.
-    skipped
-        Why the whole input was left out; "" when it was not.
     """
 
     name: str
-    rows: int
-    kept: int
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    columns: int
-    matched: int
-    unmatched: int
-    merged: int
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    gene_column: str | None = None
-    ids: float | None = None
-    shared: float | None = None
-    identity: Mapping[str, Any] = field(default_factory=dict)
-    values: int
-    unmatched_values: int
-    rounded: int = 0
-    bytes: int
-    skipped: str = ""
+    rows: Annotated[Count, At("cells.rows")]
+    kept: Annotated[Count, At("cells.kept")]
+    dropped: Annotated[Mapping[str, Count], At("cells.dropped")]
+    columns: Annotated[Count, At("genes.columns")]
+    matched: Annotated[Count, At("genes.matched")]
+    unmatched: Annotated[Count, At("genes.unmatched")]
+    merged: Annotated[Count, At("genes.merged")]
+    values: Annotated[Count, At("values.stored")]
+    unmatched_values: Annotated[Count, At("values.unmatched")]
+    bytes: Annotated[Count, At("values.bytes")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,52 +207,34 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The file's bytes: indented, one line for each shard, and last the SHA-256 of all before it."""
-        tree = {
-            "format": FORMAT_NAME,
-            "version": FORMAT_VERSION,
-            "vocab": {
-                "file": VOCAB,
-                "size": self.vocab_size,
-                "fingerprint": self.vocab_fingerprint,
-            },
-            "genes": {"encoding": GENES_ENCODING},
-            "values": {
-                "kind": self.value_kind,
-                "encoding": VALUES_ENCODING[self.value_kind],
-            },
-            "compression": self.compression,
-            "labels": {
-                name: {"kind": c.kind, "categories": list(c.categories)}
-                if c.kind == "category"
-                else {"kind": c.kind}
-                for name, c in self.labels.items()
-            },
-            "splits": {
-                name: {
-                    "cells": sum(s.cells for s in shards),
-                    "tokens": sum(s.tokens for s in shards),
-                    "bytes": sum(s.bytes for s in shards),
-                    "shards": [shard_to_json(s) for s in shards],
-                }
-                for name, shards in self.splits.items()
-            },
-            "sources": [_source_to_json(s) for s in self.sources],
-            "options": self._options_to_json(),
-        }
+        tree = to_tree(
+            _File(
+                vocab_size=self.vocab_size,
+                vocab_fingerprint=self.vocab_fingerprint,
+                genes_encoding=GENES_ENCODING,
+                value_kind=self.value_kind,
+                value_encoding=VALUES_ENCODING[self.value_kind],
+                compression=self.compression,
+                labels=self.labels,
+                splits={name: _Split.of(shards) for name, shards in self.splits.items()},
+                sources=self.sources,
+                options=self.options,
+            )
+        )
+        for label in tree["labels"].values():
+            if label["kind"] == "number":
+                del label["categories"]
+        # The first version's `verify` writes the manifest again to compare it, and keeps unknown fields
+        # in options alone: what it does not tell goes there.
+        nothing = to_tree(SourceRecord())
+        more = [{n: source.pop(n) for n in nothing} for source in tree["sources"]]
+        more = [{n: v for n, v in said.items() if v != nothing[n]} for said in more]
+        record: dict[str, Any] = {"requests": list(self.requests)} if self.requests else {}
+        record |= {"sources": more} if any(more) else {}
+        tree["options"] |= {RECORD: record} if record else {}
         # A file name that is no UTF-8 comes as lone surrogates, which JSON spells with a backslash.
         body = _layout(tree).removesuffix("\n}").encode(errors="backslashreplace")
         return body + f'{_SEAL}{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
-
-    def _options_to_json(self) -> dict[str, Any]:
-        """The options, and under RECORD what the first version does not tell.
-
-        Its `verify` writes the manifest again to compare it, and keeps unknown fields in options alone.
-        """
-        record: dict[str, Any] = {"requests": list(self.requests)} if self.requests else {}
-        more = [_more_to_json(s) for s in self.sources]
-        if any(more):
-            record["sources"] = more
-        return {**self.options, **({RECORD: record} if record else {})}
 
     @classmethod
     def from_json(cls, data: bytes | str, *, where: object = None) -> Manifest:
@@ -238,7 +249,7 @@ class Manifest:
                     where=where,
                     advice="read it with the version of scshards that packed it",
                 )
-            return cls._from_record(Record(tree))
+            return cls._of_tree(tree)
         except Damaged as e:
             raise FormatError(
                 f"the manifest is damaged: {e}",
@@ -247,29 +258,31 @@ class Manifest:
             ) from None
 
     @classmethod
-    def _from_record(cls, tree: Record) -> Manifest:
-        vocab, values = tree.record("vocab"), tree.record("values")
-        kind = values.one_of("kind", VALUES_ENCODING)
-        values.one_of("encoding", (VALUES_ENCODING[kind],))
-        tree.record("genes").one_of("encoding", (GENES_ENCODING,))
-        vocab.one_of("file", (VOCAB,))
-        options = tree.record("options")
-        record = options.record(RECORD) if RECORD in options else Record({})
-        sources = list(tree.records("sources"))
-        more = list(record.records("sources")) if "sources" in record else []
-        if len(more) > len(sources):
-            raise record.wrong("sources", "they are more than the sources of the set")
-        more += [Record({})] * (len(sources) - len(more))
+    def _of_tree(cls, tree: dict[str, Any]) -> Manifest:
+        file = from_tree(_File, tree, others=True)
+        if file.value_encoding != VALUES_ENCODING[file.value_kind]:
+            raise Damaged(f"not that of {file.value_kind}", "values.encoding")
+        options = dict(file.options)
+        try:
+            record = from_tree(_Record, options.pop(RECORD, {}), others=True)
+            if len(record.sources) > len(file.sources):
+                raise Damaged("they are more than the sources of the set", "sources")
+        except Damaged as e:
+            raise e.below(f"options.{RECORD}") from None
+        sources = list(file.sources)
+        for i, more in enumerate(record.sources):
+            names = (f.name for f in dataclasses.fields(more))
+            sources[i] = dataclasses.replace(sources[i], **{n: getattr(more, n) for n in names})
         return cls(
-            vocab_size=vocab.number("size"),
-            vocab_fingerprint=vocab.text("fingerprint"),
-            value_kind=cast(ValueKind, kind),
-            compression=cast(Compression, tree.one_of("compression", ("none", "zstd"))),
-            labels={name: _label_from(label) for name, label in tree.tables("labels")},
-            splits={name: _split_from(name, split) for name, split in tree.tables("splits")},
-            sources=tuple(_source_from(s, m) for s, m in zip(sources, more, strict=True)),
-            options={k: v for k, v in tree.plain("options").items() if k != RECORD},
-            requests=record.texts("requests") if "requests" in record else (),
+            vocab_size=file.vocab_size,
+            vocab_fingerprint=file.vocab_fingerprint,
+            value_kind=file.value_kind,
+            compression=file.compression,
+            labels=file.labels,
+            splits={name: split.shards for name, split in file.splits.items()},
+            sources=tuple(sources),
+            options=options,
+            requests=record.requests,
         )
 
 
@@ -295,141 +308,102 @@ def _layout(value: Any, depth: int = 0) -> str:
     return opening + ",".join(f"{pad} {item}" for item in items) + pad + closing
 
 
-def shard_to_json(s: ShardInfo) -> dict[str, Any]:
-    """A shard as the manifest tells it, ready for JSON."""
-    c = s.chunks
+# --- the file as it is -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    format: Literal["scshards"] = "scshards"
+    version: Literal[1] = 1
+    vocab_file: Annotated[Literal["vocab.json"], At("vocab.file")] = "vocab.json"
+    vocab_size: Annotated[Count, At("vocab.size")]
+    vocab_fingerprint: Annotated[str, At("vocab.fingerprint")]
+    genes_encoding: Annotated[Literal["delta-leb128"], At("genes.encoding")]
+    value_kind: Annotated[ValueKind, At("values.kind")]
+    value_encoding: Annotated[str, At("values.encoding")]
+    compression: Compression
+    labels: Mapping[str, LabelInfo]
+    splits: Mapping[_Name, _Split]
+    sources: tuple[SourceInfo, ...]
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    requests: tuple[str, ...] = ()
+    sources: tuple[SourceRecord, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Split:
+    cells: Count
+    tokens: Count
+    bytes: Count
+    shards: tuple[ShardInfo, ...]
+
+    @classmethod
+    def of(cls, shards: tuple[ShardInfo, ...]) -> _Split:
+        return cls(**{n: sum(getattr(s, n) for s in shards) for n in _SUMS}, shards=shards)
+
+    def __post_init__(self) -> None:
+        for name in _SUMS:
+            if getattr(self, name) != sum(getattr(s, name) for s in self.shards):
+                raise Damaged(f"the {name} of its shards do not add up to that", name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ChunkTable:
+    cells: _Numbers
+    bytes: _Numbers
+    raw_bytes: _Numbers | None = None
+    xxh64: str
+
+
+def _read_chunks(tree: Any) -> Chunks:
+    said = from_tree(_ChunkTable, tree, others=True)
+    try:
+        sums = np.frombuffer(bytes.fromhex(said.xxh64), ">u8").astype(np.uint64)
+    except ValueError:
+        raise Damaged("no checksums", "xxh64") from None
+    raw = said.bytes if said.raw_bytes is None else said.raw_bytes
+    if not len(said.cells) == len(said.bytes) == len(raw) == len(sums):
+        raise Damaged("the chunk table is uneven")
+    return Chunks(cells=said.cells, stored=said.bytes, raw=raw, sums=sums)
+
+
+def _write_chunks(c: Chunks) -> dict[str, Any]:
     chunks = {"cells": c.cells.tolist(), "bytes": c.stored.tolist()}
     if not np.array_equal(c.raw, c.stored):
         chunks["raw_bytes"] = c.raw.tolist()
-    return {
-        "path": s.path,
-        "cells": s.cells,
-        "tokens": s.tokens,
-        "max_genes": s.max_genes,
-        "bytes": s.bytes,
-        "sha256": s.sha256,
-        "index": {"path": s.index_path, "bytes": s.index_bytes, "sha256": s.index_sha256},
-        "chunks": {**chunks, "xxh64": " ".join(f"{int(x):016x}" for x in c.sums)},
-    }
+    return {**chunks, "xxh64": " ".join(f"{int(x):016x}" for x in c.sums)}
 
 
-def _split_from(name: str, tree: Record) -> tuple[ShardInfo, ...]:
-    if not _NAME.fullmatch(name):
-        # Its shards are in a folder of that name: a manifest must not lead its reader elsewhere.
-        raise tree.wrong("", "this is no name of a split")
-    shards = tuple(_shard_from(shard) for shard in tree.records("shards"))
-    for count in ("cells", "tokens", "bytes"):
-        if sum(getattr(s, count) for s in shards) != tree.number(count):
-            raise tree.wrong(count, f"the {count} of its shards do not add up to that")
-    return shards
+def _read_numbers(values: Any) -> NDArray[np.int64]:
+    # Whole lists at once: a set of 100 million cells has 1.5 million numbers.
+    if type(values) is not list or set(map(type, values)) - {int}:
+        raise Damaged(f"a list of whole numbers is needed, not {shown(values)}")
+    for i, value in enumerate(values):
+        if not 0 <= value < 1 << 63:
+            raise Damaged(f"a whole number from 0 is needed, not {shown(value)}", f"[{i}]")
+    return np.array(values, np.int64)
 
 
-def shard_from_json(tree: dict[str, Any]) -> ShardInfo:
-    """What `shard_to_json` told; ValueError when it is damaged."""
-    return _shard_from(Record(tree))
+def _read_path(value: Any) -> str:
+    return _matched(value, r"\w[\w-]*/\w[\w.-]*", "path of a shard")
 
 
-def _shard_from(tree: Record) -> ShardInfo:
-    chunks, index = tree.record("chunks"), tree.record("index")
-    stored = chunks.numbers("bytes")
-    try:
-        sums = np.frombuffer(bytes.fromhex(chunks.text("xxh64")), ">u8").astype(np.uint64)
-    except ValueError as e:
-        raise e if isinstance(e, Damaged) else chunks.wrong("xxh64", "no checksums") from None
-    table = Chunks(
-        cells=chunks.numbers("cells"),
-        stored=stored,
-        raw=chunks.numbers("raw_bytes") if "raw_bytes" in chunks else stored,
-        sums=sums,
-    )
-    if not len(table.cells) == len(table.stored) == len(table.raw) == len(table.sums):
-        raise chunks.wrong("", "the chunk table is uneven")
-    shard = ShardInfo(
-        path=_path(tree),
-        cells=tree.number("cells"),
-        tokens=tree.number("tokens"),
-        max_genes=tree.number("max_genes"),
-        bytes=tree.number("bytes"),
-        sha256=tree.text("sha256"),
-        index_path=_path(index),
-        index_bytes=index.number("bytes"),
-        index_sha256=index.text("sha256"),
-        chunks=table,
-    )
-    for count in ("cells", "bytes"):
-        if getattr(shard, count) != sum(chunks.any(count)):
-            raise tree.wrong(count, f"the {count} of its chunks do not add up to that")
-    return shard
+def _read_name(value: Any) -> str:
+    return _matched(value, r"\w[\w-]*", "name of a split")
 
 
-def _label_from(tree: Record) -> LabelInfo:
-    kind = tree.one_of("kind", ("category", "number"))
-    categories = tree.texts("categories") if "categories" in tree else ()
-    return LabelInfo(kind=cast(Literal["category", "number"], kind), categories=categories)
+def _matched(value: Any, pattern: str, what: str) -> str:
+    """A text that is safe as a path below the root: a manifest must not lead its reader elsewhere."""
+    if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        raise Damaged(f"{shown(value)} is no {what}")
+    return value
 
 
-def _source_to_json(s: SourceInfo) -> dict[str, Any]:
-    return {
-        "name": s.name,
-        "cells": {"rows": s.rows, "kept": s.kept, "dropped": dict(s.dropped)},
-        "genes": {
-            "columns": s.columns,
-            "matched": s.matched,
-            "unmatched": s.unmatched,
-            "merged": s.merged,
-        },
-        "values": {"stored": s.values, "unmatched": s.unmatched_values, "bytes": s.bytes},
-    }
-
-
-_MORE = ("gene_column", "ids", "shared", "left_out", "identity", "rounded", "skipped")
-"""What is told of a source under RECORD, where there is something to tell."""
-
-
-def _more_to_json(s: SourceInfo) -> dict[str, Any]:
-    found = {name: getattr(s, name) for name in _MORE}
-    empty = {f.name: f.default for f in dataclasses.fields(s)} | {"left_out": {}, "identity": {}}
-    return {
-        name: dict(value) if isinstance(value, Mapping) else value
-        for name, value in found.items()
-        if value != empty[name]
-    }
-
-
-def _source_from(tree: Record, more: Record) -> SourceInfo:
-    cells, genes, values = tree.record("cells"), tree.record("genes"), tree.record("values")
-    return SourceInfo(
-        name=tree.text("name"),
-        rows=cells.number("rows"),
-        kept=cells.number("kept"),
-        dropped=cells.counts("dropped"),
-        columns=genes.number("columns"),
-        matched=genes.number("matched"),
-        unmatched=genes.number("unmatched"),
-        merged=genes.number("merged"),
-        left_out=more.counts("left_out") if "left_out" in more else {},
-        gene_column=more.text("gene_column") if "gene_column" in more else None,
-        ids=more.share("ids") if "ids" in more else None,
-        shared=more.share("shared") if "shared" in more else None,
-        identity=_identity(more) if "identity" in more else {},
-        values=values.number("stored"),
-        unmatched_values=values.number("unmatched"),
-        rounded=more.number("rounded") if "rounded" in more else 0,
-        bytes=values.number("bytes"),
-        skipped=more.text("skipped") if "skipped" in more else "",
-    )
-
-
-def _identity(tree: Record) -> dict[str, Any]:
-    found, record = tree.plain("identity"), tree.record("identity")
-    for name in {"at", "cells"} & found.keys():
-        record.text(name)
-    return found
-
-
-def _path(tree: Record) -> str:
-    """A path below the root: a manifest must not lead its reader to other files."""
-    path = tree.text("path")
-    if not _PATH.fullmatch(path):
-        raise tree.wrong("path", f"{path!r:.60} is no path of a shard")
-    return path
+_Path = Annotated[str, Form(_read_path)]
+_Name = Annotated[str, Form(_read_name)]
+_Numbers = Annotated[NDArray[np.int64], Form(_read_numbers)]
+_SUMS = ("cells", "tokens", "bytes")

@@ -31,6 +31,7 @@ from __future__ import annotations
 import abc
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +42,7 @@ from numpy.typing import NDArray
 
 from scshards.base.config import did_you_mean
 from scshards.base.errors import SourceError
-from scshards.base.records import Record, read_json
+from scshards.base.records import from_tree, read_json
 from scshards.base.storage import Storage
 from scshards.sources.ids import TABLE
 from scshards.sources.options import LISTS
@@ -445,6 +446,14 @@ def open_scbank(folder: Storage, name: str) -> CellTable:
     return ParquetTable(folder, file, LISTS, f"{name}: {file}")
 
 
+@dataclass(frozen=True)
+class _ScBank:
+    """What the manifest of an scBank says."""
+
+    main_data: str | None = None
+    on_disk_format: str = "json"
+
+
 def table_of(folder: Storage, name: str) -> str:
     """The name of the file of the main table."""
     there = folder.folder()[1]
@@ -453,18 +462,15 @@ def table_of(folder: Storage, name: str) -> str:
     if MANIFEST not in there:
         raise SourceError(f"the scBank has no {MANIFEST}", where=name, advice=shown)
     with reading(f"{name}: {MANIFEST}"):
-        tree = Record(read_json(folder.read(MANIFEST)))
-        is_named = "main_data" in tree and tree.any("main_data") is not None
-        main = tree.text("main_data") if is_named else None
-        form = tree.text("on_disk_format") if "on_disk_format" in tree else "json"
-    if form != "parquet":
+        manifest = from_tree(_ScBank, read_json(folder.read(MANIFEST)), others=True)
+    if manifest.on_disk_format != "parquet":
         raise SourceError(
-            f"on_disk_format is {form!r}: tables in Parquet are read",
+            f"on_disk_format is {manifest.on_disk_format!r}: tables in Parquet are read",
             where=f"{name}: {MANIFEST}",
             advice="write the table as Parquet, pandas.read_json(FILE, lines=True).to_parquet("
             f"NAME{TABLE}parquet), and say parquet in {MANIFEST}",
         )
-    if main is None:
+    if manifest.main_data is None:
         fitting = [f for f in tables if f.endswith(".parquet")]
         if len(fitting) == 1:
             return fitting[0]
@@ -473,7 +479,7 @@ def table_of(folder: Storage, name: str) -> str:
             where=name,
             advice=f'name one in {MANIFEST}: "main_data": "NAME"; {shown}',
         )
-    file = f"{main}{TABLE}parquet"
+    file = f"{manifest.main_data}{TABLE}parquet"
     if file not in there:
         raise SourceError(
             f"the scBank's main table, {file}, is not there",

@@ -6,16 +6,27 @@ import copy
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
 
 from scshards.base.config import build
 from scshards.base.errors import ScshardsError
-from scshards.base.records import DEEPEST, Damaged, Record, read_json
+from scshards.base.records import (
+    DEEPEST,
+    At,
+    Count,
+    Damaged,
+    Form,
+    Share,
+    from_tree,
+    read_json,
+    to_tree,
+)
 from scshards.base.storage import Storage
 from scshards.cells.vocab import Vocab
 from scshards.census.folder import PartitionFolder, PartitionMark
@@ -50,18 +61,56 @@ def test_what_is_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
         read_json(b"[1, 2, 34]")
 
 
-def test_fields_by_kind_and_their_names() -> None:
-    tree = {
-        "n": 3, "t": "x", "ns": [1, 2], "ts": ["a", "\udcff"], "r": {"k": {"n": 1}}, "l": [{"n": 1}],
-        "c": {"a": 1}, "p": {"deep": [{"x": 1.5}]},
-    }  # fmt: skip
-    record = Record(tree)
-    assert record.number("n") == 3 and record.text("t") == "x" and "t" in record
-    assert record.numbers("ns").tolist() == [1, 2] and record.texts("ts") == ("a", "\udcff")
-    assert [(k, r.number("n")) for k, r in record.tables("r")] == [("k", 1)]
-    assert [r.number("n") for r in record.records("l")] == [1]
-    assert record.counts("c") == {"a": 1} and record.plain("p") == tree["p"]
-    assert record.one_of("t", ("x", "y")) == "x"
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    n: Count = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    """One field of each kind, none of them needed."""
+
+    n: Count = 0
+    whole: int = 0
+    real: float = 0.5
+    share: Share = 0.5
+    flag: bool = False
+    text: str = ""
+    kind: Literal["x", 1] = "x"
+    maybe: str | int | None = None
+    texts: tuple[str, ...] = ()
+    pair: tuple[str, int] = ("", 0)
+    numbers: list[int] = field(default_factory=list)
+    inner: Inner = Inner()
+    inners: tuple[Inner, ...] = ()
+    table: Mapping[str, Inner] = field(default_factory=dict)
+    by_number: dict[int, Count] = field(default_factory=dict)
+    plain: Any = None
+    deep: Annotated[Count, At("place.of.deep")] = 0
+    upper: Annotated[str, Form(str.upper, str.lower)] = ""
+
+
+WHOLE = Outer(
+    n=1, whole=-2, real=2.5, share=1.0, flag=True, text="\udcff", kind=1, maybe=5, texts=("a", "b"),
+    pair=("p", 1), numbers=[1, 2], inner=Inner(n=4), inners=(Inner(), Inner(n=5)),
+    table={"a b": Inner(n=6)}, by_number={7: 8}, plain={"deep": [{"x": 1.5}]}, deep=9, upper="UP",
+)  # fmt: skip
+
+
+def test_a_record_to_a_tree_and_back() -> None:
+    tree = json.loads(json.dumps(to_tree(WHOLE)))
+    assert tree["place"] == {"of": {"deep": 9}} and tree["upper"] == "up"
+    assert tree["by_number"] == {"7": 8} and tree["inners"] == [{"n": 3}, {"n": 5}]
+    assert from_tree(Outer, tree) == WHOLE
+    assert from_tree(Outer, {}) == Outer()
+    assert from_tree(Outer, {"share": 1, "x": 5}, others=True).share == 1.0
+
+
+def test_keys_that_are_no_fields() -> None:
+    with pytest.raises(Damaged, match="inner: unknown key 'm'") as caught:
+        from_tree(Outer, {"inner": {"m": 1}})
+    assert caught.value.advice == "known names: n"
+    assert from_tree(Outer, {"inner": {"m": 1}}, others=True) == Outer()
 
 
 def _nested(depth: int) -> Any:
@@ -69,31 +118,42 @@ def _nested(depth: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("take", "tree", "said"),
+    ("tree", "said"),
     [
-        (lambda r: r.number("n"), {}, "n: it is missing"),
-        (lambda r: r.number("n"), {"n": True}, "n: a whole number from 0 is needed, not true"),
-        (lambda r: r.number("n"), {"n": 1 << 63}, "not a number of 19 digits"),
-        (lambda r: r.number("n"), {"n": 1.0}, "not 1.0"),
-        (lambda r: r.numbers("n"), {"n": [1, -2]}, r"n\[1\]: a whole number from 0 is needed, not -2"),
-        (lambda r: r.numbers("n"), {"n": [1, 10**400]}, r"n\[1\]: .*not a number of 401 digits"),
-        (lambda r: r.numbers("n"), {"n": [1, 2.5]}, "n: a list of whole numbers is needed, not a list of 2"),
-        (lambda r: r.text("n"), {"n": ["x"]}, "n: a text is needed, not a list of 1"),
-        (lambda r: r.texts("n"), {"n": ["x", 1]}, r"n\[1\]: a text is needed, not 1"),
-        (lambda r: r.one_of("n", ("x",)), {"n": "y" * 500}, "n: 'y{50,60} is none"),
-        (lambda r: list(r.records("n")), {"n": [{}, 5]}, r"n\[1\]: a table is needed, not 5"),
-        (lambda r: next(r.records("n")).record("x").number("y"), {"n": [{"x": {}}]}, r"n\[0\].x.y: it is missing"),
-        (lambda r: dict(r.tables("n"))["a b"].text("x"), {"n": {"a b": {}}}, "n.a b.x: it is missing"),
-        (lambda r: r.counts("n"), {"n": {"a": -1}}, "n.a: a whole"),
-        (lambda r: r.plain("n"), {"n": {"a": [float("inf")]}}, r"n.a\[0\]: Infinity is no number"),
-        (lambda r: r.plain("n"), {"n": {"a": {"b": float("nan")}}}, "n.a.b: NaN is no number"),
-        (lambda r: r.plain("n"), {"n": {"a": _nested(DEEPEST + 1)}}, "n.a.*nested too deep"),
+        ([], "^a table is needed, not a list of 0$"),
+        ({"n": True}, "^n: a whole number from 0 is needed, not true$"),
+        ({"n": 1 << 63}, "not a number of 19 digits"),
+        ({"n": 1.0}, "not 1.0"),
+        ({"whole": 10**400}, "whole: a whole number is needed, not a number of 401 digits"),
+        ({"real": "1"}, "real: a number is needed, not '1'"),
+        ({"real": True}, "real: a number is needed, not true"),
+        ({"share": 1.5}, "share: a number from 0 to 1 is needed, not 1.5"),
+        ({"share": float("nan")}, "share: a number from 0 to 1 is needed, not NaN"),
+        ({"flag": 1}, "flag: true or false is needed, not 1"),
+        ({"text": ["x"]}, "text: a text is needed, not a list of 1"),
+        ({"text": None}, "text: a text is needed, not null"),
+        ({"kind": "y" * 500}, "kind: 'y{50,60} is not one of 'x', 1"),
+        ({"kind": True}, "kind: true is not one of"),
+        ({"maybe": []}, "maybe: a whole number is needed, not a list of 0"),
+        ({"texts": ["x", 1]}, r"texts\[1\]: a text is needed, not 1"),
+        ({"texts": "x"}, "texts: a list is needed, not 'x'"),
+        ({"pair": ["x"]}, "pair: a list of 2 is needed, not a list of 1"),
+        ({"pair": ["x", "y"]}, r"pair\[1\]: a whole number is needed"),
+        ({"numbers": [1, 2.5]}, r"numbers\[1\]: a whole number is needed, not 2.5"),
+        ({"inners": [{}, 5]}, r"inners\[1\]: a table is needed, not 5"),
+        ({"table": {"a b": {"n": -1}}}, "table.a b.n: a whole number from 0 is needed, not -1"),
+        ({"by_number": {"x": 1}}, "by_number.x: a whole number from 0 is needed, not 'x'"),
+        ({"plain": {"a": [float("inf")]}}, r"plain.a\[0\]: Infinity is no number"),
+        ({"plain": {"a": {"b": float("nan")}}}, "plain.a.b: NaN is no number"),
+        ({"plain": {"a": _nested(DEEPEST + 1)}}, "plain.a.*nested too deep"),
+        ({"place": {"of": 3}}, "place.of: a table is needed, not 3"),
+        ({"place": {"of": {"deep": -1}}}, "place.of.deep: a whole number from 0"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_field(take: Callable[[Record], object], tree: Any, said: str) -> None:
+def test_what_is_wrong_with_a_field(tree: Any, said: str) -> None:
     with pytest.raises(Damaged, match=said) as caught:
-        take(Record(tree))
-    assert len(str(caught.value)) < 200
+        from_tree(Outer, tree)
+    assert len(str(caught.value)) < 250
 
 
 # --- every field of every record, edited in ten ways ---------------------------------------------

@@ -122,7 +122,9 @@ def test_a_wrong_index(known: Known) -> None:
 
 def test_an_index_of_another_length(known: Known) -> None:
     shards = ShardSet(known.root)
-    info = dataclasses.replace(shards.shards("train")[0], cells=6)
+    info = shards.shards("train")[0]
+    chunks = dataclasses.replace(info.chunks, cells=np.array([6]))
+    info = dataclasses.replace(info, cells=6, chunks=chunks)
     with pytest.raises(FormatError, match="5 rows for 6 cells"):
         shards.index(info)
 

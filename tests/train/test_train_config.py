@@ -27,7 +27,7 @@ def test_file_and_settings_make_one_config(tmp_path):
         ("data.tie_break=low", "'high', 'random'"),
         ("data.mask_ratio=1.5", "between 0 and 1"),
         ("model.n_heads=7", "must divide"),
-        ("optim.betas=[0.9]", "two numbers"),
+        ("optim.betas=[0.9]", "a list of 2"),
         ("run.batch_size=0", "at least 1"),
         ("data.where=donor ==", "can't be parsed"),
         ("data.take=0", "take is a whole number"),

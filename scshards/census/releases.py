@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError, StorageError
-from scshards.base.records import Damaged, Record, read_json
+from scshards.base.records import Damaged, from_tree, read_json
 from scshards.base.storage import Storage, redact
 
 if TYPE_CHECKING:
@@ -116,26 +116,28 @@ def releases(
     """
     found: dict[str, Release] = {}
     aliases: dict[str, str] = {}
-    mirror: tuple[str, str | None] | None = None
+    mirror: _Mirror | None = None
     try:
         for name, tree in _read(queries.directory, storage_options).items():
             if isinstance(tree, str):
                 aliases[name] = tree
                 continue
-            said = Record(tree, name)
-            soma = said.record("soma")
-            uri, region = _text(soma, "uri"), _text(soma, "s3_region")
+            try:
+                said = from_tree(_Description, tree, others=True)
+            except Damaged as e:
+                raise e.below(name) from None
+            uri, region = said.soma.uri, said.soma.s3_region
             if not uri:
-                path = soma.text("relative_uri")
                 mirror = mirror or _mirror(queries.directory, storage_options)
-                uri, region = f"{mirror[0].rstrip('/')}/{path.lstrip('/')}", mirror[1]
-            withdrawn = _table(said, "retraction")
+                uri = f"{mirror.base_uri.rstrip('/')}/{said.soma.relative_uri.lstrip('/')}"
+                region = mirror.region
+            withdrawn = said.retraction
             found[name] = Release(
                 version=name,
                 uri=uri,
                 region=region,
                 anonymous=queries.anonymous is not False,
-                is_lts=bool(_table(said, "flags").get("lts")),
+                is_lts=bool((said.flags or {}).get("lts")),
                 retracted=str(withdrawn.get("reason") or "no reason is given")
                 if withdrawn
                 else None,
@@ -147,14 +149,39 @@ def releases(
     return found, {alias: name for alias, name in aliases.items() if name in found}
 
 
-def _mirror(directory: str, storage_options: Mapping[str, Any] | None) -> tuple[str, str | None]:
+@dataclass(frozen=True, kw_only=True)
+class _Soma:
+    uri: str | None = None
+    s3_region: str | None = None
+    relative_uri: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.uri and not self.relative_uri:
+            raise Damaged("it is missing", "uri")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Description:
+    """What the directory says of a release."""
+
+    soma: _Soma
+    flags: Mapping[str, Any] | None = None
+    retraction: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Mirror:
+    base_uri: str
+    region: str | None = None
+
+
+def _mirror(directory: str, storage_options: Mapping[str, Any] | None) -> _Mirror:
     """Where the releases are that have only a relative address, and its region."""
     folder, slash, _ = directory.rpartition("/")
     address = f"{folder}{slash}mirrors.json"
     try:
-        tree = Record(_read(address, storage_options))
-        mirror = tree.record(tree.text("default"))
-        return mirror.text("base_uri"), _text(mirror, "region")
+        mirrors = _read(address, storage_options)
+        return from_tree(_Mirror, mirrors.get(str(mirrors.get("default"))), others=True)
     except Damaged as e:
         raise StorageError(
             f"this names no mirror of the Census: {e}", where=redact(address)
@@ -163,13 +190,5 @@ def _mirror(directory: str, storage_options: Mapping[str, Any] | None) -> tuple[
 
 def _read(address: str, storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
     folder, slash, name = address.rpartition("/")
-    tree = read_json(Storage(folder + slash or ".", storage_options).read(name))
-    return Record({"it": tree}).plain("it")
-
-
-def _text(record: Record, name: str) -> str | None:
-    return record.text(name) if name in record and record.any(name) is not None else None
-
-
-def _table(record: Record, name: str) -> dict[str, Any]:
-    return record.plain(name) if name in record and record.any(name) is not None else {}
+    data = Storage(folder + slash or ".", storage_options).read(name)
+    return from_tree(dict[str, Any], read_json(data))

@@ -167,8 +167,8 @@ def make_cells(real_data: Path | None = None) -> Any:
     blocks, presence = [], []
     for part in parts:
         x = sp.coo_array(part.X)
-        columns = place[part.var_names].to_numpy()[x.coords[1]]
-        blocks.append(sp.coo_array((x.data, (x.coords[0], columns)), (part.n_obs, len(names))))
+        columns = place[part.var_names].to_numpy()[x.col]
+        blocks.append(sp.coo_array((x.data, (x.row, columns)), (part.n_obs, len(names))))
         presence.append(names.index.isin(part.var_names))
     x = sp.csr_matrix(sp.vstack(blocks), dtype=np.float32)
     x.sort_indices()

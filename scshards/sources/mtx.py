@@ -145,7 +145,7 @@ class MtxFolder(TenX):
         if numbers is None:
             try:
                 numbers = np.fromstring(text, sep=" ")
-            except ValueError:
+            except (ValueError, DeprecationWarning):  # numpy 1 warns, and gives those before
                 numbers = np.zeros(0)
             lines = [line for line in text.split(b"\n") if line.strip()]
             if len(numbers) != 3 * len(lines):

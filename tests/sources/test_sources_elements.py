@@ -14,7 +14,9 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import zarr
-from anndata.io import read_elem, write_elem
+from anndata._io.specs.registry import IORegistryError
+from anndata.io import read_elem
+from anndata.io import write_elem as anndata_writes
 from pack_support import adata, assert_holds, counts, dense, expected, key, quiet_pack
 
 from scshards import ShardSet, Vocab
@@ -68,6 +70,13 @@ def nullable_texts_may_be_written() -> Iterator[None]:
         yield
 
 
+def write_elem(group: Any, name: str, frame: pd.DataFrame) -> None:
+    try:
+        anndata_writes(group, name, frame)
+    except IORegistryError as e:  # 0.12.0 has no way to write text of pyarrow
+        pytest.skip(f"this anndata writes no such element: {e}")
+
+
 def write_frames(path: Path, kind: str, x: Any, **frames: pd.DataFrame) -> Path:
     """An AnnData of `x`, with obs or var as anndata's `write_elem` writes them."""
     path = path / ("a.h5ad" if kind == "h5ad" else "a.zarr")
@@ -80,10 +89,10 @@ def write_frames(path: Path, kind: str, x: Any, **frames: pd.DataFrame) -> Path:
         return path
     with anndata.settings.override(zarr_write_format=int(kind[-1])):
         adata(x).write_zarr(path)
-    root = zarr.open_group(path, mode="a", use_consolidated=False)
-    for name, frame in frames.items():
-        del root[name]
-        write_elem(root, name, frame)
+        root = zarr.open_group(path, mode="a", use_consolidated=False)
+        for name, frame in frames.items():
+            del root[name]
+            write_elem(root, name, frame)
     zarr.consolidate_metadata(path)
     return path
 

@@ -12,13 +12,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
+import itertools
 import os
+import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 from numpy.typing import NDArray
 
 from scshards.base.config import build
@@ -27,28 +31,23 @@ from scshards.base.files import temporary_folder
 from scshards.base.progress import Progress
 from scshards.base.storage import Storage
 from scshards.cells.tokenizer import kernel_values, round_values, tokenize_rows
-from scshards.kernels import members as kernels
 from scshards.kernels import rows as row_kernels
 from scshards.packing.options import PackOptions, parts_of
 from scshards.packing.survey import Work, open_input
 from scshards.packing.verify.whole import VerifyReport, verify
+from scshards.shards.chunks import decode_block
 from scshards.shards.index import OBS_PREFIX, write_index
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, ShardInfo
-from scshards.shards.members import (
-    LabelColumn,
-    check_status,
-    decode_labels,
-    decode_rows,
-    encode_rows,
-)
-from scshards.shards.shardset import ShardSet, checked_index
+from scshards.shards.members import LabelColumn, decode_labels, encode_rows
+from scshards.shards.shardset import ShardSet, read_checked_index
 from scshards.shards.tar import build_tar, open_chunk, seal
 from scshards.sources.genes import Naming, match_source
 from scshards.sources.inputs import Input, InputFile, expand
-from scshards.sources.rows import Block
 
 AT_ONCE = 16
 """Shards that are packed again in one pass over the inputs: they are in memory."""
+
+_Index = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,58 +101,56 @@ def repair(
     ConfigError
         When inputs that are needed are missing.
     """
-    before = verify(root, storage_options, progress, workers=workers)
+    report = verify(root, storage_options, progress, workers=workers)
     shard_set = ShardSet(root, storage_options)
-    if any(f.shard in (MANIFEST, VOCAB) for f in before.faults):
+    faulty = {f.shard for f in report.faults}
+    if faulty & {MANIFEST, VOCAB}:
         raise ConfigError(
             "the manifest or the vocabulary is not as it was written",
             where=shard_set.storage.at(""),
             advice="restore them from a good copy: they say what the shards should be",
         )
-    work = _Repair(shard_set, storage_options, progress)
-    faulty = {f.shard for f in before.faults}
-    infos = [
+    is_listed = report.n_faults == len(report.faults)
+    shards = [
         info
         for infos in shard_set.manifest.splits.values()
         for info in infos
-        if faulty & {info.path, info.index_path}
-        or before.n_faults > len(before.faults)  # not every fault is listed
+        if not is_listed or faulty & {info.path, info.index_path}
     ]
-    bad = [work.look_at(info) for info in infos]
+    work = _Repair(shard_set, storage_options, progress)
+    sums = {i.path: i.sha256 for i in shards} | {i.index_path: i.index_sha256 for i in shards}
+    work.good = {p for p, sha256 in sums.items() if _read(shard_set.storage, p, sha256) is not None}
+    for info in shards:
+        if {info.path, info.index_path} <= work.good and {info.path, info.index_path} & faulty:
+            work.left[info.path] = (
+                "its bytes are those that the manifest names, and wrong all the same: pack the set "
+                "again"
+            )
     if other is not None:
-        work.copy(bad, Storage(other, storage_options))
-    work.make_indexes(bad)
-    tars = [b for b in bad if not b.has_tar and b.index is not None]
+        copy = Storage(other, storage_options)
+        for path in sorted(sums.keys() - work.good):
+            data = _read(copy, path, sums[path])
+            if data is not None:
+                work.publish(path, data, sums[path], copy.at(""))
+    for info in shards:
+        if info.path in work.good and info.index_path not in work.good:
+            made = _index_of(shard_set.manifest, info, shard_set.storage.read(info.path))
+            work.publish(info.index_path, made, info.index_sha256, "its tar")
+    tars = [i for i in shards if i.path not in work.good and i.index_path in work.good]
     if inputs and tars:
         work.make_tars(tars, expand(inputs, storage_options))
     else:
         advice = "it can be packed again from its inputs: name them behind --repair"
-        work.left |= {b.info.path: advice for b in tars}
-    for b in bad:
-        if not b.has_tar and b.index is None:
-            work.left[b.info.path] = work.left[b.info.index_path] = (
+        work.left |= {info.path: advice for info in tars}
+    for info in shards:
+        if not {info.path, info.index_path} & work.good:
+            work.left[info.path] = work.left[info.index_path] = (
                 "both files of the shard are damaged: copy it from another copy of the set with "
                 "--repair-from, or pack the set again"
             )
-        elif b.was_good and {b.info.path, b.info.index_path} & faulty:
-            work.left[b.info.path] = (
-                "its bytes are those that the manifest names, and wrong all the same: pack the set again"
-            )
-    report = before
     if work.repaired:
         report = verify(root, storage_options, progress, workers=workers)
     return Repair(repaired=work.repaired, left=work.left, report=report)
-
-
-@dataclass(kw_only=True, slots=True)
-class _Shard:
-    """A shard: whether its tar is that of the manifest, and its index where that is; and whether both
-    were before anything was repaired."""
-
-    info: ShardInfo
-    has_tar: bool
-    index: bytes | None
-    was_good: bool
 
 
 @dataclass(slots=True)
@@ -161,114 +158,78 @@ class _Repair:
     shard_set: ShardSet
     options: Mapping[str, Any] | None
     shown: bool
+    good: set[str] = field(default_factory=set)
     repaired: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def manifest(self) -> Manifest:
-        return self.shard_set.manifest
+    def publish(self, path: str, data: bytes, sha256: str, origin: str) -> None:
+        """Put a file in its place, when it is the one that was packed."""
+        if hashlib.sha256(data).hexdigest() != sha256:
+            self.left[path] = (
+                f"made again from {origin} it is not what was packed: they have changed, or another "
+                "version of a library made it; try --repair-from with another copy of the set"
+            )
+            return
+        self.shard_set.storage.write(path, data)
+        self.good.add(path)
+        self.repaired[path] = origin
 
-    def look_at(self, info: ShardInfo) -> _Shard:
-        """Read a shard's files, and keep those that are as they were written."""
-        storage = self.shard_set.storage
-        has_tar = _read(storage, info.path, info.sha256) is not None
-        index = _read(storage, info.index_path, info.index_sha256)
-        good = has_tar and index is not None
-        return _Shard(info=info, has_tar=has_tar, index=index, was_good=good)
-
-    def copy(self, bad: Sequence[_Shard], other: Storage) -> None:
-        """Take what is damaged from another copy of the set, where it is good."""
-        for b in bad:
-            if not b.has_tar:
-                b.has_tar = self._copied(other, b.info.path, b.info.sha256) is not None
-            if b.index is None:
-                b.index = self._copied(other, b.info.index_path, b.info.index_sha256)
-
-    def make_indexes(self, bad: Sequence[_Shard]) -> None:
-        """Make each index whose tar is good again from its members."""
-        for b in bad:
-            if b.index is None and b.has_tar:
-                stored = np.frombuffer(self.shard_set.storage.read(b.info.path), np.uint8)
-                made = _index_of(self.manifest, b.info, stored)
-                if self._publish(b.info.index_path, made, b.info.index_sha256, "its tar"):
-                    b.index = made
-
-    def make_tars(self, bad: Sequence[_Shard], files: Sequence[InputFile]) -> None:
+    def make_tars(self, shards: Sequence[ShardInfo], files: Sequence[InputFile]) -> None:
         """Pack shards again, whose indexes are good."""
-        needed = {i for b in bad for i in np.unique(self._index(b)["source"]).tolist()}
-        found = self._files(sorted(needed), files)
-        for start in range(0, len(bad), AT_ONCE):
-            some = bad[start : start + AT_ONCE]
-            indexes = [self._index(b) for b in some]
+        storage, manifest = self.shard_set.storage, self.shard_set.manifest
+        given, names = {f.name: f for f in files}, [s.name for s in manifest.sources]
+        for start in range(0, len(shards), AT_ONCE):
+            some = shards[start : start + AT_ONCE]
+            indexes = [read_checked_index(storage, info) for info in some]
             index = {name: np.concatenate([i[name] for i in indexes]) for name in indexes[0]}
-            members = self._members(index, found)
-            for b, one in zip(some, indexes, strict=True):
-                mine, members = members[: b.info.cells], members[b.info.cells :]
-                made = _tar_of(self.manifest, one, mine)
-                self._publish(b.info.path, made, b.info.sha256, "its inputs")
-
-    def _index(self, b: _Shard) -> dict[str, NDArray[Any]]:
-        assert b.index is not None
-        where = self.shard_set.storage.at(b.info.index_path)
-        return checked_index(b.index, b.info, None, where)
-
-    def _files(self, needed: Sequence[int], files: Sequence[InputFile]) -> dict[int, InputFile]:
-        """The inputs that sources are read from, by their names."""
-        names = [s.name for s in self.manifest.sources]
-        given = {f.name: f for f in files}
-        missing = [names[i] for i in needed if names[i] not in given]
-        twice = [names[i] for i in needed if names.count(names[i]) > 1]
-        if missing or twice:
-            what = (
-                "are needed to repair its shards and were not given" if missing else "are several"
-            )
-            told = ", ".join(list(dict.fromkeys(missing or twice))[:5])
-            raise ConfigError(
-                f"inputs {what}: {told}",
-                where=self.shard_set.storage.at(""),
-                advice="name them after --repair as they were named to pack, or in a list with a tab "
-                "and that name behind where they lie now; or give another copy of the set with "
-                "--repair-from",
-            )
-        return {i: given[names[i]] for i in needed}
+            needed = [names[i] for i in np.unique(index["source"]).tolist()]
+            missing = [name for name in needed if name not in given]
+            wrong = missing or [name for name in needed if names.count(name) > 1]
+            if wrong:
+                what = "are needed to repair its shards and were not given"
+                raise ConfigError(
+                    f"inputs {what if missing else 'are several'}: {', '.join(wrong[:5])}",
+                    where=storage.at(""),
+                    advice="name them after --repair as they were named to pack, or in a list with a "
+                    "tab and that name behind where they lie now; or give another copy of the set "
+                    "with --repair-from",
+                )
+            members = [b""] * len(index["row"])
+            with Progress("repair", len(members), "cells", shown=self.shown) as bar:
+                for source in np.unique(index["source"]).tolist():
+                    for places, data, ends in self._members(given[names[source]], source, index):
+                        bounds = itertools.pairwise([0, *ends.tolist()])
+                        for place, (a, b) in zip(places.tolist(), bounds, strict=True):
+                            members[place] = data[a:b].tobytes()
+                        bar.add(len(places))
+            for info, one in zip(some, indexes, strict=True):
+                mine, members = members[: info.cells], members[info.cells :]
+                sizes = np.array([len(m) for m in mine], np.int64)
+                payload, starts = np.frombuffer(b"".join(mine), np.uint8), np.cumsum(sizes) - sizes
+                tar, offsets = build_tar(payload, starts, sizes, one["source"], one["row"])
+                made = seal(tar, offsets, manifest.compression)[0].tobytes()
+                self.publish(info.path, made, info.sha256, "its inputs")
 
     def _members(
-        self, index: Mapping[str, NDArray[Any]], files: Mapping[int, InputFile]
-    ) -> list[bytes]:
-        """The members of the cells of an index, in its order."""
-        members = [b""] * len(index["row"])
-        with Progress("repair", len(members), "cells", shown=self.shown) as bar:
-            for source in np.unique(index["source"]).tolist():
-                places = np.flatnonzero(index["source"] == source)
-                places = places[np.argsort(index["row"][places])]
-                for some, data, ends in self._read(files[source], source, index, places):
-                    starts = np.append(0, ends[:-1]).tolist()
-                    for i, a, b in zip(some.tolist(), starts, ends.tolist(), strict=True):
-                        members[i] = data[a:b].tobytes()
-                    bar.add(len(some))
-        return members
-
-    def _read(
-        self,
-        file: InputFile,
-        source: int,
-        index: Mapping[str, NDArray[Any]],
-        places: NDArray[np.intp],
+        self, file: InputFile, source: int, index: _Index
     ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.uint8], NDArray[np.int64]]]:
-        """Places in an index of some cells of an input, and their members; `places` by their rows."""
-        options, vocab = self._options(source), self.shard_set.vocab
-        kind, rows = self.manifest.value_kind, index["row"][places]
+        """Places in an index of cells of an input, and their members: bytes, and where each ends."""
+        manifest, vocab = self.shard_set.manifest, self.shard_set.vocab
+        options, kind = self._options(source), manifest.value_kind
+        places = np.flatnonzero(index["source"] == source)
+        places = places[np.argsort(index["row"][places])]
+        rows = index["row"][places]
         first, last = int(rows[0]), int(rows[-1])
         wanted = np.zeros(last + 1 - first, np.bool_)
         wanted[rows - first] = True
+        naming = Naming(
+            gene_column=file.gene_column or options.gene_column,
+            strip_versions=options.strip_versions,
+            min_match=options.min_match,
+        )
         with tempfile.TemporaryDirectory(prefix="scshards-", dir=temporary_folder()) as folder:
             work = Work(folder=folder, fingerprint=vocab.fingerprint, options=options, splits=())
             with open_input(file, source, work) as opened:
-                naming = Naming(
-                    gene_column=file.gene_column or options.gene_column,
-                    strip_versions=options.strip_versions,
-                    min_match=options.min_match,
-                )
                 match = match_source(opened, vocab, naming).match
                 if last >= opened.n_rows:
                     raise ConfigError(
@@ -278,48 +239,31 @@ class _Repair:
                     )
                 if opened.needs_transposing:
                     opened.transpose()
+                where = f"{opened.name}: {opened.matrix_name}"
                 for block in opened.blocks(first, last + 1, wanted=wanted):
-                    stop = block.first_row + len(block.indptr) - 1
-                    a, b = np.searchsorted(rows, (block.first_row, stop))
-                    if a == b:
-                        continue
-                    indptr, indices, data = _rows(block, rows[a:b] - block.first_row)
+                    n = len(block.indptr) - 1
+                    a, b = np.searchsorted(rows, (block.first_row, block.first_row + n))
+                    parts = (block.data, block.indices, block.indptr - block.indptr[0])
+                    matrix = scipy.sparse.csr_matrix(parts, (n, opened.n_columns))
+                    x = matrix[rows[a:b] - block.first_row]
+                    data = x.data
                     if options.round_within is not None and kind == "counts":
                         data, _ = round_values(kernel_values(data), options.round_within)
-                    where = f"{opened.name}: {opened.matrix_name}"
-                    cells = tokenize_rows(indptr, indices, data, match, kind, where=where)
+                    indptr = x.indptr.astype(np.int64)
+                    cells = tokenize_rows(indptr, x.indices, data, match, kind, where=where)
                     labels = [
                         LabelColumn(name=n, values=_label(index[OBS_PREFIX + n][places[a:b]]))
-                        for n in self.manifest.labels
+                        for n in manifest.labels
                     ]
                     yield places[a:b], *encode_rows(cells, labels)
 
     def _options(self, source: int) -> PackOptions:
         """What a source was packed with."""
-        names = {f.name for f in dataclasses.fields(PackOptions)}
-        parts = parts_of(self.manifest, self.shard_set.storage.at(MANIFEST))
+        parts = parts_of(self.shard_set.manifest, self.shard_set.storage.at(MANIFEST))
         recorded = [options for first, options in parts if first <= source][-1]
-        known = {name: value for name, value in recorded.items() if name in names}
-        options = build(PackOptions, known, "options")
+        known = PackOptions.__dataclass_fields__.keys() & recorded.keys()
+        options = build(PackOptions, {name: recorded[name] for name in known}, "options")
         return dataclasses.replace(options, storage_options=self.options or {})
-
-    def _copied(self, other: Storage, path: str, sha256: str) -> bytes | None:
-        data = _read(other, path, sha256)
-        if data is None:
-            return None
-        return data if self._publish(path, data, sha256, other.at("")) else None
-
-    def _publish(self, path: str, data: bytes, sha256: str, origin: str) -> bool:
-        """Put a file in its place, when it is the one that was packed."""
-        if hashlib.sha256(data).hexdigest() != sha256:
-            self.left[path] = (
-                f"made again from {origin} it is not what was packed: they have changed, or another "
-                "version of a library made it; try --repair-from with another copy of the set"
-            )
-            return False
-        self.shard_set.storage.write(path, data)
-        self.repaired[path] = origin
-        return True
 
 
 def _read(storage: Storage, path: str, sha256: str) -> bytes | None:
@@ -328,74 +272,44 @@ def _read(storage: Storage, path: str, sha256: str) -> bytes | None:
     return data if data is not None and hashlib.sha256(data).hexdigest() == sha256 else None
 
 
-def _rows(
-    block: Block, rows: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]:
-    """Some rows of a block: indptr, indices and data."""
-    starts, sizes = block.indptr[rows] - block.indptr[0], np.diff(block.indptr)[rows]
-    indptr = np.append(0, np.cumsum(sizes)).astype(np.int64)
-    places = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], sizes)
-    return indptr, block.indices[places], block.data[places]
-
-
 def _label(values: NDArray[Any]) -> NDArray[Any]:
     """A column of an index as members have it."""
     return values if values.dtype.kind == "f" else values.astype(np.int64)
 
 
-def _tar_of(
-    manifest: Manifest, index: Mapping[str, NDArray[Any]], members: Sequence[bytes]
-) -> bytes:
-    """A shard of these members, as it is stored."""
-    sizes = np.array([len(m) for m in members], np.int64)
-    payload = np.frombuffer(b"".join(members), np.uint8)
-    starts = np.cumsum(sizes) - sizes
-    tar, offsets = build_tar(payload, starts, sizes, index["source"], index["row"])
-    return seal(tar, offsets, manifest.compression)[0].tobytes()
-
-
-def _index_of(manifest: Manifest, info: ShardInfo, stored: NDArray[np.uint8]) -> bytes:
+def _index_of(manifest: Manifest, info: ShardInfo, stored: bytes) -> bytes:
     """The index of a shard, from its members."""
-    ends = np.cumsum(info.chunks.stored)
+    chunks, ends = info.chunks, np.cumsum(info.chunks.stored).tolist()
     raw = np.concatenate(
         [
-            open_chunk(stored[b - n : b], int(size), int(checksum), manifest.compression, info.path)
-            for b, n, size, checksum in zip(
-                ends.tolist(), info.chunks.stored.tolist(), info.chunks.raw, info.chunks.sums,
-                strict=True,
-            )
+            open_chunk(piece, int(chunks.raw[i]), int(chunks.sums[i]), manifest.compression, info.path)
+            for i, piece in enumerate(np.split(np.frombuffer(stored, np.uint8), ends[:-1]))
         ]
     )  # fmt: skip
-    names, offsets, sizes = [], [], []
-    at = 0
-    while raw[at]:  # a header of the form of section 3; what follows the last member is zeros
-        head = raw[at : at + 512].tobytes()
-        size = int(head[124:135], 8)
-        names.append(head[:100].partition(b".")[0].decode())
-        offsets.append(at + 512)
-        sizes.append(size)
-        at += 512 + (size + 511) // 512 * 512
-    starts, lengths = np.array(offsets, np.int64), np.array(sizes, np.int64)
-    rows, _, status = decode_rows(raw, starts, lengths, manifest.vocab_size, manifest.value_kind)
-    for i in np.flatnonzero(status != kernels.OK).tolist():
-        check_status(int(status[i]), f"{info.path}: {names[i]}")
+    with tarfile.open(fileobj=io.BytesIO(raw.tobytes())) as tar:
+        members = tar.getmembers()
+    starts = np.array([m.offset_data for m in members], np.int64)
+    sizes = np.array([m.size for m in members], np.int64)
+    rows = decode_block(
+        raw, starts, sizes, manifest.vocab_size, manifest.value_kind,
+        lambda i: f"{info.path}: {members[i].name}",
+    )  # fmt: skip
     totals = np.zeros(len(starts), np.float64)
     row_kernels.row_totals(rows.indptr, rows.values, totals)
     cells = [
-        decode_labels(raw[a : a + n].tobytes(), where=info.path)
-        for a, n in zip(offsets, sizes, strict=True)
+        decode_labels(raw[m.offset_data : m.offset_data + m.size].tobytes(), where=info.path)
+        for m in members
     ]
+    types = {"number": np.float64, "category": np.int64}
     return write_index(
         offset=starts,
-        size=lengths,
+        size=sizes,
         n_genes=np.diff(rows.indptr),
         total=totals,
-        source=np.array([int(name[:6]) for name in names], np.int64),
-        row=np.array([int(name[7:]) for name in names], np.int64),
+        source=np.array([int(m.name[:6]) for m in members], np.int64),
+        row=np.array([int(m.name.partition(".")[0][7:]) for m in members], np.int64),
         labels={
-            name: np.array(
-                [c[name] for c in cells], np.float64 if label.kind == "number" else np.int64
-            )
+            name: np.array([cell[name] for cell in cells], types[label.kind])
             for name, label in manifest.labels.items()
         },
     )

@@ -1,6 +1,6 @@
 """One shard, checked against its manifest entry, its index and format 1.
 
-    check_shard(...) -> Checked: the index, or None when it can't be read, and the faults
+    ShardCheck(...).run() -> the index, or None when it can't be read, and the faults
 
 A chunk at a time is uncompressed. Its part of the tar is checked by building it again from its own
 members: headers, names, padding and end must come out the same. A member is checked by decoding it and
@@ -10,7 +10,7 @@ encoding the result again with the labels of its index row: it must be the same 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,33 +68,8 @@ class Faults:
         self.first += others.first[: MAX_FAULTS - len(self.first)]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Checked:
-    """What came of one shard.
-
-    Attributes
-    ----------
-    index
-        All columns of its index, or None when it can't be read or does not fit the manifest.
-    faults
-        What is wrong.
-    bytes
-        How many were read of its two files.
-    """
-
-    index: dict[str, NDArray[Any]] | None
-    faults: Faults
-    bytes: int
-
-
-def check_shard(
-    manifest: Manifest,
-    storage: Storage,
-    info: ShardInfo,
-    specials: NDArray[np.int32],
-    chunks: Sequence[int] | None = None,
-) -> Checked:
-    """Check one shard.
+class ShardCheck:
+    """One shard and its index.
 
     Parameters
     ----------
@@ -102,211 +77,194 @@ def check_shard(
         The shard set, and the shard's entry.
     specials
         Ids of the special tokens, which no cell holds.
-    chunks
-        Which chunks to look at; all of them, and the sum of the whole file, when None.
+
+    Attributes
+    ----------
+    index
+        All columns of its index, or None when it can't be read or does not fit the manifest.
+    faults
+        What is wrong.
+    has_sources
+        Whether all its cells are of sources that there are.
+    bytes
+        How many were read of its two files.
     """
-    faults = Faults()
-    index = _read_index(manifest, storage, info, faults)
-    shard = None if index is None else _Shard(manifest, info, index, specials, faults)
-    can_look = shard is not None and shard.check_places()
-    stored: NDArray[np.uint8] | None = None
-    n_bytes = info.index_bytes
-    if chunks is None:
-        stored = _read_file(storage, info.path, info.bytes, info.sha256, faults)
-        chunks = range(len(info.chunks) if stored is not None else 0)
-    ends = np.cumsum(info.chunks.stored)
-    for i in chunks:
-        start, end = int(ends[i] - info.chunks.stored[i]), int(ends[i])
-        if stored is not None:
-            piece = stored[start:end]
-        else:
-            try:
-                piece = np.frombuffer(storage.read(info.path, start, end), np.uint8)
-            except StorageError as e:
-                faults.add(info.path, None, f"it can't be read: {e.what}")
-                continue
-        n_bytes += len(piece)
-        raw = _open(manifest, info, i, piece, index, faults)
-        if raw is not None and shard is not None and can_look:
-            shard.check_chunk(i, raw)
-    return Checked(index=index, faults=faults, bytes=n_bytes)
-
-
-def _read_file(
-    storage: Storage, path: str, size: int, sha256: str, faults: Faults
-) -> NDArray[np.uint8] | None:
-    try:
-        data = storage.read(path)
-    except StorageError as e:
-        faults.add(path, None, f"it can't be read: {e.what}")
-        return None
-    if len(data) != size:
-        faults.add(path, None, f"it has {len(data):,} bytes instead of {size:,}")
-    if hashlib.sha256(data).hexdigest() != sha256:
-        faults.add(path, None, "its SHA-256 is not the manifest's")
-    return np.frombuffer(data, np.uint8)
-
-
-def _read_index(
-    manifest: Manifest, storage: Storage, info: ShardInfo, faults: Faults
-) -> dict[str, NDArray[Any]] | None:
-    path = info.index_path
-    data = _read_file(storage, path, info.index_bytes, info.index_sha256, faults)
-    if data is None:
-        return None
-    try:
-        index = read_index(data.tobytes(), where=path)
-    except FormatError as e:
-        faults.add(path, None, e.what)
-        return None
-    types = {
-        **OWN_COLUMNS,
-        **{OBS_PREFIX + n: LABEL_TYPES[c.kind] for n, c in manifest.labels.items()},
-    }
-    if list(index) != list(types):
-        faults.add(path, None, f"its columns are {', '.join(index)}, not {', '.join(types)}")
-        return None
-    for name, values in index.items():
-        if values.dtype != types[name]:
-            faults.add(path, None, f"the column {name!r} is of type {values.dtype}")
-            return None
-    if len(index["key"]) != info.cells:
-        faults.add(path, None, f"it has {len(index['key']):,} rows for {info.cells:,} cells")
-        return None
-    return index
-
-
-def _open(
-    manifest: Manifest,
-    info: ShardInfo,
-    i: int,
-    stored: NDArray[np.uint8],
-    index: dict[str, NDArray[Any]] | None,
-    faults: Faults,
-) -> NDArray[np.uint8] | None:
-    """The uncompressed bytes of a chunk; None when they can't be had."""
-    size, checksum = int(info.chunks.raw[i]), int(info.chunks.sums[i])
-    try:
-        return open_chunk(stored, size, checksum, manifest.compression, info.path)
-    except FormatError as e:
-        last = int(info.chunks.cells[: i + 1].sum()) - 1
-        first = last + 1 - int(info.chunks.cells[i])
-        which = f"cells {first:,} to {last:,}" if first <= last else "no cells"
-        if index is not None and first <= last:
-            which += f", {index['key'][first]} to {index['key'][last]}"
-        faults.add(info.path, None, f"chunk {i} ({which}): {e.what}")
-        # A damaged chunk of a plain tar can still be looked at, to find the cell.
-        is_whole = manifest.compression == "none" and len(stored) == size
-        return stored if is_whole else None
-
-
-class _Shard:
-    """One shard whose index could be read."""
 
     def __init__(
-        self,
-        manifest: Manifest,
-        info: ShardInfo,
-        index: dict[str, NDArray[Any]],
-        specials: NDArray[np.int32],
-        faults: Faults,
+        self, manifest: Manifest, storage: Storage, info: ShardInfo, specials: NDArray[np.int32]
     ) -> None:
-        self._manifest, self._info, self._index = manifest, info, index
-        self._specials, self._faults = specials, faults
-        self._raw_ends, self._cell_ends = np.cumsum(info.chunks.raw), np.cumsum(info.chunks.cells)
+        self.faults = Faults()
+        self.bytes, self.has_sources = 0, False
+        self._manifest, self._storage, self._info = manifest, storage, info
+        self._specials = specials
+        self.index = self._read_index()
 
-    def check_places(self) -> bool:
+    def run(self, chunks: Sequence[int] | None = None) -> ShardCheck:
+        """Check it all, or only some chunks with their part of the index; self again."""
+        info = self._info
+        can_look = self.index is not None and self._check_places(self.index)
+        stored: NDArray[np.uint8] | None = None
+        if chunks is None:
+            stored = self._read(info.path, info.bytes, info.sha256)
+            chunks = range(len(info.chunks) if stored is not None else 0)
+        ends = np.cumsum(info.chunks.stored).tolist()
+        for i in chunks:
+            start, end = ends[i] - int(info.chunks.stored[i]), ends[i]
+            piece = stored[start:end] if stored is not None else self._part(start, end)
+            raw = None if piece is None else self._opened(i, piece)
+            if raw is not None and can_look and self.index is not None:
+                last = int(info.chunks.cells[: i + 1].sum())
+                first = last - int(info.chunks.cells[i])
+                some = {name: values[first:last] for name, values in self.index.items()}
+                starts = some["offset"] - int(info.chunks.raw[:i].sum())
+                if self._check_tar(raw, starts, some):
+                    self._check_members(raw, starts, some)
+        return self
+
+    def _fault(self, what: str, path: str = "") -> None:
+        self.faults.add(path or self._info.path, None, what)
+
+    def _flag(self, bad: NDArray[np.bool_], what: str, index: Mapping[str, NDArray[Any]]) -> None:
+        """Some cells, of those of an index, are wrong."""
+        for key in index["key"][bad].tolist():
+            self.faults.add(self._info.path, str(key), what)
+
+    def _part(self, start: int, end: int) -> NDArray[np.uint8] | None:
+        try:
+            data = self._storage.read(self._info.path, start, end)
+        except StorageError as e:
+            self._fault(f"it can't be read: {e.what}")
+            return None
+        self.bytes += len(data)
+        return np.frombuffer(data, np.uint8)
+
+    def _read(self, path: str, size: int, sha256: str) -> NDArray[np.uint8] | None:
+        try:
+            data = self._storage.read(path)
+        except StorageError as e:
+            self._fault(f"it can't be read: {e.what}", path)
+            return None
+        if len(data) != size:
+            self._fault(f"it has {len(data):,} bytes instead of {size:,}", path)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            self._fault("its SHA-256 is not the manifest's", path)
+        self.bytes += size
+        return np.frombuffer(data, np.uint8)
+
+    def _read_index(self) -> dict[str, NDArray[Any]] | None:
+        path, n = self._info.index_path, self._info.cells
+        data = self._read(path, self._info.index_bytes, self._info.index_sha256)
+        if data is None:
+            return None
+        try:
+            index = read_index(data.tobytes(), where=path)
+        except FormatError as e:
+            self._fault(e.what, path)
+            return None
+        labels = self._manifest.labels.items()
+        types = {**OWN_COLUMNS, **{OBS_PREFIX + name: LABEL_TYPES[c.kind] for name, c in labels}}
+        wrong = [name for name, values in index.items() if values.dtype != types.get(name)]
+        if list(index) != list(types):
+            self._fault(f"its columns are {', '.join(index)}, not {', '.join(types)}", path)
+        elif wrong:
+            self._fault(f"the column {wrong[0]!r} is of type {index[wrong[0]].dtype}", path)
+        elif len(index["key"]) != n:
+            self._fault(f"it has {len(index['key']):,} rows for {n:,} cells", path)
+        else:
+            return index
+        return None
+
+    def _check_places(self, index: Mapping[str, NDArray[Any]]) -> bool:
         """Check what the index says of its cells; whether they can be looked at."""
-        index, info, n = self._index, self._info, self._info.cells
-        offset, size, total = index["offset"], index["size"], int(info.chunks.raw.sum())
+        info, total = self._info, int(self._info.chunks.raw.sum())
+        offset, size, source, row = (index[name] for name in ("offset", "size", "source", "row"))
         # A member ends where the header of the next begins, the last at the two closing blocks.
         ends = offset + (size + 511) // 512 * 512
         ok = (size >= 0) & (ends == np.append(offset[1:] - 512, total - 1024))
-        ok &= (offset == 512) | (np.arange(n) > 0)
-        self._flag(~ok, "its offset and size are not those of a member")
-        named = [format_key(s, r) for s, r in zip(index["source"], index["row"], strict=True)]
-        self._flag(
-            index["key"] != np.array(named, object), "its key is not that of its source and row"
-        )
-        sources = self._manifest.sources
-        rows = np.array([s.rows for s in sources] + [0], np.int64)
-        known = (index["source"] >= 0) & (index["source"] < len(sources))
-        of_source = rows[np.where(known, index["source"], len(sources))]
-        self._flag(
-            ~known | (index["row"] < 0) | (index["row"] >= of_source),
-            "its source has no such row",
-        )
+        ok &= (offset == 512) | (np.arange(info.cells) > 0)
+        self._flag(~ok, "its offset and size are not those of a member", index)
+        named = np.array([format_key(s, r) for s, r in zip(source, row, strict=True)], object)
+        self._flag(index["key"] != named, "its key is not that of its source and row", index)
+        rows = np.array([s.rows for s in self._manifest.sources] + [0], np.int64)
+        known = (source >= 0) & (source < len(rows) - 1)
+        of_source = rows[np.where(known, source, len(rows) - 1)]
+        self.has_sources = bool(known.all())
+        is_no_row = ~known | (row < 0) | (row >= of_source)
+        self._flag(is_no_row, "its source has no such row", index)
         for what, said, found in (
             ("values", info.tokens, int(index["n_genes"].sum(dtype=np.int64))),
             ("values in its longest cell", info.max_genes, int(index["n_genes"].max(initial=0))),
         ):
             if said != found:
-                self._faults.add(
-                    info.path, None, f"it has {found:,} {what}, the manifest says {said:,}"
-                )
-        if not ok.all() or not known.all() or (index["row"] < 0).any():
+                self._fault(f"it has {found:,} {what}, the manifest says {said:,}")
+        if not ok.all() or not self.has_sources or (row < 0).any():
             return False
         cells, raw = cut(offset, total)
         if not np.array_equal(cells, info.chunks.cells) or not np.array_equal(raw, info.chunks.raw):
-            self._faults.add(info.path, None, "its chunks are not cut where format 1 cuts them")
+            self._fault("its chunks are not cut where format 1 cuts them")
             return False
         return True
 
-    def check_chunk(self, i: int, raw: NDArray[np.uint8]) -> None:
-        """Check the members of chunk i, whose bytes are `raw`, and the tar around them."""
-        last = int(self._cell_ends[i])
-        first = last - int(self._info.chunks.cells[i])
-        index = {name: values[first:last] for name, values in self._index.items()}
-        starts = index["offset"] - (self._raw_ends[i] - len(raw))
+    def _opened(self, i: int, stored: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+        """The uncompressed bytes of a chunk; None when they can't be had."""
+        info, compression = self._info, self._manifest.compression
+        size, checksum = int(info.chunks.raw[i]), int(info.chunks.sums[i])
+        try:
+            return open_chunk(stored, size, checksum, compression, info.path)
+        except FormatError as e:
+            last = int(info.chunks.cells[: i + 1].sum()) - 1
+            first = last + 1 - int(info.chunks.cells[i])
+            which = f"cells {first:,} to {last:,}" if first <= last else "no cells"
+            if self.index is not None and first <= last:
+                which += f", {self.index['key'][first]} to {self.index['key'][last]}"
+            self._fault(f"chunk {i} ({which}): {e.what}")
+            # A damaged chunk of a plain tar can still be looked at, to find the cell.
+            return stored if compression == "none" and len(stored) == size else None
+
+    def _check_tar(
+        self, raw: NDArray[np.uint8], starts: NDArray[np.int64], index: Mapping[str, NDArray[Any]]
+    ) -> bool:
+        """Check the tar around the members of a chunk; whether it has some."""
         again, offsets = build_tar(raw, starts, index["size"], index["source"], index["row"])
         places = np.flatnonzero(again[: len(raw)] != raw)
-        if first == last:
+        if not len(starts):
             if len(places):
-                self._faults.add(self._info.path, None, "its closing blocks are not zeros")
-            return
+                self._fault("its closing blocks are not zeros")
+            return False
         # Each member owns the bytes from its header to the next; the last of all are the end's.
-        owners = np.unique(np.searchsorted(offsets - 512, places, side="right") - 1)
-        bad = np.zeros(last - first, np.bool_)
-        bad[owners] = True
-        self._flag(bad, "its tar header or padding is not that of its index row", first)
-        self._check_members(first, index, raw, starts)
+        bad = np.zeros(len(starts), np.bool_)
+        bad[np.searchsorted(offsets - 512, places, side="right") - 1] = True
+        self._flag(bad, "its tar header or padding is not that of its index row", index)
+        return True
 
     def _check_members(
-        self,
-        first: int,
-        index: dict[str, NDArray[Any]],
-        raw: NDArray[np.uint8],
-        starts: NDArray[np.int64],
+        self, raw: NDArray[np.uint8], starts: NDArray[np.int64], index: Mapping[str, NDArray[Any]]
     ) -> None:
         kind, n_tokens = self._manifest.value_kind, self._manifest.vocab_size
         rows, _, status = decode_rows(raw, starts, index["size"], n_tokens, kind)
         for code, what in STATUS.items():
-            self._flag(status == code, what, first)
+            self._flag(status == code, what, index)
         good = status == shard_kernels.OK
         bad = np.isin(rows.genes, self._specials) | ~((rows.values > 0) & (rows.values < np.inf))
         bad_cells = np.zeros(len(status), np.bool_)
         bad_cells[np.searchsorted(rows.indptr, np.flatnonzero(bad), side="right") - 1] = True
-        self._flag(good & bad_cells, "a value is zero, or its gene is a special token", first)
-        n_genes = np.diff(rows.indptr)
-        self._flag(good & (n_genes != index["n_genes"]), "n_genes is another in the index", first)
         totals = np.zeros(len(status), np.float64)
         kernels.row_totals(rows.indptr, rows.values, totals)
-        self._flag(good & (totals != index["total"]), "total is another in the index", first)
-        columns = []
+        labels = []
         for name, label in self._manifest.labels.items():
             values = index[OBS_PREFIX + name]
             if label.kind == "category":
                 outside = (values < -1) | (values >= len(label.categories))
-                self._flag(outside, f"it has no such category of {name!r}", first)
+                self._flag(outside, f"it has no such category of {name!r}", index)
                 values = values.astype(np.int64)
-            columns.append(LabelColumn(name=name, values=values))
-        members, ends = encode_rows(rows, columns)
+            labels.append(LabelColumn(name=name, values=values))
+        members, ends = encode_rows(rows, labels)
         differs = np.zeros(len(status), np.bool_)
         kernels.slices_differ(raw, starts, members, ends, index["size"], differs)
-        self._flag(
-            good & differs, "the member is not what its index row and values encode to", first
-        )
-
-    def _flag(self, bad: NDArray[np.bool_], what: str, first: int = 0) -> None:
-        for i in np.flatnonzero(bad).tolist():
-            self._faults.add(self._info.path, str(self._index["key"][first + i]), what)
+        for wrong, what in (
+            (bad_cells, "a value is zero, or its gene is a special token"),
+            (np.diff(rows.indptr) != index["n_genes"], "n_genes is another in the index"),
+            (totals != index["total"], "total is another in the index"),
+            (differs, "the member is not what its index row and values encode to"),
+        ):
+            self._flag(good & wrong, what, index)

@@ -26,7 +26,7 @@ from scshards.base.threads import all_cores, in_order
 from scshards.cells.batch import KEY_ROW_BITS, format_key
 from scshards.cells.vocab import SPECIALS
 from scshards.packing.verify.promises import Promises
-from scshards.packing.verify.shard import Checked, Fault, Faults, check_shard
+from scshards.packing.verify.shard import Fault, Faults, ShardCheck
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, ShardInfo, seal_holds
 from scshards.shards.shardset import ShardSet
 from scshards.shards.tar import MAX_ROWS
@@ -117,52 +117,53 @@ def verify(
         faults.add(MANIFEST, None, "its bytes are not those that were written")
     specials = _check_vocab(shard_set, faults)
     notes = _check_files(manifest, storage, faults, sizes=quick)
-    n_cells = sum(manifest.cells(split) for split in manifest.splits)
-    set_ = WholeSet(manifest, n_cells)
+    _check_manifest(manifest, faults)
+    promises = Promises(manifest)
+    checks: list[Sums | Promises] = [] if quick else [Sums(manifest), promises]
     shards = [(split, info) for split, infos in manifest.splits.items() for info in infos]
     n_chunks = [len(info.chunks) for _, info in shards]
-    sample = _sample(n_chunks) if quick else [None] * len(shards)
-    looked_at = [(i, s) for i, s in enumerate(sample) if s is None or len(s)]
+    sample: list[list[int] | None] = _sample(n_chunks) if quick else [None for _ in shards]
+    looked_at = [(*shards[i], s) for i, s in enumerate(sample) if s is None or s]
 
-    def check(task: tuple[int, list[int] | None]) -> Checked:
-        return check_shard(manifest, storage, shards[task[0]][1], specials, task[1])
+    def check(task: tuple[str, ShardInfo, list[int] | None]) -> ShardCheck:
+        return ShardCheck(manifest, storage, task[1], specials).run(task[2])
 
+    total = sum(info.cells for _, info, _ in looked_at)
     n_bytes = 0
-    total = sum(shards[i][1].cells for i, _ in looked_at)
     with Progress("verify", total, "cells", shown=progress) as bar:
         results = in_order(check, looked_at, workers or all_cores())
-        for (i, _), found in zip(looked_at, results, strict=True):
-            split, info = shards[i]
+        for (split, info, _), found in zip(looked_at, results, strict=True):
             faults.extend(found.faults)
-            if found.index is not None and not quick:
-                set_.add(split, info.path, found.index, faults)
+            if found.index is not None and found.has_sources:  # else it is a fault already
+                for one in checks:
+                    one.add(split, info.path, found.index, faults)
             n_bytes += found.bytes
             bar.add(info.cells, bytes=found.bytes)
-    set_.check(faults, whole=not quick)
+    for one in checks or [promises]:
+        one.check(faults)
     return VerifyReport(
         faults=tuple(faults.first),
         n_faults=faults.n,
         shards=len(shards),
-        cells=n_cells,
+        cells=sum(manifest.cells(split) for split in manifest.splits),
         bytes=n_bytes,
         chunks=sum(n_chunks),
-        chunks_checked=sum(n_chunks[i] if s is None else len(s) for i, s in looked_at),
-        unchecked=() if quick else set_.unchecked,
+        chunks_checked=sum(len(info.chunks) if s is None else len(s) for _, info, s in looked_at),
+        unchecked=() if quick else tuple(promises.unchecked),
         notes=tuple(notes),
     )
 
 
 def _sample(n_chunks: list[int]) -> list[list[int] | None]:
     """Of each shard the chunks to look at: SAMPLE of the whole set, evenly."""
-    ends = np.cumsum(n_chunks)
-    total = int(ends[-1]) if len(ends) else 0
+    total = sum(n_chunks)
     chosen = np.unique(np.linspace(0, total - 1, min(SAMPLE, total)).astype(np.int64))
-    cut = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
-    return (
-        [(c - (e - n)).tolist() for c, e, n in zip(cut, ends, n_chunks, strict=True)]
-        if total
-        else []
-    )
+    ends = np.cumsum(n_chunks, dtype=np.int64)
+    places = [
+        chosen[(chosen >= e - n) & (chosen < e)] - (e - n)
+        for e, n in zip(ends, n_chunks, strict=True)
+    ]
+    return [some.tolist() for some in places]
 
 
 def _check_vocab(shard_set: ShardSet, faults: Faults) -> NDArray[np.int32]:
@@ -229,71 +230,60 @@ def _may_be(name: str, value: object) -> bool:
     return isinstance(value, str)
 
 
-class WholeSet:
-    """What can only be known over all shards."""
+def _check_manifest(manifest: Manifest, faults: Faults) -> None:
+    """Check what the manifest says by itself."""
+    for name, label in manifest.labels.items():
+        if len(set(label.categories)) < len(label.categories):
+            faults.add(MANIFEST, None, f"a category of {name!r} is there more than once")
+    for s in manifest.sources:
+        wrong = [k for k, v in s.identity.items() if not _may_be(k, v)]
+        for is_wrong, what in (
+            (
+                s.rows != s.kept + sum(s.dropped.values()),
+                f"the cells kept and dropped of {s.name} are not its rows",
+            ),
+            (s.columns != s.matched + s.unmatched, f"the genes of {s.name} do not add up"),
+            (
+                s.merged > s.matched or s.matched - s.merged > manifest.vocab_size,
+                f"the merged genes of {s.name} are more than can be",
+            ),
+            (wrong, f"nothing of {s.name} has such a {min(wrong, default='')}"),
+            (s.rows > MAX_ROWS, f"{s.name} has more rows than keys can number"),
+        ):
+            if is_wrong:
+                faults.add(MANIFEST, None, what)
 
-    def __init__(self, manifest: Manifest, n_cells: int) -> None:
+
+class Sums:
+    """The keys of all cells, and what each source has: a check over all shards, as Promises is."""
+
+    def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
-        self._keys = np.empty(n_cells, np.int64)
+        self._keys = np.empty(sum(map(manifest.cells, manifest.splits)), np.int64)
         self._n_keys = 0
-        self._is_whole = True
-        self._cells = np.zeros(len(manifest.sources), np.int64)
-        self._values = np.zeros(len(manifest.sources), np.int64)
-        self._bytes = np.zeros(len(manifest.sources), np.int64)
-        self._promises = Promises(manifest)
-
-    @property
-    def unchecked(self) -> tuple[str, ...]:
-        """See VerifyReport."""
-        return tuple(self._promises.unchecked)
+        self._sums = np.zeros((3, len(manifest.sources)), np.int64)
 
     def add(self, split: str, path: str, index: Mapping[str, NDArray[Any]], faults: Faults) -> None:
         """Count in one shard, by its index."""
-        source, row = index["source"].astype(np.int64), index["row"].astype(np.int64)
-        known = (source >= 0) & (source < len(self._cells))
-        room = len(self._keys) - self._n_keys
-        if not known.all() or len(source) > room:
-            self._is_whole = False  # a fault of that shard already
-            return
-        self._keys[self._n_keys : self._n_keys + len(source)] = source << KEY_ROW_BITS | row
-        self._n_keys += len(source)
-        n = len(self._cells)
-        self._cells += np.bincount(source, minlength=n)
-        self._values += np.bincount(source, index["n_genes"], minlength=n).astype(np.int64)
-        self._bytes += np.bincount(source, index["size"], minlength=n).astype(np.int64)
-        self._promises.add(split, path, index, faults)
+        source, n = index["source"].astype(np.int64), len(self._manifest.sources)
+        end = self._n_keys + len(source)
+        self._keys[self._n_keys : end] = source << KEY_ROW_BITS | index["row"].astype(np.int64)
+        self._n_keys = end
+        for sums, weights in zip(self._sums, (None, index["n_genes"], index["size"]), strict=True):
+            sums += np.bincount(source, weights, minlength=n).astype(np.int64)
 
-    def check(self, faults: Faults, *, whole: bool = True) -> None:
-        """Add what is wrong over all shards; of what the manifest says alone when not `whole`."""
+    def check(self, faults: Faults) -> None:
+        """Add what is wrong over all shards."""
         keys = self._keys[: self._n_keys]
         keys.sort()
         for key in np.unique(keys[1:][keys[1:] == keys[:-1]]).tolist():
             name = format_key(key >> KEY_ROW_BITS, key & ((1 << KEY_ROW_BITS) - 1))
             faults.add("", name, "the cell is in the shard set more than once")
-        for name, label in self._manifest.labels.items():
-            if len(set(label.categories)) < len(label.categories):
-                faults.add(MANIFEST, None, f"a category of {name!r} is there more than once")
-        for i, s in enumerate(self._manifest.sources):
-            if s.rows != s.kept + sum(s.dropped.values()):
-                faults.add(
-                    MANIFEST, None, f"the cells kept and dropped of {s.name} are not its rows"
-                )
-            if s.columns != s.matched + s.unmatched:
-                faults.add(MANIFEST, None, f"the genes of {s.name} do not add up")
-            if s.merged > s.matched or s.matched - s.merged > self._manifest.vocab_size:
-                faults.add(MANIFEST, None, f"the merged genes of {s.name} are more than can be")
-            wrong = [k for k, v in s.identity.items() if not _may_be(k, v)]
-            if wrong:
-                faults.add(MANIFEST, None, f"nothing of {s.name} has such a {min(wrong)}")
-            if s.rows > MAX_ROWS:
-                faults.add(MANIFEST, None, f"{s.name} has more rows than keys can number")
-            if not whole or not self._is_whole or self._n_keys < len(self._keys):
-                continue  # shards that could not be counted are faults already
-            for what, said, found in (
-                ("cells", s.kept, int(self._cells[i])),
-                ("values", s.values, int(self._values[i])),
-                ("bytes", s.bytes, int(self._bytes[i])),
+        if self._n_keys < len(self._keys):
+            return  # shards that could not be counted are faults already
+        for s, found in zip(self._manifest.sources, self._sums.T.tolist(), strict=True):
+            for what, said, n in zip(
+                ("cells", "values", "bytes"), (s.kept, s.values, s.bytes), found, strict=True
             ):
-                if said != found:
-                    faults.add(MANIFEST, None, f"{found:,} {what} of {s.name}, not {said:,}")
-        self._promises.check(faults)
+                if said != n:
+                    faults.add(MANIFEST, None, f"{n:,} {what} of {s.name}, not {said:,}")

@@ -5,10 +5,6 @@
 
 A task is a picklable dataclass, its function a module-level one that may be done twice. Results come as
 they are done; the first error stops the rest; a worker that dies is replaced, and its task done again.
-
-A dask cluster is `--dask tcp://host:8786`, or `--dask local` for one made here.
-
-Needs the extra scshards[dask].
 """
 
 from __future__ import annotations
@@ -23,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from scshards._version import __version__
 from scshards.base.errors import ConfigError, StorageError
@@ -36,13 +32,36 @@ Result = TypeVar("Result")
 LOCAL = "local"
 """The address of a dask cluster of this process's own."""
 
+DEATHS = 3
+"""A pool whose workers have died so often gives up: the next one would die too."""
 
-class Executor(Protocol):
-    """Runs tasks; a context manager."""
+CONNECT_S = 30.0
+"""How long a dask scheduler has to answer."""
 
-    def __enter__(self) -> Executor: ...
+_ALIVE_S = 0.5
 
-    def __exit__(self, *error: object) -> None: ...
+_THREADED = {"torch", "fsspec.asyn", "distributed", "tiledbsoma"}
+"""Modules that run threads of their own, which Python does not count."""
+
+_MEMORY = "most often memory ran out: use fewer workers, or make smaller shards"
+
+
+def make_executor(workers: int | None, dask: str | None) -> Executor:
+    """The executor for `--workers` and `--dask`; without either, a process for each core."""
+    if dask is not None:
+        return DaskExecutor(dask, workers)
+    workers = workers or all_cores()
+    return Executor() if workers == 1 else Pool(workers)
+
+
+class Executor:
+    """Runs tasks; a context manager. This one runs them in this process, one after another."""
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
         """The results of all tasks, in the order in which they are done.
@@ -54,41 +73,10 @@ class Executor(Protocol):
         ConfigError
             When worker processes could not start or were killed again and again.
         """
+        yield from map(function, tasks)
 
 
-DEATHS = 3
-"""A pool whose workers have died so often gives up: the next one would die too."""
-
-_ALIVE_S = 0.5
-
-_THREADED = {"torch", "fsspec.asyn", "distributed", "tiledbsoma"}
-"""Modules that run threads of their own, which Python does not count."""
-
-
-def make_executor(workers: int | None, dask: str | None) -> Executor:
-    """The executor for `--workers` and `--dask`; without either, a process for each core."""
-    if dask is not None:
-        return DaskExecutor(dask, workers)
-    workers = workers or all_cores()
-    return InProcess() if workers == 1 else Pool(workers)
-
-
-class InProcess:
-    """Everything in this process, one task after another."""
-
-    def __enter__(self) -> InProcess:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        """See Executor."""
-        for task in tasks:
-            yield function(task)
-
-
-class Pool:
+class Pool(Executor):
     """Processes of this machine; they end with this one, however it ends.
 
     Parameters
@@ -109,18 +97,16 @@ class Pool:
     def _size_for(self, n_tasks: int) -> int:
         return min(self.workers, max(n_tasks, 2))
 
-    def __enter__(self) -> Pool:
-        return self
-
     def __exit__(self, *error: object) -> None:
         if self._pool is not None:
             # Waits for the tasks that run, so that nobody writes any more when this returns.
             self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
         """See Executor."""
         if len(tasks) <= 1:
-            yield from InProcess().run(function, tasks)
+            yield from super().run(function, tasks)
             return
         left = dict(enumerate(tasks))
         for _ in range(DEATHS):
@@ -133,25 +119,20 @@ class Pool:
                 self._pool = None
         raise ConfigError(
             f"worker processes ended without a word, {DEATHS} times",
-            advice="most often memory ran out: use fewer workers or smaller shards. In a script, "
-            "the call must stand under `if __name__ == '__main__':`, or use workers=1",
+            advice=f"{_MEMORY}. In a script, the call must stand under "
+            "`if __name__ == '__main__':`, or use workers=1",
         )
 
     def _run(
         self, function: Callable[[Task], Result], tasks: dict[int, Task]
     ) -> Iterator[tuple[int, Result]]:
-        size = self._size_for(len(tasks))
-        if self._pool is not None and size > self._size:
-            # Of a phase with fewer tasks: this one has work for more.
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+        if self._size_for(len(tasks)) > self._size:
+            self.__exit__()  # of a phase with fewer tasks: this one has work for more
         if self._pool is None:
-            self._size = size
+            self._size = self._size_for(len(tasks))
+            context = multiprocessing.get_context(_how_to_start())
             self._pool = concurrent.futures.ProcessPoolExecutor(
-                size,
-                multiprocessing.get_context(_how_to_start()),
-                _begin,
-                (os.getpid(),),
+                self._size, context, _begin, (os.getpid(),)
             )
         futures = {self._pool.submit(function, task): number for number, task in tasks.items()}
         broken = None
@@ -195,16 +176,13 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-CONNECT_S = 30.0
-
-
-class DaskExecutor:
-    """Tasks on a dask cluster; a context manager.
+class DaskExecutor(Executor):
+    """Tasks on a dask cluster, which needs scshards[dask].
 
     Parameters
     ----------
     address
-        Of the scheduler, or "local" for a cluster of this process's own.
+        Of the scheduler, such as tcp://host:8786, or "local" for a cluster of this process's own.
     workers
         Processes of a local cluster; None takes one for each core.
 
@@ -235,7 +213,6 @@ class DaskExecutor:
                     distributed.LocalCluster(
                         n_workers=self._workers or all_cores(),
                         threads_per_worker=1,
-                        processes=True,
                         host="127.0.0.1",
                         dashboard_address=None,
                         silence_logs=40,
@@ -259,7 +236,7 @@ class DaskExecutor:
         self._stack.close()
 
     def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
-        """See executors.Executor; the scheduler gives the tasks of a worker that died to others."""
+        """See Executor; the scheduler gives the tasks of a worker that died to others."""
         import distributed
 
         futures = [self._client.submit(_on_worker, function, task, pure=False) for task in tasks]
@@ -271,7 +248,7 @@ class DaskExecutor:
             raise ConfigError(
                 "dask gave a task up: the workers that ran it died, one after another",
                 where=self._address,
-                advice="most often memory ran out: give the workers more, or make smaller shards",
+                advice=_MEMORY,
             ) from None
         finally:
             self._client.cancel(futures)
@@ -283,14 +260,13 @@ class DaskExecutor:
             found |= self._client.run(_version)
         except (ImportError, AttributeError, RuntimeError):
             found = {self._address: "none"}
-        other = {w: v for w, v in found.items() if v != __version__}
-        if other:
-            where, version = next(iter(other.items()))
-            raise ConfigError(
-                f"the dask cluster has another version of scshards: {version}, not {__version__}",
-                where=where,
-                advice="install the same version for the scheduler and every worker",
-            )
+        for where, version in found.items():
+            if version != __version__:
+                raise ConfigError(
+                    f"the dask cluster has another version of scshards: {version}, not {__version__}",
+                    where=where,
+                    advice="install the same version for the scheduler and every worker",
+                )
 
 
 def _on_worker(function: Callable[[Task], Result], task: Task) -> Result:
@@ -305,5 +281,4 @@ def _on_worker(function: Callable[[Task], Result], task: Task) -> Result:
 
 
 def _version() -> str:
-
     return __version__

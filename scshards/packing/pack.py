@@ -14,7 +14,6 @@ has read the old manifest finds everything that it names.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
@@ -91,7 +90,7 @@ def pack(
         is written nothing is left at `root`; afterwards what is done is kept, without a manifest.
     """
     request = requested(inputs, root, vocab, options)
-    return run(request, progress, dask=dask, restart=restart, begun_only=finish, seconds=seconds)
+    return run(request, progress, dask=dask, restart=restart, finish=finish, seconds=seconds)
 
 
 def pack_share(
@@ -130,49 +129,40 @@ def pack_share(
             f"{i}/{n} is no share", where="share", advice="give I/N with I from 1 to N"
         )
     request = requested(inputs, root, vocab, options)
-    job = _job(request, share=(i - 1, n))
-    if job.finished(request.identities) is None:
-        with _working(request, job, progress, share=(i - 1, n)) as phases:
-            publish(job.folder / SHARES, json.dumps({"shares": n}).encode())
+    with _working(request, progress, share=(i - 1, n)) as (done, phases):
+        if done is None:
+            publish(phases.folder / SHARES, json.dumps({"shares": n}).encode())
             phases.run()
     return status(root, request.options.scratch, request.options.storage_options)
 
 
 def run(
+    request: Request, progress: bool, *, seconds: dict[int, float] | None = None, **how: Any
+) -> Manifest:
+    """Do all that is asked for, and publish the manifest; see `pack`."""
+    with _working(request, progress, **how) as (done, phases):
+        if done is None:
+            phases.run()
+            done = phases.manifest()
+            phases.job.finish(done)
+            if seconds is not None:
+                seconds |= phases.seconds
+        return done
+
+
+@contextlib.contextmanager
+def _working(
     request: Request,
     progress: bool,
     *,
     dask: str | None = None,
     restart: bool = False,
-    begun_only: bool = False,
-    seconds: dict[int, float] | None = None,
-) -> Manifest:
-    """Do all that is asked for, and publish the manifest; see `pack`."""
-    job = _job(request, dask=dask, restart=restart, begun_only=begun_only)
-    done = job.finished(request.identities)
-    if done is not None:
-        return done
-    if request.base is not None:
-        refuse_known(request.inputs, request.base, request.options)
-    with _working(request, job, progress, dask=dask) as phases:
-        phases.run()
-        manifest = phases.manifest()
-        phases.job.finish(manifest)
-        if seconds is not None:
-            seconds |= phases.seconds
-        return manifest
-
-
-def _job(
-    request: Request,
-    *,
-    dask: str | None = None,
+    finish: bool = False,
     share: tuple[int, int] | None = None,
-    restart: bool = False,
-    begun_only: bool = False,
-) -> Job:
-    """The job of what is asked for, before it is claimed."""
+) -> Iterator[tuple[Manifest | None, Phases]]:
+    """The manifest, when all is done already; else the phases of the job, claimed and with workers."""
     options = request.options
+    workers = options.workers or (1 if share else None)
     job = Job(
         request.root,
         options,
@@ -180,7 +170,7 @@ def _job(
         base=request.base,
         restart=restart,
         shared=share is not None,
-        begun_only=begun_only,
+        begun_only=finish,
     )
     elsewhere = "--share" if share else None if dask in (None, LOCAL) else "--dask"
     if elsewhere and job.storage.local_path is None and options.scratch is None:
@@ -189,29 +179,22 @@ def _job(
             where=job.storage.at(""),
             advice="name one on a shared file system with --scratch",
         )
-    return job
-
-
-@contextlib.contextmanager
-def _working(
-    request: Request,
-    job: Job,
-    progress: bool,
-    *,
-    dask: str | None = None,
-    share: tuple[int, int] | None = None,
-) -> Iterator[Phases]:
-    """The phases of a job that is claimed, with those who do the work."""
-    workers = request.options.workers or (1 if share else None)
-    with job, make_executor(workers, dask) as executor:
-        yield Phases(
-            request,
-            job,
-            executor,
-            automatic=workers is None and dask is None,
-            share=share or (0, 1),
-            shown=progress,
-        )
+    phases = Phases(
+        request,
+        job,
+        make_executor(workers, dask),
+        automatic=workers is None and dask is None,
+        share=share or (0, 1),
+        shown=progress,
+    )
+    done = job.finished(request.identities)
+    if done is not None:
+        yield done, phases
+        return
+    if request.base is not None:
+        refuse_known(request.inputs, request.base, options)
+    with job, phases.executor:
+        yield None, phases
 
 
 OF_INPUTS = (
@@ -265,14 +248,20 @@ def append(
     changes = dict(changes or {})
     storage_options = changes.get("storage_options", {})
     shard_set = ShardSet(root, storage_options)
-    base = shard_set.manifest
+    base, at = shard_set.manifest, shard_set.storage.at("")
     files = expand(inputs, storage_options)
     if "obs" in changes and JOINID in base.options.get("obs", ()):
         # It was added to what was asked for when the set was packed, and is again.
         changes["obs"] = kept_columns(changes["obs"], files)
-    options = append_options(base, changes, where=shard_set.storage.at(""))
+    options = _of_addition(base, changes, at)
     if vocab is not None:
-        _check_vocab(vocab, shard_set, storage_options)
+        given = vocab if isinstance(vocab, Vocab) else read_vocab(vocab, storage_options)
+        if given.with_specials().fingerprint != base.vocab_fingerprint:
+            raise ConfigError(
+                "the vocabulary is not the one that the shard set was packed with",
+                where=at,
+                advice="leave --vocab out: the set has its own",
+            )
     recorded = options.recorded()
     added = {"first_source": len(base.sources)}
     added |= {k: v for k, v in recorded.items() if v != base.options.get(k)}
@@ -293,50 +282,25 @@ def append(
     return run(request, progress, dask=dask, restart=restart, seconds=seconds)
 
 
-def append_options(base: Manifest, changes: Mapping[str, Any], *, where: object) -> PackOptions:
-    """The options that a set was packed with, and those that may differ changed.
-
-    Raises
-    ------
-    ConfigError
-        When one that holds for the whole set would change.
-    """
+def _of_addition(base: Manifest, changes: Mapping[str, Any], at: object) -> PackOptions:
+    """The options that a set was packed with, and those changed that may differ."""
     if base.options.get("splits") == KEPT:
         raise ConfigError(
             "the set was merged from sets that were split in different ways: nobody can say where new "
             "cells belong",
-            where=where,
+            where=at,
             advice="split it anew with scshards reshard first, such as by --split-by",
         )
-    names = {f.name for f in dataclasses.fields(PackOptions)}
-    old = {name: value for name, value in base.options.items() if name in names}
-    # What JSON has as a list is a tuple here.
-    old["obs"] = tuple(old.get("obs", ()))
-    # It was that of other inputs.
-    old["gene_column"] = None
-    wanted = PackOptions(**{**old, **changes})
-    before = PackOptions(**old)
-    for name in changes:
-        if name in OF_INPUTS or name in OF_THE_RUN:
-            continue
+    known = PackOptions.__dataclass_fields__.keys() & base.options.keys()
+    # The gene column was that of other inputs.
+    old = {name: base.options[name] for name in known} | {"gene_column": None}
+    before, wanted = PackOptions(**old), PackOptions(**{**old, **changes})
+    for name in changes.keys() - {*OF_INPUTS, *OF_THE_RUN}:
         a, b = getattr(before, name), getattr(wanted, name)
         if a != b:
             raise ConfigError(
                 f"the shard set was packed with {name}={a!r}, and what is added can't have {b!r}",
-                where=where,
+                where=at,
                 advice="leave the option out, or change the whole set with scshards reshard",
             )
     return wanted
-
-
-def _check_vocab(
-    vocab: Vocab | Input, shard_set: ShardSet, storage_options: Mapping[str, Any]
-) -> None:
-    if not isinstance(vocab, Vocab):
-        vocab = read_vocab(vocab, storage_options)
-    if vocab.with_specials().fingerprint != shard_set.manifest.vocab_fingerprint:
-        raise ConfigError(
-            "the vocabulary is not the one that the shard set was packed with",
-            where=shard_set.storage.at(""),
-            advice="leave --vocab out: the set has its own",
-        )

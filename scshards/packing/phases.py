@@ -36,7 +36,7 @@ from scshards.packing import plan, refusals
 from scshards.packing.account import Dropped, account, dropped
 from scshards.packing.compare import compare
 from scshards.packing.decide import Decision, check_splits, decide
-from scshards.packing.executors import Executor, InProcess, Pool
+from scshards.packing.executors import Executor, Pool
 from scshards.packing.job import PLAN, Job
 from scshards.packing.marks import Marked, perform, publish, read_done, survey_mark, understood
 from scshards.packing.request import Request
@@ -126,7 +126,7 @@ class Phases:
         few = 1 if sets else FEW_INPUTS
         refused = refusals.look_at_all(
             works,
-            InProcess() if len(works) <= few else self.executor,
+            Executor() if len(works) <= few else self.executor,
             share=self.share,
             checks=not self.job.has_plan,
             shown=self.shown,
@@ -319,7 +319,7 @@ class Phases:
     def _worker(self) -> Executor:
         """Who does the work once its size is known."""
         is_small = self.automatic and self.decision.n_values < SMALL_VALUES
-        return InProcess() if is_small else self.executor
+        return Executor() if is_small else self.executor
 
     @cached_property
     def slice_works(self) -> list[Marked]:

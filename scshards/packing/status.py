@@ -15,7 +15,7 @@ from typing import Any
 
 from scshards._version import __version__
 from scshards.cells.vocab import Vocab
-from scshards.packing.executors import InProcess
+from scshards.packing.executors import Executor
 from scshards.packing.job import ADDS_TO, JOB, SHARES, Job
 from scshards.packing.marks import read_mark
 from scshards.packing.options import PackOptions
@@ -145,7 +145,7 @@ def _planned(found: Status, job: Job, options: PackOptions) -> Status:
         recorded={},
         base=found.manifest if ADDS_TO in found.asked else None,
     )
-    phases = Phases(request, job, InProcess(), shown=False)
+    phases = Phases(request, job, Executor(), shown=False)
     shares = read_mark(job.folder / SHARES)
     n = 1 if shares is None else int(shares["shares"])
     slices = phases.slice_works

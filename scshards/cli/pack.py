@@ -115,7 +115,9 @@ def command(inputs: tuple[str, ...], output: str, progress: bool, **chosen: Any)
         asked = build(PackOptions, chosen)
         if run.dry_run:
             plan = plan_pack(inputs, output, run.vocab, asked, progress)
-            tree = dataclasses.asdict(plan) | {"hours": plan.hours}
+            refused = [{"what": e.what, "where": e.where, "advice": e.advice} for e in plan.refused]
+            tree = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
+            tree |= {"hours": plan.hours, "refused": refused}
             return Result(tree, report.plan_parts(plan), exit_code=1 if plan.refused else 0)
         if run.share is not None:
             done = packing.pack_share(inputs, output, run.vocab, asked, progress, share=run.share)

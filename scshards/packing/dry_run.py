@@ -10,11 +10,10 @@ many more values there are.
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,20 +22,19 @@ from scshards.base.errors import ScshardsError
 from scshards.base.files import temporary_folder
 from scshards.base.memory import peak_bytes
 from scshards.base.ranges import BLOCK_BYTES
-from scshards.base.storage import is_local
+from scshards.base.storage import Storage, is_local
 from scshards.base.threads import all_cores
 from scshards.cells.vocab import Vocab
 from scshards.kernels.compiling import compiles
 from scshards.packing import plan
-from scshards.packing.executors import Executor, make_executor
-from scshards.packing.job import PLAN, Job
-from scshards.packing.marks import publish
+from scshards.packing.executors import make_executor
+from scshards.packing.job import Job
 from scshards.packing.options import PackOptions
 from scshards.packing.phases import Phases
 from scshards.packing.request import Request, requested
-from scshards.packing.scatter import ScatterTask, scatter, warm_up
+from scshards.packing.scatter import scatter, warm_up
 from scshards.packing.unique import load_split
-from scshards.packing.writer import WriteTask, write_shard
+from scshards.packing.writer import write_shard
 from scshards.shards import spill
 from scshards.sources.inputs import Input, InputFile
 
@@ -48,15 +46,6 @@ PLACE_VALUES = 1 << 19
 
 TRANSPOSED_BYTES = 8
 """Of a value of a matrix that is written out by rows: a column and a number."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Refusal:
-    """Why a pack can't begin: what, where, what to do."""
-
-    what: str
-    where: str | None
-    advice: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +86,7 @@ class PackPlan:
 
     root: str
     inputs: int
-    refused: tuple[Refusal, ...]
+    refused: tuple[ScshardsError, ...]
     is_complete: bool = False
     cells: dict[str, int] = dataclasses.field(default_factory=dict)
     shards: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -151,46 +140,45 @@ def plan_pack(
         ) as folder,
         make_executor(options.workers, None) as executor,
     ):
-        return _planned(request, Path(folder), executor, progress)
+        # The same pack into the temporary folder.
+        own = dataclasses.replace(options, scratch=None)
+        job = Job(f"{folder}/out", own, dict(request.asked))
+        job.folder.mkdir(parents=True)
+        mine = dataclasses.replace(request, options=own)
+        return _planned(request, Phases(mine, job, executor, shown=progress))
 
 
-def _planned(request: Request, folder: Path, executor: Executor, shown: bool) -> PackPlan:
-    errors: list[ScshardsError] = []
-    real = Job(request.root, request.options, dict(request.asked))
-    own = dataclasses.replace(request.options, scratch=str(folder))
-    job = Job(request.root, own, dict(request.asked))
-    job.folder.mkdir(mode=0o700)
-    phases = Phases(request, job, executor, shown=shown)
+def _planned(request: Request, phases: Phases) -> PackPlan:
+    job = Job(request.root, request.options, dict(request.asked))
     _, refused = phases.look()
+    errors = [refused[i] for i in sorted(refused)]
     is_complete = False
     try:
         # Inputs that are refused may have no identity.
-        is_complete = not refused and real.made(request.identities) is not None
+        is_complete = not refused and job.made(request.identities) is not None
         if not is_complete:
-            real.check_output()
+            job.check_output()
     except ScshardsError as e:
-        errors.append(e)
-    errors += [refused[i] for i in sorted(refused)]
-    found = PackPlan(
-        root=real.storage.at(""),
-        inputs=len(request.inputs),
-        refused=(),
-        is_complete=is_complete,
-        workers=request.options.workers or all_cores(),
-    )
+        errors.insert(0, e)
+    figures: dict[str, Any] = {}
     if not refused:
         try:
-            decision = phases.decided()
-            publish(job.folder / PLAN, json.dumps(decision.to_json()).encode())
-            found = dataclasses.replace(found, **_figures(phases))
-            found = dataclasses.replace(found, **_estimates(phases, found, folder / "sample"))
+            phases.decide()
+            figures |= _figures(phases, job.storage)
+            figures |= _estimates(phases, figures)
         except ScshardsError as e:
             errors.append(e)
-    told = tuple(Refusal(what=e.what, where=e.where, advice=e.advice) for e in errors)
-    return dataclasses.replace(found, refused=told)
+    return PackPlan(
+        root=job.storage.at(""),
+        inputs=len(request.inputs),
+        refused=tuple(errors),
+        is_complete=is_complete,
+        workers=request.options.workers or all_cores(),
+        **figures,
+    )
 
 
-def _figures(phases: Phases) -> dict[str, Any]:
+def _figures(phases: Phases, output: Storage) -> dict[str, Any]:
     """What the decision says, and follows from it by counting."""
     request, decision = phases.request, phases.decision
     n_shards = sum(decision.n_shards)
@@ -199,7 +187,7 @@ def _figures(phases: Phases) -> dict[str, Any]:
         "shards": dict(zip(request.splits, decision.n_shards, strict=True)),
         "values": round(sum(s.cells * (_weight(phases, s) - 1) for s in phases.slices)),
         "reads": _reads(phases),
-        "writes": 0 if phases.job.storage.is_local else 2 * n_shards + 2,
+        "writes": 0 if output.is_local else 2 * n_shards + 2,
         "basis": {
             "cells": "counted; the most, before cells are dropped for their genes and counts",
             "values": "counted in the matrices, in equal parts for the cells of an input",
@@ -209,43 +197,50 @@ def _figures(phases: Phases) -> dict[str, Any]:
     }
 
 
-def _estimates(phases: Phases, found: PackPlan, out: Path) -> dict[str, Any]:
+def _estimates(phases: Phases, known: Mapping[str, Any]) -> dict[str, Any]:
     """What the sample says; nothing where no row can be sampled."""
-    options = phases.request.options
+    basis: dict[str, str] = known["basis"]
     surveyed = _bytes_in(phases.folder)
-    tasks = list(_tasks(phases))
+    sample = _sample(phases)
+    tasks = [work.task for work in sample.slice_works]
     if not tasks:
         why = "not known: matrices by columns are written out by rows before one is read"
-        return {"basis": found.basis | {"bytes": why, "seconds": why}}
+        return {"basis": basis | {"bytes": why, "seconds": why}}
     warm_up(tasks[0])
     start = time.perf_counter()
     scattered = [scatter(task) for task in tasks]
     seconds = time.perf_counter() - start
-    made, write_seconds = _write(phases, len(tasks), out)
-    seconds += write_seconds
+    spill.merge(phases.folder, len(tasks), len(known["shards"]))
+    made = 0
+    for work in sample.shard_works:
+        for _ in range(2):  # the first time loads compiled code
+            start = time.perf_counter()
+            info = write_shard(work.task).shard
+            last = time.perf_counter() - start
+        seconds += last
+        made += info.bytes + info.index_bytes
     sampled = sum(t.slice.cells * _weight(phases, t.slice) for t in tasks)
     times = sum(s.cells * _weight(phases, s) for s in phases.slices) / sampled
     n_values = sum(values for s in scattered for _, _, values, _ in s.sources)
     member = sum(s.bytes for s in scattered) / sum(t.slice.cells for t in tasks)
-    largest = max(
-        n / m for n, m in zip(found.cells.values(), found.shards.values(), strict=True) if m
-    )
+    sizes = zip(known["cells"].values(), known["shards"].values(), strict=True)
     # Beside a member the tar has a header and, on average, half a block of nothing.
-    shard = largest * (member + 768) * (2 if options.compression == "zstd" else 1)
+    shard = max(n / m for n, m in sizes if m) * (member + 768)
+    if phases.request.options.compression == "zstd":
+        shard *= 2
     turned = sum(s.n_values for s in phases.surveys if s.needs_transposing)
     n_inputs = len({t.slice.source for t in tasks})
-    basis = f"{n_values:,} values, packed from {len(tasks)} places of {n_inputs} inputs"
+    told = f"{n_values:,} values, packed from {len(tasks)} places of {n_inputs} inputs"
+    spilled = _bytes_in(phases.folder, "[0-9]*")
     return {
         "bytes": round(made * times),
         "seconds": seconds * times,
-        "scratch_bytes": round(
-            surveyed + _bytes_in(phases.folder, "[0-9]*") * times + turned * TRANSPOSED_BYTES
-        ),
+        "scratch_bytes": round(surveyed + spilled * times + turned * TRANSPOSED_BYTES),
         "worker_memory": round(peak_bytes() + max(2 * spill.RUN_BYTES, shard)),
-        "basis": found.basis
+        "basis": basis
         | {
-            "bytes": f"{basis}: {made / max(n_values, 1):.2f} bytes each",
-            "seconds": f"{basis} in {seconds:.2g} s on one core, with the opening of files"
+            "bytes": f"{told}: {made / max(n_values, 1):.2f} bytes each",
+            "seconds": f"{told} in {seconds:.2g} s on one core, with the opening of files"
             + (", but without writing matrices by columns out by rows" if turned else ""),
             "scratch_bytes": "the surveys, and the spills of these values",
             "worker_memory": "this process at its peak, and the buffers of a task or a shard",
@@ -253,56 +248,30 @@ def _estimates(phases: Phases, found: PackPlan, out: Path) -> dict[str, Any]:
     }
 
 
-def _tasks(phases: Phases) -> Iterator[ScatterTask]:
-    """Tasks of a few rows each, from places all over the inputs; one shard for each split."""
-    works = [w for w in phases.slice_works if not phases.survey_of(w.task.slice).needs_transposing]
-    places = [i * len(works) // PLACES for i in range(PLACES)] if works else []
+def _sample(phases: Phases) -> Phases:
+    """The same pack of a few rows from places all over the inputs, into one shard of each split."""
     options = dataclasses.replace(phases.request.options, shuffle=True)
-    number = 0
-    for place, pieces in Counter(places).items():
-        task: ScatterTask = works[place].task
-        s = task.slice
+    request = dataclasses.replace(phases.request, options=options)
+    sample = Phases(request, phases.job, phases.executor, shown=False)
+    sample.decision = dataclasses.replace(
+        phases.decision, n_shards=(1,) * len(phases.decision.n_shards)
+    )
+    slices = [s for s in phases.slices if not phases.survey_of(s).needs_transposing]
+    sample.slices = []
+    for place, pieces in Counter(i * len(slices) // PLACES for i in range(PLACES)).items():
+        if not slices:
+            break
+        s = slices[place]
         rows = max(1, round(PLACE_VALUES / _weight(phases, s)))
         split = load_split(phases.folder, s.source, options)
         for i in range(pieces):
             start, end = (s.start + j * (s.stop - s.start) // pieces for j in (i, i + 1))
             stop = min(start + rows, end)
             cells = int((split[start:stop] >= 0).sum())
-            if not cells:
-                continue
-            part = dataclasses.replace(s, start=start, stop=stop, cells=cells)
-            yield dataclasses.replace(
-                task,
-                number=number,
-                slice=part,
-                work=dataclasses.replace(task.work, options=options),
-                n_shards=(1,) * len(task.n_shards),
-            )
-            number += 1
-
-
-def _write(phases: Phases, n_tasks: int, out: Path) -> tuple[int, float]:
-    """Write a shard of each split from what was scattered: its bytes, with the indexes, and seconds."""
-    request = phases.request
-    n_bytes, seconds = 0, 0.0
-    for shard, cells in enumerate(spill.merge(phases.folder, n_tasks, len(request.splits))):
-        if not cells:
-            continue
-        task = WriteTask(
-            name=f"{request.splits[shard]}/000000",
-            shard=shard,
-            root=str(out),
-            options=dataclasses.replace(request.options, storage_options={}),
-            labels=phases.label_kinds,
-            folder=str(phases.folder),
-        )
-        for _ in range(2):  # the first time loads compiled code
-            start = time.perf_counter()
-            info = write_shard(task).shard
-            last = time.perf_counter() - start
-        seconds += last
-        n_bytes += info.bytes + info.index_bytes
-    return n_bytes, seconds
+            if cells:
+                piece = dataclasses.replace(s, start=start, stop=stop, cells=cells)
+                sample.slices.append(piece)
+    return sample
 
 
 def _weight(phases: Phases, s: plan.Slice) -> float:

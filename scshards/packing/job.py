@@ -24,7 +24,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,51 +137,84 @@ class Job:
         tree |= {"identities": [i for i in identities if i], "adds": self._base is not None}
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
-    def finished(self, identities: Callable[[], Sequence[Mapping[str, Any]]]) -> Manifest | None:
-        """The manifest of the output, when it is whole and what this job would make; says so then.
+    def made(self, identities: Callable[[], Sequence[Mapping[str, Any]]]) -> Manifest | None:
+        """The manifest of the output, when it is whole and what this job would make.
 
         Parameters
         ----------
         identities
             See `request`; asked for only when there is a shard set.
         """
-        manifest = self.made(identities)
-        if manifest is not None:
-            self._remove_leftovers()
-            print(
-                f"{self.storage.at('')} is complete: it was made by this command, and nothing is to "
-                "do",
-                file=sys.stderr,
-                flush=True,
-            )
-        return manifest
-
-    def made(self, identities: Callable[[], Sequence[Mapping[str, Any]]]) -> Manifest | None:
-        """What `finished` gives; says nothing, and leaves everything as it is."""
         data = self.storage.read_if_there(MANIFEST)
         if data is None:
             return None
         manifest = Manifest.from_json(data, where=self.storage.at(MANIFEST))
         if not manifest.requests or self.request(identities()) not in manifest.requests:
             return None
-        if _files(manifest) - set(self.storage.list()):
+        return None if _files(manifest) - set(self.storage.list()) else manifest
+
+    def finished(self, identities: Callable[[], Sequence[Mapping[str, Any]]]) -> Manifest | None:
+        """What `made` gives; it is said, and what a killed job has left beside it is removed."""
+        manifest = self.made(identities)
+        if manifest is None:
             return None
+        for folder in self._folders:
+            for left in files.set_aside_before(folder):
+                discard(left)
+            # Whoever holds it removes it.
+            if (folder / LOCK).exists():
+                with contextlib.suppress(OutputExistsError), contextlib.ExitStack() as lock:
+                    lock.enter_context(held(folder))
+                    aside = files.set_aside(folder)
+                    lock.close()
+                    discard(aside)
+        at = self.storage.at("")
+        told = f"{at} is complete: it was made by this command, and nothing is to do"
+        print(told, file=sys.stderr, flush=True)
         return manifest
 
     def check_output(self) -> None:
-        """Refuse an output that this job can't have, and leave everything as it is.
+        """Refuse an output that holds what no job of this root has left there.
 
         Raises
         ------
         OutputExistsError
-            When there is something else at the root.
+            It says what is there.
         """
-        self._refuse_strangers(tidy=False)
+        root, at = self.storage.local_path, self.storage.at("")
+        with translated(at):
+            is_file = root is not None and root.exists() and not root.is_dir()
+        if is_file:
+            raise OutputExistsError(
+                "the output is a file", where=at, advice="name a folder that is empty or absent"
+            )
+        self._refuse_another_base()
+        if (self.folder / JOB).exists():
+            return
+        names = [n for n in self.storage.list() if not n.startswith(FOLDER)]
+        ours = [n for n in names if n == VOCAB or _OURS.fullmatch(n)]
+        if self._base is not None:
+            names = ours = [n for n in ours if n not in {VOCAB, *_files(self._base)}]
+        others = [n for n in names if n not in ours]
+        if others or (ours and not self._restart):
+            advice = (
+                "it looks like what did not finish and whose temporary files are gone: remove it with "
+                "--restart, name them with --scratch, or choose another output"
+            )
+            name = (others or ours)[0]
+            raise OutputExistsError(
+                f"the output is not empty: it holds {name}"
+                if self._base is None
+                else f"the manifest does not name {name}",
+                where=at,
+                advice="choose another output, or empty it first" if others else advice,
+            )
 
     def __enter__(self) -> Job:
-        self._refuse_strangers()
+        self.check_output()
         root = self.storage.local_path
-        self._made = [*self._folders, *(_missing_parents(root) if root else [])]
+        missing = [p for p in (root, *root.parents) if not p.exists()] if root else []
+        self._made = [*self._folders, *missing]  # the deepest first
         self._locks = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
             undo.callback(self._remove_empty)
@@ -262,49 +295,20 @@ class Job:
             ) from None
         with scratch_writes(folder):
             folder.mkdir(mode=0o700, exist_ok=True)
-        _check_owner(folder)
-
-    def _refuse_strangers(self, *, tidy: bool = True) -> None:
-        """Refuse a root that holds what no job of this root has left there."""
-        root = self.storage.local_path
-        with translated(self.storage.at("")):
-            is_file = root is not None and root.exists() and not root.is_dir()
-        if is_file:
-            raise OutputExistsError(
-                "the output is a file",
-                where=self.storage.at(""),
-                advice="name a folder that is empty or absent",
+        if folder.stat().st_uid != os.getuid():
+            raise StorageError(
+                "the scratch folder belongs to another user",
+                where=folder,
+                advice="name a folder of your own with --scratch",
             )
-        self._refuse_another_base(tidy=tidy)
-        if self._base is not None:
-            self._refuse_unfinished_addition(self._base)
-            return
-        names = [n for n in self.storage.list() if not n.startswith(FOLDER)]
-        if not names or (self.folder / JOB).exists():
-            return
-        ours = [n for n in names if n == VOCAB or _OURS.fullmatch(n)]
-        if self._restart and len(ours) == len(names):
-            return
-        other = next((n for n in names if n not in ours), names[0])
-        advice = "choose another output, or empty it first"
-        if len(ours) == len(names):
-            advice = (
-                "it looks like a pack that did not finish and whose temporary files are gone: remove "
-                "it with --restart, name them with --scratch, or choose another output"
-            )
-        raise OutputExistsError(
-            f"the output is not empty: it holds {other}", where=self.storage.at(""), advice=advice
-        )
 
-    def _refuse_another_base(self, *, tidy: bool = True) -> bytes | None:
+    def _refuse_another_base(self) -> bytes | None:
         """Refuse a manifest that is not the one that this job began with; its bytes, or None."""
-        data = self.storage.read_if_there(MANIFEST)
+        data, at = self.storage.read_if_there(MANIFEST), self.storage.at("")
         if self._base is None and data is not None:
-            if tidy:
-                self._remove_leftovers()
             raise OutputExistsError(
                 "there is a shard set already",
-                where=self.storage.at(""),
+                where=at,
                 advice="choose another output, or remove it first; add cells to it with --append",
             )
         if self._base is None:
@@ -313,37 +317,10 @@ class Job:
             raise OutputExistsError(
                 "the shard set is not the one any more that this command began to add to: somebody "
                 "else has added to it",
-                where=self.storage.at(""),
+                where=at,
                 advice="run the same command again",
             )
         return data
-
-    def _remove_leftovers(self) -> None:
-        """Remove the scratch folder of a job that was killed after it had published its manifest."""
-        for folder in self._folders:
-            for left in files.set_aside_before(folder):
-                discard(left)
-            # Whoever holds it removes it.
-            if (folder / LOCK).exists():
-                with contextlib.suppress(OutputExistsError), contextlib.ExitStack() as lock:
-                    lock.enter_context(held(folder))
-                    aside = files.set_aside(folder)
-                    lock.close()
-                    discard(aside)
-
-    def _refuse_unfinished_addition(self, base: Manifest) -> None:
-        if self._restart or (self.folder / JOB).exists():
-            return
-        known = _files(base)
-        for name in self.storage.list():
-            if _OURS.fullmatch(name) and name not in known:
-                raise OutputExistsError(
-                    f"the manifest does not name {name}: it looks like something that was added by "
-                    "half, and whose temporary files are gone",
-                    where=self.storage.at(""),
-                    advice="remove such files with --restart, or name the temporary files with "
-                    "--scratch",
-                )
 
     def _claim(self) -> None:
         """Make this job the folder's, or find that it is already."""
@@ -355,22 +332,17 @@ class Job:
                 advice="run its tasks first, with --share I/N",
             )
         # A job that was not about this manifest had published it, and was killed before it was gone.
-        is_over = (
-            self._base is not None
-            and found is not None
-            and found.get(ADDS_TO) != self._asked[ADDS_TO]
-        )
-        if self._restart or is_over:
-            self._remove_work()
-            found = None
-        if found is not None and found != self._asked:
-            if self.has_plan or self._shared or self._begun_only:
-                raise OutputExistsError(
-                    f"another pack is half done there; {_difference(found, self._asked)}",
-                    where=self.storage.at(""),
-                    advice="give the same options to go on with it, or add --restart to throw it "
-                    "away and begin anew",
-                )
+        is_over = self._base is not None and found and found.get(ADDS_TO) != self._asked[ADDS_TO]
+        is_begun = self.has_plan or self._shared or self._begun_only
+        is_another = found is not None and found != self._asked
+        if is_another and is_begun and not is_over and not self._restart:
+            raise OutputExistsError(
+                f"another pack is half done there; {_difference(found or {}, self._asked)}",
+                where=self.storage.at(""),
+                advice="give the same options to go on with it, or add --restart to throw it away "
+                "and begin anew",
+            )
+        if is_another or self._restart:
             self._remove_work()
         publish(self.folder / JOB, json.dumps(self._asked).encode())
 
@@ -448,43 +420,19 @@ def folder_of(storage: Storage, scratch: str | None) -> Path:
     return parent / f"scshards-{os.getuid()}-{tag}"
 
 
-def _check_owner(folder: Path) -> None:
-    if folder.stat().st_uid != os.getuid():
-        raise StorageError(
-            "the scratch folder belongs to another user",
-            where=folder,
-            advice="name a folder of your own with --scratch",
-        )
-
-
-def _missing_parents(path: Path) -> list[Path]:
-    """The folders that making `path` will make, the deepest first."""
-    return [p for p in (path, *path.parents) if not p.exists()]
-
-
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """In words, what two jobs do not share."""
     told = []
     for name in sorted(old.keys() | new.keys()):
         a, b = old.get(name), new.get(name)
-        if a == b:
-            continue
         if isinstance(a, dict) and isinstance(b, dict):
-            told += [
-                f"{k}: {json.dumps(a.get(k))} there, {json.dumps(b.get(k))} here"
-                for k in sorted(a.keys() | b.keys())
-                if a.get(k) != b.get(k)
-            ]
-        elif name == "inputs":
-            told.append(_inputs_differ(a or [], b or []))
-        else:
+            told.append(_difference(a, b))
+        elif name == "inputs" and set(a or ()) != set(b or ()):
+            before, now = set(map(str, a or ())), set(map(str, b or ()))
+            some = f"without {min(before - now)}" if before - now else f"with {min(now - before)}"
+            told.append(f"inputs: here {some}")
+        elif name == "inputs" and a != b:
+            told.append("inputs: in another order")
+        elif a != b:
             told.append(f"{name}: {json.dumps(a)} there, {json.dumps(b)} here")
-    return "; ".join(told)
-
-
-def _inputs_differ(old: Iterable[Any], new: Iterable[Any]) -> str:
-    before, now = [str(n) for n in old], [str(n) for n in new]
-    for what, some in (("without", set(before) - set(now)), ("with", set(now) - set(before))):
-        if some:
-            return f"inputs: here {what} {sorted(some)[0]}"
-    return "inputs: in another order"
+    return "; ".join(filter(None, told))

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 from numpy.typing import NDArray
 
 from scshards.base.config import build
@@ -43,6 +42,7 @@ from scshards.shards.shardset import ShardSet, read_checked_index
 from scshards.shards.tar import build_tar, open_chunk, seal
 from scshards.sources.genes import Naming, match_source
 from scshards.sources.inputs import Input, InputFile, expand
+from scshards.sources.rows import Block
 
 AT_ONCE = 16
 """Shards that are packed again in one pass over the inputs: they are in memory."""
@@ -241,16 +241,14 @@ class _Repair:
                     opened.transpose()
                 where = f"{opened.name}: {opened.matrix_name}"
                 for block in opened.blocks(first, last + 1, wanted=wanted):
-                    n = len(block.indptr) - 1
-                    a, b = np.searchsorted(rows, (block.first_row, block.first_row + n))
-                    parts = (block.data, block.indices, block.indptr - block.indptr[0])
-                    matrix = scipy.sparse.csr_matrix(parts, (n, opened.n_columns))
-                    x = matrix[rows[a:b] - block.first_row]
-                    data = x.data
+                    stop = block.first_row + len(block.indptr) - 1
+                    a, b = np.searchsorted(rows, (block.first_row, stop))
+                    if a == b:
+                        continue
+                    indptr, indices, data = _rows(block, rows[a:b] - block.first_row)
                     if options.round_within is not None and kind == "counts":
                         data, _ = round_values(kernel_values(data), options.round_within)
-                    indptr = x.indptr.astype(np.int64)
-                    cells = tokenize_rows(indptr, x.indices, data, match, kind, where=where)
+                    cells = tokenize_rows(indptr, indices, data, match, kind, where=where)
                     labels = [
                         LabelColumn(name=n, values=_label(index[OBS_PREFIX + n][places[a:b]]))
                         for n in manifest.labels
@@ -270,6 +268,16 @@ def _read(storage: Storage, path: str, sha256: str) -> bytes | None:
     """A file that is as it was packed; None when it is not there or is another."""
     data = storage.read_if_there(path)
     return data if data is not None and hashlib.sha256(data).hexdigest() == sha256 else None
+
+
+def _rows(
+    block: Block, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]:
+    """Some rows of a block: indptr, indices and data."""
+    starts, sizes = block.indptr[rows] - block.indptr[0], np.diff(block.indptr)[rows]
+    indptr = np.append(0, np.cumsum(sizes)).astype(np.int64)
+    places = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], sizes)
+    return indptr, block.indices[places], block.data[places]
 
 
 def _label(values: NDArray[Any]) -> NDArray[Any]:

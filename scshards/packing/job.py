@@ -137,6 +137,11 @@ class Job:
         tree |= {"identities": [i for i in identities if i], "adds": self._base is not None}
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
+    def manifest(self) -> Manifest | None:
+        """That of the set at the root, when there is one."""
+        data = self.storage.read_if_there(MANIFEST)
+        return None if data is None else Manifest.from_json(data, where=self.storage.at(MANIFEST))
+
     def made(self, identities: Callable[[], Sequence[Mapping[str, Any]]]) -> Manifest | None:
         """The manifest of the output, when it is whole and what this job would make.
 
@@ -145,11 +150,10 @@ class Job:
         identities
             See `request`; asked for only when there is a shard set.
         """
-        data = self.storage.read_if_there(MANIFEST)
-        if data is None:
+        manifest = self.manifest()
+        if manifest is None or not manifest.requests:
             return None
-        manifest = Manifest.from_json(data, where=self.storage.at(MANIFEST))
-        if not manifest.requests or self.request(identities()) not in manifest.requests:
+        if self.request(identities()) not in manifest.requests:
             return None
         return None if _files(manifest) - set(self.storage.list()) else manifest
 
@@ -194,7 +198,7 @@ class Job:
         names = [n for n in self.storage.list() if not n.startswith(FOLDER)]
         ours = [n for n in names if n == VOCAB or _OURS.fullmatch(n)]
         if self._base is not None:
-            names = ours = [n for n in ours if n not in {VOCAB, *_files(self._base)}]
+            names = ours = [n for n in ours if n not in _files(self._base)]
         others = [n for n in names if n not in ours]
         if others or (ours and not self._restart):
             advice = (
@@ -358,9 +362,9 @@ class Job:
 
     def _remove_work(self) -> None:
         """Remove what any job has made, but not the lock, and nothing that the manifest names."""
-        keep = self._named()
+        named = _files(self.manifest())
         for name in self.storage.list():
-            if (name == VOCAB or _OURS.fullmatch(name)) and name not in keep:
+            if (name == VOCAB or _OURS.fullmatch(name)) and name not in named:
                 self.storage.remove(name)
         with scratch_writes(self.folder):
             for path in self.folder.iterdir():
@@ -377,15 +381,8 @@ class Job:
         for split in self.folder.glob("*-[0-9]*.json"):
             shard = (read_mark(split) or {}).get("shard", {})
             made |= {shard["path"], shard["index"]["path"]} if shard else set()
-        for name in made - self._named():
+        for name in made - _files(self.manifest()):
             self.storage.remove(name)
-
-    def _named(self) -> set[str]:
-        """The files that the manifest names that is there now."""
-        data = self.storage.read_if_there(MANIFEST)
-        if data is None:
-            return set()
-        return {VOCAB} | _files(Manifest.from_json(data, where=self.storage.at(MANIFEST)))
 
     def _remove_folders(self) -> None:
         """Let go of the locks and remove the scratch folder; nobody finds it half removed."""
@@ -402,10 +399,12 @@ class Job:
                 folder.rmdir()
 
 
-def _files(manifest: Manifest) -> set[str]:
-    """All shards and indexes of a set."""
+def _files(manifest: Manifest | None) -> set[str]:
+    """The files that a manifest names, when there is one."""
+    if manifest is None:
+        return set()
     shards = [s for split in manifest.splits.values() for s in split]
-    return {path for s in shards for path in (s.path, s.index_path)}
+    return {VOCAB, *(path for s in shards for path in (s.path, s.index_path))}
 
 
 def folder_of(storage: Storage, scratch: str | None) -> Path:

@@ -21,7 +21,7 @@ from scshards.packing.marks import read_mark
 from scshards.packing.options import PackOptions
 from scshards.packing.phases import Phases
 from scshards.packing.request import Request
-from scshards.shards.manifest import MANIFEST, VOCAB, Manifest
+from scshards.shards.manifest import VOCAB, Manifest
 from scshards.shards.spill import CELLS
 
 
@@ -102,9 +102,7 @@ def status(
     options = PackOptions(scratch=scratch, storage_options=storage_options or {})
     job = Job(os.fspath(root), options, {})
     at, folder = job.storage.at(""), job.folder
-    data = job.storage.read_if_there(MANIFEST)
-    manifest = None if data is None else Manifest.from_json(data, where=job.storage.at(MANIFEST))
-    asked = read_mark(folder / JOB)
+    manifest, asked = job.manifest(), read_mark(folder / JOB)
     if asked is None:
         absent = (
             "nothing was packed here, or its temporary files are elsewhere: there are none in "

@@ -272,7 +272,7 @@ class ReshardOptions(_Options):
     ----------
     obs
         The labels to keep, in this order; an empty name keeps none. Without it, all of them.
-    cells_per_shard, compression, shuffle, seed
+    cells_per_shard, compression, shuffle, seed, held_out
         As in PackOptions.
     valid_fraction
         Split all cells anew: the share of them (of the values of `split_by`, where it is given) that
@@ -281,8 +281,6 @@ class ReshardOptions(_Options):
         Split all cells anew: the share that goes to the split "test".
     split_by
         Split all cells anew: those with the same value of this label go to one split.
-    held_out
-        As in PackOptions.
     one_split
         Put all cells into the split "train".
     splits
@@ -290,15 +288,9 @@ class ReshardOptions(_Options):
     where
         Take the cells this is true for: an expression over labels, n_genes and total (the sum of a
         cell's values) in pandas query syntax, such as "tissue == 'lung' and n_genes > 500".
-    min_genes
-        Leave out cells with values of fewer genes.
-    max_genes
-        Leave out cells with values of more genes.
-    min_counts
-        Leave out cells whose values sum to less.
     same_names
         Take inputs of the same name in two sets for different files; else they are refused.
-    workers, scratch, storage_options
+    min_genes, max_genes, min_counts, workers, scratch, storage_options
         As in PackOptions.
     """
 

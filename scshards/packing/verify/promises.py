@@ -101,8 +101,9 @@ class Promises:
         for values in self._splits.values():
             self._check_splits(values, faults)
         for values in self._unique.values():
-            (strict, twice), (other, _) = values.of(True), values.of(False)
-            for value in np.union1d(strict[twice], np.intersect1d(strict, other)).tolist():
+            strict = values.of(True)
+            twice = strict[1:][strict[1:] == strict[:-1]]
+            for value in np.union1d(twice, np.intersect1d(strict, values.of(False))).tolist():
                 named = values.named(value)
                 faults.add("", None, f"{named} is there more than once, and is to be unique")
 
@@ -113,7 +114,7 @@ class Promises:
                 n, column = values.missing[split], values.column
                 faults.add("", None, f"{n:,} cells of the split {split} have no {column}")
         for a, b in itertools.combinations(splits, 2):
-            for value in np.intersect1d(values.of(a)[0], values.of(b)[0]).tolist():
+            for value in np.intersect1d(values.of(a), values.of(b)).tolist():
                 faults.add("", None, f"{values.named(value)} is in the splits {a} and {b}")
         lists = [p.get("held_out") for p in self._parts if p.get("split_by") == values.column]
         is_all = len(lists) == len(self._parts) and None not in lists
@@ -122,7 +123,7 @@ class Promises:
             if isinstance(one, dict) and all(isinstance(v, list) for v in one.values()):
                 held_out |= {str(v): split for split, listed in one.items() for v in listed}
         for split in splits if held_out else ():
-            for value in values.of(split)[0].tolist():
+            for value in np.unique(values.of(split)).tolist():
                 wanted = held_out.get(values.text(value), "train" if is_all else split)
                 if wanted != split:
                     told = (
@@ -198,7 +199,7 @@ class _Values:
     def __init__(self, column: str, label: LabelInfo) -> None:
         self.column, self._label = column, label
         self.missing: Counter[Any] = Counter()
-        self._found: dict[Any, list[tuple[NDArray[Any], NDArray[np.bool_]]]] = {}
+        self._found: dict[Any, list[NDArray[Any]]] = {}
 
     def add(self, group: Any, values: NDArray[Any]) -> None:
         if self._label.kind == "number":
@@ -206,16 +207,14 @@ class _Values:
         else:  # codes of no category are faults of their shard already
             present = values[(values >= 0) & (values < len(self._label.categories))]
         self.missing[group] += len(values) - len(present)
-        found = self._found.setdefault(group, [])
-        found.append(_merged([(present, np.zeros(len(present), np.bool_))]))
-        if sum(len(more) for more, _ in found[1:]) > max(_MERGE, len(found[0][0])):
+        found = self._found.setdefault(group, [present[:0]])
+        found.append(_merged([present]))
+        if sum(map(len, found[1:])) > max(_MERGE, len(found[0])):
             found[:] = [_merged(found)]
 
-    def of(self, group: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """The values of a group, in order, and whether each is there more than once."""
-        found = self._found.setdefault(group, [])
-        found[:] = [_merged(found)]
-        return found[0]
+    def of(self, group: Any) -> NDArray[Any]:
+        """The values of a group, in order; those that are there more than once twice."""
+        return _merged(self._found.get(group, [np.zeros(0)]))
 
     def text(self, value: Any) -> str:
         return text_of(value) if self._label.kind == "number" else self._label.categories[value]
@@ -225,19 +224,13 @@ class _Values:
         return f"{self.column} {text if self._label.kind == 'number' else repr(text)}"
 
 
-def _merged(
-    parts: Sequence[tuple[NDArray[Any], NDArray[np.bool_]]],
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Several values of which each is there once, or more than once, as one."""
-    if not parts:
-        return np.zeros(0, np.int64), np.zeros(0, np.bool_)
-    values = np.concatenate([v for v, _ in parts])
-    order = np.argsort(values, kind="stable")
-    values = values[order]
-    firsts = np.flatnonzero(np.append(True, values[1:] != values[:-1])[: len(values)])
-    n = np.diff(np.append(firsts, len(values)))
-    twice = np.concatenate([t for _, t in parts])[order]
-    return values[firsts], (n > 1) | (np.add.reduceat(twice, firsts, dtype=int) > 0)
+def _merged(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """All values in order, each at most twice."""
+    values = np.concatenate(parts)
+    values.sort()
+    is_third = np.zeros(len(values), np.bool_)
+    is_third[2:] = values[2:] == values[:-2]
+    return values[~is_third]
 
 
 def _is_sha256(value: object) -> bool:

@@ -19,7 +19,7 @@ def command(root: str, storage_options: Any) -> Result:
     Without one, Hugging Face's load_dataset takes the indexes for the data, and no cell. The shards
     must be plain tars.
     """
-    from scshards.packing.card import CARD, write_card
+    from scshards.exporting.card import CARD, write_card
 
     write_card(root, storage_options)
     return Result({"card": CARD}, [f"wrote {CARD}: load_dataset takes the cells now"])

@@ -99,7 +99,7 @@ def command(inputs: tuple[str, ...], output: str, progress: bool, **chosen: Any)
     """
     from scshards.packing import pack as packing
     from scshards.packing import report
-    from scshards.packing.card import check_compression, write_card
+    from scshards.exporting.card import check_compression, write_card
     from scshards.packing.dry_run import plan_pack
 
     run = build(PackRun, chosen)

@@ -16,7 +16,7 @@ from scshards import ShardSet, verify
 from scshards.base.errors import ConfigError, OutputExistsError
 from scshards.cli.card import command
 from scshards.cli.pack import command as pack_command
-from scshards.packing.card import CARD, write_card
+from scshards.exporting.card import CARD, write_card
 
 
 @pytest.fixture

@@ -169,7 +169,7 @@ def _open_sets(roots: Sequence[Input], options: ReshardOptions) -> tuple[list[Ol
         _check_kinds(sets[0], vocabs[0], old, vocabs[-1])
         # The same input by its name, by its address, or by its cells under another one.
         marks = {s.name: {s.name, *known_by(s)} for s in old.manifest.sources}
-        both = sorted(name for name, found in marks.items() if found & of.keys())
+        both = sorted(name for name, mine in marks.items() if mine & of.keys())
         if both and not options.same_names:
             first = next(of[mark] for mark in marks[both[0]] if mark in of)
             raise ConfigError(

@@ -150,6 +150,18 @@ def test_scratch_elsewhere_other_options_and_restart(
     assert the_same(other, folder)
 
 
+def test_options_that_are_lists_are_the_same_question(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"obs": ("donor",), "splits": ("train",), "cells_per_shard": 5}
+    with monkeypatch.context() as m:
+        fail_at(m, 5, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt, match="go on"):
+            quiet_merge(sets(folder), tmp_path / "out", **more)
+    quiet_merge(sets(folder), tmp_path / "out", **more)
+    assert_good(tmp_path / "out")
+
+
 def test_a_set_that_changes_midway_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

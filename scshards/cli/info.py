@@ -25,7 +25,7 @@ def command(root: str, sources: bool, storage_options: Any) -> Result:
 
     It reads the manifest only; `scshards verify` looks at the shards. The JSON holds all inputs.
     """
-    from scshards.packing import report
+    from scshards.cli import report
     from scshards.shards.shardset import ShardSet
 
     shard_set = ShardSet(root, storage_options)

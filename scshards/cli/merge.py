@@ -29,7 +29,7 @@ def command(roots: Any, output: str, restart: bool, progress: bool, **chosen: An
     \b
     scshards merge lung gut s3://bucket/blood -o atlas --obs cell_type,donor_id
     """
-    from scshards.packing import report
+    from scshards.cli import report
     from scshards.packing.reshard import merge
 
     asked = build(ReshardOptions, chosen)

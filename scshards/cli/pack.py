@@ -97,9 +97,9 @@ def command(inputs: tuple[str, ...], output: str, progress: bool, **chosen: Any)
     scshards pack a.h5ad b.h5ad -o shards --vocab vocab.json --obs cell_type,donor_id \\
         --valid-fraction 0.1 --split-by donor_id
     """
+    from scshards.cli import report
     from scshards.exporting.card import check_compression, write_card
     from scshards.packing import pack as packing
-    from scshards.packing import report
     from scshards.packing.dry_run import plan_pack
 
     run = build(PackRun, chosen)

@@ -28,7 +28,7 @@ def command(root: str, output: str, restart: bool, progress: bool, **chosen: Any
     \b
     scshards reshard shards -o lung --where "tissue == 'lung'" --compression zstd
     """
-    from scshards.packing import report
+    from scshards.cli import report
     from scshards.packing.reshard import reshard
 
     asked = build(ReshardOptions, chosen)

@@ -6,14 +6,14 @@ Called by the command line: pack, reshard, merge, info, vocab.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from scshards.base.progress import Table, counted, duration, printable, shorten, size
-from scshards.shards.manifest import Manifest, SourceInfo
 
 if TYPE_CHECKING:
     from scshards.packing.dry_run import PackPlan
+    from scshards.shards.manifest import Manifest
 
 MAX_SOURCES = 20
 """Most inputs that a table names, unless it is asked for all."""
@@ -76,67 +76,65 @@ def source_parts(
         Show every input. Otherwise the table holds the MAX_SOURCES inputs with the most cells, in their
         order; the last row is over all inputs anyway.
     """
-    sources = list(enumerate(manifest.sources))
-    shown = sources
-    if not whole and len(sources) > MAX_SOURCES:
-        largest = sorted(sources, key=lambda s: (-s[1].rows, s[0]))[:MAX_SOURCES]
-        shown = sorted(largest, key=lambda s: s[0])
-    reasons = _reasons(manifest)
-    of_reasons = [shorten(printable(reason), NAME_WIDTH) for reason in reasons]
-    header = ["input", "cells", "kept", *of_reasons, "genes", "found", "matched", "merged", "by",
-              "shared", "values", "unmatched", "size", "bytes", "seconds"]  # fmt: skip
-    more = {*of_reasons, "genes", "found", "merged", "unmatched", "bytes"}
+    sources, n = manifest.sources, len(manifest.sources)
+    shown = sorted(sorted(range(n), key=lambda i: -sources[i].rows)[: n if whole else MAX_SOURCES])
+    dropped: Counter[str] = Counter()
+    for s in sources:
+        dropped.update(s.dropped)
+    reasons = sorted(dropped, key=lambda reason: (-dropped[reason], reason))
+
+    def of(name: str) -> list[Any]:
+        return [getattr(s, name) for s in sources]
+
+    def added(header: str, values: list[Any]) -> tuple[str, list[Any], Any]:
+        return header, values, sum(values)
+
+    # The header, what stands below it for each input, and what for all of them.
+    columns = [
+        ("input", list(map(_cut, of("name"))), f"all {n:,} inputs"),
+        added("cells", of("rows")),
+        added("kept", of("kept")),
+        *(added(_cut(r), [s.dropped.get(r, 0) for s in sources]) for r in reasons),
+        ("genes", of("columns"), None),
+        ("found", of("matched"), None),
+        ("matched", [f"{s.matched / s.columns:.1%}" if s.columns else None for s in sources], None),
+        ("merged", of("merged"), None),
+        ("by", of("gene_column"), None),
+        ("shared", [None if s is None else f"{s:.0%}" for s in of("shared")], None),
+        added("values", of("values")),
+        added("unmatched", of("unmatched_values")),
+        ("size", list(map(size, of("bytes"))), size(sum(of("bytes")))),
+        added("bytes", of("bytes")),
+    ]
+    more = {*map(_cut, reasons), "genes", "found", "merged", "unmatched", "bytes"}
     # Said where it is not the index; where inputs are compared; where it is known.
-    if all(s.gene_column in (None, "index") for s in manifest.sources):
+    if set(of("gene_column")) <= {None, "index"}:
         more.add("by")
-    if all(s.shared is None for s in manifest.sources):
+    if set(of("shared")) <= {None}:
         more.add("shared")
-    if seconds is None:
-        header.pop()
-
-    def row(name: str, of: Sequence[tuple[int, SourceInfo]], *of_genes: object) -> list[Any]:
-        infos = [s for _, s in of]
-        n_bytes = sum(s.bytes for s in infos)
-        cells: list[Any] = [shorten(printable(name), NAME_WIDTH)]
-        cells += [sum(s.rows for s in infos), sum(s.kept for s in infos)]
-        cells += [sum(s.dropped.get(reason, 0) for s in infos) for reason in reasons]
-        cells += [*of_genes, sum(s.values for s in infos)]
-        cells += [sum(s.unmatched_values for s in infos), size(n_bytes), n_bytes]
-        if seconds is not None:
-            known = [seconds[i] for i, _ in of if i in seconds]
-            cells.append(round(sum(known), 1) if known else None)
-        return cells
-
-    rows = []
-    for i, s in shown:
-        share = f"{s.matched / s.columns:.1%}" if s.columns else None
-        shared = None if s.shared is None else f"{s.shared:.0%}"
-        rows.append(
-            row(
-                s.name, [(i, s)],
-                s.columns, s.matched, share, s.merged, s.gene_column, shared,
-            )
-        )  # fmt: skip
-    total = None
-    if len(sources) > 1:
-        total = row(f"all {len(sources):,} inputs", sources, *[None] * 6)
-    parts: list[str | Table] = [Table(header, rows, total, more)]
-    if len(sources) > len(shown):
-        more_inputs = counted(len(sources) - len(shown), "more inputs")
-        parts.append(f"{more_inputs} in the sums; `scshards info ROOT --sources` shows them all")
+    if seconds is not None:
+        took = [round(seconds[i], 1) if i in seconds else None for i in range(n)]
+        columns.append(("seconds", took, round(sum(seconds.values()), 1) if seconds else None))
+    table = Table(
+        [header for header, *_ in columns],
+        [[values[i] for _, values, _ in columns] for i in shown],
+        [total for *_, total in columns] if n > 1 else None,
+        more,
+    )
+    parts: list[str | Table] = [table]
+    if len(shown) < n:
+        others = counted(n - len(shown), "more inputs")
+        parts.append(f"{others} in the sums; `scshards info ROOT --sources` shows them all")
     if reasons:
-        counts = [(r, [s.dropped.get(r, 0) for s in manifest.sources]) for r in reasons]
-        lines = [(r, sum(n), sum(map(bool, n))) for r, n in counts]
+        inputs = {r: sum(bool(s.dropped.get(r)) for s in sources) for r in reasons}
+        lines = [(r, dropped[r], inputs[r]) for r in reasons]
         parts.append(Table(("cells left out", "cells", "inputs"), lines))
-    rounded = sum(s.rounded for s in manifest.sources)
+    rounded = sum(of("rounded"))
     if rounded:
         parts.append(f"values that were off whole numbers, and rounded to them: {rounded:,}")
-    parts += [
-        f"left out: {printable(s.name)}: {printable(s.skipped)}"
-        for s in manifest.sources
-        if s.skipped
-    ]
-    return parts + left_out(s.left_out for s in manifest.sources)
+    skipped = [s for s in sources if s.skipped]
+    parts += [f"left out: {printable(s.name)}: {printable(s.skipped)}" for s in skipped]
+    return parts + left_out(of("left_out"))
 
 
 def left_out(of_inputs: Iterable[Mapping[str, int]]) -> list[str | Table]:
@@ -160,20 +158,12 @@ def left_out(of_inputs: Iterable[Mapping[str, int]]) -> list[str | Table]:
 def split_table(manifest: Manifest) -> Table:
     """A row per split: shards, cells, bytes, bytes a value, values a cell."""
     header = ("split", "shards", "cells", "values", "a cell", "at most", "size", "B/value")
-    rows = [
-        (
-            split,
-            s["shards"],
-            s["cells"],
-            s["values"],
-            s["values_per_cell"],
-            s["most_values_in_a_cell"],
-            size(s["bytes"] + s["index_bytes"]),
-            s["bytes_per_value"],
-        )
-        for split in manifest.splits
-        for s in [_split(manifest, split)]
-    ]
+    names = ("shards", "cells", "values", "values_per_cell", "most_values_in_a_cell")
+    rows = []
+    for split in manifest.splits:
+        s = _split(manifest, split)
+        n_bytes = size(s["bytes"] + s["index_bytes"])
+        rows.append((split, *(s[name] for name in names), n_bytes, s["bytes_per_value"]))
     return Table(header, rows)
 
 
@@ -183,17 +173,8 @@ def label_table(manifest: Manifest) -> Table:
     for name, label in manifest.labels.items():
         first = ", ".join(shorten(printable(c), NAME_WIDTH // 2) for c in label.categories[:5])
         more = ", ..." if len(label.categories) > 5 else ""
-        name = shorten(printable(name), NAME_WIDTH)
-        rows.append((name, label.kind, len(label.categories) or None, first + more))
+        rows.append((_cut(name), label.kind, len(label.categories) or None, first + more))
     return Table(("label", "kind", "categories", "such as"), rows)
-
-
-def _reasons(manifest: Manifest) -> list[str]:
-    """Why cells were dropped, the reason of the most cells first."""
-    cells: Counter[str] = Counter()
-    for s in manifest.sources:
-        cells.update(s.dropped)
-    return sorted(cells, key=lambda reason: (-cells[reason], reason))
 
 
 def plan_parts(plan: PackPlan) -> list[str | Table]:
@@ -205,17 +186,19 @@ def plan_parts(plan: PackPlan) -> list[str | Table]:
         splits = [(split, n, plan.shards[split]) for split, n in plan.cells.items()]
         total = ("all", sum(plan.cells.values()), sum(plan.shards.values()))
         parts.append(Table(("split", "cells", "shards"), splits, total))
-        hours = None if plan.hours is None else duration(plan.hours * 3600)
-        figures = {
-            "values": ("values", plan.values),
-            "bytes": ("output", _size(plan.bytes)),
-            "seconds": (f"time, {counted(plan.workers, 'workers')}", hours),
-            "scratch_bytes": ("scratch folder", _size(plan.scratch_bytes)),
-            "worker_memory": ("memory of a worker", _size(plan.worker_memory)),
-            "reads": ("reads from stores", plan.reads),
-            "writes": ("writes to a store", plan.writes),
-        }
-        rows = [(name, _told(v), plan.basis.get(key, "")) for key, (name, v) in figures.items()]
+        clock = f"time, {counted(plan.workers, 'workers')}"
+        rows = []
+        for key, name, shown in (
+            ("values", "values", "{:,}".format),
+            ("bytes", "output", size),
+            ("seconds", clock, lambda s: duration(s / plan.workers)),
+            ("scratch_bytes", "scratch folder", size),
+            ("worker_memory", "memory of a worker", size),
+            ("reads", "reads from stores", "{:,}".format),
+            ("writes", "writes to a store", "{:,}".format),
+        ):
+            figure = getattr(plan, key)
+            rows.append((name, "?" if figure is None else shown(figure), plan.basis.get(key, "")))
         parts.append(Table(("about", "", "basis"), rows))
     if plan.refused:
         told = [f"{counted(len(plan.refused), 'refusals')}:"]
@@ -225,14 +208,6 @@ def plan_parts(plan: PackPlan) -> list[str | Table]:
             told += [f"    to do: {printable(r.advice)}"] if r.advice else []
         parts.append("\n".join(told))
     return parts
-
-
-def _told(figure: int | str | None) -> str:
-    return "?" if figure is None else f"{figure:,}" if isinstance(figure, int) else figure
-
-
-def _size(n_bytes: int | None) -> str | None:
-    return None if n_bytes is None else size(n_bytes)
 
 
 def _split(manifest: Manifest, split: str) -> dict[str, Any]:
@@ -250,3 +225,8 @@ def _split(manifest: Manifest, split: str) -> dict[str, Any]:
         "values_per_cell": values / cells if cells else None,
         "most_values_in_a_cell": max((s.max_genes for s in shards), default=0),
     }
+
+
+def _cut(name: str) -> str:
+    """The name of an input, a label or a reason, as a table has it."""
+    return shorten(printable(name), NAME_WIDTH)

@@ -11,8 +11,8 @@ import pytest
 from pack_support import counts, index, quiet_pack, vocab_of, write
 
 from scshards.base.progress import display_width
+from scshards.cli import report
 from scshards.cli.command import Result
-from scshards.packing import report
 from scshards.shards.manifest import LabelInfo, Manifest, SourceInfo
 
 

@@ -55,16 +55,11 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
+            if not cmd_name.startswith("-"):
+                ctx.fail(f"No such command {cmd_name!r}: {did_you_mean(cmd_name, COMMANDS)}")
             return None
         found: click.Command = importlib.import_module(f"scshards.cli.{cmd_name}").command
         return found
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
-            ctx.fail(f"No such command {args[0]!r}: {did_you_mean(args[0], COMMANDS)}")
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # click would import every command here to ask for its help.

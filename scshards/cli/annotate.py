@@ -26,7 +26,7 @@ def command(progress: bool, **chosen: Any) -> Result | None:
     by default named predicted_ and the column that the model was trained on, and its probability.
 
     \b
-      scshards annotate run cells.h5ad -o annotated.h5ad
+    scshards annotate run cells.h5ad -o annotated.h5ad
     """
     from scshards.train.annotate import annotate
 

@@ -63,7 +63,8 @@ def command() -> None:
 @command.command("list")
 @options(CensusOptions, only="queries")
 @wide
-def list_(queries: str | None) -> Result:
+@store_options
+def list_(queries: str | None, storage_options: Any) -> Result:
     """List the queries, and the releases of the Census that are served.
 
     The queries are shown without a network too.
@@ -77,7 +78,7 @@ def list_(queries: str | None) -> Result:
     problem = None
     if known.uri is None:
         try:
-            found, aliases = releases(known)
+            found, aliases = releases(known, storage_options)
         except ScshardsError as e:
             problem = str(e)
     census = _census(known)

@@ -31,8 +31,8 @@ def command(progress: bool, **chosen: Any) -> Result | None:
     each. Under torchrun each process takes its share of the cells; the result is the same.
 
     \b
-      scshards embed run cells.h5ad -o embedded.h5ad
-      torchrun --nproc-per-node 8 -m scshards embed run shards -o shards_embedded.h5ad
+    scshards embed run cells.h5ad -o embedded.h5ad
+    torchrun --nproc-per-node 8 -m scshards embed run shards -o embedded.h5ad
     """
     from scshards.train.embed import embed
 

@@ -12,6 +12,7 @@ from scshards.base.progress import Table, counted
 from scshards.cli.bench import BenchOptions
 from scshards.cli.command import Command, Result
 from scshards.cli.options import AtLeast1, build, options, store_options, wide
+from scshards.packing.options import ReshardOptions
 
 if TYPE_CHECKING:
     from scshards.stream.mixing import MixOptions, MixReport
@@ -36,7 +37,7 @@ class MixChoice:
     shuffle
         Read in random order, or that of the shards.
     where
-        Take the cells this is true for, as for scshards pack.
+        As in ReshardOptions.
     balanced
         Draw the values of this label equally often.
     seed
@@ -56,7 +57,7 @@ class MixChoice:
     lanes: AtLeast1 = 64
     shuffle_buffer: AtLeast1 = 8192
     shuffle: bool = True
-    where: str | None = None
+    where: str | None = ReshardOptions.where
     balanced: str | None = None
     seed: int = 0
     epoch: Annotated[int, click.IntRange(min=0)] = 0
@@ -73,8 +74,8 @@ def command(root: str, storage_options: Any, progress: bool, **chosen: Any) -> R
     """Show how well batches of the shard set ROOT mix its labels, before anything is trained.
 
     The order is the one that training with these options would read, worked out on integers; only the
-    shards' indexes are read. Entropy is in bits: that of all cells, of a batch drawn at random, and of
-    the batches that will come, their mean and what one in twenty does not reach.
+    shards' indexes are read. Entropy is in bits: that of a batch drawn at random, and of the batches
+    that will come, their mean and what one in twenty does not reach; with --wide, that of all cells too.
     """
     from scshards.stream.mixing import MixOptions, mix
 

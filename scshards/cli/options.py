@@ -20,7 +20,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import click
@@ -40,17 +40,17 @@ GROUPS = {
     "measured",
     "Genes": "vocab:FILE gene_column:COL id_column:COL strip_versions allow_mixed min_match:SHARE "
     "min_cells:N special_tokens",
-    "Cells": "splits:NAME split:NAME where:EXPR unique:COL min_genes:N max_genes:N min_counts:X "
-    "partitions:I domain_column:COL max_length:N balanced:LABEL by:COL,COL",
+    "Cells": "splits:NAME split:NAME shuffle seed:N where:EXPR unique:COL min_genes:N max_genes:N "
+    "min_counts:X partitions:I domain_column:COL max_length:N balanced:LABEL by:COL,COL",
     "Labels and splits": "obs:COL,COL max_categories:N valid_fraction:SHARE test_fraction:SHARE "
     "split_by:COL split_file:FILE one_split",
-    "Output": "output:PATH to append values round_within:OFF dtype order shuffle seed:N "
+    "Output": "output:PATH to append values round_within:OFF dtype order "
     "cells_per_shard:N max_cells:N compression hf_card column:COL key:NAME probabilities plot:FILE "
     "embeddings:FILE colors:COL dry_run",
-    "Training": "task config:FILE settings:KEY=VALUE demand:CELLS seconds:S epoch:N batches:N "
-    "batch_size:N world_size:N lanes:N shuffle_buffer:CELLS n_bins:N",
+    "Training and batches": "task config:FILE settings:KEY=VALUE demand:CELLS seconds:S epoch:N "
+    "batches:N batch_size:N world_size:N lanes:N shuffle_buffer:CELLS n_bins:N",
     "Work": "workers:N threads:N device:NAME precision:NAME share:I/N finish restart check quick "
-    "repair repair_from:ROOT dask:ADDRESS scratch:DIR storage_options:JSON|@FILE retries:N timeout:S",
+    "repair repair_from:ROOT2 dask:ADDRESS scratch:DIR storage_options:JSON|@FILE retries:N timeout:S",
     "Shown": "cell_key:KEY show:N cells:N genes:N batch sources wide as_json no_progress quiet verbose",
 }
 """{part of the help: its options, in this order, each with what its value is called}."""
@@ -90,6 +90,14 @@ class Option(click.Option):
         if self.multiple:
             commas = isinstance(self.type, _Listed)
             self.help = f"{self.help} Repeatable{', or with commas between' if commas else ''}."
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        """Defaults in one style: numbers as tables have them, and no ranges."""
+        extra = super().get_help_extra(ctx)
+        extra.pop("range", None)
+        if "default" in extra and isinstance(self.default, int | float) and not self.is_flag:
+            extra["default"] = f"{self.default:,.10g}"
+        return extra
 
 
 def option(*flags: str, **attrs: Any) -> Callable[[F], F]:
@@ -141,9 +149,12 @@ def options(cls: type, *, only: str = "", but: str = "") -> Callable[[F], F]:
             if name in _OF_FIELDS:
                 command = _OF_FIELDS[name](command)
                 continue
-            attrs = _attributes(hints[name], fields[name])
-            text = _for_help(texts.get(name, ""))
-            command = option(*_flags(name, attrs), help=text, **attrs)(command)
+            attrs, flags = _attributes(hints[name], fields[name]), flags_of(name)
+            if attrs.get("is_flag") and attrs["default"] is not False:
+                flags = (f"{flags[0]}/--no-{flags[0][2:]}",)
+            # Fields become options, other code loses its quotes.
+            text = re.sub("`([^`]*)`", lambda found: _spelled(found[1]), texts.get(name, ""))
+            command = option(*flags, name, help=text, **attrs)(command)
         return command
 
     return decorate
@@ -173,9 +184,8 @@ def given(chosen: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value
         for name, value in chosen.items()
-        if context.get_parameter_source(name) is not default
-        or value != context.params.get(name)
-        or name == "storage_options"  # --retries and --timeout are in it
+        # --retries and --timeout are in the options of stores.
+        if name == "storage_options" or context.get_parameter_source(name) is not default
     }
 
 
@@ -275,18 +285,5 @@ def _attributes(hint: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:
     return attrs | ({"is_flag": True} if hint is bool else {"type": hint})
 
 
-def _flags(name: str, attrs: Mapping[str, Any]) -> tuple[str, ...]:
-    flags = flags_of(name)
-    if attrs.get("is_flag") and attrs["default"] is not False:
-        flags = (f"{flags[0]}/--no-{flags[0][2:]}",)
-    return (*flags, name)
-
-
-def _for_help(text: str) -> str:
-    """A field's text for the command line: `fields` become options, other code loses its quotes."""
-
-    def spelling(found: re.Match[str]) -> str:
-        name = found[1]
-        return flags_of(name)[-1] if name in PLACES or name in FLAGS else name
-
-    return re.sub(r"`([^`]*)`", spelling, text)
+def _spelled(name: str) -> str:
+    return flags_of(name)[-1] if name in PLACES or name in FLAGS else name

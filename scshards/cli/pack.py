@@ -81,21 +81,25 @@ def command(inputs: tuple[str, ...], output: str, progress: bool, **chosen: Any)
     An INPUT is an h5ad file, a zarr store, a 10x .h5 file or an mtx folder; or cells as lists of token
     ids and values: a scBank folder (.scb), a Parquet file, a Hugging Face dataset saved to disk, an MDS
     folder.
+
     INPUT and ROOT are local paths or URLs such as s3://bucket/prefix; an INPUT may be on a web server,
     https://host/a.h5ad. ROOT must be absent or empty.
+
     An INPUT may be a quoted pattern, 'data/*.h5ad', or a directory (a URL with a slash at its end),
     which stands for all .h5ad, .h5, .zarr.zip and .datatable.parquet files and all such folders below
     it; or a list, a .txt or .tsv file (or @FILE): an input a line and, after a tab, the name that tables
     and the manifest show for it. Paths in it are relative to its folder. Cells of the Census
     and of other SOMA experiments are census://NAME and soma://URI?filter=EXPRESSION.
+
     INPUT::COL, on the command line and in lists, names the column of var that has the genes of that
     input; index is its index. The name of the input is a column of every cell, source.
+
     Every cell, gene and value that is left out is counted by its reason and shown at the end.
     A pack that was stopped, however it was, goes on when the same command is run again.
 
     \b
-    scshards pack a.h5ad b.h5ad -o shards --vocab vocab.json --obs cell_type,donor_id \\
-        --valid-fraction 0.1 --split-by donor_id
+    scshards pack a.h5ad b.h5ad -o shards --vocab vocab.json \\
+        --obs cell_type,donor_id --valid-fraction 0.1 --split-by donor_id
     """
     from scshards.cli import report
     from scshards.exporting.card import check_compression, write_card

@@ -35,8 +35,8 @@ def command(**chosen: Any) -> Result:
     cells' embeddings.
 
     \b
-      scshards plot run
-      scshards plot run other-run -o both.png
+    scshards plot run
+    scshards plot run other-run -o both.png
     """
     from scshards.train.plot import plot
 

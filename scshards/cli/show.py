@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
-from scshards.base.progress import Table, counted, display_width, printable, shorten
+from scshards.base.progress import Table, counted, printable, shorten
 from scshards.cli.command import Command, Result
 from scshards.cli.options import AtLeast1, build, options, store_options
 
 if TYPE_CHECKING:
     from scshards.shards.shardset import NamedCell
-
-WIDTH = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,46 +66,31 @@ def command(root: str, storage_options: Any, **chosen: Any) -> Result:
 
 def _tree(cell: NamedCell) -> dict[str, Any]:
     """The whole cell, ready for JSON, which has no NaN."""
-    return {
-        "key": cell.key,
-        "split": cell.split,
-        "shard": cell.shard,
-        "source": cell.source,
-        "labels": {name: v if v == v else None for name, v in cell.labels.items()},
-        "genes": dict(zip(cell.genes, cell.values.tolist(), strict=True)),
-    }
+    tree = {name: getattr(cell, name) for name in ("key", "split", "shard", "source")}
+    labels = {name: v if v == v else None for name, v in cell.labels.items()}
+    genes = dict(zip(cell.genes, cell.values.tolist(), strict=True))
+    return tree | {"labels": labels, "genes": genes}
 
 
 def _text(cell: NamedCell, most: int) -> str:
-    lines = [shorten(f"{cell.key}  {cell.shard}  {printable(cell.source)}", WIDTH)]
-    lines += _wrapped([f"{printable(name)}: {_label(v)}" for name, v in cell.labels.items()])
+    lines = [f"{cell.key}  {cell.shard}  {_shown(cell.source)}"]
+    if cell.labels:
+        lines.append("  " + ", ".join(f"{_shown(k)}={_shown(v)}" for k, v in cell.labels.items()))
     n, total = len(cell.genes), cell.values.sum().item()
     lines.append(f"  {counted(n, 'genes')}, values that sum to {total:,.10g}")
     # The largest first; equal ones in the order of their ids.
     order = (-cell.values.astype(float)).argsort(kind="stable")[:most].tolist()
-    named = [f"{printable(cell.genes[i])} {cell.values[i]:g}" for i in order]
+    named = [f"{_shown(cell.genes[i])}={cell.values[i]:g}" for i in order]
     if n > len(named) > 0:
         named.append(f"and {n - len(named):,} more")
-    return "\n".join([*lines, *_wrapped(named)])
+    return "\n".join([*lines, "  " + ", ".join(named)] if named else lines)
 
 
-def _label(value: Any) -> str:
+def _shown(value: Any) -> str:
+    """A name, or a label, of which there may be none."""
     if value is None or value != value:
         return "-"
-    return printable(value) if isinstance(value, str) else f"{value:g}"
-
-
-def _wrapped(items: Sequence[str]) -> Iterator[str]:
-    """The items, with commas between, in lines of at most WIDTH columns, none of them broken."""
-    line = ""
-    for i, item in enumerate(items):
-        item = shorten(item, WIDTH - 4) + ("," if i < len(items) - 1 else "")
-        if line and display_width(line) + 1 + display_width(item) > WIDTH:
-            yield line
-            line = ""
-        line += (" " if line else "  ") + item
-    if line:
-        yield line
+    return f"{value:g}" if isinstance(value, float) else shorten(printable(str(value)), 60)
 
 
 def _batch(root: str, split: str, cells: int, storage_options: Any) -> Result:
@@ -119,11 +101,16 @@ def _batch(root: str, split: str, cells: int, storage_options: Any) -> Result:
         storage_options=storage_options,
     )  # fmt: skip
     batch = next(iter(loader))
-    arrays = {n: getattr(batch, n) for n in ("genes", "values", "targets", "is_masked", "is_pad")}
-    arrays |= {"keys": batch.keys, "weight": batch.weight}
+    names = ("genes", "values", "targets", "is_masked", "is_pad", "keys", "weight")
+    arrays = {name: getattr(batch, name) for name in names}
     arrays |= {f"labels[{name!r}]": values for name, values in batch.labels.items()}
     rows = [
-        (name, " x ".join(map(str, a.shape)), str(a.dtype).removeprefix("torch."), _some(a))
+        (
+            name,
+            " x ".join(map(str, a.shape)),
+            str(a.dtype).removeprefix("torch."),
+            " ".join(_shown(v) for v in a.flatten()[:5].tolist()),
+        )
         for name, a in arrays.items()
     ]
     parts: list[str | Table] = [Table(("array", "shape", "type", "begins with"), rows)]
@@ -131,15 +118,10 @@ def _batch(root: str, split: str, cells: int, storage_options: Any) -> Result:
     for row, key in enumerate(batch.cell_keys):
         n = int((~batch.is_pad[row]).sum())
         named = [
-            f"{tokens[int(batch.genes[row, i])]} {float(batch.targets[row, i]):g}"
-            + (" ?" if batch.is_masked[row, i] else "")
+            f"{tokens[int(batch.genes[row, i])]}={float(batch.targets[row, i]):g}"
+            + ("?" if batch.is_masked[row, i] else "")
             for i in range(min(n, 13))
         ]
-        lines = [f"{key}: {counted(n, 'tokens')}, ? where masked"]
-        parts.append("\n".join([*lines, *_wrapped([*named, *(["..."] if n > 13 else [])])]))
+        text = ", ".join([*named, *(["..."] if n > 13 else [])])
+        parts.append(f"{key}: {counted(n, 'tokens')}, ? where masked\n  {text}")
     return Result({name: a.tolist() for name, a in arrays.items()}, parts)
-
-
-def _some(array: Any) -> str:
-    values = array.flatten()[:6].tolist()
-    return shorten(" ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values), 28)

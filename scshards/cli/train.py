@@ -42,9 +42,11 @@ def command(
     SIGUSR1 and Ctrl-C save and end the run with exit code 0.
 
     \b
-      scshards train shards -o run --set model.n_layers=3 --set run.steps=300
-      scshards train shards -o run --task annotate --set task.label=cell_type --set task.start=scGPT
-      torchrun --nproc-per-node 8 -m scshards train s3://bucket/atlas -o run --config atlas.toml
+    scshards train shards -o run --set model.n_layers=3 --set run.steps=300
+    scshards train shards -o run --task annotate \\
+        --set task.label=cell_type --set task.start=scGPT
+    torchrun --nproc-per-node 8 -m scshards train s3://bucket/atlas -o run \\
+        --config atlas.toml
     """
     from scshards.train.config import TrainConfig
     from scshards.train.loop import train

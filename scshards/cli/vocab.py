@@ -113,11 +113,12 @@ def command() -> None:
 @wide
 @store_options
 def build_(inputs: tuple[str, ...], output: str, storage_options: Any, **chosen: Any) -> Result:
-    """Make a vocabulary of all genes of the inputs, in alphabetical order.
+    """Make a vocabulary of all genes of the inputs.
 
     An INPUT is what `scshards pack` takes: a file, a zarr store, an mtx folder, a quoted pattern, a
-    directory, a list.
-    Genes are symbols or Ensembl ids, as the files name them by the index of var, or the column that is
+    directory, a list. Genes are in alphabetical order.
+
+    They are symbols or Ensembl ids, as the files name them by the index of var, or the column that is
     chosen: in all inputs alike, or the vocabulary is refused. Of inputs that hold token ids they are all
     genes of the vocabulary of the ids; --min-cells 1 takes those that a cell has.
     """
@@ -234,10 +235,11 @@ def _parts(reports: Sequence[GeneReport]) -> list[str | Table]:
 def expand(
     vocab: str, inputs: tuple[str, ...], output: str | None, storage_options: Any, **chosen: Any
 ) -> Result:
-    """Append the genes that VOCAB lacks, of the Census or of inputs, to a new vocabulary.
+    """Append the genes that VOCAB lacks to a new vocabulary.
 
-    Old tokens keep their ids. New genes follow in the order of their names, whatever the order of
-    the inputs. VOCAB comes first: `scshards vocab expand vocab.json --census heart -o new.json`.
+    They are those of the Census, or of inputs. Old tokens keep their ids; new genes follow in the order
+    of their names, whatever the order of the inputs. VOCAB comes first: `scshards vocab expand
+    vocab.json --census heart -o new.json`.
 
     The report shows what became of the genes of each source, and names that call for a look: a
     symbol of several Ensembl ids, an id whose symbol has changed, a gene that has two tokens, tokens

@@ -105,9 +105,9 @@ class PackOptions(_Options):
         The column of var that holds the vocabulary's gene names, of inputs that name none by
         INPUT::COL; "index" is its index. Without it, what matches the vocabulary best.
     layer
-        Pack this layer in place of X.
+        Take this layer in place of X.
     raw
-        Pack raw/X in place of X.
+        Take raw/X in place of X.
     obs
         Columns of obs to keep as labels: text as categories, numbers as numbers.
     cells_per_shard

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import secrets
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 from scshards.base.errors import OutputExistsError, ScshardsError, StorageError
 from scshards.base.locks import locked
+
+_log = logging.getLogger(__name__)
 
 TEMPORARY = ".tmp"
 """How the name of a file ends that is being written; it begins with a dot."""
@@ -164,11 +166,8 @@ def discard(folder: Path) -> None:
         if folder.exists():
             shutil.rmtree(folder)
     except OSError as e:
-        print(
-            f"warning: temporary files could not be removed ({e.strerror}): {folder}; remove them by "
-            "hand",
-            file=sys.stderr,
-            flush=True,
+        _log.warning(
+            f"temporary files could not be removed ({e.strerror}): {folder}; remove them by hand"
         )
 
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import random
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +30,8 @@ from scshards.base.records import read_json
 
 if TYPE_CHECKING:
     from scshards.base.storage import Storage
+
+_log = logging.getLogger(__name__)
 
 LOCK = "lock"
 
@@ -243,11 +245,9 @@ class Lease:
         if found.get("host") == _host() and not _runs(found.get("pid")):
             return False
         if not found.get("is new"):
-            print(
+            _log.warning(
                 f"another process was writing to {self._storage.at('')} ({found.get('holder')}): "
-                f"looking for {self._watch_s:.0f} s whether it still runs",
-                file=sys.stderr,
-                flush=True,
+                f"looking for {self._watch_s:.0f} s whether it still runs"
             )
         end = time.monotonic() + self._watch_s
         while time.monotonic() < end:

@@ -11,8 +11,8 @@ own stretch of obs, and notices when the experiment has changed.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,8 @@ from scshards.census.index import QueryIndex, load_index
 from scshards.census.options import MAX_CELLS
 from scshards.census.queries import load_queries
 from scshards.census.releases import find_release
+
+_log = logging.getLogger(__name__)
 
 
 class Partition(NamedTuple):
@@ -79,7 +81,7 @@ def partitions(url: str, storage_options: Mapping[str, Any] | None = None) -> li
     with Experiment(address, storage_options, or_only_layer=may_choose) as experiment:
         if experiment.layer != address.layer:
             address = dataclasses.replace(address, layer=experiment.layer)
-            print(f"{name}: its only layer, {address.layer}, is taken", file=sys.stderr)
+            _log.warning(f"{name}: its only layer, {address.layer}, is taken")
         return cut(experiment.cells(), address, name, max_cells)
 
 

@@ -12,8 +12,8 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -36,6 +36,8 @@ from scshards.exporting.parquet import ParquetFile
 from scshards.exporting.values import value_dtype
 from scshards.shards.manifest import MANIFEST, VOCAB
 from scshards.shards.shardset import ShardSet
+
+_log = logging.getLogger(__name__)
 
 MARK = "export.json"
 """The report: of a folder of parquet or h5ad files, the last that is written."""
@@ -219,11 +221,7 @@ def _finished(target: Output, request: str, *, is_file: bool) -> ExportReport | 
     if not is_file and any(sizes.get(f.path) != f.bytes for f in report.files):
         return None
     target.remove_leftovers()
-    print(
-        f"{target.name} is complete: it was made by this command, and nothing is to do",
-        file=sys.stderr,
-        flush=True,
-    )
+    _log.warning(f"{target.name} is complete: it was made by this command, and nothing is to do")
     return report
 
 

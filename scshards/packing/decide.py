@@ -9,7 +9,7 @@ raised here.
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,8 @@ from scshards.packing.survey import Survey, Work, keys_name
 from scshards.shards.manifest import LabelInfo, Manifest
 from scshards.sources.genes import Shared
 from scshards.sources.shardset import OldSet
+
+_log = logging.getLogger(__name__)
 
 STRETCH = 1 << 21
 """About so many keys are sorted in memory at once: 16 MB."""
@@ -271,10 +273,8 @@ def _value_kind(
         and all(s.is_log1p and s.fraction is not None for s in telling)
     ):
         if say:
-            print(
-                "the matrices are log-normalised, as uns['log1p'] says: values are stored as float32",
-                file=sys.stderr,
-                flush=True,
+            _log.warning(
+                "the matrices are log-normalised, as uns['log1p'] says: values are stored as float32"
             )
         return "float"
     s = broken[0]

@@ -20,10 +20,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ from scshards.base.storage import Storage, path_of, redact
 from scshards.packing.marks import publish, read_mark
 from scshards.packing.options import PackOptions
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest
+
+_log = logging.getLogger(__name__)
 
 FOLDER, JOB, PLAN, SHARES = ".packing", "job.json", "plan.json", "shares.json"
 
@@ -174,7 +176,7 @@ class Job:
                     discard(aside)
         at = self.storage.at("")
         told = f"{at} is complete: it was made by this command, and nothing is to do"
-        print(told, file=sys.stderr, flush=True)
+        _log.warning(told)
         return manifest
 
     def check_output(self) -> None:

@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import sys
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,6 +54,8 @@ from scshards.shards import spill as segments
 from scshards.shards.manifest import VOCAB, Manifest, ShardInfo
 from scshards.sources.genes import Shared
 from scshards.sources.shardset import ShardRun
+
+_log = logging.getLogger(__name__)
 
 SMALL_VALUES = 1 << 25
 """Below so many values, starting worker processes takes longer than the work."""
@@ -148,7 +150,7 @@ class Phases:
         """What the surveys decide together; nothing is written but to the scratch folder."""
         for s in self.surveys:
             if s.skipped and self.shown:
-                print(f"left out: {s.name}: {s.skipped}", file=sys.stderr, flush=True)
+                _log.warning(f"left out: {s.name}: {s.skipped}")
         shared: list[Shared] = []
         if not self.request.sets:
             shared = compare(self.surveys, self.work, self.request.vocab, self.request.base)

@@ -22,7 +22,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
-import sys
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,6 +35,8 @@ from xxhash import xxh64, xxh64_intdigest
 from scshards.base.errors import StorageError
 from scshards.base.files import publish_array, publishing, scratch_writes
 from scshards.kernels import members as shard_kernels
+
+_log = logging.getLogger(__name__)
 
 _free: list[NDArray[np.uint8]] = []
 _lock = threading.Lock()
@@ -139,7 +141,7 @@ def with_whole(step: Callable[[], None], again: Callable[[int], None]) -> None:
                     advice="name a folder on another disk with --scratch",
                 ) from e
             seen.add(e.task)
-            print(f"{e.what} ({e.where}): its cells are packed again", file=sys.stderr, flush=True)
+            _log.warning(f"{e.what} ({e.where}): its cells are packed again")
             again(e.task)
 
 

@@ -9,9 +9,9 @@ of theirs, and one that holds a matrix twice, as Cell Ranger's outs/ does, is re
 from __future__ import annotations
 
 import fnmatch
+import logging
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,8 @@ from scshards.census.partitions import beside, partitions
 from scshards.sources.ids import PREFIXED, SCB, TABLE
 from scshards.sources.open import folder_kind
 from scshards.sources.rows import display_name
+
+_log = logging.getLogger(__name__)
 
 SUFFIXES = (".h5ad", ".h5", ".zarr.zip", f"{TABLE}parquet")
 """The files that are taken from a directory, beside folders that are inputs themselves."""
@@ -400,9 +402,8 @@ def _without_prefixed(found: list[str]) -> list[str]:
     for path in found:
         folder, _, name = path.rpartition("/")
         if name == PREFIXED and folder in folders:
-            print(
-                f"{display_name(path)} is passed over: the tables beside it hold its cells",
-                file=sys.stderr,
+            _log.warning(
+                f"{display_name(path)} is passed over: the tables beside it hold its cells"
             )
         else:
             kept.append(path)

@@ -146,3 +146,10 @@ def test_an_error_is_short_and_exits_with_1(folder: Path) -> None:
     assert not (folder / "out").exists()
     run = scshards("pack", "x", "-o", "y", "--vocab", "v", "--storage-options", '{"secret": "hush"')
     assert run.returncode == 1 and "hush" not in run.stderr and "Traceback" not in run.stderr
+
+
+def test_notes_and_progress_are_silent_when_that_is_asked_for(folder: Path) -> None:
+    args = (folder / "a.h5ad", "-o", folder / "out", "--vocab", folder / "vocab.json")
+    assert run(*args, "--workers", 1, "-q").stderr == ""
+    assert f"{folder / 'out'} is complete" in run(*args, "--no-progress").stderr
+    assert run(*args, "-q").stderr == ""

@@ -67,7 +67,7 @@ def test_a_batch_is_the_loaders(known: Known) -> None:
         block = text.split(f"\n{key}: ")[1].split("\n\n")[0]
         n = int((~batch.is_pad[row]).sum())
         assert block.startswith(f"{n} tokens, ? where masked\n  <cls>=-2")
-        shown = " ".join(block.splitlines()[1:]).replace(", ...", "").split(", ")
+        shown = block.splitlines()[1].strip().replace(", ...", "").split(", ")
         for i, item in enumerate(shown):
             token, _, value = item.rstrip("?").partition("=")
             assert token == known.vocab.tokens[int(batch.genes[row, i])]

@@ -115,7 +115,7 @@ def test_scratch_that_can_not_be_removed_is_a_warning(
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     name: str,
 ) -> None:
     def busy(path: Any, *_: Any, **__: Any) -> None:
@@ -126,8 +126,8 @@ def test_scratch_that_can_not_be_removed_is_a_warning(
     with monkeypatch.context() as m:
         m.setattr("scshards.base.files.shutil.rmtree", busy)
         calls()[name](folder, out)
-    said = capsys.readouterr().err
-    assert said.count("warning:") == 1 and "resource busy" in said and str(out) in said
+    (said,) = caplog.messages
+    assert "resource busy" in said and str(out) in said
     report = verify(out, progress=False)
     assert report.ok, report.faults
     before = shard_files(out)
@@ -182,7 +182,7 @@ def test_a_damaged_spill_is_packed_again(
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     how: str,
     name: str,
 ) -> None:
@@ -194,13 +194,13 @@ def test_a_damaged_spill_is_packed_again(
         stop_before_writing(m)
         with pytest.raises(KeyboardInterrupt):
             call(folder, out)
-    capsys.readouterr()
+    caplog.clear()
     file, damage = DAMAGES[how]
     if file.endswith("1.npy"):  # looked at when all of them are brought together
         (out / ".packing" / "shard-cells.npy").unlink()
     damage(out / ".packing" / file)
     call(folder, out)
-    said = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    said = [line for line in caplog.messages if "damaged" in line]
     assert said and all("packed again" in line and ".packing" in line for line in said)
     assert len(said) == 1 or file == "segments.npy"
     assert tree_sums(out) == tree_sums(tmp_path / "expected")
@@ -379,7 +379,7 @@ def test_a_set_that_is_complete(
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     name: str,
 ) -> None:
     call, out = calls()[name], tmp_path / "out"
@@ -393,10 +393,10 @@ def test_a_set_that_is_complete(
         with pytest.raises(KeyboardInterrupt):
             call(folder, out)
     assert (out / ".packing").exists() and (out / "manifest.json").exists()
-    capsys.readouterr()
+    caplog.clear()
     manifest = call(folder, out)
-    said = capsys.readouterr().err
-    assert len(said.splitlines()) == 1 and f"{out} is complete" in said
+    (said,) = caplog.messages
+    assert f"{out} is complete" in said
     assert manifest.to_json() == (out / "manifest.json").read_bytes()
     assert not (out / ".packing").exists()
     # What is not whole any more is not taken for it.

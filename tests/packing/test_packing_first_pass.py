@@ -81,11 +81,11 @@ def test_the_same_refusal_of_all_is_told_once(folder: Path) -> None:
 
 
 def test_bad_inputs_are_left_out_when_that_is_asked_for(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = PackOptions(on_bad_input="skip", workers=1, obs=(), cells_per_shard=20)
     manifest = pack(inputs(folder), folder / "out", vocab_of(GENES), options)
-    told = capsys.readouterr().err
+    told = caplog.text
     good = [i for i in range(N) if i not in BAD]
     for i, source in enumerate(manifest.sources):
         assert bool(source.skipped) == (i in BAD) and source.kept == (0 if i in BAD else 10)

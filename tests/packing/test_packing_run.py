@@ -157,14 +157,14 @@ def test_float_values_are_kept_as_they_are(tmp_path: Path) -> None:
 
 
 def test_auto_chooses_float_for_log_normalised_files_and_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = adata(sp.csr_matrix(np.log1p(counts(8, 5))))
     made.uns["log1p"] = {"base": None}
     made.write_h5ad(tmp_path / "a.h5ad")
     manifest = pack(tmp_path / "a.h5ad", tmp_path / "out", vocab_of(5), PackOptions(workers=1))
     assert manifest.value_kind == "float"
-    assert "log-normalised" in capsys.readouterr().err
+    assert "log-normalised" in caplog.text
 
 
 def test_labels_are_united_over_inputs(tmp_path: Path) -> None:

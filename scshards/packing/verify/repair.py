@@ -178,22 +178,23 @@ class _Repair:
         """Pack shards again, whose indexes are good."""
         storage, manifest = self.shard_set.storage, self.shard_set.manifest
         given, names = {f.name: f for f in files}, [s.name for s in manifest.sources]
+        columns = [read_checked_index(storage, info, ["source"])["source"] for info in shards]
+        needed = [names[i] for i in np.unique(np.concatenate(columns)).tolist()]
+        missing = [name for name in needed if name not in given]
+        wrong = missing or [name for name in needed if names.count(name) > 1]
+        if wrong:
+            what = "are needed to repair its shards and were not given"
+            raise ConfigError(
+                f"inputs {what if missing else 'are several'}: {', '.join(wrong[:5])}",
+                where=storage.at(""),
+                advice="name them after --repair as they were named to pack, or in a list with a tab "
+                "and that name behind where they lie now; or give another copy of the set with "
+                "--repair-from",
+            )
         for start in range(0, len(shards), AT_ONCE):
             some = shards[start : start + AT_ONCE]
             indexes = [read_checked_index(storage, info) for info in some]
             index = {name: np.concatenate([i[name] for i in indexes]) for name in indexes[0]}
-            needed = [names[i] for i in np.unique(index["source"]).tolist()]
-            missing = [name for name in needed if name not in given]
-            wrong = missing or [name for name in needed if names.count(name) > 1]
-            if wrong:
-                what = "are needed to repair its shards and were not given"
-                raise ConfigError(
-                    f"inputs {what if missing else 'are several'}: {', '.join(wrong[:5])}",
-                    where=storage.at(""),
-                    advice="name them after --repair as they were named to pack, or in a list with a "
-                    "tab and that name behind where they lie now; or give another copy of the set "
-                    "with --repair-from",
-                )
             members = [b""] * len(index["row"])
             with Progress("repair", len(members), "cells", shown=self.shown) as bar:
                 for source in np.unique(index["source"]).tolist():

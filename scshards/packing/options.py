@@ -341,6 +341,11 @@ class ReshardOptions(_Options):
         return all(option is None for option in chosen)
 
 
+def known(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what a manifest tells, the options of PackOptions: those of other versions are left out."""
+    return {name: options[name] for name in PackOptions.__dataclass_fields__ if name in options}
+
+
 def parts_of(manifest: Manifest, at: object) -> list[tuple[int, dict[str, Any]]]:
     """(first source, options) of the first pack of a set and of each that added to it.
 

@@ -27,7 +27,7 @@ from scshards.packing.compare import refuse_known
 from scshards.packing.executors import LOCAL, make_executor
 from scshards.packing.job import ADDS_TO, SHARES, Job
 from scshards.packing.marks import publish
-from scshards.packing.options import KEPT, OF_THE_RUN
+from scshards.packing.options import KEPT, OF_THE_RUN, known
 from scshards.packing.options import PackOptions as PackOptions
 from scshards.packing.phases import Phases
 from scshards.packing.request import Request, requested
@@ -291,9 +291,8 @@ def _of_addition(base: Manifest, changes: Mapping[str, Any], at: object) -> Pack
             where=at,
             advice="split it anew with scshards reshard first, such as by --split-by",
         )
-    known = PackOptions.__dataclass_fields__.keys() & base.options.keys()
     # The gene column was that of other inputs.
-    old = {name: base.options[name] for name in known} | {"gene_column": None}
+    old = known(base.options) | {"gene_column": None}
     before, wanted = PackOptions(**old), PackOptions(**{**old, **changes})
     for name in changes.keys() - {*OF_INPUTS, *OF_THE_RUN}:
         a, b = getattr(before, name), getattr(wanted, name)

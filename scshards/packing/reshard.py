@@ -18,7 +18,7 @@ from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError, SourceError, VocabError
 from scshards.cells.vocab import Vocab
 from scshards.packing.compare import known_by
-from scshards.packing.options import HELD_OUT, KEPT, PackOptions, parts_of
+from scshards.packing.options import HELD_OUT, KEPT, PackOptions, known, parts_of
 from scshards.packing.options import ReshardOptions as ReshardOptions
 from scshards.packing.pack import run
 from scshards.packing.request import Request
@@ -180,13 +180,13 @@ def _open_sets(roots: Sequence[Input], options: ReshardOptions) -> tuple[list[Ol
             )
         of |= dict.fromkeys(set().union(*marks.values()), old.name)
         if options.where is not None:
-            known = (*old.manifest.labels, *KNOWN)
+            columns = (*old.manifest.labels, *KNOWN)
             for column in where_.parse(options.where).columns:
-                if column not in known:
+                if column not in columns:
                     raise ConfigError(
                         f"the cells of the shard set have no {column!r}",
                         where=f"{old.name}: --where",
-                        advice=did_you_mean(column, known),
+                        advice=did_you_mean(column, columns),
                     )
     if n_sources > MAX_SOURCES:
         raise ConfigError(f"a shard set has at most {MAX_SOURCES:,} inputs, not {n_sources:,}")
@@ -242,9 +242,9 @@ def _new_labels(
     needed = apart if options.split_by is None else [options.split_by]
     names = list(dict.fromkeys([*(all_labels if options.obs is None else options.obs), *needed]))
     # Where no set has it as a label, the index knows from which input each cell is.
-    known = () if SOURCE in all_labels else (SOURCE,)
+    in_index = () if SOURCE in all_labels else (SOURCE,)
     for old in sets:
-        missing = [name for name in names if name not in (*old.manifest.labels, *known)]
+        missing = [name for name in names if name not in (*old.manifest.labels, *in_index)]
         if not missing:
             continue
         if missing[0] in apart:
@@ -284,9 +284,8 @@ def _new_options(
         chosen["split_by"] = next(iter(columns), None)
         if asked.held_out is None:
             chosen |= {f"{name}_fraction": old.get(f"{name}_fraction") for name in HELD_OUT}
-    known = PackOptions.__dataclass_fields__.keys()
-    given = {name: v for name, v in vars(asked).items() if v is not None and name in known}
-    chosen |= given | {"obs": labels, "values": manifests[0].value_kind}
+    chosen |= known({name: value for name, value in vars(asked).items() if value is not None})
+    chosen |= {"obs": labels, "values": manifests[0].value_kind}
     return PackOptions(**{name: value for name, value in chosen.items() if value is not None})
 
 

@@ -23,7 +23,15 @@ from numpy.typing import NDArray
 from scshards.base.config import build
 from scshards.base.errors import ConfigError, FormatError
 from scshards.base.text import text_of
-from scshards.packing.options import KEPT, NO_PACK, OF_THE_SET, PackOptions, entries, parts_of
+from scshards.packing.options import (
+    KEPT,
+    NO_PACK,
+    OF_THE_SET,
+    PackOptions,
+    entries,
+    known,
+    parts_of,
+)
 from scshards.packing.verify.shard import Faults
 from scshards.shards.index import OBS_PREFIX
 from scshards.shards.manifest import MANIFEST, LabelInfo, Manifest
@@ -133,12 +141,12 @@ class Promises:
 
     def _check_part(self, part: Mapping[str, Any]) -> None:
         """Note what is wrong with the options of one pack."""
-        manifest, known = self._manifest, PackOptions.__dataclass_fields__.keys()
-        unknown = sorted(part.keys() - known - set(OF_THE_SET))
+        manifest = self._manifest
+        unknown = sorted(part.keys() - known(part).keys() - set(OF_THE_SET))
         if unknown:
             self.unchecked.append(f"not checked: options of another version, {', '.join(unknown)}")
         try:
-            options = build(PackOptions, {k: v for k, v in part.items() if k in known}, "options")
+            options = build(PackOptions, known(part), "options")
         except ConfigError as e:
             self._no_pack(f"{e.where}: {e.what}")
             return

@@ -31,7 +31,7 @@ from scshards.base.progress import Progress
 from scshards.base.storage import Storage
 from scshards.cells.tokenizer import kernel_values, round_values, tokenize_rows
 from scshards.kernels import rows as row_kernels
-from scshards.packing.options import PackOptions, parts_of
+from scshards.packing.options import PackOptions, known, parts_of
 from scshards.packing.survey import Work, open_input
 from scshards.packing.verify.whole import VerifyReport, verify
 from scshards.shards.chunks import decode_block
@@ -260,8 +260,7 @@ class _Repair:
         """What a source was packed with."""
         parts = parts_of(self.shard_set.manifest, self.shard_set.storage.at(MANIFEST))
         recorded = [options for first, options in parts if first <= source][-1]
-        known = PackOptions.__dataclass_fields__.keys() & recorded.keys()
-        options = build(PackOptions, {name: recorded[name] for name in known}, "options")
+        options = build(PackOptions, known(recorded), "options")
         return dataclasses.replace(options, storage_options=self.options or {})
 
 

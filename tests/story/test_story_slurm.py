@@ -32,6 +32,6 @@ def test_the_slurm_example(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "submitted: 1 (cells), then 2 (shards), then 3 (manifest)" in done.stdout
     assert jobs(tmp_path) == [0, 0, 0], log(tmp_path)
-    assert "share 3 of 3: " in log(tmp_path) and "run --finish" in log(tmp_path)
+    assert "next: run --share I/3" in log(tmp_path) and "--finish in place of" in log(tmp_path)
     report = verify(tmp_path / "out", progress=False)
     assert report.ok and report.cells == 150

@@ -71,23 +71,17 @@ def write_scbank(
     return folder
 
 
-def write_all_counts(
-    folder: Path, banks: Sequence[Path], *, pad: float = -2, copy: bool = False
-) -> Path:
+def write_all_counts(folder: Path, banks: Sequence[Path]) -> Path:
     """`all_counts`: links to the banks' tables, and one table of all cells with `<cls>` before them."""
     folder.mkdir()
     cls_id = len(json.loads((banks[0] / "gene_vocab.json").read_text())) + 1
     parts = []
     for bank in banks:
         table = bank / "counts.datatable.parquet"
-        link = folder / f"{bank.stem}.datatable.parquet"
-        if copy:
-            link.write_bytes(table.read_bytes())
-        else:
-            link.symlink_to(table.absolute())
+        (folder / f"{bank.stem}.datatable.parquet").symlink_to(table.absolute())
         columns = pq.read_table(table).to_pydict()
         columns["genes"] = [[cls_id, *cell] for cell in columns["genes"]]
-        columns["expressions"] = [[pad, *cell] for cell in columns["expressions"]]
+        columns["expressions"] = [[-2.0, *cell] for cell in columns["expressions"]]
         parts.append(as_table(columns))
     pq.write_table(pa.concat_tables(parts), folder / "cls_prefix_data.parquet", row_group_size=7)
     return folder

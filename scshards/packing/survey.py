@@ -37,7 +37,7 @@ from scshards.packing.marks import SPLIT, source_folder
 from scshards.packing.options import PackOptions
 from scshards.packing.unique import write_hashes
 from scshards.packing.values import check_values, matrix_advice, rounding_advice
-from scshards.sources.genes import NamedMatch, Naming, match_source
+from scshards.sources.genes import NamedMatch, match_source
 from scshards.sources.inputs import InputFile
 from scshards.sources.open import input_identity, open_source
 from scshards.sources.rows import INDEX, SOURCE, Source, reading
@@ -424,12 +424,13 @@ def _match(source: Source, file: AnyInput, work: Work) -> NamedMatch:
         )  # fmt: skip
         return NamedMatch(column=INDEX, names=(), match=match)
     options = work.options
-    naming = Naming(
-        gene_column=file.gene_column or options.gene_column,
+    return match_source(
+        source,
+        _vocab(work.folder, work.fingerprint),
+        file.gene_column or options.gene_column,
         strip_versions=options.strip_versions,
         min_match=options.min_match,
     )
-    return match_source(source, _vocab(work.folder, work.fingerprint), naming)
 
 
 def _arrays(

@@ -1,10 +1,10 @@
 """Match the gene columns of an input to a vocabulary, by the column of var that fits it.
 
-    match_source(source, vocab, Naming()) -> NamedMatch      .column, .names, .match
+    match_source(source, vocab) -> NamedMatch                .column, .names, .match
     shared_genes(names, sets, is_id) -> [Shared, ...]        what inputs have in common, pair by pair
 
-Which column names the genes is what `Naming` says, or the one that matches best, the index of var among
-them. Columns that match about as well and mean other genes are for a person to choose from.
+Which column names the genes is chosen, or it is the one that matches best, the index of var among them.
+Columns that match about as well and mean other genes are for a person to choose from.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SAMPLE = 256
 """A column of which none of so many names is known is no rival."""
 
 
-def match_columns(names: Sequence[str], vocab: Vocab, *, strip_versions: bool = False) -> GeneMatch:
+def match_columns(names: Sequence[str], vocab: Vocab, strip_versions: bool = False) -> GeneMatch:
     """match_genes; with `strip_versions`, names that the vocabulary lacks are tried without version."""
     if not strip_versions:
         return match_genes(names, vocab)
@@ -47,25 +47,6 @@ def match_columns(names: Sequence[str], vocab: Vocab, *, strip_versions: bool = 
     match = match_genes(tried, vocab)
     missing = np.flatnonzero(match.tokens < 0)[: len(match.unmatched_names)]
     return dataclasses.replace(match, unmatched_names=tuple(str(names[i]) for i in missing))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Naming:
-    """How the gene columns of an input are matched to a vocabulary.
-
-    Attributes
-    ----------
-    gene_column
-        The column of var that names them, "index" for its index; None takes what matches best.
-    strip_versions
-        Names that the vocabulary lacks are tried without their version.
-    min_match
-        The least share of them that must match.
-    """
-
-    gene_column: str | None = None
-    strip_versions: bool = False
-    min_match: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,8 +73,26 @@ class NamedMatch:
         return self.match.matched / len(self.names) if len(self.names) else 0.0
 
 
-def match_source(source: Source, vocab: Vocab, naming: Naming) -> NamedMatch:
+def match_source(
+    source: Source,
+    vocab: Vocab,
+    gene_column: str | None = None,
+    *,
+    strip_versions: bool = False,
+    min_match: float = 0.0,
+) -> NamedMatch:
     """Match the gene columns of a source.
+
+    Parameters
+    ----------
+    source, vocab
+        The two.
+    gene_column
+        The column of var that names them, "index" for its index; None takes what matches best.
+    strip_versions
+        Names that the vocabulary lacks are tried without their version.
+    min_match
+        The least share of them that must match.
 
     Raises
     ------
@@ -104,13 +103,10 @@ def match_source(source: Source, vocab: Vocab, naming: Naming) -> NamedMatch:
     """
     if not source.n_columns:
         raise SourceError("the matrix has no gene columns", where=source.name)
-    if naming.gene_column is not None:
-        ways = [_way(source, naming.gene_column, vocab, naming.strip_versions)]
-    else:
-        ways = list(_ways(source, vocab, naming.strip_versions))
+    ways = list(_ways(source, vocab, strip_versions, gene_column))
     best = max(ways, key=lambda way: way.match.matched)  # the first of equals
-    if best.share < naming.min_match:
-        raise _too_few(source, best, vocab, naming)
+    if best.share < min_match:
+        raise _too_few(source, best, vocab, strip_versions, min_match)
     if _agree(ways[0], best) and best.share - ways[0].share <= INDEX_FIRST:
         best = ways[0]
     rivals = [w for w in ways if w.share >= CLOSE * best.share and not _agree(w, best)]
@@ -126,26 +122,22 @@ def match_source(source: Source, vocab: Vocab, naming: Naming) -> NamedMatch:
     return best
 
 
-def _ways(source: Source, vocab: Vocab, strip_versions: bool) -> Iterator[NamedMatch]:
-    """By the index of var, and by each column of text that has a name of the vocabulary."""
-    yield _way(source, INDEX, vocab, strip_versions)
-    for column in source.gene_columns:
-        if column == INDEX:
-            continue
+def _ways(
+    source: Source, vocab: Vocab, strip_versions: bool, chosen: str | None = None
+) -> Iterator[NamedMatch]:
+    """By the chosen column; or by the index of var, and each column of text with a known name."""
+    others = source.gene_columns if chosen is None else ()
+    for column in (chosen or INDEX, *(c for c in others if c != INDEX)):
         try:
             names = source.names_in(column)
         except SourceError:
+            if column in (chosen, INDEX):
+                raise
             continue  # nobody chose it, so it need not be in order
         some = names[:: max(1, len(names) // _SAMPLE)]
-        if match_columns(some, vocab, strip_versions=strip_versions).matched:
-            match = match_columns(names, vocab, strip_versions=strip_versions)
+        if column in (chosen, INDEX) or match_columns(some, vocab, strip_versions).matched:
+            match = match_columns(names, vocab, strip_versions)
             yield NamedMatch(column=column, names=names, match=match)
-
-
-def _way(source: Source, column: str, vocab: Vocab, strip_versions: bool) -> NamedMatch:
-    names = source.names_in(column)
-    match = match_columns(names, vocab, strip_versions=strip_versions)
-    return NamedMatch(column=column, names=names, match=match)
 
 
 def _agree(a: NamedMatch, b: NamedMatch) -> bool:
@@ -154,51 +146,39 @@ def _agree(a: NamedMatch, b: NamedMatch) -> bool:
     return same >= SAME * min(a.match.matched, b.match.matched)
 
 
-def _too_few(source: Source, way: NamedMatch, vocab: Vocab, naming: Naming) -> SourceError:
-    match, here = way.match, f"var[{way.column!r}]"
-    if way.column == INDEX:
-        here = source.naming
-    shown = ", ".join(map(repr, match.unmatched_names))
-    more = match.unmatched - len(match.unmatched_names)
-    return SourceError(
-        f"only {match.matched:,} of {source.n_columns:,} genes ({way.share:.0%}) are in the vocabulary "
-        f"by {here}; {match.unmatched:,} are not: {shown}"
-        + (f" and {more:,} more" if more else ""),
-        where=source.name,
-        advice=_advice(source, way, vocab, naming),
-    )
-
-
-def _advice(source: Source, way: NamedMatch, vocab: Vocab, naming: Naming) -> str:
-    best, best_share = _best_way(source, way, vocab, naming)
-    if best_share > max(way.share, _WORTH_NAMING):
-        advice = f"{best} would match {best_share:.0%}"
+def _too_few(
+    source: Source, way: NamedMatch, vocab: Vocab, strip_versions: bool, min_match: float
+) -> SourceError:
+    """Fewer genes than `min_match` have a token; what would match better, if anything does."""
+    match = way.match
+    best, options = way.share, ""
+    for strip in sorted({strip_versions, True}):
+        for other in _ways(source, vocab, strip):
+            if other.share > max(best, _WORTH_NAMING):
+                column = f"--gene-column {other.column}" if other.column != way.column else ""
+                version = "--strip-versions" if strip != strip_versions else ""
+                best, options = other.share, f"{column} {version}".strip()
+    if options:
+        advice = f"{options} would match {best:.0%}"
     else:
         advice = source.naming_advice or (
             "name the column of var that holds the vocabulary's gene names with --gene-column; "
             f"var has: {', '.join(source.gene_columns) or 'no other text columns'}"
         )
-    if best_share < naming.min_match:
+    if best < min_match:
         advice += (
             "; or lower --min-match to drop the unmatched genes, which scshards vocab check --json "
             "lists"
         )
-    return advice
-
-
-def _best_way(source: Source, way: NamedMatch, vocab: Vocab, naming: Naming) -> tuple[str, float]:
-    """The options that match most columns, other than those given, and the share that they match."""
-    best, best_share = "", -1.0
-    for strip in (False, True) if not naming.strip_versions else (True,):
-        for other in _ways(source, vocab, strip):
-            if (other.column, strip) != (
-                way.column,
-                naming.strip_versions,
-            ) and other.share > best_share:
-                parts = [f"--gene-column {other.column}"] if other.column != way.column else []
-                parts += ["--strip-versions"] if strip and not naming.strip_versions else []
-                best, best_share = " ".join(parts), other.share
-    return best, best_share
+    here = source.naming if way.column == INDEX else f"var[{way.column!r}]"
+    more = match.unmatched - len(match.unmatched_names)
+    return SourceError(
+        f"only {match.matched:,} of {source.n_columns:,} genes ({way.share:.0%}) are in the vocabulary "
+        f"by {here}; {match.unmatched:,} are not: {', '.join(map(repr, match.unmatched_names))}"
+        + (f" and {more:,} more" if more else ""),
+        where=source.name,
+        advice=advice,
+    )
 
 
 FEW = 0.1

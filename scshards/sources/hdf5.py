@@ -15,7 +15,6 @@ import abc
 import contextlib
 import importlib
 import os
-import threading
 from typing import Any
 
 import h5py
@@ -60,13 +59,6 @@ def open_hdf5(storage: Storage, name: str, stack: contextlib.ExitStack) -> h5py.
         ) from None
 
 
-_FILTERS = {
-    32000: "LZF", 32001: "Blosc", 32004: "LZ4", 32008: "Bitshuffle", 32013: "ZFP", 32015: "Zstandard",
-    32017: "SZ", 32018: "FCIDECOMP", 32024: "SZ3", 32026: "Blosc2", 32028: "Sperr", 307: "BZip2",
-}  # fmt: skip
-"""Compressions that are plugins of HDF5, by their registered numbers."""
-
-
 def check_filters(node: Any, where: str) -> None:
     """Refuse a dataset, or a group with one, whose compression HDF5 lacks; hdf5plugin has most of them.
 
@@ -85,13 +77,12 @@ def check_filters(node: Any, where: str) -> None:
         with contextlib.suppress(ImportError):
             importlib.import_module("hdf5plugin")
         if not h5z.filter_avail(code):
-            name = _FILTERS.get(code) or stored_name.decode(errors="replace") or "of no known name"
+            name = stored_name.decode(errors="replace") or "of no known name"
             raise SourceError(
                 f"it is compressed by the HDF5 filter {code} ({name}), which is not installed",
                 where=where,
-                advice="pip install hdf5plugin"
-                if code in _FILTERS
-                else "install the plugin that has this filter, and name its folder in HDF5_PLUGIN_PATH",
+                advice="pip install hdf5plugin; or, for a filter that it does not have, install its "
+                "plugin, and name the folder in HDF5_PLUGIN_PATH",
             )
 
 
@@ -101,31 +92,11 @@ def plain_values(node: Any) -> NDArray[Any] | None:
     if not isinstance(node, h5py.Dataset) or node.ndim != 1:
         return None
     kind = attribute(node, "encoding-type")
-    values: NDArray[Any] | None = None
     if kind == "string-array" and h5py.check_string_dtype(node.dtype) is not None:
-        values = _decoded(node[:])
-    elif kind == "array" and node.dtype.kind in "biuf":
-        values = node[:]
-    return values
-
-
-_LAST: list[tuple[NDArray[Any], NDArray[Any]]] = []
-"""The last names that were decoded, as they are stored and as text: the files of an atlas often name the
-same genes, and comparing is ten times as fast as decoding."""
-
-_MOST_KEPT = 1 << 17
-
-
-def _decoded(raw: NDArray[Any]) -> NDArray[Any]:
-    """Stored texts as str objects; for texts equal to the last ones, the very same objects."""
-    for old, values in _LAST:
-        if old.shape == raw.shape and (old == raw).all():
-            return values
-    values = np.empty(len(raw), object)
-    values[:] = [v.decode() for v in raw.tolist()]
-    if len(raw) <= _MOST_KEPT:
-        _LAST[:] = [(raw, values)]
-    return values
+        values = np.empty(len(node), object)
+        values[:] = [v.decode() for v in node[:].tolist()]
+        return values
+    return node[:] if kind == "array" and node.dtype.kind in "biuf" else None
 
 
 def text(values: Any) -> list[str]:
@@ -141,14 +112,16 @@ def text(values: Any) -> list[str]:
 
 _GZIP, _SHUFFLE = h5z.FILTER_DEFLATE, h5z.FILTER_SHUFFLE
 
-MAX_CHUNKS = 1 << 20
-"""Of an array as it is: where each chunk lies is kept in memory, 8 MB at most."""
+MAX_CHUNKS = 1 << 17
+"""Of an array as it is: where each lies is looked up when it is opened, in a tenth of a second."""
 
 _IsalError: Any = isal_zlib.error  # a class; its type stub says that it is an instance
 
 
-def direct(dataset: Any) -> Any:
+def direct(dataset: Any, *, whole: bool = False) -> Any:
     """The dataset, or what reads the same values faster; which one, what the dataset is decides.
+
+    `whole` is for zarr: a chunk that is not there is known to HDF5.
 
     Faster are numbers in chunks with gzip, with the shuffle filter before it or not; and numbers as they
     are, in one piece or in chunks, of a local file.
@@ -163,7 +136,8 @@ def direct(dataset: Any) -> Any:
     properties = dataset.id.get_create_plist()
     is_local = dataset.file.driver == "sec2" and not dataset.external
     if properties.get_layout() == h5d.CONTIGUOUS and dataset.id.get_offset() is not None:
-        return _Pieces(dataset, *_one_piece(dataset)) if is_local else dataset
+        place = np.array([dataset.id.get_offset()])
+        return _Pieces(dataset, place, int(dataset.shape[0])) if is_local else dataset
     if properties.get_layout() != h5d.CHUNKED:
         return dataset
     filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
@@ -220,37 +194,16 @@ class _Pieces(_Array):
             left = left[(high - low) * item :]
 
 
-def _one_piece(dataset: h5py.Dataset) -> tuple[NDArray[np.int64], int]:
-    return np.array([dataset.id.get_offset()]), int(dataset.shape[0])
-
-
 def _plain_chunks(dataset: h5py.Dataset) -> tuple[NDArray[np.int64], int]:
     """Where the chunks of a dataset are in its file, and how many values each has."""
-    # Each task opens its source again, and its process keeps what it found the last times.
-    status = os.fstat(dataset.file.id.get_vfd_handle())
-    version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-    key = (*version, dataset.name)
-    with _lock:
-        if key not in _known:
-            while len(_known) >= 4:
-                del _known[next(iter(_known))]
-            _known[key] = _places(dataset)
-        return _known[key], int(dataset.chunks[0])
-
-
-_known: dict[tuple[Any, ...], NDArray[np.int64]] = {}
-_lock = threading.Lock()
-
-
-def _places(dataset: h5py.Dataset) -> NDArray[np.int64]:
-    size = dataset.chunks[0]
+    size = int(dataset.chunks[0])
     places = np.empty(-(-dataset.shape[0] // size), np.int64)
 
     def note(chunk: Any) -> None:
         places[chunk.chunk_offset[0] // size] = chunk.byte_offset
 
     dataset.id.chunk_iter(note)
-    return places
+    return places, size
 
 
 def _read_bytes(file: int, at: int, left: memoryview) -> None:

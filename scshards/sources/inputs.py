@@ -9,10 +9,9 @@ of theirs, and one that holds a matrix twice, as Cell Ranger's outs/ does, is re
 from __future__ import annotations
 
 import fnmatch
-import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,16 +25,11 @@ from scshards.sources.ids import PREFIXED, SCB, TABLE
 from scshards.sources.open import folder_kind
 from scshards.sources.rows import display_name
 
-_log = logging.getLogger(__name__)
-
 SUFFIXES = (".h5ad", ".h5", ".zarr.zip", f"{TABLE}parquet")
 """The files that are taken from a directory, beside folders that are inputs themselves."""
 
 _ENDINGS = (*SUFFIXES, ".zarr", ".zip", ".parquet", SCB)
 """What the names of inputs end with, where they say what they are."""
-
-ALL_COUNTS = "all_counts"
-"""Where scGPT's script links the tables of the scBank folders beside it."""
 
 LISTS = (".txt", ".tsv")
 """What a list of inputs ends with; one of another name is marked by an @ before it."""
@@ -88,14 +82,13 @@ def expand(
         Files, and folders that are inputs: zarr stores, mtx and scBank folders, saved datasets, MDS
         folders; globs (`*`, `[ab]`, `**` for any depth and, for local paths, `?`); directories,
         remote ones with a slash at the end: all .h5ad, .h5, .zarr.zip and .datatable.parquet files
-        and such folders in them, at any depth. Names that begin with a dot are met by neither. A
-        directory or pattern that has scBank's tables and scGPT's cls_prefix_data.parquet, which
-        repeats them, stands for the tables, and says so. A path that exists is taken as it is,
-        whatever is in its name. Queries: census://NAME, soma://URI?filter=... And lists: .txt and
-        .tsv files, or @FILE, with one of all these a line, and, after a tab, the name of a single
-        input; what is relative there is relative to the list's own folder, and lines that are blank
-        or begin with # are passed over. `::COLUMN` after any of these names the column of var that
-        has the genes of its inputs; one in a list goes before that of the list.
+        and such folders in them, at any depth. Names that begin with a dot are met by neither. A path
+        that exists is taken as it is, whatever is in its name. Queries: census://NAME,
+        soma://URI?filter=... And lists: .txt and .tsv files, or @FILE, with one of all these a line,
+        and, after a tab, the name of a single input; what is relative there is relative to the list's
+        own folder, and lines that are blank or begin with # are passed over. `::COLUMN` after any of
+        these names the column of var that has the genes of its inputs; one in a list goes before that
+        of the list.
     storage_options
         For the file systems.
 
@@ -103,7 +96,7 @@ def expand(
     ------
     ConfigError
         When there is no input, a glob, directory or list gives none, or a glob or directory holds a
-        matrix twice; when an input, a name or the cells of a scBank are there twice.
+        matrix twice; when an input or a name is there twice, or one input lies in another.
     StorageError
         When a list can't be read, or a bucket not be listed.
     """
@@ -152,51 +145,37 @@ def _named_by(column: str | None, file: InputFile) -> InputFile:
 
 
 def _refuse_repeats(files: Sequence[InputFile]) -> None:
-    places: set[str] = set()
+    places: dict[str, str] = {}
     names: set[str] = set()
+    tables = {_folder(file.url) for file in files if TABLE in file.url.rpartition("/")[2]}
     for file in files:
-        if file.place in places:
-            raise ConfigError(
-                "an input is given twice",
-                where=file.name,
-                advice=f"both names lead to {display_name(file.place)}: leave one of them out",
-            )
-        if file.name in names:
+        if file.name in names and file.place not in places:
             raise ConfigError(
                 "two inputs have the same name",
                 where=file.name,
                 advice="name them in a list of inputs: a .txt file, with a tab and the name after each",
             )
-        places.add(file.place)
+        other = places.setdefault(file.place, file.url)
+        if other is not file.url:
+            raise _twice(file, f"both names lead to {display_name(file.place)}")
         names.add(file.name)
-    places |= set(map(_spelled, (file.url for file in files)))
     for file in files:
-        spelled = _spelled(file.url)
-        if any(_is_copy(place, places) for place in (file.place, spelled)):
-            raise ConfigError(
-                "the cells of scBank folders are given twice: as folders or tables, and in this file",
-                where=file.name,
-                advice=f"name the *{SCB} folders alone, or {ALL_COUNTS} alone",
-            )
+        if file.url.endswith(f"/{PREFIXED}") and _folder(file.url) in tables:
+            raise _twice(file, "the tables beside it hold its cells")
+        above = _folder(file.place)
+        while above:
+            if above in places:
+                raise _twice(file, f"it lies in {display_name(places[above])}")
+            above = _folder(above)
 
 
-def _spelled(url: str) -> str:
-    return os.path.normpath(path_of(url).absolute()) if is_local(url) else url.rstrip("/")
+def _twice(file: InputFile, why: str) -> ConfigError:
+    advice = f"{why}: leave one of them out"
+    return ConfigError("an input is given twice", where=file.name, advice=advice)
 
 
-def _is_copy(place: str, places: Set[str]) -> bool:
-    """Whether a file only repeats the cells of other inputs, as scGPT's scripts make them."""
-    folder, _, name = place.rpartition("/")
-    above, _, here = folder.rpartition("/")
-    if name == PREFIXED:
-        if any(TABLE in p and p.rpartition("/")[0] == folder for p in places):
-            return True
-    elif TABLE not in name:
-        return False
-    return folder in places or (
-        here == ALL_COUNTS
-        and any(p.endswith(SCB) and p.rpartition("/")[0] == above for p in places)
-    )
+def _folder(place: str) -> str:
+    return place.rpartition("/")[0]
 
 
 def _list_address(text: str) -> str | None:
@@ -257,115 +236,54 @@ def _expanded(url: str, options: Mapping[str, Any] | None) -> list[InputFile]:
 def _local(url: str) -> list[str]:
     path = path_of(url)
     if path.is_dir():
-        return _of_directory(Storage(path), path.absolute().name, url, lambda p: str(path / p))
+        return _chosen(Storage(path), path.absolute().name, url, None, lambda p: str(path / p))
     if path.exists() or not _GLOB_LOCAL.search(str(path)):
         return [url]
     parts = path.parts
     first = next(i for i, part in enumerate(parts) if _GLOB_LOCAL.search(part))
     root = Path(*parts[:first])
-    met = _matching(Storage(root), "", list(parts[first:]), url) if root.is_dir() else ()
-    return _chosen({str(root / p) for p in met}, url, "no file matches this pattern")
+    if not root.is_dir():
+        raise _none_met(url, is_pattern=True)
+    return _chosen(Storage(root), root.name, url, list(parts[first:]), lambda p: str(root / p))
 
 
 def _remote(url: str, options: Mapping[str, Any] | None) -> list[str]:
+    glob = _GLOB_REMOTE.search(url.partition("?")[0])
     if url.endswith(".zarr/"):
         return [url.rstrip("/")]
-    glob = _GLOB_REMOTE.search(url.partition("?")[0])
-    if url.endswith("/"):
-        _refuse_web(url)
-        name = url.rstrip("/").rpartition("/")[2]
-        return _of_directory(Storage(url, options), name, url, lambda p: f"{url}{p}")
-    if glob is None or Storage(url, options).exists(""):
+    if not url.endswith("/") and (glob is None or Storage(url, options).exists("")):
         return [url]
-    _refuse_web(url)
-    root = url[: url.rindex("/", 0, glob.start()) + 1]
-    met = _matching(Storage(root, options), "", url[len(root) :].split("/"), url)
-    return _chosen({f"{root}{p}" for p in met}, url, "no file matches this pattern")
-
-
-def _of_directory(storage: Storage, name: str, url: str, at: Callable[[str], str]) -> list[str]:
-    below = list(_below(storage, name))
-    if below == [""]:
-        return [url.rstrip("/") if not storage.is_local else url]
-    return _chosen({at(path) for path in below}, url, _NO_FILES)
-
-
-def _refuse_web(url: str) -> None:
     if is_web(url):
         raise ConfigError(
             "the files of a web server can't be listed",
             where=display_name(url),
             advice="name each file, or write their addresses into a list, a .txt file",
         )
+    root, pattern = url, None
+    if glob is not None and not url.endswith("/"):
+        root = url[: url.rindex("/", 0, glob.start()) + 1]
+        pattern = url[len(root) :].split("/")
+    name = root.rstrip("/").rpartition("/")[2]
+    return _chosen(Storage(root, options), name, url, pattern, lambda p: f"{root}{p}")
 
 
-def _below(storage: Storage, name: str, path: str = "") -> Iterator[str]:
-    """The inputs of a folder, at any depth, as paths below the root; "" when it is one itself."""
-    folders, files = storage.folder(path)
-    if folder_kind(name, files):
-        yield path
-        return
-    start = f"{path}/" if path else ""
-    seen = (f for f in files if not f.startswith("."))
-    yield from (f"{start}{f}" for f in seen if f.endswith(SUFFIXES) or f == PREFIXED)
-    for folder in folders:
-        below = f"{start}{folder}"
-        if folder.startswith("."):
-            continue
-        if not _is_link(storage, below):
-            yield from _below(storage, folder, below)
-        elif folder_kind(folder, storage.folder(below)[1]):
-            yield below  # no other link is followed: it may lead in a circle
-
-
-def _matching(storage: Storage, path: str, pattern: Sequence[str], url: str) -> Iterator[str]:
-    """The inputs below a folder that fit the parts of a pattern; `**` is any number of folders.
-
-    As in a shell, what is hidden is met only by a part that begins with a dot itself. Nothing is looked
-    for inside of an input, and other folders are none.
-    """
-    folders, files = storage.folder(path)
-    start, head, rest = f"{path}/" if path else "", pattern[0], pattern[1:]
-    if "**" in head and head != "**":
+def _chosen(
+    root: Storage, name: str, url: str, pattern: list[str] | None, at: Callable[[str], str]
+) -> list[str]:
+    """What a pattern, or all of a directory, stands for, sorted: each matrix once, in one place."""
+    if pattern and any("**" in part and part != "**" for part in pattern):
         raise ConfigError(
             "this pattern can't be used: ** stands for folders, alone between two slashes",
             where=display_name(url),
         )
-
-    def fits(name: str) -> bool:
-        if name.startswith(".") and not head.startswith("."):
-            return False
-        return head == "**" or fnmatch.fnmatchcase(name, head)
-
-    if head == "**" and rest:
-        yield from _matching(storage, path, rest, url)
-    elif not rest and head != "**":
-        yield from (f"{start}{name}" for name in files if fits(name))
-    for name in filter(fits, folders):
-        below = f"{start}{name}"
-        if folder_kind(name, storage.folder(below)[1]):
-            if not rest or rest == ["**"]:
-                yield below
-        elif head == "**" and not _is_link(storage, below):
-            yield from _matching(storage, below, pattern, url)
-        elif head != "**" and rest:
-            yield from _matching(storage, below, rest, url)
-
-
-def _is_link(storage: Storage, path: str) -> bool:
-    local = storage.local_path
-    return local is not None and (local / path).is_symlink()
-
-
-def _chosen(met: Set[str], url: str, otherwise: str) -> list[str]:
-    """What a directory or pattern stands for, sorted: each matrix once, in one place."""
-    found = _without_prefixed(sorted(met))
+    met = list(_below(root, name, "", pattern or ["**", "*"]))
+    if met == [("", True)] and pattern is None:
+        return [url if root.is_local else url.rstrip("/")]
+    found = sorted(
+        {at(path) for path, is_folder in met if is_folder or pattern or path.endswith(SUFFIXES)}
+    )
     if not found:
-        raise ConfigError(
-            otherwise,
-            where=display_name(url),
-            advice="check the spelling; quote patterns, so that the shell leaves them alone",
-        )
+        raise _none_met(url, is_pattern=pattern is not None)
     first: dict[str, str] = {}
     for one in found:
         other = first.setdefault(_matrix(one), one)
@@ -381,6 +299,55 @@ def _chosen(met: Set[str], url: str, otherwise: str) -> list[str]:
     return found
 
 
+def _none_met(url: str, *, is_pattern: bool) -> ConfigError:
+    return ConfigError(
+        "no file matches this pattern" if is_pattern else _NO_FILES,
+        where=display_name(url),
+        advice="check the spelling; quote patterns, so that the shell leaves them alone",
+    )
+
+
+def _below(
+    storage: Storage, name: str, path: str, pattern: Sequence[str]
+) -> Iterator[tuple[str, bool]]:
+    """(path, whether it is a folder) of the files and of the folders that are inputs, where they fit.
+
+    Nothing is looked for inside of an input, which may be the folder itself, as the path "".
+    """
+    folders, files = storage.folder(path)
+    if folder_kind(name, files):
+        if not path or _fits(path.split("/"), pattern):
+            yield path, True
+        return
+    local, start = storage.local_path, f"{path}/" if path else ""
+    if "**" in pattern and path and local is not None and (local / path).is_symlink():
+        return  # it may lead in a circle
+    for file in files:
+        # ** alone stands for folders.
+        if pattern[-1] != "**" and _fits(f"{start}{file}".split("/"), pattern):
+            yield f"{start}{file}", False
+    for folder in folders:
+        if _fits(f"{start}{folder}".split("/"), pattern, begin=True):
+            yield from _below(storage, folder, f"{start}{folder}", pattern)
+
+
+def _fits(path: Sequence[str], pattern: Sequence[str], *, begin: bool = False) -> bool:
+    """Whether a path fits a pattern or, with `begin`, something below it may.
+
+    As in a shell, what is hidden is met only by a part that begins with a dot itself.
+    """
+    if not path:
+        return begin or list(pattern) in ([], ["**"])
+    if not pattern:
+        return False
+    meets = pattern[0].startswith(".") or not path[0].startswith(".")
+    if pattern[0] != "**":
+        meets = meets and fnmatch.fnmatchcase(path[0], pattern[0])
+        return meets and _fits(path[1:], pattern[1:], begin=begin)
+    rest = _fits(path, pattern[1:], begin=begin)
+    return rest or (meets and _fits(path[1:], pattern, begin=begin))
+
+
 def _matrix(path: str) -> str:
     """What two files of one matrix share: the name but for its ending, and Cell Ranger's choice."""
     ending = next((e for e in _ENDINGS if path.endswith(e)), "")
@@ -393,18 +360,3 @@ _CHOICE = re.compile(
 )
 _GENOME = re.compile(r"(?<=_bc_matrices)/[^/]+$")
 """The folder in the folder, before Cell Ranger 3."""
-
-
-def _without_prefixed(found: list[str]) -> list[str]:
-    """The same without scGPT's training table where the tables that it was made of are there."""
-    folders = {path.rpartition("/")[0] for path in found if TABLE in path.rpartition("/")[2]}
-    kept = []
-    for path in found:
-        folder, _, name = path.rpartition("/")
-        if name == PREFIXED and folder in folders:
-            _log.warning(
-                f"{display_name(path)} is passed over: the tables beside it hold its cells"
-            )
-        else:
-            kept.append(path)
-    return kept

@@ -1,12 +1,14 @@
 """Matrices on disk, read by rows in bounded memory: CSR, dense, and CSC by an external transposition.
 
-They see arrays only through slices, `.shape`, `.dtype` and `.chunks`, as h5py and zarr offer them.
-Called by sources.anndata, sources.tenx and sources.mtx.
+They see arrays only through slices, `.shape`, `.dtype` and `.chunks`, as h5py and zarr offer them. What
+is wrong with a matrix is a ValueError here; the source says where, see sources.rows.reading.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import SourceError
-from scshards.base.files import Once
+from scshards.base.files import Once, mapped
 from scshards.cells.tokenizer import dense_to_csr
 from scshards.kernels import rows as kernels
-from scshards.sources.rows import BLOCK_ROWS, BLOCK_VALUES, MAKE_ANEW, Block, kernel_dtype, reading
+from scshards.sources.rows import (
+    BLOCK_ROWS,
+    BLOCK_VALUES,
+    Block,
+    guarded,
+    kernel_dtype,
+    reading,
+    spread,
+)
 
 SLAB_VALUES = 1 << 24
 """Most values of a dense matrix that are read at once, so that a row of its chunks is read whole."""
-
-_SAMPLES = 16
 
 
 class ByRows:
@@ -41,46 +48,38 @@ class ByRows:
 class Csr(ByRows):
     """Compressed rows: as many reads as blocks."""
 
-    def __init__(self, indptr: Any, indices: Any, data: Any, shape: tuple[int, int], where: str):
-        self.shape, self._where = shape, where
+    def __init__(self, indptr: Any, indices: Any, data: Any, shape: tuple[int, int]) -> None:
+        self.shape = shape
         self._indptr, self._indices, self._data = indptr, indices, data
-        _check_parts(indptr, indices, data, shape[0], where)
+        _check_parts(indptr, indices, data, shape[0])
         self.n_values = int(data.shape[0])
 
     def blocks(self, start: int, stop: int, max_rows: int, max_values: int) -> Iterator[Block]:
         for first in range(start, stop, max_rows):
-            with reading(self._where):
-                window = self._indptr[first : min(first + max_rows, stop) + 1].astype(np.int64)
-            _check_indptr(window, self.n_values, self._where)
-            _check_ends(
-                window[0] if first == 0 else None,
-                window[-1] if first + len(window) - 1 == self.shape[0] else None,
-                self.n_values,
-                self._where,
-            )
+            window = self._indptr[first : min(first + max_rows, stop) + 1].astype(np.int64)
+            is_last = first + len(window) - 1 == self.shape[0]
+            _check_pointers(window, self.n_values, first == 0, is_last)
             for a, b in row_cuts(window, max_values):
                 indptr = window[a : b + 1]
-                with reading(self._where):
-                    indices = self._indices[indptr[0] : indptr[-1]]
-                    data = self._data[indptr[0] : indptr[-1]]
-                yield Block(
-                    first + a, indptr, _checked_columns(indices, self.shape[1], self._where), data
-                )
+                indices = self._indices[indptr[0] : indptr[-1]]
+                data = self._data[indptr[0] : indptr[-1]]
+                columns = _checked_columns(indices, self.shape[1])
+                yield Block(first + a, indptr, columns, data)
 
     def sample(self, n_values: int) -> NDArray[Any]:
-        return _sample(self._data, n_values, self._where)
+        return _sample(self._data, n_values)
 
 
 class Dense(ByRows):
     """A plain two-dimensional array, read in slabs of whole chunks where they fit in memory."""
 
-    def __init__(self, data: Any, where: str):
+    def __init__(self, data: Any) -> None:
         if len(data.shape) != 2:
-            raise SourceError(f"the matrix has {len(data.shape)} dimensions, not 2", where=where)
-        _check_dtype(data, where)
+            raise ValueError(f"the matrix has {len(data.shape)} dimensions, not 2")
+        _check_dtype(data)
         self.shape: tuple[int, int] = (int(data.shape[0]), int(data.shape[1]))
         self.n_values = self.shape[0] * self.shape[1]
-        self._data, self._where = data, where
+        self._data = data
 
     def blocks(self, start: int, stop: int, max_rows: int, max_values: int) -> Iterator[Block]:
         columns = max(self.shape[1], 1)
@@ -91,8 +90,7 @@ class Dense(ByRows):
         while at < stop:
             # Slabs end where chunks do, so that only the first and last chunk are read twice.
             end = min(at + slab - at % chunk if slab % chunk == 0 else at + slab, stop)
-            with reading(self._where):
-                values = self._data[at:end]
+            values = self._data[at:end]
             for a in range(0, end - at, rows):
                 yield Block(at + a, *dense_to_csr(values[a : a + rows]))
             at = end
@@ -100,13 +98,49 @@ class Dense(ByRows):
     def sample(self, n_values: int) -> NDArray[Any]:
         rows = max(1, n_values // max(self.shape[1], 1))
         parts = [self._data[:0]]
-        with reading(self._where):
-            parts += [self._data[a:b] for a, b in spread(self.shape[0], rows)]
+        parts += [self._data[a:b] for a, b in spread(self.shape[0], rows)]
         return np.concatenate(parts).reshape(-1)
 
 
-class Csc:
-    """Compressed columns: written out by rows once, then read like compressed rows.
+class Written(abc.ABC):
+    """A matrix that is written out by rows once, by whoever asks first, and then read by rows."""
+
+    needs_transposing = True
+
+    def __init__(
+        self, shape: tuple[int, int], n_values: int, where: str, scratch: Path | None
+    ) -> None:
+        # An error of the disk that is written to is another one than one of the input.
+        self.shape, self.n_values, self._where = shape, n_values, where
+        self._scratch = Once(scratch)
+
+    @abc.abstractmethod
+    def _write(self, folder: Path) -> None:
+        """Write the rows, in order or in buckets; other processes see all of it or nothing."""
+
+    def transpose(self) -> None:
+        self._scratch.made(self._write)
+
+    def blocks(self, start: int, stop: int, max_rows: int, max_values: int) -> Iterator[Block]:
+        yield from self._by_rows().blocks(start, stop, max_rows, max_values)
+
+    def sample(self, n_values: int) -> NDArray[Any]:
+        return self._by_rows().sample(n_values)
+
+    def close(self) -> None:
+        self._scratch.close()
+
+    def _by_rows(self) -> Csr | _Buckets:
+        folder = self._scratch.made(self._write)
+        if (folder / _BOUNDS).exists():
+            return _Buckets(folder, self.shape)
+        indptr = np.load(folder / _INDPTR, mmap_mode="r")
+        columns, values = (_mapped(folder, name, int(indptr[-1])) for name in (_COLUMNS, _VALUES))
+        return Csr(indptr, columns, values, self.shape)
+
+
+class Csc(Written):
+    """Compressed columns, written out by rows in buckets.
 
     The rows are cut into buckets of at most BLOCK_VALUES values (a longer row is a bucket of its own).
     Two passes read the columns in pieces of as many values: one counts the values of each row, one
@@ -122,34 +156,87 @@ class Csc:
         shape: tuple[int, int],
         where: str,
         scratch: Path | None,
-    ):
-        self.shape, self._where = shape, where
+    ) -> None:
+        super().__init__(shape, int(data.shape[0]), where, scratch)
         self._indptr, self._indices, self._data = indptr, indices, data
-        _check_parts(indptr, indices, data, shape[1], where)
-        self.n_values = int(data.shape[0])
-        self._scratch = Once(scratch)
+        _check_parts(indptr, indices, data, shape[1])
 
-    needs_transposing = True
+    def sample(self, n_values: int) -> NDArray[Any]:
+        return _sample(self._data, n_values)
 
-    def close(self) -> None:
-        self._scratch.close()
+    def _write(self, folder: Path) -> None:
+        counts = np.zeros(self.shape[0], np.int64)
+        with reading(self._where):
+            column_ptr = self._indptr[:].astype(np.int64)
+            _check_pointers(column_ptr, self.n_values, True, True)
+            for a, b in _pieces(self.n_values):
+                if not kernels.count_rows(_native(self._indices[a:b]), counts):
+                    raise ValueError("a row index is outside the matrix")
 
-    def transpose(self) -> None:
-        """Write the buckets, unless they are there already; other processes see all of them or none."""
-        self._scratch.made(self._write_buckets)
+        def columns_of(a: int, b: int) -> NDArray[Any]:
+            return np.repeat(np.arange(self.shape[1]), np.diff(np.clip(column_ptr, a, b)))
+
+        _write_buckets(folder, self._indices, columns_of, self._data, counts, self._where)
+
+
+class Spooled(Written):
+    """What is no array on disk, such as text: written out as numbers, in buckets if in no order."""
+
+    @abc.abstractmethod
+    def _triplets(self) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+        """(rows, columns, values) of some values at a time, in any order, all inside the matrix."""
+
+    def _write(self, folder: Path) -> None:
+        counts = np.zeros(self.shape[0], np.int64)
+        in_order, last = True, 0
+        spool = folder / "spool"
+        spool.mkdir()
+        dtype = np.dtype(np.float64)
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context((spool / n).open("wb")) for n in _TRIPLETS]
+            for rows, columns, values in guarded(self._triplets(), self._where):
+                in_order &= len(rows) == 0 or bool(rows[0] >= last and (np.diff(rows) >= 0).all())
+                last = int(rows[-1]) if len(rows) else last
+                counts += np.bincount(rows, minlength=len(counts))
+                dtype = values.dtype
+                for file, part in zip(files, (rows, columns, values), strict=True):
+                    as_stored = part.dtype if part is values else np.int32
+                    file.write(np.ascontiguousarray(part, as_stored).data)
+        np.save(spool / _DTYPE, np.zeros(0, dtype))
+        if in_order:
+            for name in (_COLUMNS, _VALUES, _DTYPE):
+                (spool / name).rename(folder / name)
+            np.save(folder / _INDPTR, np.append(0, np.cumsum(counts)))
+        else:
+            parts = [_mapped(spool, n, int(counts.sum())) for n in _TRIPLETS]
+            _write_buckets(
+                folder, parts[0], lambda a, b: parts[1][a:b], parts[2], counts, self._where
+            )
+        shutil.rmtree(spool)
+
+
+class _Buckets(ByRows):
+    """Rows in buckets, each sorted when it is read."""
+
+    def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
+        self.shape, self._folder = shape, folder
+        self._indptr = np.load(folder / _INDPTR, mmap_mode="r")
+        self._bounds = np.load(folder / _BOUNDS)
+        self._dtypes = [_dtype(folder, name) for name in _TRIPLETS]
+        self.n_values = int(self._indptr[-1])
 
     def blocks(self, start: int, stop: int, max_rows: int, max_values: int) -> Iterator[Block]:
-        folder = self._scratch.made(self._write_buckets)
-        indptr = np.load(folder / "indptr.npy", mmap_mode="r")
-        bounds = np.load(folder / "bounds.npy")
+        bounds = self._bounds
         for k in range(len(bounds) - 1):
             first, last = max(start, int(bounds[k])), min(stop, int(bounds[k + 1]))
             if first >= last:
                 continue
-            ptr = np.array(indptr[bounds[k] : bounds[k + 1] + 1])
+            ptr = np.array(self._indptr[bounds[k] : bounds[k + 1] + 1])
             rows, columns, values = (
-                np.fromfile(folder / name, dtype, ptr[-1] - ptr[0], offset=dtype.itemsize * ptr[0])
-                for name, dtype in self._triplets()
+                np.fromfile(
+                    self._folder / n, dtype, ptr[-1] - ptr[0], offset=dtype.itemsize * ptr[0]
+                )
+                for n, dtype in zip(_TRIPLETS, self._dtypes, strict=True)
             )
             ptr -= ptr[0]
             out_columns, out_values = np.empty_like(columns), np.empty_like(values)
@@ -160,80 +247,63 @@ class Csc:
                 yield Block(first + c, window[c : d + 1], out_columns[p:q], out_values[p:q])
 
     def sample(self, n_values: int) -> NDArray[Any]:
-        return _sample(self._data, n_values, self._where)
-
-    def _columns(self) -> tuple[int, int, Callable[[int, int], NDArray[Any]]]:
-        """(the first value, the end of the values, a function that gives the columns of a:b)."""
-        with reading(self._where):
-            column_ptr = self._indptr[:].astype(np.int64)
-        _check_indptr(column_ptr, self.n_values, self._where)
-        _check_ends(column_ptr[0], column_ptr[-1], self.n_values, self._where)
-
-        def of_values(a: int, b: int) -> NDArray[Any]:
-            inside = np.clip(column_ptr, a, b)
-            return np.repeat(np.arange(self.shape[1]), np.diff(inside))
-
-        return int(column_ptr[0]), int(column_ptr[-1]), of_values
-
-    def _write_buckets(self, folder: Path) -> None:
-        first, end, columns_of = self._columns()
-        counts = np.zeros(self.shape[0], np.int64)
-        pieces = [(a, min(a + BLOCK_VALUES, end)) for a in range(first, end, BLOCK_VALUES)]
-        for a, b in pieces:
-            with reading(self._where):
-                rows = _native(self._indices[a:b])
-            if not kernels.count_rows(rows, counts):
-                raise SourceError(
-                    "a row index is outside the matrix", where=self._where, advice=MAKE_ANEW
-                )
-        indptr = np.zeros(self.shape[0] + 1, np.int64)
-        np.cumsum(counts, out=indptr[1:])
-        starts = [a for a, _ in row_cuts(indptr, BLOCK_VALUES, BLOCK_ROWS)]
-        bounds = np.array([*starts, self.shape[0]], np.int64)
-        bucket_of_row = np.repeat(np.arange(len(starts)), np.diff(bounds)).astype(
-            np.uint16 if len(starts) <= 1 << 16 else np.int32
-        )
-        at = indptr[bounds[:-1]].copy()
-        triplets = self._triplets()
-        with contextlib.ExitStack() as stack:
-            files = [stack.enter_context((folder / name).open("wb")) for name, _ in triplets]
-            for a, b in pieces:
-                with reading(self._where):
-                    rows, values = _native(self._indices[a:b]), self._data[a:b]
-                columns = columns_of(a, b)
-                buckets = bucket_of_row[rows]
-                order = np.argsort(buckets, kind="stable")
-                ends = np.cumsum(np.bincount(buckets, minlength=len(starts)))
-                for k in np.unique(buckets).tolist():
-                    mine = order[ends[k - 1] if k else 0 : ends[k]]
-                    parts = (rows[mine] - bounds[k], columns[mine], values[mine])
-                    for file, (_, dtype), part in zip(files, triplets, parts, strict=True):
-                        file.seek(int(at[k]) * dtype.itemsize)
-                        file.write(np.ascontiguousarray(part, dtype).data)
-                    at[k] += len(mine)
-        np.save(folder / "indptr.npy", indptr)
-        np.save(folder / "bounds.npy", bounds)
-
-    def _triplets(self) -> tuple[tuple[str, np.dtype[Any]], ...]:
-        """The files of the buckets: rows within the bucket, columns, values."""
-        index = np.dtype(np.int32)
-        values = kernel_dtype(self._data.dtype)
-        return (("rows.bin", index), ("columns.bin", index), ("values.bin", values))
+        return _sample(_mapped(self._folder, _VALUES, self.n_values), n_values)
 
 
-class Triplets(Csc):
-    """Values in any order, each with its row and column, which must be inside the matrix."""
+_TRIPLETS = (_ROWS, _COLUMNS, _VALUES) = ("rows.bin", "columns.bin", "values.bin")
+_INDPTR, _BOUNDS, _DTYPE = "indptr.npy", "bounds.npy", "dtype.npy"
+"""What is written: rows (within their bucket), columns and values; the row pointers; where there are
+buckets, the first row of each and the number of rows; the dtype of the values."""
 
-    def __init__(
-        self, rows: Any, columns: Any, data: Any, shape: tuple[int, int], where: str, scratch: Path
-    ):
-        self.shape, self._where = shape, where
-        self._indices, self._column_of, self._data = rows, columns, data
-        self.n_values = int(data.shape[0])
-        self._scratch = Once(scratch)
 
-    def _columns(self) -> tuple[int, int, Callable[[int, int], NDArray[Any]]]:
-        return 0, self.n_values, lambda a, b: np.asarray(self._column_of[a:b])
+def _write_buckets(
+    folder: Path,
+    rows: Any,
+    columns_of: Callable[[int, int], NDArray[Any]],
+    values: Any,
+    counts: NDArray[np.int64],
+    where: str,
+) -> None:
+    """Write values by the buckets of their rows; `counts` says how many each row has."""
+    indptr = np.append(0, np.cumsum(counts))
+    starts = [a for a, _ in row_cuts(indptr, BLOCK_VALUES, BLOCK_ROWS)]
+    bounds = np.array([*starts, len(counts)], np.int64)
+    bucket_of_row = np.repeat(np.arange(len(starts)), np.diff(bounds)).astype(
+        np.uint16 if len(starts) <= 1 << 16 else np.int32
+    )
+    at = indptr[bounds[:-1]].copy()
+    np.save(folder / _DTYPE, np.zeros(0, kernel_dtype(values.dtype)))
+    dtypes = [_dtype(folder, name) for name in _TRIPLETS]
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context((folder / n).open("wb")) for n in _TRIPLETS]
+        for a, b in _pieces(int(indptr[-1])):
+            with reading(where):
+                some, data = _native(rows[a:b]), values[a:b]
+            columns = columns_of(a, b)
+            buckets = bucket_of_row[some]
+            order = np.argsort(buckets, kind="stable")
+            ends = np.cumsum(np.bincount(buckets, minlength=len(starts)))
+            for k in np.unique(buckets).tolist():
+                mine = order[ends[k - 1] if k else 0 : ends[k]]
+                parts = (some[mine] - bounds[k], columns[mine], data[mine])
+                for file, dtype, part in zip(files, dtypes, parts, strict=True):
+                    file.seek(int(at[k]) * dtype.itemsize)
+                    file.write(np.ascontiguousarray(part, dtype).data)
+                at[k] += len(mine)
+    np.save(folder / _INDPTR, indptr)
+    np.save(folder / _BOUNDS, bounds)
+
+
+def _dtype(folder: Path, name: str) -> np.dtype[Any]:
+    return np.load(folder / _DTYPE).dtype if name == _VALUES else np.dtype(np.int32)
+
+
+def _mapped(folder: Path, name: str, n: int) -> NDArray[Any]:
+    return mapped(folder / name, _dtype(folder, name), n)
+
+
+def _pieces(n: int) -> Iterator[tuple[int, int]]:
+    yield from ((a, min(a + BLOCK_VALUES, n)) for a in range(0, n, BLOCK_VALUES))
 
 
 def _native(indices: NDArray[Any]) -> NDArray[Any]:
@@ -241,51 +311,35 @@ def _native(indices: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(indices, indices.dtype.newbyteorder("="))
 
 
-def _check_parts(indptr: Any, indices: Any, data: Any, n: int, where: str) -> None:
-    _check_dtype(data, where)
+def _check_parts(indptr: Any, indices: Any, data: Any, n: int) -> None:
+    _check_dtype(data)
     if len(indptr.shape) != 1 or indptr.shape[0] != n + 1 or indices.shape != data.shape:
-        raise SourceError(
-            "the parts of the sparse matrix do not fit together", where=where, advice=MAKE_ANEW
-        )
-
+        raise ValueError("the parts of the sparse matrix do not fit together")
     for name, part in (("indptr", indptr), ("indices", indices)):
         if part.dtype.kind not in "iu":
-            raise SourceError(
-                f"{name} of dtype {part.dtype} are not whole numbers", where=where, advice=MAKE_ANEW
-            )
+            raise ValueError(f"{name} of dtype {part.dtype} are not whole numbers")
 
 
-def _check_dtype(data: Any, where: str) -> None:
+def _check_dtype(data: Any) -> None:
     if data.dtype.kind not in "biuf":
-        raise SourceError(
-            f"values of dtype {data.dtype} are not numbers",
-            where=where,
-            advice="choose another matrix with --layer or --raw",
-        )
+        what = f"values of dtype {data.dtype} are not numbers"
+        raise ValueError(f"{what}; --layer and --raw choose another matrix")
 
 
-def _check_indptr(indptr: NDArray[np.int64], n_values: int, where: str) -> None:
-    if len(indptr) and (indptr[0] < 0 or indptr[-1] > n_values or (np.diff(indptr) < 0).any()):
-        raise SourceError("the row pointers do not ascend", where=where, advice=MAKE_ANEW)
+def _check_pointers(ptr: NDArray[np.int64], n_values: int, is_first: bool, is_last: bool) -> None:
+    if len(ptr) and (ptr[0] < 0 or ptr[-1] > n_values or (np.diff(ptr) < 0).any()):
+        raise ValueError("the row pointers do not ascend")
+    # Values before the first row or after the last one would be left out without a word.
+    if (is_first and ptr[0]) or (is_last and ptr[-1] != n_values):
+        raise ValueError(f"the row pointers do not span the matrix's {n_values:,} values")
 
 
-def _check_ends(first: int | None, last: int | None, n_values: int, where: str) -> None:
-    """Values before the first row or after the last one would be left out without a word."""
-    if first or (last is not None and last != n_values):
-        raise SourceError(
-            f"the row pointers do not span the matrix's {n_values:,} values",
-            where=where,
-            advice=MAKE_ANEW,
-        )
-
-
-def _checked_columns(indices: NDArray[Any], n_columns: int, where: str) -> NDArray[np.int32]:
+def _checked_columns(indices: NDArray[Any], n_columns: int) -> NDArray[np.int32]:
     columns = np.ascontiguousarray(indices, np.int32)
     wide = indices.dtype.itemsize >= 4 and indices.dtype != np.int32
-    if (wide and not np.array_equal(columns, indices)) or not kernels.columns_fit(
-        columns, n_columns
-    ):
-        raise SourceError("a column index is outside the matrix", where=where, advice=MAKE_ANEW)
+    is_same = not wide or np.array_equal(columns, indices)
+    if not is_same or not kernels.columns_fit(columns, n_columns):
+        raise ValueError("a column index is outside the matrix")
     return columns
 
 
@@ -301,15 +355,5 @@ def row_cuts(
         a = b
 
 
-def spread(n: int, size: int, places: int = _SAMPLES) -> list[tuple[int, int]]:
-    """About `size` of n things, as up to so many slices from the first to the last."""
-    if n <= size:
-        return [(0, n)]
-    piece = max(1, size // places)
-    starts = np.linspace(0, n - piece, min(places, size)).astype(int)
-    return [(int(a), int(a) + piece) for a in starts]
-
-
-def _sample(data: Any, n_values: int, where: str) -> NDArray[Any]:
-    with reading(where):
-        return np.concatenate([data[a:b] for a, b in spread(int(data.shape[0]), n_values)])
+def _sample(data: Any, n_values: int) -> NDArray[Any]:
+    return np.concatenate([data[a:b] for a, b in spread(int(data.shape[0]), n_values)])

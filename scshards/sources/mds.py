@@ -1,4 +1,4 @@
-"""MosaicML MDS folders, such as Tahoe-x1 is trained from. Called by sources.open.
+"""MosaicML MDS folders, such as Tahoe-x1 is trained from, as tables. Called by sources.open.
 
     index.json     {"shards": [{"column_names", "column_encodings", "samples", "raw_data", ...}, ...]}
     *.mds[.zstd]   samples, each a value for each column; one shard is read at a time
@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,7 +27,7 @@ from scshards.base.files import scratch_writes, temporary_folder
 from scshards.base.records import read_json
 from scshards.base.storage import Storage
 from scshards.sources.rows import reading
-from scshards.sources.tables import CellTable, Rows, obs_of
+from scshards.sources.tables import Part, Table, cut
 
 INDEX_FILE = "index.json"
 
@@ -41,127 +42,132 @@ _SCALARS = {
 }  # fmt: skip
 """Encodings of one value for each cell."""
 
-_PICKLE = "pkl"
+_PIECE = 1 << 10
+"""So many samples are decoded before they are passed on."""
 
 
-class MdsTable(CellTable):
+def open_mds(
+    storage: Storage,
+    lists: tuple[str, str],
+    where: str,
+    *,
+    trust_pickle: bool,
+    scratch: Path | None,
+) -> Table:
     """One folder; `lists` are the two columns. See sources.open.open_source for `scratch`."""
+    with reading(f"{where}: {INDEX_FILE}"):
+        shards = _shards(read_json(storage.read(INDEX_FILE)), where)
+        first: Mapping[str, Any] = shards[0] if shards else {}
+        names = list(first.get("column_names", lists))
+        encodings = dict(zip(names, first.get("column_encodings", names), strict=True))
+        sizes = [(int(s["samples"]), int(s["raw_data"]["bytes"])) for s in shards]
+    pickled = [c for c, e in encodings.items() if e == "pkl"]
+    if pickled and not trust_pickle:
+        raise SourceError(
+            f"columns are pickled: {', '.join(pickled)}; reading them would run any code that is "
+            "in them",
+            where=where,
+            advice="when you trust whoever made the files, allow it with --trust-pickle",
+        )
+    # What a list is of, only a sample says.
+    a_list = pa.list_(pa.int64())
+    types = {c: a_list if c in lists else _SCALARS.get(e, a_list) for c, e in encodings.items()}
+    starts = np.cumsum([0, *(n for n, _ in sizes)]).tolist()
+    parts = []
+    for shard, (n, _), start in zip(shards, sizes, starts, strict=False):
+        read = _Shard(storage, shard, types, lists, where, start, scratch).read
+        parts.append(Part(where, n, read))
+    n_values = sum(n_bytes for _, n_bytes in sizes) // VALUE_BYTES
+    schema = pa.schema(types.items())
+    table = Table(where=where, lists=lists, schema=schema, parts=parts, n_values=n_values)
+    _library(where)
+    return table
+
+
+class _Shard:
+    """One shard; `first_row` is the number of its first cell in the table."""
 
     def __init__(
         self,
         storage: Storage,
+        shard: Mapping[str, Any],
+        types: Mapping[str, pa.DataType],
         lists: tuple[str, str],
         where: str,
-        *,
-        trust_pickle: bool,
+        first_row: int,
         scratch: Path | None,
     ) -> None:
-        self.where, self.lists, self._storage = where, lists, storage
-        with reading(f"{where}: {INDEX_FILE}"):
-            self._shards = _shards(read_json(storage.read(INDEX_FILE)), where)
-            first: Mapping[str, Any] = self._shards[0] if self._shards else {}
-            names = list(first.get("column_names", lists))
-            self._encodings = dict(zip(names, first.get("column_encodings", names), strict=True))
-            sizes = [int(s["raw_data"]["bytes"]) for s in self._shards]
-            self._ends = np.cumsum([0, *(int(s["samples"]) for s in self._shards)])
-        self._check(trust_pickle=trust_pickle)
-        self._library = _library(where)
-        self.n_rows, self.n_values = int(self._ends[-1]), sum(sizes) // VALUE_BYTES
-        self.largest_part = 0  # samples are read one by one
-        self._scratch = scratch
-        self._columns: dict[str, list[Any]] = {}
+        self._storage, self._shard, self._where = storage, shard, where
+        self._types, self._lists = types, lists
+        self._first_row, self._scratch = first_row, scratch
 
-    def starts(self) -> Sequence[int]:
-        return np.unique(self._ends[:-1]).tolist()
-
-    def rows(self, start: int, stop: int, n: int) -> Iterator[Rows]:
-        for at, samples in self._samples(start, stop):
+    def read(
+        self, columns: Sequence[str], start: int, stop: int, n: int
+    ) -> Iterator[pa.RecordBatch]:
+        """See sources.tables.Part."""
+        if set(columns).isdisjoint(self._lists):
+            yield from cut([self._scalars], start, stop, n)
+            return
+        for first, samples in self._samples(start, stop):
             for a in range(0, len(samples), n):
-                yield self._rows(at + a, samples[a : a + n])
+                some = samples[a : a + n]
+                arrays = [self._ragged(c, some, first + a) for c in self._lists]
+                yield pa.record_batch(arrays, names=list(self._lists))
 
-    @property
-    def obs_columns(self) -> Sequence[str]:
-        return [c for c, e in self._encodings.items() if e in _SCALARS and c not in self.lists]
+    @cached_property
+    def _scalars(self) -> pa.RecordBatch:
+        """The other columns: a sample is decoded whole, so all of them at once."""
+        columns: dict[str, list[Any]] = {
+            c: [] for c, kind in self._types.items() if not pa.types.is_nested(kind)
+        }
+        for _, samples in self._samples(0, int(self._shard["samples"])):
+            for c, values in columns.items():
+                values += [s[c] for s in samples]
+        return pa.record_batch({c: pa.array(v, self._types[c]) for c, v in columns.items()})
 
-    def obs(self, column: str) -> Any:
-        def read(name: str) -> Any:
-            if not self._columns:  # a sample is decoded whole: all columns at once
-                self._columns = {c: [] for c in self.obs_columns}
-                for _, samples in self._samples(0, self.n_rows):
-                    for c, values in self._columns.items():
-                        values += [s[c] for s in samples]
-            kind = _SCALARS[self._encodings[name]]
-            return pa.chunked_array([pa.array(self._columns[name], kind)])
+    def _ragged(self, column: str, samples: Sequence[Mapping[str, Any]], first: int) -> pa.Array:
+        arrays = [_list(s[column], column, self._at(first + i)) for i, s in enumerate(samples)]
+        ends = np.cumsum([0, *map(len, arrays)])
+        return pa.LargeListArray.from_arrays(ends, np.concatenate(arrays))
 
-        return obs_of(self.obs_columns, column, read, {}, self.where)
-
-    def close(self) -> None:
-        """Nothing stays open."""
-
-    def _check(self, *, trust_pickle: bool) -> None:
-        for column in self.lists:
-            if column not in self._encodings:
-                raise SourceError(
-                    f"the shards have no column {column!r}",
-                    where=self.where,
-                    advice="name the lists of ids and of values with --list-columns: "
-                    + ", ".join(f"{c} ({e})" for c, e in self._encodings.items()),
-                )
-        pickled = [c for c, e in self._encodings.items() if e == _PICKLE]
-        if pickled and not trust_pickle:
-            raise SourceError(
-                f"columns are pickled: {', '.join(pickled)}; reading them would run any code that is "
-                "in them",
-                where=self.where,
-                advice="when you trust whoever made the files, allow it with --trust-pickle",
-            )
+    def _at(self, number: int) -> str:
+        return f"{self._where}: row {self._first_row + number}"
 
     def _samples(self, start: int, stop: int) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
-        """(number of the first, samples) of each piece of a shard."""
-        if start >= stop:
-            return
-        first = int(np.searchsorted(self._ends, start, side="right")) - 1
-        for i in range(first, len(self._shards)):
-            at = int(self._ends[i])
-            if at >= stop:
-                return
-            a, b = max(start - at, 0), min(stop - at, int(self._ends[i + 1]) - at)
-            with self._reader(self._shards[i]) as reader:
-                for c in range(a, b, _PIECE):
-                    numbers = range(c, min(c + _PIECE, b))
-                    yield at + c, [self._decoded(reader, k, at + k) for k in numbers]
-
-    def _decoded(self, reader: Any, number: int, row: int) -> Mapping[str, Any]:
-        try:
-            sample: Mapping[str, Any] = reader.get_item(number)
-        except Exception as e:
-            # Whatever a decoder, or what it unpickles, raises.
-            raise SourceError(
-                f"the cell can't be decoded: {type(e).__name__}: {e}",
-                where=f"{self.where}: row {row}",
-            ) from e
-        return sample
+        """(number of the first, samples) of each piece."""
+        with self._reader() as reader:
+            for a in range(start, stop, _PIECE):
+                samples = []
+                for number in range(a, min(a + _PIECE, stop)):
+                    try:
+                        samples.append(reader.get_item(number))
+                    except Exception as e:
+                        # Whatever a decoder, or what it unpickles, raises.
+                        raise SourceError(
+                            f"the cell can't be decoded: {type(e).__name__}: {e}",
+                            where=self._at(number),
+                        ) from e
+                yield a, samples
 
     @contextlib.contextmanager
-    def _reader(self, shard: Mapping[str, Any]) -> Iterator[Any]:
-        """The library's reader of a shard, in the input itself or, unpacked, in a temporary folder."""
-        made, unpacked = self._library
+    def _reader(self) -> Iterator[Any]:
+        """The library's reader of it, in the input itself or, unpacked, in a temporary folder."""
+        made, unpacked = _library(self._where)
+        shard = self._shard
         raw, packed = shard["raw_data"], shard.get("zip_data")
         local = self._storage.local_path
         if local is not None and (local / raw["basename"]).is_file():
-            with reading(self.where):
-                reader = made(str(local), None, shard)
-            yield reader
+            yield made(str(local), None, shard)
             return
         name = (packed or raw)["basename"]
         data = self._storage.read(name)
         if packed:
-            with reading(f"{self.where}: {name}"):
+            with reading(f"{self._where}: {name}"):
                 data = unpacked(shard["compression"], data)
         if len(data) != int(raw["bytes"]):
             raise SourceError(
                 f"the shard has {len(data):,} bytes, and the index says {int(raw['bytes']):,}",
-                where=f"{self.where}: {name}",
+                where=f"{self._where}: {name}",
             )
         near = self._scratch.parent if self._scratch else None
         above = near if near is not None and near.is_dir() else temporary_folder()
@@ -171,23 +177,7 @@ class MdsTable(CellTable):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
             del data
-            with reading(self.where):
-                reader = made(folder, None, shard)
-            yield reader
-
-    def _rows(self, first_row: int, samples: list[Mapping[str, Any]]) -> Rows:
-        parts = []
-        for column in self.lists:
-            arrays = [
-                _list(sample[column], column, f"{self.where}: row {first_row + i}")
-                for i, sample in enumerate(samples)
-            ]
-            parts += [np.cumsum([0, *map(len, arrays)]), np.concatenate(arrays)]
-        return Rows(first_row, *parts)
-
-
-_PIECE = 1 << 10
-"""So many samples are decoded before they are passed on."""
+            yield made(folder, None, shard)
 
 
 def _shards(index: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:

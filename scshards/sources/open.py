@@ -14,27 +14,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from scshards.base.errors import ConfigError
+from scshards.base.errors import ConfigError, SourceError
 from scshards.base.storage import Storage, is_web
 from scshards.census.address import is_soma, parse
 from scshards.shards.tar import MAX_ROWS, MAX_SOURCES
-from scshards.sources.anndata import AnnDataSource, H5ad
-from scshards.sources.hdf5 import open_hdf5
-from scshards.sources.ids import GENE_VOCAB, SCB, find_ids, folder_of
-from scshards.sources.mtx import MATRIX, MtxFolder
-from scshards.sources.options import GENES_ALONE, LISTS
-from scshards.sources.rows import INDEX, ZARR_MARKS, reading
+from scshards.sources import hdf5
+from scshards.sources.anndata import AnnDataSource
+from scshards.sources.ids import GENE_VOCAB, SCB, find_ids
+from scshards.sources.mtx import MATRIX, open_mtx
+from scshards.sources.options import TableOptions
+from scshards.sources.rows import INDEX, ZARR_MARKS, Opening, display_name, reading
 from scshards.sources.rows import Block as Block
 from scshards.sources.rows import Source as Source
-from scshards.sources.rows import display_name as display_name
-from scshards.sources.tenx import TenXFile, is_10x, refuse_choice
+from scshards.sources.tenx import matrix_groups, open_10x
 
 if TYPE_CHECKING:
-    from scshards.sources.tables import CellTable
+    from scshards.sources.tables import Table
 
 FolderKind = Literal["zarr", "mtx", "scbank", "arrow", "mds"]
 
@@ -54,10 +53,7 @@ def open_source(
     raw: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     scratch: Path | None = None,
-    ids_vocab: str | None = None,
-    list_columns: tuple[str, str] = LISTS,
-    trust_pickle: bool = False,
-    feature_types: Sequence[str] = GENES_ALONE,
+    **tables: Any,
 ) -> Source:
     """Open an input, whose kind is told by what is in it, or by soma:// before its address.
 
@@ -79,159 +75,122 @@ def open_source(
     storage_options
         For the file system.
     scratch
-        Where `transpose` writes and other processes find it, and where an mtx folder's matrix is
-        written as numbers; None uses a temporary folder.
-    ids_vocab
-        The vocabulary of inputs that hold token ids and do not bring it.
-    list_columns
-        The names of their columns of ids and of values; a scBank's are always the usual ones.
-    trust_pickle
-        Whether columns of an MDS folder may be unpickled, which runs the code that is in them.
-    feature_types
-        Which features are gene columns, where var.feature_types (in 10x files the column of this name)
-        says what they are: others are left out, and counted in `left_out`. A feature of which nothing
-        is said is a gene.
+        Where `transpose` writes and other processes find it; None uses a temporary folder.
+    tables
+        The fields of TableOptions; the columns of a scBank are always the usual ones.
 
     Raises
     ------
     SourceError
         When the file is damaged, or has no such layer, raw, gene column or types of features (with
-        those it has); when
-        nothing names its token ids; when columns are pickled and not trusted.
+        those it has); when nothing names its token ids; when columns are pickled and not trusted.
     ConfigError
         When the library that reads MDS folders is not installed.
     StorageError
         When it can't be read at all.
     """
-    name = display_name(url) if name is None else name
-    source: Source
-    if is_soma(os.fspath(url)):
-        # TileDB is large, and most packs do not need it.
-        from scshards.sources.soma import SomaSource
-
-        source = SomaSource(
-            parse(os.fspath(url)),
-            name,
-            ordinal,
-            gene_column=gene_column,
-            layer=layer,
-            raw=raw,
-            storage_options=storage_options,
-            scratch=scratch,
-        )
-    else:
-        source = _opened(
-            Storage(url, storage_options),
-            name,
-            ordinal,
-            gene_column=gene_column,
-            layer=layer,
-            raw=raw,
-            scratch=scratch,
-            ids_vocab=ids_vocab,
-            list_columns=list_columns,
-            trust_pickle=trust_pickle,
-        )
-    if source.n_rows > MAX_ROWS or ordinal >= MAX_SOURCES:
-        source.close()
-        raise ConfigError(
-            f"format 1 numbers {MAX_SOURCES:,} inputs of {MAX_ROWS:,} cells", where=source.name
-        )
-    with contextlib.ExitStack() as on_error:
-        on_error.callback(source.close)
-        source.take(feature_types)
-        on_error.pop_all()
-    return source
-
-
-def _opened(
-    storage: Storage,
-    name: str,
-    ordinal: int,
-    *,
-    gene_column: str | None,
-    layer: str | None,
-    raw: bool,
-    scratch: Path | None,
-    ids_vocab: str | None,
-    list_columns: tuple[str, str],
-    trust_pickle: bool,
-) -> Source:
-    kind = _kind(storage)
-    if kind in _TABLES:
-        from scshards.sources.lists import Lists, refuse_choices
-
-        refuse_choices(None if gene_column == INDEX else gene_column, layer, raw, name)
-        folder, of_table = (storage, "") if kind != "parquet" else folder_of(storage)
-        if storage.is_local and of_table:
-            storage.size("")  # of a link that leads nowhere no vocabulary is asked for
-        ids = find_ids(folder, of_table, ids_vocab, where=name)
-        with contextlib.ExitStack() as on_error:
-            table = _table(kind, storage, name, list_columns, scratch, trust_pickle=trust_pickle)
-            on_error.callback(table.close)
-            lists = Lists(table, ids, name, ordinal, scratch=scratch)
-            on_error.pop_all()  # the source closes it from here on
-        return lists
-    if kind == "mtx":
-        refuse_choice(layer, raw, name)
-        return MtxFolder(storage, name, ordinal, gene_column=gene_column, scratch=scratch)
+    options, url = TableOptions(**tables), os.fspath(url)
     with contextlib.ExitStack() as on_error:
         closing = on_error.enter_context(contextlib.ExitStack())
-        file: Any
-        made: type[AnnDataSource]
-        if kind == "zarr":
-            # zarr is large, and most packs do not need it.
-            from scshards.sources.zarr import ZarrStore, open_zarr
-
-            file, made = open_zarr(storage, name, closing), ZarrStore
-        else:
-            file, made = open_hdf5(storage, name, closing), H5ad
-        source: Source
-        with reading(name):
-            from_10x = kind == "hdf5" and is_10x(file)
-        if from_10x:
-            refuse_choice(layer, raw, name)
-            source = TenXFile(file, closing, name, ordinal, gene_column=gene_column)
-        else:
-            source = made(
-                file,
-                closing,
-                name,
-                ordinal,
-                gene_column=gene_column,
-                layer=layer,
-                raw=raw,
-                scratch=scratch,
+        name = display_name(url) if name is None else name
+        opening = Opening(name, ordinal, gene_column, scratch, closing)
+        source = _opened(url, opening, layer, raw, storage_options, options)
+        if source.n_rows > MAX_ROWS or ordinal >= MAX_SOURCES:
+            raise ConfigError(
+                f"format 1 numbers {MAX_SOURCES:,} inputs of {MAX_ROWS:,} cells", where=name
             )
+        source.take(options.feature_types)
         on_error.pop_all()  # the source closes it from here on
     return source
 
 
-def _table(
-    kind: str,
-    storage: Storage,
-    name: str,
-    lists: tuple[str, str],
-    scratch: Path | None,
-    *,
-    trust_pickle: bool,
-) -> CellTable:
-    """An input that holds cells as lists; their kinds are loaded when they are met."""
+def _opened(
+    url: str,
+    opening: Opening,
+    layer: str | None,
+    raw: bool,
+    storage_options: Mapping[str, Any] | None,
+    options: TableOptions,
+) -> Source:
+    # What is large is loaded when it is met.
+    if is_soma(url):
+        _refuse("soma", opening, layer, raw)
+        from scshards.sources.soma import SomaSource
+
+        return SomaSource(opening, parse(url), storage_options)
+    storage = Storage(url, storage_options)
+    kind = _kind(storage)
+    if kind in ("hdf5", "zarr"):
+        file: Any
+        direct: Callable[..., Any]
+        if kind == "zarr":
+            from scshards.sources import zarr
+
+            file, direct = zarr.open_zarr(storage, opening.name, opening.closing), zarr.direct
+        else:
+            file, direct = hdf5.open_hdf5(storage, opening.name, opening.closing), hdf5.direct
+            with reading(opening.name):
+                is_10x = "X" not in file and bool(matrix_groups(file))
+            if is_10x:
+                _refuse("10x", opening, layer, raw)
+                return open_10x(file, opening)
+        return AnnDataSource(opening, file, direct, layer, raw)
+    _refuse(kind, opening, layer, raw)
+    if kind == "mtx":
+        return open_mtx(storage, opening)
+    from scshards.sources.lists import Lists
+
+    ids = find_ids(_beside(storage, kind), options.ids_vocab, where=opening.name)
+    return Lists(opening, _table(kind, storage, opening, options), ids)
+
+
+_UNCHOSEN = {
+    "soma": (
+        "the matrix of a SOMA experiment is chosen in its address",
+        "leave --layer and --raw out; soma://URI?layer=NAME takes another than `raw`",
+    ),
+    "10x": ("10x data have no layers and no raw matrix", "leave --layer and --raw out"),
+    "lists": (
+        "cells as lists of token ids have no gene columns, layers or raw matrix",
+        "leave --gene-column, --layer and --raw out",
+    ),
+}
+
+
+def _refuse(kind: str, opening: Opening, layer: str | None, raw: bool) -> None:
+    """Refuse a choice of what only AnnData has."""
+    named_by_ids = kind in _TABLES and opening.gene_column not in (None, INDEX)
+    if layer is not None or raw or named_by_ids:
+        kind = "lists" if kind in _TABLES else "10x" if kind == "mtx" else kind
+        what, advice = _UNCHOSEN[kind]
+        raise SourceError(what, where=opening.name, advice=advice)
+
+
+def _beside(storage: Storage, kind: str) -> list[Storage]:
+    """Where the vocabulary of a table may lie: in the folder, beside the file, or where a link leads."""
+    if kind != "parquet":
+        return [storage]
+    path = storage.local_path
+    if path is None:
+        above = storage.url.partition("?")[0].rpartition("/")[0]
+        return [Storage(above, storage.options)]
+    storage.size("")  # of a link that leads nowhere no vocabulary is asked for
+    folders = dict.fromkeys((path.parent, path.resolve().parent))
+    return [Storage(folder, storage.options) for folder in folders]
+
+
+def _table(kind: str, storage: Storage, opening: Opening, options: TableOptions) -> Table:
+    from scshards.sources import mds, tables
+
+    name, lists = opening.name, options.list_columns
     if kind == "scbank":
-        from scshards.sources.tables import open_scbank
-
-        return open_scbank(storage, name)
+        return tables.open_scbank(storage, name)
     if kind == "arrow":
-        from scshards.sources.tables import SavedDataset
-
-        return SavedDataset(storage, lists, name)
+        return tables.open_saved(storage, lists, name)
     if kind == "mds":
-        from scshards.sources.mds import MdsTable
-
-        return MdsTable(storage, lists, name, trust_pickle=trust_pickle, scratch=scratch)
-    from scshards.sources.tables import ParquetTable
-
-    return ParquetTable(storage, "", lists, name)
+        trusted = options.trust_pickle
+        return mds.open_mds(storage, lists, name, trust_pickle=trusted, scratch=opening.scratch)
+    return tables.open_parquet(storage, "", lists, name)
 
 
 def input_identity(

@@ -17,7 +17,8 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ from scshards.base.errors import ScshardsError, SourceError
 from scshards.base.storage import redact
 from scshards.cells.batch import cell_keys
 from scshards.sources.options import GENES_ALONE
+
+Item = TypeVar("Item")
 
 SOURCE = "source"
 """What the name of its input is called, as a column of a cell."""
@@ -43,6 +46,15 @@ FEATURE_TYPES = "feature_types"
 
 ZARR_MARKS = ("zarr.json", ".zgroup")
 """The file that makes a folder a zarr group, in format 3 and 2."""
+
+
+DAMAGED = "the file is damaged or incomplete: copy or download it again"
+"""Said where HDF5, zarr, gzip or a checksum finds it so, and nowhere else."""
+
+MAKE_ANEW = (
+    "write it anew with what made it, or with anndata if that reads it, in a current version; if this "
+    "is a copy, compare it with the original first"
+)
 
 
 class Block(NamedTuple):
@@ -64,6 +76,19 @@ class Block(NamedTuple):
     indptr: NDArray[np.int64]
     indices: NDArray[np.int32]
     data: NDArray[Any]
+
+
+class Opening(NamedTuple):
+    """What every kind of source is opened with; see sources.open.open_source.
+
+    `closing` is closed with the source, and holds its files.
+    """
+
+    name: str
+    ordinal: int
+    gene_column: str | None
+    scratch: Path | None
+    closing: contextlib.ExitStack
 
 
 class Matrix(Protocol):
@@ -95,31 +120,34 @@ class Source(abc.ABC):
         As the input was given, without credentials.
     ordinal
         Its number among the inputs, the first half of its cells' keys.
+    matrix
+        Where rows and samples are read.
+    matrix_name
+        What is read: "X", "layers/NAME" or "raw/X".
     n_rows, n_columns
         Cells and gene columns.
-    left_out
-        {type: how many} of the features that are no gene columns, because of their type.
     n_values
         Values stored in the matrix: the non-zero ones, or all of a dense matrix. Of tables of lists
         about so many, the same each time.
-    matrix_name
-        What is read: "X", "layers/NAME" or "raw/X".
+    left_out
+        {type: how many} of the features that are no gene columns, because of their type.
     naming, naming_advice
         Where gene names are from when no gene column is chosen, and what to do when they are not those
         of a vocabulary; None where a gene column can be chosen.
     """
 
-    name: str
-    ordinal: int
-    n_rows: int
-    n_columns: int
-    n_values: int
-    matrix_name: str
     naming: str = "the index of var"
     naming_advice: str | None = None
     left_out: Mapping[str, int] = {}
-    _gene_column: str | None = None
+    _var = "var"  # what messages call the table of the features
     _taken: NDArray[np.intp] | None = None  # the columns of the file that are gene columns
+
+    def __init__(self, opening: Opening, matrix: Matrix, matrix_name: str) -> None:
+        self.name, self.ordinal, self._gene_column, _, self._closing = opening
+        self.matrix, self.matrix_name = matrix, matrix_name
+        self.n_rows, self.n_columns = matrix.shape
+        self.n_values = matrix.n_values
+        self._n_features = self.n_columns
 
     @cached_property
     def genes(self) -> Sequence[str]:
@@ -127,24 +155,37 @@ class Source(abc.ABC):
         return self.names_in(self._gene_column)
 
     @property
-    @abc.abstractmethod
     def gene_columns(self) -> Sequence[str]:
         """Columns of var that could name genes."""
+        return ()
+
+    @property
+    def obs_columns(self) -> Sequence[str]:
+        """The names of the obs columns."""
+        return ()
+
+    @property
+    def _var_columns(self) -> Sequence[str]:
+        """All columns of var."""
+        return self.gene_columns
 
     def names_in(self, gene_column: str | None) -> Sequence[str]:
         """The names in a column of var, or in its index: None, or INDEX where no column is called so."""
         is_index = gene_column == INDEX and INDEX not in self.gene_columns
-        names = self._names_in(None if is_index else gene_column)
+        column, where = None if is_index else gene_column, f"{self.name}: {self._var}"
+        if column is not None and column not in self._var_columns:
+            raise missing_column(column, self._var_columns, frame="var", where=where)
+        with reading(f"{where}, column {column or INDEX!r}"):
+            names = self._names(column)
+        if len(names) != self._n_features:
+            raise SourceError(
+                f"there are {len(names):,} gene names for {self._n_features:,} columns", where=where
+            )
         return names if self._taken is None else [names[i] for i in self._taken.tolist()]
 
     @abc.abstractmethod
-    def _names_in(self, gene_column: str | None) -> Sequence[str]:
-        """As names_in, of all columns of the file's matrix."""
-
-    @property
-    def _says_types(self) -> bool:
-        """Whether var has the types of its features."""
-        return FEATURE_TYPES in self.gene_columns
+    def _names(self, column: str | None) -> Sequence[str]:
+        """Of all features: what is in a column of var that is there, or its index."""
 
     def take(self, feature_types: Sequence[str]) -> None:
         """Leave the features of other types out; done once, before anything else is read.
@@ -154,9 +195,10 @@ class Source(abc.ABC):
         SourceError
             When there is none of these types; it lists those that there are.
         """
-        types: Sequence[str] = GENES_ALONE * self.n_columns
-        if self._says_types:
-            types = [t or GENES_ALONE[0] for t in self._names_in(FEATURE_TYPES)]
+        if FEATURE_TYPES not in self._var_columns:
+            types: Sequence[str] = GENES_ALONE * self.n_columns
+        else:
+            types = [t or GENES_ALONE[0] for t in self.names_in(FEATURE_TYPES)]
         there = Counter(types)
         if there and not set(feature_types) & set(there):
             has = ", ".join(f"{n:,} {t!r}" for t, n in there.most_common(5))
@@ -170,13 +212,8 @@ class Source(abc.ABC):
         if self.left_out:
             self._taken = np.flatnonzero([t in feature_types for t in types])
             self.n_columns = len(self._taken)
+            self.matrix = Columns(self.matrix, self._taken)
 
-    @property
-    @abc.abstractmethod
-    def obs_columns(self) -> Sequence[str]:
-        """The names of the obs columns."""
-
-    @abc.abstractmethod
     def obs(self, column: str) -> Any:
         """One obs column [n_rows]: a numpy array, or a pandas array where values can be missing.
 
@@ -187,6 +224,23 @@ class Source(abc.ABC):
         SourceError
             When there is none of this name; it lists those that there are.
         """
+        where, is_there = f"{self.name}: obs", column in self.obs_columns
+        if not is_there and column != INDEX:
+            raise missing_column(column, self.obs_columns, frame="obs", where=where)
+        where = f"{where}, column {column!r}"
+        with reading(where):
+            values = self._obs(column if is_there else None)
+            if getattr(values, "ndim", None) != 1:
+                what = f"the column holds a {type(values).__name__} and not one value for each cell"
+                raise SourceError(what, where=where)
+            if len(values) != self.n_rows:
+                what = f"the column has {len(values):,} values for {self.n_rows:,} cells"
+                raise SourceError(what, where=where)
+        return values
+
+    @abc.abstractmethod
+    def _obs(self, column: str | None) -> Any:
+        """A column of obs that is there, or its index."""
 
     def column(self, name: str) -> Any:
         """An obs column as `obs` gives it; SOURCE is the name of the input, unless obs has it."""
@@ -225,23 +279,9 @@ class Source(abc.ABC):
         return digest.hexdigest()[:32]
 
     @property
-    @abc.abstractmethod
     def is_log1p(self) -> bool:
         """Whether the file itself says that its values are log-normalised."""
-
-    @cached_property
-    def matrix(self) -> Matrix:
-        """Where rows and samples are read."""
-        return self._of_genes(self._matrix)
-
-    @property
-    @abc.abstractmethod
-    def _matrix(self) -> Matrix:
-        """The matrix with all of its columns."""
-
-    def _of_genes(self, matrix: Matrix) -> Matrix:
-        """The same with the gene columns alone."""
-        return matrix if self._taken is None else Columns(matrix, self._taken)
+        return False
 
     @property
     def needs_transposing(self) -> bool:
@@ -264,7 +304,12 @@ class Source(abc.ABC):
 
     def transpose(self) -> None:
         """Write the matrix out by rows to `scratch`, in bounded memory, once for all processes."""
-        self.matrix.transpose()
+        with reading(self._where_matrix):
+            self.matrix.transpose()
+
+    @property
+    def _where_matrix(self) -> str:
+        return f"{self.name}: {self.matrix_name}"
 
     def blocks(
         self,
@@ -282,7 +327,8 @@ class Source(abc.ABC):
         """
         stop = self.n_rows if stop is None else stop
         assert 0 <= start <= stop <= self.n_rows
-        for block in self.matrix.blocks(start, stop, max_rows, max_values):
+        blocks = self.matrix.blocks(start, stop, max_rows, max_values)
+        for block in guarded(blocks, self._where_matrix):
             kind = kernel_dtype(block.data.dtype)
             yield (
                 block if block.data.dtype == kind else block._replace(data=block.data.astype(kind))
@@ -290,15 +336,17 @@ class Source(abc.ABC):
 
     def sample(self, n_values: int) -> NDArray[Any]:
         """About so many of the matrix's values, from all over it."""
-        return self.matrix.sample(n_values)
+        with reading(self._where_matrix):
+            return self.matrix.sample(n_values)
 
-    @abc.abstractmethod
     def other_samples(self, n_values: int) -> Iterator[tuple[str, NDArray[Any]]]:
         """(the option that chooses it, some values) of each other matrix of the file."""
+        yield from ()
 
-    @abc.abstractmethod
     def close(self) -> None:
         """Close the file; remove what was written for it outside of `scratch`."""
+        self.matrix.close()
+        self._closing.close()
 
     def __enter__(self) -> Source:
         return self
@@ -332,13 +380,10 @@ class Columns:
         # Which column a value is of is known by rows only.
         n_rows = self.shape[0]
         rows = max(1, n_values * n_rows // max(self.n_values, 1))
-        starts = np.linspace(0, max(n_rows - rows // _PLACES, 0), _PLACES).astype(int)
         parts = [
             block.data
-            for a in np.unique(starts).tolist()
-            for block in self.blocks(
-                a, min(a + -(-rows // _PLACES), n_rows), BLOCK_ROWS, BLOCK_VALUES
-            )
+            for a, b in spread(n_rows, rows)
+            for block in self.blocks(a, b, BLOCK_ROWS, BLOCK_VALUES)
         ]
         return np.concatenate(parts) if parts else np.zeros(0)
 
@@ -346,17 +391,14 @@ class Columns:
         self._whole.close()
 
 
-_PLACES = 16
-"""A sample by rows is taken at so many places."""
+def spread(n: int, size: int, places: int = 16) -> list[tuple[int, int]]:
+    """About `size` of n things, as up to so many slices from the first to the last."""
+    if n <= size:
+        return [(0, n)]
+    piece = max(1, size // places)
+    starts = np.linspace(0, n - piece, min(places, size)).astype(int)
+    return [(int(a), int(a) + piece) for a in starts]
 
-
-DAMAGED = "the file is damaged or incomplete: copy or download it again"
-"""Said where HDF5, zarr, gzip or a checksum finds it so, and nowhere else."""
-
-MAKE_ANEW = (
-    "write it anew with what made it, in a current version; if this is a copy, compare it with the "
-    "original first"
-)
 
 _HDF5 = re.compile(r"(Unable to|Can't|Unspecified error)\b")
 _ABSENT = re.compile(r"object '(.*)' doesn't exist|can't locate attribute: '(.*)'")
@@ -364,11 +406,11 @@ _ELSEWHERE = re.compile(r"external link|open object \(can't open file\)")
 
 
 @contextlib.contextmanager
-def reading(where: str, *, advice: str = MAKE_ANEW) -> Iterator[None]:
+def reading(where: str) -> Iterator[None]:
     """Turn what h5py, zarr, anndata and others raise while they read into a SourceError.
 
-    `advice` is for what is not as it is known here; damage, which the libraries find themselves, has
-    DAMAGED.
+    Damage, which the libraries find themselves, has the advice DAMAGED; what is not as it is known here,
+    also as a ValueError of these rooms, MAKE_ANEW.
     """
     try:
         yield
@@ -394,12 +436,22 @@ def reading(where: str, *, advice: str = MAKE_ANEW) -> Iterator[None]:
         absent = _ABSENT.search(text)
         if isinstance(e, KeyError) and (absent or not _HDF5.match(str(e.args[0]))):
             name = absent[1] or absent[2] if absent else e.args[0]
-            raise SourceError(f"there is no {name!r} in it", where=where, advice=advice) from e
+            raise SourceError(f"there is no {name!r} in it", where=where, advice=MAKE_ANEW) from e
         if _HDF5.match(str(e.args[0]) if e.args else ""):
             raise SourceError(f"the file can't be read: {text}", where=where, advice=DAMAGED) from e
         raise SourceError(
-            f"it can't be read as it is laid out: {text}", where=where, advice=advice
+            f"it can't be read as it is laid out: {text}", where=where, advice=MAKE_ANEW
         ) from e
+
+
+def guarded(items: Iterator[Item], where: str) -> Iterator[Item]:
+    """The same, where what is raised while one is read is a SourceError."""
+    while True:
+        with reading(where):
+            item = next(items, None)
+        if item is None:
+            return
+        yield item
 
 
 def said(error: BaseException) -> str:

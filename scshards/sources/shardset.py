@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import FormatError
+from scshards.base.errors import FormatError, SourceError
 from scshards.base.storage import Storage
 from scshards.cells.batch import cell_keys, format_key
 from scshards.cells.tokenizer import ValueKind
@@ -28,13 +28,13 @@ from scshards.shards.index import OBS_PREFIX
 from scshards.shards.manifest import LabelInfo, Manifest, ShardInfo
 from scshards.shards.shardset import read_checked_index
 from scshards.shards.tar import Compression
+from scshards.sources.matrix import row_cuts
 from scshards.sources.rows import (
     BLOCK_ROWS,
     BLOCK_VALUES,
     SOURCE,
     Block,
     Source,
-    missing_column,
 )
 
 KNOWN = ("n_genes", "total", SOURCE)
@@ -163,7 +163,6 @@ class ShardSource(Source):
 
     naming_advice = "the genes of a shard set are the tokens of its vocabulary"
     needs_transposing = False
-    is_log1p = False
     matrix_name = "shards"
 
     def __init__(
@@ -175,11 +174,7 @@ class ShardSource(Source):
         self._storage = Storage(run.url, storage_options)
         self._tables: dict[int, dict[str, NDArray[Any]]] = {}
 
-    @property
-    def gene_columns(self) -> Sequence[str]:
-        return ()
-
-    def _names_in(self, gene_column: str | None) -> Sequence[str]:
+    def _names(self, column: str | None) -> Sequence[str]:
         raise AssertionError("the columns of a shard set are tokens already")
 
     @property
@@ -191,12 +186,12 @@ class ShardSource(Source):
     def obs_columns(self) -> Sequence[str]:
         return (*self.run.labels, *(name for name in KNOWN if name not in self.run.labels))
 
-    def obs(self, column: str) -> Any:
-        """See Source: a label, or what the index knows."""
+    def _obs(self, column: str | None) -> Any:
+        """A label, or what the index knows."""
         import pandas as pd
 
-        if column not in self.obs_columns:
-            raise missing_column(column, self.obs_columns, frame="obs", where=self.name)
+        if column is None:
+            raise SourceError("the cells of a shard set have no names", where=self.name)
         info = self.run.labels.get(column)
         if info is None and column == SOURCE:
             # Sets of different inputs may be merged whose names are the same.
@@ -254,14 +249,6 @@ class ShardSource(Source):
         """None: what was packed was looked at then."""
         return np.zeros(0)
 
-    @property
-    def _matrix(self) -> Any:
-        raise AssertionError("blocks are read by the source itself")
-
-    def other_samples(self, n_values: int) -> Iterator[tuple[str, NDArray[Any]]]:
-        """See Source: a set has one matrix."""
-        yield from ()
-
     def close(self) -> None:
         """See Source."""
         self._tables.clear()
@@ -306,9 +293,14 @@ class ShardSource(Source):
         where = self._storage.at(shard.path)
         chunks = read_chunks(self._storage, shard, self.run.compression, index, rows)
         for cells, raw, begin in chunks:
-            n_genes = index["n_genes"][cells].astype(np.int64)
-            for a, b in _cuts(cells, n_genes, max_rows, max_values):
+            sizes = np.zeros(int(cells[-1] - cells[0]) + 1, np.int64)
+            sizes[cells - cells[0]] = index["n_genes"][cells]
+            indptr = np.append(0, np.cumsum(sizes))
+            for c, d in row_cuts(indptr, max_values, max_rows):
+                a, b = np.searchsorted(cells, (cells[0] + c, cells[0] + d)).tolist()
                 some = cells[a:b]
+                if not len(some):
+                    continue
                 names = functools.partial(_named, where, index, some)
                 found = decode_block(
                     raw,
@@ -318,7 +310,7 @@ class ShardSource(Source):
                     self.run.kind,
                     names,
                 )
-                wrong = np.flatnonzero(np.diff(found.indptr) != n_genes[a:b])
+                wrong = np.flatnonzero(np.diff(found.indptr) != index["n_genes"][some])
                 if not len(wrong) and not found.values.all():
                     zero = np.flatnonzero(found.values == 0)[:1]
                     wrong = np.searchsorted(found.indptr, zero, side="right") - 1
@@ -326,24 +318,7 @@ class ShardSource(Source):
                     raise FormatError(
                         "the number of genes or values differs from n", where=names(int(wrong[0]))
                     )
-                sizes = np.zeros(int(some[-1] - some[0]) + 1, np.int64)
-                sizes[some - some[0]] = n_genes[a:b]
-                indptr = np.append(0, np.cumsum(sizes))
-                yield Block(int(some[0]), indptr, found.genes, found.values)
-
-
-def _cuts(
-    cells: NDArray[np.intp], sizes: NDArray[np.int64], max_rows: int, max_values: int
-) -> Iterator[tuple[int, int]]:
-    """Neighbouring cells that fit in one block, also with the empty rows between them."""
-    ends = np.cumsum(sizes)
-    a = 0
-    while a < len(cells):
-        before = int(ends[a - 1]) if a else 0
-        b = int(np.searchsorted(ends, before + max_values, side="right"))
-        b = max(min(b, int(np.searchsorted(cells, cells[a] + max_rows))), a + 1)
-        yield a, b
-        a = b
+                yield Block(int(cells[0]) + c, indptr[c : d + 1], found.genes, found.values)
 
 
 def _named(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import ConfigError, SourceError
+from scshards.base.errors import SourceError
 from scshards.base.files import published
 from scshards.base.storage import is_local
 from scshards.base.text import text_of
@@ -25,8 +25,8 @@ from scshards.base.threads import read_ahead
 from scshards.census.address import SomaAddress
 from scshards.census.context import is_one_of_many
 from scshards.census.experiment import READ_VALUES, Experiment, shared
-from scshards.sources.matrix import ByRows, row_cuts, spread
-from scshards.sources.rows import INDEX, Block, Matrix, Source, missing_column
+from scshards.sources.matrix import ByRows, row_cuts
+from scshards.sources.rows import Block, Opening, Source, spread
 
 _PLACES = 2
 """Where values are looked at: for each, TileDB reads and inflates some thousand rows."""
@@ -35,59 +35,29 @@ _IDS, _SIZES = "soma_joinid.npy", "values.npy"
 
 
 class SomaSource(Source):
-    """One partition; see Source for what it offers and sources.open.open_source for its arguments.
+    """One partition; see Source for what it offers.
 
     The ids of its cells are read once, by the pack's survey, and kept in `scratch` for its tasks.
     """
 
     def __init__(
-        self,
-        address: SomaAddress,
-        name: str,
-        ordinal: int,
-        *,
-        gene_column: str | None,
-        layer: str | None,
-        raw: bool,
-        storage_options: Mapping[str, Any] | None,
-        scratch: Path | None,
-    ):
-        if layer is not None or raw:
-            raise ConfigError(
-                "the matrix of a SOMA experiment is chosen in its address",
-                where=name,
-                advice="leave --layer and --raw out; soma://URI?layer=NAME takes another than `raw`",
-            )
-        self.name, self.ordinal = name, ordinal
-        self._address, self._options = address, storage_options
-        self._gene_column = gene_column
-        self._is_shared = scratch is not None
+        self, opening: Opening, address: SomaAddress, storage_options: Mapping[str, Any] | None
+    ) -> None:
+        self.name, self._address, self._options = opening.name, address, storage_options
         # A pack's tasks compare the experiment's state before they open it here; nobody else does.
-        if scratch is not None:
+        if opening.scratch is not None:
             self._experiment = shared(address, storage_options)
-            self._ids, self._sizes = self._kept_cells(scratch)
+            self._ids, sizes = self._kept_cells(opening.scratch)
         else:
             self._experiment = Experiment(address, storage_options)
-            try:
-                self._ids, self._sizes = self._cells()
-            except BaseException:
-                self.close()
-                raise
-        self.n_rows, self.n_columns = len(self._ids), self._experiment.n_genes
-        self.matrix_name = f"ms/{address.measurement}/X/{address.layer}"
-        self._stored = _Rows(
-            self._experiment,
-            self._ids,
-            self._sizes,
-            where=f"{name}: {self.matrix_name}",
-            # A local read keeps a processor busy, and a worker has no other.
-            ahead=not is_local(address.uri) or not is_one_of_many(),
-        )
-        self.n_values = self._stored.n_values
-
-    @property
-    def _matrix(self) -> Matrix:
-        return self._stored
+            opening.closing.callback(self._experiment.close)
+            self._ids, sizes = self._cells()
+        matrix_name = f"ms/{address.measurement}/X/{address.layer}"
+        # A local read keeps a processor busy, and a worker has no other.
+        ahead = not is_local(address.uri) or not is_one_of_many()
+        where = f"{opening.name}: {matrix_name}"
+        rows = _Rows(self._experiment, self._ids, sizes, where=where, ahead=ahead)
+        super().__init__(opening, rows, matrix_name)
 
     @property
     def tiles(self) -> tuple[int, int]:
@@ -96,26 +66,22 @@ class SomaSource(Source):
         is_stretch = len(ids) > 0 and int(ids[-1] - ids[0]) < len(ids)
         return (int(-ids[0] % tile), tile) if is_stretch else (0, 1)
 
-    def close(self) -> None:
-        if not self._is_shared:
-            self._experiment.close()
-
     @cached_property
     def gene_columns(self) -> Sequence[str]:
         return self._experiment.text_columns_of_var
 
-    def _names_in(self, gene_column: str | None) -> Sequence[str]:
-        where = f"{self.name}: var"
-        column = self._experiment.gene_index if gene_column is None else gene_column
-        known = self._experiment.var_columns
+    @property
+    def _var_columns(self) -> Sequence[str]:
+        return self._experiment.var_columns
+
+    def _names(self, column: str | None) -> Sequence[str]:
+        column = column or self._experiment.gene_index
         if column is None:
             raise SourceError(
                 "var has no feature_id or var_id: nothing says which column names the genes",
-                where=where,
-                advice=f"name one with --gene-column; var has: {', '.join(known)}",
+                where=f"{self.name}: var",
+                advice=f"name one with --gene-column; var has: {', '.join(self._var_columns)}",
             )
-        if column not in known:
-            raise missing_column(column, known, frame="var", where=where)
         table = self._experiment.var([column])
         names = [""] * self._experiment.n_genes
         for gene, found in zip(table[0].to_pylist(), table[1].to_pylist(), strict=True):
@@ -127,19 +93,13 @@ class SomaSource(Source):
     def obs_columns(self) -> Sequence[str]:
         return self._experiment.obs_columns
 
-    def obs(self, column: str) -> Any:
-        if column == INDEX and column not in self.obs_columns:
+    def _obs(self, column: str | None) -> Any:
+        if column is None:
             return self._ids.astype(str).astype(object)
-        if column not in self.obs_columns:
-            raise missing_column(column, self.obs_columns, frame="obs", where=f"{self.name}: obs")
         values = self._experiment.obs(self._ids, [column]).column(0).combine_chunks()
         # Categories come as pandas has them, whole numbers with gaps as floats.
         found = values.to_pandas()
         return found.array if hasattr(found, "cat") else found.to_numpy()
-
-    @property
-    def is_log1p(self) -> bool:
-        return False
 
     def other_samples(self, n_values: int) -> Iterator[tuple[str, NDArray[Any]]]:
         for layer in self._experiment.layers:

@@ -20,14 +20,7 @@ from scshards.base.storage import Storage, is_local
 from scshards.cells.expand import GeneTable
 from scshards.cells.vocab import SPECIALS, Vocab, strip_version
 from scshards.kernels import rows as kernels
-from scshards.sources.genes import (
-    Naming,
-    Shared,
-    are_ids,
-    match_source,
-    refuse_mixed,
-    shared_genes,
-)
+from scshards.sources.genes import Shared, are_ids, match_source, refuse_mixed, shared_genes
 from scshards.sources.inputs import Input, InputFile, expand
 from scshards.sources.open import open_source
 from scshards.sources.options import TableOptions
@@ -153,32 +146,31 @@ def check_vocab(
         When a file can't be used, or two columns of its var match about as well and mean other genes.
     """
     files = expand(inputs, storage_options)
-    found: list[dict[str, Any]] = []
+    found: list[GeneReport] = []
     sets: list[NDArray[np.int32]] = []
     for i, file in enumerate(files):
         column = file.gene_column or gene_column
-        naming = Naming(gene_column=column, strip_versions=strip_versions)
         with open_input(file, i, column, storage_options, tables) as source:
-            way = match_source(source, vocab, naming)
+            way = match_source(source, vocab, column, strip_versions=strip_versions)
             match, tokens = way.match, way.match.tokens
+            missing = np.flatnonzero(tokens < 0).tolist()
             found.append(
-                {
-                    "name": source.name,
-                    "gene_column": way.column,
-                    "gene_columns": tuple(source.gene_columns),
-                    "columns": source.n_columns,
-                    "matched": match.matched,
-                    "unmatched": match.unmatched,
-                    "merged": match.merged,
-                    "unmatched_names": tuple(
-                        str(way.names[i]) for i in np.flatnonzero(tokens < 0).tolist()
-                    ),
-                    "left_out": source.left_out,
-                }
+                GeneReport(
+                    name=source.name,
+                    gene_column=way.column,
+                    gene_columns=tuple(source.gene_columns),
+                    columns=source.n_columns,
+                    matched=match.matched,
+                    unmatched=match.unmatched,
+                    merged=match.merged,
+                    unmatched_names=tuple(str(way.names[i]) for i in missing),
+                    left_out=source.left_out,
+                    shared=Shared(ids=0.0, least=None),
+                )
             )
         sets.append(tokens[tokens >= 0])
     shared = shared_genes([f.name for f in files], sets, are_ids(vocab.tokens))
-    return [GeneReport(**one, shared=s) for one, s in zip(found, shared, strict=True)]
+    return [dataclasses.replace(r, shared=s) for r, s in zip(found, shared, strict=True)]
 
 
 def read_vocab(
@@ -246,8 +238,7 @@ def _count_cells(source: Source, genes: Sequence[str], names: Sequence[str]) -> 
         kernels.count_cells(
             block.indptr, block.indices, block.data, tokens, block.first_row, last_row, cells
         )
-    counts: list[int] = cells.tolist()
-    return counts
+    return list(cells.tolist())
 
 
 def gene_tables(

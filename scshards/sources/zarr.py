@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import zipfile
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import zarr
@@ -20,31 +20,9 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByt
 
 from scshards.base.errors import ScshardsError, SourceError
 from scshards.base.storage import Storage, is_web
-from scshards.sources.anndata import AnnDataSource
 from scshards.sources.rows import DAMAGED, ZARR_MARKS, said
 
 _METADATA = (*ZARR_MARKS, ".zarray", ".zattrs", ".zmetadata")
-
-
-class ZarrStore(AnnDataSource):
-    """One store; see sources.open.open_source for its arguments."""
-
-    def _dense(self, node: Any) -> Any:
-        return _Array(node)
-
-    def _parts(self, node: Any, shape: tuple[int, int], by_rows: bool) -> tuple[Any, Any, Any]:
-        indptr, indices, data = node["indptr"], node["indices"], node["data"]
-        # Nothing but zeros is possible where there is one column to name, or no value at all.
-        required = [data]
-        required += [indices] if shape[1 if by_rows else 0] > 1 else []
-        required += [indptr] if data.size else []
-        for array in required:
-            array.store.required.add(array.path)
-        return _Vector(indptr), _Vector(indices), _Vector(data)
-
-    def _listed(self, group: Any) -> Sequence[str]:
-        known = group.metadata.consolidated_metadata is not None or group.store.supports_listing
-        return sorted(group) if known else ()
 
 
 def open_zarr(storage: Storage, name: str, stack: contextlib.ExitStack) -> zarr.Group:
@@ -57,9 +35,8 @@ def open_zarr(storage: Storage, name: str, stack: contextlib.ExitStack) -> zarr.
     StorageError
         When it can't be read at all.
     """
-    files: _Files = _Folder(storage)
-    if storage.url.partition("?")[0].endswith(".zip"):
-        files = _Zip(stack, storage, name)
+    is_zip = storage.url.partition("?")[0].endswith(".zip")
+    files = _Zip(stack, storage, name) if is_zip else storage
     try:
         return zarr.open_group(_ReadStore(files, name), mode="r")
     except ScshardsError:
@@ -73,40 +50,16 @@ def open_zarr(storage: Storage, name: str, stack: contextlib.ExitStack) -> zarr.
         ) from None
 
 
-class _Files(Protocol):
-    """The files of a store."""
-
-    can_list: bool
-
-    def read(self, path: str, start: int, end: int | None) -> bytes | None:
-        """The bytes start:end of a file, fewer when it ends early; None when it is not there."""
-
-    def size(self, path: str) -> int:
-        """Bytes of a file that is there."""
-
-    def names(self, path: str) -> Iterable[str]:
-        """What is right in a folder."""
-
-
-class _Folder:
-    def __init__(self, storage: Storage):
-        self._storage = storage
-        # What a web server lists is a page for people.
-        self.can_list = not is_web(storage.url)
-
-    def read(self, path: str, start: int, end: int | None) -> bytes | None:
-        return self._storage.read_if_there(path, start, end)
-
-    def size(self, path: str) -> int:
-        return self._storage.size(path)
-
-    def names(self, path: str) -> Iterable[str]:
-        folders, files = self._storage.folder(path)
-        return [*folders, *files]
+def direct(array: zarr.Array, *, whole: bool = False) -> _Array:
+    """The array as sources.matrix reads it; `whole` is whether a chunk that is not there was lost."""
+    if whole:
+        required: set[str] = getattr(array.store, "required")  # noqa: B009  (a _ReadStore's)
+        required.add(array.path)
+    return _Vector(array) if array.ndim == 1 else _Array(array)
 
 
 class _Zip:
-    can_list = True
+    """The files of a .zip, by the methods of Storage that are used here."""
 
     def __init__(self, stack: contextlib.ExitStack, storage: Storage, name: str):
         stream = stack.enter_context(storage.open())
@@ -122,7 +75,7 @@ class _Zip:
         root = min(marks, key=lambda path: path.count("/"), default="")
         self._root = root[: root.rfind("/") + 1]
 
-    def read(self, path: str, start: int, end: int | None) -> bytes | None:
+    def read_if_there(self, path: str, start: int = 0, end: int | None = None) -> bytes | None:
         try:
             with self._zip.open(self._root + path) as f:
                 f.seek(start)
@@ -133,25 +86,22 @@ class _Zip:
     def size(self, path: str) -> int:
         return self._zip.getinfo(self._root + path).file_size
 
-    def names(self, path: str) -> Iterable[str]:
+    def folder(self, path: str) -> tuple[Sequence[str], Sequence[str]]:
         folder = f"{self._root}{path}/" if path else self._root
         inside = (p[len(folder) :] for p in self._paths if p.startswith(folder))
-        return {p.partition("/")[0] for p in inside}
+        return [*{p.partition("/")[0] for p in inside}], ()
 
 
 class _ReadStore(Store):
     """zarr's view of the files; `required` are the paths of arrays that must have all their chunks."""
 
     supports_writes = supports_deletes = supports_partial_writes = False
+    supports_listing = True
 
-    def __init__(self, files: _Files, name: str):
+    def __init__(self, files: Storage | _Zip, name: str):
         super().__init__(read_only=True)
         self._files, self._name = files, name
         self.required: set[str] = set()
-
-    @property
-    def supports_listing(self) -> bool:
-        return self._files.can_list
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -166,11 +116,14 @@ class _ReadStore(Store):
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
     async def exists(self, key: str) -> bool:
-        return await asyncio.to_thread(self._files.read, key, 0, 1) is not None
+        return await asyncio.to_thread(self._files.read_if_there, key, 0, 1) is not None
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        for name in await asyncio.to_thread(self._files.names, prefix.strip("/")):
-            yield name
+        if isinstance(self._files, _Zip) or not is_web(self._files.url):
+            # What a web server lists is a page for people.
+            for names in await asyncio.to_thread(self._files.folder, prefix.strip("/")):
+                for name in names:
+                    yield name
 
     def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         raise AssertionError("who reads lists one folder at a time")
@@ -194,19 +147,15 @@ class _ReadStore(Store):
         elif isinstance(byte_range, OffsetByteRequest):
             start = byte_range.offset
         elif isinstance(byte_range, SuffixByteRequest):
-            is_there = self._files.read(key, 0, 1) is not None
+            is_there = self._files.read_if_there(key, 0, 1) is not None
             start = max(0, self._files.size(key) - byte_range.suffix) if is_there else 0
-        data = self._files.read(key, start, end)
-        if data is None and self._is_required(key):
+        data = self._files.read_if_there(key, start, end)
+        is_chunk = key.rpartition("/")[2] not in _METADATA
+        if data is None and is_chunk and any(key.startswith(f"{p}/") for p in self.required):
             raise SourceError(
                 f"a chunk of the matrix is missing: {key}", where=self._name, advice=DAMAGED
             )
         return data
-
-    def _is_required(self, key: str) -> bool:
-        if key.rpartition("/")[2] in _METADATA:
-            return False
-        return any(key.startswith(f"{path}/") for path in self.required)
 
 
 class _Array:

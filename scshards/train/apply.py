@@ -33,7 +33,7 @@ from scshards.cells.batch import Batch
 from scshards.cells.vocab import Vocab
 from scshards.census.address import is_cells
 from scshards.model.scgpt import LoadedModel
-from scshards.sources.anndata import H5ad
+from scshards.sources.anndata import AnnDataSource
 from scshards.sources.inputs import expand
 from scshards.stream.collate_options import CollateOptions
 from scshards.train.apply_cells import (
@@ -248,7 +248,8 @@ class _One:
             file_of_shards(path, cells.shardset, cells.splits)
             return
         assert isinstance(cells, SourceCells)
-        if isinstance(cells.source, H5ad):
+        source = cells.source
+        if isinstance(source, AnnDataSource) and source.is_hdf5:
             copy_of(self._url, path, self._storage_options)
         else:
             file_of_source(path, cells.source)

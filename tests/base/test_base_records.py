@@ -246,7 +246,7 @@ def _releases(data: bytes, folder: Path) -> None:
 
 def _ids(data: bytes, folder: Path) -> None:
     Storage(folder).write("v.json", data)
-    find_ids(Storage(folder), "x.parquet", str(folder / "v.json"), where="x")
+    find_ids([Storage(folder)], str(folder / "v.json"), where="x")
 
 
 def _of(cls: type) -> Any:

@@ -79,7 +79,7 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
         return str(refused.value)
 
     text = said("a", {"ids": "ndarray", "values": "ndarray"})
-    assert "no column 'genes'" in text and "ids (ndarray), values (ndarray)" in text
+    assert "no column 'genes'" in text and "--list-columns: ids, values" in text
     assert "not all MDS shards" in said("b", format="json")
     outside = {"basename": "../shard.00000.mds", "bytes": 10, "hashes": {}}
     assert "outside of the folder" in said("c", raw_data=outside)

@@ -85,6 +85,7 @@ def manifest(root: Path) -> dict[str, Any]:
     [
         {"gene_column": "feature_name", "obs": ("cell_type", "is_primary_data", "raw_sum")},
         {
+            "gene_column": "feature_id",
             "shuffle": False,
             "compression": "zstd",
             "obs": ("soma_joinid", "assay"),
@@ -254,7 +255,7 @@ def test_inputs_that_ask_for_what_is_not_there(
             quiet_pack(url, out, vocab)
         assert not out.exists()
     for options in ({"layer": "raw"}, {"raw": True}):
-        with pytest.raises(ConfigError, match=r"(?s)chosen in its address.*layer=NAME"):
+        with pytest.raises(SourceError, match=r"(?s)chosen in its address.*layer=NAME"):
             quiet_pack(query(census), out, vocab, **options)
 
 

@@ -40,7 +40,7 @@ from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, ShardInfo
 from scshards.shards.members import LabelColumn, decode_labels, encode_rows
 from scshards.shards.shardset import ShardSet, read_checked_index
 from scshards.shards.tar import build_tar, open_chunk, seal
-from scshards.sources.genes import Naming, match_source
+from scshards.sources.genes import match_source
 from scshards.sources.inputs import Input, InputFile, expand
 from scshards.sources.rows import Block
 
@@ -223,15 +223,16 @@ class _Repair:
         first, last = int(rows[0]), int(rows[-1])
         wanted = np.zeros(last + 1 - first, np.bool_)
         wanted[rows - first] = True
-        naming = Naming(
-            gene_column=file.gene_column or options.gene_column,
-            strip_versions=options.strip_versions,
-            min_match=options.min_match,
-        )
         with tempfile.TemporaryDirectory(prefix="scshards-", dir=temporary_folder()) as folder:
             work = Work(folder=folder, fingerprint=vocab.fingerprint, options=options, splits=())
             with open_input(file, source, work) as opened:
-                match = match_source(opened, vocab, naming).match
+                match = match_source(
+                    opened,
+                    vocab,
+                    file.gene_column or options.gene_column,
+                    strip_versions=options.strip_versions,
+                    min_match=options.min_match,
+                ).match
                 if last >= opened.n_rows:
                     raise ConfigError(
                         f"the input has {opened.n_rows:,} cells, and had more when it was packed",

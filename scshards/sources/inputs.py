@@ -104,13 +104,11 @@ def expand(
     files: list[InputFile] = []
     for one in given:
         address, column = _parted(os.fspath(one))
-        listed = _list_address(address)
-        found = (
-            _expanded(address, storage_options)
-            if listed is None
-            else _read_list(listed, storage_options)
-        )
-        files += [_named_by(column, file) for file in found]
+        listed, read = _list_address(address), _read_list
+        if listed is None:
+            listed, read = address, _expanded
+        for file in read(listed, storage_options):
+            files.append(file._replace(gene_column=file.gene_column or column))
     if not files:
         raise ConfigError("there is nothing to read: no input was given")
     _refuse_repeats(files)
@@ -140,24 +138,20 @@ def _parted(text: str) -> tuple[str, str | None]:
     return address, column
 
 
-def _named_by(column: str | None, file: InputFile) -> InputFile:
-    return file if file.gene_column is not None else file._replace(gene_column=column)
-
-
 def _refuse_repeats(files: Sequence[InputFile]) -> None:
     places: dict[str, str] = {}
     names: set[str] = set()
     tables = {_folder(file.url) for file in files if TABLE in file.url.rpartition("/")[2]}
     for file in files:
-        if file.name in names and file.place not in places:
+        if file.place in places:
+            raise _twice(file, f"both names lead to {display_name(file.place)}")
+        if file.name in names:
             raise ConfigError(
                 "two inputs have the same name",
                 where=file.name,
                 advice="name them in a list of inputs: a .txt file, with a tab and the name after each",
             )
-        other = places.setdefault(file.place, file.url)
-        if other is not file.url:
-            raise _twice(file, f"both names lead to {display_name(file.place)}")
+        places[file.place] = file.url
         names.add(file.name)
     for file in files:
         if file.url.endswith(f"/{PREFIXED}") and _folder(file.url) in tables:

@@ -43,7 +43,7 @@ _SCALARS = {
 """Encodings of one value for each cell."""
 
 _PIECE = 1 << 10
-"""So many samples are decoded before they are passed on."""
+"""Most samples that are decoded at once."""
 
 
 def open_mds(
@@ -108,11 +108,9 @@ class _Shard:
         if set(columns).isdisjoint(self._lists):
             yield from cut([self._scalars], start, stop, n)
             return
-        for first, samples in self._samples(start, stop):
-            for a in range(0, len(samples), n):
-                some = samples[a : a + n]
-                arrays = [self._ragged(c, some, first + a) for c in self._lists]
-                yield pa.record_batch(arrays, names=list(self._lists))
+        for first, samples in self._samples(start, stop, min(n, _PIECE)):
+            arrays = [self._ragged(c, samples, first) for c in self._lists]
+            yield pa.record_batch(arrays, names=list(self._lists))
 
     @cached_property
     def _scalars(self) -> pa.RecordBatch:
@@ -120,7 +118,7 @@ class _Shard:
         columns: dict[str, list[Any]] = {
             c: [] for c, kind in self._types.items() if not pa.types.is_nested(kind)
         }
-        for _, samples in self._samples(0, int(self._shard["samples"])):
+        for _, samples in self._samples(0, int(self._shard["samples"]), _PIECE):
             for c, values in columns.items():
                 values += [s[c] for s in samples]
         return pa.record_batch({c: pa.array(v, self._types[c]) for c, v in columns.items()})
@@ -133,12 +131,14 @@ class _Shard:
     def _at(self, number: int) -> str:
         return f"{self._where}: row {self._first_row + number}"
 
-    def _samples(self, start: int, stop: int) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
-        """(number of the first, samples) of each piece."""
+    def _samples(
+        self, start: int, stop: int, n: int
+    ) -> Iterator[tuple[int, list[Mapping[str, Any]]]]:
+        """(number of the first, samples), n at a time."""
         with self._reader() as reader:
-            for a in range(start, stop, _PIECE):
+            for a in range(start, stop, n):
                 samples = []
-                for number in range(a, min(a + _PIECE, stop)):
+                for number in range(a, min(a + n, stop)):
                     try:
                         samples.append(reader.get_item(number))
                     except Exception as e:

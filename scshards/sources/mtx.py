@@ -71,6 +71,8 @@ def open_mtx(folder: Storage, opening: Opening) -> TenX:
 class _MtxMatrix(Spooled):
     """The matrix of a folder, whose header is read at once."""
 
+    needs_transposing = False  # a survey looks at values, and so has written it
+
     def __init__(self, folder: Storage, file: str, where: str, scratch: Path | None) -> None:
         self._folder, self._file = folder, file
         with _opened(folder, file) as f:

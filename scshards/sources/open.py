@@ -144,26 +144,19 @@ def _opened(
     return Lists(opening, _table(kind, storage, opening, options), ids)
 
 
-_UNCHOSEN = {
-    "soma": (
-        "the matrix of a SOMA experiment is chosen in its address",
-        "leave --layer and --raw out; soma://URI?layer=NAME takes another than `raw`",
-    ),
-    "10x": ("10x data have no layers and no raw matrix", "leave --layer and --raw out"),
-    "lists": (
-        "cells as lists of token ids have no gene columns, layers or raw matrix",
-        "leave --gene-column, --layer and --raw out",
-    ),
-}
-
-
 def _refuse(kind: str, opening: Opening, layer: str | None, raw: bool) -> None:
     """Refuse a choice of what only AnnData has."""
-    named_by_ids = kind in _TABLES and opening.gene_column not in (None, INDEX)
-    if layer is not None or raw or named_by_ids:
-        kind = "lists" if kind in _TABLES else "10x" if kind == "mtx" else kind
-        what, advice = _UNCHOSEN[kind]
-        raise SourceError(what, where=opening.name, advice=advice)
+    named = kind in _TABLES and opening.gene_column not in (None, INDEX)
+    if layer is None and not raw and not named:
+        return
+    what, advice = "10x data have no layers and no raw matrix", "leave --layer and --raw out"
+    if kind == "soma":
+        what = "the matrix of a SOMA experiment is chosen in its address"
+        advice += "; soma://URI?layer=NAME takes another than `raw`"
+    if kind in _TABLES:
+        what = "cells as lists of token ids have no gene columns, layers or raw matrix"
+        advice = "leave --gene-column, --layer and --raw out"
+    raise SourceError(what, where=opening.name, advice=advice)
 
 
 def _beside(storage: Storage, kind: str) -> list[Storage]:

@@ -45,27 +45,27 @@ class TableOptions:
 
 def two_columns(names: Sequence[str]) -> tuple[str, str]:
     """The names of the lists of token ids and of values; ConfigError when they are not two names."""
-    if (
-        isinstance(names, str)
-        or len(names) != 2
-        or not all(isinstance(n, str) and n for n in names)
-    ):
+    if len(some := _names(names)) != 2 or len(names) != 2:
         raise ConfigError(
             f"{names!r} are not the names of two columns",
             where="list_columns",
             advice="name the one of token ids and the one of values: genes,expressions",
         )
-    if names[0] == names[1]:
-        raise ConfigError(f"the column {names[0]!r} is given twice", where="list_columns")
-    return (names[0], names[1])
+    return some[0], some[1]
 
 
 def some_types(names: Sequence[str]) -> tuple[str, ...]:
     """The types of features to take, each once; ConfigError when they are not names, or none."""
-    if isinstance(names, str) or not names or not all(isinstance(n, str) and n for n in names):
+    if not (some := _names(names)):
         raise ConfigError(
             f"{names!r} are not types of features",
             where="feature_types",
             advice=f"name some, such as {GENES_ALONE[0]!r}",
         )
-    return tuple(dict.fromkeys(names))
+    return some
+
+
+def _names(names: Sequence[str]) -> tuple[str, ...]:
+    """Each name once; none where something is no name."""
+    are_names = not isinstance(names, str) and all(isinstance(n, str) and n for n in names)
+    return tuple(dict.fromkeys(names)) if are_names else ()

@@ -47,7 +47,6 @@ FEATURE_TYPES = "feature_types"
 ZARR_MARKS = ("zarr.json", ".zgroup")
 """The file that makes a folder a zarr group, in format 3 and 2."""
 
-
 DAMAGED = "the file is damaged or incomplete: copy or download it again"
 """Said where HDF5, zarr, gzip or a checksum finds it so, and nowhere else."""
 
@@ -177,10 +176,9 @@ class Source(abc.ABC):
             raise missing_column(column, self._var_columns, frame="var", where=where)
         with reading(f"{where}, column {column or INDEX!r}"):
             names = self._names(column)
-        if len(names) != self._n_features:
-            raise SourceError(
-                f"there are {len(names):,} gene names for {self._n_features:,} columns", where=where
-            )
+            if len(names) != self._n_features:
+                n = self._n_features
+                raise ValueError(f"there are {len(names):,} gene names for {n:,} columns")
         return names if self._taken is None else [names[i] for i in self._taken.tolist()]
 
     @abc.abstractmethod
@@ -231,11 +229,9 @@ class Source(abc.ABC):
         with reading(where):
             values = self._obs(column if is_there else None)
             if getattr(values, "ndim", None) != 1:
-                what = f"the column holds a {type(values).__name__} and not one value for each cell"
-                raise SourceError(what, where=where)
+                raise ValueError(f"a {type(values).__name__} is not one value for each cell")
             if len(values) != self.n_rows:
-                what = f"the column has {len(values):,} values for {self.n_rows:,} cells"
-                raise SourceError(what, where=where)
+                raise ValueError(f"there are {len(values):,} values for {self.n_rows:,} cells")
         return values
 
     @abc.abstractmethod
@@ -330,9 +326,7 @@ class Source(abc.ABC):
         blocks = self.matrix.blocks(start, stop, max_rows, max_values)
         for block in guarded(blocks, self._where_matrix):
             kind = kernel_dtype(block.data.dtype)
-            yield (
-                block if block.data.dtype == kind else block._replace(data=block.data.astype(kind))
-            )
+            yield block._replace(data=block.data.astype(kind, copy=False))
 
     def sample(self, n_values: int) -> NDArray[Any]:
         """About so many of the matrix's values, from all over it."""
@@ -416,32 +410,34 @@ def reading(where: str) -> Iterator[None]:
         yield
     except ScshardsError:
         raise
-    except UnicodeDecodeError as e:
-        raise SourceError(
-            f"its text is not in UTF-8: {bytes(e.object)[:40]!r}",
-            where=where,
-            advice="write the text anew in UTF-8, which all of these formats ask for",
-        ) from e
-    except (OSError, EOFError, zlib.error) as e:
-        raise SourceError(f"the file can't be read: {said(e)}", where=where, advice=DAMAGED) from e
-    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as e:
-        # AttributeError: a group where an array belongs has no shape.
-        text = said(e)
-        if _ELSEWHERE.search(text):
-            raise SourceError(
-                f"it leads to another file that is not there: {text}",
-                where=where,
-                advice="put that file where the link leads, or copy all into one file",
-            ) from e
-        absent = _ABSENT.search(text)
-        if isinstance(e, KeyError) and (absent or not _HDF5.match(str(e.args[0]))):
-            name = absent[1] or absent[2] if absent else e.args[0]
-            raise SourceError(f"there is no {name!r} in it", where=where, advice=MAKE_ANEW) from e
-        if _HDF5.match(str(e.args[0]) if e.args else ""):
-            raise SourceError(f"the file can't be read: {text}", where=where, advice=DAMAGED) from e
-        raise SourceError(
-            f"it can't be read as it is laid out: {text}", where=where, advice=MAKE_ANEW
-        ) from e
+    except _OTHERS as e:
+        what, advice = _told(e)
+        raise SourceError(what, where=where, advice=advice) from e
+
+
+_OTHERS = (
+    *(OSError, EOFError, zlib.error, RuntimeError, LookupError, ValueError, TypeError),
+    AttributeError,  # a group where an array belongs has no shape
+)
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    """What an error means, and what to do."""
+    text = said(error)
+    if isinstance(error, UnicodeDecodeError):
+        what = f"its text is not in UTF-8: {bytes(error.object)[:40]!r}"
+        return what, "write the text anew in UTF-8, which all of these formats ask for"
+    if isinstance(error, OSError | EOFError | zlib.error):
+        return f"the file can't be read: {text}", DAMAGED
+    if _ELSEWHERE.search(text):
+        what = f"it leads to another file that is not there: {text}"
+        return what, "put that file where the link leads, or copy all into one file"
+    absent, first = _ABSENT.search(text), error.args[0] if error.args else ""
+    if isinstance(error, KeyError) and (absent or not _HDF5.match(str(first))):
+        return f"there is no {absent[1] or absent[2] if absent else first!r} in it", MAKE_ANEW
+    if _HDF5.match(str(first)):
+        return f"the file can't be read: {text}", DAMAGED
+    return f"it can't be read as it is laid out: {text}", MAKE_ANEW
 
 
 def guarded(items: Iterator[Item], where: str) -> Iterator[Item]:

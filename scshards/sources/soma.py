@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import SourceError
-from scshards.base.files import published
+from scshards.base.files import Once
 from scshards.base.storage import is_local
 from scshards.base.text import text_of
 from scshards.base.threads import read_ahead
@@ -47,7 +47,10 @@ class SomaSource(Source):
         # A pack's tasks compare the experiment's state before they open it here; nobody else does.
         if opening.scratch is not None:
             self._experiment = shared(address, storage_options)
-            self._ids, sizes = self._kept_cells(opening.scratch)
+            folder = opening.scratch.with_name(f"cells-{self._experiment.state[:16]}")
+            kept = Once(folder).made(self._keep_cells)
+            self._ids = np.load(kept / _IDS)
+            sizes = np.load(kept / _SIZES) if (kept / _SIZES).exists() else None
         else:
             self._experiment = Experiment(address, storage_options)
             opening.closing.callback(self._experiment.close)
@@ -132,17 +135,11 @@ class SomaSource(Source):
             )
         return ids, self._experiment.n_values(ids)
 
-    def _kept_cells(self, scratch: Path) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-        folder = scratch.with_name(f"cells-{self._experiment.state[:16]}")
-        if not folder.is_dir():
-            ids, sizes = self._cells()
-            with published(folder) as part:
-                np.save(part / _IDS, ids)
-                if sizes is not None:
-                    np.save(part / _SIZES, sizes)
-            return ids, sizes
-        sizes = np.load(folder / _SIZES) if (folder / _SIZES).exists() else None
-        return np.load(folder / _IDS), sizes
+    def _keep_cells(self, folder: Path) -> None:
+        ids, sizes = self._cells()
+        np.save(folder / _IDS, ids)
+        if sizes is not None:
+            np.save(folder / _SIZES, sizes)
 
 
 class _Rows(ByRows):

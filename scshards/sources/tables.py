@@ -91,19 +91,15 @@ class Table:
     close: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
+        known = [f.name for f in self.schema if _item(f.type) is not None]
         for column, kind in zip(self.lists, ("whole numbers", "numbers"), strict=True):
-            if column in self.schema.names:
-                item = _item(self.schema.field(column).type)
-                is_float = item is not None and pa.types.is_floating(item)
-                if item is not None and (
-                    pa.types.is_integer(item) or (is_float and kind == "numbers")
-                ):
-                    continue
-                is_type = self.schema.field(column).type
-                what = f"the column {column!r} holds {is_type}, not lists of {kind}"
-            else:
+            held = self.schema.field(column).type if column in self.schema.names else pa.null()
+            item = _item(held) or pa.null()
+            if pa.types.is_integer(item) or (pa.types.is_floating(item) and kind == "numbers"):
+                continue
+            what = f"the column {column!r} holds {held}, not lists of {kind}"
+            if column not in self.schema.names:
                 what = f"the table has no column {column!r}"
-            known = [f.name for f in self.schema if _item(f.type) is not None]
             advice = f"name the lists of ids and of values with --list-columns: {', '.join(known)}"
             if len(known) < 2:
                 advice = "it must hold each cell as a list of token ids and a list of values"

@@ -40,7 +40,7 @@ from scshards.base.errors import ConfigError
         ({"list_columns": "ab"}, "not the names of two columns"),
         ({"list_columns": ("genes",)}, "not the names of two columns"),
         ({"list_columns": ("genes", "")}, "not the names of two columns"),
-        ({"list_columns": ("genes", "genes")}, "'genes' is given twice"),
+        ({"list_columns": ("genes", "genes")}, "are not the names of two columns"),
         ({"held_out": {"valid": ["a"]}}, "of no column"),
         ({"split_by": "d", "held_out": {}}, "takes lists of values"),
         ({"split_by": "d", "held_out": ["a"]}, "a table is needed"),

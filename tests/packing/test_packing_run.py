@@ -31,7 +31,7 @@ from scshards.base.errors import ConfigError, SourceError
 from scshards.packing import plan
 from scshards.packing.pack import pack
 from scshards.shards import spill
-from scshards.sources.anndata import H5ad
+from scshards.sources.rows import Source
 
 
 @pytest.mark.parametrize("form", ["csr", "csc", "dense"])
@@ -410,7 +410,7 @@ def test_one_and_two_workers_write_identical_trees(tmp_path: Path) -> None:
 
 
 def test_slices_and_blocks_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = H5ad.blocks
+    blocks = Source.blocks
     inputs = [
         write(tmp_path / f"{f}.h5ad", counts(60, 20), form=f, obs={"n": np.arange(60)})
         for f in ("csr", "csc", "dense")
@@ -422,7 +422,7 @@ def test_slices_and_blocks_leave_no_trace(tmp_path: Path, monkeypatch: pytest.Mo
             m.setattr(plan, "TASK_VALUES", 100)
             m.setattr(spill, "RUN_BYTES", 300)
             m.setattr("scshards.sources.matrix.BLOCK_VALUES", 50)
-            m.setattr(H5ad, "blocks", lambda *a, **_: blocks(*a, max_rows=7, max_values=40))
+            m.setattr(Source, "blocks", lambda *a, **_: blocks(*a, max_rows=7, max_values=40))
             quiet_pack(inputs, tmp_path / f"cut{i}", vocab_of(20), shuffle=shuffle, **options)
         assert tree_sums(tmp_path / f"whole{i}") == tree_sums(tmp_path / f"cut{i}")
 

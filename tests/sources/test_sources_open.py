@@ -92,8 +92,8 @@ def test_dense_slabs_end_where_chunks_do(tmp_path: Path, monkeypatch: pytest.Mon
             reads.append((rows.start, rows.stop))
             return self._data[rows]
 
-    def watch(self: Any, data: Any, where: str) -> None:
-        real(self, Watched(data), where)
+    def watch(self: Any, data: Any) -> None:
+        real(self, Watched(data))
 
     monkeypatch.setattr(sources_matrix.Dense, "__init__", watch)
     with open_source(tmp_path / "a.h5ad") as source:

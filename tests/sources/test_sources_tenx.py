@@ -198,7 +198,7 @@ def test_blocks_of_a_folder(
     with open_source(folder, scratch=tmp_path / "scratch") as source:
         assert (source.n_rows, source.n_columns) == x.shape
         assert source.n_values == np.count_nonzero(x)
-        assert source.needs_transposing
+        assert not source.needs_transposing
         source.transpose()
         assert sorted(source.sample(10**6)) == sorted(x[x != 0].astype(float))
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "scratch").rglob("*")}
@@ -261,11 +261,11 @@ def test_a_folder_without_values(tmp_path: Path) -> None:
         (("matrix.mtx", "4 5 20\n", "sizes\n"), ("line with its sizes",)),
         (("matrix.mtx", "\n2 1 ", "\n0 1 "), ("outside",)),
         (("matrix.mtx", "\n2 1 ", "\n2 6 "), ("outside",)),
-        (("matrix.mtx", "\n2 1 ", "\n1.5 1 "), ("three numbers",)),
-        (("matrix.mtx", "\n2 1 ", "\n2 x "), ("three numbers",)),
-        (("matrix.mtx", "\n2 1 ", "\n2 "), ("three numbers",)),
-        (("matrix.mtx", "\n2 1 ", "\n2 1 nan"), ("three numbers",)),
-        (("matrix.mtx", "\n2 1 3", "\n2 1 3.5"), ("three numbers", "Row #2", "'3.5'")),
+        (("matrix.mtx", "\n2 1 ", "\n1.5 1 "), ("invalid value '1.5'",)),
+        (("matrix.mtx", "\n2 1 ", "\n2 x "), ("Row #2", "invalid value 'x'")),
+        (("matrix.mtx", "\n2 1 ", "\n2 "), ("Row #2: Expected 3 columns",)),
+        (("matrix.mtx", "\n2 1 ", "\n2 1 nan"), ("invalid value 'nan",)),
+        (("matrix.mtx", "\n2 1 3", "\n2 1 3.5"), ("invalid value '3.5'",)),
         (("genes.tsv", "E000\tG000\n", "id\tname\nE000\tG000\n"), ("is a header",)),
         (("genes.tsv", "G001", "G\udce9"), ("not in UTF-8",)),
     ],

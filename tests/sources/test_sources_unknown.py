@@ -171,7 +171,7 @@ def test_filters_of_hdf5plugin(tmp_path: Path, form: str, monkeypatch: pytest.Mo
         if how == "with":
             assert float(done.stdout) == x.sum(), done.stderr
             continue
-        for part in ("32015", "Zstandard", "pip install hdf5plugin"):
+        for part in ("32015", "pip install hdf5plugin"):
             assert part in done.stderr
         assert DAMAGED not in done.stderr
 

@@ -2,8 +2,8 @@
 
     Source     .genes, .obs(column), .blocks(start, stop)
 
-The contract that sources.anndata, sources.tenx, sources.mtx and sources.lists keep; sources opens
-inputs. Called by all of them.
+A kind of input says which columns there are and reads them, and has a matrix; Source asks, checks, and says
+where reading failed.
 """
 
 from __future__ import annotations
@@ -119,6 +119,8 @@ class Source(abc.ABC):
         As the input was given, without credentials.
     ordinal
         Its number among the inputs, the first half of its cells' keys.
+    gene_column
+        The column of var that was chosen for gene names, or None.
     matrix
         Where rows and samples are read.
     matrix_name
@@ -142,7 +144,7 @@ class Source(abc.ABC):
     _taken: NDArray[np.intp] | None = None  # the columns of the file that are gene columns
 
     def __init__(self, opening: Opening, matrix: Matrix, matrix_name: str) -> None:
-        self.name, self.ordinal, self._gene_column, _, self._closing = opening
+        self.name, self.ordinal, self.gene_column, _, self._closing = opening
         self.matrix, self.matrix_name = matrix, matrix_name
         self.n_rows, self.n_columns = matrix.shape
         self.n_values = matrix.n_values
@@ -151,7 +153,7 @@ class Source(abc.ABC):
     @cached_property
     def genes(self) -> Sequence[str]:
         """The names of the gene columns, "" where one is missing."""
-        return self.names_in(self._gene_column)
+        return self.names_in(self.gene_column)
 
     @property
     def gene_columns(self) -> Sequence[str]:

@@ -21,7 +21,7 @@ from scshards.cells.expand import GeneTable
 from scshards.cells.vocab import SPECIALS, Vocab, strip_version
 from scshards.kernels import rows as kernels
 from scshards.sources.genes import Shared, are_ids, match_source, refuse_mixed, shared_genes
-from scshards.sources.inputs import Input, InputFile, expand
+from scshards.sources.inputs import Input, expand
 from scshards.sources.open import open_source
 from scshards.sources.options import TableOptions
 from scshards.sources.rows import Source
@@ -101,28 +101,26 @@ def build_vocab(
     SourceError
         When a file can't be used, no gene is left, or two inputs have few genes in common.
     """
-    files = expand(inputs, storage_options)
     number: dict[str, int] = {}
     cells: list[int] = []
     sets: list[NDArray[np.int64]] = []
     columns: dict[str, Sequence[str]] = {}
-    for i, file in enumerate(files):
-        with open_input(file, i, gene_column, storage_options, tables) as source:
-            genes = list(map(strip_version, source.genes)) if strip_versions else source.genes
-            names = sorted(set(genes) - {"", *SPECIALS})
-            counts = _count_cells(source, genes, names) if min_cells > 0 else [0] * len(names)
-            columns[file.name] = source.gene_columns
+    for source in _opened(inputs, gene_column, storage_options, tables):
+        genes = list(map(strip_version, source.genes)) if strip_versions else source.genes
+        names = sorted(set(genes) - {"", *SPECIALS})
+        counts = _count_cells(source, genes, names) if min_cells > 0 else [0] * len(names)
+        columns[source.name] = source.gene_columns
         sets.append(np.array([number.setdefault(name, len(number)) for name in names], np.int64))
         cells += [0] * (len(number) - len(cells))
         for gene, n in zip(sets[-1].tolist(), counts, strict=True):
             cells[gene] += n
     if not allow_mixed:
-        refuse_mixed(shared_genes([f.name for f in files], sets, are_ids(number)), columns)
+        refuse_mixed(shared_genes(list(columns), sets, are_ids(number)), columns)
     kept = [name for name, gene in number.items() if cells[gene] >= min_cells]
     if not kept:
         raise SourceError(
             f"no gene has a value in {min_cells:,} cells" if cells else "the inputs name no gene",
-            where=", ".join(file.name for file in files[:3]),
+            where=", ".join(list(columns)[:3]),
         )
     return Vocab.from_genes(kept)
 
@@ -145,31 +143,28 @@ def check_vocab(
     SourceError
         When a file can't be used, or two columns of its var match about as well and mean other genes.
     """
-    files = expand(inputs, storage_options)
     found: list[GeneReport] = []
     sets: list[NDArray[np.int32]] = []
-    for i, file in enumerate(files):
-        column = file.gene_column or gene_column
-        with open_input(file, i, column, storage_options, tables) as source:
-            way = match_source(source, vocab, column, strip_versions=strip_versions)
-            match, tokens = way.match, way.match.tokens
-            missing = np.flatnonzero(tokens < 0).tolist()
-            found.append(
-                GeneReport(
-                    name=source.name,
-                    gene_column=way.column,
-                    gene_columns=tuple(source.gene_columns),
-                    columns=source.n_columns,
-                    matched=match.matched,
-                    unmatched=match.unmatched,
-                    merged=match.merged,
-                    unmatched_names=tuple(str(way.names[i]) for i in missing),
-                    left_out=source.left_out,
-                    shared=Shared(ids=0.0, least=None),
-                )
-            )
+    for source in _opened(inputs, gene_column, storage_options, tables):
+        way = match_source(source, vocab, source.gene_column, strip_versions=strip_versions)
+        match, tokens = way.match, way.match.tokens
         sets.append(tokens[tokens >= 0])
-    shared = shared_genes([f.name for f in files], sets, are_ids(vocab.tokens))
+        missing = np.flatnonzero(tokens < 0).tolist()
+        found.append(
+            GeneReport(
+                name=source.name,
+                gene_column=way.column,
+                gene_columns=tuple(source.gene_columns),
+                columns=source.n_columns,
+                matched=match.matched,
+                unmatched=match.unmatched,
+                merged=match.merged,
+                unmatched_names=tuple(str(way.names[i]) for i in missing),
+                left_out=source.left_out,
+                shared=Shared(ids=0.0, least=None),
+            )
+        )
+    shared = shared_genes([r.name for r in found], sets, are_ids(vocab.tokens))
     return [dataclasses.replace(r, shared=s) for r, s in zip(found, shared, strict=True)]
 
 
@@ -210,43 +205,12 @@ def refuse_existing(
     return storage, name
 
 
-def open_input(
-    file: InputFile,
-    ordinal: int,
-    gene_column: str | None,
-    storage_options: Mapping[str, Any] | None,
-    tables: TableOptions,
-) -> Source:
-    """Open one of the inputs that were expanded; see open_source."""
-    return open_source(
-        file.url,
-        ordinal,
-        name=file.name,
-        gene_column=file.gene_column or gene_column,
-        storage_options=storage_options,
-        **dataclasses.asdict(tables),
-    )
-
-
-def _count_cells(source: Source, genes: Sequence[str], names: Sequence[str]) -> list[int]:
-    """In how many cells each name has a value; columns of the same name count once a cell."""
-    number = {name: i for i, name in enumerate(names)}
-    tokens = np.array([number.get(gene, -1) for gene in genes], np.int32)
-    cells = np.zeros(len(names), np.int64)
-    last_row = np.full(len(names), -1, np.int64)
-    for block in source.blocks():
-        kernels.count_cells(
-            block.indptr, block.indices, block.data, tokens, block.first_row, last_row, cells
-        )
-    return list(cells.tolist())
-
-
 def gene_tables(
     inputs: Input | Sequence[Input],
     gene_column: str | None = None,
     id_column: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
-    tables: TableOptions | None = None,
+    tables: TableOptions = _PLAIN,
 ) -> Iterator[GeneTable]:
     """The genes of each input, one open at a time; no matrix is read.
 
@@ -269,10 +233,38 @@ def gene_tables(
     SourceError
         When a file can't be used, or lacks a column (with those it has).
     """
+    for source in _opened(inputs, gene_column, storage_options, tables):
+        ids = None if id_column is None else source.names_in(id_column)
+        yield GeneTable(name=source.name, genes=source.genes, ids=ids)
+
+
+def _opened(
+    inputs: Input | Sequence[Input],
+    gene_column: str | None,
+    storage_options: Mapping[str, Any] | None,
+    tables: TableOptions,
+) -> Iterator[Source]:
+    """The inputs, one open at a time."""
     for i, file in enumerate(expand(inputs, storage_options)):
-        with open_input(file, i, gene_column, storage_options, tables or TableOptions()) as source:
-            yield GeneTable(
-                name=source.name,
-                genes=source.genes,
-                ids=None if id_column is None else source.names_in(id_column),
-            )
+        with open_source(
+            file.url,
+            i,
+            name=file.name,
+            gene_column=file.gene_column or gene_column,
+            storage_options=storage_options,
+            **dataclasses.asdict(tables),
+        ) as source:
+            yield source
+
+
+def _count_cells(source: Source, genes: Sequence[str], names: Sequence[str]) -> list[int]:
+    """In how many cells each name has a value; columns of the same name count once a cell."""
+    number = {name: i for i, name in enumerate(names)}
+    tokens = np.array([number.get(gene, -1) for gene in genes], np.int32)
+    cells = np.zeros(len(names), np.int64)
+    last_row = np.full(len(names), -1, np.int64)
+    for block in source.blocks():
+        kernels.count_cells(
+            block.indptr, block.indices, block.data, tokens, block.first_row, last_row, cells
+        )
+    return list(cells.tolist())

@@ -490,7 +490,7 @@ def test_an_older_anndata_layout(tmp_path: Path) -> None:
                             [("index", "S8"), ("type", "i1"), ("depth", "f4")])  # fmt: skip
         f["uns/type_categories"] = np.array([b"B", b"T"])
     for options in ({}, {"obs": ("depth",)}, {"where": "depth < 2"}, {"gene_column": "symbol"}):
-        with pytest.raises(SourceError, match=r"before 0\.7 wrote it") as e:
+        with pytest.raises(SourceError, match=r"has written it since 0\.7") as e:
             quiet_pack(tmp_path / "old.h5ad", tmp_path / "out", vocab_of(4), **options)
         assert "write_h5ad" in str(e.value) and not (tmp_path / "out").exists()
 

@@ -2,8 +2,8 @@
 
     Source     .genes, .obs(column), .blocks(start, stop)
 
-A kind of input says which columns there are and reads them, and has a matrix; Source asks, checks, and says
-where reading failed.
+A kind of input says which columns there are and reads them, and has a matrix; Source asks, checks, and
+says where reading failed.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@
     with publishing(path) as file: ...        a file, in parts
     with published(folder) as part: ...       a folder, written into `part`
     Once(folder).made(write)                  one that is written when it is first asked for
+    with claimed(folder, ...): ...            scratch of one process, which goes at the end
     discard(folder)                           scratch goes; what stays is a warning, not an error
 
 Each is written under another name, synced, renamed, and then its folder is synced: a mark that is
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 from scshards.base.errors import OutputExistsError, ScshardsError, StorageError
-from scshards.base.locks import locked
+from scshards.base.locks import LOCK, locked
 
 _log = logging.getLogger(__name__)
 
@@ -184,6 +185,36 @@ def set_aside(folder: Path) -> Path:
 def set_aside_before(folder: Path) -> list[Path]:
     """What `set_aside` has made of earlier folders of this name, and was not removed."""
     return sorted(folder.parent.glob(f"{folder.name}.over-*"))
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, *, at: object = None, busy: str) -> Iterator[None]:
+    """A folder of temporary files that is empty, and this process's alone until it goes at the end.
+
+    What a killed process has left of it is removed. `at` and `busy` are as of `locks.locked`.
+
+    Raises
+    ------
+    OutputExistsError
+        When another process has it.
+    OSError
+        When it can't be made.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.ExitStack() as lock:
+        lock.enter_context(locked(folder / LOCK, at=at, busy=busy))
+        for left in (*set_aside_before(folder), *folder.iterdir()):
+            if left.is_dir():
+                discard(left)
+            elif left.name != LOCK:
+                left.unlink()
+        try:
+            yield
+        finally:
+            aside = set_aside(folder)
+            lock.close()  # a file that is open can't be removed from some network file systems
+            discard(aside)
 
 
 def sync(path: Path) -> None:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,6 +63,32 @@ class Where:
     compared: tuple[tuple[str, str | int | float], ...]
     option: str
     _query: str
+
+    def check(self, known: Mapping[str, Sequence[object] | None], at: str) -> None:
+        """Raise ConfigError when a column is not known, or compared with what is none of its categories.
+
+        Parameters
+        ----------
+        known
+            {column: its categories, or None for numbers}.
+        at
+            Named in an error: the input.
+        """
+        for name in self.columns:
+            if name not in known:
+                raise ConfigError(
+                    f"the cells have no {name!r}",
+                    where=f"{at}: {self.option}",
+                    advice=did_you_mean(name, known),
+                )
+        for name, value in self.compared:
+            categories = known[name]
+            if categories is not None and value not in categories:
+                raise ConfigError(
+                    f"the column {name!r} has no category {value!r}",
+                    where=f"{at}: {self.option}",
+                    advice=did_you_mean(str(value), map(str, categories)),
+                )
 
     def mask(self, obs: Mapping[str, Any], n_rows: int, *, where: object = None) -> NDArray[Any]:
         """Which cells the expression is true for, bool [n_rows]; missing values are not true.

@@ -1,9 +1,10 @@
 """`export`: a shard set -> scBank, AnnData or parquet, exactly, as a stream.
 
     indexes --survey--> how many cells, which dtype
-    chunks --pieces--> in order --decoded--> blocks --cut into files--> layouts --publish--> output
+    runs --read--> members --sorted--> cut into files --decoded, prepared--> files --publish--> output
 
-A few chunks of a shard and a row group are in memory, whatever the set is like.
+Threads read, and threads decode and prepare; this one takes what they have made in order, and writes.
+A few chunks of a shard for each, and a row group, are in memory, whatever the set is like.
 """
 
 from __future__ import annotations
@@ -11,28 +12,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
+import operator
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from scshards.base.errors import ConfigError
 from scshards.base.progress import Progress
 from scshards.base.records import read_json
 from scshards.base.remote import translated
-from scshards.exporting import h5ad as export_h5ad
-from scshards.exporting import parquet as export_parquet
-from scshards.exporting.cells import Block, Piece, Survey, Taken
-from scshards.exporting.h5ad import H5adFile
+from scshards.base.threads import all_cores, in_order
+from scshards.exporting.cells import Members, Taken
+from scshards.exporting.h5ad import H5adLayout, read_record
 from scshards.exporting.options import MAX_CELLS
 from scshards.exporting.options import ExportOptions as ExportOptions
 from scshards.exporting.order import in_source_order
 from scshards.exporting.output import Output
-from scshards.exporting.parquet import ParquetFile
+from scshards.exporting.parquet import ParquetLayout, bank_vocab
 from scshards.exporting.values import value_dtype
 from scshards.shards.manifest import MANIFEST, VOCAB
 from scshards.shards.shardset import ShardSet
@@ -45,7 +47,8 @@ MARK = "export.json"
 BANK_MANIFEST, BANK_TABLE = "manifest.json", "counts.datatable.parquet"
 """The last file of a scBank, and the one that holds its cells."""
 
-_BANK, _H5AD, _CELLS = ".scb", ".h5ad", "cells"
+MOST_WORKERS = 4
+"""Where nobody says how many; the one that writes keeps no more of them busy."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,25 +151,19 @@ def export(
     manifest_sha256 = hashlib.sha256(shardset.storage.read(MANIFEST)).hexdigest()
     request = options.request(manifest_sha256)
     taken = Taken(shardset, options)
+    layout: H5adLayout | ParquetLayout
     if options.to == "h5ad":
-        export_h5ad.check_names(taken, shardset.vocab)
-    elif options.to == "parquet":
-        export_parquet.check_columns(taken)
-    target = Output(
-        address,
-        is_file=is_file,
-        request=request,
-        scratch=options.scratch,
-        storage_options=options.storage_options,
-        restart=restart,
-    )
+        layout = H5adLayout(taken)
+    else:
+        layout = ParquetLayout(taken, labelled=options.to == "parquet")
+    target = Output(address, options, is_file=is_file, request=request, restart=restart)
     done = _finished(target, request, is_file=is_file)
     if done is not None:
         return done
-    with target:
+    workers = options.workers or min(all_cores(), MOST_WORKERS)
+    with target, contextlib.ExitStack() as threads:
         survey = taken.survey(shown=progress)
-        kind = shardset.manifest.value_kind
-        dtype = value_dtype(options.dtype, kind, survey.largest_total)
+        dtype = value_dtype(options.dtype, shardset.manifest.value_kind, survey.largest_total)
         report = ExportReport(
             shard_set=taken.name,
             manifest_sha256=manifest_sha256,
@@ -181,17 +178,35 @@ def export(
             files=(),
             request=request,
         )
-        writing = _Writing(taken, target, options, dtype, report if is_file else None)
-        pieces = _pieces(taken, survey, target, options, progress)
-        with contextlib.closing(writing):
-            with Progress("export", report.cells, shown=progress) as bar:
-                for piece in pieces:
-                    writing.add(taken.decoded(piece))
-                    bar.add(len(piece.columns), bytes=int(piece.sizes.sum()))
-            writing.end_file()
-        assert writing.cells == report.cells
-        report = dataclasses.replace(report, files=tuple(writing.files))
-        target.publish(_small_files(taken, target, report, is_file=is_file))
+        read = contextlib.closing(in_order(operator.call, taken.reads(), workers))
+        members: Iterator[Members] = threads.enter_context(read)
+        if options.order == "source" and not survey.is_ordered:
+            members = in_source_order(
+                members, survey, taken.dtype, target.sort_folder, shown=progress
+            )
+
+        def prepared(part: _Part) -> tuple[_Part, int, Any]:
+            block = taken.decoded(part.members)
+            return part, len(block.rows.genes), layout.prepared(block, dtype, part.first)
+
+        parts = in_order(prepared, _parts(members, taken, options, is_file=is_file), workers)
+        threads.enter_context(contextlib.closing(parts))
+        record = json.dumps(report.to_json()) if is_file else ""
+        files = []
+        with Progress("export", report.cells, shown=progress) as bar:
+            for name, of_file in itertools.groupby(parts, key=lambda found: found[0].file):
+                path, cells, values = target.begin(name), 0, 0
+                with translated(target.name), layout.file(path, dtype, record) as write:
+                    for part, n_values, some in of_file:
+                        write(some, n_values)
+                        n = len(part.members.cells)
+                        cells, values = cells + n, values + n_values
+                        bar.add(n, bytes=int(part.members.cells["size"].sum()))
+                size = target.end(name)
+                files.append(ExportedFile(path=name, cells=cells, values=values, bytes=size))
+        assert sum(f.cells for f in files) == report.cells
+        report = dataclasses.replace(report, files=tuple(files))
+        target.publish(None if is_file else _small_files(taken, target, report))
     return report
 
 
@@ -199,172 +214,75 @@ def _finished(target: Output, request: str, *, is_file: bool) -> ExportReport | 
     """The report of an output that is whole and what is asked for; says so then."""
     storage = target.storage
     try:
-        if is_file:
-            said = export_h5ad.read_record(storage)
-        else:
-            said = (storage.read_if_there(MARK) or b"").decode(errors="replace")
+        said = read_record(storage) if is_file else storage.read_if_there(MARK)
         report = ExportReport.from_json(read_json(said or "{}"))
         if report.request != request:
             return None
-        if is_file:
-            files = (
-                ExportedFile(
-                    path="", cells=report.cells, values=report.values, bytes=storage.size("")
-                ),
-            )
-            report = dataclasses.replace(report, files=files)
-        sizes = {} if is_file else storage.sizes()
+        sizes = {"": storage.size("")} if is_file else storage.sizes()
     except (KeyError, TypeError, ValueError):
         return None  # something else, which is told of where it is refused
-    if report.to == "scbank" and BANK_MANIFEST not in sizes:
-        return None
-    if not is_file and any(sizes.get(f.path) != f.bytes for f in report.files):
+    if is_file:
+        n = {"cells": report.cells, "values": report.values, "bytes": storage.size("")}
+        report = dataclasses.replace(report, files=(ExportedFile(path="", **n),))
+    is_whole = report.to != "scbank" or BANK_MANIFEST in sizes
+    if not is_whole or any(sizes.get(f.path) != f.bytes for f in report.files):
         return None
     target.remove_leftovers()
     _log.warning(f"{target.name} is complete: it was made by this command, and nothing is to do")
     return report
 
 
-class _File(Protocol):
-    def add(self, block: Block, first_id: int) -> None: ...
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Cells of one file, and how many of the export come before them."""
 
-    def close(self) -> None: ...
-
-    def abandon(self) -> None: ...
-
-
-class _Writing:
-    """Cuts the blocks into the files of the output; one file alone has its report in it."""
-
-    def __init__(
-        self,
-        taken: Taken,
-        target: Output,
-        options: ExportOptions,
-        dtype: np.dtype[Any],
-        record: ExportReport | None,
-    ) -> None:
-        self.files: list[ExportedFile] = []
-        self.cells = self.values = 0
-        self._taken, self._target, self._options, self._dtype = taken, target, options, dtype
-        self._record, self._is_file = record, record is not None
-        self._limit = options.max_cells or MAX_CELLS
-        self._file: _File | None = None
-        self._group = self._name = ""
-        self._in_group = self._in_file = self._values_in_file = 0
-
-    def add(self, block: Block) -> None:
-        """Write cells; in the order of the shards, all of a block are of one split."""
-        group = _CELLS
-        if self._options.order == "shard":
-            group = self._taken.splits[int(block.columns.split[0])]
-        at = 0
-        while at < len(block):
-            n = len(block) - at
-            if not self._in_one_file:
-                if group != self._group or self._in_file == self._limit:
-                    self.end_file()
-                n = min(n, self._limit - self._in_file)
-            if self._file is None:
-                self._begin_file(group)
-            assert self._file is not None
-            part = block if n == len(block) else block.part(at, at + n)
-            with translated(self._target.name):
-                self._file.add(part, self.cells)
-            self._in_file += n
-            self.cells += n
-            self._values_in_file += len(part.rows.genes)
-            at += n
-
-    def end_file(self) -> None:
-        """Finish the file that is open, if any."""
-        if self._file is None:
-            return
-        with translated(self._target.name):
-            self._file.close()
-        self._file = None
-        size = self._target.end(self._name)
-        self.files.append(
-            ExportedFile(
-                path=self._name, cells=self._in_file, values=self._values_in_file, bytes=size
-            )
-        )
-        self.values += self._values_in_file
-        self._in_file = self._values_in_file = 0
-
-    def close(self) -> None:
-        """Close a file that was not finished."""
-        if self._file is not None:
-            # It closes after an error, such as a full disk, that it may meet again.
-            with contextlib.suppress(OSError, RuntimeError):
-                self._file.abandon()
-            self._file = None
-
-    @property
-    def _in_one_file(self) -> bool:
-        return self._is_file or self._options.to == "scbank"
-
-    def _begin_file(self, group: str) -> None:
-        if group != self._group:
-            self._group, self._in_group = group, 0
-        to = self._options.to
-        if self._is_file:
-            self._name = ""
-        elif to == "scbank":
-            self._name = BANK_TABLE
-        else:
-            self._name = f"{group}-{self._in_group:06d}.{to}"
-        self._in_group += 1
-        path = self._target.begin(self._name)
-        with translated(self._target.name):
-            if to == "h5ad":
-                record = "" if self._record is None else json.dumps(self._record.to_json())
-                self._file = H5adFile(
-                    path, self._taken, self._dtype, self._taken.shardset.vocab, record
-                )
-            else:
-                labelled = to == "parquet"
-                self._file = ParquetFile(path, self._taken, self._dtype, labelled=labelled)
+    file: str
+    first: int
+    members: Members
 
 
-def _pieces(
-    taken: Taken, survey: Survey, target: Output, options: ExportOptions, shown: bool
-) -> Iterator[Piece]:
-    if options.order == "shard":
-        return taken.pieces()
-    return in_source_order(taken, survey, target.sort_folder, shown=shown)
+def _parts(
+    members: Iterable[Members], taken: Taken, options: ExportOptions, *, is_file: bool
+) -> Iterator[_Part]:
+    """Cut the members into the files of the output."""
+    cells: Counter[str] = Counter()
+    only = "" if is_file else BANK_TABLE if options.to == "scbank" else None
+    limit = options.max_cells or MAX_CELLS if only is None else sys.maxsize
+    for some in members:
+        # In the order of the shards, all of them are of one split.
+        split = taken.splits[int(some.cells["split"][0])]
+        group = split if options.order == "shard" else "cells"
+        while len(some.cells):
+            number, before = divmod(cells[group], limit)
+            n = limit - before
+            part, some = some.part(slice(n)), some.part(slice(n, None))
+            name = f"{group}-{number:06d}.{options.to}" if only is None else only
+            yield _Part(name, cells.total(), part)
+            cells[group] += len(part.cells)
 
 
-def _small_files(
-    taken: Taken, target: Output, report: ExportReport, *, is_file: bool
-) -> tuple[str, bytes] | None:
+def _small_files(taken: Taken, target: Output, report: ExportReport) -> tuple[str, bytes]:
     """Write what stands beside the cells; the name and bytes of the last file."""
-    if is_file:
-        return None
-    vocab = taken.shardset.vocab
-    if report.to == "scbank":
-        tokens = export_parquet.bank_vocab(vocab)
-        target.write("gene_vocab.json", json.dumps(tokens, indent=2).encode())
-        target.write("studytable.json", json.dumps({"study_ids": None}, indent=2).encode())
-        target.write(MARK, _told(report))
-        manifest = {"on_disk_format": "parquet", "main_data": "counts", "gene_vocab_md5": None}
-        return BANK_MANIFEST, json.dumps(manifest, indent=2).encode()
-    target.write(VOCAB, vocab.to_json())
-    return MARK, _told(report)
-
-
-def _told(report: ExportReport) -> bytes:
     tree = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
-    return f"{tree}\n".encode(errors="backslashreplace")
+    told = f"{tree}\n".encode(errors="backslashreplace")
+    vocab = taken.shardset.vocab
+    if report.to != "scbank":
+        target.write(VOCAB, vocab.to_json())
+        return MARK, told
+    target.write("gene_vocab.json", json.dumps(bank_vocab(vocab), indent=2).encode())
+    target.write("studytable.json", json.dumps({"study_ids": None}, indent=2).encode())
+    target.write(MARK, told)
+    manifest = {"on_disk_format": "parquet", "main_data": "counts", "gene_vocab_md5": None}
+    return BANK_MANIFEST, json.dumps(manifest, indent=2).encode()
 
 
 def _check_name(address: str, options: ExportOptions) -> bool:
     """Whether the output is one file; ConfigError when its name is not that of its layout."""
-    if options.to == "scbank" and not address.endswith(_BANK):
+    if options.to == "scbank" and not address.endswith(".scb"):
         raise ConfigError(
-            "the name of a scBank ends in .scb", where=address, advice=f"name it {address}{_BANK}"
+            "the name of a scBank ends in .scb", where=address, advice=f"name it {address}.scb"
         )
-    is_file = options.to == "h5ad" and address.endswith(_H5AD)
+    is_file = options.to == "h5ad" and address.endswith(".h5ad")
     if is_file and options.max_cells is not None:
         raise ConfigError(
             "one file holds all cells",

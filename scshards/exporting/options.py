@@ -44,6 +44,9 @@ class ExportOptions:
     scratch
         The folder for temporary files: those of the order by source, and of outputs in an object store.
         Without it, beside a local output, or the system's.
+    workers
+        Threads that read and decode cells, beside the one that writes. Without it, one for each core,
+        but not more than four. What is written is the same for any.
     storage_options
         Options of the file systems of the shard set and of the output, as for pack.
     """
@@ -55,6 +58,7 @@ class ExportOptions:
     max_cells: int | None = None
     dtype: Dtype = "auto"
     scratch: str | None = None
+    workers: int | None = None
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -70,27 +74,21 @@ class ExportOptions:
             object.__setattr__(self, "splits", tuple(dict.fromkeys(self.splits)))
             if not self.splits:
                 raise ConfigError("no split is named", where="splits")
-        if self.max_cells is not None:
-            if type(self.max_cells) is not int or self.max_cells < 1:
-                raise ConfigError(f"{self.max_cells!r} is no number of cells", where="max_cells")
-            if self.to == "scbank":
-                raise ConfigError(
-                    "a scBank has one file, whatever the number of its cells",
-                    where="max_cells",
-                    advice="leave it out; or export to parquet",
-                )
+        for name in ("max_cells", "workers"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ConfigError(f"{value!r} is not at least 1", where=name)
+        if self.max_cells is not None and self.to == "scbank":
+            raise ConfigError(
+                "a scBank has one file, whatever the number of its cells",
+                where="max_cells",
+                advice="leave it out; or export to parquet",
+            )
         if self.where is not None:
             where_.parse(self.where)
 
     def request(self, manifest_sha256: str) -> str:
         """SHA-256 (hex) of what is asked for, of a shard set of this manifest."""
-        asked = {
-            "manifest": manifest_sha256,
-            "to": self.to,
-            "splits": self.splits,
-            "where": self.where,
-            "order": self.order,
-            "max_cells": self.max_cells,
-            "dtype": self.dtype,
-        }
+        names = ("to", "splits", "where", "order", "max_cells", "dtype")
+        asked = {"manifest": manifest_sha256} | {name: getattr(self, name) for name in names}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

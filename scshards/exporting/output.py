@@ -17,22 +17,19 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 from scshards.base.errors import OutputExistsError, ScshardsError
-from scshards.base.files import discard, set_aside, set_aside_before, sync, temporary_folder
-from scshards.base.locks import LOCK, Lease, locked
+from scshards.base.files import claimed, set_aside_before, sync, temporary_folder
+from scshards.base.locks import Lease
 from scshards.base.remote import translated
 from scshards.base.storage import Storage, path_of
+from scshards.exporting.options import ExportOptions
 
 BEGUN = "exporting.json"
 """The object that marks an unfinished export in a store, with its request."""
 
-_BUSY = "another export is writing there"
-_LEASES, _BUILT, _SORT = ".exporting", "built", "sort"
+_LEASES = ".exporting"
 
 _OURS = re.compile(
     r"\w+-\d{6}\.(parquet|h5ad)|counts\.datatable\.parquet|"
@@ -45,124 +42,95 @@ class Output:
 
     Parameters
     ----------
-    url
-        A local path or the address of an object or a prefix in a store.
-    is_file
-        One file, and not a folder.
-    request
-        What is asked for, as a checksum: what an unfinished export of the same has left, goes.
-    scratch
-        Where temporary files go; None: beside a local output, or into the system's temporary folder.
-    restart
-        Throw away what an unfinished export of something else has left in a store.
+    address, is_file
+        A local path, or that of an object or a prefix in a store; and whether it is one file.
+    request, restart
+        What is asked for, as a checksum. In a store, what an unfinished export of the same has left,
+        goes; with `restart` that of any.
+    options
+        Where temporary files go; and the options of the storage.
 
     Attributes
     ----------
     storage, name
         The output, and its address in messages.
+    sort_folder
+        An empty local folder for temporary files, while this is entered.
 
     Raises
     ------
     OutputExistsError
-        When there is something at `url`, or another export is writing there.
+        When there is something at the address, or another export is writing there.
     StorageError
         When it can't be written.
     """
 
     def __init__(
-        self,
-        url: str | os.PathLike[str],
-        *,
-        is_file: bool,
-        request: str,
-        scratch: str | None,
-        storage_options: Mapping[str, Any],
-        restart: bool,
+        self, address: str, options: ExportOptions, *, is_file: bool, request: str, restart: bool
     ) -> None:
-        address = os.fspath(url).rstrip("/")
         self._is_file, self._request, self._restart = is_file, request, restart
-        self.storage = Storage(address, storage_options)
+        self._options = options.storage_options
+        self.storage = Storage(address, self._options)
         self.name = self.storage.at("")
         self._target = self.storage.local_path
-        self._locks = contextlib.ExitStack()
         self._lease: Lease | None = None
         self._uploaded: list[str] = []
-        parent, _, last = address.rpartition("/")
-        self._leases = (
-            (Storage(parent, storage_options), f".{last}{_LEASES}")
-            if is_file
-            else (self.storage, _LEASES)
-        )
-        beside = None
+        folders = []
         if self._target is not None:
-            beside = self._target.parent / f".{self._target.name}{_LEASES}"
-        if scratch is None and beside is not None:
-            self._scratch = beside
-        else:
+            folders.append(self._target.with_name(f".{self._target.name}{_LEASES}"))
+        if self._target is None or options.scratch is not None:
+            where = temporary_folder() if options.scratch is None else path_of(options.scratch)
             mark = hashlib.sha256(str(self._target or address).encode()).hexdigest()[:16]
-            where = temporary_folder() if scratch is None else path_of(scratch)
-            self._scratch = where / f"scshards-export-{mark}"
-        self._working = beside or self._scratch
+            folders.append(where / f"scshards-export-{mark}")
+        self._folders = folders
+        self._built, self.sort_folder = folders[0] / "built", folders[-1] / "sort"
 
     def __enter__(self) -> Output:
         self._refuse_what_is_there()
-        try:
+        busy = "another export is writing there"
+        with contextlib.ExitStack() as stack:
             for folder in self._folders:
                 with translated(str(folder)):
-                    folder.parent.mkdir(parents=True, exist_ok=True)
-                    folder.mkdir(mode=0o700, exist_ok=True)
-                self._locks.enter_context(locked(folder / LOCK, at=self.name, busy=_BUSY))
-                self._clear(folder)
+                    stack.enter_context(claimed(folder, at=self.name, busy=busy))
             if self._target is None:
-                self._lease = self._locks.enter_context(Lease(*self._leases))
-                self._remove_unfinished()
-            for new in (self._working / _BUILT, self.sort_folder):
+                at = (self.storage, _LEASES)
+                if self._is_file:
+                    parent, _, last = self.storage.url.rpartition("/")
+                    at = (Storage(parent, self._options), f".{last}{_LEASES}")
+                self._lease = stack.enter_context(Lease(*at))
+                # The mark of the unfinished goes last.
+                for name in sorted(self._unfinished(), key=lambda n: n == BEGUN):
+                    self.storage.remove(name)
+            for new in (self._built, self.sort_folder):
                 with translated(str(new)):
                     new.mkdir()
-        except BaseException:
-            self._locks.close()
-            raise
+            self._held = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is not None and self._lease is not None:
-            # What can't be removed now is known by BEGUN; who was taken for dead, removes nothing.
-            with contextlib.suppress(ScshardsError):
-                self._lease.check()
-                for name in reversed(self._uploaded):
-                    self.storage.remove(name)
-        asides = [set_aside(folder) for folder in self._folders]
-        # A file that is open can't be removed from some network file systems.
-        self._locks.close()
-        for aside in asides:
-            discard(aside)
-
-    @property
-    def sort_folder(self) -> Path:
-        """An empty local folder for temporary files."""
-        return self._scratch / _SORT
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with self._held:
+            if kind is not None and self._lease is not None:
+                # What can't be removed now is known by BEGUN; who was taken for dead, removes nothing.
+                with contextlib.suppress(ScshardsError):
+                    self._lease.check()
+                    for name in reversed(self._uploaded):
+                        self.storage.remove(name)
 
     def begin(self, name: str) -> Path:
         """Where to build the file `name` of the output ("": the output itself)."""
         if self._target is None and not self._is_file and not self._uploaded:
             self._uploaded.append(BEGUN)
             self.storage.write(BEGUN, f"{json.dumps({'request': self._request})}\n".encode())
-        return self._working / _BUILT / (name or "file")
+        return self._built / (name or "file")
 
     def end(self, name: str) -> int:
         """The file is whole: keep it, or put it into the store; its bytes."""
         path = self.begin(name)
         with translated(str(path)):
             size = path.stat().st_size
-            if self._target is not None:
+            if self._lease is None:
                 sync(path)
                 return size
-            assert self._lease is not None
             self._lease.check()
             if self._is_file and self.storage.exists(""):
                 raise self._exists()
@@ -186,97 +154,69 @@ class Output:
         OutputExistsError
             When something has come there meanwhile.
         """
-        if self._target is None:
+        if self._target is not None:
             if mark is not None:
-                assert self._lease is not None
-                self._lease.check()
-                self.storage.replace(mark[0], None, mark[1])
-            # It is whole now, and nothing of it goes again.
-            self._uploaded = []
-            if not self._is_file:
-                self.storage.remove(BEGUN)
+                self.write(*mark)
+            self._rename(self._target)
             return
         if mark is not None:
-            self.write(*mark)
-        built = self._working / _BUILT
-        with translated(self.name):
-            if self._is_file:
-                built /= "file"
-                if self._target.exists():
-                    raise self._exists()
-            else:
-                sync(built)
-            try:
-                built.rename(self._target)
-            except (FileExistsError, NotADirectoryError):
-                raise self._exists() from None
-            except OSError:
-                if self._target.exists():
-                    raise self._exists() from None
-                raise
-            sync(self._target.parent)
+            assert self._lease is not None
+            self._lease.check()
+            self.storage.replace(mark[0], None, mark[1])
+        # It is whole now, and nothing of it goes again.
+        self._uploaded = []
+        if not self._is_file:
+            self.storage.remove(BEGUN)
 
     def remove_leftovers(self) -> None:
         """Remove what an export has left that was killed after it had published its output."""
         for folder in self._folders:
-            for left in set_aside_before(folder):
-                discard(left)
-            if not (folder / LOCK).exists():
-                continue
-            # Whoever holds it removes it.
-            with contextlib.suppress(OutputExistsError), contextlib.ExitStack() as lock:
-                lock.enter_context(locked(folder / LOCK))
-                aside = set_aside(folder)
-                lock.close()
-                discard(aside)
+            if folder.exists() or set_aside_before(folder):
+                # Whoever holds it removes it.
+                with contextlib.suppress(OutputExistsError), claimed(folder, busy=""):
+                    pass
         if self._target is None and not self._is_file:
             self.storage.remove(BEGUN)
 
-    @property
-    def _folders(self) -> list[Path]:
-        return list(dict.fromkeys((self._working, self._scratch)))
-
-    def _clear(self, folder: Path) -> None:
-        """Remove what a killed export has left of its work, but not the lock that is held."""
-        for left in set_aside_before(folder):
-            discard(left)
-        for path in folder.iterdir():
-            if path.is_dir():
-                discard(path)
-            elif path.name != LOCK:
-                path.unlink()
+    def _rename(self, target: Path) -> None:
+        """Give what is built the name of the output."""
+        with translated(self.name):
+            if self._is_file:
+                # A folder that is there refuses by itself.
+                if target.exists():
+                    raise self._exists()
+            else:
+                sync(self._built)
+            try:
+                (self._built / "file" if self._is_file else self._built).rename(target)
+            except OSError:
+                if target.exists():
+                    raise self._exists() from None
+                raise
+            sync(target.parent)
 
     def _refuse_what_is_there(self) -> None:
         """Refuse an output that is there; in a store it is looked at again under the lease."""
         target = self._target
-        if target is not None:
-            with translated(self.name):
-                is_there = target.exists() or target.is_symlink()
-                if is_there and (self._is_file or not target.is_dir() or any(target.iterdir())):
-                    raise self._exists()
-            return
-        if self._is_file:
-            if self.storage.exists(""):
-                raise self._exists()
-            return
+        with translated(self.name):
+            if target is None:
+                is_there = self._is_file and self.storage.exists("")
+            else:
+                is_there = os.path.lexists(target)
+                is_there &= self._is_file or not target.is_dir() or any(target.iterdir())
+        if is_there:
+            raise self._exists()
         self._unfinished()
-
-    def _remove_unfinished(self) -> None:
-        if self._is_file:
-            return
-        # The mark of the unfinished goes last.
-        for name in sorted(self._unfinished(), key=lambda n: n == BEGUN):
-            self.storage.remove(name)
 
     def _unfinished(self) -> list[str]:
         """The files of an unfinished export that may go; OutputExistsError when there are others."""
-        names = [n for n in self.storage.list() if not n.startswith(f"{_LEASES}/")]
-        if not names:
+        if self._is_file or self._target is not None:
             return []
-        if BEGUN not in names or not all(map(_OURS.fullmatch, names)):
+        names = [n for n in self.storage.list() if not n.startswith(f"{_LEASES}/")]
+        if names and (BEGUN not in names or not all(map(_OURS.fullmatch, names))):
             raise self._exists()
         said = self.storage.read_if_there(BEGUN) or b""
-        if not self._restart and self._request.encode() not in said:
+        if names and not self._restart and self._request.encode() not in said:
             raise OutputExistsError(
                 "an export of something else that was not finished has left files there",
                 where=self.name,

@@ -1,24 +1,25 @@
-"""Numbers and names of an export: which dtype holds every value exactly, keys as text, columns to write.
+"""What stands in the files of an export: values of a dtype that holds them exactly, keys, columns.
 
 Called by exporting.export, exporting.parquet and exporting.h5ad.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError
-from scshards.cells.batch import format_key
+from scshards.cells.batch import split_keys
 from scshards.cells.tokenizer import ValueKind
 from scshards.exporting.cells import Block, Taken
 from scshards.exporting.options import Dtype
-from scshards.kernels.writing import write_keys
 
-SPLIT, SOURCE, ROW = "split", "source", "row"
-"""Columns of every cell beside its labels; a label of the same name comes in their place."""
+Column = tuple[Callable[[NDArray[Any]], NDArray[Any]], tuple[str, ...] | None]
+"""What a column holds of cells, numbers or codes (-1 missing); and the texts that codes stand for."""
 
 _EXACT = {"float32": 1 << 24, "float64": 1 << 53, "int64": (1 << 63) - 1}
 """Every whole number up to this is held exactly."""
@@ -34,20 +35,18 @@ def value_dtype(asked: Dtype, kind: ValueKind, largest_total: float) -> np.dtype
     ConfigError
         For whole numbers of values that are none.
     """
-    if kind == "float":
-        if asked == "int64":
-            raise ConfigError(
-                "the shard set holds float values", where="dtype", advice="use float32 or float64"
-            )
-        return np.dtype("float32" if asked == "auto" else asked)
+    if kind == "float" and asked == "int64":
+        raise ConfigError(
+            "the shard set holds float values", where="dtype", advice="use float32 or float64"
+        )
     if asked != "auto":
         return np.dtype(asked)
     # Below and not up to: a sum that was rounded down to the limit may hide a number above it.
-    fits = (name for name, limit in _EXACT.items() if largest_total < limit)
+    fits = (name for name, limit in _EXACT.items() if largest_total < limit or kind == "float")
     return np.dtype(next(fits, "int64"))
 
 
-def written(block: Block, dtype: np.dtype[Any], where: str) -> NDArray[Any]:
+def written(taken: Taken, block: Block, dtype: np.dtype[Any]) -> NDArray[Any]:
     """A block's values as `dtype`.
 
     Raises
@@ -56,43 +55,37 @@ def written(block: Block, dtype: np.dtype[Any], where: str) -> NDArray[Any]:
         When one of them is no such number.
     """
     values = block.rows.values
-    if values.dtype.kind == "f" or not len(values):
-        return values.astype(dtype, copy=False)
-    limit = _EXACT[dtype.name]
-    if int(values.max()) <= limit:
-        return values.astype(dtype)
-    above = np.flatnonzero(values > limit)
-    large = values[above]
-    if dtype.kind == "f":
-        # 2^63 and above are not looked at: their way back to whole numbers may not exist.
-        inside = large < np.uint64(1 << 63)
-        back = large.astype(dtype)[inside].astype(np.uint64)
-        above = np.append(above[~inside], above[inside][back != large[inside]])
-    if len(above):
-        first = int(above.min())
-        cell = int(np.searchsorted(block.rows.indptr, first, side="right")) - 1
+    with np.errstate(invalid="ignore"):  # what is above 2^63 is looked at below
+        out = values.astype(dtype, copy=False)
+        if values.dtype.kind == "f" or int(values.max(initial=0)) <= _EXACT[dtype.name]:
+            return out
+        differs = out.astype(np.int64).view(np.uint64) != values
+    above = values >= 1 << 63 if dtype.kind == "i" else out >= 2.0**63
+    bad = np.flatnonzero(differs | above)
+    if len(bad):
+        cell = int(np.searchsorted(block.rows.indptr, bad[0], side="right")) - 1
         raise ConfigError(
-            f"the count {int(values[first])} is no {dtype}",
-            where=f"{where}: {_key(block, cell)}",
+            f"the count {int(values[bad[0]])} is no {dtype}",
+            where=taken.place(block.cells[cell]),
             advice="choose a wider one with --dtype"
             if dtype.name != "int64"
             else "leave the cell out with --where",
         )
-    return values.astype(dtype)
+    return out
 
 
-def keys(block: Block) -> NDArray[np.uint8]:
-    """The cells' keys as text: uint8 [cells, characters]."""
-    text = np.tile(np.frombuffer(format_key(0, 0).encode(), np.uint8), (len(block), 1))
-    columns = block.columns
-    write_keys(columns.source.astype(np.int64), columns.row, text)
-    return text
+def columns(taken: Taken) -> dict[str, Column]:
+    """What is known of a cell, by name: its split, its input and its row there, then its labels.
 
-
-def own_columns(taken: Taken) -> tuple[str, ...]:
-    """SPLIT, SOURCE and ROW, but for those that a label is called."""
-    return tuple(name for name in (SPLIT, SOURCE, ROW) if name not in taken.labels)
-
-
-def _key(block: Block, cell: int) -> str:
-    return format_key(int(block.columns.source[cell]), int(block.columns.row[cell]))
+    A label comes in the place of another column of its name.
+    """
+    own: dict[str, Column] = {
+        "split": (itemgetter("split"), taken.splits),
+        "source": (lambda cells: split_keys(cells["key"])[0], taken.sources),
+        "row": (lambda cells: split_keys(cells["key"])[1], None),
+    }
+    found = {name: column for name, column in own.items() if name not in taken.labels}
+    for i, (name, info) in enumerate(taken.labels.items()):
+        texts = None if info.kind == "number" else info.categories
+        found[name] = (itemgetter(f"label-{i}"), texts)
+    return found

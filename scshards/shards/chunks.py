@@ -8,7 +8,7 @@ which reads cells at random, has a reader of its own (stream.fetch).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ def read_chunks(
     compression: Compression,
     index: Mapping[str, NDArray[Any]],
     taken: NDArray[np.intp],
-) -> Generator[tuple[NDArray[np.intp], NDArray[np.uint8], int], None, None]:
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.uint8], int]]:
     """The chunks that hold some cells, a few at a time.
 
     Parameters
@@ -56,30 +56,56 @@ def read_chunks(
     ChecksumError, FormatError, StorageError
         When the shard is not what its index and the manifest say, or can't be read.
     """
-    chunks, where = shard.chunks, storage.at(shard.path)
+    for cells in chunk_runs(shard, index, taken, storage.at(shard.path)):
+        yield cells, *read_run(storage, shard, compression, cells)
+
+
+def chunk_runs(
+    shard: ShardInfo, index: Mapping[str, NDArray[Any]], taken: NDArray[np.intp], where: str
+) -> Iterator[NDArray[np.intp]]:
+    """The same cells in groups, each of neighbouring chunks that `read_run` reads at once.
+
+    Raises
+    ------
+    FormatError
+        When a member does not lie in its chunk.
+    """
+    chunks = shard.chunks
     chunk_of = np.repeat(np.arange(len(chunks)), chunks.cells)[taken]
-    raw_ends, stored_ends = np.cumsum(chunks.raw), np.cumsum(chunks.stored)
+    raw_ends = np.cumsum(chunks.raw)
     offset, size = index["offset"][taken], index["size"][taken]
     inside = (size >= 0) & (offset >= raw_ends[chunk_of] - chunks.raw[chunk_of])
     inside &= offset + size <= raw_ends[chunk_of]
     if not inside.all():
         bad = int(taken[np.flatnonzero(~inside)[0]])
-        raise FormatError(
-            "its offset and size are not those of a member", where=f"{where}: {_key(index, bad)}"
-        )
+        key = format_key(int(index["source"][bad]), int(index["row"][bad]))
+        raise FormatError("its offset and size are not those of a member", where=f"{where}: {key}")
     for first, last in _runs(np.unique(chunk_of), chunks.stored):
-        at = int(stored_ends[first] - chunks.stored[first])
-        stored = np.frombuffer(storage.read(shard.path, at, int(stored_ends[last])), np.uint8)
-        parts = []
-        for i in range(first, last + 1):
-            end = int(stored_ends[i]) - at
-            piece = stored[end - int(chunks.stored[i]) : end]
-            raw_size, checksum = int(chunks.raw[i]), int(chunks.sums[i])
-            parts.append(open_chunk(piece, raw_size, checksum, compression, where))
-        raw = stored if compression == "none" else np.concatenate(parts)
-        raw.setflags(write=False)  # as `stored` is: the kernels are compiled once
-        cells = taken[(chunk_of >= first) & (chunk_of <= last)]
-        yield cells, raw, int(raw_ends[first] - chunks.raw[first])
+        yield taken[(chunk_of >= first) & (chunk_of <= last)]
+
+
+def read_run(
+    storage: Storage, shard: ShardInfo, compression: Compression, cells: NDArray[np.intp]
+) -> tuple[NDArray[np.uint8], int]:
+    """The raw bytes of the chunks from that of the first cell to that of the last, and where they begin.
+
+    Raises
+    ------
+    ChecksumError, FormatError, StorageError
+        When they are not what the manifest says, or can't be read.
+    """
+    chunks, where = shard.chunks, storage.at(shard.path)
+    first, last = np.searchsorted(np.cumsum(chunks.cells), cells[[0, -1]], side="right").tolist()
+    ends = np.cumsum(chunks.stored[: last + 1]).tolist()
+    at = ends[first] - int(chunks.stored[first])
+    stored = np.frombuffer(storage.read(shard.path, at, ends[-1]), np.uint8)
+    parts = []
+    for i in range(first, last + 1):
+        piece = stored[ends[i] - at - int(chunks.stored[i]) : ends[i] - at]
+        parts.append(open_chunk(piece, int(chunks.raw[i]), int(chunks.sums[i]), compression, where))
+    raw = stored if compression == "none" else np.concatenate(parts)
+    raw.setflags(write=False)  # as `stored` is: the kernels are compiled once
+    return raw, int(chunks.raw[:first].sum())
 
 
 def decode_block(
@@ -125,7 +151,3 @@ def _runs(wanted: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[tuple
         first = last = i
     if first >= 0:
         yield first, last
-
-
-def _key(index: Mapping[str, NDArray[Any]], cell: int) -> str:
-    return format_key(int(index["source"][cell]), int(index["row"][cell]))

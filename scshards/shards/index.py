@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import FormatError
-from scshards.cells.batch import format_key
+from scshards.cells.batch import KEY_ROW_BITS, format_key
 from scshards.kernels.writing import write_keys
+
+if TYPE_CHECKING:
+    from scshards.shards.manifest import LabelInfo
 
 OWN_COLUMNS: Mapping[str, Any] = {
     "key": object,
@@ -52,7 +55,7 @@ def write_index(
 
     own = {"offset": offset, "size": size, "n_genes": n_genes, "total": total}
     own |= {"source": source, "row": row}
-    columns: dict[str, Any] = {"key": _keys(source, row)}
+    columns: dict[str, Any] = {"key": key_texts(source, row)}
     columns |= {name: _column(values, OWN_COLUMNS[name]) for name, values in own.items()}
     for name, values in labels.items():
         kind = LABEL_TYPES["number" if values.dtype.kind == "f" else "category"]
@@ -97,6 +100,37 @@ def read_index(
     return found
 
 
+def check_bounds(
+    index: Mapping[str, NDArray[Any]], labels: Mapping[str, LabelInfo], n_sources: int, where: str
+) -> None:
+    """FormatError when a cell has a source or a category that the set does not have."""
+    bounds = [
+        ("source", 0, n_sources, "a cell is of no source of the set"),
+        ("row", 0, 1 << KEY_ROW_BITS, "a cell's source has no such row"),
+    ]
+    bounds += [
+        (OBS_PREFIX + name, -1, len(info.categories), f"a cell has no such category of {name!r}")
+        for name, info in labels.items()
+        if info.kind == "category"
+    ]
+    for column, first, end, what in bounds:
+        values = index.get(column)
+        if values is None or not len(values):
+            continue
+        if not first <= int(values.min()) <= int(values.max()) < end:
+            raise FormatError(what, where=where)
+
+
+def key_texts(source: NDArray[np.int64], row: NDArray[np.int64]) -> Any:
+    """The keys as text, as `format_key` spells them, as an arrow array."""
+    import pyarrow as pa
+
+    text = np.tile(np.frombuffer(format_key(0, 0).encode(), np.uint8), (len(row), 1))
+    write_keys(source, row, text)
+    ends = np.arange(len(row) + 1, dtype=np.int32) * np.int32(text.shape[1])
+    return pa.StringArray.from_buffers(len(row), pa.py_buffer(ends), pa.py_buffer(text))
+
+
 def _array(column: Any) -> NDArray[Any]:
     """A column as numpy has it. Numbers by their buffers: to_numpy would load pandas, half a second."""
     import pyarrow as pa
@@ -122,13 +156,3 @@ def _column(values: NDArray[Any], kind: Any) -> Any:
     plain = np.ascontiguousarray(values, kind)
     arrow = pa.from_numpy_dtype(plain.dtype)
     return pa.Array.from_buffers(arrow, len(plain), [None, pa.py_buffer(plain)])
-
-
-def _keys(source: NDArray[np.int64], row: NDArray[np.int64]) -> Any:
-    """The keys as text, as `format_key` spells them, as an arrow array."""
-    import pyarrow as pa
-
-    text = np.tile(np.frombuffer(format_key(0, 0).encode(), np.uint8), (len(row), 1))
-    write_keys(source, row, text)
-    ends = np.arange(len(row) + 1, dtype=np.int32) * np.int32(text.shape[1])
-    return pa.StringArray.from_buffers(len(row), pa.py_buffer(ends), pa.py_buffer(text))

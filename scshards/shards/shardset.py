@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scshards.base.config import did_you_mean
 from scshards.base.errors import ChecksumError, ConfigError, FormatError, StorageError
 from scshards.base.retry import Retry
 from scshards.base.storage import Storage
 from scshards.cells.batch import format_key
 from scshards.cells.vocab import Vocab
 from scshards.shards.chunks import read_chunks
-from scshards.shards.index import read_index
+from scshards.shards.index import check_bounds, read_index
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, ShardInfo
 from scshards.shards.members import decode_cell
 
@@ -113,15 +114,18 @@ class ShardSet:
             raise ConfigError(
                 f"there is no split {split!r}",
                 where=self.storage.at(""),
-                advice="its splits are: " + ", ".join(self.manifest.splits),
+                advice=did_you_mean(split, self.manifest.splits),
             )
         return self.manifest.splits[split]
 
     def index(
         self, shard: ShardInfo, columns: Sequence[str] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Columns of a shard's index, after its checksum was found right."""
-        return read_checked_index(self.storage, shard, columns)
+        """Columns of a shard's index, found right by its checksum and the set's bounds."""
+        m, where = self.manifest, self.storage.at(shard.index_path)
+        index = read_checked_index(self.storage, shard, columns)
+        check_bounds(index, m.labels, len(m.sources), where)
+        return index
 
     def cell(self, key: str) -> NamedCell:
         """The cell of a key, such as ``"000002-0000001234"``.
@@ -181,8 +185,8 @@ class ShardSet:
                 where = f"{self.storage.at(shard.path)}: {key}"
                 member = raw[start : start + int(index["size"][i])].tobytes()
                 cell = decode_cell(member, kind=m.value_kind, labels=m.labels, where=where)
-                if not 0 <= source < len(m.sources) or (cell.genes >= len(tokens)).any():
-                    raise FormatError("its source or a gene is not the set's", where=where)
+                if (cell.genes >= len(tokens)).any():
+                    raise FormatError("a gene is outside the vocabulary", where=where)
                 yield NamedCell(
                     key=key,
                     split=split,

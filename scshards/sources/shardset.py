@@ -24,7 +24,7 @@ from scshards.base.storage import Storage
 from scshards.cells.batch import cell_keys, format_key
 from scshards.cells.tokenizer import ValueKind
 from scshards.shards.chunks import decode_block, read_chunks
-from scshards.shards.index import OBS_PREFIX
+from scshards.shards.index import OBS_PREFIX, check_bounds
 from scshards.shards.manifest import LabelInfo, Manifest, ShardInfo
 from scshards.shards.shardset import read_checked_index
 from scshards.shards.tar import Compression
@@ -258,21 +258,10 @@ class ShardSource(Source):
         if i in self._tables:
             return self._tables[i]
         run, shard = self.run, self.run.shards[i][1]
-        labels = {OBS_PREFIX + name: info for name, info in run.labels.items()}
-        index = read_checked_index(
-            self._storage, shard, list(dict.fromkeys([*_PLACES, *KNOWN, *labels]))
-        )
-        where = self._storage.at(shard.index_path)
-        source = index["source"]
-        if len(source) and not 0 <= int(source.min()) <= int(source.max()) < run.n_sources:
-            raise FormatError("a cell is of no source of the set", where=where)
-        for name, info in labels.items():
-            codes = index[name]
-            if info.kind == "number" or not len(codes):
-                continue
-            if not -1 <= int(codes.min()) <= int(codes.max()) < len(info.categories):
-                label = name.removeprefix(OBS_PREFIX)
-                raise FormatError(f"a cell has no such category of {label!r}", where=where)
+        labels = [OBS_PREFIX + name for name in run.labels]
+        columns = list(dict.fromkeys([*_PLACES, *KNOWN, *labels]))
+        index = read_checked_index(self._storage, shard, columns)
+        check_bounds(index, run.labels, run.n_sources, self._storage.at(shard.index_path))
         self._tables[i] = index
         return index
 

@@ -49,7 +49,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="enough"):
         run(
             "s3://b/c", "--to", "h5ad", "-o", "out", "--split", "train", "--split", "test", "--where",
-            "n > 1", "--order", "source", "--max-cells", 7, "--dtype", "int64", "--scratch", "tmp",
+            "n > 1", "--order", "source", "--max-cells", 7, "--dtype", "int64", "--scratch", "tmp", "--workers", 3,
             "--storage-options", '{"anon": true}', "--restart",
         )  # fmt: skip
     assert seen == [
@@ -57,7 +57,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "out",
         ExportOptions(
             to="h5ad", splits=("train", "test"), where="n > 1", order="source", max_cells=7,
-            dtype="int64", scratch="tmp", storage_options={"anon": True},
+            dtype="int64", scratch="tmp", workers=3, storage_options={"anon": True},
         ),
         {"restart": True, "progress": True},
     ]  # fmt: skip

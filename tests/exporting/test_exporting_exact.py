@@ -29,7 +29,6 @@ from shardsets import make_set
 
 from scshards import Vocab
 from scshards.base.errors import ConfigError
-from scshards.exporting import cells as export_cells
 from scshards.exporting import order as export_order
 from scshards.exporting import parquet as export_parquet
 
@@ -69,7 +68,7 @@ def inputs(draw: Any) -> dict[str, Any]:
 def test_all_layouts_hold_what_the_shards_hold(made: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         folder = Path(name)
-        patch.setattr(export_order, "SORT_BYTES", made["run"])
+        patch.setattr(export_order, "BUCKET_BYTES", made["run"])
         patch.setattr(export_order, "READ_BYTES", made["run"])
         obs = {
             "text": pd.Categorical(made["text"]),
@@ -151,7 +150,7 @@ def test_of_several_inputs_and_splits_in_both_orders(
     rows = tables(tmp_path / "m", ["cells-000000.parquet"])
     assert [r["key"] for r in rows] == sorted(want), "as they were in the inputs"
     assert [r["split"] for r in rows] == [want[r["key"]].split for r in rows]
-    monkeypatch.setattr(export_order, "SORT_BYTES", 300)
+    monkeypatch.setattr(export_order, "BUCKET_BYTES", 300)
     monkeypatch.setattr(export_order, "READ_BYTES", 100)
     # Otherwise this small set would be one piece, and so one run.
     monkeypatch.setattr("scshards.shards.chunks.READ_BYTES", 1)
@@ -167,7 +166,7 @@ def test_of_several_inputs_and_splits_in_both_orders(
 
 def test_a_set_in_order_needs_no_sorting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = small_set(tmp_path, shuffle=False, valid_fraction=0.0)
-    monkeypatch.setattr(export_order, "_Sorter", None)
+    monkeypatch.setattr("scshards.exporting.export.in_source_order", None)
     report = quiet_export(root, tmp_path / "p", "parquet", order="source")
     assert [r["key"] for r in tables(tmp_path / "p", [f.path for f in report.files])] == sorted(
         read_back(root)
@@ -279,13 +278,22 @@ def test_special_tokens_before_genes(tmp_path: Path) -> None:
     assert data.X.toarray().tolist() == [[1, 4]]
 
 
-def test_a_survey_takes_few_bins_of_many_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("order", ["shard", "source"])
+@pytest.mark.parametrize("to", ["scbank", "parquet", "h5ad"])
+def test_the_same_bytes_for_any_number_of_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, order: str
 ) -> None:
-    root = small_set(tmp_path)
-    want = quiet_export(root, tmp_path / "a.scb", "scbank", order="source")
-    monkeypatch.setattr(export_cells, "BINS", 4)
-    monkeypatch.setattr(export_order, "SORT_BYTES", 64)
+    root = small_set(tmp_path, compression="zstd")
+    monkeypatch.setattr(export_order, "BUCKET_BYTES", 300)
+    monkeypatch.setattr(export_order, "READ_BYTES", 100)
     monkeypatch.setattr("scshards.shards.chunks.READ_BYTES", 1)
-    again = quiet_export(root, tmp_path / "b.scb", "scbank", order="source")
-    assert again.cells == want.cells and bank(tmp_path / "a.scb") == bank(tmp_path / "b.scb")
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for workers in (1, 2, 7):
+        # One name: the record of a file holds it.
+        output = Path({"scbank": "a.scb", "h5ad": "a.h5ad"}.get(to, "a"))
+        quiet_export(root, output, to, order=order, workers=workers)
+        files = [output] if output.is_file() else sorted(output.iterdir())
+        found.append({f.name: f.read_bytes() for f in files})
+        output.rename(f"{workers}{output.suffix}")
+    assert found[0] == found[1] == found[2]

@@ -94,7 +94,7 @@ def test_splits_and_expressions(root: Path, tmp_path: Path) -> None:
         ({"where": "age >"}, "can't be parsed"),
         ({"max_cells": 5, "to": "scbank"}, "a scBank has one file"),
         ({"max_cells": 5, "to": "h5ad"}, "one file holds all cells"),
-        ({"max_cells": 0}, "is no number of cells"),
+        ({"max_cells": 0}, "0 is not at least 1"),
         ({"order": "key"}, "'shard', 'source'"),
         ({"dtype": "int8"}, "is not one of"),
         ({"splits": "train"}, "takes a list"),
@@ -257,12 +257,10 @@ def test_an_output_that_comes_meanwhile_stays(
 def test_a_full_disk_is_an_error(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scshards.exporting.parquet import ParquetFile
-
-    def full(*args: object) -> None:
+    def full(*args: object, **more: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ParquetFile, "close", full)
+    monkeypatch.setattr("pyarrow.parquet.ParquetWriter.write_table", full)
     with pytest.raises(StorageError, match="No space left"):
         quiet_export(root, tmp_path / "a", "parquet")
     assert not list(tmp_path.iterdir())

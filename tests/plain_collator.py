@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from plain_bins import bin_values
 
 from scshards.base import seeds
-from scshards.cells.values import bin_values
 from scshards.cells.vocab import Vocab
 from scshards.stream.collate_options import CollateOptions
 

@@ -57,13 +57,7 @@ class Access(Mapping[str, Any]):
     retry: Retry = field(default_factory=Retry)
 
     def __post_init__(self) -> None:
-        for name, value in self.options.items():
-            if _is_prefix(name):
-                _check(name, value, Mapping)
-                for option, inner in value.items():
-                    _check_option(option, inner, f'["{name}"] ')
-            else:
-                _check_option(name, value)
+        _check(self.options, "")
 
     @classmethod
     def of(cls, given: Mapping[str, Any] | None) -> Access:
@@ -102,28 +96,23 @@ def parse_options(text: str | None, retry: Retry | None = None) -> Access:
 
 
 def _parse(text: str) -> dict[str, Any]:
-    if not text.startswith("@"):
-        # The text may hold a secret: say where it breaks, not what it says.
-        return _table(text, read_json, "JSON", "--storage-options")
-    path = Path(text[1:]).expanduser()
+    where: object = "--storage-options"
+    if text.startswith("@"):
+        where = path = Path(text[1:]).expanduser()
+        try:
+            text = path.read_text("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as e:
+            problem = getattr(e, "strerror", None) or "it is no text in UTF-8"
+            raise ConfigError(
+                f"the file of --storage-options can't be read: {problem}", where=path, advice=_FORMS
+            ) from None
+    is_toml = where != "--storage-options" and not text.lstrip().startswith("{")
     try:
-        said = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        problem = getattr(e, "strerror", None) or "it is no text in UTF-8"
-        raise ConfigError(
-            f"the file of --storage-options can't be read: {problem}", where=path, advice=_FORMS
-        ) from None
-    if said.lstrip().startswith("{"):
-        return _table(said, read_json, "JSON", path)
-    return _table(said, parse_toml, "TOML", path)
-
-
-def _table(text: str, loads: Any, kind: str, where: object) -> dict[str, Any]:
-    try:
-        options = loads(text)
+        options = parse_toml(text) if is_toml else read_json(text)
     except ValueError as e:
-        # The words before the place may quote the text.
+        # The text may hold a secret, and the words before the place may quote it.
         place = str(e).rpartition("(")[2].rstrip(")") if str(e).endswith(")") else ""
+        kind = "TOML" if is_toml else "JSON"
         raise ConfigError(
             f"the storage options are not valid {kind}{f' ({place})' if place else ''}",
             where=where,
@@ -140,21 +129,23 @@ def _is_prefix(name: str) -> bool:
     return "://" in name
 
 
-def _check_option(name: str, value: Any, at: str = "") -> None:
-    if name in _TEXTS:
-        # gcsfs takes the contents of a key file as its token.
-        _check(f"{at}{name}", value, (str, Mapping) if name == "token" else str)
-    elif name in _TABLES:
-        _check(f"{at}{name}", value, Mapping)
-    elif name in _FLAGS:
-        _check(f"{at}{name}", value, bool)
-
-
-def _check(name: str, value: Any, kinds: type | tuple[type, ...]) -> None:
-    wanted = {str: "text", bool: "true or false"}.get(kinds, "a table")  # type: ignore[arg-type]
-    if value is not None and not isinstance(value, kinds):
-        raise ConfigError(
-            f"the storage option {name} is {wanted}, not {type(value).__name__}",
-            where="--storage-options",
-            advice=_FORMS,
-        )
+def _check(options: Mapping[str, Any], above: str) -> None:
+    for name, value in options.items():
+        is_prefix = _is_prefix(name) and not above
+        kinds: tuple[type, ...] = ()
+        if name in _TEXTS:
+            # gcsfs takes the contents of a key file as its token.
+            kinds = (Mapping, str) if name == "token" else (str,)
+        elif name in _TABLES or is_prefix:
+            kinds = (Mapping,)
+        elif name in _FLAGS:
+            kinds = (bool,)
+        if kinds and not isinstance(value, kinds) and (value is not None or is_prefix):
+            wanted = {str: "text", bool: "true or false"}.get(kinds[0], "a table")
+            raise ConfigError(
+                f"the storage option {above}{name} is {wanted}, not {type(value).__name__}",
+                where="--storage-options",
+                advice=_FORMS,
+            )
+        if is_prefix:
+            _check(value, f'["{name}"] ')

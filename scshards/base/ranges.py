@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
+import functools
 import io
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from scshards.base.errors import StorageError
 from scshards.base.remote import (
@@ -67,7 +69,7 @@ class RemoteFile(io.RawIOBase):
         self._answer = _Answer()
         self._etag = self._answer.etag = version(info).get("etag")
         self._at = 0
-        self._blocks: dict[int, bytes] = {}
+        self._block = functools.lru_cache(BLOCKS)(self._read_block)
 
     def readable(self) -> bool:
         return True
@@ -95,41 +97,48 @@ class RemoteFile(io.RawIOBase):
         self._at += len(piece)
         return len(piece)
 
-    def _block(self, number: int) -> bytes:
-        block = self._blocks.pop(number, None)
-        if block is None:
-            start = number * BLOCK_BYTES
-            end = min(start + BLOCK_BYTES, self.size)
-            with translated(self._where):
-                block = self._ranges.read(self._path, self._where, start, end, self._answer)
-            if len(block) != end - start or self._answer.etag != self._etag:
-                raise StorageError(
-                    "the file was replaced while it was read",
-                    where=self._where,
-                    advice="run the same command again once nobody writes it",
-                )
-            while len(self._blocks) >= BLOCKS:
-                self._blocks.pop(next(iter(self._blocks)))  # the one that was used longest ago
-        self._blocks[number] = block
+    def _read_block(self, number: int) -> bytes:
+        start = number * BLOCK_BYTES
+        end = min(start + BLOCK_BYTES, self.size)
+        with translated(self._where):
+            block = self._ranges.read(self._path, self._where, start, end, self._answer)
+        if len(block) != end - start or self._answer.etag != self._etag:
+            raise StorageError(
+                "the file was replaced while it was read",
+                where=self._where,
+                advice="run the same command again once nobody writes it",
+            )
         return block
 
 
-class _Parts:
-    """Fills buffers one after another."""
+class _Sink:
+    """Takes the bytes of an answer, in order: into buffers one after another, or as many as come.
 
-    def __init__(self, parts: Sequence[memoryview]) -> None:
-        self.got = 0
-        self._parts = [p for p in parts if len(p)]
-        self._room = sum(len(p) for p in self._parts)
+    Parameters
+    ----------
+    parts
+        The buffers; without them the bytes are kept in `data`.
+    room
+        How many bytes there may be; None: any number.
+    """
+
+    def __init__(self, parts: Sequence[memoryview] | None = None, room: int | None = None) -> None:
+        self.got, self.data = 0, bytearray()
+        self._parts = None if parts is None else [p for p in parts if len(p)]
+        self._room = room if parts is None else sum(len(p) for p in parts)
         self._part = self._at = 0
 
     @property
     def is_full(self) -> bool:
         return self.got == self._room
 
-    def put(self, piece: bytes) -> bool:
-        if self.got + len(piece) > self._room:
-            return False
+    def put(self, piece: bytes, where: str) -> None:
+        if self._room is not None and self.got + len(piece) > self._room:
+            raise no_ranges(where)
+        self.got += len(piece)
+        if self._parts is None:
+            self.data += piece
+            return
         view = memoryview(piece)
         while len(view):
             part = self._parts[self._part]
@@ -137,55 +146,12 @@ class _Parts:
             part[self._at : self._at + n] = view[:n]
             view = view[n:]
             self._at += n
-            self.got += n
             if self._at == len(part):
                 self._part, self._at = self._part + 1, 0
-        return True
-
-    def restart(self) -> None:
-        self.got = self._part = self._at = 0
-
-
-class _Growing:
-    """Keeps whatever comes, up to a number of bytes."""
-
-    def __init__(self, wanted: int | None) -> None:
-        self.data = bytearray()
-        self._wanted = wanted
-
-    @property
-    def got(self) -> int:
-        return len(self.data)
-
-    @property
-    def is_full(self) -> bool:
-        return self._wanted is not None and len(self.data) == self._wanted
-
-    def put(self, piece: bytes) -> bool:
-        if self._wanted is not None and len(self.data) + len(piece) > self._wanted:
-            return False
-        self.data += piece
-        return True
 
     def restart(self) -> None:
         self.data.clear()
-
-
-class _Nothing:
-    """Takes no byte: what the head of an answer says is enough."""
-
-    got, is_full = 0, False
-
-    def put(self, piece: bytes) -> bool:
-        self.is_full = True
-        return True
-
-    def restart(self) -> None:
-        self.is_full = False
-
-
-_Sink = _Parts | _Growing | _Nothing
-"""What takes the bytes of an answer, in order; `put` is False when there is no room."""
+        self.got = self._part = self._at = 0
 
 
 class Ranges:
@@ -232,8 +198,14 @@ class Ranges:
             return dict(self.ask(where, lambda: self.fs.info(path)))
         # A web server is asked for a byte: an address may be signed for GET alone, and fsspec takes
         # every answer that it does not like for a file that is not there.
-        answer = _Answer()
-        self._fill(_Nothing(), answer, path, where, 0, 1, None)
+        answer, request = _Answer(), _Request(path, where, 0, 1)
+        try:
+            self.ask(
+                where, lambda: self._wait(_look(self.fs, request, answer, self._retry.timeout))
+            )
+        except Refused as e:
+            if e.status != _NOT_FROM_THERE:
+                raise
         return {"size": answer.size, "type": "file", **answer.version}
 
     def open(self, path: str, where: str) -> RemoteFile:
@@ -247,8 +219,8 @@ class Ranges:
 
         `answer` is what earlier reads of it said.
         """
-        sink = _Growing(None if end is None else end - start)
-        self._fill(sink, answer or _Answer(), path, where, start, end, None)
+        sink = _Sink(room=None if end is None else end - start)
+        self._fill(sink, answer or _Answer(), _Request(path, where, start, end))
         return bytes(sink.data)
 
     def read_into(
@@ -260,26 +232,30 @@ class Ranges:
         stop: threading.Event | None = None,
     ) -> int:
         """Fill buffers, one after another, from byte `start` of an object; how many bytes it had."""
-        sink = _Parts(parts)
-        self._fill(sink, _Answer(), path, where, start, start + sum(len(p) for p in parts), stop)
+        sink = _Sink(parts)
+        request = _Request(path, where, start, start + sum(len(p) for p in parts))
+        self._fill(sink, _Answer(), request, stop)
         return sink.got
 
     def _fill(
         self,
         sink: _Sink,
         answer: _Answer,
-        path: str,
-        where: str,
-        start: int,
-        end: int | None,
-        stop: threading.Event | None,
+        request: _Request,
+        stop: threading.Event | None = None,
     ) -> None:
         """Try until the sink is full or the object has ended; other errors than temporary ones go up."""
-        tries = Tries(self._retry, self.tally, where, stop)
+        tries = Tries(self._retry, self.tally, request.where, stop)
         while not sink.is_full:
             had = sink.got
+            now = request._replace(start=request.start + had)
             try:
-                self._try(_Request(path, where, start + sink.got, end), sink, answer, tries)
+                if self._kind == "plain":
+                    data = self.fs.cat_file(now.path, start=now.start, end=now.end)
+                    sink.put(data, now.where)
+                else:
+                    patience = min(self._retry.timeout, tries.seconds_left)
+                    self._wait(_RECEIVE[self._kind](self.fs, now, sink, answer, patience), stop)
             except Exception as e:
                 if status_of(e) == _NOT_FROM_THERE:
                     return
@@ -292,7 +268,7 @@ class Ranges:
                     sink.restart()
                     answer.forget()
                     problem = "the object was replaced while it was read"
-                elif sink.is_full or answer.is_complete(start + sink.got, end):
+                elif sink.is_full or answer.is_complete(request.start + sink.got, request.end):
                     return
                 else:
                     problem = "the answer was shorter than what was asked for"
@@ -300,31 +276,26 @@ class Ranges:
                 tries.got_on()
             tries.again(problem)
 
-    def _try(self, request: _Request, sink: _Sink, answer: _Answer, tries: Tries) -> None:
-        """One request; what it brings is in the sink even when it fails."""
-        if self._kind == "plain":
-            data = self.fs.cat_file(request.path, start=request.start, end=request.end)
-            _put(data, sink, request)
-            return
-        limit = _Limit(min(self._retry.timeout, tries.seconds_left))
-        job = asyncio.run_coroutine_threadsafe(
-            _RECEIVE[self._kind](self.fs, request, sink, answer, limit), self.fs.loop
-        )
+    def _wait(self, work: Coroutine[Any, Any, None], stop: threading.Event | None = None) -> None:
+        """Run it on the file system's loop until it has ended, or `stop` was set."""
+        job = asyncio.run_coroutine_threadsafe(work, self.fs.loop)
         try:
-            if tries.stop is not None:
+            if stop is not None:
                 while not concurrent.futures.wait([job], _LOOK_S).done:
-                    if tries.stop.is_set():
+                    if stop.is_set():
                         raise Stopped
             job.result()
         finally:
             job.cancel()  # does nothing when it is done
 
 
-class _Request:
+class _Request(NamedTuple):
     """What is asked for: the bytes [start, end) of an object."""
 
-    def __init__(self, path: str, where: str, start: int, end: int | None) -> None:
-        self.path, self.where, self.start, self.end = path, where, start, end
+    path: str
+    where: str
+    start: int
+    end: int | None
 
     @property
     def header(self) -> str:
@@ -369,88 +340,82 @@ class _Answer:
         self.size = int(said[1]) if said else self.size
 
 
-class _Limit:
-    """Ends a request whose next bytes do not come within some seconds.
-
-    The seconds begin when a request does: `async with limit: ...`.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-
-    async def __aenter__(self) -> None:
-        self._timeout = asyncio.timeout(self._seconds)
-        await self._timeout.__aenter__()
-
-    async def __aexit__(self, *raised: Any) -> None:
-        await self._timeout.__aexit__(*raised)
-
-    def renew(self) -> None:
-        """Some bytes have come."""
-        self._timeout.reschedule(asyncio.get_running_loop().time() + self._seconds)
+# What fills a sink from an answer. No next bytes within `patience` seconds end it.
 
 
-async def _from_s3(fs: Any, request: _Request, sink: _Sink, answer: _Answer, limit: _Limit) -> None:
+async def _from_s3(
+    fs: Any, request: _Request, sink: _Sink, answer: _Answer, patience: float
+) -> None:
     bucket, key, version = fs.split_path(request.path)
     options = {"Range": request.header} | ({"VersionId": version} if version else {})
     await fs.set_session()  # makes the client, the first time, which is no fault of the server
-    async with limit:
+    async with asyncio.timeout(patience) as limit:
         said = await fs._call_s3("get_object", Bucket=bucket, Key=key, **fs.req_kw, **options)
         try:
             answer.met(request, said.get("ContentRange"), said.get("ETag"))
-            await _receive(said["Body"], request, sink, answer, limit)
+            await _receive(said["Body"], request, sink, answer, limit, patience)
         finally:
             # Closes the connection, unless the answer was read to its end.
             said["Body"].close()
 
 
+async def _look(fs: Any, request: _Request, answer: _Answer, patience: float) -> None:
+    """What the head of a web server's answer says, of which no byte is taken."""
+    async with asyncio.timeout(patience), _of_web(fs, request, answer):
+        pass
+
+
 async def _from_web(
-    fs: Any, request: _Request, sink: _Sink, answer: _Answer, limit: _Limit
+    fs: Any, request: _Request, sink: _Sink, answer: _Answer, patience: float
 ) -> None:
+    async with asyncio.timeout(patience) as limit, _of_web(fs, request, answer) as body:
+        await _receive(body, request, sink, answer, limit, patience)
+
+
+@contextlib.asynccontextmanager
+async def _of_web(fs: Any, request: _Request, answer: _Answer) -> AsyncIterator[Any]:
     # Parts of a file are parts of its bytes as they are, not as a server compresses them.
     own = {"Range": request.header, "Accept-Encoding": "identity"}
     options = fs.kwargs | {"headers": {**fs.kwargs.get("headers", {}), **own}}
     session = await fs.set_session()
-    async with limit, session.get(fs.encode_url(request.path), **options) as said:
+    async with session.get(fs.encode_url(request.path), **options) as said:
         if said.status >= 400:
             answer.ended(said.headers.get("Content-Range"))
             raise Refused(said.status, code_in(await said.content.read(_HEAD)))
         answer.version = version(said.headers)
         answer.met(request, said.headers.get("Content-Range"), said.headers.get("ETag"))
-        if isinstance(sink, _Nothing):
-            if said.status != 206:
-                answer.size = said.content_length
-            _put(b"", sink, request)
-            return
-        await _receive(said.content, request, sink, answer, limit)
+        if said.status != 206:
+            answer.size = said.content_length
+        yield said.content
 
 
 async def _receive(
-    body: Any, request: _Request, sink: _Sink, answer: _Answer, limit: _Limit
+    body: Any,
+    request: _Request,
+    sink: _Sink,
+    answer: _Answer,
+    limit: asyncio.Timeout,
+    patience: float,
 ) -> None:
     """Copy an answer into the sink as it comes in, to its end, so that its connection is used again."""
     while not answer.has_changed:
-        limit.renew()
+        limit.reschedule(asyncio.get_running_loop().time() + patience)
         piece = await body.read(_PIECE)
         if not piece:
             return
-        _put(piece, sink, request)
+        sink.put(piece, request.where)
 
 
 async def _from_loop(
-    fs: Any, request: _Request, sink: _Sink, answer: _Answer, limit: _Limit
+    fs: Any, request: _Request, sink: _Sink, answer: _Answer, patience: float
 ) -> None:
     """Of a file system that gives whole answers, which have to come within the time limit."""
-    async with limit:
-        _put(await fs._cat_file(request.path, start=request.start, end=request.end), sink, request)
+    async with asyncio.timeout(patience):
+        data = await fs._cat_file(request.path, start=request.start, end=request.end)
+        sink.put(data, request.where)
 
 
 _RECEIVE = {"s3": _from_s3, "web": _from_web, "loop": _from_loop}
-
-
-def _put(piece: bytes, sink: _Sink, request: _Request) -> None:
-    if not sink.put(piece):
-        raise no_ranges(request.where)
 
 
 def _kind(fs: Any) -> str:

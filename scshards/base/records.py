@@ -204,6 +204,8 @@ def _reader(hint: Any, others: bool) -> Callable[[Any], Any]:
     if origin is Literal:
         return functools.partial(_literal, args)
     if isinstance(origin, type) and issubclass(origin, Mapping):
+        if args == (str, Any):
+            return _table
         key = _number_of if args[0] is int else _reader(args[0], others)
         return functools.partial(_mapping, key, _reader(args[1], others))
     if origin in (list, tuple, collections.abc.Sequence):
@@ -244,6 +246,13 @@ def _record(
         except Damaged as e:
             raise e.below(".".join(field.path)) from None
     return cls(**values)
+
+
+def _table(value: Any) -> Any:
+    """A table of anything, which stays what it is: it may be more than a dict."""
+    if not isinstance(value, Mapping):
+        raise Damaged(f"a table is needed, not {shown(value)}")
+    return _anything(value)
 
 
 def _mapping(key: Callable[[Any], Any], read: Callable[[Any], Any], value: Any) -> dict[Any, Any]:

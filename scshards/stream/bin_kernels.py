@@ -1,4 +1,8 @@
-"""A cell's values -> scGPT's bins, compiled: equal to `cells.values`, value for value.
+"""A cell's values -> scGPT's bins, compiled: equal to its `binning`, value for value.
+
+Bin 0 means unexpressed; expressed values get 1 .. n_bins - 1 by the quantiles of the cell's own
+expressed values. Two ways to break ties exist in scGPT's history: its pretraining code gives the highest
+bin of a run of equal edges ("high"), its releases since 0.1.6 draw one of them ("random").
 
 Counts below 65,536 are binned through a table of their histogram, other values by sorting them.
 Called by stream.cell_kernels.

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from scshards.base.errors import ConfigError
 from scshards.cells.tokenizer import ValueKind
-from scshards.cells.values import TieBreak
 
 Objective = Literal["mask", "generate", "none"]
 ValueStyle = Literal["bins", "log1p", "counts"]
 PadTo = Literal["longest", "max"] | int
+TieBreak = Literal["high", "random"]
 
 _DEFAULT_RATIOS = {"mask": (0.4,), "generate": (0.25, 0.5, 0.75), "none": ()}
 

@@ -17,12 +17,17 @@ from typing import Any
 
 from scshards.base.access import Access
 from scshards.base.errors import ConfigError, FormatError
-from scshards.cells.values import TieBreak
 from scshards.cells.vocab import Vocab
 from scshards.stream.blockstream import BlockStream
 from scshards.stream.cache import open_cache
 from scshards.stream.collate import AnyBatch, Collator
-from scshards.stream.collate_options import CollateOptions, Objective, PadTo, ValueStyle
+from scshards.stream.collate_options import (
+    CollateOptions,
+    Objective,
+    PadTo,
+    TieBreak,
+    ValueStyle,
+)
 from scshards.stream.dealer import Block
 from scshards.stream.packing import cells_per_batch
 from scshards.stream.parts import ChoiceOptions

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_bins import bin_values
 
 from scshards.base import seeds
 from scshards.base.errors import ConfigError, FormatError
 from scshards.cells.batch import Batch
-from scshards.cells.values import bin_values
 from scshards.cells.vocab import Vocab
 from scshards.shards.members import encode_cell
 from scshards.stream.collate import Collator

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from plain_bins import bin_values
 from scipy.sparse import csr_matrix
 
 from scshards.base.errors import CheckpointError, ConfigError
 from scshards.cells.batch import Batch
-from scshards.cells.values import bin_values
 from scshards.cells.vocab import Vocab
 from scshards.cli.annotate import command
 from scshards.model.config import ModelConfig

@@ -13,9 +13,9 @@ import anndata
 import numpy as np
 import pytest
 import torch
+from plain_bins import bin_values
 
 from scshards.base.errors import ConfigError, ScshardsError
-from scshards.cells.values import bin_values
 from scshards.cells.vocab import Vocab
 from scshards.model.transformer import CellModel
 from scshards.packing.options import PackOptions

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
+from plain_bins import bin_values
 from scipy.io import mmwrite
 from scipy.sparse import coo_matrix, csc_matrix, csr_matrix
 
 from scshards.base.errors import CheckpointError, ConfigError, OutputExistsError, SourceError
 from scshards.cells.batch import Batch
-from scshards.cells.values import bin_values
 from scshards.cells.vocab import Vocab
 from scshards.cli.embed import command
 from scshards.model.config import ModelConfig

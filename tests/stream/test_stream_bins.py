@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_bins import bin_edges, bin_values
 
 from scshards.base import seeds
-from scshards.cells.values import bin_edges, bin_values
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "binning.npz"
 COUNTS = st.lists(st.integers(1, 30), min_size=1, max_size=60)

@@ -1,4 +1,4 @@
-"""scGPT's value bins, as pure numpy: the definition that `stream.bin_kernels` is tested against.
+"""scGPT's value bins, as pure numpy: what `stream.bin_kernels` is compared with.
 
 Source: `binning` and `_digitize` of scGPT's preprocess.py. Bin 0 means unexpressed; expressed values
 get 1 .. n_bins - 1 by the quantiles of the cell's own expressed values. Two ways to break ties exist
@@ -8,12 +8,8 @@ releases since 0.1.6 draw one of them ("random").
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
-
-TieBreak = Literal["high", "random"]
 
 
 def bin_edges(

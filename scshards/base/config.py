@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -88,14 +89,20 @@ def conform(config: Any) -> None:
     ConfigError
         For a value of another type; it names the field.
     """
-    hints = typing.get_type_hints(type(config), include_extras=True)
-    for f in dataclasses.fields(config):
+    cls: Any = type(config)
+    for name, hint in _hints(cls).items():
         try:
-            value = from_tree(hints[f.name], getattr(config, f.name))
+            value = from_tree(hint, getattr(config, name))
         except Damaged as e:
-            e = e.below(f.name)
+            e = e.below(name)
             raise ConfigError(e.what, where=e.at, advice=e.advice) from None
-        object.__setattr__(config, f.name, value)
+        object.__setattr__(config, name, value)
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
 def as_tables(config: Any) -> dict[str, Any]:

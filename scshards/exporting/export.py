@@ -195,15 +195,10 @@ def export(
         files = []
         with Progress("export", report.cells, shown=progress) as bar:
             for name, of_file in itertools.groupby(parts, key=lambda found: found[0].file):
-                path, cells, values = target.begin(name), 0, 0
-                with translated(target.name), layout.file(path, dtype, record) as write:
-                    for part, n_values, some in of_file:
-                        write(some, n_values)
-                        n = len(part.members.cells)
-                        cells, values = cells + n, values + n_values
-                        bar.add(n, bytes=int(part.members.cells["size"].sum()))
-                size = target.end(name)
-                files.append(ExportedFile(path=name, cells=cells, values=values, bytes=size))
+                n = {"cells": 0, "values": 0}
+                with translated(target.name):
+                    layout.write(target.begin(name), dtype, record, _counted(of_file, n, bar))
+                files.append(ExportedFile(path=name, **n, bytes=target.end(name)))
         assert sum(f.cells for f in files) == report.cells
         report = dataclasses.replace(report, files=tuple(files))
         target.publish(None if is_file else _small_files(taken, target, report))
@@ -259,6 +254,18 @@ def _parts(
             name = f"{group}-{number:06d}.{options.to}" if only is None else only
             yield _Part(name, cells.total(), part)
             cells[group] += len(part.cells)
+
+
+def _counted(
+    found: Iterable[tuple[_Part, int, Any]], n: dict[str, int], bar: Progress
+) -> Iterator[tuple[Any, int]]:
+    """What is written, and its values; `n` and the bar say how much it is."""
+    for part, values, prepared in found:
+        cells = part.members.cells
+        n["cells"] += len(cells)
+        n["values"] += values
+        bar.add(len(cells), bytes=int(cells["size"].sum()))
+        yield prepared, values
 
 
 def _small_files(taken: Taken, target: Output, report: ExportReport) -> tuple[str, bytes]:

@@ -5,8 +5,7 @@ Datasets grow as cells come, so that no matrix is ever whole in memory. Called b
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,7 @@ class H5adLayout:
             raise ConfigError(f"HDF5 can't hold the text {bad!r}", where=taken.name)
 
     def prepared(self, block: Block, dtype: np.dtype[Any], first_id: int) -> tuple[Any, ...]:
-        """Cells as `file` takes them: names, columns of obs, rows of X; an h5ad file has no ids."""
+        """Cells as `write` takes them: names, columns of obs, rows of X; an h5ad file has no ids."""
         indices = self._place[block.rows.genes]
         if len(indices) and int(indices.min()) < 0:
             raise FormatError(
@@ -66,14 +65,10 @@ class H5adLayout:
         obs = [values_of(block.cells) for values_of, _ in self._columns.values()]
         return names, obs, (block.rows.indptr, indices, written(self._taken, block, dtype))
 
-    @contextlib.contextmanager
-    def file(
-        self, path: Path, dtype: np.dtype[Any], record: str
-    ) -> Iterator[Callable[[tuple[Any, ...], int], None]]:
-        """A new file; what is given writes what `prepared` has made, of so many values.
-
-        `record` is what `read_record` gives back; "" is none.
-        """
+    def write(
+        self, path: Path, dtype: np.dtype[Any], record: str, found: Iterable[tuple[Any, int]]
+    ) -> None:
+        """A file of what `prepared` has made; `record` is what `read_record` gives back, "" is none."""
         import pandas as pd
 
         nobody = self._taken.no_cells().cells
@@ -87,24 +82,19 @@ class H5adLayout:
         genes = np.array(self._tokens, object)[self._is_gene]
         var = pd.DataFrame({"id": np.flatnonzero(self._is_gene)}, index=genes)
         with H5adWriter(path, pd.DataFrame(obs, index=no_names), var, dtype) as writer:
-            frame = writer.file["obs"]
             if record:
                 writer.file.attrs[_RECORD] = record
             growing = [
                 writer.growing(f"obs/{name}" if texts is None else f"obs/{name}/codes")
                 for name, (_, texts) in self._columns.items()
             ]
-            names = frame[frame.attrs["_index"]]
-
-            def write(prepared: tuple[Any, ...], values: int) -> None:
-                of_block, found, rows = prepared
-                names.resize((writer.cells + len(of_block),))
-                names[writer.cells :] = of_block
-                for column, some in zip(growing, found, strict=True):
-                    column.add(some.astype(column.dtype))
+            names = writer.file["obs"][writer.file["obs"].attrs["_index"]]
+            for (some_names, of_obs, rows), _ in found:
+                names.resize((writer.cells + len(some_names),))
+                names[writer.cells :] = some_names
+                for column, values in zip(growing, of_obs, strict=True):
+                    column.add(values.astype(column.dtype))
                 writer.add(*rows)
-
-            yield write
             for column in growing:
                 column.finish()
             writer.finish()

@@ -7,8 +7,7 @@ Called by exporting.export.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +57,7 @@ class ParquetLayout:
                 )
 
     def prepared(self, block: Block, dtype: np.dtype[Any], first_id: int) -> pa.Table:
-        """Cells as `file` takes them; `first_id` is the id of the first."""
+        """Cells as `write` takes them; `first_id` is the id of the first."""
         import pyarrow as pa
 
         n, offsets = len(block.cells), pa.array(block.rows.indptr.astype(np.int32))
@@ -78,11 +77,10 @@ class ParquetLayout:
             found[name] = array
         return pa.table(found)
 
-    @contextlib.contextmanager
-    def file(
-        self, path: Path, dtype: np.dtype[Any], record: str
-    ) -> Iterator[Callable[[pa.Table, int], None]]:
-        """A new file; what is given writes what `prepared` has made, of so many values.
+    def write(
+        self, path: Path, dtype: np.dtype[Any], record: str, found: Iterable[tuple[pa.Table, int]]
+    ) -> None:
+        """A file of what `prepared` has made, each with the number of its values.
 
         There is no place for a record: one stands beside the files.
         """
@@ -93,6 +91,7 @@ class ParquetLayout:
         texts = [f.name for f in schema if f.type == pa.string() and f.name != KEY]
         # Ids ascend within a cell, so their differences are small.
         packed = {f"{GENES}.list.element": "DELTA_BINARY_PACKED", ID: "DELTA_BINARY_PACKED"}
+        group, n_values = schema.empty_table(), 0
         with pq.ParquetWriter(
             path,
             schema,
@@ -100,26 +99,13 @@ class ParquetLayout:
             use_dictionary=[f"{EXPRESSIONS}.list.element", *texts],
             column_encoding=packed,
         ) as writer:
-            waiting: list[pa.Table] = []
-            n_values = 0
-
-            def write(table: pa.Table, values: int) -> None:
-                nonlocal n_values
-                waiting.append(table)
-                n_values += values
-                if n_values >= ROW_GROUP_VALUES or sum(map(len, waiting)) >= ROW_GROUP_CELLS:
-                    flush()
-
-            def flush() -> None:
-                nonlocal n_values
-                group = pa.concat_tables(waiting)
+            for table, values in found:
+                group, n_values = pa.concat_tables([group, table]), n_values + values
+                if n_values >= ROW_GROUP_VALUES or len(group) >= ROW_GROUP_CELLS:
+                    writer.write_table(group, row_group_size=len(group))
+                    group, n_values = schema.empty_table(), 0
+            if len(group):
                 writer.write_table(group, row_group_size=len(group))
-                waiting.clear()
-                n_values = 0
-
-            yield write
-            if waiting:
-                flush()
 
 
 def bank_vocab(vocab: Vocab) -> dict[str, int]:

@@ -420,7 +420,7 @@ def test_the_report_is_the_same_for_any_number_of_workers(plain: Path) -> None:
         path.write_bytes(data)
     (plain / manifest.splits["valid"][0].path).unlink()
     one = verify(plain, progress=False, workers=1)
-    assert one.n_faults > 3 and len({f.shard for f in one.faults}) > 3
+    assert one.n_faults > 3 and len({f.shard for f in one.faults}) > 2
     for workers in (2, 5, None):
         assert verify(plain, progress=False, workers=workers) == one
     with pytest.raises(ConfigError, match="workers"):

@@ -106,7 +106,7 @@ def _parts(report: BenchReport) -> Iterator[str | Table]:
         )
     per_cell = 1e6 / max(report.cells, 1)
     rows: list[tuple[object, ...]] = [
-        (name, STAGES[name][0], getattr(report.stages, name) * per_cell, 100 * share)
+        (name, STAGES[name][0], getattr(report.stages, name) * per_cell, round(100 * share, 1))
         for name, share in report.shares.items()
     ]
     rows.append(("wait", "whoever takes batches waits", report.stages.wait * per_cell, None))

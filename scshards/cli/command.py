@@ -76,20 +76,12 @@ class Command(click.Command):
             options(Retry, only="retries timeout")(self)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        order = list(PLACES)
-        given = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
-        given.sort(key=lambda p: order.index(p.name) if p.name in PLACES else len(order))
+        rows = {p.name: p.get_help_record(ctx) for p in self.get_params(ctx)}
         for group in GROUPS:
-            rows = [
-                row
-                for p in given
-                # --help itself comes last.
-                if PLACES.get(p.name or "", ("Shown",))[0] == group
-                and (row := p.get_help_record(ctx)) is not None
-            ]
-            if rows:
+            shown = [row for name in PLACES if PLACES[name][0] == group and (row := rows.get(name))]
+            if shown:
                 with formatter.section(group):
-                    formatter.write_dl(rows)
+                    formatter.write_dl(shown)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command and print its result; an error that names fields names their options."""

@@ -51,7 +51,8 @@ GROUPS = {
     "batches:N batch_size:N world_size:N lanes:N shuffle_buffer:CELLS n_bins:N",
     "Work": "workers:N threads:N device:NAME precision:NAME share:I/N finish restart check quick "
     "repair repair_from:ROOT2 dask:ADDRESS scratch:DIR storage_options:JSON|@FILE retries:N timeout:S",
-    "Shown": "cell_key:KEY show:N cells:N genes:N batch sources wide as_json no_progress quiet verbose",
+    "Shown": "cell_key:KEY show:N cells:N genes:N batch sources wide as_json no_progress quiet "
+    "verbose help",
 }
 """{part of the help: its options, in this order, each with what its value is called}."""
 

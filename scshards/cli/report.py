@@ -187,7 +187,7 @@ def plan_parts(plan: PackPlan) -> list[str | Table]:
         total = ("all", sum(plan.cells.values()), sum(plan.shards.values()))
         parts.append(Table(("split", "cells", "shards"), splits, total))
         clock = f"time, {counted(plan.workers, 'workers')}"
-        rows = []
+        lines = []
         for key, name, shown in (
             ("values", "values", "{:,}".format),
             ("bytes", "output", size),
@@ -198,8 +198,9 @@ def plan_parts(plan: PackPlan) -> list[str | Table]:
             ("writes", "writes to a store", "{:,}".format),
         ):
             figure = getattr(plan, key)
-            rows.append((name, "?" if figure is None else shown(figure), plan.basis.get(key, "")))
-        parts.append(Table(("about", "", "basis"), rows))
+            about = "?" if figure is None else shown(figure)
+            lines.append(f"{name + ':':<19} {about:>10}  {plan.basis.get(key, '')}".rstrip())
+        parts.append("\n".join(["about:", *lines]))
     if plan.refused:
         told = [f"{counted(len(plan.refused), 'refusals')}:"]
         for r in plan.refused:

@@ -34,7 +34,7 @@ _EXPECTED = 0.5
 """With a smaller share of known genes, a source may name genes in another way; pack's --min-match."""
 
 _inputs = click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
-_made = output("FILE", "The vocab.json to make.")
+_output = output("FILE", "The vocab.json to make.")
 _lists = options(TableOptions)
 
 
@@ -107,7 +107,7 @@ def command() -> None:
 
 @command.command("build")
 @_inputs
-@_made
+@_output
 @options(BuildOptions)
 @_lists
 @wide
@@ -129,13 +129,12 @@ def build_(inputs: tuple[str, ...], output: str, storage_options: Any, **chosen:
     vocab = build_vocab(inputs, o.gene_column, o.min_cells, *how, allow_mixed=o.allow_mixed)
     write_vocab(output, vocab, storage_options)
     reports = check_vocab(vocab, inputs, o.gene_column or "index", *how)
-    tree = _tree(output, vocab) | {"inputs": [_matched(r) for r in reports]}
-    return Result(tree, [*_parts(reports), f"{output}: {_tokens(vocab)}"])
+    return _made(output, vocab, _parts(reports), inputs=[_matched(r) for r in reports])
 
 
 @command.command("import")
 @click.argument("file")
-@_made
+@_output
 @store_options
 def import_(file: str, output: str, storage_options: Any) -> Result:
     """Take over a vocabulary, such as scGPT's vocab.json.
@@ -148,8 +147,8 @@ def import_(file: str, output: str, storage_options: Any) -> Result:
     vocab = found.with_specials()
     write_vocab(output, vocab, storage_options)
     added = vocab.tokens[len(found) :]
-    text = f"{output}: {_tokens(vocab)}; added: {', '.join(added) or 'none, all were there'}"
-    return Result(_tree(output, vocab) | {"added": added}, [text])
+    told = f"added special tokens: {', '.join(added) or 'none, all were there'}"
+    return _made(output, vocab, [told], added=added)
 
 
 @command.command("check")
@@ -189,12 +188,10 @@ def check(
     return Result([_matched(r) for r in reports], _parts(reports), failure=failure)
 
 
-def _tree(output: str, vocab: Vocab) -> dict[str, Any]:
-    return {"vocab": output, "tokens": len(vocab), "fingerprint": vocab.fingerprint}
-
-
-def _tokens(vocab: Vocab) -> str:
-    return f"{len(vocab):,} tokens, fingerprint {vocab.fingerprint[:12]}"
+def _made(output: str, vocab: Vocab, parts: list[str | Table], **more: Any) -> Result:
+    tree = {"vocab": output, "tokens": len(vocab), "fingerprint": vocab.fingerprint}
+    told = f"{output}: {len(vocab):,} tokens, fingerprint {vocab.fingerprint[:12]}"
+    return Result(tree | more, [*parts, told])
 
 
 def _matched(report: GeneReport) -> dict[str, Any]:

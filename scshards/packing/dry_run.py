@@ -21,6 +21,7 @@ from typing import Any
 from scshards.base.errors import ScshardsError
 from scshards.base.files import temporary_folder
 from scshards.base.memory import peak_bytes
+from scshards.base.progress import counted
 from scshards.base.ranges import BLOCK_BYTES
 from scshards.base.storage import Storage, is_local
 from scshards.base.threads import all_cores
@@ -230,7 +231,8 @@ def _estimates(phases: Phases, known: Mapping[str, Any]) -> dict[str, Any]:
         shard *= 2
     turned = sum(s.n_values for s in phases.surveys if s.needs_transposing)
     n_inputs = len({t.slice.source for t in tasks})
-    told = f"{n_values:,} values, packed from {len(tasks)} places of {n_inputs} inputs"
+    places = f"{counted(len(tasks), 'places')} of {counted(n_inputs, 'inputs')}"
+    told = f"{n_values:,} values, packed from {places}"
     spilled = _bytes_in(phases.folder, "[0-9]*")
     return {
         "bytes": round(made * times),

@@ -67,7 +67,7 @@ def test_build_names_the_columns_there_are(tmp_path: Path, files: list[Path]) ->
 def test_import_keeps_ids_and_adds_special_tokens(tmp_path: Path) -> None:
     (tmp_path / "in.json").write_text(json.dumps({"<cls>": 2, "B": 0, "A": 1}))
     result = run("import", tmp_path / "in.json", "-o", tmp_path / "out.json")
-    assert result.exit_code == 0 and "added: <pad>, <eoc>" in result.stdout
+    assert result.exit_code == 0 and "added special tokens: <pad>, <eoc>" in result.stdout
     ids = json.loads((tmp_path / "out.json").read_text())
     assert ids == {"B": 0, "A": 1, "<cls>": 2, "<pad>": 3, "<eoc>": 4}
     again = run("import", tmp_path / "out.json", "-o", tmp_path / "same.json")

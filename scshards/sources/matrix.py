@@ -76,7 +76,7 @@ class Dense(ByRows):
     def __init__(self, data: Any) -> None:
         if len(data.shape) != 2:
             raise ValueError(f"the matrix has {len(data.shape)} dimensions, not 2")
-        _check_dtype(data)
+        check_dtype(data)
         self.shape: tuple[int, int] = (int(data.shape[0]), int(data.shape[1]))
         self.n_values = self.shape[0] * self.shape[1]
         self._data = data
@@ -312,7 +312,7 @@ def _native(indices: NDArray[Any]) -> NDArray[Any]:
 
 
 def _check_parts(indptr: Any, indices: Any, data: Any, n: int) -> None:
-    _check_dtype(data)
+    check_dtype(data)
     if len(indptr.shape) != 1 or indptr.shape[0] != n + 1 or indices.shape != data.shape:
         raise ValueError("the parts of the sparse matrix do not fit together")
     for name, part in (("indptr", indptr), ("indices", indices)):
@@ -320,7 +320,8 @@ def _check_parts(indptr: Any, indices: Any, data: Any, n: int) -> None:
             raise ValueError(f"{name} of dtype {part.dtype} are not whole numbers")
 
 
-def _check_dtype(data: Any) -> None:
+def check_dtype(data: Any) -> None:
+    """Raise a ValueError when what is in a matrix is not numbers."""
     if data.dtype.kind not in "biuf":
         what = f"values of dtype {data.dtype} are not numbers"
         raise ValueError(f"{what}; --layer and --raw choose another matrix")

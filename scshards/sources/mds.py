@@ -56,7 +56,7 @@ def open_mds(
 ) -> Table:
     """One folder; `lists` are the two columns. See sources.open.open_source for `scratch`."""
     with reading(f"{where}: {INDEX_FILE}"):
-        shards = _shards(read_json(storage.read(INDEX_FILE)), where)
+        shards = _shards(read_json(storage.read(INDEX_FILE)))
         first: Mapping[str, Any] = shards[0] if shards else {}
         names = list(first.get("column_names", lists))
         encodings = dict(zip(names, first.get("column_encodings", names), strict=True))
@@ -161,14 +161,11 @@ class _Shard:
             return
         name = (packed or raw)["basename"]
         data = self._storage.read(name)
-        if packed:
-            with reading(f"{self._where}: {name}"):
-                data = unpacked(shard["compression"], data)
-        if len(data) != int(raw["bytes"]):
-            raise SourceError(
-                f"the shard has {len(data):,} bytes, and the index says {int(raw['bytes']):,}",
-                where=f"{self._where}: {name}",
-            )
+        with reading(f"{self._where}: {name}"):
+            data = unpacked(shard["compression"], data) if packed else data
+            if len(data) != int(raw["bytes"]):
+                n = int(raw["bytes"])
+                raise ValueError(f"the shard has {len(data):,} bytes, and the index says {n:,}")
         near = self._scratch.parent if self._scratch else None
         above = near if near is not None and near.is_dir() else temporary_folder()
         with tempfile.TemporaryDirectory(prefix="scshards-", dir=above) as folder:
@@ -180,22 +177,16 @@ class _Shard:
             yield made(folder, None, shard)
 
 
-def _shards(index: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
+def _shards(index: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     shards: list[Mapping[str, Any]] = index["shards"]
     for shard in shards:
-        if (
-            shard["format"] != "mds"
-            or shard["column_encodings"] != shards[0]["column_encodings"]
-            or (shard["column_names"] != shards[0]["column_names"])
-        ):
-            raise SourceError(
-                "its shards are not all MDS shards of the same columns",
-                where=f"{where}: {INDEX_FILE}",
-            )
+        same = all(shard[k] == shards[0][k] for k in ("column_encodings", "column_names"))
+        if shard["format"] != "mds" or not same:
+            raise ValueError("its shards are not all MDS shards of the same columns")
         for info in (shard["raw_data"], shard.get("zip_data")):
             path = PurePosixPath(info["basename"] if info else "")
             if path.is_absolute() or ".." in path.parts:
-                raise SourceError(f"a shard lies outside of the folder: {path}", where=where)
+                raise ValueError(f"a shard lies outside of the folder: {path}")
     return shards
 
 

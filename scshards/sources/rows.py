@@ -325,10 +325,16 @@ class Source(abc.ABC):
         """
         stop = self.n_rows if stop is None else stop
         assert 0 <= start <= stop <= self.n_rows
-        blocks = self.matrix.blocks(start, stop, max_rows, max_values)
+        wanted = np.ones(stop - start, np.bool_) if wanted is None else wanted
+        blocks = self._blocks(start, stop, max_rows, max_values, wanted)
         for block in guarded(blocks, self._where_matrix):
             kind = kernel_dtype(block.data.dtype)
             yield block._replace(data=block.data.astype(kind, copy=False))
+
+    def _blocks(
+        self, start: int, stop: int, max_rows: int, max_values: int, wanted: NDArray[np.bool_]
+    ) -> Iterator[Block]:
+        return self.matrix.blocks(start, stop, max_rows, max_values)
 
     def sample(self, n_values: int) -> NDArray[Any]:
         """About so many of the matrix's values, from all over it."""

@@ -30,8 +30,6 @@ from scshards.shards.shardset import read_checked_index
 from scshards.shards.tar import Compression
 from scshards.sources.matrix import row_cuts
 from scshards.sources.rows import (
-    BLOCK_ROWS,
-    BLOCK_VALUES,
     SOURCE,
     Block,
     Source,
@@ -115,32 +113,22 @@ class OldSet:
 
     def runs(self, labels: Collection[str]) -> Iterator[ShardRun]:
         """All shards in order, about RUN_CELLS cells at a time, with those of these labels it has."""
-        run: list[tuple[str, ShardInfo]] = []
-        cells = 0
-        for split, shards in self.manifest.splits.items():
-            for shard in shards:
-                if run and cells + shard.cells > RUN_CELLS:
-                    yield self._run(run, labels)
-                    run, cells = [], 0
-                run.append((split, shard))
-                cells += shard.cells
-        if run:
-            yield self._run(run, labels)
-
-    def _run(self, shards: Sequence[tuple[str, ShardInfo]], labels: Collection[str]) -> ShardRun:
         m = self.manifest
-        return ShardRun(
-            url=self.root,
-            name=self.name,
-            source_names=tuple(s.name for s in m.sources),
-            shards=tuple(shards),
-            labels={n: info for n, info in m.labels.items() if n in labels},
-            first_source=self.first_source,
-            n_sources=len(m.sources),
-            compression=m.compression,
-            kind=m.value_kind,
-            n_tokens=m.vocab_size,
-        )
+        shards = [(split, shard) for split, some in m.splits.items() for shard in some]
+        sizes = np.append(0, np.cumsum([shard.cells for _, shard in shards], dtype=np.int64))
+        for a, b in row_cuts(sizes, RUN_CELLS):
+            yield ShardRun(
+                url=self.root,
+                name=self.name,
+                source_names=tuple(s.name for s in m.sources),
+                shards=tuple(shards[a:b]),
+                labels={n: info for n, info in m.labels.items() if n in labels},
+                first_source=self.first_source,
+                n_sources=len(m.sources),
+                compression=m.compression,
+                kind=m.value_kind,
+                n_tokens=m.vocab_size,
+            )
 
 
 class ShardSource(Source):
@@ -224,22 +212,13 @@ class ShardSource(Source):
             parts.append(cell_keys(sources, index["row"][a:b]))
         return np.concatenate(parts)
 
-    def blocks(
-        self,
-        start: int = 0,
-        stop: int | None = None,
-        *,
-        max_rows: int = BLOCK_ROWS,
-        max_values: int = BLOCK_VALUES,
-        wanted: NDArray[np.bool_] | None = None,
+    def _blocks(
+        self, start: int, stop: int, max_rows: int, max_values: int, wanted: NDArray[np.bool_]
     ) -> Iterator[Block]:
         """See Source; chunks without a wanted row are not read."""
-        stop = self.n_rows if stop is None else stop
         first_row = start
         for i, a, b in self._shards_of(start, stop):
-            rows = np.arange(a, b)
-            if wanted is not None:
-                rows = rows[wanted[first_row - start : first_row - start + b - a]]
+            rows = np.arange(a, b)[wanted[first_row - start : first_row - start + b - a]]
             for block in self._decoded(i, rows, max_rows, max_values):
                 # Rows are numbered from the first of the shard so far.
                 yield block._replace(first_row=first_row + block.first_row - a)

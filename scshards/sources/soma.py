@@ -25,8 +25,8 @@ from scshards.base.threads import read_ahead
 from scshards.census.address import SomaAddress
 from scshards.census.context import is_one_of_many
 from scshards.census.experiment import READ_VALUES, Experiment, shared
-from scshards.sources.matrix import ByRows, row_cuts
-from scshards.sources.rows import Block, Opening, Source, spread
+from scshards.sources.matrix import ByRows, check_dtype, row_cuts
+from scshards.sources.rows import Block, Opening, Source, reading, spread
 
 _PLACES = 2
 """Where values are looked at: for each, TileDB reads and inflates some thousand rows."""
@@ -58,8 +58,8 @@ class SomaSource(Source):
         matrix_name = f"ms/{address.measurement}/X/{address.layer}"
         # A local read keeps a processor busy, and a worker has no other.
         ahead = not is_local(address.uri) or not is_one_of_many()
-        where = f"{opening.name}: {matrix_name}"
-        rows = _Rows(self._experiment, self._ids, sizes, where=where, ahead=ahead)
+        with reading(f"{opening.name}: {matrix_name}"):
+            rows = _Rows(self._experiment, self._ids, sizes, ahead=ahead)
         super().__init__(opening, rows, matrix_name)
 
     @property
@@ -113,12 +113,9 @@ class SomaSource(Source):
                 other = Experiment(address, self._options)
             except SourceError:
                 continue  # it can't be chosen anyway, so it is not named
-            try:
-                values = _Rows(other, self._ids, None, where=self.name, ahead=False).sample(
-                    n_values
-                )
-            finally:
-                other.close()
+            with contextlib.closing(other):
+                rows = _Rows(other, self._ids, None, ahead=False)
+                values = rows.sample(n_values)
             yield f"layer={layer} in the address", values
 
     def _cells(self) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
@@ -151,13 +148,10 @@ class _Rows(ByRows):
         ids: NDArray[np.int64],
         sizes: NDArray[np.int64] | None,
         *,
-        where: str,
         ahead: bool,
-    ):
-        self._experiment, self._ids, self._sizes = experiment, ids, sizes
-        self._where, self._ahead = where, ahead
-        if experiment.dtype.kind not in "biuf":
-            raise SourceError(f"values of dtype {experiment.dtype} are not numbers", where=where)
+    ) -> None:
+        check_dtype(experiment)
+        self._experiment, self._ids, self._sizes, self._ahead = experiment, ids, sizes, ahead
         self.shape = (len(ids), experiment.n_genes)
         self.n_values = (
             int(experiment.mean_values * len(ids)) if sizes is None else int(sizes.sum())

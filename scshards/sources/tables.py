@@ -314,11 +314,9 @@ def _data_files(storage: Storage, where: str) -> list[str]:
                 advice="save it again with a current version of the library datasets, which writes "
                 "the rows themselves",
             )
-    for name in names:
-        if "/" in name or not storage.exists(name):
-            raise SourceError(
-                f"{STATE} names the data file {name}, which is not in the folder", where=where
-            )
+        gone = [name for name in names if "/" in name or not storage.exists(name)]
+        if gone:
+            raise ValueError(f"it names the data file {gone[0]}, which is not in the folder")
     return names
 
 

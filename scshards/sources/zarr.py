@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import zipfile
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import zarr
@@ -53,8 +53,7 @@ def open_zarr(storage: Storage, name: str, stack: contextlib.ExitStack) -> zarr.
 def direct(array: zarr.Array, *, whole: bool = False) -> _Array:
     """The array as sources.matrix reads it; `whole` is whether a chunk that is not there was lost."""
     if whole:
-        required: set[str] = getattr(array.store, "required")  # noqa: B009  (a _ReadStore's)
-        required.add(array.path)
+        cast(_ReadStore, array.store).required.add(array.path)
     return _Vector(array) if array.ndim == 1 else _Array(array)
 
 

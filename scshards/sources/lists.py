@@ -105,24 +105,19 @@ class _ListRows(ByRows):
             _ragged(batch, column, first, table.where) for column in table.lists
         )
         if not np.array_equal(ends, value_ends):
-            lengths = np.diff(ends), np.diff(value_ends)
-            row = int(np.flatnonzero(lengths[0] != lengths[1])[0])
-            ids_name, values_name = table.lists
-            raise SourceError(
-                f"the cell has {lengths[0][row]:,} {ids_name} and {lengths[1][row]:,} {values_name}",
-                where=f"{table.where}: row {first + row}",
-            )
+            n_ids, n_values = np.diff(ends), np.diff(value_ends)
+            row = int(np.flatnonzero(n_ids != n_values)[0])
+            told = f"{n_ids[row]:,} {table.lists[0]} and {n_values[row]:,} {table.lists[1]}"
+            raise self._refusal(first + row, f"has {told}")
         has_any = np.flatnonzero(np.diff(ends))
         begins = np.zeros(len(ends) - 1, np.bool_)
         begins[has_any] = ids[ends[has_any]] == self._ids.cls_id
         if (begins != self._prefixed).any():
             row = int(np.flatnonzero(begins != self._prefixed)[0])
             does, other = ("does not begin", "does") if self._prefixed else ("begins", "does not")
-            raise SourceError(
-                f"the cell {does} with {CLS}, and the first one {other}",
-                where=f"{table.where}: row {first + row}",
-                advice="a table has the token in all of its rows or in none",
-            )
+            advice = "a table has the token in all of its rows or in none"
+            what = f"{does} with {CLS}, and the first one {other}"
+            raise self._refusal(first + row, what, advice)
         if self._prefixed:
             ids, values = np.delete(ids, ends[:-1]), np.delete(values, ends[:-1])
             ends = ends - np.arange(len(ends))
@@ -139,22 +134,17 @@ class _ListRows(ByRows):
         else:
             found = np.where(outside, NONE, kinds[np.where(outside, 0, ids).astype(np.intp)])
         at = int(np.flatnonzero(found != GENE)[0])
-        where = (
-            f"{self._table.where}: row {first + int(np.searchsorted(ends, at, side='right')) - 1}"
-        )
-        if found[at] == NONE:
-            raise SourceError(
-                f"the id {ids[at]} is of no token of {self._ids.where}",
-                where=where,
-                advice="name the vocabulary that the ids were made with: --ids-vocab FILE",
-            )
-        token = self._ids.specials[int(ids[at])]
-        raise SourceError(
-            f"the cell holds {token}, which is no gene",
-            where=where,
-            advice=f"write the cells without padding and other tokens; only {CLS} at the beginning of "
-            "every row is left out",
-        )
+        what = f"holds the id {ids[at]}, of no token of {self._ids.where}"
+        advice = "name the vocabulary that the ids were made with: --ids-vocab FILE"
+        if found[at] != NONE:
+            what = f"holds {self._ids.specials[int(ids[at])]}, which is no gene"
+            advice = "write the cells without padding and other tokens; only "
+            advice += f"{CLS} at the beginning of every row is left out"
+        raise self._refusal(first + int(np.searchsorted(ends, at, side="right")) - 1, what, advice)
+
+    def _refusal(self, row: int, what: str, advice: str | None = None) -> SourceError:
+        where = f"{self._table.where}: row {row}"
+        return SourceError(f"the cell {what}", where=where, advice=advice)
 
 
 class _LargeParts(Spooled):

@@ -246,9 +246,9 @@ def test_rows_that_are_refused(tmp_path: Path, ids: str, form: str) -> None:
         return text
 
     assert "2 genes and 3 expressions" in said([1, 2], [1.0, 2.0, 3.0])
-    assert "the id 40 is of no token" in said([1, 40], [1.0, 2.0])
+    assert "the id 40, of no token" in said([1, 40], [1.0, 2.0])
     assert "--ids-vocab" in said([1, 40], [1.0, 2.0])
-    assert "the id -1 is of no token" in said([-1, 4], [1.0, 2.0])
+    assert "the id -1, of no token" in said([-1, 4], [1.0, 2.0])
     assert "holds <pad>, which is no gene" in said([1, 30], [1.0, 2.0])
     assert "holds <cls>, which is no gene" in said([1, 31], [1.0, 2.0])
     assert "begins with <cls>" in said([31, 1], [1.0, 2.0])
@@ -330,7 +330,7 @@ def test_vocabularies_with_gaps_and_special_tokens_anywhere(tmp_path: Path) -> N
     columns["genes"][0][1] = 4
     with (
         open_source(written(tmp_path, columns, "saved"), **options) as source,
-        pytest.raises(SourceError, match="the id 4 is of no token"),
+        pytest.raises(SourceError, match="the id 4, of no token"),
     ):
         cells(source)
 

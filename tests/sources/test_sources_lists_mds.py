@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,45 @@ def test_cells_that_the_library_wrote(tmp_path: Path, pickled: bool) -> None:
     want = [dict(zip(g, map(int, v), strict=True)) for g, v in zip(*rows.values(), strict=True)]
     assert_holds(tmp_path / "out", {key(0, i): cell for i, cell in enumerate(want)})
     assert sorted(p.name for p in folder.iterdir()) == before, "nothing is written into the input"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_cells_by_the_readers_contract(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    """Shards are read by `from_json` and `get_item`, after `decompress`, whoever made them."""
+
+    class Reader:
+        def __init__(self, folder: str, _: None, shard: Any) -> None:
+            self.cells = json.loads((Path(folder) / shard["raw_data"]["basename"]).read_text())
+
+        def get_item(self, number: int) -> dict[str, Any]:
+            return {**self.cells[number], "expressions": np.array([self.cells[number]["genes"]])}
+
+    base = "streaming.base.format.mds.reader", "streaming.base.compression"
+    for module in (*base, "streaming.base.format.mds", "streaming.base.format", "streaming.base"):
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    monkeypatch.setitem(sys.modules, "streaming", types.ModuleType("streaming"))
+    sys.modules[base[0]].MDSReader = types.SimpleNamespace(from_json=Reader)  # type: ignore[attr-defined]
+    sys.modules[base[1]].decompress = lambda _, data: data[::-1]  # type: ignore[attr-defined]
+    cells = [{"genes": [*range(3, 6 + i % 4)], "id": i, "drug": f"d{i % 3}"} for i in range(40)]
+    folder = write_index(tmp_path / "a", TAHOE)
+    index = json.loads((folder / "index.json").read_text())
+    (first,), index["shards"] = index["shards"], []
+    columns = {c: TAHOE[c] for c in ("genes", "expressions", "id", "drug")}
+    for i in range(4):
+        data = json.dumps(cells[10 * i : 10 * i + 10]).encode()
+        (folder / f"{i}").write_bytes(data[::-1] if packed else data)
+        info = {"basename": f"{i}", "bytes": len(data), "hashes": {}}
+        raw = {**info, "basename": f"{i}.raw"} if packed else info
+        changes = {"raw_data": raw, "zip_data": info if packed else None, "samples": 10}
+        changes |= {"column_names": [*columns], "column_encodings": [*columns.values()]}
+        index["shards"].append({**first, **changes})
+    (folder / "index.json").write_text(json.dumps(index))
+    with open_source(folder, trust_pickle=True) as source:
+        assert source.obs("id").tolist() == [*range(40)] and list(source.obs("drug"))[2] == "d2"
+        blocks = list(source.blocks(7, 33, max_rows=4))
+        assert sum(len(b.indptr) - 1 for b in blocks) == 26 and blocks[0].first_row == 7
+        got = np.concatenate([b.indices for b in blocks])
+        assert got.tolist() == [g for c in cells[7:33] for g in c["genes"]]
+        assert np.concatenate([b.data for b in blocks]).tolist() == got.tolist()

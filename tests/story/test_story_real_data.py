@@ -48,7 +48,7 @@ def written_anew(folder: Path, name: str, to: Path) -> Path:
 def test_a_file_of_before_anndata_0_7_is_refused_with_the_cure(
     real_data: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(SourceError, match=r"before 0\.7 wrote it") as e:
+    with pytest.raises(SourceError, match=r"has written it since 0\.7") as e:
         build_vocab(paths(real_data, NO_COUNTS[1:]))
     assert "write_h5ad" in str(e.value)
 

@@ -51,8 +51,8 @@ DAMAGED = "the file is damaged or incomplete: copy or download it again"
 """Said where HDF5, zarr, gzip or a checksum finds it so, and nowhere else."""
 
 MAKE_ANEW = (
-    "write it anew with what made it, or with anndata if that reads it: read_h5ad(FILE).write_h5ad(NEW), "
-    "in a current version; if this is a copy, compare it with the original first"
+    "write it anew with what made it, or with anndata if that reads it, read_h5ad(FILE)"
+    ".write_h5ad(NEW), in a current version; if it is a copy, compare it with the original"
 )
 
 

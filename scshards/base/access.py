@@ -10,7 +10,7 @@ as well. Secrets stand in a file or in the environment; no message tells a value
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,14 @@ class Access(Mapping[str, Any]):
     def of(cls, given: Mapping[str, Any] | None) -> Access:
         """What was given as `storage_options`: None, a mapping, or an Access as it is."""
         return given if isinstance(given, Access) else cls(options=dict(given or {}))
+
+    def changed(self, *, retries: int | None, timeout: float | None) -> Access:
+        """The same with other numbers of the retry rule, where they are given."""
+        given = {"retries": retries, "timeout": timeout}
+        numbers: dict[str, Any] = {
+            name: value for name, value in given.items() if value is not None
+        }
+        return replace(self, retry=replace(self.retry, **numbers))
 
     def options_for(self, address: str) -> dict[str, Any]:
         """The options of the file system that `address` is of."""

@@ -105,11 +105,6 @@ def _hints(cls: Any) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
-def as_tables(config: Any) -> dict[str, Any]:
-    """The dataclass as plain nested dicts, ready for JSON."""
-    return dataclasses.asdict(config)
-
-
 def _value(text: str) -> Any:
     try:
         parsed = parse_toml(f"v = {text}")

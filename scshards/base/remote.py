@@ -49,32 +49,27 @@ def _told(error: Exception, where: str) -> Exception | None:
         return MissingDataError("no such file", where=where, advice="check the address")
     if isinstance(error, PermissionError) or status in (401, 403):
         return _denied(status, code, where)
-    if status is not None:
-        return StorageError(answered(status, code), where=where, advice=_CHECK)
-    if isinstance(error, OSError) and not _host_is_unknown(error):
-        return StorageError(
-            f"the storage failed: {error.strerror or type(error).__name__}", where=where
-        )
     if isinstance(error, TypeError):
         # File systems connect late, so that an option they do not know comes out here.
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
         return unknown and no_option(unknown[1], where)
-    if _host_is_unknown(error):
-        return StorageError("there is no such host", where=where, advice=_CHECK)
-    library = type(error).__module__.partition(".")[0]
-    if library == "aiohttp":
-        return StorageError(f"no answer: {type(error).__name__}", where=where, advice=_CHECK)
-    if library in ("botocore", "aiobotocore"):
-        if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
-            return StorageError(
-                f"there are no credentials for this store ({type(error).__name__})",
-                where=where,
-                advice=_CREDENTIALS,
-            )
-        return StorageError(
-            f"the object store failed: {type(error).__name__}", where=where, advice=_CREDENTIALS
-        )
-    return None
+    name, library = type(error).__name__, type(error).__module__.partition(".")[0]
+    advice: str | None = _CHECK
+    if status is not None:
+        what = answered(status, code)
+    elif _host_is_unknown(error):
+        what = "there is no such host"
+    elif isinstance(error, OSError):
+        what, advice = f"the storage failed: {error.strerror or name}", None
+    elif library == "aiohttp":
+        what = f"no answer: {name}"
+    elif library in ("botocore", "aiobotocore"):
+        lacks = name in ("NoCredentialsError", "PartialCredentialsError")
+        what = "there are no credentials for this store" if lacks else "the object store failed"
+        what, advice = f"{what} ({name})", _CREDENTIALS
+    else:
+        return None
+    return StorageError(what, where=where, advice=advice)
 
 
 _CHECK = "check the address, and that it can be read from here"

@@ -11,7 +11,7 @@ import logging
 import random
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from scshards.base.errors import ConfigError, StorageError
@@ -58,14 +58,6 @@ class Retry:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} is above 0 (seconds), not {value}")
-
-    def changed(self, retries: int | None, timeout: float | None) -> Retry:
-        """This rule with other numbers, where they are given."""
-        return replace(
-            self,
-            retries=self.retries if retries is None else retries,
-            timeout=self.timeout if timeout is None else timeout,
-        )
 
     def wait(self, done: int) -> float:
         """The longest wait after a number of tries that failed."""

@@ -15,17 +15,14 @@ import shutil
 import stat
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from scshards.base.access import Access
-from scshards.base.access import parse_options as parse_options
 from scshards.base.errors import MissingDataError, OutputExistsError, StorageError
 from scshards.base.files import TEMPORARY, publish
 from scshards.base.ranges import Ranges
 from scshards.base.remote import code_of, no_option, status_of, translated, version
-from scshards.base.retry import Retry
 
 Got = TypeVar("Got")
 
@@ -46,22 +43,16 @@ class Storage:
         What the fsspec file system is made with, for all addresses or by how they begin; or an Access,
         which says how patiently it is asked, too. For S3, endpoint, region and credentials come from the
         usual AWS environment variables and profiles when they are not given here.
-    retry
-        How requests that fail are tried again, in place of what `options` says.
     """
 
     def __init__(
         self,
         url: str | os.PathLike[str],
         options: Mapping[str, Any] | None = None,
-        *,
-        retry: Retry | None = None,
     ):
         self.url = os.fspath(url)
         self._shown = redact(self.url).rstrip("/")
         self.options = Access.of(options)
-        if retry is not None:
-            self.options = replace(self.options, retry=retry)
         self.is_local = is_local(self.url)
         self._fs: Any = None
         self._ranges: Ranges | None = None

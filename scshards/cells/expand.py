@@ -8,13 +8,13 @@ depend on the order of the sources, nor of the genes in them.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scshards.base.errors import SourceError
+from scshards.base.records import to_tree
 from scshards.cells.vocab import SPECIALS, Vocab, is_ensembl, strip_version
 
 
@@ -118,16 +118,10 @@ class Expansion:
 
     def report(self) -> dict[str, Any]:
         """All of it, for JSON."""
-        tree = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in ("old", "vocab", "sources")
-        }
         return {
+            **to_tree(self),
             "old": {"tokens": len(self.old), "fingerprint": self.old.fingerprint},
             "vocab": {"tokens": len(self.vocab), "fingerprint": self.vocab.fingerprint},
-            "sources": [dataclasses.asdict(source) for source in self.sources],
-            **tree,
             "moved_special_tokens": self.moved_special_tokens,
         }
 

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ChecksumError, ConfigError, FormatError, StorageError
-from scshards.base.retry import Retry
 from scshards.base.storage import Storage
 from scshards.cells.batch import format_key
 from scshards.cells.vocab import Vocab
@@ -67,8 +66,6 @@ class ShardSet:
         A local path or an fsspec URL.
     storage_options
         Passed to the file system.
-    retry
-        How remote reads that fail are tried again.
 
     Raises
     ------
@@ -82,10 +79,8 @@ class ShardSet:
         self,
         root: str | os.PathLike[str],
         storage_options: Mapping[str, Any] | None = None,
-        *,
-        retry: Retry | None = None,
     ) -> None:
-        self.storage = Storage(root, storage_options, retry=retry)
+        self.storage = Storage(root, storage_options)
         manifest = self.storage.read_if_there(MANIFEST)
         if manifest is None:
             raise StorageError(

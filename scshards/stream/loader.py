@@ -167,8 +167,7 @@ class CellLoader(BlockStream):
         shards = ShardList(
             list(root) if isinstance(root, Mapping) else [root],
             split,
-            storage_options,
-            retry=Access.of(storage_options).retry.changed(retries, timeout),
+            Access.of(storage_options).changed(retries=retries, timeout=timeout),
         )
         options = CollateOptions(
             max_length=max_length,

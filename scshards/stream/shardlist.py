@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError, FormatError, VocabError
-from scshards.base.retry import Retry
 from scshards.base.storage import Storage
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
@@ -46,8 +45,6 @@ class ShardList:
         Which split; every set has to have it.
     storage_options
         Passed to the file system.
-    retry
-        How remote reads that fail are tried again.
 
     Attributes
     ----------
@@ -78,11 +75,9 @@ class ShardList:
         roots: Sequence[str | os.PathLike[str]],
         split: str,
         storage_options: Mapping[str, Any] | None = None,
-        *,
-        retry: Retry | None = None,
     ) -> None:
         self.split = split
-        self.shardsets = tuple(ShardSet(root, storage_options, retry=retry) for root in roots)
+        self.shardsets = tuple(ShardSet(root, storage_options) for root in roots)
         first = self.shardsets[0]
         for other in self.shardsets[1:]:
             _check_fit(first, other)

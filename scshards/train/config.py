@@ -10,14 +10,15 @@ RUN/config.json. Called by the loop, `evaluate` and the command line.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from scshards.base.config import as_tables, build, override, read_toml
+from scshards.base.access import Access
+from scshards.base.config import build, override, read_toml
 from scshards.base.errors import ConfigError
-from scshards.base.retry import Retry
 from scshards.stream.parts import ChoiceOptions
 from scshards.stream.quarantine import OnBadShard
 from scshards.train.config_model import ModelSettings, tables_of
@@ -120,7 +121,7 @@ class DataSettings:
             "data.cache_dir",
             "is given together with data.cache_size, or neither is",
         )
-        Retry().changed(self.retries, self.timeout)  # refuses what can't be
+        Access().changed(retries=self.retries, timeout=self.timeout)  # refuses what can't be
         # Refuses what is no choice whatever the shard set holds.
         ChoiceOptions(
             where=self.where, take=self.take, weights=self.weights, epoch_cells=self.epoch_cells
@@ -181,7 +182,7 @@ class TrainConfig:
 
     def tables(self) -> dict[str, Any]:
         """The resolved config as plain nested dicts, ready for JSON."""
-        return as_tables(self)
+        return dataclasses.asdict(self)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the whole run."""

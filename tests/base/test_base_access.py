@@ -226,7 +226,7 @@ def test_passing_answers_are_outlived_by_every_call(
     server: _Server, status: int, call: str
 ) -> None:
     server.statuses = [status] * 3
-    storage = Storage(server.url, {"http://": {}}, retry=QUICK)
+    storage = Storage(server.url, Access(options={"http://": {}}, retry=QUICK))
     CALLS[call](storage)
     assert storage.retried == 3 or status == 0  # aiohttp asks once more itself after a hang-up
     server.statuses = [status] * 100
@@ -244,7 +244,7 @@ def test_lasting_answers_are_told_at_once(
     server: _Server, status: int, said: str, call: str
 ) -> None:
     server.statuses = [status] * 100
-    storage = Storage(server.url, retry=QUICK)
+    storage = Storage(server.url, Access(retry=QUICK))
     if call == "exists" and status in (404, 410):
         assert not storage.exists("")
     else:
@@ -260,7 +260,7 @@ S3_CALLS = CALLS | {"list": lambda s: s.list(), "folder": lambda s: s.folder()}
 def test_every_call_to_a_store_goes_by_the_rule(server: _Server, call: str) -> None:
     endpoint = server.url.removesuffix("/d/x.bin")
     options = {"endpoint_url": endpoint, "key": "k", "secret": "hunter2"}
-    storage = Storage("s3://bucket/x", options, retry=QUICK)
+    storage = Storage("s3://bucket/x", Access(options=options, retry=QUICK))
     for status, tries in ((503, 4), (500, 4), (429, 4), (403, 1)):
         server.statuses, server.asked = [status] * 100, 0
         with pytest.raises(StorageError, match=f"answered {status} ") as caught:
@@ -277,7 +277,7 @@ def test_an_address_whose_signature_has_expired(server: _Server) -> None:
 
 
 def test_an_open_file_is_read_anywhere_and_not_of_two_versions(server: _Server) -> None:
-    with Storage(server.url, retry=QUICK).open() as file:
+    with Storage(server.url, Access(retry=QUICK)).open() as file:
         size = file.seek(0, 2)
         assert size == len(server.data)
         for start in (size - 3, 5, 4 << 20, (4 << 20) - 2):
@@ -294,4 +294,6 @@ def test_an_open_file_is_read_anywhere_and_not_of_two_versions(server: _Server) 
 
 def test_a_host_that_nobody_knows_is_told_at_once() -> None:
     with pytest.raises(StorageError, match=r"no such host|connection failed"):
-        Storage("http://no-such-host.invalid/x", retry=Retry(retries=1, first_wait=0.01)).read("")
+        Storage(
+            "http://no-such-host.invalid/x", Access(retry=Retry(retries=1, first_wait=0.01))
+        ).read("")

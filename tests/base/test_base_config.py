@@ -39,7 +39,7 @@ def test_toml_to_dataclass(tmp_path: Path) -> None:
         steps=5, sizes=(1, 2), label="a", optimizer=Optimizer(lr=1.0, name="sgd"), bf16=False
     )
     assert isinstance(run.optimizer.lr, float)
-    again = config.build(Run, config.as_tables(run))
+    again = config.build(Run, dataclasses.asdict(run))
     assert again == run
 
 

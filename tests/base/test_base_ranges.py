@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from faults import FAULTS, FaultProxy
 
+from scshards.base.access import Access
 from scshards.base.errors import ConfigError, MissingDataError, StorageError
 from scshards.base.ranges import Ranges
 from scshards.base.retry import Retry, Stopped
@@ -39,7 +40,10 @@ def proxy(s3, data: bytes) -> Iterator[FaultProxy]:
 
 
 def through(proxy: FaultProxy, s3, retry: Retry = QUICK, **options: object) -> Storage:
-    return Storage(f"{s3.url}/p", s3.options | {"endpoint_url": proxy.url} | options, retry=retry)
+    return Storage(
+        f"{s3.url}/p",
+        Access(options=s3.options | {"endpoint_url": proxy.url} | options, retry=retry),
+    )
 
 
 def first(n: int, fault: str):
@@ -180,7 +184,7 @@ def test_an_endpoint_where_nobody_listens(s3, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(loop, "sock_connect", counted)
     with pytest.raises(StorageError, match=r"connection failed: \w+ \(4 tries in \d s\)"):
-        Storage(s3.url, options, retry=Retry(retries=3, first_wait=0.01)).read("x")
+        Storage(s3.url, Access(options=options, retry=Retry(retries=3, first_wait=0.01))).read("x")
     assert connected == [("127.0.0.1", 9)] * 4, "nobody below tries again by himself"
 
 
@@ -191,8 +195,7 @@ def test_one_line_tells_of_retries_and_no_secret_is_in_it(
     options = s3.options | {"endpoint_url": proxy.url}
     storage = Storage(
         f"{s3.url}/p",
-        options,
-        retry=Retry(retries=50, timeout=0.5, deadline=60, first_wait=0.001, longest_wait=0.01),
+        Access(options=options, retry=replace(QUICK, retries=50, timeout=0.5, deadline=60)),
     )
     with caplog.at_level(logging.INFO), ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda i: storage.read("x", i, i + 100), range(12)))
@@ -208,7 +211,7 @@ def test_a_web_server_is_read_in_the_same_way(proxy, s3, data: bytes, fault: str
 
     # An address that was signed is the address of a file on a web server.
     signed = s3fs.S3FileSystem(**s3.options | {"endpoint_url": proxy.url}).sign(f"{s3.url}/p/x")
-    storage = Storage(signed, retry=QUICK)
+    storage = Storage(signed, Access(retry=QUICK))
     proxy.share = first(2, fault)
     assert storage.read("") == data
     proxy.share = first(2, fault)
@@ -217,11 +220,11 @@ def test_a_web_server_is_read_in_the_same_way(proxy, s3, data: bytes, fault: str
     assert out == data[7:] and sum(proxy.faults.values()) == 4 and 2 <= storage.retried <= 4
     proxy.share = lambda path: "500"
     with pytest.raises(StorageError, match="answered 500") as caught:
-        Storage(signed, retry=replace(QUICK, retries=1)).read("", 5, 9)
+        Storage(signed, Access(retry=replace(QUICK, retries=1))).read("", 5, 9)
     assert "Signature" not in str(caught.value)
     proxy.share = 0.0
     with pytest.raises(StorageError, match="answered 403"):
-        Storage(signed.replace("/p/x", "/p/none"), retry=QUICK).read("")
+        Storage(signed.replace("/p/x", "/p/none"), Access(retry=QUICK)).read("")
 
 
 def test_other_file_systems(tmp_path: Path) -> None:

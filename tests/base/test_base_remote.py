@@ -121,7 +121,7 @@ TOLD = [
     (_s3(400, "InvalidArgument"), "answered 400 .*InvalidArgument", False),
     (TimeoutError(), "TimeoutError", True),
     (_named("aiohttp.client"), "no answer: ClientError", False),
-    (_named("botocore.exceptions"), "object store failed: ClientError", False),
+    (_named("botocore.exceptions"), "object store failed \\(ClientError", False),
 ]  # fmt: skip
 
 

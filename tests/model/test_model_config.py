@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from scshards.base.config import as_tables, build
+from scshards.base.config import build
 from scshards.base.errors import ConfigError
 from scshards.model.config import ModelConfig
 
@@ -70,4 +70,4 @@ def test_frozen_and_rebuilt_from_its_tables() -> None:
     config = ModelConfig(n_tokens=10, pad_id=7, d_model=8, n_heads=2, mvc=False)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.d_model = 16  # type: ignore[misc]
-    assert build(ModelConfig, as_tables(config)) == config
+    assert build(ModelConfig, dataclasses.asdict(config)) == config

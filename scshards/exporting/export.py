@@ -23,6 +23,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from scshards.base.errors import ConfigError
 from scshards.base.progress import Progress
 from scshards.base.records import read_json
@@ -46,6 +48,9 @@ MARK = "export.json"
 
 BANK_MANIFEST, BANK_TABLE = "manifest.json", "counts.datatable.parquet"
 """The last file of a scBank, and the one that holds its cells."""
+
+PART_VALUES = 1 << 20
+"""So many values are decoded at once, unless one cell has more: 12 MB, and 12 as they are written."""
 
 MOST_WORKERS = 4
 """Where nobody says how many; the one that writes keeps no more of them busy."""
@@ -239,7 +244,7 @@ class _Part:
 def _parts(
     members: Iterable[Members], taken: Taken, options: ExportOptions, *, is_file: bool
 ) -> Iterator[_Part]:
-    """Cut the members into the files of the output."""
+    """Cut the members into the files of the output, and into what is decoded at once."""
     cells: Counter[str] = Counter()
     only = "" if is_file else BANK_TABLE if options.to == "scbank" else None
     limit = options.max_cells or MAX_CELLS if only is None else sys.maxsize
@@ -249,7 +254,8 @@ def _parts(
         group = split if options.order == "shard" else "cells"
         while len(some.cells):
             number, before = divmod(cells[group], limit)
-            n = limit - before
+            ends = np.cumsum(some.cells["n_genes"], dtype=np.int64)
+            n = min(limit - before, 1 + int(np.searchsorted(ends, PART_VALUES)))
             part, some = some.part(slice(n)), some.part(slice(n, None))
             name = f"{group}-{number:06d}.{options.to}" if only is None else only
             yield _Part(name, cells.total(), part)

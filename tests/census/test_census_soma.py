@@ -269,9 +269,9 @@ def test_rows_are_whole_where_obs_says_how_many_values_something_else_has(
 def test_any_experiment_of_tiledbsoma_io_is_read(tmp_path: Path) -> None:
     import tiledbsoma.io
 
-    x = sp.random_array((30, 12), density=0.4, format="csr", rng=np.random.default_rng(0))
+    x = sp.random(30, 12, 0.4, "csr", random_state=np.random.default_rng(0))
     made = anndata.AnnData(
-        sp.csr_matrix(x),
+        x,
         obs=pd.DataFrame({"a": range(30)}, index=[f"c{i}" for i in range(30)]),
         var=pd.DataFrame(index=[f"g{i}" for i in range(12)]),
     )

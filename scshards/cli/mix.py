@@ -107,16 +107,8 @@ GOOD, FAIR = 0.95, 0.8
 
 
 def _table(report: MixReport) -> Table:
-    header = (
-        "column",
-        "categories",
-        "all cells",
-        "batch",
-        "at random",
-        "mean",
-        "low",
-        "% of random",
-    )
+    header = ("column", "categories", "all cells", "batch", "at random", "mean", "low",
+              "% of random")  # fmt: skip
     rows = [
         (
             m.column,

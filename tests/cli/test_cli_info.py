@@ -13,6 +13,7 @@ from shardsets import Known, make_set
 
 from scshards import ShardSet
 from scshards.base.errors import StorageError
+from scshards.cli import main
 from scshards.cli.info import command
 from scshards.shards.manifest import Manifest
 
@@ -71,6 +72,26 @@ def test_many_inputs_are_cut_unless_all_are_asked_for(known: Known) -> None:
     assert "41 more inputs" in few and "more inputs" not in every
     assert few.count("細胞") == 19 and every.count("細胞") == 60
     assert len(json.loads(run(known.root, "--json").stdout)["sources"]) == 61
+
+
+def test_what_a_terminal_shows_fits_it(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = known.root / "manifest.json"
+    manifest = Manifest.from_json(path.read_bytes())
+    (made,) = manifest.sources
+    large = dataclasses.replace(made, name="a/long/name" * 20, values=10**11, bytes=10**12)
+    path.write_bytes(dataclasses.replace(manifest, sources=(large, made)).to_json())
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    for args in (
+        ("info",), ("mix", "--batch-size", "4"), ("show",), ("show", "--batch"), ("status",),
+    ):  # fmt: skip
+        done = CliRunner().invoke(main, [args[0], str(known.root), *args[1:]])
+        assert done.exit_code == 0, done.output
+        lines = done.stdout.splitlines()
+        assert max(len(line) for line in lines if str(known.root) not in line) <= 80
+    wide = CliRunner().invoke(main, ["info", str(known.root), "--wide"]).stdout
+    assert "unmatched" in wide and "1,000,000,000,000" in wide
 
 
 def test_shards_are_not_read(known: Known) -> None:

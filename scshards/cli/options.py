@@ -21,10 +21,12 @@ import sys
 import types
 import typing
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import click
 
+from scshards.base import config
 from scshards.base.errors import ConfigError, ScshardsError
 
 AtLeast1 = Annotated[int, click.IntRange(min=1)]
@@ -177,6 +179,37 @@ def build(cls: type[T], chosen: dict[str, Any]) -> T:
         raise click.UsageError(str(spelled(e, click.get_current_context()))) from e
 
 
+@dataclass(frozen=True, kw_only=True)
+class _SplitFile:
+    """What a split file says."""
+
+    column: str | None = None
+    valid: tuple[Any, ...] | None = None
+    test: tuple[Any, ...] | None = None
+
+
+def read_split_file(path: str, split_by: str | None = None) -> dict[str, Any]:
+    """`split_by` and `held_out` as a file has them; who takes them checks the values.
+
+    Raises
+    ------
+    ConfigError
+        When the file is absent or malformed, has unknown keys, or names another column than `split_by`.
+    """
+    said = config.build(_SplitFile, config.read_toml(path), where=path)
+    if split_by and said.column and split_by != said.column:
+        raise ConfigError(
+            f"it holds out values of {said.column!r}, and --split-by says {split_by!r}",
+            where=path,
+            advice="leave --split-by out, or name the same column",
+        )
+    held_out = {"valid": said.valid, "test": said.test}
+    return {
+        "split_by": said.column or split_by,
+        "held_out": {split: values for split, values in held_out.items() if values is not None},
+    }
+
+
 def given(chosen: dict[str, Any]) -> dict[str, Any]:
     """Of what was chosen, what differs from what click fills in for options that are not given."""
     _read_split_file(chosen)
@@ -251,10 +284,7 @@ def _read_split_file(chosen: dict[str, Any]) -> None:
     """Put what the split file says, if there is one, in its place."""
     path = chosen.pop("split_file", None)
     if path is not None:
-        from scshards.packing.splits import read_split_file
-
-        said = read_split_file(path, chosen["split_by"])
-        chosen |= {"split_by": said.column, "held_out": said.held_out}
+        chosen |= read_split_file(path, chosen["split_by"])
 
 
 def _united(context: click.Context, parameter: click.Parameter, values: Any) -> Any:

@@ -2,7 +2,6 @@
 
 refuse_known(files, base, options)      an input that the set has, by its address or name
 compare(surveys, work, ...) -> [Shared] what surveys show: the same cells again; few genes in common
-described(file, survey, shared)         what the manifest keeps of an input to find it again
 """
 
 from __future__ import annotations
@@ -15,13 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError, SourceError
-from scshards.base.storage import redact
 from scshards.base.where import parse
 from scshards.cells.vocab import Vocab
-from scshards.census.address import is_soma
 from scshards.packing.marks import source_folder
 from scshards.packing.options import PackOptions
-from scshards.packing.survey import AnyInput, Survey, Work
+from scshards.packing.survey import AnyInput, Survey, Work, place_of
 from scshards.shards.manifest import Manifest, SourceInfo
 from scshards.sources.genes import Shared, are_ids, refuse_mixed, shared_genes, two_kinds
 from scshards.sources.inputs import InputFile
@@ -43,7 +40,7 @@ def refuse_known(files: Sequence[AnyInput], base: Manifest, options: PackOptions
     places = {s.identity["at"]: s.name for s in packed if "at" in s.identity}
     for file in files:
         assert isinstance(file, InputFile)
-        known = places.get(_at(file))
+        known = places.get(place_of(file))
         if known is not None and not options.allow_repeats:
             raise ConfigError(
                 "the shard set has this input already",
@@ -94,20 +91,6 @@ def compare(
     return [Shared(ids=0.0, least=None) if s.skipped else next(found) for s in everything]
 
 
-def described(file: InputFile, s: Survey, shared: Shared) -> dict[str, Any]:
-    """`gene_column`, `ids`, `shared` and `identity` of SourceInfo."""
-    state = {name: value for name, value in s.identity.items() if name != "ids_vocab"}
-    identity = {"at": _at(file), **state, "values": s.n_values}
-    if s.cells_hash:
-        identity["cells"] = s.cells_hash
-    return {
-        "gene_column": s.gene_column,
-        "ids": round(shared.ids, 4),
-        "shared": None if shared.least is None else round(shared.least, 4),
-        "identity": identity,
-    }
-
-
 def _check_source(surveys: Sequence[Survey], options: PackOptions, base: Manifest | None) -> None:
     """Refuse a column SOURCE that is one of obs in some inputs, and the input's name in others."""
     filtered = parse(options.where).columns if options.where is not None else ()
@@ -127,11 +110,6 @@ def _check_source(surveys: Sequence[Survey], options: PackOptions, base: Manifes
         )
 
 
-def _at(file: InputFile) -> str:
-    # The query of a SOMA address says which cells, and is no secret.
-    return file.url if is_soma(file.url) else redact(file.place)
-
-
 def known_by(s: SourceInfo) -> list[tuple[Any, ...]]:
     """What tells that another source is the same input: its address; its cells, genes and values."""
     marks: list[tuple[Any, ...]] = [("at", s.identity["at"])] if "at" in s.identity else []
@@ -144,9 +122,7 @@ def _refuse_repeats(before: Sequence[SourceInfo], surveys: Sequence[Survey]) -> 
     """Refuse the cells that an input has already: by their names, genes and number of values."""
     known = {mark: f"{s.name}, in the set" for s in before for mark in known_by(s)}
     for s in surveys:
-        if not s.cells_hash:
-            continue
-        other = known.setdefault((s.cells_hash, s.columns, s.n_values), s.name)
+        other = known.setdefault(known_by(s.info)[-1], s.name)
         if other != s.name:
             raise SourceError(
                 f"its cells are there already: {other} has the same names of cells, and as many genes "

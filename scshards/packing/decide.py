@@ -10,14 +10,14 @@ raised here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError, SourceError, ValueKindError
 from scshards.base.files import publish_array
 from scshards.cells.tokenizer import ValueKind
@@ -26,9 +26,10 @@ from scshards.packing.labels import LabelSurvey
 from scshards.packing.marks import source_folder
 from scshards.packing.options import PackOptions
 from scshards.packing.scatter import BOUNDS
-from scshards.packing.splits import check_held_out
-from scshards.packing.survey import Survey, Work, keys_name
+from scshards.packing.survey import KEYS, Survey, Work
+from scshards.packing.unique import dropped_reason
 from scshards.shards.manifest import LabelInfo, Manifest
+from scshards.shards.spill import stretches
 from scshards.sources.genes import Shared
 from scshards.sources.shardset import OldSet
 
@@ -37,8 +38,9 @@ _log = logging.getLogger(__name__)
 STRETCH = 1 << 21
 """About so many keys are sorted in memory at once: 16 MB."""
 
-SAMPLE = 1 << 10
-"""Every how manyeth key of a file is looked at to cut all of them into stretches."""
+
+_NAMED = 5
+"""How many of the values that no cell has are named."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,33 +73,6 @@ class Decision:
     n_values: int
     repeated: dict[int, int]
     shared: tuple[Shared, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return {
-            "kind": self.kind,
-            "labels": [[n, i.kind, list(i.categories)] for n, i in self.labels.items()],
-            "splits": list(self.splits),
-            "cells": list(self.cells),
-            "n_shards": list(self.n_shards),
-            "n_values": self.n_values,
-            "repeated": [[ordinal, n] for ordinal, n in self.repeated.items()],
-            "shared": [[s.ids, s.least] for s in self.shared],
-        }
-
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> Decision:
-        """From what `to_json` gave."""
-        return cls(
-            kind=tree["kind"],
-            labels={n: LabelInfo(kind=k, categories=tuple(c)) for n, k, c in tree["labels"]},
-            splits=tuple(tree["splits"]),
-            cells=tuple(tree["cells"]),
-            n_shards=tuple(tree["n_shards"]),
-            n_values=tree["n_values"],
-            repeated={ordinal: n for ordinal, n in tree["repeated"]},
-            shared=tuple(Shared(ids=ids, least=least) for ids, least in tree["shared"]),
-        )
 
 
 def decide(
@@ -137,14 +112,12 @@ def decide(
     kind = _value_kind(surveys, options, base, say)
     if options.held_out is not None and base is None:
         column = options.labels.index(str(options.split_by))
-        check_held_out(options, [s.labels[column] for s in surveys])
-    reasons = (
-        {f"--unique {options.unique}": sum(repeated.values())} if any(repeated.values()) else {}
-    )
+        _check_held_out(options, [s.labels[column] for s in surveys])
+    again = [(i, dropped_reason(options), n) for i, n in repeated.items()]
     check_splits(
         cells,
         [s.name for s in surveys],
-        (*(d for s in surveys for d in s.dropped), *((0, r, n) for r, n in reasons.items())),
+        [*(d for s in surveys for d in s.dropped), *again],
         work,
         is_addition=base is not None,
     )
@@ -155,7 +128,7 @@ def decide(
     if work.kept is not None and not options.shuffle:
         folders = [source_folder(work.folder, s.ordinal) for s in surveys]
         bounds = [
-            shard_bounds([f / keys_name(code) for f in folders], options.cells_per_shard)
+            shard_bounds([f / KEYS.format(code) for f in folders], options.cells_per_shard)
             for code in range(len(work.splits))
         ]
         assert [len(b) for b in bounds] == list(n_shards)
@@ -185,7 +158,6 @@ def check_splits(
     What is added to a set need not have cells for each split. `names` are those of the inputs, `dropped`
     (source, reason, cells) of what is not in `cells`.
     """
-    options = work.options
     names = list(dict.fromkeys(names))
     inputs = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     if sum(cells) == 0:
@@ -198,47 +170,47 @@ def check_splits(
             where=inputs,
             advice="loosen --where or --min-genes" if told else "check the inputs",
         )
-    for name, n in zip(work.splits, cells, strict=True):
-        if n == 0 and not is_addition:
-            where = (
-                f"{name}_fraction" if options.split_by is None else f"split_by {options.split_by!r}"
-            )
-            advice = "choose another fraction or --seed"
-            if work.kept is not None and work.kept.splits:
-                others = [s for s, m in zip(work.splits, cells, strict=True) if m]
-                where, advice = inputs, "take only the others: "
-                advice += " ".join(f"--split {s}" for s in others)
-            elif options.held_out is not None:
-                advice = "change the lists of values that are held out, or what drops cells"
-            elif options.split_by is not None:
-                advice += " (the values are few, and each goes to one split)"
-            raise ConfigError(f"no cell falls into the split {name!r}", where=where, advice=advice)
+    empty = [name for name, n in zip(work.splits, cells, strict=True) if n == 0]
+    if empty and not is_addition:
+        others = " ".join(f"--split {name}" for name in work.splits if name not in empty)
+        raise ConfigError(
+            f"no cell falls into the split {empty[0]!r}",
+            where=inputs,
+            advice=f"take only the others: {others}"
+            if work.kept is not None and work.kept.splits
+            else "choose another fraction or --seed, hold out other values, or drop fewer cells",
+        )
 
 
 def shard_bounds(paths: Sequence[Path], cells_per_shard: int) -> NDArray[np.int64]:
     """Of sorted keys in several files, every `cells_per_shard`-th of all of them, from the first on."""
-    found = [np.zeros(0, np.int64)]
-    n = 0
-    for stretch in _stretches(paths):
-        stretch.sort()
-        first = -n % cells_per_shard
-        found.append(stretch[first::cells_per_shard])
-        n += len(stretch)
+    files = [np.load(path, mmap_mode="r") for path in paths]
+    found, n = [], 0
+    for parts in stretches(files, STRETCH):
+        keys = np.sort(np.concatenate([f[p] for f, p in zip(files, parts, strict=True)]))
+        found.append(keys[-n % cells_per_shard :: cells_per_shard])
+        n += len(keys)
     return np.concatenate(found)
 
 
-def _stretches(paths: Sequence[Path]) -> Iterator[NDArray[np.int64]]:
-    """All keys, about STRETCH at a time, each batch above the one before."""
-    files = [np.load(path, mmap_mode="r") for path in paths]
-    samples = np.sort(np.concatenate([np.zeros(0, np.int64), *(f[::SAMPLE] for f in files)]))
-    cuts = np.unique(samples[:: max(1, STRETCH // SAMPLE)])[1:]
-    starts = [0] * len(files)
-    for cut in (*cuts.tolist(), None):
-        ends = [len(f) if cut is None else int(np.searchsorted(f, cut)) for f in files]
-        yield np.concatenate(
-            [np.zeros(0, np.int64), *(f[a:b] for f, a, b in zip(files, starts, ends, strict=True))]
-        )
-        starts = ends
+def _check_held_out(options: PackOptions, columns: Sequence[LabelSurvey]) -> None:
+    """Refuse held-out values that no cell has: a misspelt donor would silently be trained on.
+
+    `columns` are the column `options.split_by` of each source.
+    """
+    found = {value for column in columns for value in column.categories}
+    for split, values in (options.held_out or {}).items():
+        missing = [value for value in values if value not in found]
+        if missing:
+            named = ", ".join(map(repr, missing[:_NAMED]))
+            more = f" and {len(missing) - _NAMED:,} more" if len(missing) > _NAMED else ""
+            near = [f"{v!r}: {did_you_mean(v, found)}" for v in missing[:_NAMED]]
+            raise ConfigError(
+                f"no cell that is packed has the value {named}{more} of {options.split_by!r}, "
+                f"to be held out for {split}",
+                where=f"held_out: {split}",
+                advice="; ".join(near) if found else "the column has no value at all",
+            )
 
 
 def _check_apart(surveys: Sequence[Survey], name: str, splits: Sequence[str]) -> None:

@@ -222,7 +222,7 @@ def _estimates(phases: Phases, known: Mapping[str, Any]) -> dict[str, Any]:
         made += info.bytes + info.index_bytes
     sampled = sum(t.slice.cells * _weight(phases, t.slice) for t in tasks)
     times = sum(s.cells * _weight(phases, s) for s in phases.slices) / sampled
-    n_values = sum(values for s in scattered for _, _, values, _ in s.sources)
+    n_values = sum(values for s in scattered for _, _, values, *_ in s.sources)
     member = sum(s.bytes for s in scattered) / sum(t.slice.cells for t in tasks)
     sizes = zip(known["cells"].values(), known["shards"].values(), strict=True)
     # Beside a member the tar has a header and, on average, half a block of nothing.

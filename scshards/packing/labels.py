@@ -8,6 +8,7 @@ Called by packing.survey and packing.decide.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -98,6 +99,10 @@ class LabelSurvey:
     kind: Literal["category", "number"]
     categories: tuple[str, ...]
     all_missing: bool
+
+    def __post_init__(self) -> None:
+        # Sources have most categories in common: each text is kept once.
+        object.__setattr__(self, "categories", tuple(map(sys.intern, self.categories)))
 
 
 def read_label(values: Any, *, where: object = None) -> Label:

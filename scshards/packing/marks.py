@@ -1,7 +1,7 @@
 """Marks: what a finished task leaves, so that a re-run of the same pack does not do it again.
 
     perform(Marked(scatter, task, mark))      runs the task, then publishes its result as the mark
-    read_mark(path)                           the result, or None
+    read_mark(path), read_record(cls, path)   what a mark says, as a table or as the record it was
 
 A mark is a small JSON file that appears whole or not at all, after everything it speaks for has reached
 the disk.
@@ -9,24 +9,20 @@ the disk.
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 from scshards.base import files
-from scshards.base.errors import ScshardsError, StorageError
+from scshards.base.errors import StorageError
 from scshards.base.files import scratch_writes
-from scshards.base.records import Damaged, read_json
+from scshards.base.records import Damaged, from_tree, read_json, to_tree
 
-
-class Result(Protocol):
-    """What a task returns: it can be written as JSON."""
-
-    def to_json(self) -> dict[str, Any]: ...
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,8 +34,8 @@ class Marked:
     mark: str
 
 
-def perform(work: Marked) -> dict[str, Any]:
-    """Do the task and publish its mark; the mark's content comes back, with the mark's path as `mark`.
+def perform(work: Marked) -> tuple[str, Any]:
+    """Do the task, and publish its result, with the seconds it took, as its mark; mark and result.
 
     Raises
     ------
@@ -54,10 +50,10 @@ def perform(work: Marked) -> dict[str, Any]:
             advice="name a folder that every worker can read and write with --scratch",
         )
     start = time.monotonic()
-    result: dict[str, Any] = work.function(work.task).to_json()
-    result |= {"seconds": round(time.monotonic() - start, 3)}
-    publish(mark, json.dumps(result, ensure_ascii=True).encode())
-    return {**result, "mark": work.mark}
+    result = work.function(work.task)
+    result = dataclasses.replace(result, seconds=round(time.monotonic() - start, 3))
+    publish_record(mark, result)
+    return work.mark, result
 
 
 def publish(path: Path, data: bytes | memoryview, *, is_last: bool = True) -> None:
@@ -69,6 +65,11 @@ def publish(path: Path, data: bytes | memoryview, *, is_last: bool = True) -> No
         files.publish(path, data, is_last=is_last)
 
 
+def publish_record(path: Path, record: Any) -> None:
+    """Write a record into the scratch folder."""
+    publish(path, json.dumps(to_tree(record), ensure_ascii=True).encode())
+
+
 def read_mark(path: Path) -> dict[str, Any] | None:
     """What a mark says; None when there is none."""
     try:
@@ -77,34 +78,35 @@ def read_mark(path: Path) -> dict[str, Any] | None:
         return None
     except OSError as e:
         raise StorageError(f"a mark of the pack can't be read: {e.strerror}", where=path) from None
-    with understood(path):
+    try:
         tree = read_json(text)
         if not isinstance(tree, dict):
             raise Damaged("a table is needed")
+    except Damaged as e:
+        raise _damaged(path, e) from None
     return tree
 
 
-def read_done(path: Path) -> dict[str, Any]:
-    """What the mark of a task says that is done."""
-    tree = read_mark(path)
-    assert tree is not None, path
-    return tree
+def read_record(cls: Callable[..., T], path: Path) -> T:
+    """The record that was written there.
 
-
-@contextlib.contextmanager
-def understood(path: Path) -> Iterator[None]:
-    """Turn what is missing in a mark, or of another kind, into a StorageError that names the mark."""
+    Raises
+    ------
+    StorageError
+        When it is not what was written; it names the field.
+    """
     try:
-        yield
-    except ScshardsError:
-        raise
-    except (LookupError, TypeError, ValueError, AttributeError) as e:
-        what = f"{e.args[0]} is missing" if isinstance(e, KeyError) else str(e)
-        raise StorageError(
-            f"a mark of the pack is damaged: {what:.200}",
-            where=path,
-            advice="remove it, and run the pack again",
-        ) from None
+        return from_tree(cls, read_mark(path))
+    except Damaged as e:
+        raise _damaged(path, e) from None
+
+
+def _damaged(path: Path, e: Damaged) -> StorageError:
+    return StorageError(
+        f"a mark of the pack is damaged: {e!s:.200}",
+        where=path,
+        advice="remove it, and run the pack again",
+    )
 
 
 SPLIT = "split.npy"

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,10 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import ScshardsError
+from scshards.base.errors import ScshardsError, StorageError
 from scshards.base.locks import held
 from scshards.base.progress import Progress
-from scshards.base.records import from_tree
 from scshards.kernels.compiling import compiles
 from scshards.packing import plan, refusals
 from scshards.packing.account import Dropped, account, dropped
@@ -38,22 +36,23 @@ from scshards.packing.compare import compare
 from scshards.packing.decide import Decision, check_splits, decide
 from scshards.packing.executors import Executor, Pool
 from scshards.packing.job import PLAN, Job
-from scshards.packing.marks import Marked, perform, publish, read_done, survey_mark, understood
-from scshards.packing.request import Request
-from scshards.packing.scatter import ScatterTask, scatter, transpose, warm_up
-from scshards.packing.survey import (
-    Survey,
-    SurveyTask,
-    Work,
-    keep_vocab,
-    survey,
+from scshards.packing.marks import (
+    Marked,
+    perform,
+    publish,
+    publish_record,
+    read_record,
+    survey_mark,
 )
-from scshards.packing.unique import compare_cells, final_splits
-from scshards.packing.writer import WriteTask, write_shard
-from scshards.shards import spill as segments
+from scshards.packing.request import Request
+from scshards.packing.scatter import Scattered, ScatterTask, scatter, transpose, warm_up
+from scshards.packing.survey import Survey, SurveyTask, Work, survey
+from scshards.packing.unique import drop_repeated, load_split
+from scshards.packing.writer import WriteTask, Written, write_shard
+from scshards.shards import spill
 from scshards.shards.manifest import VOCAB, Manifest, ShardInfo
 from scshards.sources.genes import Shared
-from scshards.sources.shardset import ShardRun
+from scshards.sources.shardset import OldSet, ShardRun
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +117,6 @@ class Phases:
         vocab, sets = self.request.vocab, self.request.sets
         if not (self.folder / VOCAB).exists():
             publish(self.folder / VOCAB, vocab.to_json())
-        keep_vocab(vocab)
         works = []
         for i, file in enumerate(self.request.inputs, self.first_input):
             mark = survey_mark(str(self.folder), i)
@@ -126,14 +124,11 @@ class Phases:
             task = SurveyTask(file=file, ordinal=i, work=self.work)
             works.append(Marked(function=survey, task=task, mark=str(mark)))
         few = 1 if sets else FEW_INPUTS
-        refused = refusals.look_at_all(
-            works,
-            Executor() if len(works) <= few else self.executor,
-            share=self.share,
-            checks=not self.job.has_plan,
-            shown=self.shown,
-        )
-        return works, refused
+        executor = Executor() if len(works) <= few else self.executor
+        # Surveys that a plan was made of are looked at no more.
+        left = [w for w in works if not (self.job.has_plan and Path(w.mark).exists())]
+        shown = self.shown and bool(left)
+        return works, refusals.look_at_all(left, executor, share=self.share, shown=shown)
 
     def decide(self) -> None:
         """Decide what all tasks share, and put the vocabulary into the output: the pack has begun."""
@@ -144,7 +139,7 @@ class Phases:
             if self.request.base is None:
                 # First of all that is written there: an output that can't be written fails now.
                 self.job.storage.write(VOCAB, self.request.vocab.to_json())
-            publish(self.folder / PLAN, json.dumps(decision.to_json()).encode())
+            publish_record(self.folder / PLAN, decision)
 
     def decided(self) -> Decision:
         """What the surveys decide together; nothing is written but to the scratch folder."""
@@ -154,13 +149,13 @@ class Phases:
         shared: list[Shared] = []
         if not self.request.sets:
             shared = compare(self.surveys, self.work, self.request.vocab, self.request.base)
-        cells, repeated = compare_cells(
-            self.folder,
-            self.surveys,
-            self.request.options,
-            base=self.request.base,
-            storage=self.job.storage,
-            shown=self.shown,
+        base, at = self.request.base, self.job.storage.at("")
+        before = None
+        if base is not None:
+            url = self.job.storage.url
+            before = OldSet(root=url, name=at, manifest=base, sha256="", first_source=0)
+        cells, repeated = drop_repeated(
+            self.folder, self.surveys, self.request.options, base=before, shown=self.shown
         )
         return decide(
             self.surveys,
@@ -168,7 +163,7 @@ class Phases:
             cells=cells,
             repeated=repeated,
             shared=shared,
-            base=self.request.base,
+            base=base,
             sets=self.request.sets,
             say=self.shown,
         )
@@ -193,9 +188,7 @@ class Phases:
         left = [w for w in works if not Path(w.mark).exists()]
         if len(left) > 1 and isinstance(self._worker, Pool) and self._worker.will_fork(len(left)):
             warm_up(left[0].task)
-        self._do(
-            "2/3 reading cells", works, "cells", lambda w: int(w.task.slice.cells), self._worker
-        )
+        self._do("2/3 reading cells", works, lambda task: int(task.slice.cells))
 
     def merge(self) -> None:
         """Bring the directories of all spills together."""
@@ -219,29 +212,21 @@ class Phases:
 
         def write() -> None:
             self._merge()
-            self._do(
-                "3/3 writing shards",
-                works,
-                "cells",
-                lambda w: int(self.shard_cells[w.task.shard]),
-                self._worker,
-            )
+            self._do("3/3 writing shards", works, lambda task: int(self.shard_cells[task.shard]))
 
         self._with_whole_spills(write)
 
     def manifest(self) -> Manifest:
         """The manifest of it all; every shard is written."""
         request, base = self.request, self.request.base
-        for mark in self._slice_marks:
-            self.seconds[mark["input"]] += mark["seconds"]
+        for done in self._scattered:
+            self.seconds[done.input] += done.seconds
         written: dict[str, list[ShardInfo]] = {split: [] for split in request.splits}
         for work in self.shard_works:
-            tree = read_done(Path(work.mark))
-            with understood(Path(work.mark)):
-                shard = from_tree(ShardInfo, tree["shard"])
+            shard = read_record(Written, Path(work.mark)).shard
             written[work.task.name.partition("/")[0]].append(shard)
         splits = {split: tuple(shards) for split, shards in written.items()}
-        sources = account(request, self.surveys, self.decision, self._slice_marks, self._dropped())
+        sources = account(request, self.surveys, self.decision, self._scattered, self._dropped())
         if base is not None:
             # A set that was merged may have splits that its options do not make.
             names = dict.fromkeys((*base.splits, *splits))
@@ -285,27 +270,24 @@ class Phases:
     @cached_property
     def surveys(self) -> list[Survey]:
         """Of all inputs, by ordinal."""
-        found = []
-        for i in range(len(self.request.inputs)):
-            path = survey_mark(str(self.folder), self.first_input + i)
-            tree = read_done(path)
-            with understood(path):
-                found.append(Survey.from_json(tree))
-                self.seconds[found[-1].ordinal] = tree["seconds"]
+        marks = (
+            survey_mark(str(self.folder), self.first_input + i)
+            for i in range(len(self.request.inputs))
+        )
+        found = [read_record(Survey, mark) for mark in marks]
+        self.seconds.update((s.ordinal, s.seconds) for s in found)
         return found
 
     @cached_property
     def decision(self) -> Decision:
         """What was decided."""
-        tree = read_done(self.folder / PLAN)
-        with understood(self.folder / PLAN):
-            return Decision.from_json(tree)
+        return read_record(Decision, self.folder / PLAN)
 
     @cached_property
     def slices(self) -> list[plan.Slice]:
         """The tasks of scatter, in order."""
         cut = plan.slices(
-            final_splits(self.folder, self.surveys, self.request.options),
+            (load_split(self.folder, s.ordinal, self.request.options) for s in self.surveys),
             [s.n_values for s in self.surveys],
             len(self.decision.splits),
             [s.tiles for s in self.surveys],
@@ -345,9 +327,9 @@ class Phases:
         return works
 
     @cached_property
-    def _slice_marks(self) -> list[dict[str, Any]]:
+    def _scattered(self) -> list[Scattered]:
         """What became of all slices; every one is packed."""
-        return [read_done(Path(work.mark)) for work in self.slice_works]
+        return [read_record(Scattered, Path(work.mark)) for work in self.slice_works]
 
     @cached_property
     def shard_works(self) -> list[Marked]:
@@ -377,7 +359,7 @@ class Phases:
     @cached_property
     def shard_cells(self) -> NDArray[np.int64]:
         """The cells of each shard, as far as the spills are merged."""
-        cells: NDArray[np.int64] = np.load(self.folder / segments.CELLS)
+        cells: NDArray[np.int64] = np.load(self.folder / spill.CELLS)
         return cells
 
     @property
@@ -397,41 +379,43 @@ class Phases:
         return task.slice.source - self.first_input if together else task.number
 
     def _dropped(self) -> Iterator[Dropped]:
-        return dropped(self.surveys, self.decision, self._slice_marks, self.request.options)
+        return dropped(self.surveys, self.decision, self._scattered, self.request.options)
 
     def _merge(self) -> None:
         with self._alone():
             n_spills, n_shards = len(self.slices), sum(self.decision.n_shards)
-            self.shard_cells = segments.merge(self.folder, n_spills, n_shards)
+            self.shard_cells = spill.merge(self.folder, n_spills, n_shards)
 
     def _with_whole_spills(self, step: Callable[[], None]) -> None:
-        """Do what reads spills; see segments.with_whole."""
+        """Do what reads spills; one that is found damaged is packed again, and the step begins anew."""
+        seen: set[int] = set()
+        while True:
+            try:
+                return step()
+            except spill.DamagedSpill as e:
+                if e.task in seen:
+                    raise StorageError(
+                        "a temporary file is damaged again and again",
+                        where=e.where,
+                        advice="name a folder on another disk with --scratch",
+                    ) from e
+                seen.add(e.task)
+                _log.warning("%s (%s): its cells are packed again", e.what, e.where)
+                with self._alone():
+                    spill.forget(self.folder, e.task)
+                    for work in self.slice_works:
+                        if work.task.number == e.task:
+                            perform(work)
 
-        def again(number: int) -> None:
-            with self._alone():
-                segments.forget(self.folder, number)
-                for work in self.slice_works:
-                    if work.task.number == number:
-                        perform(work)
-
-        segments.with_whole(step, again)
-
-    def _do(
-        self,
-        label: str,
-        works: Sequence[Marked],
-        unit: str,
-        size: Callable[[Marked], int],
-        executor: Executor,
-    ) -> None:
+    def _do(self, label: str, works: Sequence[Marked], cells: Callable[[Any], int]) -> None:
         """Do what is not marked as done, with progress."""
+        sizes = {w.mark: cells(w.task) for w in works}
         missing = [w for w in works if not Path(w.mark).exists()]
-        sizes = [size(w) for w in works]
-        left = {w.mark: size(w) for w in missing}
-        done = sum(sizes) - sum(left.values())
-        with Progress(label, sum(sizes), unit, shown=self.shown, initial=done) as bar:
-            for result in executor.run(perform, missing):
-                bar.add(left[result["mark"]], bytes=result.get("bytes", 0))
+        total = sum(sizes.values())
+        done = total - sum(sizes[w.mark] for w in missing)
+        with Progress(label, total, "cells", shown=self.shown, initial=done) as bar:
+            for mark, result in self._worker.run(perform, missing):
+                bar.add(sizes[mark], bytes=result.bytes)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

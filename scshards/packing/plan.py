@@ -82,11 +82,6 @@ def shard_counts(cells: Sequence[int], cells_per_shard: int) -> tuple[int, ...]:
     return tuple(-(-n // cells_per_shard) for n in cells)
 
 
-def enlarged(n_values: int) -> int:
-    """How many times larger tasks are than usual when there are so many values in all."""
-    return min(max(n_values // (TASKS * TASK_VALUES), 1), LARGEST)
-
-
 def slices(
     splits: Iterable[NDArray[np.int8]],
     values: Sequence[int],
@@ -108,7 +103,7 @@ def slices(
     """
     out = []
     ranks = [0] * n_splits
-    larger = enlarged(sum(values))
+    larger = min(max(sum(values) // (TASKS * TASK_VALUES), 1), LARGEST)
     sources = zip(splits, values, tiles, strict=True)
     for source, (codes, n_values, (first, tile)) in enumerate(sources):
         n_rows = len(codes)

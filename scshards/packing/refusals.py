@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from scshards.base.errors import (
     MissingDataError,
-    OutputExistsError,
     ScshardsError,
     SourceError,
     StorageError,
@@ -22,8 +21,8 @@ from scshards.base.errors import (
 from scshards.base.locks import held
 from scshards.base.progress import Progress
 from scshards.packing.executors import Executor
-from scshards.packing.marks import Marked, perform, read_mark
-from scshards.packing.survey import BAD, identity_of
+from scshards.packing.marks import Marked, perform, read_record
+from scshards.packing.survey import BAD, Survey, identity_of
 from scshards.sources.shardset import ShardRun
 
 MOST, MOST_FAILED = 50, 3
@@ -34,25 +33,17 @@ _NAMED = 20
 
 
 def look_at_all(
-    works: Sequence[Marked],
-    executor: Executor,
-    *,
-    share: tuple[int, int],
-    checks: bool,
-    shown: bool,
+    works: Sequence[Marked], executor: Executor, *, share: tuple[int, int], shown: bool
 ) -> dict[int, ScshardsError]:
-    """Do the surveys, those of this share first; the errors of inputs that are refused, by ordinal.
-
-    Shares do each survey once: who comes to one that another does leaves it for the end.
+    """Do the surveys; the errors of inputs that are refused, by ordinal.
 
     Parameters
     ----------
     works
         A survey of each input.
     share
-        See Phases.
-    checks
-        Whether a survey that an earlier run has made may be of another state of its input.
+        See Phases. Each begins with its own surveys; then it does the others that nobody has done, in an
+        order of its own, so that shares seldom wait for the same one.
     shown
         Show progress.
     """
@@ -60,31 +51,20 @@ def look_at_all(
     are_sets = any(isinstance(f, ShardRun) for f in files.values())
     sizes = {mark: f.cells if isinstance(f, ShardRun) else 1 for mark, f in files.items()}
     ordinals = {w.mark: w.task.ordinal for w in works}
-    start = len(works) * share[0] // share[1]
-    left = [*works[start:], *works[:start]]
-    if not checks:
-        left = [w for w in left if not Path(w.mark).exists()]
+    i, n = share
+    start, stop = len(works) * i // n, len(works) * (i + 1) // n
+    others = [*works[:start], *works[stop:]]
+    random.Random(i).shuffle(others)
+    look = functools.partial(_look, together=n > 1)
     refused: dict[int, ScshardsError] = {}
-    total = sum(sizes.values())
-    done = total - sum(sizes[w.mark] for w in left)
     what, unit = ("indexes", "cells") if are_sets else ("headers", "inputs")
-    with Progress(f"1/3 reading {what}", total, unit, shown=shown, initial=done) as bar:
-        wait = False
-        while left and not is_enough(refused):
-            look = functools.partial(_look, checks=checks, together=share[1] > 1, wait=wait)
-            busy = set()
-            for result in executor.run(look, left):
-                mark = result["mark"]
-                if "busy" in result:
-                    busy.add(mark)
-                    continue
-                bar.add(sizes[mark])
-                if "refused" in result:
-                    refused[ordinals[mark]] = result["refused"]
-                    if is_enough(refused):
-                        break
-            left = [w for w in left if w.mark in busy]
-            wait = True
+    with Progress(f"1/3 reading {what}", sum(sizes.values()), unit, shown=shown) as bar:
+        for mark, error in executor.run(look, [*works[start:stop], *others]):
+            bar.add(sizes[mark])
+            if error is not None:
+                refused[ordinals[mark]] = error
+                if is_enough(refused):
+                    break
     return refused
 
 
@@ -124,41 +104,23 @@ def has_failed(error: ScshardsError) -> bool:
     return isinstance(error, StorageError) and not isinstance(error, MissingDataError)
 
 
-def _is_another(found: Mapping[str, Any], work: Marked) -> bool:
-    """Whether a survey is of another state of its input, or of one that is to be refused now."""
-    options = work.task.work.options
-    if found.get("skipped") and options.on_bad_input == "refuse":
-        return True
-    return bool(found.get("identity") != identity_of(work.task.file, options))
+def _look(work: Marked, *, together: bool) -> tuple[str, ScshardsError | None]:
+    """Do a survey unless it is done; its mark, and why its input is refused.
 
-
-def _look(work: Marked, *, checks: bool, together: bool, wait: bool) -> dict[str, Any]:
-    """Do a survey unless it is done.
-
-    Parameters
-    ----------
-    work
-        The survey.
-    checks
-        Whether a survey that an earlier run has made may be of another state of its input.
-    together, wait
-        Whether other processes do surveys of the same pack, and to wait for who does this one now.
-
-    Returns
-    -------
-    What its mark says, with `mark`; or "refused", an error; or "busy": another process does it.
+    `together`: whether other processes do surveys of the same pack.
     """
-    mark = Path(work.mark)
+    mark, options = Path(work.mark), work.task.work.options
     with contextlib.ExitStack() as stack:
         if together:
-            try:
-                stack.enter_context(held(mark.parent, wait=wait))
-            except OutputExistsError:
-                return {"mark": work.mark, "busy": True}
+            stack.enter_context(held(mark.parent, wait=True))
         try:
-            found = read_mark(mark)
-            if found is not None and not (checks and _is_another(found, work)):
-                return {**found, "mark": work.mark}
-            return perform(work)
+            if mark.exists():
+                found = read_record(Survey, mark)
+                is_fine = not found.skipped or options.on_bad_input != "refuse"
+                # That of an earlier run may be of another state of the input.
+                if is_fine and found.identity == identity_of(work.task.file, options):
+                    return work.mark, None
+            perform(work)
         except ScshardsError as e:
-            return {"mark": work.mark, "refused": e}
+            return work.mark, e
+    return work.mark, None

@@ -8,7 +8,6 @@ No cell is a Python object here: every step works on a block.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import tempfile
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from scshards.packing import plan
 from scshards.packing.marks import source_folder
 from scshards.packing.survey import AnyInput, Work, limit_reasons, open_input
 from scshards.packing.unique import load_split
-from scshards.packing.values import counts_elsewhere
+from scshards.packing.values import matrix_advice
 from scshards.shards.members import LabelColumn, encode_labels
 from scshards.shards.spill import SpillWriter, record_dtype
 from scshards.sources.rows import Block, Source
@@ -75,26 +74,22 @@ class Scattered:
     number, input
         The task's and the input's.
     sources
-        (source, cells, values, bytes) of what was packed of each source.
+        (source, cells, values, bytes) of what was packed of each source, and as in SourceInfo its
+        unmatched_values and what was rounded.
     dropped
         (source, reason, cells) of what was not.
-    unmatched_values, rounded
-        As in SourceInfo.
     bytes
         Of all members.
+    seconds
+        That it took.
     """
 
     number: int
     input: int
-    sources: tuple[tuple[int, int, int, int], ...]
+    sources: tuple[tuple[int, int, int, int, int, int], ...]
     dropped: tuple[tuple[int, str, int], ...]
-    unmatched_values: int
-    rounded: int
     bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return dataclasses.asdict(self)
+    seconds: float = 0.0
 
 
 def scatter(task: ScatterTask) -> Scattered:
@@ -188,7 +183,11 @@ class _Cells:
             _Labels(arrays, i, name, kind)
             for i, (name, kind) in enumerate(zip(options.labels, task.labels, strict=True))
         ]
-        match = _match(np.load(arrays / "tokens.npy"), task.n_tokens)
+        # Its figures are in the survey.
+        match = GeneMatch(
+            tokens=np.load(arrays / "tokens.npy"), n_tokens=task.n_tokens, matched=0, unmatched=0,
+            merged=0, unmatched_names=(),
+        )  # fmt: skip
         self._work = Workspace(match, task.kind)
         self._values = np.empty(len(self._work.tokens), self._work.scratch.dtype)
         none = 1 << 62
@@ -198,10 +197,10 @@ class _Cells:
             0.0 if options.min_counts is None else float(options.min_counts),
         )
         self._first_source, n = source.sources
-        # Cells of each source by what became of them; values and bytes of those that are kept.
+        # Cells of each source by what became of them; values and bytes of those that are kept, and of
+        # a source that is one input, its unmatched and rounded values.
         self._fates = np.zeros((n, kernels.FEW_COUNTS + 1), np.int64)
-        self._sums = np.zeros((n, 2), np.int64)
-        self._unmatched = self._rounded = 0
+        self._sums = np.zeros((n, 4), np.int64)
 
     def add(self, block: Block, shards: NDArray[np.int32], keys: NDArray[np.int64]) -> None:
         """Pack the rows of a block that have a shard (not -1)."""
@@ -218,7 +217,7 @@ class _Cells:
         if within is not None and self._task.kind == "counts":
             data, is_rounded = round_values(data, within)
             ends = np.append(0, np.cumsum(is_rounded))[block.indptr - block.indptr[0]]
-            self._rounded += int(np.diff(ends)[rows].sum())
+            self._sums[0, 3] += int(np.diff(ends)[rows].sum())
         work, spill, first = self._work, self._spill, 0
         records["key"] = keys
         for i, column in enumerate(columns):
@@ -234,12 +233,14 @@ class _Cells:
                 error = value_error(
                     status, block.data, block.indices, at, row=int(numbers[stop]), where=where
                 )
-                raise _advised(error, self._source)
+                if isinstance(error, ValueKindError):
+                    error.advice = matrix_advice(self._source) or error.advice
+                raise error
             done = slice(first, stop)
             records["size"][done], records["n_genes"][done] = sizes[done], n_genes[done]
             records["total"][done] = totals[done]
             kept = first + np.flatnonzero(fates[done] == kernels.KEPT)
-            self._unmatched += unmatched
+            self._sums[0, 2] += unmatched
             self._count(records[done], fates[done])
             spill.add(shards[kept], records[kept], end)
             if status == 0:
@@ -254,7 +255,7 @@ class _Cells:
         n, n_fates = self._fates.shape
         self._fates += np.bincount(sources * n_fates + fates, minlength=n * n_fates).reshape(n, -1)
         kept = fates == kernels.KEPT
-        for sums, name in zip(self._sums.T, ("n_genes", "size"), strict=True):
+        for sums, name in zip(self._sums.T, ("n_genes", "size"), strict=False):
             sums += np.bincount(sources[kept], records[name][kept], n).astype(np.int64)
 
     def scattered(self) -> Scattered:
@@ -266,14 +267,12 @@ class _Cells:
             input=self._task.slice.source,
             sources=tuple(
                 (first + int(i), int(kept[i]), *self._sums[i].tolist())
-                for i in np.flatnonzero(kept)
+                for i in np.flatnonzero(kept + self._sums.sum(axis=1))
             ),
             dropped=tuple(
                 (first + int(i), reasons[code], int(self._fates[i, code + 1]))
                 for i, code in np.argwhere(self._fates[:, kernels.KEPT + 1 :])
             ),
-            unmatched_values=self._unmatched,
-            rounded=self._rounded,
             bytes=int(self._sums[:, 1].sum()),
         )
 
@@ -299,18 +298,3 @@ class _Labels:
 
 def _open(task: ScatterTask) -> Source:
     return open_input(task.file, task.slice.source, task.work, task.identity)
-
-
-def _match(tokens: NDArray[np.int32], n_tokens: int) -> GeneMatch:
-    """The match of the survey; its figures are in the survey's report."""
-    return GeneMatch(
-        tokens=tokens, n_tokens=n_tokens, matched=0, unmatched=0, merged=0, unmatched_names=()
-    )
-
-
-def _advised(error: ScshardsError, source: Source) -> ScshardsError:
-    """The same error, naming the matrices of this very file that hold counts, if there are any."""
-    if not isinstance(error, ValueKindError):
-        return error
-    advice = counts_elsewhere(source) or error.advice
-    return type(error)(error.what, where=error.where, advice=advice)

@@ -9,10 +9,9 @@ can be known without reading the whole matrix is raised here.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +27,17 @@ from scshards.base.errors import (
     SourceError,
 )
 from scshards.base.files import publish_array, scratch_writes
-from scshards.base.storage import Storage
+from scshards.base.storage import Storage, redact
 from scshards.cells.tokenizer import GeneMatch
 from scshards.cells.vocab import Vocab
+from scshards.census.address import is_soma
 from scshards.packing import plan
 from scshards.packing.labels import Label, LabelSurvey, check_size, read_label
-from scshards.packing.marks import SPLIT, source_folder
+from scshards.packing.marks import SPLIT, publish, source_folder
 from scshards.packing.options import PackOptions
-from scshards.packing.unique import write_hashes
+from scshards.packing.unique import HASHES, dropped_reason, write_hashes
 from scshards.packing.values import check_values, matrix_advice, rounding_advice
+from scshards.shards.manifest import SourceInfo
 from scshards.sources.genes import NamedMatch, match_source
 from scshards.sources.inputs import InputFile
 from scshards.sources.open import input_identity, open_source
@@ -46,6 +47,9 @@ from scshards.sources.shardset import ShardRun, ShardSource
 ANOTHER_SPLIT, WHERE = "in another split", "where"
 _REASONS = ("fewer than {} genes", "more than {} genes", "fewer than {} counts")
 """Why a cell is left out, in the order of the codes of kernels.rows."""
+
+KEYS = "keys-{}.npy"
+"""The file of the sorted keys of a split's cells."""
 
 AnyInput = InputFile | ShardRun
 
@@ -115,84 +119,64 @@ class Survey:
 
     Attributes
     ----------
-    ordinal, name, n_rows, n_values, needs_transposing, tiles
+    ordinal, n_values, needs_transposing, tiles, gene_columns
         As the source says.
+    info
+        What the manifest is to say of the input; what becomes of its cells is not known yet.
     identity
         What tells this state of the input from another; see Storage.identity.
-    columns, matched, unmatched, merged
-        Gene columns and how they match the vocabulary.
-    left_out
-        {type: features that are no gene columns}.
-    gene_column, gene_columns
-        The column of var that names the genes, "index" for its index; and all that could.
-    cells_hash
-        See Source.cells_hash.
     has_source
         Whether obs has a column SOURCE of its own.
     cells
-        Cells of each split, before any is dropped for its genes, or because it is repeated.
+        Cells of each split, before any is dropped for its genes, or because another input has it.
     dropped
         (source, reason, cells) so far.
     labels
         The columns of `options.labels`.
     apart
         {label: its values in each split}, of those that must be apart.
-    fraction, off
-        The value that is furthest from whole numbers, and by how much; None when all that were seen
-        are whole numbers.
+    fraction
+        The value that is furthest from whole numbers; None when all that were seen are whole numbers.
     is_empty
         Whether no value was seen that is not zero.
     is_log1p
         Whether the file says that it is log-normalised.
     advice
         What to do when counts are wanted and there are fractions.
-    skipped
-        Why the input is left out, when it is.
+    seconds
+        That the survey took.
     """
 
     ordinal: int
-    name: str
+    info: SourceInfo
     identity: dict[str, Any]
-    n_rows: int
     n_values: int
     needs_transposing: bool
     tiles: tuple[int, int]
-    columns: int
-    matched: int
-    unmatched: int
-    merged: int
-    left_out: dict[str, int]
-    gene_column: str
     gene_columns: tuple[str, ...]
-    cells_hash: str
     has_source: bool
     cells: tuple[int, ...]
     dropped: tuple[tuple[int, str, int], ...]
     labels: tuple[LabelSurvey, ...]
     apart: dict[str, list[list[str]]]
     fraction: float | None
-    off: float | None
     is_empty: bool
     is_log1p: bool
     advice: str
-    skipped: str = ""
+    seconds: float = 0.0
 
-    def to_json(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return dataclasses.asdict(self)
+    @property
+    def name(self) -> str:
+        return self.info.name
 
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> Survey:
-        """From what `to_json` gave; other keys of `tree` are left aside."""
-        known = {f.name: tree[f.name] for f in dataclasses.fields(cls)}
-        labels = tuple(
-            # Sources have most categories in common: each text is kept once.
-            LabelSurvey(**{**label, "categories": tuple(map(sys.intern, label["categories"]))})
-            for label in tree["labels"]
-        )
-        tuples = {name: tuple(tree[name]) for name in ("cells", "tiles", "gene_columns")}
-        tuples["dropped"] = tuple((s, reason, n) for s, reason, n in tree["dropped"])
-        return cls(**{**known, **tuples, "labels": labels})
+    @property
+    def n_rows(self) -> int:
+        return self.info.rows
+
+    @property
+    def skipped(self) -> str:
+        """Why the input is left out; "" when it is not."""
+        return self.info.skipped
 
 
 def survey(task: SurveyTask) -> Survey:
@@ -230,28 +214,38 @@ def _survey(task: SurveyTask, identity: dict[str, Any]) -> Survey:
         fraction, off, is_empty = None, None, False
         if not isinstance(source, ShardSource):  # whose values were looked at when they were packed
             fraction, off, is_empty = check_values(source, kept, options.round_within)
-        column = None if options.unique is None else source.column(options.unique)
-        _leave(task, _arrays(source, match, labels, split, work), split, column)
+        folder = _folder(task)
+        if options.unique is not None:
+            column = source.column(options.unique)
+            again = write_hashes(folder, column, split, name=source.name, column=options.unique)
+            dropped += _by_source(source, again, dropped_reason(options))
+            split[again] = plan.DROPPED
+        for name, array in _arrays(source, match, labels, split, work):
+            publish_array(folder / name, array, is_last=False)
         advice = "pack a file with counts, or keep the values as they are with --values float"
         return Survey(
             ordinal=source.ordinal,
-            name=source.name,
+            info=_info(
+                task.file,
+                identity,
+                rows=source.n_rows,
+                columns=source.n_columns,
+                matched=match.matched,
+                unmatched=match.unmatched,
+                merged=match.merged,
+                left_out=dict(source.left_out),
+                gene_column=named.column,
+                n_values=source.n_values,
+                cells="" if isinstance(source, ShardSource) else source.cells_hash(),
+            ),
             identity=identity,
-            n_rows=source.n_rows,
             n_values=source.n_values,
             needs_transposing=source.needs_transposing,
             tiles=source.tiles,
-            columns=source.n_columns,
-            matched=match.matched,
-            unmatched=match.unmatched,
-            merged=match.merged,
-            left_out=dict(source.left_out),
-            gene_column=named.column,
             gene_columns=tuple(source.gene_columns),
-            cells_hash="" if isinstance(source, ShardSource) else source.cells_hash(),
             has_source=SOURCE in source.obs_columns,
             cells=tuple(int((split == code).sum()) for code in range(len(work.splits))),
-            dropped=dropped,
+            dropped=tuple(dropped),
             labels=tuple(
                 label.survey(as_text=options.held_out is not None and name == options.split_by)
                 for name, label in labels.items()
@@ -261,28 +255,18 @@ def _survey(task: SurveyTask, identity: dict[str, Any]) -> Survey:
                 for name in (work.kept.apart if work.kept else ())
             },
             fraction=fraction,
-            off=off,
             is_empty=is_empty,
             is_log1p=source.is_log1p,
             advice="" if off is None else rounding_advice(off) + matrix_advice(source, advice),
         )
 
 
-def _leave(
-    task: SurveyTask,
-    arrays: Iterable[tuple[str, NDArray[Any]]],
-    split: NDArray[np.int8],
-    unique: Any,
-) -> None:
-    """Write what the decision and pass 1 need of an input into the scratch folder."""
+def _folder(task: SurveyTask) -> Path:
+    """Where what the decision and pass 1 need of an input is left."""
     folder = source_folder(task.work.folder, task.ordinal)
     with scratch_writes(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    for name, array in arrays:
-        publish_array(folder / name, array, is_last=False)
-    column = task.work.options.unique
-    if column is not None:
-        write_hashes(folder, unique, split, name=task.file.name, column=column)
+    return folder
 
 
 def _skipped(task: SurveyTask, identity: dict[str, Any], error: ScshardsError) -> Survey:
@@ -290,15 +274,37 @@ def _skipped(task: SurveyTask, identity: dict[str, Any], error: ScshardsError) -
     labels, split = task.work.options.labels, np.zeros(0, np.int8)
     arrays: dict[str, NDArray[Any]] = {"tokens.npy": np.zeros(0, np.int32), SPLIT: split}
     arrays |= {f"label-{i}.npy": np.zeros(0, np.int32) for i in range(len(labels))}
-    _leave(task, arrays.items(), split, np.zeros(0, object))
+    folder = _folder(task)
+    for name, array in arrays.items():
+        publish_array(folder / name, array, is_last=False)
+    publish(folder / HASHES, b"")
     nothing = LabelSurvey(kind="category", categories=(), all_missing=True)
     return Survey(
-        ordinal=task.ordinal, name=task.file.name, identity=identity, n_rows=0, n_values=0,
-        needs_transposing=False, tiles=(0, 1), columns=0, matched=0, unmatched=0, merged=0,
-        left_out={}, gene_column="", gene_columns=(), cells_hash="", has_source=False,
+        ordinal=task.ordinal, info=_info(task.file, identity, skipped=error.what), identity=identity,
+        n_values=0, needs_transposing=False, tiles=(0, 1), gene_columns=(), has_source=False,
         cells=(0,) * len(task.work.splits), dropped=(), labels=(nothing,) * len(labels), apart={},
-        fraction=None, off=None, is_empty=True, is_log1p=False, advice="", skipped=error.what,
+        fraction=None, is_empty=True, is_log1p=False, advice="",
     )  # fmt: skip
+
+
+def _info(
+    file: AnyInput, identity: Mapping[str, Any], *, n_values: int = 0, cells: str = "", **more: Any
+) -> SourceInfo:
+    """What the manifest says of an input before it is packed; `cells` is its Source.cells_hash."""
+    state = {name: value for name, value in identity.items() if name != "ids_vocab"}
+    told = {} if isinstance(file, ShardRun) else {"at": place_of(file), **state, "values": n_values}
+    names = "rows kept columns matched unmatched merged values unmatched_values bytes"
+    counts = dict.fromkeys(names.split(), 0)
+    return SourceInfo(
+        **{"name": file.name, "dropped": {}, "gene_column": "", **counts, **more},
+        identity=told | ({"cells": cells} if cells else {}),
+    )
+
+
+def place_of(file: InputFile) -> str:
+    """The address of an input, without what is secret in it."""
+    # The query of a SOMA address says which cells, and is no secret.
+    return file.url if is_soma(file.url) else redact(file.place)
 
 
 def open_input(
@@ -341,28 +347,11 @@ def open_input(
     )
 
 
-_KEPT: list[Vocab] = []
-
-
-def keep_vocab(vocab: Vocab) -> None:
-    """Spare this process, and those forked from it, reading the vocabulary of their pack."""
-    _KEPT[:] = [vocab]
-
-
-def keys_name(code: int) -> str:
-    """The file of the sorted keys of a split's cells."""
-    return f"keys-{code}.npy"
-
-
 def limit_reasons(options: PackOptions) -> tuple[str, ...]:
     """Why cells are left out by `min_genes`, `max_genes` and `min_counts`, in words."""
     limits = (options.min_genes, options.max_genes, options.min_counts)
-    return tuple(r.format(_shown(v)) for r, v in zip(_REASONS, limits, strict=True))
-
-
-def _shown(limit: float | None) -> float | None:
-    """A whole number without a decimal point."""
-    return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
+    shown = (str(limit).removesuffix(".0") for limit in limits)
+    return tuple(reason.format(limit) for reason, limit in zip(_REASONS, shown, strict=True))
 
 
 def identity_of(file: AnyInput, options: PackOptions) -> dict[str, Any]:
@@ -375,21 +364,26 @@ def identity_of(file: AnyInput, options: PackOptions) -> dict[str, Any]:
     return identity
 
 
-def _kept(source: Source, work: Work) -> tuple[NDArray[np.bool_], tuple[tuple[int, str, int], ...]]:
+def _kept(source: Source, work: Work) -> tuple[NDArray[np.bool_], list[tuple[int, str, int]]]:
     """Which cells are kept, and (source, reason, cells) of the others."""
     kept = np.ones(source.n_rows, np.bool_)
-    first, n_sources = source.sources
-    dropped = []
+    dropped: list[tuple[int, str, int]] = []
     for reason, mask in _masks(source, work):
         rows = np.flatnonzero(kept & ~mask)
         kept &= mask
-        if n_sources == 1:
-            counts = [len(rows)]
-        else:
-            sources = plan.split_keys(source.keys(0, source.n_rows))[0][rows] - first
-            counts = np.bincount(sources, minlength=n_sources).tolist()
-        dropped += [(first + i, reason, n) for i, n in enumerate(counts) if n]
-    return kept, tuple(dropped)
+        dropped += _by_source(source, rows, reason)
+    return kept, dropped
+
+
+def _by_source(source: Source, rows: NDArray[Any], reason: str) -> Iterator[tuple[int, str, int]]:
+    """(source, reason, cells) of some rows."""
+    first, n_sources = source.sources
+    if n_sources == 1:
+        counts = [len(rows)]
+    else:
+        sources = plan.split_keys(source.keys(0, source.n_rows))[0][rows] - first
+        counts = np.bincount(sources, minlength=n_sources).tolist()
+    return ((first + i, reason, n) for i, n in enumerate(counts) if n)
 
 
 def _masks(source: Source, work: Work) -> Iterator[tuple[str, NDArray[np.bool_]]]:
@@ -448,7 +442,7 @@ def _arrays(
     if work.kept is not None and not work.options.shuffle:
         keys = source.keys(0, source.n_rows)
         for code in range(len(work.splits)):
-            yield keys_name(code), np.sort(keys[split == code])
+            yield KEYS.format(code), np.sort(keys[split == code])
 
 
 def _label(source: Source, column: str) -> Label:
@@ -477,22 +471,19 @@ def _split(
                 advice=f'drop them with --where "`{options.split_by}` == `{options.split_by}`" '
                 "(true where there is a value)",
             )
-        split = np.append(_splits_of(label.categories, options), np.int8(plan.DROPPED))[
-            label.values
-        ]
+        texts, held_out = label.categories, options.held_out
+        of_value = (
+            plan.split_values(options.seed, options.valid_fraction, options.test_fraction, texts)
+            if held_out is None
+            else plan.split_listed(held_out, texts)
+        )
+        split = np.append(of_value, np.int8(plan.DROPPED))[label.values]
     return np.where(kept, split, plan.DROPPED).astype(np.int8)
 
 
-def _splits_of(values: Sequence[str], options: PackOptions) -> NDArray[np.int8]:
-    """The split code of each value of `split_by`."""
-    if options.held_out is not None:
-        return plan.split_listed(options.held_out, values)
-    return plan.split_values(options.seed, options.valid_fraction, options.test_fraction, values)
-
-
+@functools.lru_cache(maxsize=1)
 def _vocab(folder: str, fingerprint: str) -> Vocab:
-    """The pack's vocabulary, read once in a process that did not make it."""
-    if not _KEPT or _KEPT[0].fingerprint != fingerprint:
-        keep_vocab(Vocab.load(Path(folder) / "vocab.json"))
-    assert _KEPT[0].fingerprint == fingerprint
-    return _KEPT[0]
+    """The pack's vocabulary, which a process reads once for all of its surveys."""
+    vocab = Vocab.load(Path(folder) / "vocab.json")
+    assert vocab.fingerprint == fingerprint
+    return vocab

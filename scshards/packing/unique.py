@@ -1,31 +1,22 @@
-"""What tells cells apart under `--unique COL`: 128-bit hashes of their values, in the scratch folder.
+"""`--unique COL`: of the cells of all inputs that share a value, only the first is kept.
 
-    write_hashes(folder of a source, column, split)      -> unique.bin, repeated.npy
-
-Values are compared as text, as labels are, so that the number 3 and the text "3" are one. The chance
-that two different values of a billion are taken for one is below 10^-20.
-
-`--unique COL`: of the cells of all inputs that share a value, only the first is kept.
-
-    drop_repeated(folder, surveys, options)     unique.bin of each source -> its split-unique.npy
-    load_split(folder, ordinal, options)        what pass 1 goes by
+    write_hashes(folder of a source, column, split)  what each survey leaves: unique.bin
+    drop_repeated(folder, surveys, options)          unique.bin of each source -> its split-unique.npy
+    load_split(folder, ordinal, options)             what pass 1 goes by
 
 The first is that of the lowest source and row among the cells that are in a split: those that `--where`
-keeps, before any is dropped for its genes or counts. Sources are merged by stretches of the hash, in
-which each has a value once: memory is bounded by `PART_CELLS`, however many cells share a value, and an
-eighth of a byte for each row of all inputs.
+keeps, before any is dropped for its genes or counts. The cells of a set that is added to come before all
+sources; what they are is read from its indexes, so COL must be a label of the set.
 
-`--unique COL` when a set is added to: the hashes of the cells that are in the set already.
-
-    write_base_hashes(...) -> folders with a unique.bin each, which drop_repeated puts before all sources
-
-They come from the indexes, so COL must be a label of the set.
+Values are compared as text, as labels are, so that the number 3 and the text "3" are one; by 128-bit
+hashes, so that the chance that two values of a billion are taken for one is below 10^-20. The survey
+leaves each value of a source once, and they are compared by stretches of the hash: memory is bounded by
+`PART_CELLS`, however many cells share a value, and an eighth of a byte for each row of all inputs.
 """
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,25 +24,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError
-from scshards.base.files import publish_array, scratch_writes
+from scshards.base.files import mapped, publish_array, scratch_writes
 from scshards.base.progress import Progress
-from scshards.base.storage import Storage
 from scshards.base.text import text_of
 from scshards.packing import plan
 from scshards.packing.labels import distinct_texts
 from scshards.packing.marks import SPLIT, publish, source_folder
 from scshards.packing.options import PackOptions
+from scshards.shards.spill import stretches
+from scshards.sources.shardset import OldSet, ShardSource
 
 if TYPE_CHECKING:
     from scshards.packing.survey import Survey
-from scshards.shards.index import OBS_PREFIX
-from scshards.shards.manifest import LabelInfo, Manifest
-from scshards.shards.shardset import read_checked_index
 
-HASHES, REPEATED = "unique.bin", "repeated.npy"
+HASHES, FINAL_SPLIT = "unique.bin", "split-unique.npy"
 
 RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<i8")])
 """A cell in unique.bin: the two halves of its value's hash, by which the file is sorted, and its row."""
+
+PART_CELLS = 1 << 21
+"""About so many cells of all sources are compared at a time: 150 MB."""
 
 _CHUNK = 1 << 18
 _KEYS = ("scshards unique1", "scshards unique2")
@@ -60,8 +52,8 @@ _KEYS = ("scshards unique1", "scshards unique2")
 
 def write_hashes(
     folder: Path, values: Any, split: NDArray[np.int8], *, name: str, column: str
-) -> None:
-    """Leave the hashes of one source's values for drop_repeated.
+) -> NDArray[np.int64]:
+    """Leave the hashes of one source's values for drop_repeated; the rows that repeat an earlier one.
 
     Parameters
     ----------
@@ -94,11 +86,10 @@ def write_hashes(
         )
     records = np.empty(len(rows), RECORD)
     records["high"], records["low"], records["row"] = hashes[rows, 0], hashes[rows, 1], rows
-    records = records[np.lexsort((records["low"], records["high"]))]  # stable: then by row
-    # Within the source it is settled here: a value that most cells share is one record of the merge.
-    again = _are_repeated(records)
-    publish_array(folder / REPEATED, records["row"][again], is_last=False)
-    publish(folder / HASHES, records[~again].view(np.uint8).data)
+    order, again = _repeated(records)
+    publish(folder / HASHES, records[order[~again]].view(np.uint8).data)
+    repeated: NDArray[np.int64] = records["row"][order[again]]
+    return repeated
 
 
 def hash_texts(
@@ -151,12 +142,6 @@ def _hashed(texts: list[str]) -> NDArray[np.uint64]:
     return np.stack(columns, axis=1)
 
 
-FINAL_SPLIT = "split-unique.npy"
-
-PART_CELLS = 1 << 21
-"""So many cells of all sources are compared at a time: about 150 MB."""
-
-
 def dropped_reason(options: PackOptions) -> str:
     """How the manifest and messages name why repeated cells are dropped."""
     return f"not unique by {options.unique}"
@@ -169,49 +154,13 @@ def load_split(folder: Path | str, ordinal: int, options: PackOptions) -> NDArra
     return codes
 
 
-def final_splits(
-    folder: Path | str, surveys: Sequence[Survey], options: PackOptions
-) -> Iterator[NDArray[np.int8]]:
-    """The same of all sources, one open at a time."""
-    for s in surveys:
-        yield load_split(folder, s.ordinal, options)
-
-
-def compare_cells(
-    folder: Path,
-    surveys: Sequence[Survey],
-    options: PackOptions,
-    *,
-    base: Manifest | None,
-    storage: Storage,
-    shown: bool,
-) -> tuple[tuple[int, ...], dict[int, int]]:
-    """What `drop_repeated` says, of the cells of a set that is added to as well.
-
-    Parameters
-    ----------
-    base, storage
-        That set, or None, and where it is.
-    shown
-        Show progress when there is something to compare.
-    """
-    total = sum(sum(s.cells) for s in surveys)
-    before: list[tuple[Path, int]] = []
-    if base is not None and options.unique is not None:
-        before = write_base_hashes(folder, storage, base, options.unique)
-        total += sum(n for _, n in before)
-    shown = shown and options.unique is not None
-    with Progress("1/3 comparing cells", total, "cells", shown=shown) as bar:
-        return drop_repeated(folder, surveys, options, before=before, looked_at=bar.add)
-
-
 def drop_repeated(
     folder: Path | str,
     surveys: Sequence[Survey],
     options: PackOptions,
     *,
-    before: Sequence[tuple[Path, int]] = (),
-    looked_at: Callable[[int], None] | None = None,
+    base: OldSet | None = None,
+    shown: bool = False,
 ) -> tuple[tuple[int, ...], dict[int, int]]:
     """Find the cells that are not the first of their value, and write each source's final split.
 
@@ -222,153 +171,85 @@ def drop_repeated(
     ----------
     folder, surveys
         The pack's scratch folder, and the surveys of all sources by ordinal.
-    before
-        Folders with the hashes of cells that come before all others, and how many cells each has.
-    looked_at
-        Called with numbers of cells as they are compared; their sum is that of all cells in a split.
+    base
+        A set whose cells come before all others.
+    shown
+        Show progress.
 
     Returns
     -------
     Cells of each split over all sources, and {ordinal: cells dropped} of the sources that lose any.
-    """
-    codes = range(len(surveys[0].cells))
-    if options.unique is None:
-        return tuple(sum(s.cells[code] for s in surveys) for code in codes), {}
-    own = [source_folder(str(folder), s.ordinal) for s in surveys]
-    folders = [f for f, _ in before] + own
-    sizes = [(f / HASHES).stat().st_size // RECORD.itemsize for f in folders]
-    n_parts = max(1, -(-sum(sizes) // PART_CELLS))
-    bounds = [_bounds(f / HASHES, size, n_parts) for f, size in zip(folders, sizes, strict=True)]
-    # One bit for each row.
-    n_rows = [n for _, n in before] + [s.n_rows for s in surveys]
-    repeated = [np.zeros(-(-n // 8), np.uint8) for n in n_rows]
-    for path, bits in zip(folders, repeated, strict=True):
-        rows = np.load(path / REPEATED, mmap_mode="r")
-        for first in range(0, len(rows), _CHUNK):
-            _set(bits, rows[first : first + _CHUNK])
-        if looked_at is not None:
-            looked_at(len(rows))
-    for part in range(n_parts):
-        n = _mark_repeated(folders, bounds, part, repeated)
-        if looked_at is not None:
-            looked_at(n)
-    cells = np.zeros(len(codes), np.int64)
-    dropped = {}
-    for s, path, bits in zip(surveys, own, repeated[len(before) :], strict=True):
-        split = np.load(path / SPLIT)
-        again = np.unpackbits(bits, count=s.n_rows, bitorder="little").astype(np.bool_)
-        split[again] = plan.DROPPED
-        publish_array(path / FINAL_SPLIT, split)
-        # Codes are -1, 0, 1, ...
-        cells += np.bincount(split + 1, minlength=len(codes) + 1)[1:]
-        if again.any():
-            dropped[s.ordinal] = int(again.sum())
-    return tuple(cells.tolist()), dropped
-
-
-def _bounds(path: Path, size: int, n_parts: int) -> list[int]:
-    """Where each part's stretch of the hashes begins in a source's file, and the end [parts + 1]."""
-    if not size:
-        return [0] * (n_parts + 1)
-    high = np.memmap(path, RECORD, "r")["high"]
-    firsts = [np.uint64((part << 64) // n_parts) for part in range(n_parts)]
-    return [*(bisect.bisect_left(high, first) for first in firsts), size]
-
-
-def _mark_repeated(
-    folders: Sequence[Path],
-    bounds: Sequence[Sequence[int]],
-    part: int,
-    repeated: Sequence[NDArray[np.uint8]],
-) -> int:
-    """Set the bits of one part's repeated cells; how many cells the part has."""
-    with scratch_writes(folders[0].parent if folders else Path()):
-        found = [
-            np.fromfile(
-                folder / HASHES, RECORD, b[part + 1] - b[part], offset=b[part] * RECORD.itemsize
-            )
-            for folder, b in zip(folders, bounds, strict=True)
-        ]
-    lengths = [len(records) for records in found]
-    records = np.concatenate(found) if found else np.empty(0, RECORD)
-    del found
-    # Stable: equal hashes stay in the order of sources and rows, and the first of them is kept.
-    order = np.lexsort((records["low"], records["high"]))
-    dropped = np.sort(order[_are_repeated(records[order])])
-    ends = np.cumsum(lengths)
-    for ordinal, end in enumerate(ends.tolist()):
-        first, last = np.searchsorted(dropped, (end - lengths[ordinal], end))
-        _set(repeated[ordinal], records["row"][dropped[first:last]])
-    return len(records)
-
-
-def _are_repeated(records: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which of sorted records have the hash of the one before."""
-    again = np.zeros(len(records), np.bool_)
-    again[1:] = (records["high"][1:] == records["high"][:-1]) & (
-        records["low"][1:] == records["low"][:-1]
-    )
-    return again
-
-
-def _set(bits: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
-    np.bitwise_or.at(bits, rows >> 3, (1 << (rows & 7)).astype(np.uint8))
-
-
-GROUP_CELLS = 1 << 20
-"""So many cells are in one folder: 24 MB of hashes."""
-
-
-def write_base_hashes(
-    folder: Path, storage: Storage, base: Manifest, column: str
-) -> list[tuple[Path, int]]:
-    """Leave the hashes of all cells of a set in the scratch folder; each folder and its cells.
 
     Raises
     ------
     ConfigError
         When the column is not a label of the set.
     ChecksumError, FormatError, StorageError
-        When an index is not what it should be.
+        When an index of the set is not what it should be.
     """
-    if column not in base.labels:
+    codes = range(len(surveys[0].cells))
+    if options.unique is None:
+        return tuple(sum(s.cells[code] for s in surveys) for code in codes), {}
+    before = [] if base is None else _hashes_of_set(Path(folder), base, options)
+    own = [source_folder(str(folder), s.ordinal) for s in surveys]
+    files = [
+        mapped(path / HASHES, RECORD, (path / HASHES).stat().st_size // RECORD.itemsize)
+        for path in (*before, *own)
+    ]
+    # One bit for each row.
+    dropped = [np.zeros(-(-s.n_rows // 8), np.uint8) for s in surveys]
+    with Progress("1/3 comparing cells", sum(map(len, files)), "cells", shown=shown) as bar:
+        for parts in stretches([f["high"] for f in files], PART_CELLS):
+            records = np.concatenate([f[p] for f, p in zip(files, parts, strict=True)])
+            order, again = _repeated(records)
+            places = np.sort(order[again])
+            end = sum(p.stop - p.start for p in parts[: len(before)])
+            for bits, p in zip(dropped, parts[len(before) :], strict=True):
+                first, end = end, end + p.stop - p.start
+                a, b = np.searchsorted(places, (first, end))
+                rows = records["row"][places[a:b]]
+                np.bitwise_or.at(bits, rows >> 3, (1 << (rows & 7)).astype(np.uint8))
+            bar.add(len(records))
+    cells, n_dropped = np.zeros(len(codes), np.int64), {}
+    for s, path, bits in zip(surveys, own, dropped, strict=True):
+        split = np.load(path / SPLIT)
+        again = np.unpackbits(bits, count=s.n_rows, bitorder="little").astype(np.bool_)
+        split[again] = plan.DROPPED
+        publish_array(path / FINAL_SPLIT, split)
+        cells += np.bincount(split[split != plan.DROPPED], minlength=len(codes))
+        if again.any():
+            n_dropped[s.ordinal] = int(again.sum())
+    return tuple(cells.tolist()), n_dropped
+
+
+def _repeated(records: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """The order of records by hash, and which of them in this order have the hash of the one before.
+
+    Equal ones stay in the order of sources and rows, and the first of them is kept.
+    """
+    order = np.lexsort((records["low"], records["high"]))
+    ordered = records[order]
+    again = np.zeros(len(order), np.bool_)
+    again[1:] = (ordered["high"][1:] == ordered["high"][:-1]) & (
+        ordered["low"][1:] == ordered["low"][:-1]
+    )
+    return order, again
+
+
+def _hashes_of_set(folder: Path, base: OldSet, options: PackOptions) -> list[Path]:
+    """Leave the hashes of all cells of a set in the scratch folder: the folders that have them."""
+    column, found = str(options.unique), []
+    if column not in base.manifest.labels:
         raise ConfigError(
             f"the cells of the shard set can't be compared by {column!r}: it is no label of the set",
-            where=storage.at(""),
+            where=base.name,
             advice="pack the set again with the column among --obs",
         )
-    found: list[tuple[Path, int]] = []
-    parts: list[Any] = []
-    n = 0
-    shards = [s for split in base.splits.values() for s in split]
-    for i, shard in enumerate(shards):
-        index = read_checked_index(storage, shard, [OBS_PREFIX + column])
-        parts.append(_values(index[OBS_PREFIX + column], base.labels[column]))
-        n += shard.cells
-        if n >= GROUP_CELLS or i == len(shards) - 1:
-            group = folder / f"base-{len(found):06d}"
-            with scratch_writes(group):
-                group.mkdir(exist_ok=True)
-            values = _joined(parts)
-            write_hashes(group, values, np.zeros(n, np.int8), name=storage.at(""), column=column)
-            found.append((group, n))
-            parts, n = [], 0
+    for number, run in enumerate(base.runs([column])):
+        found.append(folder / f"base-{number:06d}")
+        with scratch_writes(found[-1]):
+            found[-1].mkdir(exist_ok=True)
+        with ShardSource(run, 0, options.storage_options) as source:
+            values, split = source.column(column), np.zeros(source.n_rows, np.int8)
+        write_hashes(found[-1], values, split, name=base.name, column=column)
     return found
-
-
-def _values(stored: NDArray[Any], label: LabelInfo) -> Any:
-    """The column of one index as an input would have it."""
-    import pandas as pd
-
-    if label.kind == "number":
-        return stored
-    return pd.Categorical.from_codes(stored, pd.Index(label.categories, dtype=object))
-
-
-def _joined(parts: list[Any]) -> Any:
-    import pandas as pd
-
-    if isinstance(parts[0], pd.Categorical):
-        codes = np.concatenate([p.codes for p in parts])
-        return pd.Categorical.from_codes(codes, dtype=parts[0].dtype)
-    return np.concatenate(parts)

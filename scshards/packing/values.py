@@ -1,7 +1,7 @@
 """Which values a matrix holds, by a look at some of them: counts, others, or what can't be packed.
 
 check_values(source, kept, ...)     before anything is packed; pass 1 looks at all of them
-matrix_advice, counts_elsewhere     what else of the file could be packed
+matrix_advice(source, otherwise)    what else of the file could be packed
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from scshards.sources.open import Source
 SAMPLE_VALUES = 1 << 20
 """How many values are looked at to tell counts from others; pass 1 looks at all of them."""
 
-
 NOISE = 1e-3
 """What rounding leaves of counts, at most; an aligner's ambiguous counts are further off."""
-
 
 SAMPLE_PLACES = 16
 """Where cells are left out: how many places are looked at, and how many rows at each."""
@@ -32,7 +30,7 @@ SAMPLE_PLACES = 16
 def check_values(
     source: Source, kept: NDArray[np.bool_], round_within: float | None
 ) -> tuple[float | None, float | None, bool]:
-    """Look at some values of the kept rows: Survey's `fraction`, `off` and `is_empty`.
+    """Look at some values of the kept rows: Survey's `fraction`, how far off it is, and `is_empty`.
 
     Raises
     ------
@@ -70,26 +68,17 @@ def _sample_rows(source: Source, kept: NDArray[np.bool_]) -> NDArray[Any]:
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
-def counts_elsewhere(source: Source) -> str | None:
-    """A line of advice that names the other matrices of the file that hold counts, if any do."""
-    whole, _ = _other_matrices(source)
-    return f"these matrices of the file hold whole numbers: {', '.join(whole)}" if whole else None
-
-
-def _other_matrices(source: Source) -> tuple[list[str], list[str]]:
-    """The options that choose the file's other matrices: of whole numbers, and of fractions."""
+def matrix_advice(source: Source, otherwise: str = "") -> str:
+    """What else of the file could be packed; what to do otherwise, when no matrix of it holds counts."""
     whole: list[str] = []
     fractions: list[str] = []
     for option, values in source.other_samples(SAMPLE_VALUES):
         if _fault(values) is None and values.any():
             (whole if _fraction(values)[0] is None else fractions).append(option)
-    return whole, fractions
-
-
-def matrix_advice(source: Source, otherwise: str) -> str:
-    whole, fractions = _other_matrices(source)
     if whole:
         return f"these matrices of the file hold whole numbers: {', '.join(whole)}"
+    if not otherwise:
+        return ""
     advice = f"no other matrix of this file holds whole numbers: {otherwise}"
     if fractions:
         shown = ", ".join(f"{option} --values float" for option in fractions)

@@ -11,10 +11,10 @@ crash, a full disk or a bad one has made of a spill is a DamagedSpill, and the t
 
 The directories of all spills as one, by shard: which parts of which spills a shard is made of.
 
-    merge(folder, tasks, shards)     segments.npy, and firsts.npy: where each shard begins in it
+    merge(folder, tasks, shards)     segments.npy, and shard-cells.npy: the cells of each shard
 
-A directory has a row for each shard in each run of a task, so that all of them together grow with tasks
-and shards, and may not fit in memory: they are merged for as many shards at a time as do.
+All directories together grow with tasks and shards, and may not fit in memory: they are merged for as
+many shards at a time as do.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
-import logging
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,35 +34,25 @@ from scshards.base.errors import StorageError
 from scshards.base.files import publish_array, publishing, scratch_writes
 from scshards.kernels import members as shard_kernels
 
-_log = logging.getLogger(__name__)
-
 _free: list[NDArray[np.uint8]] = []
-_lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def borrowed(size: int) -> Iterator[NDArray[np.uint8]]:
-    """Bytes of any content, at least `size` of them, that are kept for the next who asks.
+    """So many bytes of any content, which are kept for the next who asks.
 
     A process never keeps more arrays than were borrowed at one time: one that is too small makes way.
     """
-    buffer = _take(size)
+    buffer = np.empty(0, np.uint8)
+    with contextlib.suppress(IndexError):
+        buffer = _free.pop()
+    if len(buffer) < size:
+        del buffer  # before the new one is made, so that both are never there
+        buffer = np.empty(size, np.uint8)
     try:
-        yield buffer
+        yield buffer[:size]
     finally:
-        with _lock:
-            _free.append(buffer)
-
-
-def _take(size: int) -> NDArray[np.uint8]:
-    with _lock:
-        _free.sort(key=len)
-        for i, buffer in enumerate(_free):
-            if len(buffer) >= size:
-                return _free.pop(i)
-        if _free:
-            _free.pop()  # before the new one is made, so that both are never there
-    return np.empty(size, np.uint8)
+        _free.append(buffer)
 
 
 RUN_BYTES = 1 << 26
@@ -108,41 +96,10 @@ class DamagedSpill(StorageError):
 
 def forget(folder: Path, task: int) -> None:
     """Remove a spill and all that speaks for it, so that its task is done again."""
-    names = (f"{task:06d}.json", f"{task:06d}.npy", f"{task:06d}.bin", CELLS, FIRSTS, SEGMENTS)
+    names = (f"{task:06d}.json", f"{task:06d}.npy", f"{task:06d}.bin", CELLS, SEGMENTS)
     with scratch_writes(folder):
         for name in names:
             (folder / name).unlink(missing_ok=True)
-
-
-def with_whole(step: Callable[[], None], again: Callable[[int], None]) -> None:
-    """Do what reads spills; one that is found damaged is made again, and the step begins anew.
-
-    Parameters
-    ----------
-    step
-        What reads them.
-    again
-        Makes the spill of the task of this number again.
-
-    Raises
-    ------
-    StorageError
-        When the same spill is damaged a second time.
-    """
-    seen: set[int] = set()
-    while True:
-        try:
-            return step()
-        except DamagedSpill as e:
-            if e.task in seen:
-                raise StorageError(
-                    "a temporary file is damaged again and again",
-                    where=e.where,
-                    advice="name a folder on another disk with --scratch",
-                ) from e
-            seen.add(e.task)
-            _log.warning(f"{e.what} ({e.where}): its cells are packed again")
-            again(e.task)
 
 
 def record_dtype(labels: Sequence[str]) -> np.dtype[Any]:
@@ -329,33 +286,33 @@ def _filled(f: Any, at: int, out: NDArray[np.uint8]) -> bool:
     return True
 
 
-SEGMENTS, FIRSTS, CELLS = "segments.npy", "firsts.npy", "shard-cells.npy"
+SEGMENTS, CELLS = "segments.npy", "shard-cells.npy"
 
 GROUP_ROWS = 3 << 19
-"""Most rows that are sorted in memory at once: 94 MB."""
+"""About so many rows are sorted in memory at once: 94 MB."""
 
 
 def merge(folder: Path, n_tasks: int, n_shards: int) -> NDArray[np.int64]:
-    """Write segments.npy and firsts.npy [shards + 1]; the cells of each shard [shards] come back.
+    """Write segments.npy, the rows of all directories by shard and task; the cells of each shard.
 
-    A task without a directory, which packed no cell, has no part in it. What is written appears whole or
-    not at all; when it is there already, it is not made again.
+    What is written appears whole or not at all; when it is there already, it is not made again.
     """
     with scratch_writes(folder):
         if (folder / CELLS).exists():
             done: NDArray[np.int64] = np.load(folder / CELLS)
             return done
-        rows, cells = np.zeros(n_shards, np.int64), np.zeros(n_shards, np.int64)
-        for number in range(n_tasks):
-            part = _directory(folder, number, n_shards)
-            for a in range(0, len(part), GROUP_ROWS):
-                some = np.array(part[a : a + GROUP_ROWS])
-                rows += np.bincount(some["shard"], minlength=n_shards)
-                cells += np.bincount(some["shard"], some["cells"], n_shards).astype(np.int64)
-        firsts = np.append(0, np.cumsum(rows))
-        _write_segments(folder, n_tasks, firsts)
-        publish_array(folder / FIRSTS, firsts, is_last=False)
-        # Last: its presence says that the others are whole.
+        parts = [_directory(folder, number, n_shards) for number in range(n_tasks)]
+        cells = np.zeros(n_shards, np.int64)
+        with publishing(folder / SEGMENTS, is_last=False) as f:
+            shape = (sum(map(len, parts)),)
+            header = {"descr": SEGMENT.descr, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(f, header)
+            for some in stretches([part["shard"] for part in parts], GROUP_ROWS):
+                rows = np.concatenate([part[s] for part, s in zip(parts, some, strict=True)])
+                rows = rows[np.argsort(rows["shard"], kind="stable")]
+                cells += np.bincount(rows["shard"], rows["cells"], n_shards).astype(np.int64)
+                f.write(rows.data)
+        # Last: its presence says that the other is whole.
         publish_array(folder / CELLS, cells)
         return cells
 
@@ -369,40 +326,35 @@ def read_segments(folder: Path, shard: int) -> NDArray[Any]:
         When they are not all rows of this shard.
     """
     try:
-        a, b = np.load(folder / FIRSTS, mmap_mode="r")[shard : shard + 2].tolist()
         segments = np.load(folder / SEGMENTS, mmap_mode="r")
+        a, b = (bisect.bisect_left(segments["shard"], s) for s in (shard, shard + 1))
         mine = np.array(segments[a:b])
-        # They are sorted by shard, so that those of others come right before and after.
-        is_mine = (
-            len(mine) > 0
-            and bool((mine["shard"] == shard).all())
-            and (a == 0 or int(segments["shard"][a - 1]) < shard)
-            and (b == len(segments) or int(segments["shard"][b]) > shard)
-        )
+        n_cells = int(np.load(folder / CELLS, mmap_mode="r")[shard])
+        is_whole = bool((mine["shard"] == shard).all()) and mine["cells"].sum() == n_cells > 0
     except (ValueError, EOFError, IndexError):
-        is_mine = False
-    if not is_mine:
+        is_whole = False
+    if not is_whole:
         raise DamagedSpill("a temporary file is damaged", where=folder / SEGMENTS)
     return mine
 
 
-def _write_segments(folder: Path, n_tasks: int, firsts: NDArray[np.int64]) -> None:
-    n_shards = len(firsts) - 1
-    with publishing(folder / SEGMENTS, is_last=False) as f:
-        header = {"descr": SEGMENT.descr, "fortran_order": False, "shape": (int(firsts[-1]),)}
-        np.lib.format.write_array_header_1_0(f, header)
-        low = 0
-        while low < n_shards:
-            high = int(np.searchsorted(firsts, firsts[low] + GROUP_ROWS, side="right")) - 1
-            high = min(max(high, low + 1), n_shards)
-            parts = [np.empty(0, SEGMENT)]
-            for number in range(n_tasks):
-                part = np.load(folder / f"{number:06d}.npy", mmap_mode="r")
-                a, b = (_place(part, shard) for shard in (low, high))
-                parts.append(np.array(part[a:b]))
-            rows = np.concatenate(parts)
-            f.write(rows[np.argsort(rows["shard"], kind="stable")].data)
-            low = high
+def stretches(columns: Sequence[NDArray[Any]], most: int) -> Iterator[list[slice]]:
+    """Cut sorted columns alike, so that about `most` values of all of them are in memory at a time.
+
+    Yields
+    ------
+    A slice of each column. Equal values are in one stretch; those of the next are above them.
+    """
+    step = max(1, most // (16 * len(columns)))
+    samples = np.sort(np.concatenate([column[::step] for column in columns]))
+    starts = [0] * len(columns)
+    for cut in (*np.unique(samples[:: max(1, most // step)])[1:], None):
+        ends = [
+            len(column) if cut is None else bisect.bisect_left(column, cut, start)
+            for column, start in zip(columns, starts, strict=True)
+        ]
+        yield list(map(slice, starts, ends))
+        starts = ends
 
 
 def _directory(folder: Path, number: int, n_shards: int) -> NDArray[Any]:
@@ -417,10 +369,3 @@ def _directory(folder: Path, number: int, n_shards: int) -> NDArray[Any]:
     if not is_whole:
         raise DamagedSpill.of(folder, number)
     return part
-
-
-def _place(directory: NDArray[Any], shard: int) -> int:
-    """Where the rows of a shard begin in a directory, which is sorted by shard."""
-    return bisect.bisect_left(
-        range(len(directory)), shard, key=lambda i: int(directory[i]["shard"])
-    )

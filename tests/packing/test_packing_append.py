@@ -174,7 +174,7 @@ def test_files_of_half_an_addition(
 def test_unique_holds_over_additions(
     tmp_path: Path, paths: Any, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scshards.packing.unique.GROUP_CELLS", group)
+    monkeypatch.setattr("scshards.sources.shardset.RUN_CELLS", group)
     options = {"cells_per_shard": 8, "obs": ("barcode",), "unique": "barcode"}
     root = tmp_path / "set"
     quiet_pack(paths[:1], root, vocab_of(GENES), **options)

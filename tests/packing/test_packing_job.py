@@ -27,7 +27,7 @@ from scshards.base.locks import Lease, held
 from scshards.base.storage import Storage
 from scshards.packing.decide import Decision
 from scshards.packing.job import Job
-from scshards.packing.marks import understood
+from scshards.packing.marks import read_record
 from scshards.packing.pack import pack, pack_share
 from scshards.packing.survey import Survey
 from scshards.shards import spill as segments
@@ -170,11 +170,14 @@ def test_a_mark_that_is_damaged_is_named(
     kinds = {survey: Survey, plan: Decision}
     for path, kind in kinds.items():
         whole = json.loads(path.read_bytes())
-        assert kind.from_json(whole)
+        assert read_record(kind, path)
         for name in [f.name for f in dataclasses.fields(kind)]:
+            if name == "seconds":
+                continue
             rest = {key: value for key, value in whole.items() if key != name}
-            with pytest.raises(StorageError, match=f"{name} is missing"), understood(path):
-                kind.from_json(rest)
+            path.write_text(json.dumps(rest))
+            with pytest.raises(StorageError, match=f"{name}: it is missing"):
+                read_record(kind, path)
         path.write_bytes(b"[" * 200_000)
         with pytest.raises(StorageError, match=r"damaged: not valid JSON.*deep") as e:
             quiet_pack(inputs(folder), root, vocab_of(GENES), **OPTIONS)

@@ -345,14 +345,12 @@ def test_cells_without_genes(tmp_path: Path) -> None:
     files=st.lists(st.lists(st.integers(0, 50), max_size=30), min_size=1, max_size=5),
     every=st.integers(1, 9),
     stretch=st.integers(1, 40),
-    sample=st.integers(1, 7),
 )
 def test_bounds_of_shards_are_those_of_one_sort(
     tmp_path_factory: pytest.TempPathFactory,
     files: list[list[int]],
     every: int,
     stretch: int,
-    sample: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("bounds")
     paths = []
@@ -361,6 +359,5 @@ def test_bounds_of_shards_are_those_of_one_sort(
         np.save(paths[-1], np.sort(np.array(keys, np.int64)))
     with pytest.MonkeyPatch.context() as m:
         m.setattr(decide, "STRETCH", stretch)
-        m.setattr(decide, "SAMPLE", sample)
         found = decide.shard_bounds(paths, every)
     assert found.tolist() == sorted(k for keys in files for k in keys)[::every]

@@ -35,7 +35,7 @@ from scshards.shards.tar import Chunks
 MANIFEST = "manifest.json"
 VOCAB = "vocab.json"
 FORMAT_NAME, FORMAT_VERSION = "scshards", 1
-GENES_ENCODING: Literal["delta-leb128"] = "delta-leb128"
+GENES_ENCODING = "delta-leb128"
 RECORD = "record"
 """The key among the options that holds what they are not: requests, and more of each source."""
 
@@ -179,12 +179,12 @@ class Manifest:
         inputs included; a set that an older version made has none.
     """
 
-    vocab_size: int
-    vocab_fingerprint: str
-    value_kind: ValueKind
+    vocab_size: Annotated[Count, At("vocab.size")]
+    vocab_fingerprint: Annotated[str, At("vocab.fingerprint")]
+    value_kind: Annotated[ValueKind, At("values.kind")]
     compression: Compression
     labels: Mapping[str, LabelInfo]
-    splits: Mapping[str, tuple[ShardInfo, ...]]
+    splits: Annotated[Mapping[str, tuple[ShardInfo, ...]], Form(_read_splits, _write_splits)]
     sources: tuple[SourceInfo, ...]
     options: Mapping[str, Any]
     requests: tuple[str, ...] = ()
@@ -207,20 +207,15 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The file's bytes: indented, one line for each shard, and last the SHA-256 of all before it."""
-        tree = to_tree(
-            _File(
-                vocab_size=self.vocab_size,
-                vocab_fingerprint=self.vocab_fingerprint,
-                genes_encoding=GENES_ENCODING,
-                value_kind=self.value_kind,
-                value_encoding=VALUES_ENCODING[self.value_kind],
-                compression=self.compression,
-                labels=self.labels,
-                splits={name: _Split.of(shards) for name, shards in self.splits.items()},
-                sources=self.sources,
-                options=self.options,
-            )
-        )
+        said = to_tree(self)
+        tree: dict[str, Any] = {
+            "format": FORMAT_NAME,
+            "version": FORMAT_VERSION,
+            "vocab": {"file": VOCAB, **said["vocab"]},
+            "genes": {"encoding": GENES_ENCODING},
+            "values": {**said["values"], "encoding": VALUES_ENCODING[self.value_kind]},
+        }
+        tree |= {n: said[n] for n in ("compression", "labels", "splits", "sources", "options")}
         for label in tree["labels"].values():
             if label["kind"] == "number":
                 del label["categories"]
@@ -259,8 +254,8 @@ class Manifest:
 
     @classmethod
     def _of_tree(cls, tree: dict[str, Any]) -> Manifest:
-        file = from_tree(_File, tree, others=True)
-        if file.value_encoding != VALUES_ENCODING[file.value_kind]:
+        file, fixed = from_tree(cls, tree, others=True), from_tree(_Fixed, tree, others=True)
+        if fixed.values != VALUES_ENCODING[file.value_kind]:
             raise Damaged(f"not that of {file.value_kind}", "values.encoding")
         options = dict(file.options)
         try:
@@ -273,16 +268,8 @@ class Manifest:
         for i, more in enumerate(record.sources):
             names = (f.name for f in dataclasses.fields(more))
             sources[i] = dataclasses.replace(sources[i], **{n: getattr(more, n) for n in names})
-        return cls(
-            vocab_size=file.vocab_size,
-            vocab_fingerprint=file.vocab_fingerprint,
-            value_kind=file.value_kind,
-            compression=file.compression,
-            labels=file.labels,
-            splits={name: split.shards for name, split in file.splits.items()},
-            sources=tuple(sources),
-            options=options,
-            requests=record.requests,
+        return dataclasses.replace(
+            file, sources=tuple(sources), options=options, requests=record.requests
         )
 
 
@@ -312,20 +299,12 @@ def _layout(value: Any, depth: int = 0) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _File:
-    format: Literal["scshards"] = "scshards"
-    version: Literal[1] = 1
-    vocab_file: Annotated[Literal["vocab.json"], At("vocab.file")] = "vocab.json"
-    vocab_size: Annotated[Count, At("vocab.size")]
-    vocab_fingerprint: Annotated[str, At("vocab.fingerprint")]
-    genes_encoding: Annotated[Literal["delta-leb128"], At("genes.encoding")]
-    value_kind: Annotated[ValueKind, At("values.kind")]
-    value_encoding: Annotated[str, At("values.encoding")]
-    compression: Compression
-    labels: Mapping[str, LabelInfo]
-    splits: Mapping[_Name, _Split]
-    sources: tuple[SourceInfo, ...]
-    options: Mapping[str, Any]
+class _Fixed:
+    """What is the same in all manifests of this version."""
+
+    vocab: Annotated[Literal["vocab.json"], At("vocab.file")] = "vocab.json"
+    genes: Annotated[Literal["delta-leb128"], At("genes.encoding")]
+    values: Annotated[str, At("values.encoding")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,14 +320,23 @@ class _Split:
     bytes: Count
     shards: tuple[ShardInfo, ...]
 
-    @classmethod
-    def of(cls, shards: tuple[ShardInfo, ...]) -> _Split:
-        return cls(**{n: sum(getattr(s, n) for s in shards) for n in _SUMS}, shards=shards)
-
     def __post_init__(self) -> None:
         for name in _SUMS:
             if getattr(self, name) != sum(getattr(s, name) for s in self.shards):
                 raise Damaged(f"the {name} of its shards do not add up to that", name)
+
+
+def _read_splits(tree: Any) -> dict[str, tuple[ShardInfo, ...]]:
+    splits = from_tree(dict[_Name, _Split], tree, others=True)
+    return {name: split.shards for name, split in splits.items()}
+
+
+def _write_splits(splits: Mapping[str, tuple[ShardInfo, ...]]) -> dict[str, Any]:
+    return {
+        name: {n: sum(getattr(s, n) for s in shards) for n in _SUMS}
+        | {"shards": [to_tree(s) for s in shards]}
+        for name, shards in splits.items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -93,6 +93,9 @@ class Access(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self.options)
 
+    def __hash__(self) -> int:
+        return hash(frozenset(self.options))
+
     def __bool__(self) -> bool:
         # Without options there still is a retry rule.
         return True

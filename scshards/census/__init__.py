@@ -3,7 +3,7 @@
     queries -> releases -> address       which cells, of which release, at which address
     index -> partitions                  their soma_joinids, cut into what one task reads
     experiment, context, rows            obs, var and rows of a matrix, in bounded memory
-    download, folder, h5ad               partitions as h5ad files
+    download, h5ad                       partitions as h5ad files
     genes                                which genes there are, and which were measured
 
 Read first: queries.py, then experiment.py.

@@ -3,15 +3,14 @@
     parse("soma://s3://bucket/exp?filter=tissue == 'lung'") -> SomaAddress(uri="s3://bucket/exp", ...)
 
 What stands behind the question mark is as in any URL: key=value, with & between, %20 for a space
-where a shell or a list of inputs needs it; a plain text does as well. Called by census.partitions,
-census.experiment and pack.
+where a shell or a list of inputs needs it; a plain text does as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote, urlencode
@@ -56,10 +55,8 @@ class SomaAddress:
     anonymous: bool = False
 
     def __post_init__(self) -> None:
-        if "?" in self.uri:
-            raise ConfigError(
-                "the address of an experiment can't have a question mark in it", where=self.uri
-            )
+        if not self.uri or "?" in self.uri:
+            raise ConfigError("the address names no experiment", where=self.uri or SOMA)
         if self.first is not None and self.last is not None and self.first > self.last:
             raise ConfigError(
                 f"first={self.first} is behind last={self.last}", where=SOMA + redact(self.uri)
@@ -76,6 +73,17 @@ class SomaAddress:
 
 KEYS = [f.name for f in dataclasses.fields(SomaAddress)][1:]
 """What an address may say behind its question mark."""
+
+_NUMBER = ("a number", "[0-9]{1,18}", int)
+_TEXT: tuple[str, str, Callable[[str], Any]] = ("text", r"(?s)\s*\S.*", str)
+_KINDS: dict[str, tuple[str, str, Callable[[str], Any]]] = {
+    "max_cells": ("a number of at least 1", "0*[1-9][0-9]{0,17}", int),
+    "first": _NUMBER,
+    "last": _NUMBER,
+    "cells": _NUMBER,
+    "anonymous": ("true or false", "(?i:true|false)", lambda text: text.lower() == "true"),
+}
+"""What the value of a key is, how it is written, and what reads it; all others are text."""
 
 
 def is_cells(url: str) -> bool:
@@ -96,41 +104,19 @@ def parse(url: str) -> SomaAddress:
     ConfigError
         When a key is unknown (with the nearest), given twice, or not of its kind.
     """
-    return address_of(*split(url, KEYS))
+    place, given = split(url, KEYS)
+    return SomaAddress(uri=place.removeprefix(SOMA), **given)
 
 
-def address_of(place: str, given: Mapping[str, str]) -> SomaAddress:
-    """The address of what `split` found."""
-    uri = place.removeprefix(SOMA)
-    if not uri:
-        raise ConfigError("the address names no experiment", where=place)
-    values: dict[str, Any] = dict(given)
-    for name in ("first", "last", "cells"):
-        if name in given:
-            values[name] = number(name, given[name], place)
-    if "anonymous" in given:
-        values["anonymous"] = given["anonymous"].lower() == "true"
-        if given["anonymous"].lower() not in ("true", "false"):
-            raise ConfigError(
-                f"anonymous is true or false, not {given['anonymous']!r}", where=_shown(place)
-            )
-    return SomaAddress(uri=uri, **values)
-
-
-def split(url: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """What stands before the question mark of an address, and {key: value} of what stands behind it.
-
-    Raises
-    ------
-    ConfigError
-        When a key is unknown, given twice, or has no value.
-    """
+def split(url: str, known: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """What stands before the question mark of an address, and {key: value} of what stands behind it."""
     place, _, query = url.partition("?")
-    where = _shown(place)
-    given: dict[str, str] = {}
+    where = SOMA + redact(place.removeprefix(SOMA)) if is_soma(place) else place
+    given: dict[str, Any] = {}
     # A filter may hold what has a meaning in URLs, as ; and +: only & parts, only %xx is decoded.
     for part in filter(None, query.split("&")):
-        name, _, value = part.partition("=")
+        name, _, text = part.partition("=")
+        text = unquote(text)
         if name not in known:
             advice = did_you_mean(name, known)
             if given:
@@ -138,20 +124,8 @@ def split(url: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
             raise ConfigError(f"unknown key {name!r}", where=where, advice=advice)
         if name in given:
             raise ConfigError(f"{name} is given twice", where=where)
-        given[name] = unquote(value)
-        if not given[name].strip():
-            raise ConfigError(f"{name} has no value", where=where)
+        kind, pattern, read = _KINDS.get(name, _TEXT)
+        if not re.fullmatch(pattern, text):
+            raise ConfigError(f"{name} is {kind}, not {text!r}", where=where)
+        given[name] = read(text)
     return place, given
-
-
-def number(name: str, text: str, place: str, least: int = 0) -> int:
-    """The whole number that a key of an address says."""
-    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
-        raise ConfigError(
-            f"{name} is a number of at least {least}, not {text!r}", where=_shown(place)
-        )
-    return int(text)
-
-
-def _shown(place: str) -> str:
-    return SOMA + redact(place.removeprefix(SOMA)) if place.startswith(SOMA) else place

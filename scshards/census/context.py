@@ -7,6 +7,7 @@ profiles, which TileDB's S3 client reads itself.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import re
@@ -18,6 +19,7 @@ from scshards.base.access import Access
 from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
 from scshards.base.storage import redact
+from scshards.base.threads import all_cores
 from scshards.census.address import SomaAddress
 
 BUFFER_BYTES = 1 << 23
@@ -58,29 +60,22 @@ _OPTIONS = ("anon", "client_kwargs", "endpoint_url", "key", "secret", "token")
 def make_context(address: SomaAddress, storage_options: Mapping[str, Any] | None = None) -> Any:
     """A tiledbsoma context that reaches an experiment.
 
-    Parameters
-    ----------
-    storage_options
-        As for s3fs: key, secret, token, endpoint_url, anon, client_kwargs.
-
-    Raises
-    ------
-    ConfigError
-        When there is no such option, or the address is of a store that is not supported.
+    ConfigError when TileDB knows no such option, or the address is of a store that is not supported.
     """
     import tiledbsoma
 
     is_s3 = address.uri.startswith("s3://")
+    # All cores of the machine, which TileDB would take, may not be this process's.
+    cores = 1 if is_one_of_many() else all_cores()
     config: dict[str, Any] = {
         "soma.init_buffer_bytes": BUFFER_BYTES,
         _MERGE: 0,
         "sm.mem.total_budget": BUDGET_BYTES,
-        "sm.compute_concurrency_level": _processors(),
-        "sm.io_concurrency_level": REQUESTS if is_s3 else _processors(),
+        "sm.compute_concurrency_level": cores,
+        "sm.io_concurrency_level": REQUESTS if is_s3 else cores,
     }
-    for reader in _READERS:
-        for what, share in _SHARES.items():
-            config[f"sm.mem.reader.{reader}.ratio_{what}"] = share
+    for reader, (what, share) in itertools.product(_READERS, _SHARES.items()):
+        config[f"sm.mem.reader.{reader}.ratio_{what}"] = share
     if is_s3:
         config |= _s3(store_options(address, storage_options))
     elif "://" in address.uri and not address.uri.startswith("file://"):
@@ -137,14 +132,6 @@ def be_one_of_many() -> None:
 def is_one_of_many() -> bool:
     """Whether this process is one of several workers, of a pool or of a dask cluster."""
     return multiprocessing.current_process().name.startswith((_WORKER, "Dask Worker"))
-
-
-def _processors() -> int:
-    """Threads that TileDB may compute with: one in a worker process, which is one processor's."""
-    if is_one_of_many():
-        return 1
-    # All processors of the machine, which TileDB would take, may not be this process's.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _s3(options: Mapping[str, Any]) -> dict[str, Any]:

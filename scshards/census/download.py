@@ -1,40 +1,64 @@
 """Partitions of a query's cells as h5ad files: what scGPT's download_partition does.
 
-    download(["heart"], "index", "atlas")  ->  atlas/heart/partition_000000.h5ad, ...
+    download(["heart"], "index", "atlas")
 
-Partitions are those that pack cuts of census://heart?index=DIR; census.folder says which are whole. A
-block of rows is read while the one before is written; obs and var of a partition are held whole.
+    atlas/heart/download.json              of which index and size; written first
+                partition_000012.h5ad      numbers have six digits: sorted names are sorted partitions
+                partition_000012.json      its mark, written last: cells, bytes, a checksum
+                .partition_000012.*        while it is made, under a lock: several can share the work
+
+Partitions are those that pack cuts of census://heart?index=DIR. A block of rows is read while the one
+before is written; obs and var of a partition are held whole.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import ConfigError, SourceError
+from scshards.base.config import build
+from scshards.base.errors import ConfigError, ScshardsError, SourceError, StorageError
+from scshards.base.files import publishing
+from scshards.base.locks import locked
 from scshards.base.progress import Progress
+from scshards.base.records import read_json
+from scshards.base.remote import translated
 from scshards.base.storage import Storage, is_local, path_of, redact
 from scshards.base.threads import read_ahead
 from scshards.census.experiment import JOINID, NNZ, Experiment
-from scshards.census.folder import PartitionFolder
 from scshards.census.h5ad import H5adWriter
-from scshards.census.index import index_names, load_index
+from scshards.census.index import QueryIndex, index_names, load_index, to_json
 from scshards.census.options import DownloadOptions
+from scshards.census.partitions import cut
 from scshards.census.rows import Rows
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+FOLDER_MARK = "download.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionMark:
+    """What a partition's file holds."""
+
+    cells: int
+    bytes: int
+    sha256: str
+
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadedQuery:
-    """A query of a report.
+    """What of a query is there.
 
     Attributes
     ----------
@@ -109,12 +133,11 @@ def download(
             advice="name one and copy the files, or pack census://NAME into the store, without files",
         )
     if names is None:
-        storage = Storage(index, storage_options)
-        names = index_names(storage)
+        names = index_names(Storage(index, storage_options))
         if not names:
             raise ConfigError(
                 "there is no index here",
-                where=storage.at(""),
+                where=redact(index),
                 advice="make one: scshards census index",
             )
     folders = [
@@ -123,133 +146,200 @@ def download(
         )
         for name in dict.fromkeys(names)
     ]
-    jobs = [(f, n) for f in folders for n in _chosen(f, options.partitions)]
+    jobs = [(folder, n) for folder in folders for n in folder.chosen(options.partitions)]
     if options.share is not None:
         jobs = jobs[options.share[0] - 1 :: options.share[1]]
-    mine = {f: [n for g, n in jobs if g is f] for f, _ in jobs}
-    for folder in mine:
+    for folder in dict.fromkeys(folder for folder, _ in jobs):
         folder.begin()
-    todo = {
-        f: [n for n in numbers if not f.finished(n, check=options.check)]
-        for f, numbers in mine.items()
-    }
-    left = sum(len(f.ids(n)) for f, numbers in todo.items() for n in numbers)
-    total = sum(len(f.ids(n)) for f, n in jobs)
-    made = dict.fromkeys(folders, 0)
+    todo = [(f, n) for f, n in jobs if f.finished(n, check=options.check) is None]
+    total, left = (sum(len(f.ids(n)) for f, n in some) for some in (jobs, todo))
     with Progress("download", total, shown=progress, initial=total - left) as bar:
-        for folder, numbers in todo.items():
-            if numbers:
-                made[folder] = _download(folder, numbers, options.check, storage_options, bar.add)
-    return tuple(_report(folder, n) for folder, n in made.items())
+        for folder in folders:
+            folder.make([n for f, n in todo if f is folder], options, storage_options, bar.add)
+    return tuple(folder.report() for folder in folders)
 
 
-def _chosen(folder: PartitionFolder, chosen: Sequence[int] | None) -> Sequence[int]:
-    """The numbers of the partitions that are asked for."""
-    n = len(folder.partitions)
-    numbers = range(n) if chosen is None else sorted(set(chosen))
-    if numbers and not 0 <= numbers[0] <= numbers[-1] < n:
-        raise ConfigError(
-            f"{folder.index.mark.name} has {n:,} partitions of {folder.max_cells:,} cells, counted from "
-            f"0: none is number {numbers[-1]}",
-            where="--partition",
+class PartitionFolder:
+    """The h5ad files of a query's partitions, all of them, there or not."""
+
+    def __init__(self, path: Path, index: QueryIndex, max_cells: int) -> None:
+        self.path, self.index, self.max_cells = path, index, max_cells
+        self.partitions = cut(index.ids, index.mark.address, index.mark.name, max_cells)
+        self.made = 0
+        self._storage = Storage(path)
+
+    def ids(self, number: int) -> NDArray[np.int64]:
+        """The soma_joinids of a partition's cells."""
+        return self.index.ids[number * self.max_cells :][: self.max_cells]
+
+    def chosen(self, numbers: Sequence[int] | None) -> Sequence[int]:
+        """The numbers of the partitions that are asked for; None: all."""
+        n = len(self.partitions)
+        chosen = range(n) if numbers is None else sorted(set(numbers))
+        if chosen and not 0 <= chosen[0] <= chosen[-1] < n:
+            raise ConfigError(
+                f"{self.index.mark.name} has {n:,} partitions of {self.max_cells:,} cells, counted "
+                f"from 0: none is number {chosen[-1]}",
+                where="--partition",
+            )
+        return chosen
+
+    def begin(self) -> None:
+        """Say what partitions the folder holds, or refuse it when it holds others."""
+        said = self._storage.read_if_there(FOLDER_MARK)
+        mark = to_json(dataclasses.asdict(self.index.mark) | {"max_cells": self.max_cells})
+        if said is None and not any(self.path.glob("partition_*.h5ad")):
+            self._storage.write(FOLDER_MARK, mark)
+        elif said != mark:
+            raise ConfigError(
+                f"the folder holds partitions of another index, release or size; {FOLDER_MARK} says "
+                "which, if scshards made them",
+                where=self.path,
+                advice="give the same options, or choose another folder",
+            )
+
+    def finished(self, number: int, *, check: bool = False) -> PartitionMark | None:
+        """The mark of a partition that is whole, or None; without `check` its size is enough."""
+        file = self._file(number)
+        data = self._storage.read_if_there(f"{file.stem}.json")
+        if data is None:
+            return None
+        try:
+            mark = build(PartitionMark, read_json(data), file.stem)
+        except ValueError:
+            return None
+        with translated(str(file)):
+            is_whole = file.is_file() and file.stat().st_size == mark.bytes
+            return mark if is_whole and not (check and _sha256(file) != mark.sha256) else None
+
+    def report(self) -> DownloadedQuery:
+        """What is there now."""
+        n = len(self.partitions)
+        there = [mark for mark in map(self.finished, range(n)) if mark is not None]
+        return DownloadedQuery(
+            query=self.index.mark.query,
+            version=self.index.mark.version,
+            folder=str(self.path),
+            partitions=n,
+            made=self.made,
+            were_there=len(there) - self.made,
+            left=n - len(there),
+            cells=sum(mark.cells for mark in there),
+            bytes=sum(mark.bytes for mark in there),
         )
-    return numbers
+
+    def make(
+        self,
+        numbers: Sequence[int],
+        options: DownloadOptions,
+        storage_options: Mapping[str, Any] | None,
+        count: Callable[[int], object],
+    ) -> None:
+        """Make partitions; `count` is told how many cells a block had."""
+        if not numbers:
+            return
+        try:
+            experiment = Experiment(self.index.mark.address, storage_options)
+        except SourceError as e:
+            raise SourceError(
+                f"{e.what}; the release {self.index.mark.version} may not be served any more",
+                where=e.where,
+                advice="`scshards census list` shows those that are; ids of one release are not those "
+                "of another: make an index of that one in another folder",
+            ) from None
+        with experiment:
+            table = experiment.var(experiment.var_columns)
+            names = table.column(experiment.gene_index or JOINID)
+            var = _frame(table, names.to_numpy().astype(str))
+            for number in numbers:
+                self._make(number, options.check, experiment, var, count)
+
+    def _make(
+        self,
+        number: int,
+        check: bool,
+        experiment: Experiment,
+        var: pd.DataFrame,
+        count: Callable[[int], object],
+    ) -> None:
+        file, ids = self._file(number), self.ids(number)
+        lock = file.with_name(f".{file.stem}.lock")
+        mine = locked(
+            lock,
+            at=file,
+            busy="another process is making this partition",
+            advice="wait until it has finished, or give each process a --share of its own",
+        )
+        with translated(str(file)), mine:
+            try:
+                if self.finished(number, check=check) is not None:
+                    count(len(ids))  # another process has made it since
+                    return
+                # No mark must speak of another file, and what a killed process has left goes.
+                file.with_suffix(".json").unlink(missing_ok=True)
+                for left in self.path.glob(f".{file.name}.*"):
+                    left.unlink()
+                with publishing(file, is_last=False) as new:
+                    self._write(new.fileno(), number, experiment, var, count)
+                mark = PartitionMark(
+                    cells=len(ids), bytes=file.stat().st_size, sha256=_sha256(file)
+                )
+                self._storage.write(f"{file.stem}.json", to_json(dataclasses.asdict(mark)))
+                self.made += 1
+            except ScshardsError:
+                raise
+            except OSError as e:
+                raise StorageError(
+                    f"the partition could not be written: {e.strerror or type(e).__name__}",
+                    where=file,
+                    advice="mend the cause and run the same again: partitions that are done are kept",
+                ) from e
+            finally:
+                lock.unlink(missing_ok=True)
+
+    def _write(
+        self,
+        file: int,
+        number: int,
+        experiment: Experiment,
+        var: pd.DataFrame,
+        count: Callable[[int], object],
+    ) -> None:
+        mark, ids, (address, name) = self.index.mark, self.ids(number), self.partitions[number]
+        found = experiment.ids(address.filter, address.first, address.last)
+        if not np.array_equal(found, ids):  # ids of another version would be other cells
+            gone, new = len(np.setdiff1d(ids, found)), len(np.setdiff1d(found, ids))
+            raise SourceError(
+                f"the experiment has changed since the index was made: of {len(ids):,} cells {gone:,} "
+                f"are not there or do not fit the filter any more, and {new:,} others fit it",
+                where=name,
+                advice="make the index again, and download into another folder",
+            )
+        table = experiment.obs(ids, experiment.obs_columns)
+        n_values = None
+        if NNZ in table.column_names:
+            n_values = table.column(NNZ).to_numpy().astype(np.int64)
+        obs = _frame(table, ids.astype(str))
+        place = np.full(experiment.n_genes, -1, np.int32)
+        place[var[JOINID].to_numpy()] = np.arange(len(var))
+        said = {"query": mark.query, "version": mark.version, "filter": mark.filter}
+        blocks = read_ahead(experiment.rows(ids, n_values=n_values))
+        with (
+            H5adWriter(file, obs, var, experiment.dtype, {"census": said}) as writer,
+            contextlib.closing(blocks),
+        ):
+            for rows in blocks:
+                writer.add(*_by_column(rows, place, experiment.name))
+                count(len(rows.indptr) - 1)
+            writer.finish()
+
+    def _file(self, number: int) -> Path:
+        return self.path / f"partition_{number:06d}.h5ad"
 
 
-def _report(folder: PartitionFolder, made: int) -> DownloadedQuery:
-    n = len(folder.partitions)
-    there = [mark for mark in map(folder.finished, range(n)) if mark is not None]
-    return DownloadedQuery(
-        query=folder.index.mark.query,
-        version=folder.index.mark.version,
-        folder=str(folder.path),
-        partitions=n,
-        made=made,
-        were_there=len(there) - made,
-        left=n - len(there),
-        cells=sum(mark.cells for mark in there),
-        bytes=sum(mark.bytes for mark in there),
-    )
-
-
-def _download(
-    folder: PartitionFolder,
-    numbers: Sequence[int],
-    check: bool,
-    storage_options: Mapping[str, Any] | None,
-    count: Callable[[int], object],
-) -> int:
-    """Make partitions; how many of them no other process has made."""
-    mark, made = folder.index.mark, 0
-    try:
-        experiment = Experiment(mark.address, storage_options)
-    except SourceError as e:
-        raise SourceError(
-            f"{e.what}; the release {mark.version} may not be served any more",
-            where=e.where,
-            advice="`scshards census list` shows those that are; ids of one release are not those "
-            "of another: make an index of that one in another folder",
-        ) from None
-    with experiment:
-        table = experiment.var(experiment.var_columns)
-        names = table.column(experiment.gene_index or JOINID)
-        var = _frame(table, names.to_numpy().astype(str))
-        for number in numbers:
-
-            def write(file: int, number: int = number) -> int:
-                return _write_cells(file, experiment, var, folder, number, count)
-
-            if folder.make(number, write, check=check):
-                made += 1
-            else:
-                count(len(folder.ids(number)))
-    return made
-
-
-def _write_cells(
-    file: int,
-    experiment: Experiment,
-    var: pd.DataFrame,
-    folder: PartitionFolder,
-    number: int,
-    count: Callable[[int], object],
-) -> int:
-    """Write a partition; how many values X has."""
-    mark, ids = folder.index.mark, folder.ids(number)
-    _refuse_change(experiment, folder, number)
-    table = experiment.obs(ids, experiment.obs_columns)
-    n_values = None
-    if NNZ in table.column_names:
-        n_values = table.column(NNZ).to_numpy().astype(np.int64)
-    obs = _frame(table, ids.astype(str))
-    place = np.full(experiment.n_genes, -1, np.int32)
-    place[var[JOINID].to_numpy()] = np.arange(len(var))
-    said = {"query": mark.query, "version": mark.version, "filter": mark.filter}
-    blocks = read_ahead(experiment.rows(ids, n_values=n_values))
-    with (
-        H5adWriter(file, obs, var, experiment.dtype, {"census": said}) as writer,
-        contextlib.closing(blocks),
-    ):
-        for rows in blocks:
-            writer.add(*_by_column(rows, place, experiment.name))
-            count(len(rows.indptr) - 1)
-        writer.finish()
-    return writer.values
-
-
-def _refuse_change(experiment: Experiment, folder: PartitionFolder, number: int) -> None:
-    """Ask again which cells of this stretch the query takes: ids of another version would be others."""
-    (address, name), ids = folder.partitions[number], folder.ids(number)
-    found = experiment.ids(address.filter, address.first, address.last)
-    if np.array_equal(found, ids):
-        return
-    gone, new = len(np.setdiff1d(ids, found)), len(np.setdiff1d(found, ids))
-    raise SourceError(
-        f"the experiment has changed since the index was made: of {len(ids):,} cells {gone:,} are not "
-        f"there or do not fit the filter any more, and {new:,} others fit it",
-        where=name,
-        advice="make the index again, and download into another folder",
-    )
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _frame(table: pa.Table, names: NDArray[Any]) -> pd.DataFrame:

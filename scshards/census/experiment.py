@@ -4,14 +4,11 @@
         ids = experiment.cells()
         for block in experiment.rows(ids): ...
 
-With census.context and census.genes, all that knows tiledbsoma. An
-experiment stays open in a process, and one state of it is told from another:
+    identity(address, options)      tells one state of it from another; a few small requests
+    shared(address, options)        opened once for all tasks of a process: some twenty small reads,
+                                    which on an object store take as long as reading a hundred cells
 
-    identity(address, options)      lists what has been written to the experiment; a few small requests
-    shared(address, options)        the experiment, opened once for all tasks of a process that read it
-
-Opening an experiment takes some twenty small reads, which on an object store is as long as reading a
-hundred cells.
+With census.context and census.genes, all that knows tiledbsoma.
 """
 
 from __future__ import annotations
@@ -21,7 +18,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +109,8 @@ class Experiment:
                 "reading the Census and SOMA experiments needs tiledbsoma",
                 advice="pip install 'scshards[census]'",
             ) from None
-        self.name, self._address, self._options = redact(address.uri), address, storage_options
+        self.name, self._address = redact(address.uri), address
+        self._access = Access.of(storage_options)
         self.context = make_context(address, storage_options)
         self._sizes_hold = True
         with self.reading("the experiment"), contextlib.ExitStack() as opened:
@@ -165,13 +162,8 @@ class Experiment:
     @property
     def text_columns_of_var(self) -> Sequence[str]:
         """The columns of var that hold text, or categories of text."""
-        import pyarrow.types as kinds
-
-        def is_text(kind: Any) -> bool:
-            kind = kind.value_type if kinds.is_dictionary(kind) else kind
-            return kinds.is_string(kind) or kinds.is_large_string(kind)
-
-        return [column.name for column in self._var.schema if is_text(column.type)]
+        # string, large_string, dictionary<values=string, ...>
+        return [column.name for column in self._var.schema if "string" in str(column.type)]
 
     @cached_property
     def mean_values(self) -> float:
@@ -198,15 +190,7 @@ class Experiment:
         return "state" in self.__dict__ and self.state != self._state()
 
     def cells(self) -> NDArray[np.int64]:
-        """The soma_joinids of the cells of the address, int64, ascending.
-
-        Raises
-        ------
-        SourceError
-            When there is none.
-        ConfigError
-            As of `ids`.
-        """
+        """The soma_joinids of the cells of the address, int64, ascending; SourceError without any."""
         at = self._address
         ids = self.ids(at.filter, at.first, at.last)
         if not len(ids):
@@ -222,17 +206,8 @@ class Experiment:
     ) -> NDArray[np.int64]:
         """The soma_joinids of the cells that a filter takes, int64, ascending.
 
-        Parameters
-        ----------
-        obs_filter
-            Expression over obs.
-        first, last
-            Only ids between these, both included.
-
-        Raises
-        ------
-        ConfigError
-            When the filter can't be parsed, or names a column that obs does not have.
+        Only those from `first` to `last`. ConfigError when the filter can't be parsed, or names a column
+        that obs does not have.
         """
         low, high = self._obs.domain[0]  # TileDB refuses others
         low, high = max(low, first or 0), high if last is None else min(high, last)
@@ -250,10 +225,7 @@ class Experiment:
     def obs(self, ids: NDArray[np.int64], columns: Sequence[str]) -> pa.Table:
         """Columns of obs for some cells, in the order of `ids`, which ascend.
 
-        Raises
-        ------
-        SourceError
-            When a column is not there (with the nearest), or a cell is not.
+        SourceError when a column is not there (with the nearest), or a cell is not.
         """
         low, high = self._obs.domain[0]
         known = ids[(ids >= low) & (ids <= high)]
@@ -300,25 +272,22 @@ class Experiment:
         if n_values is not None and not ((n_values >= 0) & (n_values <= self.n_genes)).all():
             n_values = None  # they are numbers of something else
         for start, stop in stretches(ids, n_values, read_values, self.mean_values, self.row_tile):
-            sizes = None if n_values is None else n_values[start:stop]
-            yield self._read(start, ids[start:stop], sizes)
-
-    def _read(self, first: int, ids: NDArray[np.int64], sizes: NDArray[np.int64] | None) -> Rows:
-        with self.reading(f"rows {ids[0]} to {ids[-1]}"):
-            found = None
-            if sizes is not None and self._sizes_hold:
-                found = by_row(ids, self._parts(ids), self.dtype, sizes)
-                # A column of this name may count something else, such as another layer's values.
-                self._sizes_hold = found is not None
-            if found is None:
-                found = by_row(ids, self._parts(ids), self.dtype)
-        assert found is not None
-        if found.largest >= self.n_genes:
-            raise SourceError(
-                f"the matrix has a value of gene {found.largest}, and var has {self.n_genes:,} genes",
-                where=self.name,
-            )
-        return Rows(first, found.indptr, found.columns, found.values)
+            part, found = ids[start:stop], None
+            with self.reading(f"rows {part[0]} to {part[-1]}"):
+                if n_values is not None and self._sizes_hold:
+                    found = by_row(part, self._parts(part), self.dtype, n_values[start:stop])
+                    # A column of this name may count something else, such as another layer's values.
+                    self._sizes_hold = found is not None
+                if found is None:
+                    found = by_row(part, self._parts(part), self.dtype)
+            assert found is not None
+            if found.largest >= self.n_genes:
+                raise SourceError(
+                    f"the matrix has a value of gene {found.largest}, and var has {self.n_genes:,} "
+                    "genes",
+                    where=self.name,
+                )
+            yield Rows(start, found.indptr, found.columns, found.values)
 
     def _parts(self, ids: NDArray[np.int64]) -> Iterator[Part]:
         # In TileDB's own order, which is up to twenty times faster than by rows.
@@ -386,8 +355,8 @@ class Experiment:
 
     def _storage(self, uri: str) -> Storage:
         place = dataclasses.replace(self._address, uri=uri)
-        access = Access.of(self._options)
-        return Storage(uri, dataclasses.replace(access, options=store_options(place, access)))
+        options = store_options(place, self._access)
+        return Storage(uri, dataclasses.replace(self._access, options=options))
 
     @contextlib.contextmanager
     def reading(self, what: str, obs_filter: str | None = None) -> Iterator[None]:
@@ -411,24 +380,10 @@ class Experiment:
             ) from e
 
 
-@dataclass(frozen=True)
-class _Place:
-    """An experiment and how it is reached; equal where both are."""
-
-    address: SomaAddress
-    options: str
-    access: Access = field(compare=False)
-
-
 def identity(
     address: SomaAddress, storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What tells one state of an experiment, and one choice of its cells, from another; for JSON.
-
-    Raises
-    ------
-    As Experiment.
-    """
+    """What tells one state of an experiment, and one choice of its cells, from another; for JSON."""
     experiment = shared(address, storage_options)
     if experiment.has_changed():
         _opened.cache_clear()
@@ -441,17 +396,12 @@ def shared(address: SomaAddress, storage_options: Mapping[str, Any] | None = Non
     """The experiment of an address, open; it is not to be closed, as others use it.
 
     It is as it was when `identity` last looked, or when it was opened.
-
-    Raises
-    ------
-    As Experiment.
     """
     place = dataclasses.replace(address, filter=None, first=None, last=None, cells=None)
-    access = Access.of(storage_options)
-    return _opened(_Place(place, repr(access.options_for(address.uri)), access))
+    return _opened(place, Access.of(storage_options))
 
 
 @lru_cache(maxsize=1)
-def _opened(place: _Place) -> Experiment:
+def _opened(address: SomaAddress, access: Access) -> Experiment:
     # Whoever still reads the one before goes on; it is closed with its last reader.
-    return Experiment(place.address, place.access)
+    return Experiment(address, access)

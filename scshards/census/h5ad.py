@@ -98,10 +98,7 @@ class H5adWriter:
     ) -> None:
         """Append rows of X: indptr from 0, columns ascending within each row.
 
-        Raises
-        ------
-        OSError
-            When the disk fails, or is full; also from `finish` and at the end of the context.
+        OSError when the disk fails, or is full; also from `finish` and at the end of the context.
         """
         self._indptr.add(indptr[1:] + self.values)
         self._indices.add(indices.astype(np.int32, copy=False))
@@ -144,10 +141,7 @@ class NewFile(io.FileIO):
     HDF5 can't close a file whose disk is full: it fails again and again, and may end the process. So it
     is told that all is well, nothing more is written, and `check` raises what happened.
 
-    Parameters
-    ----------
-    path
-        The file, which is replaced if it is there; or the descriptor of one, which stays open.
+    A file that is there is replaced; one that is named by its descriptor stays open.
     """
 
     def __init__(self, path: Path | int) -> None:
@@ -194,30 +188,20 @@ class Growing:
 
     def add(self, values: NDArray[Any]) -> None:
         """Append values."""
-        if len(self._rest) + len(values) < self._chunk:
-            self._rest = np.concatenate([self._rest, values])
-            return
-        head = self._chunk - len(self._rest)
-        self._write(np.concatenate([self._rest, values[:head]]))
-        whole = head + (len(values) - head) // self._chunk * self._chunk
-        for at in range(head, whole, self._chunk):
-            self._write(values[at : at + self._chunk])
+        from isal import isal_zlib
+
+        values = np.concatenate([self._rest, values])
+        whole = len(values) // self._chunk * self._chunk
+        for at in range(0, whole, self._chunk):
+            part = values[at : at + self._chunk].view(np.uint8).reshape(-1, self.dtype.itemsize)
+            packed = isal_zlib.compress(np.ascontiguousarray(part.T).data, level=LEVEL)
+            self._dataset.resize((self._at + self._chunk,))
+            self._dataset.id.write_direct_chunk((self._at,), packed)
+            self._at += self._chunk
         self._rest = values[whole:].copy()
 
     def finish(self) -> None:
         """Write what does not fill a chunk."""
         n = self._at + len(self._rest)
-        if len(self._rest):
-            padded = np.zeros(self._chunk, self.dtype)
-            padded[: len(self._rest)] = self._rest
-            self._write(padded)
+        self.add(np.zeros(-n % self._chunk, self.dtype))
         self._dataset.resize((n,))
-
-    def _write(self, values: NDArray[Any]) -> None:
-        from isal import isal_zlib
-
-        self._dataset.resize((self._at + self._chunk,))
-        planes = np.ascontiguousarray(values).view(np.uint8).reshape(-1, self.dtype.itemsize).T
-        packed = isal_zlib.compress(np.ascontiguousarray(planes).data, level=LEVEL)
-        self._dataset.id.write_direct_chunk((self._at,), packed)
-        self._at += self._chunk

@@ -37,8 +37,6 @@ from scshards.census.queries import PRIMARY, Query, load_queries
 from scshards.census.releases import Release, find_release
 
 FORMAT = 1
-"""Of the mark."""
-
 IDS, MARK = ".idx", ".json"
 
 
@@ -99,15 +97,7 @@ class QueryIndex(NamedTuple):
     ids: NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True)
-class IndexedQuery:
-    """A query of a report: its mark, and whether it was there before."""
-
-    mark: IndexMark
-    was_there: bool
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Overlap:
     """Two queries that have cells in common, and how many."""
 
@@ -124,8 +114,8 @@ class IndexReport:
     ----------
     folder, version
         Where, and of which release.
-    queries
-        Those that were asked for.
+    queries, were_there
+        The marks of those that were asked for, and the names of those that this call did not make.
     overlaps
         Pairs of them that share cells.
     cells, distinct
@@ -134,16 +124,11 @@ class IndexReport:
 
     folder: str
     version: str
-    queries: tuple[IndexedQuery, ...]
+    queries: tuple[IndexMark, ...]
+    were_there: frozenset[str]
     overlaps: tuple[Overlap, ...]
     cells: int
     distinct: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        tree = dataclasses.asdict(self)
-        tree["queries"] = [q["mark"] | {"was_there": q["was_there"]} for q in tree["queries"]]
-        return tree
 
 
 def build_index(
@@ -194,20 +179,18 @@ def build_index(
     storage = Storage(folder, storage_options)
     release = find_release(queries, version, storage_options)
     marks = _marks(storage, wanted, release, restart=restart)
-    ids: dict[str, NDArray[np.int64]] = {}
-    done: list[IndexedQuery] = []
-    with Progress("index", len(wanted), "queries", shown=progress) as bar:
-        for name, query in wanted.items():
-            there = None
-            if name in marks:
-                with contextlib.suppress(ChecksumError, MissingDataError):
-                    there = QueryIndex(marks[name], read_ids(storage, marks[name]))
-            index = there or _made(storage, name, query, release, storage_options)
+    there: dict[str, QueryIndex] = {}
+    for name, mark in marks.items():
+        with contextlib.suppress(ChecksumError, MissingDataError):
+            there[name] = QueryIndex(mark, read_ids(storage, mark))
+    found = dict(there)
+    with Progress("index", len(wanted), "queries", shown=progress, initial=len(there)) as bar:
+        for name in (name for name in wanted if name not in there):
+            index = _made(storage, name, wanted[name], release, storage_options)
             if index is not None:
-                ids[name] = index.ids
-                done.append(IndexedQuery(mark=index.mark, was_there=there is not None))
+                found[name] = index
             bar.add(1, name)
-    empty = [name for name in wanted if name not in ids]
+    empty = [name for name in wanted if name not in found]
     if empty:
         raise SourceError(
             f"no cell fits {'these queries' if len(empty) > 1 else 'the query'}: {', '.join(empty)}",
@@ -215,13 +198,15 @@ def build_index(
             advice="check the values that the filter compares with: they are case-sensitive; "
             f"`scshards census show {empty[0]}` shows it. All other queries are done",
         )
-    overlaps, distinct = compare(ids, {name: query.organism for name, query in wanted.items()})
+    indexes = [found[name] for name in wanted]
+    overlaps, distinct = compare(indexes)
     return IndexReport(
         folder=storage.at(""),
         version=release.version,
-        queries=tuple(done),
+        queries=tuple(mark for mark, _ in indexes),
+        were_there=frozenset(there),
         overlaps=tuple(overlaps),
-        cells=sum(map(len, ids.values())),
+        cells=sum(len(ids) for _, ids in indexes),
         distinct=distinct,
     )
 
@@ -229,10 +214,7 @@ def build_index(
 def count_cells(
     query: Query, release: Release, storage_options: Mapping[str, Any] | None = None
 ) -> tuple[int, int | None, int | None]:
-    """How many cells a query takes in a release, how many without duplicates, and how many with them.
-
-    The latter two are None where obs does not say which cells are primary.
-    """
+    """How many cells a query takes, how many without and with duplicates; None where obs can't say."""
     with Experiment(query.address(release), storage_options) as experiment:
         if PRIMARY not in experiment.obs_columns:
             return len(experiment.ids(query.obs_filter)), None, None
@@ -243,31 +225,22 @@ def count_cells(
         return primary if query.primary else everything, primary, everything
 
 
-def compare(
-    ids: Mapping[str, NDArray[np.int64]], organisms: Mapping[str, str]
-) -> tuple[list[Overlap], int]:
+def compare(indexes: Sequence[QueryIndex]) -> tuple[list[Overlap], int]:
     """Which queries share cells, and how many cells they have together.
 
-    Parameters
-    ----------
-    ids
-        {query: ascending soma_joinids}.
-    organisms
-        {query: organism}; soma_joinids of two organisms are of different cells.
+    soma_joinids of two organisms are of different cells.
     """
-    overlaps, distinct, before = [], 0, dict[str, NDArray[np.int64]]()
-    for second, taken in ids.items():
-        is_new = np.ones(len(taken), np.bool_)
-        for first, others in before.items():
-            if organisms[first] == organisms[second]:
-                both = np.isin(taken, others, assume_unique=True)
+    overlaps, distinct = [], 0
+    for i, (mark, ids) in enumerate(indexes):
+        is_new = np.ones(len(ids), np.bool_)
+        for other, theirs in indexes[:i]:
+            if other.organism == mark.organism:
+                both = np.isin(ids, theirs, assume_unique=True)
                 is_new &= ~both
-                if both.any():
-                    n = int(np.count_nonzero(both))
-                    overlaps.append(Overlap(first=first, second=second, cells=n))
+                overlaps.append(Overlap(other.query, mark.query, int(np.count_nonzero(both))))
         distinct += int(np.count_nonzero(is_new))
-        before[second] = taken
-    return sorted(overlaps, key=lambda o: (-o.cells, o.first, o.second)), distinct
+    shared = (overlap for overlap in overlaps if overlap.cells)
+    return sorted(shared, key=lambda o: (-o.cells, o.first, o.second)), distinct
 
 
 def load_index(
@@ -275,31 +248,17 @@ def load_index(
 ) -> QueryIndex:
     """Read the index of a query.
 
-    Raises
-    ------
-    ConfigError
-        When the folder has no index of this name; it names the nearest.
-    ChecksumError, FormatError, MissingDataError
-        When its files are damaged.
-    StorageError
-        When they can't be read.
+    ConfigError, with the nearest, when there is none of this name; FormatError when it is damaged.
     """
     storage = Storage(folder, storage_options)
     mark = read_mark(storage, name)
     if mark is None:
-        if storage.exists(name + IDS):
-            raise ConfigError(
-                f"the index of {name!r} has no mark {name}{MARK}: it was not finished, or scshards did "
-                "not make it",
-                where=storage.at(name + IDS),
-                advice=f"scshards census index {name} -o {storage.at('')}",
-            )
-        make = f"scshards census index {name} -o {storage.at('')}"
         known = index_names(storage)
+        nearest = f"{did_you_mean(name, known)} " if known else ""
         raise ConfigError(
-            f"there is no index of {name!r}",
+            f"there is no index of {name!r}: it has no mark {name}{MARK}",
             where=storage.at(""),
-            advice=f"{did_you_mean(name, known)} Or make it: {make}" if known else make,
+            advice=f"{nearest}Or make it: scshards census index {name} -o {storage.at('')}",
         )
     return QueryIndex(mark, read_ids(storage, mark))
 
@@ -310,59 +269,43 @@ def index_names(storage: Storage) -> list[str]:
     with contextlib.suppress(MissingDataError):
         files.update(storage.folder()[1])
     return sorted(
-        path.removesuffix(MARK)
-        for path in files
-        if path.endswith(MARK) and path.removesuffix(MARK) + IDS in files
+        name
+        for name in (f.removesuffix(MARK) for f in files if f.endswith(MARK))
+        if name + IDS in files
     )
 
 
 def read_mark(storage: Storage, name: str) -> IndexMark | None:
-    """The mark of a query, or None when there is none.
-
-    Raises
-    ------
-    FormatError
-        When it is no mark, or that of another query.
-    """
+    """The mark of a query, or None when there is none; FormatError when it is that of another."""
     data = storage.read_if_there(name + MARK)
     if data is None:
         return None
-    where = storage.at(name + MARK)
     try:
         mark = build(IndexMark, read_json(data), name + MARK)
-        fault = "of another query or version" * (mark.query != name or mark.format != FORMAT)
-    except (Damaged, ConfigError) as e:
-        fault = f"{e.where}: {e.what}" if isinstance(e, ConfigError) else str(e)
-    if fault:
-        raise FormatError(
-            f"this is no mark of an index: {fault}",
-            where=where,
-            advice=f"make it again: scshards census index {name} --restart",
-        )
-    return mark
+        if (mark.query, mark.format) == (name, FORMAT):
+            return mark
+        fault = "of another query or version"
+    except ConfigError as e:
+        fault = f"{e.where}: {e.what}"
+    except Damaged as e:
+        fault = str(e)
+    raise FormatError(
+        f"this is no mark of an index: {fault}",
+        where=storage.at(name + MARK),
+        advice=f"make it again: scshards census index {name} --restart",
+    )
 
 
 def read_ids(storage: Storage, mark: IndexMark) -> NDArray[np.int64]:
-    """The soma_joinids of an index, int64, ascending, after their checksum.
-
-    Raises
-    ------
-    ChecksumError
-        When the file is not the one that the mark speaks of.
-    MissingDataError
-        When it is not there.
-    """
-    name = mark.query + IDS
-    data = storage.read(name)
+    """The soma_joinids of an index, int64, ascending; ChecksumError when they are not the mark's."""
+    data = storage.read(mark.query + IDS)
     if hashlib.sha256(data).hexdigest() != mark.sha256:
         raise ChecksumError(
             "the index is damaged: it is not the file that its mark speaks of",
-            where=storage.at(name),
+            where=storage.at(mark.query + IDS),
             advice=f"make it again: scshards census index {mark.query}",
         )
-    ids = np.fromstring(data.decode("ascii"), np.int64, sep="\n")
-    assert len(ids) == mark.cells
-    return ids
+    return np.fromstring(data.decode("ascii"), np.int64, sep="\n")
 
 
 def encode_ids(ids: NDArray[np.int64]) -> bytes:
@@ -375,15 +318,9 @@ def encode_ids(ids: NDArray[np.int64]) -> bytes:
     return lines.getvalue().to_pybytes()
 
 
-def write_index(storage: Storage, mark: IndexMark, data: bytes) -> None:
-    """Publish an index: its soma_joinids, then its mark."""
-    storage.write(mark.query + IDS, data)
-    write_mark(storage, mark.query + MARK, dataclasses.asdict(mark))
-
-
-def write_mark(storage: Storage, path: str, tree: Mapping[str, Any]) -> None:
-    """Publish what says of other files that they are whole."""
-    storage.write(path, f"{json.dumps(tree, indent=1, ensure_ascii=False)}\n".encode())
+def to_json(tree: Any) -> bytes:
+    """A mark as it stands in its file."""
+    return f"{json.dumps(tree, indent=1, ensure_ascii=False)}\n".encode()
 
 
 def _marks(
@@ -448,5 +385,6 @@ def _made(
         region=address.region,
         anonymous=address.anonymous,
     )
-    write_index(storage, mark, data)
+    storage.write(name + IDS, data)
+    storage.write(name + MARK, to_json(dataclasses.asdict(mark)))
     return QueryIndex(mark, ids)

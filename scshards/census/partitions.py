@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError
 from scshards.base.storage import is_local, path_of, redact
-from scshards.census.address import CENSUS, KEYS, SOMA, SomaAddress, address_of, number, split
+from scshards.census.address import CENSUS, KEYS, SOMA, SomaAddress, split
 from scshards.census.experiment import Experiment
-from scshards.census.index import QueryIndex, load_index
+from scshards.census.index import load_index
 from scshards.census.options import MAX_CELLS
 from scshards.census.queries import load_queries
 from scshards.census.releases import find_release
@@ -63,17 +63,23 @@ def partitions(url: str, storage_options: Mapping[str, Any] | None = None) -> li
     is_census = url.startswith(CENSUS)
     known = ["index", "queries", "release"] if is_census else KEYS
     place, given = split(url, [*known, "max_cells"])
-    max_cells = number("max_cells", given.pop("max_cells", str(MAX_CELLS)), place, least=1)
+    max_cells = given.pop("max_cells", MAX_CELLS)
     if "index" in given:
-        index = _indexed(place, given, storage_options)
-        return cut(index.ids, index.mark.address, index.mark.name, max_cells)
+        mark, ids = load_index(given["index"], place.removeprefix(CENSUS), storage_options)
+        if "queries" in given or given.get("release", mark.version) != mark.version:
+            raise ConfigError(
+                f"an index says itself which cells a query takes; this one is of {mark.version}",
+                where=f"{place}: index={redact(given['index'])}",
+                advice="leave queries and release out, or make another index in another folder",
+            )
+        return cut(ids, mark.address, mark.name, max_cells)
     if is_census:
         queries = load_queries(given.get("queries"))
         query = queries[place.removeprefix(CENSUS)]
         release = find_release(queries, given.get("release"), storage_options)
         address, name = query.address(release), f"{place}@{release.version}"
     else:
-        address = address_of(place, given)
+        address = SomaAddress(uri=place.removeprefix(SOMA), **given)
         name = _name(address)
         if address.cells is not None:
             return [Partition(address, name)]
@@ -118,26 +124,5 @@ def _beside(path: str, folder: str) -> str:
 
 def _name(address: SomaAddress) -> str:
     shown = SOMA + redact(address.uri) + (f"?filter={address.filter}" if address.filter else "")
-    if address.first is None and address.last is None:
-        return shown
-    ends = ("" if end is None else str(end) for end in (address.first, address.last))
-    return f"{shown} [{'-'.join(ends)}]"
-
-
-def _indexed(
-    place: str, given: Mapping[str, str], storage_options: Mapping[str, Any] | None
-) -> QueryIndex:
-    if "queries" in given:
-        raise ConfigError(
-            "an index says itself which cells a query takes",
-            where=f"{place}: queries={given['queries']}",
-            advice="leave out either index or queries",
-        )
-    index = load_index(given["index"], place.removeprefix(CENSUS), storage_options)
-    if given.get("release", index.mark.version) != index.mark.version:
-        raise ConfigError(
-            f"the index is of the release {index.mark.version}, not {given['release']}",
-            where=f"{place}: index={redact(given['index'])}",
-            advice="leave the release out, or make an index of that release in another folder",
-        )
-    return index
+    first, last = ("" if end is None else end for end in (address.first, address.last))
+    return shown if first == last == "" else f"{shown} [{first}-{last}]"

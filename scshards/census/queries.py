@@ -1,9 +1,7 @@
 """The queries of a corpus: which cells of the Census, by name, from a TOML file.
 
-    load_queries()          those of scGPT's human atlas (queries.toml beside this file)
-    load_queries("my.toml")
-
-Called by census.partitions, census.index and the command line.
+load_queries()          those of scGPT's human atlas (queries.toml beside this file)
+load_queries("my.toml")
 """
 
 from __future__ import annotations
@@ -112,13 +110,7 @@ class Queries:
                 )
 
     def __getitem__(self, name: str) -> Query:
-        """The query of this name.
-
-        Raises
-        ------
-        ConfigError
-            When there is none; it names the nearest.
-        """
+        """The query of this name; ConfigError, with the nearest, when there is none."""
         if name not in self.query:
             raise ConfigError(f"no query {name!r}", advice=did_you_mean(name, self.query))
         return self.query[name]

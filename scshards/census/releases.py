@@ -56,12 +56,7 @@ class Release:
 def find_release(
     queries: Queries, version: str | None = None, storage_options: Mapping[str, Any] | None = None
 ) -> Release:
-    """The release that a file of queries means.
-
-    Parameters
-    ----------
-    version
-        Another one than the file says.
+    """The release that a file of queries means; or `version`, in its place.
 
     Raises
     ------
@@ -85,13 +80,10 @@ def find_release(
     wanted = version or queries.version
     name = aliases.get(wanted, wanted)
     if name not in found:
-        shown = ", ".join(f"{alias} ({name})" for alias, name in sorted(aliases.items()))
-        lts = ", ".join(sorted(r.version for r in found.values() if r.is_lts))
         raise ConfigError(
             f"the Census does not serve the version {wanted!r}",
             where=redact(queries.directory),
-            advice=f"{did_you_mean(wanted, [*found, *aliases])}; it serves {shown}; kept for years are "
-            f"{lts or 'none'}; `scshards census list` shows all",
+            advice=f"{did_you_mean(wanted, [*found, *aliases])} `scshards census list` shows all",
         )
     release = found[name]
     if release.retracted is not None:
@@ -107,40 +99,28 @@ def find_release(
 def releases(
     queries: Queries, storage_options: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Release], dict[str, str]]:
-    """({version: release}, {alias: version}) of the directory.
-
-    Raises
-    ------
-    StorageError
-        When the directory can't be read, or is none.
-    """
-    found: dict[str, Release] = {}
+    """({version: release}, {alias: version}) of the directory."""
     aliases: dict[str, str] = {}
+    found: dict[str, Release] = {}
     mirror: _Mirror | None = None
     try:
-        for name, tree in _read(queries.directory, storage_options).items():
-            if isinstance(tree, str):
-                aliases[name] = tree
+        tree = _read(dict[str, str | _Description], queries.directory, storage_options)
+        for name, said in tree.items():
+            if isinstance(said, str):
+                aliases[name] = said
                 continue
-            try:
-                said = from_tree(_Description, tree, others=True)
-            except Damaged as e:
-                raise e.below(name) from None
-            uri, region = said.soma.uri, said.soma.s3_region
+            uri, region, withdrawn = said.soma.uri, said.soma.s3_region, said.retraction
             if not uri:
                 mirror = mirror or _mirror(queries.directory, storage_options)
                 uri = f"{mirror.base_uri.rstrip('/')}/{said.soma.relative_uri.lstrip('/')}"
                 region = mirror.region
-            withdrawn = said.retraction
             found[name] = Release(
                 version=name,
                 uri=uri,
                 region=region,
                 anonymous=queries.anonymous is not False,
                 is_lts=bool((said.flags or {}).get("lts")),
-                retracted=str(withdrawn.get("reason") or "no reason is given")
-                if withdrawn
-                else None,
+                retracted=str(withdrawn.get("reason") or "no reason is given") if withdrawn else None,
             )
     except Damaged as e:
         raise StorageError(
@@ -180,7 +160,7 @@ def _mirror(directory: str, storage_options: Mapping[str, Any] | None) -> _Mirro
     folder, slash, _ = directory.rpartition("/")
     address = f"{folder}{slash}mirrors.json"
     try:
-        mirrors = _read(address, storage_options)
+        mirrors = _read(dict[str, Any], address, storage_options)
         return from_tree(_Mirror, mirrors.get(str(mirrors.get("default"))), others=True)
     except Damaged as e:
         raise StorageError(
@@ -188,7 +168,7 @@ def _mirror(directory: str, storage_options: Mapping[str, Any] | None) -> _Mirro
         ) from None
 
 
-def _read(address: str, storage_options: Mapping[str, Any] | None) -> dict[str, Any]:
+def _read(cls: Any, address: str, storage_options: Mapping[str, Any] | None) -> Any:
     folder, slash, name = address.rpartition("/")
     data = Storage(folder + slash or ".", storage_options).read(name)
-    return from_tree(dict[str, Any], read_json(data))
+    return from_tree(cls, read_json(data), others=True)

@@ -191,13 +191,13 @@ def index(
     )
     rows = [
         (
-            q.mark.query,
-            q.mark.organism,
-            q.mark.cells,
-            None if q.mark.primary_cells is None else q.mark.cells - q.mark.primary_cells,
-            "was there" if q.was_there else "made",
+            mark.query,
+            mark.organism,
+            mark.cells,
+            None if mark.primary_cells is None else mark.cells - mark.primary_cells,
+            "was there" if mark.query in report.were_there else "made",
         )
-        for q in report.queries
+        for mark in report.queries
     ]
     parts: list[str | Table] = [Table(("query", "organism", "cells", "duplicates", "index"), rows)]
     if report.overlaps:
@@ -206,7 +206,10 @@ def index(
     several = "" if report.distinct == report.cells else f", {report.cells:,} with those of several"
     distinct = counted(report.distinct, "distinct cells")
     parts.append(f"{report.folder}: {distinct} of the Census {report.version}{several}")
-    return Result(report.to_json(), parts)
+    tree = dataclasses.asdict(report)
+    there = tree.pop("were_there")
+    tree["queries"] = [mark | {"was_there": mark["query"] in there} for mark in tree["queries"]]
+    return Result(tree, parts)
 
 
 @command.command("download")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import pytest
 
 from scshards.base.config import build
@@ -29,8 +27,8 @@ from scshards.base.records import (
 )
 from scshards.base.storage import Storage
 from scshards.cells.vocab import Vocab
-from scshards.census.folder import PartitionFolder, PartitionMark
-from scshards.census.index import FORMAT, IndexMark, QueryIndex, read_mark
+from scshards.census.download import PartitionMark
+from scshards.census.index import FORMAT, IndexMark, read_mark
 from scshards.census.releases import releases
 from scshards.shards.manifest import Manifest
 from scshards.sources.ids import find_ids
@@ -215,22 +213,6 @@ def _index_mark(data: bytes, folder: Path) -> None:
     read_mark(Storage(folder), "heart")
 
 
-def _partition_folder(path: Path) -> PartitionFolder:
-    mark = IndexMark(**_of(IndexMark))
-    return PartitionFolder(path, QueryIndex(mark, np.arange(3)), max_cells=2)
-
-
-def _folder_mark() -> Any:
-    with tempfile.TemporaryDirectory() as folder:
-        _partition_folder(Path(folder)).begin()
-        return json.loads((Path(folder) / "download.json").read_bytes())
-
-
-def _download(data: bytes, folder: Path) -> None:
-    (folder / "download.json").write_bytes(data)
-    _partition_folder(folder).begin()
-
-
 def _scbank(data: bytes, folder: Path) -> None:
     storage = Storage(folder)
     storage.write("X.datatable.parquet", b"")
@@ -266,7 +248,6 @@ RECORDS: dict[str, tuple[Any, Callable[[bytes, Path], object]]] = {
     ),
     "index": (_of(IndexMark) | {"query": "heart", "format": FORMAT}, _index_mark),
     "partition": (_of(PartitionMark), lambda data, _: build(PartitionMark, read_json(data), "m")),
-    "download": (_folder_mark(), _download),
 }
 
 

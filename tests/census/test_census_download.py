@@ -207,15 +207,15 @@ def test_partitions_of_something_else_are_refused(
 ) -> None:
     run(index, tmp_path, partitions=(0,))
     before = files(tmp_path)
-    with pytest.raises(ConfigError, match="max_cells: 30 there, 31 here"):
+    with pytest.raises(ConfigError, match="another index, release or size"):
         run(index, tmp_path, max_cells=31)
     build_index(["heart"], str(tmp_path / "i"), census.queries, OLDER, progress=False)
-    with pytest.raises(ConfigError, match=f"version: '{STABLE}' there, '{OLDER}' here"):
+    with pytest.raises(ConfigError, match="another index, release or size"):
         run(tmp_path / "i", tmp_path)
     theirs = tmp_path / "theirs" / "heart"
     theirs.mkdir(parents=True)
     (theirs / "partition_0.h5ad").write_bytes(b"")
-    with pytest.raises(ConfigError, match="did not make them"):
+    with pytest.raises(ConfigError, match="if scshards made them"):
         run(index, tmp_path / "theirs")
     assert {n: d for n, d in files(tmp_path).items() if n.startswith("heart/")} == before
 

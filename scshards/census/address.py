@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote, urlencode
 
-from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
 from scshards.base.storage import redact
+from scshards.base.text import did_you_mean
 
 SOMA, CENSUS = "soma://", "census://"
 

@@ -16,9 +16,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from scshards.base.access import Access
-from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
 from scshards.base.storage import redact
+from scshards.base.text import did_you_mean
 from scshards.base.threads import all_cores
 from scshards.census.address import SomaAddress
 

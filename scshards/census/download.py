@@ -24,12 +24,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.config import build
 from scshards.base.errors import ConfigError, ScshardsError, SourceError, StorageError
 from scshards.base.files import publishing
 from scshards.base.locks import locked
 from scshards.base.progress import Progress
-from scshards.base.records import read_json
+from scshards.base.records import Damaged, from_tree, read_json
 from scshards.base.remote import translated
 from scshards.base.storage import Storage, is_local, path_of, redact
 from scshards.base.threads import read_ahead
@@ -205,8 +204,8 @@ class PartitionFolder:
         if data is None:
             return None
         try:
-            mark = build(PartitionMark, read_json(data), file.stem)
-        except ValueError:
+            mark = from_tree(PartitionMark, read_json(data))
+        except Damaged:
             return None
         with translated(str(file)):
             is_whole = file.is_file() and file.stat().st_size == mark.bytes

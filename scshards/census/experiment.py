@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.access import Access
-from scshards.base.config import did_you_mean
 from scshards.base.errors import (
     ConfigError,
     MissingDataError,
@@ -34,6 +33,7 @@ from scshards.base.errors import (
     StorageError,
 )
 from scshards.base.storage import Storage, redact
+from scshards.base.text import did_you_mean
 from scshards.census.address import SomaAddress
 from scshards.census.context import make_context, said, store_options
 from scshards.census.rows import Part, Rows, by_row, stretches

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.config import build, did_you_mean
 from scshards.base.errors import (
     ChecksumError,
     ConfigError,
@@ -29,8 +28,9 @@ from scshards.base.errors import (
     SourceError,
 )
 from scshards.base.progress import Progress
-from scshards.base.records import Damaged, read_json
+from scshards.base.records import Damaged, from_tree, read_json
 from scshards.base.storage import Storage, redact
+from scshards.base.text import did_you_mean
 from scshards.census.address import CENSUS, SomaAddress
 from scshards.census.experiment import Experiment
 from scshards.census.queries import PRIMARY, Query, load_queries
@@ -281,19 +281,16 @@ def read_mark(storage: Storage, name: str) -> IndexMark | None:
     if data is None:
         return None
     try:
-        mark = build(IndexMark, read_json(data), name + MARK)
-        if (mark.query, mark.format) == (name, FORMAT):
-            return mark
-        fault = "of another query or version"
-    except ConfigError as e:
-        fault = f"{e.where}: {e.what}"
+        mark = from_tree(IndexMark, read_json(data))
+        if (mark.query, mark.format) != (name, FORMAT):
+            raise Damaged("it is of another query or version")
     except Damaged as e:
-        fault = str(e)
-    raise FormatError(
-        f"this is no mark of an index: {fault}",
-        where=storage.at(name + MARK),
-        advice=f"make it again: scshards census index {name} --restart",
-    )
+        raise FormatError(
+            f"this is no mark of an index: {e}",
+            where=storage.at(name + MARK),
+            advice=f"make it again: scshards census index {name} --restart",
+        ) from None
+    return mark
 
 
 def read_ids(storage: Storage, mark: IndexMark) -> NDArray[np.int64]:

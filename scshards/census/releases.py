@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError, StorageError
 from scshards.base.records import Damaged, from_tree, read_json
 from scshards.base.storage import Storage, redact
+from scshards.base.text import did_you_mean
 
 if TYPE_CHECKING:
     from scshards.census.queries import Queries
@@ -120,7 +120,9 @@ def releases(
                 region=region,
                 anonymous=queries.anonymous is not False,
                 is_lts=bool((said.flags or {}).get("lts")),
-                retracted=str(withdrawn.get("reason") or "no reason is given") if withdrawn else None,
+                retracted=str(withdrawn.get("reason") or "no reason is given")
+                if withdrawn
+                else None,
             )
     except Damaged as e:
         raise StorageError(

@@ -36,7 +36,7 @@ from scshards.base.storage import Storage, redact
 from scshards.base.text import did_you_mean
 from scshards.census.address import SomaAddress
 from scshards.census.context import make_context, said, store_options
-from scshards.census.rows import Part, Rows, by_row, stretches
+from scshards.census.rows import Rows, by_row, stretches
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -112,7 +112,7 @@ class Experiment:
         self.name, self._address = redact(address.uri), address
         self._access = Access.of(storage_options)
         self.context = make_context(address, storage_options)
-        self._sizes_hold = True
+        self._sizes_hold, self.was_asked = True, False
         with self.reading("the experiment"), contextlib.ExitStack() as opened:
             if not tiledbsoma.Experiment.exists(address.uri, context=self.context):
                 raise self._missing()
@@ -275,25 +275,18 @@ class Experiment:
             part, found = ids[start:stop], None
             with self.reading(f"rows {part[0]} to {part[-1]}"):
                 if n_values is not None and self._sizes_hold:
-                    found = by_row(part, self._parts(part), self.dtype, n_values[start:stop])
+                    found = self._by_row(part, n_values[start:stop])
                     # A column of this name may count something else, such as another layer's values.
                     self._sizes_hold = found is not None
-                if found is None:
-                    found = by_row(part, self._parts(part), self.dtype)
-            assert found is not None
-            if found.largest >= self.n_genes:
-                raise SourceError(
-                    f"the matrix has a value of gene {found.largest}, and var has {self.n_genes:,} "
-                    "genes",
-                    where=self.name,
-                )
-            yield Rows(start, found.indptr, found.columns, found.values)
+                found = found or self._by_row(part, None)
+            assert found is not None, "as many values as were counted"
+            yield found
 
-    def _parts(self, ids: NDArray[np.int64]) -> Iterator[Part]:
+    def _by_row(self, ids: NDArray[np.int64], n_values: NDArray[np.int64] | None) -> Rows | None:
         # In TileDB's own order, which is up to twenty times faster than by rows.
-        for table in self._matrix.read((ids,)).tables():
-            rows, columns, values = (table.column(name).to_numpy() for name in _COORDS)
-            yield rows, columns, values
+        tables = self._matrix.read((ids,)).tables()
+        parts = ([table.column(name).to_numpy() for name in _COORDS] for table in tables)
+        return by_row(ids, parts, self.dtype, self.n_genes, n_values)
 
     def _frame(
         self, frame: Any, name: str, columns: Sequence[str], ids: NDArray[np.int64] | None
@@ -384,10 +377,7 @@ def identity(
     address: SomaAddress, storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """What tells one state of an experiment, and one choice of its cells, from another; for JSON."""
-    experiment = shared(address, storage_options)
-    if experiment.has_changed():
-        _opened.cache_clear()
-        experiment = shared(address, storage_options)
+    experiment = _looked_at(address, storage_options, is_asked=True)
     shown = str(dataclasses.replace(address, uri=redact(address.uri)))
     return {"cells": shown, "state": experiment.state}
 
@@ -395,10 +385,22 @@ def identity(
 def shared(address: SomaAddress, storage_options: Mapping[str, Any] | None = None) -> Experiment:
     """The experiment of an address, open; it is not to be closed, as others use it.
 
-    It is as it was when `identity` last looked, or when it was opened.
+    It is looked at whether it has changed since it was opened, unless `identity` has just done so.
     """
+    return _looked_at(address, storage_options, is_asked=False)
+
+
+def _looked_at(
+    address: SomaAddress, storage_options: Mapping[str, Any] | None, *, is_asked: bool
+) -> Experiment:
     place = dataclasses.replace(address, filter=None, first=None, last=None, cells=None)
-    return _opened(place, Access.of(storage_options))
+    access = Access.of(storage_options)
+    experiment = _opened(place, access)
+    if (is_asked or not experiment.was_asked) and experiment.has_changed():
+        _opened.cache_clear()
+        experiment = _opened(place, access)
+    experiment.was_asked = is_asked
+    return experiment
 
 
 @lru_cache(maxsize=1)

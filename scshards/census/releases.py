@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from scshards.base.errors import ConfigError, StorageError
-from scshards.base.records import Damaged, from_tree, read_json
+from scshards.base.records import At, Damaged, from_tree, read_json
 from scshards.base.storage import Storage, redact
 from scshards.base.text import did_you_mean
 
@@ -109,20 +109,19 @@ def releases(
             if isinstance(said, str):
                 aliases[name] = said
                 continue
-            uri, region, withdrawn = said.soma.uri, said.soma.s3_region, said.retraction
+            uri, region = said.uri, said.region
             if not uri:
                 mirror = mirror or _mirror(queries.directory, storage_options)
-                uri = f"{mirror.base_uri.rstrip('/')}/{said.soma.relative_uri.lstrip('/')}"
+                uri = f"{mirror.base_uri.rstrip('/')}/{said.path.lstrip('/')}"
                 region = mirror.region
+            reason = (said.retraction or {}).get("reason") or "no reason is given"
             found[name] = Release(
                 version=name,
                 uri=uri,
                 region=region,
                 anonymous=queries.anonymous is not False,
-                is_lts=bool((said.flags or {}).get("lts")),
-                retracted=str(withdrawn.get("reason") or "no reason is given")
-                if withdrawn
-                else None,
+                is_lts=said.is_lts,
+                retracted=str(reason) if said.retraction else None,
             )
     except Damaged as e:
         raise StorageError(
@@ -132,23 +131,18 @@ def releases(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Soma:
-    uri: str | None = None
-    s3_region: str | None = None
-    relative_uri: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.uri and not self.relative_uri:
-            raise Damaged("it is missing", "uri")
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Description:
     """What the directory says of a release."""
 
-    soma: _Soma
-    flags: Mapping[str, Any] | None = None
+    uri: Annotated[str | None, At("soma.uri")] = None
+    path: Annotated[str | None, At("soma.relative_uri")] = None
+    region: Annotated[str | None, At("soma.s3_region")] = None
+    is_lts: Annotated[bool, At("flags.lts")] = False
     retraction: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.uri and not self.path:
+            raise Damaged("it is missing", "soma.uri")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from scshards.kernels import rows as kernels
 
-Part = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+Part = Sequence[NDArray[Any]]
 """Values of a matrix in any order: the ids of their rows, of their columns, and they themselves."""
 
 _ROWS = 8
@@ -18,21 +18,8 @@ _ROWS = 8
 
 
 class Rows(NamedTuple):
-    """Some cells' rows of a matrix.
+    """Some cells' rows of a matrix: indptr from 0; soma_joinids of genes, in any order within a row."""
 
-    Attributes
-    ----------
-    first
-        The place of the first one among the cells that were asked for.
-    indptr
-        int64 [cells + 1], from 0.
-    indices
-        int32 [values]: soma_joinids of genes, in any order within a row.
-    data
-        [values] of the stored dtype.
-    """
-
-    first: int
     indptr: NDArray[np.int64]
     indices: NDArray[np.int32]
     data: NDArray[Any]
@@ -80,21 +67,13 @@ def stretches(
         start = stop
 
 
-class Dealt(NamedTuple):
-    """Values by rows: indptr int64 [rows + 1], columns int32, values; the largest column, or -1."""
-
-    indptr: NDArray[np.int64]
-    columns: NDArray[np.int32]
-    values: NDArray[Any]
-    largest: int
-
-
 def by_row(
     ids: NDArray[np.int64],
     parts: Iterable[Part],
     dtype: np.dtype[Any],
+    n_genes: int,
     n_values: NDArray[np.int64] | None = None,
-) -> Dealt | None:
+) -> Rows | None:
     """Values in any order -> by rows.
 
     Parameters
@@ -103,13 +82,15 @@ def by_row(
         soma_joinids of the rows, ascending.
     dtype
         Of the values.
+    n_genes
+        All columns are below it; else ValueError.
     n_values
         How many each row has, where it is said: then no part is held. Else all are until the last one
         has come, 12 bytes a value.
 
     Returns
     -------
-    None where it is not so. Not all parts may have been asked for then.
+    None where rows have others than `n_values`. Not all parts may have been asked for then.
     """
     first, length = int(ids[0]), int(ids[-1] - ids[0]) + 1
     places = table = np.arange(len(ids), dtype=np.int32)
@@ -128,17 +109,16 @@ def by_row(
         parts, first, table = held, 0, places
     indptr = np.zeros(len(ids) + 1, np.int64)
     np.cumsum(n_values, out=indptr[1:])
-    at, indices, data = (
-        indptr[:-1].copy(),
-        np.empty(indptr[-1], np.int32),
-        np.empty(indptr[-1], dtype),
-    )
+    at = indptr[:-1].copy()
+    indices, data = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], dtype)
     for part in parts:
         seen = kernels.deal_to_rows(*part, first, table, at, indptr[1:], indices, data)
         if seen == kernels.TOO_MANY:
             return None
         largest = max(largest, int(seen))
-    return Dealt(indptr, indices, data, largest) if np.array_equal(at, indptr[1:]) else None
+    if largest >= n_genes:
+        raise ValueError(f"the matrix has a value of gene {largest}, and var has {n_genes:,} genes")
+    return Rows(indptr, indices, data) if np.array_equal(at, indptr[1:]) else None
 
 
 def _searched(ids: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.intp]:

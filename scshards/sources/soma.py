@@ -163,10 +163,11 @@ class _Rows(ByRows):
             self._ids[start:stop], n_values=sizes, read_values=max(READ_VALUES, max_values)
         )
         with contextlib.closing(read_ahead(reads) if self._ahead else reads) as coming:
-            for first, indptr, indices, data in coming:
+            for indptr, indices, data in coming:
                 for a, b in row_cuts(indptr, max_values, max_rows):
                     p, q = int(indptr[a]), int(indptr[b])
-                    yield Block(start + first + a, indptr[a : b + 1] - p, indices[p:q], data[p:q])
+                    yield Block(start + a, indptr[a : b + 1] - p, indices[p:q], data[p:q])
+                start += len(indptr) - 1
 
     def sample(self, n_values: int) -> NDArray[Any]:
         mean = max(self.n_values / max(len(self._ids), 1), 1.0)

@@ -37,8 +37,8 @@ def experiment(census: Census) -> Iterator[Experiment]:
 def dense(experiment: Experiment, ids: Any, **more: Any) -> tuple[np.ndarray, list[int]]:
     """The rows of some ids, and the values of each read."""
     out, sizes, at = np.zeros((len(ids), experiment.n_genes)), [], 0
-    for first, indptr, indices, data in experiment.rows(np.asarray(ids), **more):
-        assert first == at and indptr[0] == 0
+    for indptr, indices, data in experiment.rows(np.asarray(ids), **more):
+        assert indptr[0] == 0
         rows = np.repeat(np.arange(at, at + len(indptr) - 1), np.diff(indptr))
         np.add.at(out, (rows, indices), data)
         sizes.append(len(data))
@@ -233,16 +233,20 @@ def test_values_in_any_order_come_by_rows(data: st.DataObject) -> None:
     parts = [(ids[rows[s]], columns[s], values[s]) for s in (slice(split), slice(split, None))]
     wanted = sp.coo_array((values, (rows, columns)), (len(ids), n)).toarray()
     sizes, kind = np.bincount(rows, minlength=len(ids)), np.dtype(np.float32)
-    for dealt in (by_row(ids, iter(parts), kind), by_row(ids, iter(parts), kind, sizes)):
-        assert dealt is not None and dealt.largest == max(columns, default=-1)
-        got = sp.csr_array((dealt.values, dealt.columns, dealt.indptr), (len(ids), n)).toarray()
+    for dealt in (by_row(ids, parts, kind, n), by_row(ids, parts, kind, n, sizes)):
+        assert dealt is not None
+        got = sp.csr_array((dealt.data, dealt.indices, dealt.indptr), (len(ids), n)).toarray()
         np.testing.assert_array_equal(got, wanted)
+    if len(columns):
+        for told in (None, sizes):
+            with pytest.raises(ValueError, match="a value of gene"):
+                by_row(ids, parts, kind, int(columns.max()), told)
     row = data.draw(st.integers(0, len(ids) - 1))
     for wrong in (-1, 1):
         told = sizes.copy()
         told[row] = max(0, told[row] + wrong)
         if told[row] != sizes[row]:
-            assert by_row(ids, iter(parts), kind, told) is None
+            assert by_row(ids, parts, kind, n, told) is None
 
 
 @pytest.mark.parametrize("ids", [[5, 6, 9], [5, 1 << 40, (1 << 40) + 4]])
@@ -250,7 +254,7 @@ def test_values_in_any_order_come_by_rows(data: st.DataObject) -> None:
 def test_values_of_rows_that_were_not_asked_for_are_seen(ids: list[int], stray: int) -> None:
     part = (np.array([5, stray]), np.array([1, 1]), np.ones(2, np.float32))
     told = np.array([1, 1, 0])
-    assert by_row(np.array(ids), iter([part]), np.dtype(np.float32), told) is None
+    assert by_row(np.array(ids), [part], np.dtype(np.float32), 2, told) is None
 
 
 @pytest.mark.parametrize("wrong", ["none", "more", "turned", "huge", "negative"])

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 from soma_census import OLDER, RETRACTED, STABLE, Census
 
-from scshards.base.errors import ConfigError, StorageError
+from scshards.base.errors import ConfigError
 from scshards.census.partitions import beside, partitions
 from scshards.census.queries import Queries, load_queries
 from scshards.census.releases import find_release, releases
 
 
-def test_a_release_is_found_by_its_date_or_another_name(census: Census, tmp_path: Path) -> None:
+def test_a_release_is_found_by_its_date_or_another_name(census: Census) -> None:
     queries = load_queries(census.queries)
     found, aliases = releases(queries)
     assert aliases == {"stable": STABLE, "latest": STABLE, "V1": OLDER}
@@ -24,28 +21,6 @@ def test_a_release_is_found_by_its_date_or_another_name(census: Census, tmp_path
     assert found[STABLE].experiment("homo_sapiens") == census.experiment()
     with pytest.raises(ConfigError, match=f"(?s)does not serve the version '2025-01-03'.*{STABLE}"):
         find_release(queries, "2025-01-03")
-    # A directory of today, whose addresses are those of mirrors.
-    tree = {"2030-01-01": {"soma": {"relative_uri": "/v/soma/"}, "flags": {"lts": True}}}
-    (tmp_path / "release.json").write_text(json.dumps(tree))
-    mirrors = {"default": "m", "m": {"base_uri": "s3://bucket/", "region": "us-west-2"}}
-    (tmp_path / "mirrors.json").write_text(json.dumps(mirrors))
-    made = Queries(
-        query=queries.query, directory=str(tmp_path / "release.json"), version="2030-01-01"
-    )
-    release = find_release(made)
-    assert (release.uri, release.region, release.anonymous) == (
-        "s3://bucket/v/soma/",
-        "us-west-2",
-        True,
-    )
-    for text, said in {
-        "[]": "no directory",
-        "no": "not valid JSON",
-        '{"a": {}}': "no directory",
-    }.items():
-        (tmp_path / "release.json").write_text(text)
-        with pytest.raises(StorageError, match=said):
-            releases(made)
     own = Queries(query=queries.query, uri="s3://mine/soma")
     assert find_release(own).uri == "s3://mine/soma" and not find_release(own).anonymous
     with pytest.raises(ConfigError, match="there is no version"):

@@ -117,6 +117,13 @@ def test_what_is_no_directory_of_releases(tmp_path: Path, tree: Any) -> None:
         find_release(directory(tmp_path, tree))
 
 
+def test_a_directory_that_is_no_json(tmp_path: Path) -> None:
+    queries = directory(tmp_path, {})
+    (tmp_path / "release.json").write_text("no")
+    with pytest.raises(StorageError, match="not valid JSON"):
+        find_release(queries)
+
+
 @given(
     st.builds(
         SomaAddress,

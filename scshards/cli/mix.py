@@ -83,11 +83,7 @@ def command(root: str, storage_options: Any, progress: bool, **chosen: Any) -> R
     by, split, plot, balanced = (asked.pop(name) for name in ("by", "split", "plot", "balanced"))
     options = MixOptions(**asked, weights=None if balanced is None else {balanced: "balanced"})
     report = mix(root, by, options, split=split, storage_options=storage_options, progress=progress)
-    if plot is not None:
-        from scshards.stream import mix_plot
-
-        click.echo(mix_plot.plot(report, plot), err=True)
-    tree = {name: getattr(report, name) for name in OF_ALL}
+    tree: dict[str, Any] = {name: getattr(report, name) for name in OF_ALL}
     tree["columns"] = [{name: getattr(m, name) for name in OF_COLUMNS} for m in report.columns]
     buffer = f"a shuffle buffer of {options.shuffle_buffer:,}" if options.shuffle else "no shuffle"
     first = (
@@ -95,7 +91,13 @@ def command(root: str, storage_options: Any, progress: bool, **chosen: Any) -> R
         f"{counted(report.cells, 'cells')}: batches of {options.batch_size} on "
         f"{counted(options.world_size, 'ranks')}, {counted(options.lanes, 'lanes')}, {buffer}"
     )
-    return Result(tree, [first, _table(report), _advice(report, options)])
+    parts: list[str | Table] = [first, _table(report), _advice(report, options)]
+    if plot is not None:
+        from scshards.stream import mix_plot
+
+        tree["plot"] = str(mix_plot.plot(report, plot))
+        parts.append(tree["plot"])
+    return Result(tree, parts)
 
 
 OF_ALL = ("cells", "steps", "sampled", "is_packed_shuffled")

@@ -233,7 +233,8 @@ def _record(
     for field, read in fields:
         node: Any = tree
         for i, name in enumerate(field.path):
-            if not isinstance(node, Mapping):
+            # To ask an abstract class takes longer than all the rest.
+            if type(node) is not dict and not isinstance(node, Mapping):
                 raise Damaged(f"a table is needed, not {shown(node)}", ".".join(field.path[:i]))
             node = node.get(name, _MISSING)
             if node is _MISSING:

@@ -370,9 +370,9 @@ def _read_numbers(values: Any) -> NDArray[np.int64]:
     # Whole lists at once: a set of 100 million cells has 1.5 million numbers.
     if type(values) is not list or set(map(type, values)) - {int}:
         raise Damaged(f"a list of whole numbers is needed, not {shown(values)}")
-    for i, value in enumerate(values):
-        if not 0 <= value < 1 << 63:
-            raise Damaged(f"a whole number from 0 is needed, not {shown(value)}", f"[{i}]")
+    if values and not 0 <= min(values) <= max(values) < 1 << 63:
+        i = next(i for i, value in enumerate(values) if not 0 <= value < 1 << 63)
+        raise Damaged(f"a whole number from 0 is needed, not {shown(values[i])}", f"[{i}]")
     return np.array(values, np.int64)
 
 

@@ -19,7 +19,9 @@ def floors() -> dict[str, str]:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     lists = [config["options"]["install_requires"], *config["options.extras_require"].values()]
-    found = re.findall(r"^([\w.-]+)(?:\[[\w,]+\])?>=([\w.]+)$", "\n".join(lists), re.MULTILINE)
+    found = re.findall(
+        r"^([\w.-]+)(?:\[[\w,]+\])?>=([\w.]+)(?:,<\S+)?$", "\n".join(lists), re.MULTILINE
+    )
     return dict(found)
 
 

@@ -154,6 +154,9 @@ class _ReadStore(Store):
             raise SourceError(
                 f"a chunk of the matrix is missing: {key}", where=self._name, advice=DAMAGED
             )
+        if data == b"" and is_chunk:
+            # Zarr takes a shard of chunks that is read whole and is empty for one of zeros.
+            raise OSError(f"{key} is empty")
         return data
 
 

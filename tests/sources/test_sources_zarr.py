@@ -328,6 +328,26 @@ def test_a_damaged_chunk(tmp_path: Path, format_: int, form: str) -> None:
             dense(source)
 
 
+@pytest.mark.parametrize("form", ["csr", "dense"])
+def test_an_empty_shard_of_chunks(tmp_path: Path, form: str) -> None:
+    """As anndata 0.13 writes: several chunks in a file."""
+    x = 1 + counts(50, 8)
+    path = write_zarr(tmp_path / "a.zarr", adata(MADE[form](x)), 3)
+    node = path / "X" / ("" if form == "dense" else "data")
+    plain = zarr.open_array(node, mode="r")
+    zarr.create_array(
+        node, data=plain[:], shards=plain.shape, attributes=dict(plain.attrs), overwrite=True,
+        chunks=(plain.shape[0] // 2, *plain.shape[1:]),
+    )  # fmt: skip
+    zarr.consolidate_metadata(path)
+    with open_source(path) as source:
+        np.testing.assert_array_equal(dense(source), x)
+    (shard,) = (p for p in (node / "c").rglob("*") if p.is_file())
+    shard.write_bytes(b"")
+    with pytest.raises(SourceError, match="can't be read"), open_source(path) as source:
+        dense(source)
+
+
 @pytest.mark.parametrize("format_", [2, 3])
 def test_stores_that_are_refused(tmp_path: Path, format_: int) -> None:
     whole = write_zarr(tmp_path / "whole.zarr", adata(sp.csr_matrix(counts(5, 4))), format_)

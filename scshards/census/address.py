@@ -21,6 +21,9 @@ from scshards.base.text import did_you_mean
 
 SOMA, CENSUS = "soma://", "census://"
 
+JOINID = "soma_joinid"
+"""The number of a cell, and of a gene, in an experiment: a column of obs and of var."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SomaAddress:

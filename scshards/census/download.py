@@ -32,7 +32,8 @@ from scshards.base.records import Damaged, from_tree, read_json
 from scshards.base.remote import translated
 from scshards.base.storage import Storage, is_local, path_of, redact
 from scshards.base.threads import read_ahead
-from scshards.census.experiment import JOINID, NNZ, Experiment
+from scshards.census.address import JOINID
+from scshards.census.experiment import NNZ, Experiment
 from scshards.census.h5ad import H5adWriter
 from scshards.census.index import QueryIndex, index_names, load_index, to_json
 from scshards.census.options import DownloadOptions

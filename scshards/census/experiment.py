@@ -34,15 +34,12 @@ from scshards.base.errors import (
 )
 from scshards.base.storage import Storage, redact
 from scshards.base.text import did_you_mean
-from scshards.census.address import SomaAddress
+from scshards.census.address import JOINID, SomaAddress
 from scshards.census.context import make_context, said, store_options
 from scshards.census.rows import Rows, by_row, stretches
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-JOINID = "soma_joinid"
-"""The number of a cell, and of a gene, in an experiment: a column of obs and of var."""
 
 NNZ = "nnz"
 """The column of the Census's obs that says how many values a cell has."""

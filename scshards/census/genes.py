@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import SourceError
 from scshards.cells.expand import GeneTable
-from scshards.census.address import CENSUS
+from scshards.census.address import CENSUS, JOINID
 from scshards.census.context import said
-from scshards.census.experiment import JOINID, Experiment
+from scshards.census.experiment import Experiment
 from scshards.census.queries import load_queries
 from scshards.census.releases import Release, find_release
 

@@ -104,7 +104,6 @@ def command(inputs: tuple[str, ...], output: str, progress: bool, **chosen: Any)
     from scshards.cli import report
     from scshards.exporting.card import check_compression, write_card
     from scshards.packing import pack as packing
-    from scshards.packing.dry_run import plan_pack
 
     run = build(PackRun, chosen)
     if run.hf_card and not run.append:
@@ -118,6 +117,8 @@ def command(inputs: tuple[str, ...], output: str, progress: bool, **chosen: Any)
     else:
         asked = build(PackOptions, chosen)
         if run.dry_run:
+            from scshards.packing.dry_run import plan_pack
+
             plan = plan_pack(inputs, output, run.vocab, asked, progress)
             refused = [{"what": e.what, "where": e.where, "advice": e.advice} for e in plan.refused]
             tree = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}

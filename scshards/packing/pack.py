@@ -22,7 +22,7 @@ from typing import Any
 
 from scshards.base.errors import ConfigError
 from scshards.cells.vocab import Vocab
-from scshards.census.experiment import JOINID
+from scshards.census.address import JOINID
 from scshards.packing.compare import refuse_known
 from scshards.packing.executors import LOCAL, make_executor
 from scshards.packing.job import ADDS_TO, SHARES, Job

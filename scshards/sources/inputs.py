@@ -18,9 +18,7 @@ from typing import Any, NamedTuple
 from scshards.base.errors import ConfigError
 from scshards.base.remote import translated
 from scshards.base.storage import Storage, is_local, is_web, path_of
-from scshards.census.address import is_cells, is_soma
-from scshards.census.experiment import JOINID
-from scshards.census.partitions import beside, partitions
+from scshards.census.address import JOINID, is_cells, is_soma
 from scshards.sources.ids import PREFIXED, SCB, TABLE
 from scshards.sources.open import folder_kind
 from scshards.sources.rows import display_name
@@ -207,6 +205,8 @@ def _listed(line: str, folder: str, options: Mapping[str, Any] | None) -> list[I
         raise ConfigError("a line of the list is not an input, or an input, a tab and its name")
     found = _WITH_COLUMN.fullmatch(text)
     if is_cells(text):
+        from scshards.census.partitions import beside
+
         text = beside(text, folder)
     elif is_local(found[1] if found else text) and not path_of(text).is_absolute():
         text = str(Path(folder) / text) if is_local(folder) else f"{folder}{text}"
@@ -221,6 +221,8 @@ def _listed(line: str, folder: str, options: Mapping[str, Any] | None) -> list[I
 
 def _expanded(url: str, options: Mapping[str, Any] | None) -> list[InputFile]:
     if is_cells(url):
+        from scshards.census.partitions import partitions
+
         return [InputFile(str(p.address), p.name) for p in partitions(url, options)]
     with translated(display_name(url)):
         found = _local(url) if is_local(url) else _remote(url, options)

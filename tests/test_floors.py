@@ -7,7 +7,7 @@ scshards, and it must find something in a source that breaks it.
 from __future__ import annotations
 
 import ast
-import importlib
+import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -317,3 +317,20 @@ def test_every_command_has_its_module() -> None:
 
     files = {p.stem for p in (ROOT / "cli").glob("*.py")} - {"__init__"}
     assert set(cli.COMMANDS) <= files
+
+
+@pytest.mark.parametrize("folder", ["tools", "examples"])
+def test_what_scripts_import_is_there(folder: str) -> None:
+    """No test runs the benchmarks, so that a name which moves would be missed there first by a user."""
+    missing = []
+    for path in sorted((ROOT.parent / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("scshards"):
+                home = importlib.import_module(str(node.module))
+                missing += [
+                    f"{path.name}: {node.module}.{one.name}"
+                    for one in node.names
+                    if not hasattr(home, one.name)
+                    and importlib.util.find_spec(f"{node.module}.{one.name}") is None
+                ]
+    assert not missing

@@ -26,7 +26,7 @@ from bench_pack_soma import measure_soma as measure_soma
 from bench_process import in_process
 
 from scshards.base.memory import peak_bytes
-from scshards.base.progress import table
+from scshards.base.progress import Table
 from scshards.cells.vocab import Vocab
 from scshards.packing.pack import PackOptions, pack
 
@@ -54,7 +54,8 @@ def main() -> None:
                 figures[figure] = value
                 if not args.json:
                     print(f"{figure}: {value:,.3g}", flush=True)
-    print(json.dumps(figures) if args.json else table(("figure", "median"), list(figures.items())))
+    shown = Table(("figure", "median"), list(figures.items())).text()
+    print(json.dumps(figures) if args.json else shown)
 
 
 def measure_speed(folder: Path, cells: int, runs: int) -> Iterator[tuple[str, float]]:

@@ -16,9 +16,7 @@ import bench_stream_jobs as jobs
 from bench_process import in_process, machine
 from bench_stream_data import Data
 from bench_stream_parts import PARTS
-from bench_stream_report import Part, markdown
-
-from scshards.base.progress import table
+from bench_stream_report import Part, markdown, plain
 
 
 def main() -> None:
@@ -51,7 +49,7 @@ def main() -> None:
         found[name] = PARTS[name](data, args.runs)
         if not args.json:
             print(
-                f"\n{name}\n\n{found[name].text(markdown if args.markdown else table)}", flush=True
+                f"\n{name}\n\n{found[name].text(markdown if args.markdown else plain)}", flush=True
             )
     if args.json:
         figures = {name: {"figures": p.rows, "bars": p.bars} for name, p in found.items()}

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from scshards.base import progress
+
 Figures = dict[str, float]
 Table = Callable[[Sequence[str], Iterable[Sequence[object]]], str]
 
@@ -38,6 +40,11 @@ class Part:
             bars = [(*bar, "met" if _is_met(*bar[1:]) else "missed") for bar in self.bars]
             parts.append(table(("", "measured", "", "bar", ""), bars))
         return "\n\n".join([*parts, *self.notes])
+
+
+def plain(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table for a terminal."""
+    return progress.Table(header, list(rows)).text()
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

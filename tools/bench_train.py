@@ -10,10 +10,8 @@ from typing import Any
 
 import bench_train_jobs as jobs
 from bench_process import in_process, machine
-from bench_stream_report import Part, in_turn, markdown
+from bench_stream_report import Part, in_turn, markdown, plain
 from bench_train_data import shards
-
-from scshards.base.progress import table
 
 SIZES: dict[str, tuple[str, ...]] = {
     "small": (
@@ -71,7 +69,7 @@ def main() -> None:
             json.dumps({"machine": about.splitlines(), "runs": args.runs, "what": what} | figures)
         )
     else:
-        print(f"{about}\n\n{what}\n\n{part.text(markdown if args.markdown else table)}")
+        print(f"{about}\n\n{what}\n\n{part.text(markdown if args.markdown else plain)}")
 
 
 def measure(args: argparse.Namespace, size: str, device: str) -> Part:

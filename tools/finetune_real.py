@@ -33,7 +33,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
-from scshards.base.progress import table
+from scshards.base.progress import Table
 from scshards.cells.vocab import Vocab
 from scshards.packing.pack import PackOptions, pack
 from scshards.train.annotate import annotate
@@ -284,7 +284,8 @@ def main() -> None:
         tasks = [options.task] if options.task else ["annotate", "integrate"]
         rows = measure(Path(data), Path(work), tasks, options.seeds, options.fast)
     lines = [(r.what, r.seed, *r.scores, f"{r.seconds:.0f} s") for r in rows]
-    print(table(("task", "seed", "scshards", "logistic regression / PCA", "training"), lines))
+    header = ("task", "seed", "scshards", "logistic regression / PCA", "training")
+    print(Table(header, lines).text())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from scshards.base.progress import duration, table
+from scshards.base.progress import Table, duration
 from scshards.shards.shardset import ShardSet
 
 MARGIN = 0.15
@@ -38,7 +38,7 @@ def main(folder: Path, seconds: float, setup: float) -> None:
         ("time, all", duration(seconds)),
         ("picture", str(folder / "quickstart.png")),
     ]
-    print("\n" + table(("quickstart", ""), rows))
+    print("\n" + Table(("quickstart", ""), rows).text())
     if scores["margin"] < MARGIN:
         sys.exit(f"\nthe model is not {100 * MARGIN:.0f}% below the better baseline")
 

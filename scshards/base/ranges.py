@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import functools
 import io
 import os
 import re
@@ -69,7 +68,7 @@ class RemoteFile(io.RawIOBase):
         self._answer = _Answer()
         self._etag = self._answer.etag = version(info).get("etag")
         self._at = 0
-        self._block = functools.lru_cache(BLOCKS)(self._read_block)
+        self._blocks: dict[int, bytes] = {}
 
     def readable(self) -> bool:
         return True
@@ -97,7 +96,16 @@ class RemoteFile(io.RawIOBase):
         self._at += len(piece)
         return len(piece)
 
-    def _read_block(self, number: int) -> bytes:
+    def _block(self, number: int) -> bytes:
+        block = self._blocks.pop(number, None)
+        if block is None:
+            block = self._fetched(number)
+            while len(self._blocks) >= BLOCKS:
+                self._blocks.pop(next(iter(self._blocks)))  # the one that was used longest ago
+        self._blocks[number] = block
+        return block
+
+    def _fetched(self, number: int) -> bytes:
         start = number * BLOCK_BYTES
         end = min(start + BLOCK_BYTES, self.size)
         with translated(self._where):

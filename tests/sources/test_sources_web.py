@@ -25,6 +25,7 @@ from scshards.base import memory, ranges
 from scshards.base.access import Access
 from scshards.base.errors import ConfigError, SourceError, StorageError
 from scshards.base.retry import Retry
+from scshards.base.storage import Storage
 from scshards.sources.inputs import expand
 from scshards.sources.open import input_identity, open_source
 
@@ -234,6 +235,21 @@ def test_garbage_of_hdf5_is_collected_while_a_file_is_fetched(
             assert gone.wait(60), "nobody has collected the garbage"
         assert gc.isenabled()
     assert total == x.sum()
+
+
+def test_what_was_fetched_goes_with_its_file(tmp_path: Path) -> None:
+    """At once, and not when garbage is collected: an atlas has thousands of files."""
+    (tmp_path / "a.h5ad").write_bytes(bytes(100))
+    with serving(tmp_path, "ranges") as url:
+        gc.disable()
+        try:
+            with Storage(f"{url}/a.h5ad").open() as f:
+                assert f.read() == bytes(100)
+                gone = weakref.ref(f.raw)
+            del f
+            assert gone() is None
+        finally:
+            gc.enable()
 
 
 def test_a_file_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

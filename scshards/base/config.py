@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 from scshards.base.errors import ConfigError
 from scshards.base.records import Damaged, from_tree
-from scshards.base.text import did_you_mean as did_you_mean
 
 T = TypeVar("T")
 

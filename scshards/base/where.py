@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
+from scshards.base.text import did_you_mean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scshards.base.config import build, did_you_mean, read_toml
+from scshards.base.config import build, read_toml
 from scshards.base.errors import ConfigError
+from scshards.base.text import did_you_mean
 from scshards.census.address import SomaAddress
 from scshards.census.releases import Release
 

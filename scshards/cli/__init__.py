@@ -17,8 +17,8 @@ from typing import Any
 import click
 
 from scshards._version import __version__
-from scshards.base.config import did_you_mean
 from scshards.base.errors import ScshardsError
+from scshards.base.text import did_you_mean
 from scshards.cli.command import show_error
 
 COMMANDS = {

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError, SourceError, ValueKindError
 from scshards.base.files import publish_array
+from scshards.base.text import did_you_mean
 from scshards.cells.tokenizer import ValueKind
 from scshards.packing import labels, plan
 from scshards.packing.labels import LabelSurvey

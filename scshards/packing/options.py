@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from scshards.base import where as where_
-from scshards.base.config import conform, did_you_mean
+from scshards.base.config import conform
 from scshards.base.errors import ConfigError, FormatError
 from scshards.base.storage import redact
-from scshards.base.text import text_of
+from scshards.base.text import did_you_mean, text_of
 from scshards.shards import Compression
 from scshards.sources.options import TableOptions, some_types, two_columns
 

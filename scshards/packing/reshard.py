@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scshards.base import where as where_
-from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError, SourceError, VocabError
+from scshards.base.text import did_you_mean
 from scshards.cells.vocab import Vocab
 from scshards.packing.compare import known_by
 from scshards.packing.options import HELD_OUT, KEPT, PackOptions, known, parts_of

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.config import did_you_mean
 from scshards.base.errors import ChecksumError, ConfigError, FormatError, StorageError
 from scshards.base.storage import Storage
+from scshards.base.text import did_you_mean
 from scshards.cells.batch import format_key
 from scshards.cells.vocab import Vocab
 from scshards.shards.chunks import read_chunks

@@ -16,8 +16,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.config import did_you_mean
 from scshards.base.errors import ScshardsError, SourceError
+from scshards.base.text import did_you_mean
 from scshards.sources.hdf5 import check_filters, plain_values, text
 from scshards.sources.matrix import Csc, Csr, Dense
 from scshards.sources.rows import INDEX, Columns, Matrix, Opening, Source, attribute, reading

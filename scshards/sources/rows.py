@@ -23,9 +23,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.config import did_you_mean
 from scshards.base.errors import ScshardsError, SourceError
 from scshards.base.storage import redact
+from scshards.base.text import did_you_mean
 from scshards.cells.batch import cell_keys
 from scshards.sources.options import GENES_ALONE
 

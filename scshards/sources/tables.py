@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scshards.base.config import did_you_mean
 from scshards.base.errors import SourceError
 from scshards.base.records import from_tree, read_json
 from scshards.base.storage import Storage
+from scshards.base.text import did_you_mean
 from scshards.sources.ids import TABLE
 from scshards.sources.options import LISTS
 from scshards.sources.rows import guarded, reading

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base import seeds
-from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
+from scshards.base.text import did_you_mean
 from scshards.base.where import Where, parse
 from scshards.shards.index import OBS_PREFIX
 from scshards.shards.manifest import LabelInfo

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
+from scshards.base.text import did_you_mean
 from scshards.cells.vocab import Vocab
 from scshards.shards.manifest import LabelInfo
 

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base import seeds
-from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
 from scshards.base.progress import Progress
+from scshards.base.text import did_you_mean
 from scshards.shards.index import OBS_PREFIX
 from scshards.stream.choice import scan
 from scshards.stream.course import Course

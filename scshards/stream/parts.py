@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base import seeds
-from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
+from scshards.base.text import did_you_mean
 from scshards.base.where import parse
 from scshards.shards.index import OBS_PREFIX
 from scshards.stream.choice import Chosen, choose, scan

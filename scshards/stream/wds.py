@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from webdataset.compat import FluidInterface
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError, FormatError
+from scshards.base.text import did_you_mean
 from scshards.base.where import parse
 from scshards.cells.batch import KEY_ROW_BITS
 from scshards.cells.tokenizer import ValueKind

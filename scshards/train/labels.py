@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError
+from scshards.base.text import did_you_mean
 from scshards.shards.index import OBS_PREFIX
 from scshards.shards.shardset import ShardSet
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.config import did_you_mean
 from scshards.base.errors import ConfigError, SourceError
 from scshards.base.pictures import STYLE, pyplot, save
+from scshards.base.text import did_you_mean
 from scshards.train.curves import Curves, draw, legend, panels
 from scshards.train.folder import RunFolder
 from scshards.train.metrics import read_metrics

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from scshards.base import config
+from scshards.base import config, text
 from scshards.base.errors import ConfigError
 
 
@@ -148,7 +148,7 @@ def test_a_folder_is_no_config(tmp_path: Path) -> None:
 
 
 def test_did_you_mean() -> None:
-    assert config.did_you_mean("pak", ["pack", "plot", "verify"]) == "did you mean 'pack'?"
-    assert config.did_you_mean("zzz", ["b", "a"]) == "known names: a, b"
-    many = config.did_you_mean("zzz", [f"n{i:02d}" for i in range(30)])
+    assert text.did_you_mean("pak", ["pack", "plot", "verify"]) == "did you mean 'pack'?"
+    assert text.did_you_mean("zzz", ["b", "a"]) == "known names: a, b"
+    many = text.did_you_mean("zzz", [f"n{i:02d}" for i in range(30)])
     assert many.endswith("n19, ...")

@@ -6,13 +6,11 @@ import os
 import signal
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import settings
-from s3_start import s3_process
+from s3_start import S3, s3_process
 from soma_census import Census, build_apart, upload
 
 # A background job of a script ignores Ctrl-C, and so would every process that the tests start.
@@ -37,19 +35,6 @@ def real_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"SCSHARDS_REAL_DATA is not a folder: {path}")
     return path
-
-
-@dataclass(frozen=True, kw_only=True)
-class S3:
-    """A running S3 server and an empty bucket on it.
-
-    `url` is the bucket's address, `env` what a process needs in its environment to reach it, and
-    `options` the same as storage options, for tests that change one of them.
-    """
-
-    url: str
-    env: dict[str, str]
-    options: dict[str, Any]
 
 
 @pytest.fixture(scope="session")

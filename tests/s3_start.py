@@ -7,10 +7,25 @@ import select
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ACCESS, SECRET = "scshards:tests", "s3cret/of+the=tests"
 START_S = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3:
+    """A running S3 server and an empty bucket on it.
+
+    `url` is the bucket's address, `env` what a process needs in its environment to reach it, and
+    `options` the same as storage options, for tests that change one of them.
+    """
+
+    url: str
+    env: dict[str, str]
+    options: dict[str, Any]
 
 
 @contextlib.contextmanager

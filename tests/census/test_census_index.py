@@ -12,9 +12,9 @@ from typing import Any
 import anndata
 import numpy as np
 import pytest
-from conftest import S3
 from hypothesis import given
 from hypothesis import strategies as st
+from s3_start import S3
 from soma_census import OLDER, STABLE, Census
 
 from scshards.base.errors import ChecksumError, ConfigError, FormatError, SourceError

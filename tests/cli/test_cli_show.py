@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import S3
+from s3_start import S3
 from shardsets import Known, make_set
 
 from scshards.base.errors import ConfigError

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import s3fs
 import shardsets
-from conftest import S3
 from export_support import bank, quiet_export, quiet_pack, small_set, tables, write_h5ad
 from plain_reader import read_back
+from s3_start import S3
 
 from scshards.base.errors import (
     ChecksumError,

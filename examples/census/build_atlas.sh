@@ -34,18 +34,15 @@ read -r -a queries <<<"${QUERIES:-kidney pancreas intestine}"
 file=()
 if [ -n "${QUERIES_FILE:-}" ]; then file=(--queries "$QUERIES_FILE"); fi
 
-census=() inputs=()
+inputs=()
 for name in "${queries[@]}"; do
-  census+=(--census "$name")
   inputs+=("census://$name?index=$atlas/index")
 done
 
 scshards census index "${queries[@]}" ${file[@]+"${file[@]}"} -o "$atlas/index"
 
 if [ ! -e "$atlas/vocab.json" ]; then
-  # The genes of the very release that the index is of, also where "stable" has moved on since.
-  release=$(sed -n 's/^ "version": "\([0-9-]*\)",$/\1/p' "$atlas/index/${queries[0]}.json")
-  scshards vocab expand "$vocab" "${census[@]}" ${file[@]+"${file[@]}"} ${release:+--release "$release"} \
+  scshards vocab expand "$vocab" "${inputs[@]}" --gene-column feature_name --id-column feature_id \
     --special-tokens -o "$atlas/vocab.json"
 fi
 

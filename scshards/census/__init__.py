@@ -4,7 +4,6 @@
     index -> partitions                  their soma_joinids, cut into what one task reads
     experiment, context, rows            obs, var and rows of a matrix, in bounded memory
     download, h5ad                       partitions as h5ad files
-    genes                                which genes there are, and which were measured
 
 Read first: queries.py, then experiment.py.
 """

@@ -6,7 +6,6 @@ The files that they make are new ones only, each whole or not at all.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,6 @@ import click
 
 from scshards.base.errors import SourceError
 from scshards.base.progress import Table, shorten
-from scshards.cli.census import CensusOptions
 from scshards.cli.command import Commands, Result
 from scshards.cli.options import build, options, output, store_options, wide
 from scshards.packing.options import PackOptions
@@ -65,18 +63,11 @@ class ExpandOptions:
 
     Attributes
     ----------
-    census
-        Take the genes of the organism of this query of the Census.
-    queries, release
-        As in CensusOptions.
-    measured
-        Of the Census, take only genes that a dataset with cells of the query measured.
     gene_column
-        The column of var that names genes. Without it, the index of files, and feature_name of the
-        Census.
+        The column of var that names genes, of inputs that name none by INPUT::COL. Without it, the
+        index.
     id_column
-        The column of var with Ensembl ids, for the report; index is the index. Without it, none of
-        files, and feature_id of the Census.
+        The column of var with Ensembl ids, for the report; index is the index.
     strip_versions
         As in PackOptions.
     special_tokens
@@ -85,10 +76,6 @@ class ExpandOptions:
         Show the report and make nothing.
     """
 
-    census: tuple[str, ...] = ()
-    queries: str | None = CensusOptions.queries
-    release: str | None = CensusOptions.release
-    measured: bool = False
     gene_column: str | None = None
     id_column: str | None = None
     strip_versions: bool = False
@@ -223,7 +210,7 @@ def _parts(reports: Sequence[GeneReport]) -> list[str | Table]:
 
 @command.command("expand")
 @click.argument("vocab")
-@click.argument("inputs", metavar="[INPUT]...", nargs=-1)
+@_inputs
 @output("FILE", "The vocab.json to make.", required=False)
 @options(ExpandOptions)
 @_lists
@@ -232,47 +219,31 @@ def _parts(reports: Sequence[GeneReport]) -> list[str | Table]:
 def expand(
     vocab: str, inputs: tuple[str, ...], output: str | None, storage_options: Any, **chosen: Any
 ) -> Result:
-    """Append the genes that VOCAB lacks to a new vocabulary.
+    """Append the genes of inputs that VOCAB lacks to a new vocabulary.
 
-    They are those of the Census, or of inputs. Old tokens keep their ids; new genes follow in the order
-    of their names, whatever the order of the inputs. VOCAB comes first: `scshards vocab expand
-    vocab.json --census heart -o new.json`.
+    Old tokens keep their ids; new genes follow in the order of their names, whatever the order of the
+    inputs. The Census's symbols are its feature_name:
+
+    \b
+    scshards vocab expand vocab.json census://heart --gene-column feature_name -o new.json
 
     The report shows what became of the genes of each source, and names that call for a look: a
     symbol of several Ensembl ids, an id whose symbol has changed, a gene that has two tokens, tokens
     that differ only in case.
     """
     from scshards.cells.expand import expand_vocab
-    from scshards.census.genes import GENES, IDS, census_genes
     from scshards.sources.vocabulary import gene_tables, read_vocab, refuse_existing, write_vocab
 
     o = build(ExpandOptions, chosen)
-    if not inputs and not o.census:
-        raise click.UsageError("name where genes come from: INPUT or --census NAME")
-    if not o.census and (o.queries or o.release or o.measured):
-        raise click.UsageError("--queries, --release and --measured are for --census")
     if output is None and not o.dry_run:
         raise click.UsageError("name the vocabulary to make, -o FILE, or ask for --dry-run")
     made = None if o.dry_run else output
     if made is not None:
         refuse_existing(made, storage_options)
     lists = build(TableOptions, chosen)
-    of_files = gene_tables(inputs, o.gene_column, o.id_column, storage_options, lists)
-    of_census = (
-        census_genes(
-            name,
-            queries_file=o.queries,
-            version=o.release,
-            gene_column=o.gene_column or GENES,
-            id_column=o.id_column or IDS,
-            only_measured=o.measured,
-            storage_options=storage_options,
-        )
-        for name in o.census
-    )
     expansion = expand_vocab(
         read_vocab(vocab, storage_options),
-        itertools.chain(of_census, of_files if inputs else ()),
+        gene_tables(inputs, o.gene_column, o.id_column, storage_options, lists),
         strip_versions=o.strip_versions,
         special_tokens=o.special_tokens,
     )

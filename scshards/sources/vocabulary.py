@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,10 @@ from scshards.base.errors import OutputExistsError, SourceError
 from scshards.base.storage import Storage, is_local
 from scshards.cells.expand import GeneTable
 from scshards.cells.vocab import SPECIALS, Vocab, strip_version
+from scshards.census.address import is_soma, parse
 from scshards.kernels import rows as kernels
 from scshards.sources.genes import Shared, are_ids, match_source, refuse_mixed, shared_genes
-from scshards.sources.inputs import Input, expand
+from scshards.sources.inputs import Input, InputFile, expand
 from scshards.sources.open import open_source
 from scshards.sources.options import TableOptions
 from scshards.sources.rows import Source
@@ -105,7 +106,8 @@ def build_vocab(
     cells: list[int] = []
     sets: list[NDArray[np.int64]] = []
     columns: dict[str, Sequence[str]] = {}
-    for source in _opened(inputs, gene_column, storage_options, tables):
+    files = expand(inputs, storage_options)
+    for source in _opened(files, gene_column, storage_options, tables):
         genes = list(map(strip_version, source.genes)) if strip_versions else source.genes
         names = sorted(set(genes) - {"", *SPECIALS})
         counts = _count_cells(source, genes, names) if min_cells > 0 else [0] * len(names)
@@ -145,7 +147,8 @@ def check_vocab(
     """
     found: list[GeneReport] = []
     sets: list[NDArray[np.int32]] = []
-    for source in _opened(inputs, gene_column, storage_options, tables):
+    files = expand(inputs, storage_options)
+    for source in _opened(files, gene_column, storage_options, tables):
         way = match_source(source, vocab, source.gene_column, strip_versions=strip_versions)
         match, tokens = way.match, way.match.tokens
         sets.append(tokens[tokens >= 0])
@@ -217,7 +220,8 @@ def gene_tables(
     Parameters
     ----------
     inputs
-        As for pack; see sources.inputs.expand.
+        As for pack; see sources.inputs.expand. Of the partitions of a SOMA experiment, which have all of
+        its genes, the first one is opened.
     gene_column
         Column of var with the names; None takes the index.
     id_column
@@ -233,19 +237,26 @@ def gene_tables(
     SourceError
         When a file can't be used, or lacks a column (with those it has).
     """
-    for source in _opened(inputs, gene_column, storage_options, tables):
+    files: dict[object, InputFile] = {}
+    for file in expand(inputs, storage_options):
+        whole: object = file.url
+        if is_soma(file.url):
+            cells = parse(file.url)
+            whole = dataclasses.replace(cells, filter=None, first=None, last=None, cells=None)
+        files.setdefault(whole, file)
+    for source in _opened(files.values(), gene_column, storage_options, tables):
         ids = None if id_column is None else source.names_in(id_column)
         yield GeneTable(name=source.name, genes=source.genes, ids=ids)
 
 
 def _opened(
-    inputs: Input | Sequence[Input],
+    files: Iterable[InputFile],
     gene_column: str | None,
     storage_options: Mapping[str, Any] | None,
     tables: TableOptions,
 ) -> Iterator[Source]:
     """The inputs, one open at a time."""
-    for i, file in enumerate(expand(inputs, storage_options)):
+    for i, file in enumerate(files):
         with open_source(
             file.url,
             i,

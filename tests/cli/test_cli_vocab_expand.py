@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,13 @@ def report(*args: object) -> dict[str, Any]:
     assert result.exit_code == 0, result.output
     tree: dict[str, Any] = json.loads(result.stdout)
     return tree
+
+
+SYMBOLS = ("--gene-column", "feature_name", "--id-column", "feature_id")
+
+
+def of_census(census: Census, *more: str, name: str = "heart") -> str:
+    return f"census://{name}?" + "&".join([f"queries={census.queries}", *more])
 
 
 @pytest.fixture
@@ -108,15 +114,13 @@ def test_refusals_leave_everything_as_it_was(tmp_path: Path, old: Path, files: l
         (SourceError, "'gene_ids'", [*files, "-o", new, "--id-column", "gene_id"]),
         (SourceError, "'symbol'", [*files, "-o", new, "--gene-column", "symbl"]),
         (ConfigError, "given twice", [files[0], files[0], "-o", new]),
-        (ConfigError, "'heart'", ["--census", "hart", "-o", new]),
+        (ConfigError, "'heart'", ["census://hart", "-o", new]),
     ]
     for error, message, args in cases:
         with pytest.raises(error, match=message):
             run(old, *args)
     usages: list[tuple[str, list[object]]] = [
-        ("INPUT or --census", ["-o", new]),
-        ("are for --census", [*files, "-o", new, "--release", STABLE]),
-        ("are for --census", [*files, "-o", new, "--measured"]),
+        ("Missing argument 'INPUT...'", ["-o", new]),
         ("or ask for --dry-run", files),
     ]
     for message, args in usages:
@@ -127,84 +131,42 @@ def test_refusals_leave_everything_as_it_was(tmp_path: Path, old: Path, files: l
 
 
 def test_the_genes_of_the_census(tmp_path: Path, old: Path, census: Census) -> None:
-    args = [old, "--census", "heart", "--queries", census.queries]
+    args = [old, of_census(census, "max_cells=20"), *SYMBOLS]
     tree = report(*args, "-o", tmp_path / "new.json")
     var = census.anndata().var
     wanted = sorted(set(var.feature_name))
     assert tree["added"] == wanted
     assert Vocab.load(tmp_path / "new.json").tokens == ("b", "<cls>", "a", *wanted)
     names = [(s["name"], s["genes"]) for s in tree["sources"]]
-    assert names == [(f"census://heart@{STABLE}", len(var))]
+    # One partition stands for all.
+    assert names == [(f"census://heart@{STABLE} [0]", len(var))]
     several = var.groupby("feature_name", observed=True).feature_id.agg(sorted)
     assert tree["shared"] == {s: ids for s, ids in several.items() if len(ids) > 1}
     assert tree["named_by_id"] == sorted(n for n in wanted if n.startswith("ENSG"))
 
     # An older release adds nothing more than it has, and expanding again nothing at all.
-    older = report(*args, "--release", OLDER, "--dry-run")
+    older = report(old, of_census(census, f"release={OLDER}"), *SYMBOLS, "--dry-run")
     assert older["added"] == sorted(set(census.anndata(OLDER).var.feature_name))
     again = report(tmp_path / "new.json", *args[1:], "--dry-run")
     assert again["added"] == [] and again["sources"][0]["known"] == len(var)
-
-
-def test_only_what_the_cells_of_a_query_were_measured_for(
-    tmp_path: Path, old: Path, census: Census
-) -> None:
-    cells = census.anndata()
-    text = Path(census.queries).read_text()
-    queries = tmp_path / "queries.toml"
-    for chosen in (["dataset-1"], ["dataset-0", "dataset-2"], ["dataset-9"]):
-        queries.write_text(f'{text}\n[query.mine]\nfilter = "dataset_id in {chosen}"\n')
-        args = [old, "--census", "mine", "--queries", queries, "--measured", "--dry-run"]
-        is_there = cells.obs.dataset_id.isin(chosen).to_numpy()
-        if not is_there.any():
-            with pytest.raises(SourceError, match="no cell fits"):
-                run(*args)
-            continue
-        # What a dataset measured: all genes with a value in a cell of it, and some without.
-        rows = [int(name.removeprefix("dataset-")) for name in chosen]
-        measured = cells.varm["presence"][:, rows].any(1)
-        tree = report(*args)
-        assert tree["sources"][0]["genes"] == measured.sum() < cells.n_vars
-        assert tree["added"] == sorted(set(cells.var.feature_name[measured]))
-        valued = np.asarray(cells.X[is_there].sum(0)).ravel() > 0
-        assert set(cells.var.feature_name[valued]) <= set(tree["added"])
-
-
-def test_a_census_that_does_not_say_what_was_measured(
-    tmp_path: Path, old: Path, census: Census
-) -> None:
-    import tiledbsoma
-
-    (tmp_path / "bare").mkdir()
-    tiledbsoma.Collection.create(f"{tmp_path}/bare/soma").close()
-    shutil.copytree(f"{census.uri()}/census_data", tmp_path / "bare" / "soma" / "census_data")
-    queries = tmp_path / "queries.toml"
-    queries.write_text(f"uri = '{tmp_path}/bare/soma'\n[query.mine]\nfilter = \"sex == 'male'\"\n")
-    args = [old, "--census", "mine", "--queries", queries, "--dry-run"]
-    assert report(*args)["sources"][0]["genes"] == census.anndata().n_vars
-    with pytest.raises(SourceError, match=r"does not say[\s\S]*leave --measured out"):
-        run(*args, "--measured")
 
 
 def test_the_census_and_a_file_by_ids(tmp_path: Path, old: Path, census: Census) -> None:
     var = census.anndata().var
     ids = [*var.feature_id[:3], "ENSG09999999999.4"]
     frame = pd.DataFrame({"feature_id": ids}, index=[f"renamed{i}" for i in range(4)])
+    frame["feature_name"] = frame.index
     anndata.AnnData(np.ones((1, 4), np.float32), var=frame).write_h5ad(tmp_path / "a.h5ad")
-    at = ["--census", "heart", "--queries", census.queries, "--dry-run"]
-    by_symbol = report(old, tmp_path / "a.h5ad", *at, "--id-column", "feature_id")
+    inputs = [tmp_path / "a.h5ad", of_census(census), "--dry-run"]
+    by_symbol = report(old, *inputs, *SYMBOLS)
     symbols = dict(zip(var.feature_id, var.feature_name, strict=True))
     for number, i in enumerate(ids[:3]):
         found = by_symbol["same_gene"] if symbols[i] == i else by_symbol["renamed"]
         assert set(found[i]) == {symbols[i], f"renamed{number}"}
-    by_id = report(old, tmp_path / "a.h5ad", *at, "--gene-column", "feature_id", "--strip-versions")
+    by_id = report(old, *inputs, "--gene-column", "feature_id", "--strip-versions")
     assert by_id["added"] == sorted({*var.feature_id, "ENSG09999999999"})
     with pytest.raises(SourceError, match="'feature_name'"):
-        run(old, *at, "--gene-column", "feature_nam")
-    with pytest.raises(SourceError, match="'feature_length' holds no text"):
-        run(old, *at, "--id-column", "feature_length")
-    with pytest.raises(ConfigError, match="does not serve"):
-        run(old, *at, "--release", "2001-01-01")
+        run(old, *inputs, "--gene-column", "feature_nam")
 
 
 def test_on_s3(s3: Any, s3_census: Census, old: Path, files: list[Path]) -> None:
@@ -214,11 +176,10 @@ def test_on_s3(s3: Any, s3_census: Census, old: Path, files: list[Path]) -> None
     s3fs.S3FileSystem().put(str(old), f"{s3.url}/old.json")
     args = [
         f"{s3.url}/old.json",
-        f"{s3.url}/in/",
-        "--census",
-        "lung",
-        "--queries",
-        s3_census.queries,
+        f"{s3.url}/in/one.h5ad::index",
+        of_census(s3_census, name="lung"),
+        "--gene-column",
+        "feature_name",
     ]
     tree = report(*args, "-o", f"{s3.url}/new.json")
     names = set(s3_census.anndata().var.feature_name) | {"d", "B"}

@@ -4,7 +4,6 @@
 
     atlas/heart/download.json              of which index and size; written first
                 partition_000012.h5ad      numbers have six digits: sorted names are sorted partitions
-                partition_000012.json      its mark, written last: cells, bytes, a checksum
                 .partition_000012.*        while it is made, under a lock: several can share the work
 
 Partitions are those that pack cuts of census://heart?index=DIR. A block of rows is read while the one
@@ -15,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +26,6 @@ from scshards.base.errors import ConfigError, ScshardsError, SourceError, Storag
 from scshards.base.files import publishing
 from scshards.base.locks import locked
 from scshards.base.progress import Progress
-from scshards.base.records import Damaged, from_tree, read_json
-from scshards.base.remote import translated
 from scshards.base.storage import Storage, is_local, path_of, redact
 from scshards.base.threads import read_ahead
 from scshards.census.address import JOINID
@@ -44,16 +40,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-FOLDER_MARK = "download.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartitionMark:
-    """What a partition's file holds."""
-
-    cells: int
-    bytes: int
-    sha256: str
+MARK = "download.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,9 +128,7 @@ def download(
                 advice="make one: scshards census index",
             )
     folders = [
-        PartitionFolder(
-            path_of(output) / name, load_index(index, name, storage_options), options.max_cells
-        )
+        _Folder(path_of(output) / name, load_index(index, name, storage_options), options.max_cells)
         for name in dict.fromkeys(names)
     ]
     jobs = [(folder, n) for folder in folders for n in folder.chosen(options.partitions)]
@@ -151,26 +136,29 @@ def download(
         jobs = jobs[options.share[0] - 1 :: options.share[1]]
     for folder in dict.fromkeys(folder for folder, _ in jobs):
         folder.begin()
-    todo = [(f, n) for f, n in jobs if f.finished(n, check=options.check) is None]
+    todo = [(folder, n) for folder, n in jobs if not folder.file(n).is_file()]
     total, left = (sum(len(f.ids(n)) for f, n in some) for some in (jobs, todo))
     with Progress("download", total, shown=progress, initial=total - left) as bar:
         for folder in folders:
-            folder.make([n for f, n in todo if f is folder], options, storage_options, bar.add)
+            folder.make([n for f, n in todo if f is folder], storage_options, bar.add)
     return tuple(folder.report() for folder in folders)
 
 
-class PartitionFolder:
+class _Folder:
     """The h5ad files of a query's partitions, all of them, there or not."""
 
     def __init__(self, path: Path, index: QueryIndex, max_cells: int) -> None:
         self.path, self.index, self.max_cells = path, index, max_cells
         self.partitions = cut(index.ids, index.mark.address, index.mark.name, max_cells)
         self.made = 0
-        self._storage = Storage(path)
 
     def ids(self, number: int) -> NDArray[np.int64]:
         """The soma_joinids of a partition's cells."""
         return self.index.ids[number * self.max_cells :][: self.max_cells]
+
+    def file(self, number: int) -> Path:
+        """A partition's file, which is whole when it is there."""
+        return self.path / f"partition_{number:06d}.h5ad"
 
     def chosen(self, numbers: Sequence[int] | None) -> Sequence[int]:
         """The numbers of the partitions that are asked for; None: all."""
@@ -186,36 +174,23 @@ class PartitionFolder:
 
     def begin(self) -> None:
         """Say what partitions the folder holds, or refuse it when it holds others."""
-        said = self._storage.read_if_there(FOLDER_MARK)
+        storage = Storage(self.path)
+        said = storage.read_if_there(MARK)
         mark = to_json(dataclasses.asdict(self.index.mark) | {"max_cells": self.max_cells})
         if said is None and not any(self.path.glob("partition_*.h5ad")):
-            self._storage.write(FOLDER_MARK, mark)
+            storage.write(MARK, mark)
         elif said != mark:
             raise ConfigError(
-                f"the folder holds partitions of another index, release or size; {FOLDER_MARK} says "
-                "which, if scshards made them",
+                f"the folder holds partitions of another index, release or size; {MARK} says which, if "
+                "scshards made them",
                 where=self.path,
                 advice="give the same options, or choose another folder",
             )
 
-    def finished(self, number: int, *, check: bool = False) -> PartitionMark | None:
-        """The mark of a partition that is whole, or None; without `check` its size is enough."""
-        file = self._file(number)
-        data = self._storage.read_if_there(f"{file.stem}.json")
-        if data is None:
-            return None
-        try:
-            mark = from_tree(PartitionMark, read_json(data))
-        except Damaged:
-            return None
-        with translated(str(file)):
-            is_whole = file.is_file() and file.stat().st_size == mark.bytes
-            return mark if is_whole and not (check and _sha256(file) != mark.sha256) else None
-
     def report(self) -> DownloadedQuery:
         """What is there now."""
         n = len(self.partitions)
-        there = [mark for mark in map(self.finished, range(n)) if mark is not None]
+        there = [i for i in range(n) if self.file(i).is_file()]
         return DownloadedQuery(
             query=self.index.mark.query,
             version=self.index.mark.version,
@@ -224,67 +199,40 @@ class PartitionFolder:
             made=self.made,
             were_there=len(there) - self.made,
             left=n - len(there),
-            cells=sum(mark.cells for mark in there),
-            bytes=sum(mark.bytes for mark in there),
+            cells=sum(len(self.ids(i)) for i in there),
+            bytes=sum(self.file(i).stat().st_size for i in there),
         )
 
     def make(
         self,
         numbers: Sequence[int],
-        options: DownloadOptions,
         storage_options: Mapping[str, Any] | None,
         count: Callable[[int], object],
     ) -> None:
         """Make partitions; `count` is told how many cells a block had."""
         if not numbers:
             return
-        try:
-            experiment = Experiment(self.index.mark.address, storage_options)
-        except SourceError as e:
-            raise SourceError(
-                f"{e.what}; the release {self.index.mark.version} may not be served any more",
-                where=e.where,
-                advice="`scshards census list` shows those that are; ids of one release are not those "
-                "of another: make an index of that one in another folder",
-            ) from None
-        with experiment:
+        with Experiment(self.index.mark.address, storage_options) as experiment:
             table = experiment.var(experiment.var_columns)
             names = table.column(experiment.gene_index or JOINID)
             var = _frame(table, names.to_numpy().astype(str))
             for number in numbers:
-                self._make(number, options.check, experiment, var, count)
+                self._make(number, experiment, var, count)
 
     def _make(
-        self,
-        number: int,
-        check: bool,
-        experiment: Experiment,
-        var: pd.DataFrame,
-        count: Callable[[int], object],
+        self, number: int, experiment: Experiment, var: pd.DataFrame, count: Callable[[int], object]
     ) -> None:
-        file, ids = self._file(number), self.ids(number)
+        file = self.file(number)
         lock = file.with_name(f".{file.stem}.lock")
-        mine = locked(
-            lock,
-            at=file,
-            busy="another process is making this partition",
-            advice="wait until it has finished, or give each process a --share of its own",
-        )
-        with translated(str(file)), mine:
+        with locked(lock, at=file, busy="another process is making this partition"):
             try:
-                if self.finished(number, check=check) is not None:
-                    count(len(ids))  # another process has made it since
+                if file.is_file():  # another process has made it since
+                    count(len(self.ids(number)))
                     return
-                # No mark must speak of another file, and what a killed process has left goes.
-                file.with_suffix(".json").unlink(missing_ok=True)
-                for left in self.path.glob(f".{file.name}.*"):
+                for left in self.path.glob(f".{file.name}.*"):  # by a process that was killed
                     left.unlink()
-                with publishing(file, is_last=False) as new:
+                with publishing(file) as new:
                     self._write(new.fileno(), number, experiment, var, count)
-                mark = PartitionMark(
-                    cells=len(ids), bytes=file.stat().st_size, sha256=_sha256(file)
-                )
-                self._storage.write(f"{file.stem}.json", to_json(dataclasses.asdict(mark)))
                 self.made += 1
             except ScshardsError:
                 raise
@@ -308,10 +256,10 @@ class PartitionFolder:
         mark, ids, (address, name) = self.index.mark, self.ids(number), self.partitions[number]
         found = experiment.ids(address.filter, address.first, address.last)
         if not np.array_equal(found, ids):  # ids of another version would be other cells
-            gone, new = len(np.setdiff1d(ids, found)), len(np.setdiff1d(found, ids))
+            gone = len(np.setdiff1d(ids, found))
             raise SourceError(
                 f"the experiment has changed since the index was made: of {len(ids):,} cells {gone:,} "
-                f"are not there or do not fit the filter any more, and {new:,} others fit it",
+                f"are not there or do not fit the filter any more, and {len(found):,} cells fit it",
                 where=name,
                 advice="make the index again, and download into another folder",
             )
@@ -332,14 +280,6 @@ class PartitionFolder:
                 writer.add(*_by_column(rows, place, experiment.name))
                 count(len(rows.indptr) - 1)
             writer.finish()
-
-    def _file(self, number: int) -> Path:
-        return self.path / f"partition_{number:06d}.h5ad"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _frame(table: pa.Table, names: NDArray[Any]) -> pd.DataFrame:

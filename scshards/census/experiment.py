@@ -328,8 +328,8 @@ class Experiment:
         return SourceError(
             "there is no SOMA experiment here",
             where=self.name,
-            advice="check the address; a Census holds its experiments in census_data/, for example "
-            "census_data/homo_sapiens",
+            advice="check the address; a Census has them in census_data/, such as "
+            "census_data/homo_sapiens, until it is withdrawn: `scshards census list` shows releases",
         )
 
     def _state(self) -> str:

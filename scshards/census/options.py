@@ -23,15 +23,11 @@ class DownloadOptions:
     share
         Every N-th partition from the I-th on, beside other processes that make the others, such as the
         tasks of a Slurm array.
-    check
-        Read files that are there, and make again those that are damaged. Without it, a file is known to
-        be whole by its mark and its size.
     """
 
     partitions: tuple[int, ...] | None = None
     max_cells: int = MAX_CELLS
     share: tuple[int, int] | None = None
-    check: bool = False
 
     def __post_init__(self) -> None:
         if self.max_cells < 1:

@@ -50,7 +50,7 @@ GROUPS = {
     "embeddings:FILE colors:COL dry_run",
     "Training and batches": "task config:FILE settings:KEY=VALUE demand:CELLS seconds:S epoch:N "
     "batches:N batch_size:N world_size:N lanes:N shuffle_buffer:CELLS n_bins:N",
-    "Work": "workers:N threads:N device:NAME precision:NAME share:I/N finish restart check quick "
+    "Work": "workers:N threads:N device:NAME precision:NAME share:I/N finish restart quick "
     "repair repair_from:ROOT2 dask:ADDRESS scratch:DIR storage_options:JSON|@FILE retries:N timeout:S",
     "Shown": "cell_key:KEY show:N cells:N genes:N batch sources wide as_json no_progress quiet "
     "verbose help",

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from scshards.base.config import build
 from scshards.base.errors import ScshardsError
 from scshards.base.records import (
     DEEPEST,
@@ -27,7 +26,6 @@ from scshards.base.records import (
 )
 from scshards.base.storage import Storage
 from scshards.cells.vocab import Vocab
-from scshards.census.download import PartitionMark
 from scshards.census.index import FORMAT, IndexMark, read_mark
 from scshards.census.releases import releases
 from scshards.shards.manifest import Manifest
@@ -247,7 +245,6 @@ RECORDS: dict[str, tuple[Any, Callable[[bytes, Path], object]]] = {
         _releases,
     ),
     "index": (_of(IndexMark) | {"query": "heart", "format": FORMAT}, _index_mark),
-    "partition": (_of(PartitionMark), lambda data, _: build(PartitionMark, read_json(data), "m")),
 }
 
 

@@ -170,34 +170,23 @@ def test_one_partition(index: Path, whole: dict[str, bytes], tmp_path: Path) -> 
     run(index, tmp_path, partitions=(1,))
     found = files(tmp_path)
     assert sorted(found) == [
-        "heart/download.json", "heart/partition_000001.h5ad", "heart/partition_000001.json",
+        "heart/download.json", "heart/partition_000001.h5ad",
     ]  # fmt: skip
     assert all(whole[name] == data for name, data in found.items())
     with pytest.raises(ConfigError, match=r"none is number 99"):
         run(index, tmp_path, partitions=(0, 99))
 
 
-def test_a_second_call_makes_what_is_missing_or_not_whole(
+def test_a_second_call_makes_what_is_missing(
     index: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(index, tmp_path)
-    first, second = (tmp_path / "heart" / f"partition_00000{i}.h5ad" for i in (0, 1))
     with monkeypatch.context() as patch:
         no_reading(patch)
         assert run(index, tmp_path)[0].made == 0
-    first.write_bytes(first.read_bytes()[:-100])
-    second.with_suffix(".json").unlink()
+    (tmp_path / "heart" / "partition_000000.h5ad").unlink()
     (tmp_path / "heart" / ".partition_000000.h5ad.tmp").write_bytes(b"of a process that was killed")
     (tmp_path / "heart" / ".partition_000000.lock").write_bytes(b"")
-    assert run(index, tmp_path)[0].made == 2
-    assert files(tmp_path) == whole
-    data = bytearray(first.read_bytes())
-    data[len(data) // 2] ^= 1
-    first.write_bytes(data)
-    assert run(index, tmp_path)[0].made == 0, "its size is right"
-    assert run(index, tmp_path, check=True)[0].made == 1
-    assert files(tmp_path) == whole
-    first.unlink()
     assert run(index, tmp_path)[0].made == 1
     assert files(tmp_path) == whole
 
@@ -322,7 +311,7 @@ def test_cells_that_vanished_are_noticed(census: Census, tmp_path: Path) -> None
 
 def test_a_release_that_is_gone(index: Path, tmp_path: Path) -> None:
     moved(index, tmp_path / "i", str(tmp_path / "withdrawn"))
-    with pytest.raises(SourceError, match=f"release {STABLE} may not be served") as e:
+    with pytest.raises(SourceError, match="no SOMA experiment") as e:
         run(tmp_path / "i", tmp_path / "out")
     assert "census list" in str(e.value)
 

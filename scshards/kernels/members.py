@@ -8,7 +8,10 @@ them, so that hostile bytes end in an error code. Format 1 is specified in docs/
 
 from __future__ import annotations
 
+import numba as nb
+import numba.extending
 import numpy as np
+from numba.core import cgutils
 
 from scshards.kernels.cache import inlined, inner, kernel
 
@@ -188,19 +191,29 @@ def decode_members(src, fields, indptr, n_tokens, genes, counts, status):
             status[i] = decode_counts(src, f[3], f[4], f[0], counts[a:b])
 
 
-@inner
-def copy_bytes(src, start, size, out, at):
-    """out[at:at + size] = src[start:start + size]; in one array, `at` may not lie after `start`.
+@nb.extending.intrinsic
+def copy_bytes(typing_context, src, start, size, out, at):
+    """Copy `size` bytes from byte `start` of one contiguous array to byte `at` of another.
 
-    Eight bytes at a time: measured, three times as fast as numba's own copy of a slice.
+    They may be one array and overlap; nothing is checked here. Of slices of 600 bytes, two to three
+    times as fast as a loop by words; and what numba makes of views would load half of its compiler
+    with a kept kernel.
     """
-    words = size >> 3
-    wide_src = src[start : start + 8 * words].view(np.uint64)
-    wide_out = out[at : at + 8 * words].view(np.uint64)
-    for k in range(words):
-        wide_out[k] = wide_src[k]
-    for k in range(8 * words, size):
-        out[at + k] = src[start + k]
+
+    def generate(context, builder, signature, arguments):
+        from numba.np.arrayobj import make_array
+
+        src, start, size, out, at = arguments
+        places = []
+        for kind, array, place in ((signature.args[0], src, start), (signature.args[3], out, at)):
+            first = make_array(kind)(context, builder, array).data
+            first = builder.bitcast(first, cgutils.voidptr_t)
+            places.append(cgutils.pointer_add(builder, first, place))
+        cgutils.raw_memmove(builder, places[1], places[0], size, itemsize=1)
+        return context.get_dummy_value()
+
+    place = nb.types.intp
+    return nb.types.void(src, place, place, out, place), generate
 
 
 @kernel

@@ -151,7 +151,7 @@ def _write_chunk(out, p, values):
 
 
 def _write_floats(out, p, values):
-    out[p : p + 4 * len(values)].view(np.float32)[:] = values
+    copy_bytes(values, 0, 4 * len(values), out, p)
     return p + 4 * len(values)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from scshards.base.config import build, read_toml
 from scshards.base.errors import ConfigError
+from scshards.base.records import Damaged
 from scshards.base.text import did_you_mean
 from scshards.census.address import SomaAddress
 from scshards.census.releases import Release
@@ -50,9 +51,9 @@ class Query:
 
     def __post_init__(self) -> None:
         if not self.filter.strip():
-            raise ConfigError("the filter is empty")
+            raise Damaged("the filter is empty")
         if not _NAME.fullmatch(self.organism):
-            raise ConfigError(f"{self.organism!r} is no name of an organism")
+            raise Damaged(f"{self.organism!r} is no name of an organism")
 
     @property
     def obs_filter(self) -> str:
@@ -100,15 +101,11 @@ class Queries:
 
     def __post_init__(self) -> None:
         if not self.query:
-            raise ConfigError(
-                "the file has no query", advice='add one: [query.NAME] and filter = "..."'
-            )
+            raise Damaged("there is no query", advice='add one: [query.NAME] and filter = "..."')
         for name in self.query:
             if not _NAME.fullmatch(name):
-                raise ConfigError(
-                    f"{name!r} can't be the name of a query",
-                    advice="use letters, digits, dots, dashes and underscores",
-                )
+                advice = "use letters, digits, dots, dashes and underscores"
+                raise Damaged(f"{name!r} can't be the name of a query", advice=advice)
 
     def __getitem__(self, name: str) -> Query:
         """The query of this name; ConfigError, with the nearest, when there is none."""
@@ -127,18 +124,8 @@ def load_queries(file: str | Path | None = None) -> Queries:
     """
     where = str(file or "the shipped queries")
     tables = read_toml(file or SHIPPED)
-    for name in ("directory", "version") if "uri" in tables else ("region",):
-        if name in tables:
-            raise ConfigError(
-                f"`{name}` means nothing {'beside' if 'uri' in tables else 'without'} `uri`",
-                where=where,
-                advice="a Census is named either by directory and version, or by uri and region",
-            )
-    if not isinstance(tables.get("version", ""), str):
+    if tables.keys() & ({"directory", "version"} if "uri" in tables else {"region"}):
         raise ConfigError(
-            "`version` is text", where=where, advice='quote it: version = "2025-01-30"'
+            "a Census is named either by directory and version, or by uri and region", where=where
         )
-    try:
-        return build(Queries, tables, where)
-    except ConfigError as e:
-        raise ConfigError(e.what, where=e.where or where, advice=e.advice) from None
+    return build(Queries, tables, where)

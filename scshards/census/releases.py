@@ -100,71 +100,34 @@ def releases(
     queries: Queries, storage_options: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Release], dict[str, str]]:
     """({version: release}, {alias: version}) of the directory."""
-    aliases: dict[str, str] = {}
-    found: dict[str, Release] = {}
-    mirror: _Mirror | None = None
+    folder, slash, file = queries.directory.rpartition("/")
+    data = Storage(folder + slash or ".", storage_options).read(file)
     try:
-        tree = _read(dict[str, str | _Description], queries.directory, storage_options)
-        for name, said in tree.items():
-            if isinstance(said, str):
-                aliases[name] = said
-                continue
-            uri, region = said.uri, said.region
-            if not uri:
-                mirror = mirror or _mirror(queries.directory, storage_options)
-                uri = f"{mirror.base_uri.rstrip('/')}/{said.path.lstrip('/')}"
-                region = mirror.region
-            reason = (said.retraction or {}).get("reason") or "no reason is given"
-            found[name] = Release(
-                version=name,
-                uri=uri,
-                region=region,
-                anonymous=queries.anonymous is not False,
-                is_lts=said.is_lts,
-                retracted=str(reason) if said.retraction else None,
-            )
+        tree = from_tree(dict[str, str | _Description], read_json(data), others=True)
     except Damaged as e:
         raise StorageError(
             f"this is no directory of releases of the Census: {e}", where=redact(queries.directory)
         ) from None
-    return found, {alias: name for alias, name in aliases.items() if name in found}
+    found = {
+        name: Release(
+            version=name,
+            uri=said.uri,
+            region=said.region,
+            anonymous=queries.anonymous is not False,
+            is_lts=said.is_lts,
+            retracted=str(said.retraction.get("reason", "no reason")) if said.retraction else None,
+        )
+        for name, said in tree.items()
+        if isinstance(said, _Description)
+    }
+    return found, {a: v for a, v in tree.items() if isinstance(v, str) and v in found}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Description:
     """What the directory says of a release."""
 
-    uri: Annotated[str | None, At("soma.uri")] = None
-    path: Annotated[str | None, At("soma.relative_uri")] = None
+    uri: Annotated[str, At("soma.uri")]
     region: Annotated[str | None, At("soma.s3_region")] = None
     is_lts: Annotated[bool, At("flags.lts")] = False
     retraction: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        if not self.uri and not self.path:
-            raise Damaged("it is missing", "soma.uri")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Mirror:
-    base_uri: str
-    region: str | None = None
-
-
-def _mirror(directory: str, storage_options: Mapping[str, Any] | None) -> _Mirror:
-    """Where the releases are that have only a relative address, and its region."""
-    folder, slash, _ = directory.rpartition("/")
-    address = f"{folder}{slash}mirrors.json"
-    try:
-        mirrors = _read(dict[str, Any], address, storage_options)
-        return from_tree(_Mirror, mirrors.get(str(mirrors.get("default"))), others=True)
-    except Damaged as e:
-        raise StorageError(
-            f"this names no mirror of the Census: {e}", where=redact(address)
-        ) from None
-
-
-def _read(cls: Any, address: str, storage_options: Mapping[str, Any] | None) -> Any:
-    folder, slash, name = address.rpartition("/")
-    data = Storage(folder + slash or ".", storage_options).read(name)
-    return from_tree(cls, read_json(data), others=True)

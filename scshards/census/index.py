@@ -27,7 +27,7 @@ from scshards.base.errors import (
     MissingDataError,
     SourceError,
 )
-from scshards.base.progress import Progress
+from scshards.base.progress import Progress, counted
 from scshards.base.records import Damaged, from_tree, read_json
 from scshards.base.storage import Storage, redact
 from scshards.base.text import did_you_mean
@@ -178,12 +178,15 @@ def build_index(
     wanted = {name: queries[name] for name in (queries.query if names is None else names)}
     storage = Storage(folder, storage_options)
     release = find_release(queries, version, storage_options)
-    marks = _marks(storage, wanted, release, restart=restart)
-    there: dict[str, QueryIndex] = {}
-    for name, mark in marks.items():
-        with contextlib.suppress(ChecksumError, MissingDataError):
-            there[name] = QueryIndex(mark, read_ids(storage, mark))
-    found = dict(there)
+    found: dict[str, QueryIndex] = {}
+    for name in index_names(storage):
+        if not (restart and name in wanted):
+            mark = read_mark(storage, name)
+            _refuse_others(mark, wanted.get(name), release, storage.at(""))
+            if name in wanted:
+                with contextlib.suppress(ChecksumError):  # it is made again
+                    found[name] = QueryIndex(mark, read_ids(storage, mark))
+    there = frozenset(found)
     with Progress("index", len(wanted), "queries", shown=progress, initial=len(there)) as bar:
         for name in (name for name in wanted if name not in there):
             index = _made(storage, name, wanted[name], release, storage_options)
@@ -193,7 +196,7 @@ def build_index(
     empty = [name for name in wanted if name not in found]
     if empty:
         raise SourceError(
-            f"no cell fits {'these queries' if len(empty) > 1 else 'the query'}: {', '.join(empty)}",
+            f"no cell fits {counted(len(empty), 'queries')}: {', '.join(empty)}",
             where=release.version,
             advice="check the values that the filter compares with: they are case-sensitive; "
             f"`scshards census show {empty[0]}` shows it. All other queries are done",
@@ -204,8 +207,8 @@ def build_index(
         folder=storage.at(""),
         version=release.version,
         queries=tuple(mark for mark, _ in indexes),
-        were_there=frozenset(there),
-        overlaps=tuple(overlaps),
+        were_there=there,
+        overlaps=overlaps,
         cells=sum(len(ids) for _, ids in indexes),
         distinct=distinct,
     )
@@ -213,19 +216,15 @@ def build_index(
 
 def count_cells(
     query: Query, release: Release, storage_options: Mapping[str, Any] | None = None
-) -> tuple[int, int | None, int | None]:
-    """How many cells a query takes, how many without and with duplicates; None where obs can't say."""
+) -> tuple[int, int | None, int]:
+    """How many cells a query takes; how many with its duplicates left out, and with them."""
     with Experiment(query.address(release), storage_options) as experiment:
-        if PRIMARY not in experiment.obs_columns:
-            return len(experiment.ids(query.obs_filter)), None, None
-        primary, everything = (
-            len(experiment.ids(dataclasses.replace(query, primary=only).obs_filter))
-            for only in (True, False)
-        )
-        return primary if query.primary else everything, primary, everything
+        every = len(experiment.ids(dataclasses.replace(query, primary=False).obs_filter))
+        primary = _n_primary(experiment, query)
+        return len(experiment.ids(query.obs_filter)), primary, every
 
 
-def compare(indexes: Sequence[QueryIndex]) -> tuple[list[Overlap], int]:
+def compare(indexes: Sequence[QueryIndex]) -> tuple[tuple[Overlap, ...], int]:
     """Which queries share cells, and how many cells they have together.
 
     soma_joinids of two organisms are of different cells.
@@ -237,10 +236,10 @@ def compare(indexes: Sequence[QueryIndex]) -> tuple[list[Overlap], int]:
             if other.organism == mark.organism:
                 both = np.isin(ids, theirs, assume_unique=True)
                 is_new &= ~both
-                overlaps.append(Overlap(other.query, mark.query, int(np.count_nonzero(both))))
+                if both.any():
+                    overlaps.append(Overlap(other.query, mark.query, int(np.count_nonzero(both))))
         distinct += int(np.count_nonzero(is_new))
-    shared = (overlap for overlap in overlaps if overlap.cells)
-    return sorted(shared, key=lambda o: (-o.cells, o.first, o.second)), distinct
+    return tuple(sorted(overlaps, key=lambda o: (-o.cells, o.first, o.second))), distinct
 
 
 def load_index(
@@ -251,15 +250,15 @@ def load_index(
     ConfigError, with the nearest, when there is none of this name; FormatError when it is damaged.
     """
     storage = Storage(folder, storage_options)
-    mark = read_mark(storage, name)
-    if mark is None:
-        known = index_names(storage)
+    known = index_names(storage)
+    if name not in known:
         nearest = f"{did_you_mean(name, known)} " if known else ""
         raise ConfigError(
-            f"there is no index of {name!r}: it has no mark {name}{MARK}",
+            f"there is no index of {name!r}, which is {name}{IDS} and {name}{MARK}",
             where=storage.at(""),
             advice=f"{nearest}Or make it: scshards census index {name} -o {storage.at('')}",
         )
+    mark = read_mark(storage, name)
     return QueryIndex(mark, read_ids(storage, mark))
 
 
@@ -268,20 +267,13 @@ def index_names(storage: Storage) -> list[str]:
     files: set[str] = set()
     with contextlib.suppress(MissingDataError):
         files.update(storage.folder()[1])
-    return sorted(
-        name
-        for name in (f.removesuffix(MARK) for f in files if f.endswith(MARK))
-        if name + IDS in files
-    )
+    return sorted(f.removesuffix(MARK) for f in files if f.removesuffix(MARK) + IDS in files)
 
 
-def read_mark(storage: Storage, name: str) -> IndexMark | None:
-    """The mark of a query, or None when there is none; FormatError when it is that of another."""
-    data = storage.read_if_there(name + MARK)
-    if data is None:
-        return None
+def read_mark(storage: Storage, name: str) -> IndexMark:
+    """The mark of a query; FormatError when it is that of another."""
     try:
-        mark = from_tree(IndexMark, read_json(data))
+        mark = from_tree(IndexMark, read_json(storage.read(name + MARK)))
         if (mark.query, mark.format) != (name, FORMAT):
             raise Damaged("it is of another query or version")
     except Damaged as e:
@@ -320,34 +312,29 @@ def to_json(tree: Any) -> bytes:
     return f"{json.dumps(tree, indent=1, ensure_ascii=False)}\n".encode()
 
 
-def _marks(
-    storage: Storage, wanted: Mapping[str, Query], release: Release, *, restart: bool
-) -> dict[str, IndexMark]:
-    """The marks of queries that are done, after all refusals."""
-    found: dict[str, IndexMark] = {}
-    for name in index_names(storage):
-        if restart and name in wanted:
-            continue
-        mark = read_mark(storage, name)
-        if mark is not None and mark.version != release.version:
-            raise ConfigError(
-                f"the folder holds an index of another release: {name} of {mark.version}, and this "
-                f"would be of {release.version}",
-                where=storage.at(""),
-                advice=f"choose another folder, go on with --release {mark.version}, or make all of "
-                "its queries again with --restart",
-            )
-        query = wanted.get(name)
-        if mark is None or query is None:
-            continue
-        if (mark.filter, mark.organism) != (query.obs_filter, query.organism):
-            raise ConfigError(
-                f"the index of {name!r} was made with another filter: {mark.organism}, {mark.filter}",
-                where=storage.at(name),
-                advice="make it again with --restart, or give the changed query another name",
-            )
-        found[name] = mark
-    return found
+def _refuse_others(mark: IndexMark, query: Query | None, release: Release, folder: str) -> None:
+    """Refuse to go on beside an index of another release, or of another filter of this name."""
+    if mark.version != release.version:
+        raise ConfigError(
+            f"the folder holds an index of another release: {mark.query} of {mark.version}, and this "
+            f"would be of {release.version}",
+            where=folder,
+            advice=f"choose another folder, go on with --release {mark.version}, or make all of "
+            "its queries again with --restart",
+        )
+    if query and (mark.filter, mark.organism) != (query.obs_filter, query.organism):
+        raise ConfigError(
+            f"the index of {mark.query!r} was made with another filter: {mark.organism}, {mark.filter}",
+            where=folder,
+            advice="make it again with --restart, or give the changed query another name",
+        )
+
+
+def _n_primary(experiment: Experiment, query: Query) -> int | None:
+    """How many cells of a query are primary ones; None where obs does not say."""
+    if PRIMARY not in experiment.obs_columns:
+        return None
+    return len(experiment.ids(dataclasses.replace(query, primary=True).obs_filter))
 
 
 def _made(
@@ -363,11 +350,7 @@ def _made(
         ids = experiment.ids(address.filter)
         if not len(ids):
             return None
-        primary: int | None = len(ids)
-        if not query.primary:
-            only = dataclasses.replace(query, primary=True).obs_filter
-            is_said = PRIMARY in experiment.obs_columns
-            primary = len(experiment.ids(only)) if is_said else None
+        primary = len(ids) if query.primary else _n_primary(experiment, query)
     data = encode_ids(ids)
     mark = IndexMark(
         query=name,

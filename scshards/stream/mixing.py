@@ -25,45 +25,14 @@ from scshards.shards.index import OBS_PREFIX
 from scshards.stream.choice import scan
 from scshards.stream.course import Course
 from scshards.stream.entropy import entropy, expected_entropy
+from scshards.stream.mix_options import MixOptions
 from scshards.stream.parts import Appearances, Choice, ChoiceOptions
 from scshards.stream.plan import EpochPlan
 from scshards.stream.shardlist import SOURCE, ShardList
 from scshards.stream.shuffle import some_of_order
-from scshards.stream.weights import WeightsOption
 
 LOW = 0.05
 """The share of batches that are worse than a column's `low`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MixOptions:
-    """Which batches; the names are those of CellLoader.
-
-    Attributes
-    ----------
-    batch_size, world_size, lanes, shuffle, shuffle_buffer, seed, epoch, where, weights
-        As the loader that will train has them.
-    batches
-        How many global batches are looked at, spread over the epoch.
-    """
-
-    batch_size: int = 64
-    world_size: int = 1
-    lanes: int = 64
-    shuffle: bool = True
-    shuffle_buffer: int = 8192
-    seed: int = 0
-    epoch: int = 0
-    batches: int = 256
-    where: str | None = None
-    weights: WeightsOption | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "world_size", "lanes", "shuffle_buffer", "batches"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is at least 1, not {getattr(self, name)}")
-        if self.epoch < 0:
-            raise ConfigError(f"epoch is at least 0, not {self.epoch}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,7 +138,8 @@ def mix(
     o = options or MixOptions()
     shards = ShardList([root], split, storage_options)
     names = _columns(shards, by)
-    choice = Choice(shards, ChoiceOptions(where=o.where, weights=o.weights), o.seed)
+    weights = None if o.balanced is None else {o.balanced: "balanced"}
+    choice = Choice(shards, ChoiceOptions(where=o.where, weights=weights), o.seed)
     course = Course(
         choice.parts,
         by_domain=False,

@@ -11,7 +11,8 @@ from test_stream_entropy import plainly
 
 from scshards.base.errors import ConfigError
 from scshards.stream.loader import CellLoader
-from scshards.stream.mixing import MixOptions, mix
+from scshards.stream.mix_options import MixOptions
+from scshards.stream.mixing import mix
 from scshards.stream.shuffle import lane_order, some_of_order
 
 
@@ -29,7 +30,7 @@ def loaded(root, o: MixOptions) -> list[list[list[int]]]:
             seed=o.seed,
             epoch=o.epoch,
             where=o.where,
-            weights=o.weights,
+            weights=o.balanced and {o.balanced: "balanced"},
         )
         for rank in range(o.world_size)
     ]
@@ -53,7 +54,7 @@ def root(tmp_path_factory):
         MixOptions(batch_size=9, world_size=2, shuffle=False, lanes=2),
         MixOptions(batch_size=2, shuffle=False, lanes=1),
         MixOptions(batch_size=10, where="donor != 'a'"),
-        MixOptions(batch_size=10, world_size=2, weights={"donor": "balanced"}, lanes=4),
+        MixOptions(batch_size=10, world_size=2, balanced="donor", lanes=4),
     ],
     ids=repr,
 )

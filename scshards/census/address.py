@@ -65,6 +65,11 @@ class SomaAddress:
                 f"first={self.first} is behind last={self.last}", where=SOMA + redact(self.uri)
             )
 
+    @property
+    def whole(self) -> SomaAddress:
+        """All cells of the experiment."""
+        return dataclasses.replace(self, filter=None, first=None, last=None, cells=None)
+
     def __str__(self) -> str:
         given = {
             field.name: str(value)

@@ -109,7 +109,7 @@ class Experiment:
         self.name, self._address = redact(address.uri), address
         self._access = Access.of(storage_options)
         self.context = make_context(address, storage_options)
-        self._sizes_hold, self.was_asked = True, False
+        self._sizes_hold = True
         with self.reading("the experiment"), contextlib.ExitStack() as opened:
             if not tiledbsoma.Experiment.exists(address.uri, context=self.context):
                 raise self._missing()
@@ -374,30 +374,20 @@ def identity(
     address: SomaAddress, storage_options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """What tells one state of an experiment, and one choice of its cells, from another; for JSON."""
-    experiment = _looked_at(address, storage_options, is_asked=True)
+    experiment = shared(address, storage_options)
+    if experiment.has_changed():
+        _opened.cache_clear()
+        experiment = shared(address, storage_options)
     shown = str(dataclasses.replace(address, uri=redact(address.uri)))
     return {"cells": shown, "state": experiment.state}
 
 
 def shared(address: SomaAddress, storage_options: Mapping[str, Any] | None = None) -> Experiment:
-    """The experiment of an address, open; it is not to be closed, as others use it.
+    """The experiment of an address, open as `identity` has last seen it.
 
-    It is looked at whether it has changed since it was opened, unless `identity` has just done so.
+    It is not to be closed, as others use it.
     """
-    return _looked_at(address, storage_options, is_asked=False)
-
-
-def _looked_at(
-    address: SomaAddress, storage_options: Mapping[str, Any] | None, *, is_asked: bool
-) -> Experiment:
-    place = dataclasses.replace(address, filter=None, first=None, last=None, cells=None)
-    access = Access.of(storage_options)
-    experiment = _opened(place, access)
-    if (is_asked or not experiment.was_asked) and experiment.has_changed():
-        _opened.cache_clear()
-        experiment = _opened(place, access)
-    experiment.was_asked = is_asked
-    return experiment
+    return _opened(address.whole, Access.of(storage_options))
 
 
 @lru_cache(maxsize=1)

@@ -31,8 +31,6 @@ class CensusOptions:
         The release of the Census: its date, stable or latest. Without it, that of the file.
     offline
         Ask nothing: do not count the cells.
-    all
-        Take all queries there are.
     index
         The folder of the index.
     restart
@@ -42,7 +40,6 @@ class CensusOptions:
     queries: str | None = None
     release: str | None = None
     offline: bool = False
-    all: bool = False
     index: str
     restart: bool = False
 
@@ -81,11 +78,10 @@ def list_(queries: str | None, storage_options: Any) -> Result:
             found, aliases = releases(known, storage_options)
         except ScshardsError as e:
             problem = str(e)
-    census = _census(known)
     tree = {
         "file": str(file),
         "queries": {n: _query(known, n) for n in known.query},
-        **census,
+        **_census(known),
         "aliases": aliases,
         "releases": {
             name: {"uri": r.uri, "region": r.region, "lts": r.is_lts, "retracted": r.retracted}
@@ -94,23 +90,22 @@ def list_(queries: str | None, storage_options: Any) -> Result:
         "problem": problem,
     }
     rows = [(n, q["organism"], q["primary"], q["filter"]) for n, q in tree["queries"].items()]
+    lines = [
+        (v, ", ".join(sorted(a for a in aliases if aliases[a] == v)), r.is_lts, r.retracted or "")
+        for v, r in sorted(found.items(), reverse=True)
+    ]
     parts: list[str | Table] = [
         Table(("query", "organism", "primary", "filter"), rows),
         f"from {file}; `scshards census show NAME` shows one in full",
     ]
     if known.uri is not None:
-        parts.append(f"the Census is {census['census']}")
+        parts.append(f"the Census is {tree['census']}")
     elif problem is not None:
         parts.append(f"the releases can't be shown: {problem}")
     else:
-        names = {v: [a for a, of in sorted(aliases.items()) if of == v] for v in found}
-        lines = [
-            (v, ", ".join(names[v]), r.is_lts, r.retracted or "")
-            for v, r in sorted(found.items(), reverse=True)
-        ]
-        meant = aliases.get(known.version, known.version)
-        served = "" if meant in found else ", which is not served"
         parts.append(Table(("release", "also called", "kept for years", "retracted"), lines))
+        is_served = aliases.get(known.version, known.version) in found
+        served = "" if is_served else ", which is not served"
         parts.append(f"the queries mean {known.version}{served}")
     return Result(tree, parts)
 
@@ -132,7 +127,6 @@ def show(
     tree = {"name": name, **_query(known, name), **_census(known)}
     if release is not None:
         tree["version"] = release
-    taken = None
     if not offline:
         found = find_release(known, release, storage_options)
         cells, primary, every = count_cells(known[name], found, storage_options)
@@ -143,18 +137,17 @@ def show(
             "primary_cells": primary,
             "all_cells": every,
         }
-        taken = counted(cells, "cells")
-        if primary is not None:
-            taken += f"; {primary:,} primary ones of {every:,} with duplicates"
     lines = {
         "query": name,
         "organism": tree["organism"],
         "cells": "primary ones only" if tree["primary"] else "primary ones and their duplicates",
         "Census": tree["census"],
         "release": tree["version"],
-        "experiment": tree.get("experiment"),
-        "takes now": taken,
     }
+    if not offline:
+        lines["experiment"] = tree["experiment"]
+        said = "" if primary is None else f"; {primary:,} primary ones of {every:,} with duplicates"
+        lines["takes now"] = counted(cells, "cells") + said
     told = [f"{key + ':':<12}{value}" for key, value in lines.items() if value is not None]
     return Result(tree, ["\n".join(told), tree["obs_filter"]])
 
@@ -162,12 +155,11 @@ def show(
 @command.command("index")
 @_names
 @output("DIR", "The folder of the index, local or in a store.")
-@options(CensusOptions, only="all queries release restart")
+@options(CensusOptions, only="queries release restart")
 @wide
 @store_options
 def index(
     names: tuple[str, ...],
-    all: bool,
     output: str,
     queries: str | None,
     release: str | None,
@@ -177,7 +169,7 @@ def index(
 ) -> Result:
     """Write which cells queries take: DIR/NAME.idx, a soma_joinid a line, and its mark DIR/NAME.json.
 
-    A folder holds queries of one release. What is there with the same filter is not asked for again. The
+    Without a NAME it is all queries of the file. A folder holds queries of one release. What is there with the same filter is not asked for again. The
     tables show how many cells queries have, which are duplicates of primary ones, and which queries take
     the same cells.
 
@@ -187,7 +179,7 @@ def index(
     from scshards.census.index import build_index
 
     report = build_index(
-        _chosen(names, all), output, queries, release, storage_options, progress, restart=restart
+        names or None, output, queries, release, storage_options, progress, restart=restart
     )
     rows = [
         (
@@ -215,13 +207,12 @@ def index(
 @command.command("download")
 @_names
 @output("DIR", "A local folder; files go to DIR/NAME.")
-@options(CensusOptions, only="all index")
+@options(CensusOptions, only="index")
 @options(DownloadOptions)
 @wide
 @store_options
 def download(
     names: tuple[str, ...],
-    all: bool,
     index: str,
     output: str,
     storage_options: Any,
@@ -230,6 +221,7 @@ def download(
 ) -> Result:
     """Write the cells of an index as h5ad files, DIR/NAME/partition_000000.h5ad and so on.
 
+    Without a NAME it is all queries of the index.
     Raw counts of all genes, all columns of obs and var. The same command again makes what is missing. To
     train you need no such files: scshards pack 'census://NAME?index=DIR' takes the same partitions.
 
@@ -239,7 +231,7 @@ def download(
     from scshards.census.download import download as run
 
     asked = build(DownloadOptions, chosen)
-    report = run(_chosen(names, all), index, output, asked, storage_options, progress)
+    report = run(names or None, index, output, asked, storage_options, progress)
     header = ("query", "partitions", "made", "before", "missing", "cells", "size")
     rows = [
         (q.query, q.partitions, q.made, q.were_there, q.left, q.cells, size(q.bytes))
@@ -252,13 +244,6 @@ def download(
         what = f"{counted(left, 'partitions')} {'is' if left == 1 else 'are'} missing"
         parts.append(f"{who}{what}: other shares make them, or run without one")
     return Result({"queries": report}, parts)
-
-
-def _chosen(names: tuple[str, ...], all: bool) -> tuple[str, ...] | None:
-    """The queries that are meant; None is all."""
-    if bool(names) == all:
-        raise click.UsageError("name queries, or say --all")
-    return None if all else names
 
 
 def _query(queries: Queries, name: str) -> dict[str, Any]:

@@ -38,7 +38,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 GROUPS = {
     "Inputs": "layer:NAME raw feature_types:TYPE ids_vocab:FILE list_columns:GENES,VALUES trust_pickle "
-    "on_bad_input same_names allow_repeats queries:FILE release:DATE index:DIR offline all",
+    "on_bad_input same_names allow_repeats queries:FILE release:DATE index:DIR offline",
     "Genes": "vocab:FILE gene_column:COL id_column:COL strip_versions allow_mixed min_match:SHARE "
     "min_cells:N special_tokens",
     "Cells": "splits:NAME split:NAME shuffle seed:N where:EXPR unique:COL min_genes:N max_genes:N "

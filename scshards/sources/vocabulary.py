@@ -237,13 +237,9 @@ def gene_tables(
     SourceError
         When a file can't be used, or lacks a column (with those it has).
     """
-    files: dict[object, InputFile] = {}
+    files: dict[str, InputFile] = {}
     for file in expand(inputs, storage_options):
-        whole: object = file.url
-        if is_soma(file.url):
-            cells = parse(file.url)
-            whole = dataclasses.replace(cells, filter=None, first=None, last=None, cells=None)
-        files.setdefault(whole, file)
+        files.setdefault(str(parse(file.url).whole) if is_soma(file.url) else file.url, file)
     for source in _opened(files.values(), gene_column, storage_options, tables):
         ids = None if id_column is None else source.names_in(id_column)
         yield GeneTable(name=source.name, genes=source.genes, ids=ids)

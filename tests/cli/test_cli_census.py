@@ -149,7 +149,7 @@ def test_download(index: tuple[Path, Result], tmp_path: Path) -> None:
 
 
 def test_all_queries_of_an_index(index: tuple[Path, Result], tmp_path: Path) -> None:
-    run("download", "--all", "--index", index[0], "-o", tmp_path, "--partition", 0)
+    run("download", "--index", index[0], "-o", tmp_path, "--partition", 0)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["heart", "lung", "pan-cancer"]
     assert len(list(tmp_path.rglob("*.h5ad"))) == 3
 
@@ -157,12 +157,10 @@ def test_all_queries_of_an_index(index: tuple[Path, Result], tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (("index", "-o", "x"), "name queries"),
-        (("index", "--all", "heart", "-o", "x"), "name queries"),
-        (("download", "--all", "--index", "i", "-o", "x", "--share", "3"), "'3' is no share"),
-        (("download", "--all", "--index", "i", "-o", "x", "--share", "3/2"), "'3/2' is no share"),
+        (("download", "--index", "i", "-o", "x", "--share", "3"), "'3' is no share"),
+        (("download", "--index", "i", "-o", "x", "--share", "3/2"), "'3/2' is no share"),
         (
-            ("download", "--all", "--index", "i", "-o", "x", "--share", "1/2", "--partition", "0"),
+            ("download", "--index", "i", "-o", "x", "--share", "1/2", "--partition", "0"),
             "only one of them can be given",
         ),
     ],
@@ -179,6 +177,6 @@ def test_mistakes(
 def test_an_index_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="no index here"):
-        run("download", "--all", "--index", "nowhere", "-o", "x")
+        run("download", "--index", "nowhere", "-o", "x")
     with pytest.raises(ConfigError, match="no index of 'heart'"):
         run("download", "heart", "--index", "nowhere", "-o", "x")

@@ -169,9 +169,9 @@ def index(
 ) -> Result:
     """Write which cells queries take: DIR/NAME.idx, a soma_joinid a line, and its mark DIR/NAME.json.
 
-    Without a NAME it is all queries of the file. A folder holds queries of one release. What is there with the same filter is not asked for again. The
-    tables show how many cells queries have, which are duplicates of primary ones, and which queries take
-    the same cells.
+    Without a NAME it is all queries of the file. A folder holds queries of one release. What is there
+    with the same filter is not asked for again. The tables show how many cells queries have, which are
+    duplicates of primary ones, and which queries take the same cells.
 
     \b
     scshards census index heart lung -o index

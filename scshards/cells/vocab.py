@@ -26,6 +26,9 @@ PAD, CLS, EOC = "<pad>", "<cls>", "<eoc>"
 SPECIALS = (PAD, CLS, EOC)
 """scGPT's special tokens, appended in this order when a vocabulary lacks them."""
 
+_MANY = 1024
+"""Names of genes that are kept until others are looked up."""
+
 
 class Vocab:
     """An immutable mapping of tokens to ids 0 .. n-1.
@@ -59,6 +62,9 @@ class Vocab:
         if self._text.count(b"\n") != len(self._tokens):
             raise VocabError("a token holds a line break", where=where)
         self._fingerprint: str | None = None
+        # The files of an atlas often name the same genes: looking each up takes ten times as long as
+        # seeing that.
+        self._last: tuple[list[str], NDArray[np.int32]] = ([], np.empty(0, np.int32))
 
     @classmethod
     def from_genes(cls, genes: Iterable[str]) -> Vocab:
@@ -142,9 +148,14 @@ class Vocab:
 
     def ids(self, genes: Iterable[str]) -> NDArray[np.int32]:
         """The id of each gene, int32; -1 where unknown. Special tokens are no genes: -1 too."""
-        ids = np.fromiter(map(self._ids.get, genes, itertools.repeat(-1)), dtype=np.int32)
-        ids[np.isin(ids, [self._ids[t] for t in SPECIALS if t in self._ids])] = -1
-        return ids
+        names = list(genes)
+        last, ids = self._last
+        if names != last:
+            ids = np.fromiter(map(self._ids.get, names, itertools.repeat(-1)), np.int32, len(names))
+            ids[np.isin(ids, [self._ids[t] for t in SPECIALS if t in self._ids])] = -1
+            if len(names) >= _MANY:
+                self._last = names, ids
+        return ids.copy()
 
     def __getitem__(self, token: str) -> int:
         return self._ids[token]

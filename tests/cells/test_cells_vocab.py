@@ -138,3 +138,17 @@ def test_missing_specials_come_with_advice() -> None:
         with pytest.raises(VocabError, match="has no <") as caught:
             getattr(Vocab(["A"]), attribute)
         assert "scshards vocab import" in str(caught.value.advice)
+
+
+def test_many_names_are_looked_up_once_and_seen_to_be_the_same() -> None:
+    names = [f"GENE{i}" for i in range(3000)]
+    vocab = Vocab([*names[::2], *SPECIALS])
+    expected = [i // 2 if i % 2 == 0 else -1 for i in range(3000)]
+    first = vocab.ids(names)
+    assert first.tolist() == expected
+    first[:] = 7
+    assert vocab.ids(iter(list(names))).tolist() == expected
+    names[4], expected[4] = "<pad>", -1
+    assert vocab.ids(names).tolist() == expected
+    assert vocab.ids(names[:5]).tolist() == expected[:5]
+    assert vocab.ids(names).tolist() == expected

@@ -21,6 +21,7 @@ from pack_support import adata, assert_holds, counts, dense, expected, key, quie
 
 from scshards import ShardSet, Vocab
 from scshards.sources import rows
+from scshards.sources.hdf5 import plain_values
 from scshards.sources.open import open_source
 from scshards.sources.vocabulary import build_vocab, check_vocab
 
@@ -233,3 +234,16 @@ def test_the_names_of_cells_are_hashed_slice_by_slice(
     assert read == [1, 1] + [4, 4, 2] * (not numbered)
     text = "".join(f"{n}\n" for n in names).encode()
     assert found == ("" if numbered else hashlib.sha256(text).hexdigest()[:32])
+
+
+def test_texts_of_a_fixed_size_with_a_zero_byte_are_whole(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name, dtype in (("fixed", h5py.string_dtype("utf-8", 4)), ("any", h5py.string_dtype())):
+            texts = [b"a\0b", b"", "ü".encode()] if name == "fixed" else ["ab", "", "ü"]
+            file[name] = np.array(texts, dtype)
+            file[name].attrs["encoding-type"] = "string-array"
+            file[f"none {name}"] = np.array([], dtype)
+            file[f"none {name}"].attrs["encoding-type"] = "string-array"
+        read = {name: list(plain_values(file[name])) for name in file}
+    none = {"none any": [], "none fixed": []}
+    assert read == {"any": ["ab", "", "ü"], "fixed": ["a\0b", "", "ü"], **none}

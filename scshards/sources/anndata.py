@@ -20,7 +20,7 @@ from scshards.base.errors import ScshardsError, SourceError
 from scshards.base.text import did_you_mean
 from scshards.sources.hdf5 import check_filters, plain_values, text
 from scshards.sources.matrix import Csc, Csr, Dense
-from scshards.sources.rows import INDEX, Columns, Matrix, Opening, Source, attribute, reading
+from scshards.sources.rows import INDEX, Matrix, Opening, Source, attribute, reading
 
 
 class AnnDataSource(Source):
@@ -100,11 +100,7 @@ class AnnDataSource(Source):
                 continue
             try:
                 with reading(self.name):
-                    matrix = self._open_matrix(path)
-                    # raw has columns of its own.
-                    if self._taken is not None and matrix.shape == (self.n_rows, self._n_features):
-                        matrix = Columns(matrix, self._taken)
-                    values = matrix.sample(n_values)
+                    values = self._open_matrix(path).sample(n_values)
             except SourceError:
                 continue  # it can't be chosen anyway, so it is not named
             yield option, values

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scshards.base.errors import SourceError
 from scshards.cells.vocab import CLS
 from scshards.sources.ids import GENE, NONE, Ids
-from scshards.sources.matrix import ByRows, Spooled, row_cuts
-from scshards.sources.rows import BLOCK_ROWS, Block, Opening, Source, spread
+from scshards.sources.matrix import Spooled, Triplets, cut_block
+from scshards.sources.rows import BLOCK_ROWS, Block, Matrix, Opening, Source, spread
 from scshards.sources.tables import Table
 
 LARGE_PART = 1 << 25
@@ -62,7 +62,7 @@ class Lists(Source):
         return self._table.obs(column)
 
 
-class _ListRows(ByRows):
+class _ListRows(Matrix):
     """The rows of a table as a matrix whose columns are ids."""
 
     def __init__(self, table: Table, ids: Ids) -> None:
@@ -77,10 +77,7 @@ class _ListRows(ByRows):
 
     def blocks(self, start: int, stop: int, max_rows: int, max_values: int) -> Iterator[Block]:
         for block in self._read(start, stop, min(self._rows_of(max_values), max_rows)):
-            for a, b in row_cuts(block.indptr, max_values, max_rows):
-                ptr = block.indptr[a : b + 1]
-                values = slice(ptr[0], ptr[-1])
-                yield Block(block.first_row + a, ptr, block.indices[values], block.data[values])
+            yield from cut_block(block, max_values, max_rows)
 
     def sample(self, n_values: int) -> NDArray[Any]:
         # Where the parts are small, or reading begins anywhere, any row will do.
@@ -157,7 +154,7 @@ class _LargeParts(Spooled):
     def sample(self, n_values: int) -> NDArray[Any]:
         return self._rows.sample(n_values)
 
-    def _triplets(self) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+    def _triplets(self) -> Iterator[Triplets]:
         for block in self._rows.blocks(0, self.shape[0], BLOCK_ROWS, WRITTEN_VALUES):
             sizes = np.diff(block.indptr)
             rows = np.repeat(np.arange(block.first_row, block.first_row + len(sizes)), sizes)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import shutil
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from scshards.sources.rows import (
     BLOCK_ROWS,
     BLOCK_VALUES,
     Block,
+    Matrix,
     guarded,
     kernel_dtype,
     reading,
@@ -33,19 +34,7 @@ SLAB_VALUES = 1 << 24
 """Most values of a dense matrix that are read at once, so that a row of its chunks is read whole."""
 
 
-class ByRows:
-    """A matrix whose rows can be read as they are."""
-
-    needs_transposing = False
-
-    def transpose(self) -> None:
-        """Nothing is to be done."""
-
-    def close(self) -> None:
-        """Nothing is to be removed."""
-
-
-class Csr(ByRows):
+class Csr(Matrix):
     """Compressed rows: as many reads as blocks."""
 
     def __init__(self, indptr: Any, indices: Any, data: Any, shape: tuple[int, int]) -> None:
@@ -70,7 +59,7 @@ class Csr(ByRows):
         return _sample(self._data, n_values)
 
 
-class Dense(ByRows):
+class Dense(Matrix):
     """A plain two-dimensional array, read in slabs of whole chunks where they fit in memory."""
 
     def __init__(self, data: Any) -> None:
@@ -102,7 +91,7 @@ class Dense(ByRows):
         return np.concatenate(parts).reshape(-1)
 
 
-class Written(abc.ABC):
+class Written(Matrix):
     """A matrix that is written out by rows once, by whoever asks first, and then read by rows."""
 
     needs_transposing = True
@@ -116,7 +105,7 @@ class Written(abc.ABC):
 
     @abc.abstractmethod
     def _write(self, folder: Path) -> None:
-        """Write the rows, in order or in buckets; other processes see all of it or nothing."""
+        """Write the rows; other processes see all of it or nothing."""
 
     def transpose(self) -> None:
         self._scratch.made(self._write)
@@ -130,22 +119,18 @@ class Written(abc.ABC):
     def close(self) -> None:
         self._scratch.close()
 
-    def _by_rows(self) -> Csr | _Buckets:
+    def _by_rows(self) -> Csr:
         folder = self._scratch.made(self._write)
-        if (folder / _BOUNDS).exists():
-            return _Buckets(folder, self.shape)
         indptr = np.load(folder / _INDPTR, mmap_mode="r")
         columns, values = (_mapped(folder, name, int(indptr[-1])) for name in (_COLUMNS, _VALUES))
         return Csr(indptr, columns, values, self.shape)
 
 
 class Csc(Written):
-    """Compressed columns, written out by rows in buckets.
+    """Compressed columns, written out by rows.
 
-    The rows are cut into buckets of at most BLOCK_VALUES values (a longer row is a bucket of its own).
-    Two passes read the columns in pieces of as many values: one counts the values of each row, one
-    appends each value to its bucket. A bucket then fits in memory and is sorted there. On disk it takes
-    4 + 4 bytes and the value itself for each value; in memory 8 bytes for each row and column.
+    Two passes read the columns in pieces of BLOCK_VALUES values: one counts the values of each row, one
+    takes each value to its row; see _write_by_rows. In memory it takes 8 bytes for each row and column.
     """
 
     def __init__(
@@ -172,28 +157,29 @@ class Csc(Written):
             for a, b in _pieces(self.n_values):
                 if not kernels.count_rows(_native(self._indices[a:b]), counts):
                     raise ValueError("a row index is outside the matrix")
+        np.save(folder / _DTYPE, np.zeros(0, kernel_dtype(self._data.dtype)))
+        _write_by_rows(folder, guarded(self._triplets(column_ptr), self._where), counts)
 
-        def columns_of(a: int, b: int) -> NDArray[Any]:
-            return np.repeat(np.arange(self.shape[1]), np.diff(np.clip(column_ptr, a, b)))
-
-        _write_buckets(folder, self._indices, columns_of, self._data, counts, self._where)
+    def _triplets(self, column_ptr: NDArray[np.int64]) -> Iterator[Triplets]:
+        for a, b in _pieces(self.n_values):
+            sizes: NDArray[np.int64] = np.diff(np.clip(column_ptr, a, b))
+            columns = np.repeat(np.arange(self.shape[1]), sizes)
+            yield _native(self._indices[a:b]), columns, self._data[a:b]
 
 
 class Spooled(Written):
-    """What is no array on disk, such as text: written out as numbers, in buckets if in no order."""
+    """What is no array on disk, such as text: read once, and sorted by rows if it is in no order."""
 
     @abc.abstractmethod
-    def _triplets(self) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
-        """(rows, columns, values) of some values at a time, in any order, all inside the matrix."""
+    def _triplets(self) -> Iterator[Triplets]:
+        """Some values at a time, in any order, all inside the matrix."""
 
     def _write(self, folder: Path) -> None:
         counts = np.zeros(self.shape[0], np.int64)
         in_order, last = True, 0
-        spool = folder / "spool"
-        spool.mkdir()
         dtype = np.dtype(np.float64)
         with contextlib.ExitStack() as stack:
-            files = [stack.enter_context((spool / n).open("wb")) for n in _TRIPLETS]
+            files = [stack.enter_context((folder / n).open("wb")) for n in _TRIPLETS]
             for rows, columns, values in guarded(self._triplets(), self._where):
                 in_order &= len(rows) == 0 or bool(rows[0] >= last and (np.diff(rows) >= 0).all())
                 last = int(rows[-1]) if len(rows) else last
@@ -202,96 +188,68 @@ class Spooled(Written):
                 for file, part in zip(files, (rows, columns, values), strict=True):
                     as_stored = part.dtype if part is values else np.int32
                     file.write(np.ascontiguousarray(part, as_stored).data)
-        np.save(spool / _DTYPE, np.zeros(0, dtype))
+        np.save(folder / _DTYPE, np.zeros(0, dtype))
         if in_order:
-            for name in (_COLUMNS, _VALUES, _DTYPE):
-                (spool / name).rename(folder / name)
+            (folder / _ROWS).unlink()
             np.save(folder / _INDPTR, np.append(0, np.cumsum(counts)))
-        else:
-            parts = [_mapped(spool, n, int(counts.sum())) for n in _TRIPLETS]
-            _write_buckets(
-                folder, parts[0], lambda a, b: parts[1][a:b], parts[2], counts, self._where
-            )
-        shutil.rmtree(spool)
+            return
+        spooled = [_mapped(folder, name, int(counts.sum())) for name in _TRIPLETS]
+        for name in _TRIPLETS:
+            (folder / name).unlink()  # what is mapped stays until it is read
+        pieces = (tuple(part[a:b] for part in spooled) for a, b in _pieces(len(spooled[0])))
+        _write_by_rows(folder, pieces, counts)
 
 
-class _Buckets(ByRows):
-    """Rows in buckets, each sorted when it is read."""
-
-    def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
-        self.shape, self._folder = shape, folder
-        self._indptr = np.load(folder / _INDPTR, mmap_mode="r")
-        self._bounds = np.load(folder / _BOUNDS)
-        self._dtypes = [_dtype(folder, name) for name in _TRIPLETS]
-        self.n_values = int(self._indptr[-1])
-
-    def blocks(self, start: int, stop: int, max_rows: int, max_values: int) -> Iterator[Block]:
-        bounds = self._bounds
-        for k in range(len(bounds) - 1):
-            first, last = max(start, int(bounds[k])), min(stop, int(bounds[k + 1]))
-            if first >= last:
-                continue
-            ptr = np.array(self._indptr[bounds[k] : bounds[k + 1] + 1])
-            rows, columns, values = (
-                np.fromfile(
-                    self._folder / n, dtype, ptr[-1] - ptr[0], offset=dtype.itemsize * ptr[0]
-                )
-                for n, dtype in zip(_TRIPLETS, self._dtypes, strict=True)
-            )
-            ptr -= ptr[0]
-            out_columns, out_values = np.empty_like(columns), np.empty_like(values)
-            kernels.sort_by_row(rows, columns, values, ptr, out_columns, out_values)
-            window = ptr[first - bounds[k] : last - bounds[k] + 1]
-            for c, d in row_cuts(window, max_values, max_rows):
-                p, q = int(window[c]), int(window[d])
-                yield Block(first + c, window[c : d + 1], out_columns[p:q], out_values[p:q])
-
-    def sample(self, n_values: int) -> NDArray[Any]:
-        return _sample(_mapped(self._folder, _VALUES, self.n_values), n_values)
-
+Triplets = tuple[NDArray[Any], ...]
+"""(rows, columns, values) of some values."""
 
 _TRIPLETS = (_ROWS, _COLUMNS, _VALUES) = ("rows.bin", "columns.bin", "values.bin")
-_INDPTR, _BOUNDS, _DTYPE = "indptr.npy", "bounds.npy", "dtype.npy"
-"""What is written: rows (within their bucket), columns and values; the row pointers; where there are
-buckets, the first row of each and the number of rows; the dtype of the values."""
+_INDPTR, _DTYPE = "indptr.npy", "dtype.npy"
+"""What is written: columns and values by rows, the row pointers, and the dtype of the values; rows while
+it is sorted."""
 
 
-def _write_buckets(
-    folder: Path,
-    rows: Any,
-    columns_of: Callable[[int, int], NDArray[Any]],
-    values: Any,
-    counts: NDArray[np.int64],
-    where: str,
-) -> None:
-    """Write values by the buckets of their rows; `counts` says how many each row has."""
+def _write_by_rows(folder: Path, triplets: Iterator[Triplets], counts: NDArray[np.int64]) -> None:
+    """Write values by rows, stably; `counts` says how many each row has.
+
+    The rows are cut into buckets of at most BLOCK_VALUES values (a longer row is one of its own). Each
+    value is appended to its bucket, which then fits in memory and is sorted there. On disk it takes
+    4 + 4 bytes and the value itself for each value.
+    """
     indptr = np.append(0, np.cumsum(counts))
     starts = [a for a, _ in row_cuts(indptr, BLOCK_VALUES, BLOCK_ROWS)]
     bounds = np.array([*starts, len(counts)], np.int64)
     bucket_of_row = np.repeat(np.arange(len(starts)), np.diff(bounds)).astype(
         np.uint16 if len(starts) <= 1 << 16 else np.int32
     )
-    at = indptr[bounds[:-1]].copy()
-    np.save(folder / _DTYPE, np.zeros(0, kernel_dtype(values.dtype)))
     dtypes = [_dtype(folder, name) for name in _TRIPLETS]
+    at = indptr[bounds[:-1]].copy()
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context((folder / n).open("wb")) for n in _TRIPLETS]
-        for a, b in _pieces(int(indptr[-1])):
-            with reading(where):
-                some, data = _native(rows[a:b]), values[a:b]
-            columns = columns_of(a, b)
-            buckets = bucket_of_row[some]
+        files = [stack.enter_context((folder / n).open("w+b", buffering=0)) for n in _TRIPLETS]
+        for rows, columns, values in triplets:
+            buckets = bucket_of_row[rows]
             order = np.argsort(buckets, kind="stable")
             ends = np.cumsum(np.bincount(buckets, minlength=len(starts)))
             for k in np.unique(buckets).tolist():
                 mine = order[ends[k - 1] if k else 0 : ends[k]]
-                parts = (some[mine] - bounds[k], columns[mine], data[mine])
+                parts = (rows[mine] - bounds[k], columns[mine], values[mine])
                 for file, dtype, part in zip(files, dtypes, parts, strict=True):
                     file.seek(int(at[k]) * dtype.itemsize)
                     file.write(np.ascontiguousarray(part, dtype).data)
                 at[k] += len(mine)
+        for first, end in itertools.pairwise(bounds.tolist()):
+            ptr = indptr[first : end + 1] - indptr[first]
+            bucket = []
+            for file, dtype in zip(files, dtypes, strict=True):
+                file.seek(int(indptr[first]) * dtype.itemsize)
+                bucket.append(np.fromfile(file, dtype, int(ptr[-1])))
+            by_rows = [np.empty_like(part) for part in bucket[1:]]
+            kernels.sort_by_row(*bucket, ptr, *by_rows)
+            for file, part in zip(files[1:], by_rows, strict=True):
+                file.seek(int(indptr[first]) * part.itemsize)
+                file.write(part.data)
+    (folder / _ROWS).unlink()
     np.save(folder / _INDPTR, indptr)
-    np.save(folder / _BOUNDS, bounds)
 
 
 def _dtype(folder: Path, name: str) -> np.dtype[Any]:
@@ -354,6 +312,14 @@ def row_cuts(
         b = min(max(b, a + 1), n, a + max_rows)
         yield a, b
         a = b
+
+
+def cut_block(block: Block, max_values: int, max_rows: int) -> Iterator[Block]:
+    """The same rows in blocks of at most so many values and rows, at least one row each."""
+    for a, b in row_cuts(block.indptr, max_values, max_rows):
+        ptr = block.indptr[a : b + 1]
+        values = slice(ptr[0] - block.indptr[0], ptr[-1] - block.indptr[0])
+        yield Block(block.first_row + a, ptr, block.indices[values], block.data[values])
 
 
 def _sample(data: Any, n_values: int) -> NDArray[Any]:

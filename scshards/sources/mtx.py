@@ -19,12 +19,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pyarrow import csv as arrow_csv
 
 from scshards.base.errors import SourceError
 from scshards.base.storage import Storage
-from scshards.sources.matrix import Spooled
+from scshards.sources.matrix import Spooled, Triplets
 from scshards.sources.rows import FEATURE_TYPES, Opening, reading
 from scshards.sources.tenx import TenX
 
@@ -82,7 +81,7 @@ class _MtxMatrix(Spooled):
             self._type, (n_features, n_cells, n_values) = _header(f)
         super().__init__((n_cells, n_features), n_values, where, scratch)
 
-    def _triplets(self) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+    def _triplets(self) -> Iterator[Triplets]:
         types = {"feature": pa.int32(), "cell": pa.int32(), "value": self._type}
         n = 0
         with _opened(self._folder, self._file) as source:

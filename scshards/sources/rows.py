@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,23 +90,25 @@ class Opening(NamedTuple):
     closing: contextlib.ExitStack
 
 
-class Matrix(Protocol):
+class Matrix(abc.ABC):
     """A matrix on disk; `shape` is (cells, gene columns). See sources.matrix for the kinds."""
 
     shape: tuple[int, int]
     n_values: int
-    needs_transposing: bool
+    needs_transposing = False
 
-    def transpose(self) -> None:
-        """See Source."""
-
+    @abc.abstractmethod
     def blocks(self, start: int, stop: int, max_rows: int, max_values: int) -> Iterator[Block]:
         """The rows start:stop as blocks of at most so many rows and values."""
 
+    @abc.abstractmethod
     def sample(self, n_values: int) -> NDArray[Any]:
         """About so many values from all over the matrix."""
 
-    def close(self) -> None:
+    def transpose(self) -> None:  # noqa: B027 - nothing is to be done for most
+        """See Source."""
+
+    def close(self) -> None:  # noqa: B027
         """Remove what was written for it outside of `scratch`."""
 
 
@@ -142,6 +144,9 @@ class Source(abc.ABC):
     left_out: Mapping[str, int] = {}
     _var = "var"  # what messages call the table of the features
     _taken: NDArray[np.intp] | None = None  # the columns of the file that are gene columns
+    _place: NDArray[
+        np.int32
+    ]  # of each column of the file, where some are not taken: its number, or -1
 
     def __init__(self, opening: Opening, matrix: Matrix, matrix_name: str) -> None:
         self.name, self.ordinal, self.gene_column, _, self._closing = opening
@@ -212,7 +217,8 @@ class Source(abc.ABC):
         if self.left_out:
             self._taken = np.flatnonzero([t in feature_types for t in types])
             self.n_columns = len(self._taken)
-            self.matrix = Columns(self.matrix, self._taken)
+            self._place = np.full(self._n_features, -1, np.int32)
+            self._place[self._taken] = np.arange(self.n_columns)
 
     def obs(self, column: str) -> Any:
         """One obs column [n_rows]: a numpy array, or a pandas array where values can be missing.
@@ -328,6 +334,11 @@ class Source(abc.ABC):
         wanted = np.ones(stop - start, np.bool_) if wanted is None else wanted
         blocks = self._blocks(start, stop, max_rows, max_values, wanted)
         for block in guarded(blocks, self._where_matrix):
+            if self._taken is not None:
+                places = self._place[block.indices]
+                kept = places >= 0
+                ends = np.append(0, np.cumsum(kept))[block.indptr - block.indptr[0]]
+                block = Block(block.first_row, ends, places[kept], block.data[kept])
             kind = kernel_dtype(block.data.dtype)
             yield block._replace(data=block.data.astype(kind, copy=False))
 
@@ -338,6 +349,11 @@ class Source(abc.ABC):
 
     def sample(self, n_values: int) -> NDArray[Any]:
         """About so many of the matrix's values, from all over it."""
+        if self._taken is not None:
+            # Which column a value is of is known by rows only.
+            places = spread(self.n_rows, max(1, n_values * self.n_rows // max(self.n_values, 1)))
+            parts = [block.data for a, b in places for block in self.blocks(a, b)]
+            return np.concatenate(parts) if parts else np.zeros(0)
         with reading(self._where_matrix):
             return self.matrix.sample(n_values)
 
@@ -355,42 +371,6 @@ class Source(abc.ABC):
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-class Columns:
-    """Some columns of a matrix, in their order; a Matrix."""
-
-    def __init__(self, whole: Matrix, taken: NDArray[np.intp]) -> None:
-        self._whole = whole
-        self._place = np.full(whole.shape[1], -1, np.int32)
-        self._place[taken] = np.arange(len(taken))
-        self.shape = (whole.shape[0], len(taken))
-        self.n_values = whole.n_values
-        self.needs_transposing = whole.needs_transposing
-
-    def transpose(self) -> None:
-        self._whole.transpose()
-
-    def blocks(self, start: int, stop: int, max_rows: int, max_values: int) -> Iterator[Block]:
-        for block in self._whole.blocks(start, stop, max_rows, max_values):
-            places = self._place[block.indices]
-            kept = places >= 0
-            ends = np.append(0, np.cumsum(kept))[block.indptr - block.indptr[0]]
-            yield Block(block.first_row, ends, places[kept], block.data[kept])
-
-    def sample(self, n_values: int) -> NDArray[Any]:
-        # Which column a value is of is known by rows only.
-        n_rows = self.shape[0]
-        rows = max(1, n_values * n_rows // max(self.n_values, 1))
-        parts = [
-            block.data
-            for a, b in spread(n_rows, rows)
-            for block in self.blocks(a, b, BLOCK_ROWS, BLOCK_VALUES)
-        ]
-        return np.concatenate(parts) if parts else np.zeros(0)
-
-    def close(self) -> None:
-        self._whole.close()
 
 
 def spread(n: int, size: int, places: int = 16) -> list[tuple[int, int]]:

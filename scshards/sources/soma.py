@@ -25,8 +25,8 @@ from scshards.base.threads import read_ahead
 from scshards.census.address import SomaAddress
 from scshards.census.context import is_one_of_many
 from scshards.census.experiment import READ_VALUES, Experiment, shared
-from scshards.sources.matrix import ByRows, check_dtype, row_cuts
-from scshards.sources.rows import Block, Opening, Source, reading, spread
+from scshards.sources.matrix import check_dtype, cut_block
+from scshards.sources.rows import Block, Matrix, Opening, Source, reading, spread
 
 _PLACES = 2
 """Where values are looked at: for each, TileDB reads and inflates some thousand rows."""
@@ -139,7 +139,7 @@ class SomaSource(Source):
             np.save(folder / _SIZES, sizes)
 
 
-class _Rows(ByRows):
+class _Rows(Matrix):
     """The rows of some cells of an experiment."""
 
     def __init__(
@@ -164,9 +164,8 @@ class _Rows(ByRows):
         )
         with contextlib.closing(read_ahead(reads) if self._ahead else reads) as coming:
             for indptr, indices, data in coming:
-                for a, b in row_cuts(indptr, max_values, max_rows):
-                    p, q = int(indptr[a]), int(indptr[b])
-                    yield Block(start + a, indptr[a : b + 1] - p, indices[p:q], data[p:q])
+                block = Block(start, indptr, indices, data)
+                yield from cut_block(block, max_values, max_rows)
                 start += len(indptr) - 1
 
     def sample(self, n_values: int) -> NDArray[Any]:

@@ -33,9 +33,6 @@ SCB = ".scb"
 PREFIXED = "cls_prefix_data.parquet"
 """scGPT's training table: the cells of all tables beside it, each begun with `<cls>`."""
 
-NONE, GENE, SPECIAL = 0, 1, 2
-"""What an id is."""
-
 MOST_IDS = 1 << 27
 """No vocabulary is larger; a larger id is a mistake that would take memory."""
 
@@ -51,22 +48,26 @@ class Ids:
     names
         The gene of each id up to the largest one of a gene; "" for special tokens, and for ids without
         a token.
-    kinds
-        int8 for each id: NONE, GENE or SPECIAL.
     specials
         {id: special token}.
-    cls_id
-        The id of `<cls>`, or -1.
     where
         The file that says so.
     """
 
     tokens: Mapping[str, int]
     names: tuple[str, ...]
-    kinds: NDArray[np.int8]
     specials: Mapping[int, str]
-    cls_id: int
     where: str
+
+    @functools.cached_property
+    def cls_id(self) -> int:
+        """The id of `<cls>`, or -1."""
+        return next((i for i, token in self.specials.items() if token == CLS), -1)
+
+    @functools.cached_property
+    def are_genes(self) -> NDArray[np.bool_]:
+        """Whether each id is that of a gene; of one that is too large, the last says so."""
+        return np.array([*map(bool, self.names), False])
 
 
 def find_ids(folders: Sequence[Storage], ids_vocab: str | None, *, where: str) -> Ids:
@@ -138,12 +139,7 @@ def _ids(data: bytes, where: str) -> Ids:
         for token in SPECIALS:
             if token not in tree:
                 token_of[len(token_of)] = token
-    genes = {i: token for i, token in token_of.items() if token not in SPECIALS}
     specials = {i: token for i, token in token_of.items() if token in SPECIALS}
-    kinds = np.full(max(token_of) + 1, NONE, np.int8)
-    kinds[list(genes)], kinds[list(specials)] = GENE, SPECIAL
-    names = [""] * (max(genes, default=-1) + 1)
-    for i, token in genes.items():
-        names[i] = token
-    cls_id = next((i for i, token in specials.items() if token == CLS), -1)
-    return Ids(tree, tuple(names), kinds, specials, cls_id, where)
+    genes = {i: token for i, token in token_of.items() if i not in specials}
+    names = tuple(genes.get(i, "") for i in range(max(genes, default=-1) + 1))
+    return Ids(tree, names, specials, where)

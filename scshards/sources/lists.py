@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import SourceError
 from scshards.cells.vocab import CLS
-from scshards.sources.ids import GENE, NONE, Ids
+from scshards.sources.ids import Ids
 from scshards.sources.matrix import Spooled, Triplets, cut_block
 from scshards.sources.rows import BLOCK_ROWS, Block, Matrix, Opening, Source, spread
 from scshards.sources.tables import Table
@@ -122,18 +122,14 @@ class _ListRows(Matrix):
         return Block(first, ends, ids.astype(np.int32), values)
 
     def _check_ids(self, first: int, ends: NDArray[np.int64], ids: NDArray[Any]) -> None:
-        kinds = self._ids.kinds
-        outside = (ids < 0) | (ids >= len(kinds)) if len(ids) else np.zeros(0, np.bool_)
-        if not outside.any():
-            found = kinds[ids.astype(np.intp)]
-            if (found == GENE).all():
-                return
-        else:
-            found = np.where(outside, NONE, kinds[np.where(outside, 0, ids).astype(np.intp)])
-        at = int(np.flatnonzero(found != GENE)[0])
+        ids = ids.astype(np.int64, copy=False)
+        fine = self._ids.are_genes.take(ids, mode="clip") & (ids >= 0)
+        if fine.all():
+            return
+        at = int(np.flatnonzero(~fine)[0])
         what = f"holds the id {ids[at]}, of no token of {self._ids.where}"
         advice = "name the vocabulary that the ids were made with: --ids-vocab FILE"
-        if found[at] != NONE:
+        if int(ids[at]) in self._ids.specials:
             what = f"holds {self._ids.specials[int(ids[at])]}, which is no gene"
             advice = "write the cells without padding and other tokens; only "
             advice += f"{CLS} at the beginning of every row is left out"

@@ -39,7 +39,7 @@ STATE = "state.json"
 """Of a saved dataset: the names of its data files, in order."""
 
 MANIFEST = "manifest.json"
-"""Of a scBank: {"on_disk_format": "parquet", "main_data": the table's name, ...}."""
+"""Of a scBank: {"main_data": the table's name, ...}."""
 
 
 class Part(NamedTuple):
@@ -251,13 +251,7 @@ def open_saved(storage: Storage, lists: tuple[str, str], where: str) -> Table:
 
 
 def open_scbank(folder: Storage, name: str) -> Table:
-    """The main table of a scBank.
-
-    Raises
-    ------
-    SourceError
-        When the manifest does not say which it is, or it is not there, or it is no Parquet.
-    """
+    """The main table of a scBank."""
     file = table_of(folder, name)
     return open_parquet(folder, file, LISTS, f"{name}: {file}")
 
@@ -267,33 +261,29 @@ class _ScBank:
     """What the manifest of an scBank says."""
 
     main_data: str | None = None
-    on_disk_format: str = "json"
 
 
 def table_of(folder: Storage, name: str) -> str:
-    """The name of the file of a scBank's main table."""
-    there = folder.folder()[1]
-    tables = [f for f in there if TABLE in f]
-    shown = f"it holds: {', '.join(tables) or 'no table'}"
-    if MANIFEST not in there:
-        raise SourceError(f"the scBank has no {MANIFEST}", where=name, advice=shown)
+    """The name of the file of a scBank's main table.
+
+    Raises
+    ------
+    SourceError
+        When the manifest does not say which it is, or it is not there, or it is no Parquet.
+    """
     with reading(f"{name}: {MANIFEST}"):
         manifest = from_tree(_ScBank, read_json(folder.read(MANIFEST)), others=True)
-    if manifest.on_disk_format != "parquet":
+    tables = [file for file in folder.folder()[1] if TABLE in file]
+    fitting = [f for f in tables if f.endswith(f"{TABLE}parquet")]
+    if manifest.main_data is not None:
+        fitting = [f for f in fitting if f == f"{manifest.main_data}{TABLE}parquet"]
+    if len(fitting) != 1:
         raise SourceError(
-            f"on_disk_format is {manifest.on_disk_format!r}: tables in Parquet are read",
-            where=f"{name}: {MANIFEST}",
-            advice="write the table as Parquet, pandas.read_json(FILE, lines=True).to_parquet("
-            f"NAME{TABLE}parquet), and say parquet in {MANIFEST}",
-        )
-    named = [] if manifest.main_data is None else [f"{manifest.main_data}{TABLE}parquet"]
-    fitting = named or [f for f in tables if f.endswith(".parquet")]
-    if len(fitting) != 1 or fitting[0] not in there:
-        what = (
-            f"the scBank's main table, {named[0]}, is not there" if named else "no one main table"
-        )
-        raise SourceError(
-            what, where=name, advice=f'name it in {MANIFEST}, "main_data": "NAME"; {shown}'
+            f"the scBank has no one main table in Parquet, and {MANIFEST} names "
+            f"{manifest.main_data or 'none'}",
+            where=name,
+            advice=f'name it in {MANIFEST}, "main_data": "NAME"; it holds: '
+            f"{', '.join(tables) or 'no table'}",
         )
     return fitting[0]
 

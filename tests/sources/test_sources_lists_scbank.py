@@ -93,16 +93,13 @@ def test_scbanks_that_are_refused(tmp_path: Path) -> None:
         (made / "manifest.json").write_text(json.dumps(tree))
         return said(made)
 
-    assert "'csv': tables in Parquet are read" in manifest(
-        "a", on_disk_format="csv", main_data="counts"
-    )
     text = manifest("b", on_disk_format="parquet", main_data="X")
-    assert "X.datatable.parquet, is not there" in text and "counts.datatable.parquet" in text
-    # JSON is what the settings of scGPT say where nothing is said.
-    assert "'json'" in (text := manifest("c", main_data=None)) and "to_parquet" in text
+    assert "no one main table" in text and "names X" in text and "counts.datatable.parquet" in text
+    text = manifest("c", main_data="counts.json")
+    assert "no one main table in Parquet" in text
     gone = bank(tmp_path, "d")
     (gone / "manifest.json").unlink()
-    assert "no manifest.json" in said(gone)
+    assert "manifest.json" in said(gone)
     gone = bank(tmp_path, "e")
     (gone / "gene_vocab.json").unlink()
     assert "nothing says which genes" in said(gone)

@@ -151,20 +151,18 @@ def _too_few(
 ) -> SourceError:
     """Fewer genes than `min_match` have a token; what would match better, if anything does."""
     match = way.match
-    best, options = way.share, ""
+    best, advice = way.share, "the input has no other names of its genes"
+    if source.gene_columns:
+        advice = (
+            "name the column of var that holds the vocabulary's gene names with --gene-column; "
+            f"var has: {', '.join(source.gene_columns)}"
+        )
     for strip in sorted({strip_versions, True}):
         for other in _ways(source, vocab, strip):
             if other.share > max(best, _WORTH_NAMING):
-                column = f"--gene-column {other.column}" if other.column != way.column else ""
-                version = "--strip-versions" if strip != strip_versions else ""
-                best, options = other.share, f"{column} {version}".strip()
-    if options:
-        advice = f"{options} would match {best:.0%}"
-    else:
-        advice = source.naming_advice or (
-            "name the column of var that holds the vocabulary's gene names with --gene-column; "
-            f"var has: {', '.join(source.gene_columns) or 'no other text columns'}"
-        )
+                column = f"--gene-column {other.column} " if other.column != way.column else ""
+                version = "--strip-versions " if strip != strip_versions else ""
+                best, advice = other.share, f"{column}{version}would match {other.share:.0%}"
     if best < min_match:
         advice += (
             "; or lower --min-match to drop the unmatched genes, which scshards vocab check --json "

@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 
 from scshards.base.errors import ConfigError
 from scshards.base.remote import translated
-from scshards.base.storage import Storage, is_local, is_web, path_of
+from scshards.base.storage import Storage, is_local, is_web, path_of, redact
 from scshards.census.address import JOINID, is_cells, is_soma
 from scshards.sources.ids import PREFIXED, SCB, TABLE
 from scshards.sources.open import folder_kind
-from scshards.sources.rows import display_name
 
 SUFFIXES = (".h5ad", ".h5", ".zarr.zip", f"{TABLE}parquet")
 """The files that are taken from a directory, beside folders that are inputs themselves."""
@@ -142,7 +141,7 @@ def _refuse_repeats(files: Sequence[InputFile]) -> None:
     tables = {_folder(file.url) for file in files if TABLE in file.url.rpartition("/")[2]}
     for file in files:
         if file.place in places:
-            raise _twice(file, f"both names lead to {display_name(file.place)}")
+            raise _twice(file, f"both names lead to {redact(file.place)}")
         if file.name in names:
             raise ConfigError(
                 "two inputs have the same name",
@@ -157,7 +156,7 @@ def _refuse_repeats(files: Sequence[InputFile]) -> None:
         above = _folder(file.place)
         while above:
             if above in places:
-                raise _twice(file, f"it lies in {display_name(places[above])}")
+                raise _twice(file, f"it lies in {redact(places[above])}")
             above = _folder(above)
 
 
@@ -177,7 +176,7 @@ def _list_address(text: str) -> str | None:
 
 
 def _read_list(url: str, options: Mapping[str, Any] | None) -> list[InputFile]:
-    where = display_name(url)
+    where = redact(url)
     try:
         text = Storage(url, options).read("").decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -224,9 +223,9 @@ def _expanded(url: str, options: Mapping[str, Any] | None) -> list[InputFile]:
         from scshards.census.partitions import partitions
 
         return [InputFile(str(p.address), p.name) for p in partitions(url, options)]
-    with translated(display_name(url)):
+    with translated(redact(url)):
         found = _local(url) if is_local(url) else _remote(url, options)
-    return [InputFile(one, display_name(one)) for one in found]
+    return [InputFile(one, redact(one)) for one in found]
 
 
 def _local(url: str) -> list[str]:
@@ -252,7 +251,7 @@ def _remote(url: str, options: Mapping[str, Any] | None) -> list[str]:
     if is_web(url):
         raise ConfigError(
             "the files of a web server can't be listed",
-            where=display_name(url),
+            where=redact(url),
             advice="name each file, or write their addresses into a list, a .txt file",
         )
     root, pattern = url, None
@@ -270,7 +269,7 @@ def _chosen(
     if pattern and any("**" in part and part != "**" for part in pattern):
         raise ConfigError(
             "this pattern can't be used: ** stands for folders, alone between two slashes",
-            where=display_name(url),
+            where=redact(url),
         )
     met = list(_below(root, name, "", pattern or ["**", "*"]))
     if met == [("", True)] and pattern is None:
@@ -287,9 +286,9 @@ def _chosen(
             both = sorted((one, other), key=lambda path: ("filtered" not in path, path))
             meant = both[0].rpartition("/")[2]
             raise ConfigError(
-                f"one matrix is there twice: {display_name(other)} and {display_name(one)}",
-                where=display_name(url),
-                advice=f"name the one that is meant: {display_name(both[0])}, or in every folder by a "
+                f"one matrix is there twice: {redact(other)} and {redact(one)}",
+                where=redact(url),
+                advice=f"name the one that is meant: {redact(both[0])}, or in every folder by a "
                 f"pattern such as '**/{meant}'",
             )
     return found
@@ -298,7 +297,7 @@ def _chosen(
 def _none_met(url: str, *, is_pattern: bool) -> ConfigError:
     return ConfigError(
         "no file matches this pattern" if is_pattern else _NO_FILES,
-        where=display_name(url),
+        where=redact(url),
         advice="check the spelling; quote patterns, so that the shell leaves them alone",
     )
 

@@ -37,8 +37,6 @@ WRITTEN_VALUES = 1 << 20
 class Lists(Source):
     """One table; see sources.open.open_source. It closes the table."""
 
-    naming_advice = "its gene names are those of the vocabulary that its ids were made with"
-
     def __init__(self, opening: Opening, table: Table, ids: Ids) -> None:
         opening.closing.callback(table.close)
         self._table, self._ids = table, ids

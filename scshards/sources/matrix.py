@@ -160,10 +160,9 @@ class Csc(Written):
         np.save(folder / _DTYPE, np.zeros(0, kernel_dtype(self._data.dtype)))
         _write_by_rows(folder, guarded(self._triplets(column_ptr), self._where), counts)
 
-    def _triplets(self, column_ptr: NDArray[np.int64]) -> Iterator[Triplets]:
+    def _triplets(self, column_ptr: NDArray[Any]) -> Iterator[Triplets]:
         for a, b in _pieces(self.n_values):
-            sizes: NDArray[np.int64] = np.diff(np.clip(column_ptr, a, b))
-            columns = np.repeat(np.arange(self.shape[1]), sizes)
+            columns = np.repeat(np.arange(self.shape[1]), np.diff(np.clip(column_ptr, a, b)))
             yield _native(self._indices[a:b]), columns, self._data[a:b]
 
 

@@ -4,22 +4,19 @@ SOMA experiments.
 
     open_source(url, ordinal, ...) -> Source     .genes, .obs(column), .blocks(start, stop)
 
-sources.rows is the contract; sources.anndata, sources.zarr, sources.tenx, sources.mtx and sources.lists
-are the kinds of sources, told apart by what is in the input; sources.matrix reads their matrices.
-sources.soma is known by the address. Called by packing.survey, packing.scatter, sources.inputs and
-sources.vocabulary, and by train.embed.
+Kinds are told apart by what is in the input; SOMA is known by the address.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from scshards.base.errors import ConfigError, SourceError
-from scshards.base.storage import Storage, is_web
+from scshards.base.storage import Storage, is_web, redact
 from scshards.census.address import is_soma, parse
 from scshards.shards.tar import MAX_ROWS, MAX_SOURCES
 from scshards.sources import hdf5
@@ -27,7 +24,7 @@ from scshards.sources.anndata import AnnDataSource
 from scshards.sources.ids import GENE_VOCAB, SCB, find_ids
 from scshards.sources.mtx import MATRIX, open_mtx
 from scshards.sources.options import TableOptions
-from scshards.sources.rows import INDEX, ZARR_MARKS, Opening, display_name, reading
+from scshards.sources.rows import ZARR_MARKS, Opening, reading
 from scshards.sources.rows import Block as Block
 from scshards.sources.rows import Source as Source
 from scshards.sources.tenx import matrix_groups, open_10x
@@ -35,12 +32,7 @@ from scshards.sources.tenx import matrix_groups, open_10x
 if TYPE_CHECKING:
     from scshards.sources.tables import Table
 
-FolderKind = Literal["zarr", "mtx", "scbank", "arrow", "mds"]
-
 PARQUET = ".parquet"
-
-_TABLES = ("scbank", "parquet", "arrow", "mds")
-"""Kinds of inputs that hold cells as lists of token ids and values."""
 
 
 def open_source(
@@ -92,7 +84,7 @@ def open_source(
     options, url = TableOptions(**tables), os.fspath(url)
     with contextlib.ExitStack() as on_error:
         closing = on_error.enter_context(contextlib.ExitStack())
-        name = display_name(url) if name is None else name
+        name = redact(url) if name is None else name
         opening = Opening(name, ordinal, gene_column, scratch, closing)
         source = _opened(url, opening, layer, raw, storage_options, options)
         if source.n_rows > MAX_ROWS or ordinal >= MAX_SOURCES:
@@ -113,50 +105,35 @@ def _opened(
     options: TableOptions,
 ) -> Source:
     # What is large is loaded when it is met.
-    if is_soma(url):
-        _refuse("soma", opening, layer, raw)
+    name, closing, file = opening.name, opening.closing, None
+    kind = "soma" if is_soma(url) else _kind(storage := Storage(url, storage_options))
+    if kind == "zarr":
+        from scshards.sources import zarr
+
+        file = zarr.open_zarr(storage, name, closing)
+        return AnnDataSource(opening, file, zarr.direct, layer, raw)
+    if kind == "hdf5":
+        file = hdf5.open_hdf5(storage, name, closing)
+        with reading(name):
+            if "X" in file or not matrix_groups(file):
+                return AnnDataSource(opening, file, hdf5.direct, layer, raw)
+    if layer is not None or raw:
+        advice = "leave --layer and --raw out"
+        if kind == "soma":
+            advice += "; soma://URI?layer=NAME takes another than `raw`"
+        raise SourceError("only AnnData has layers and a raw matrix", where=name, advice=advice)
+    if kind == "soma":
         from scshards.sources.soma import SomaSource
 
         return SomaSource(opening, parse(url), storage_options)
-    storage = Storage(url, storage_options)
-    kind = _kind(storage)
-    if kind in ("hdf5", "zarr"):
-        file: Any
-        direct: Callable[..., Any]
-        if kind == "zarr":
-            from scshards.sources import zarr
-
-            file, direct = zarr.open_zarr(storage, opening.name, opening.closing), zarr.direct
-        else:
-            file, direct = hdf5.open_hdf5(storage, opening.name, opening.closing), hdf5.direct
-            with reading(opening.name):
-                is_10x = "X" not in file and bool(matrix_groups(file))
-            if is_10x:
-                _refuse("10x", opening, layer, raw)
-                return open_10x(file, opening)
-        return AnnDataSource(opening, file, direct, layer, raw)
-    _refuse(kind, opening, layer, raw)
+    if file is not None:
+        return open_10x(file, opening)
     if kind == "mtx":
         return open_mtx(storage, opening)
-    from scshards.sources.lists import Lists
+    from scshards.sources import lists
 
-    ids = find_ids(_beside(storage, kind), options.ids_vocab, where=opening.name)
-    return Lists(opening, _table(kind, storage, opening, options), ids)
-
-
-def _refuse(kind: str, opening: Opening, layer: str | None, raw: bool) -> None:
-    """Refuse a choice of what only AnnData has."""
-    named = kind in _TABLES and opening.gene_column not in (None, INDEX)
-    if layer is None and not raw and not named:
-        return
-    what, advice = "10x data have no layers and no raw matrix", "leave --layer and --raw out"
-    if kind == "soma":
-        what = "the matrix of a SOMA experiment is chosen in its address"
-        advice += "; soma://URI?layer=NAME takes another than `raw`"
-    if kind in _TABLES:
-        what = "cells as lists of token ids have no gene columns, layers or raw matrix"
-        advice = "leave --gene-column, --layer and --raw out"
-    raise SourceError(what, where=opening.name, advice=advice)
+    ids = find_ids(_beside(storage, kind), options.ids_vocab, where=name)
+    return lists.Lists(opening, _table(kind, storage, opening, options), ids)
 
 
 def _beside(storage: Storage, kind: str) -> list[Storage]:
@@ -202,8 +179,8 @@ def input_identity(
     return storage.identity()
 
 
-def folder_kind(name: str, files: Collection[str]) -> FolderKind | None:
-    """What kind of input a folder is, by its name and the names of the files in it."""
+def folder_kind(name: str, files: Collection[str]) -> str | None:
+    """The kind of input that a folder is, by its name and the names of the files in it."""
     if any(mark in files for mark in ZARR_MARKS):
         return "zarr"
     if any(matrix in files for matrix in (MATRIX, f"{MATRIX}.gz")):
@@ -220,7 +197,7 @@ def folder_kind(name: str, files: Collection[str]) -> FolderKind | None:
     return "zarr" if name.endswith(".zarr") else None
 
 
-def _kind(storage: Storage) -> Literal["hdf5", "parquet"] | FolderKind:
+def _kind(storage: Storage) -> str:
     if _is_zip(storage):
         return "zarr"
     name, local = storage.url.partition("?")[0].rstrip("/"), storage.local_path

@@ -11,7 +11,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import hashlib
-import os
 import re
 import zlib
 from collections import Counter
@@ -24,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ScshardsError, SourceError
-from scshards.base.storage import redact
 from scshards.base.text import did_you_mean
 from scshards.cells.batch import cell_keys
 from scshards.sources.options import GENES_ALONE
@@ -134,13 +132,11 @@ class Source(abc.ABC):
         about so many, the same each time.
     left_out
         {type: how many} of the features that are no gene columns, because of their type.
-    naming, naming_advice
-        Where gene names are from when no gene column is chosen, and what to do when they are not those
-        of a vocabulary; None where a gene column can be chosen.
+    naming
+        Where gene names are from when no gene column is chosen.
     """
 
     naming: str = "the index of var"
-    naming_advice: str | None = None
     left_out: Mapping[str, int] = {}
     _var = "var"  # what messages call the table of the features
     _taken: NDArray[np.intp] | None = None  # the columns of the file that are gene columns
@@ -460,11 +456,6 @@ def _are_numbered(first: str, last: str, n: int) -> bool:
     """Whether names are but numbers in a row, such as cell0, cell1, ..., by the first and the last."""
     a, b = (re.fullmatch(r"(.*?)(\d{1,18})", name, re.DOTALL) for name in (first, last))
     return a is not None and b is not None and a[1] == b[1] and int(b[2]) - int(a[2]) == n - 1
-
-
-def display_name(url: str | os.PathLike[str]) -> str:
-    """An input's name in messages and in the manifest: as given, without credentials."""
-    return redact(os.fspath(url))
 
 
 def missing_column(column: str, known: Sequence[str], *, frame: str, where: object) -> SourceError:

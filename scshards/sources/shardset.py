@@ -28,12 +28,8 @@ from scshards.shards.index import OBS_PREFIX, check_bounds
 from scshards.shards.manifest import LabelInfo, Manifest, ShardInfo
 from scshards.shards.shardset import read_checked_index
 from scshards.shards.tar import Compression
-from scshards.sources.matrix import row_cuts
-from scshards.sources.rows import (
-    SOURCE,
-    Block,
-    Source,
-)
+from scshards.sources.matrix import cut_block, row_cuts
+from scshards.sources.rows import SOURCE, Block, Source
 
 KNOWN = ("n_genes", "total", SOURCE)
 """What the index knows of a cell beside its labels; a label of the same name comes first."""
@@ -149,7 +145,6 @@ class ShardSource(Source):
         From every method that reads, when an index or a shard is not what the manifest says.
     """
 
-    naming_advice = "the genes of a shard set are the tokens of its vocabulary"
     needs_transposing = False
     matrix_name = "shards"
 
@@ -261,32 +256,23 @@ class ShardSource(Source):
         where = self._storage.at(shard.path)
         chunks = read_chunks(self._storage, shard, self.run.compression, index, rows)
         for cells, raw, begin in chunks:
-            sizes = np.zeros(int(cells[-1] - cells[0]) + 1, np.int64)
-            sizes[cells - cells[0]] = index["n_genes"][cells]
-            indptr = np.append(0, np.cumsum(sizes))
-            for c, d in row_cuts(indptr, max_values, max_rows):
-                a, b = np.searchsorted(cells, (cells[0] + c, cells[0] + d)).tolist()
-                some = cells[a:b]
-                if not len(some):
-                    continue
-                names = functools.partial(_named, where, index, some)
-                found = decode_block(
-                    raw,
-                    index["offset"][some] - begin,
-                    index["size"][some],
-                    self.run.n_tokens,
-                    self.run.kind,
-                    names,
+            names = functools.partial(_named, where, index, cells)
+            starts, n_genes = index["offset"][cells] - begin, index["n_genes"][cells]
+            sizes = index["size"][cells]
+            found = decode_block(raw, starts, sizes, self.run.n_tokens, self.run.kind, names)
+            wrong = np.flatnonzero(np.diff(found.indptr) != n_genes)
+            if not len(wrong) and not found.values.all():
+                zero = np.flatnonzero(found.values == 0)[:1]
+                wrong = np.searchsorted(found.indptr, zero, side="right") - 1
+            if len(wrong):
+                raise FormatError(
+                    "the number of genes or values differs from n", where=names(int(wrong[0]))
                 )
-                wrong = np.flatnonzero(np.diff(found.indptr) != index["n_genes"][some])
-                if not len(wrong) and not found.values.all():
-                    zero = np.flatnonzero(found.values == 0)[:1]
-                    wrong = np.searchsorted(found.indptr, zero, side="right") - 1
-                if len(wrong):
-                    raise FormatError(
-                        "the number of genes or values differs from n", where=names(int(wrong[0]))
-                    )
-                yield Block(int(cells[0]) + c, indptr[c : d + 1], found.genes, found.values)
+            rows = np.zeros(int(cells[-1] - cells[0]) + 1, np.int64)
+            rows[cells - cells[0]] = n_genes
+            indptr = np.append(0, np.cumsum(rows))
+            block = Block(int(cells[0]), indptr, found.genes, found.values)
+            yield from cut_block(block, max_values, max_rows)
 
 
 def _named(

@@ -328,12 +328,9 @@ def _matched(cells: Source, vocab: Vocab, options: EmbedOptions) -> GeneMatch:
             f"{match.matched:,} of {cells.n_columns:,} gene columns are in the model's vocabulary; "
             f"not among them: {', '.join(match.unmatched_names[:5])}",
             where=cells.name,
-            advice=(
-                cells.naming_advice
-                or "name the column of var that holds the genes as the model knows them with "
-                "--gene-column"
-                + (f" ({', '.join(cells.gene_columns)})" if cells.gene_columns else "")
-            )
+            advice="name the column of var that holds the genes as the model knows them with "
+            "--gene-column"
+            + (f" ({', '.join(cells.gene_columns)})" if cells.gene_columns else "")
             + ", or lower --min-match",
         )
     return match

@@ -305,9 +305,12 @@ def test_ids_are_never_guessed(tmp_path: Path, ids: str) -> None:
     assert "same id, 3" in bad({"A": 3, "B": 3})
     with pytest.raises(ScshardsError, match="no such file"):
         open_source(path, ids_vocab=str(tmp_path / "none.json"))
-    for options in ({"layer": "counts"}, {"raw": True}, {"gene_column": "symbol"}):
-        with pytest.raises(SourceError, match="lists of token ids have no"):
+    for options in ({"layer": "counts"}, {"raw": True}):
+        with pytest.raises(SourceError, match="only AnnData has layers"):
             open_source(path, ids_vocab=ids, **options)
+    with open_source(path, ids_vocab=ids, gene_column="symbol") as source:
+        with pytest.raises(SourceError, match="var has no column 'symbol'"):
+            source.genes  # noqa: B018
 
 
 def test_vocabularies_with_gaps_and_special_tokens_anywhere(tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def test_inputs_that_ask_for_what_is_not_there(
             quiet_pack(url, out, vocab)
         assert not out.exists()
     for options in ({"layer": "raw"}, {"raw": True}):
-        with pytest.raises(SourceError, match=r"(?s)chosen in its address.*layer=NAME"):
+        with pytest.raises(SourceError, match=r"(?s)only AnnData has layers.*layer=NAME"):
             quiet_pack(query(census), out, vocab, **options)
 
 

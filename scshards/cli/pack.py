@@ -86,7 +86,7 @@ def command(inputs: tuple[str, ...], output: str, progress: bool, **chosen: Any)
     https://host/a.h5ad. ROOT must be absent or empty.
 
     An INPUT may be a quoted pattern, 'data/*.h5ad', or a directory (a URL with a slash at its end),
-    which stands for all .h5ad, .h5, .zarr.zip and .datatable.parquet files and all such folders below
+    which stands for all .h5ad, .h5 and .datatable.parquet files and all such folders below
     it; or a list, a .txt or .tsv file (or @FILE): an input a line and, after a tab, the name that tables
     and the manifest show for it. Paths in it are relative to its folder. Cells of the Census
     and of other SOMA experiments are census://NAME and soma://URI?filter=EXPRESSION.

@@ -55,7 +55,7 @@ def open_hdf5(storage: Storage, name: str, stack: contextlib.ExitStack) -> h5py.
         raise SourceError(
             f"this is not a readable h5ad (HDF5) file: {said(e)}",
             where=name,
-            advice="check that it is an h5ad file and was copied or downloaded completely",
+            advice="check that it is an h5ad file, no archive, and was copied or downloaded completely",
         ) from None
 
 

@@ -22,10 +22,10 @@ from scshards.census.address import JOINID, is_cells, is_soma
 from scshards.sources.ids import PREFIXED, SCB, TABLE
 from scshards.sources.open import folder_kind
 
-SUFFIXES = (".h5ad", ".h5", ".zarr.zip", f"{TABLE}parquet")
+SUFFIXES = (".h5ad", ".h5", f"{TABLE}parquet")
 """The files that are taken from a directory, beside folders that are inputs themselves."""
 
-_ENDINGS = (*SUFFIXES, ".zarr", ".zip", ".parquet", SCB)
+_ENDINGS = (*SUFFIXES, ".zarr", ".parquet", SCB)
 """What the names of inputs end with, where they say what they are."""
 
 LISTS = (".txt", ".tsv")
@@ -78,7 +78,7 @@ def expand(
     inputs
         Files, and folders that are inputs: zarr stores, mtx and scBank folders, saved datasets, MDS
         folders; globs (`*`, `[ab]`, `**` for any depth and, for local paths, `?`); directories,
-        remote ones with a slash at the end: all .h5ad, .h5, .zarr.zip and .datatable.parquet files
+        remote ones with a slash at the end: all .h5ad, .h5 and .datatable.parquet files
         and such folders in them, at any depth. Names that begin with a dot are met by neither. A path
         that exists is taken as it is, whatever is in its name. Queries: census://NAME,
         soma://URI?filter=... And lists: .txt and .tsv files, or @FILE, with one of all these a line,

@@ -52,7 +52,7 @@ def open_source(
     Parameters
     ----------
     url
-        An h5ad file, a 10x `.h5` file, a zarr store (a folder or a .zip), an mtx folder, a scBank
+        An h5ad file, a 10x `.h5` file, a zarr store, an mtx folder, a scBank
         folder, a Parquet file, a Hugging Face dataset saved to disk or an MDS folder: a local path or
         an fsspec URL. Or a partition of a SOMA experiment; see census.partitions.
     ordinal
@@ -110,7 +110,7 @@ def _opened(
     if kind == "zarr":
         from scshards.sources import zarr
 
-        file = zarr.open_zarr(storage, name, closing)
+        file = zarr.open_zarr(storage, name)
         return AnnDataSource(opening, file, zarr.direct, layer, raw)
     if kind == "hdf5":
         file = hdf5.open_hdf5(storage, name, closing)
@@ -172,7 +172,7 @@ def input_identity(
 
         return identity(parse(os.fspath(url)), storage_options)
     storage = Storage(url, storage_options)
-    if is_web(storage.url) and _kind(storage) == "zarr" and not _is_zip(storage):
+    if is_web(storage.url) and _kind(storage) == "zarr":
         # A web server knows no folders: the files that say what is in the store stand for it.
         marks = (Storage(f"{storage.url.rstrip('/')}/{m}", storage_options) for m in ZARR_MARKS)
         storage = next((mark for mark in marks if mark.exists("")), storage)
@@ -198,8 +198,6 @@ def folder_kind(name: str, files: Collection[str]) -> str | None:
 
 
 def _kind(storage: Storage) -> str:
-    if _is_zip(storage):
-        return "zarr"
     name, local = storage.url.partition("?")[0].rstrip("/"), storage.local_path
     if local is None and name.endswith((".h5ad", ".h5", PARQUET)):
         return "parquet" if name.endswith(PARQUET) else "hdf5"
@@ -209,7 +207,3 @@ def _kind(storage: Storage) -> str:
         is_parquet = local.is_file() and storage.read_if_there("", 0, 4) == b"PAR1"
         return "parquet" if is_parquet or name.endswith(PARQUET) else "hdf5"
     return folder_kind(name, storage.folder()[1]) or "hdf5"
-
-
-def _is_zip(storage: Storage) -> bool:
-    return storage.url.partition("?")[0].endswith(".zip")

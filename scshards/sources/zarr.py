@@ -1,4 +1,4 @@
-"""zarr stores: AnnData in zarr 2 or 3, as a folder or a .zip, local or behind any fsspec URL.
+"""zarr stores: AnnData in zarr 2 or 3, a folder, local or behind any fsspec URL.
 
 In zarr a chunk that is not there stands for zeros, and writers leave chunks of zeros out. A dense matrix
 that lost a chunk can't be told from one that never had it. In a sparse matrix a chunk of zeros has no
@@ -8,9 +8,7 @@ place, so one that is missing there was lost, and is an error. Called by sources
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import zipfile
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, cast
 
 import numpy as np
@@ -25,8 +23,8 @@ from scshards.sources.rows import DAMAGED, ZARR_MARKS, said
 _METADATA = (*ZARR_MARKS, ".zarray", ".zattrs", ".zmetadata")
 
 
-def open_zarr(storage: Storage, name: str, stack: contextlib.ExitStack) -> zarr.Group:
-    """The root group of a store; closing `stack` closes it.
+def open_zarr(storage: Storage, name: str) -> zarr.Group:
+    """The root group of a store.
 
     Raises
     ------
@@ -35,10 +33,8 @@ def open_zarr(storage: Storage, name: str, stack: contextlib.ExitStack) -> zarr.
     StorageError
         When it can't be read at all.
     """
-    is_zip = storage.url.partition("?")[0].endswith(".zip")
-    files = _Zip(stack, storage, name) if is_zip else storage
     try:
-        return zarr.open_group(_ReadStore(files, name), mode="r")
+        return zarr.open_group(_ReadStore(storage, name), mode="r")
     except ScshardsError:
         raise
     except Exception as e:
@@ -57,47 +53,13 @@ def direct(array: zarr.Array, *, whole: bool = False) -> _Array:
     return _Vector(array) if array.ndim == 1 else _Array(array)
 
 
-class _Zip:
-    """The files of a .zip, by the methods of Storage that are used here."""
-
-    def __init__(self, stack: contextlib.ExitStack, storage: Storage, name: str):
-        stream = stack.enter_context(storage.open())
-        try:
-            self._zip = stack.enter_context(zipfile.ZipFile(stream))
-        except (zipfile.BadZipFile, RuntimeError, ValueError) as e:
-            raise SourceError(
-                f"this is not a readable .zip file: {e}", where=name, advice=DAMAGED
-            ) from None
-        self._paths = [path for path in self._zip.namelist() if not path.endswith("/")]
-        # The folder that was zipped may be inside, or only what was in it.
-        marks = [p for p in self._paths if p.rpartition("/")[2] in ZARR_MARKS]
-        root = min(marks, key=lambda path: path.count("/"), default="")
-        self._root = root[: root.rfind("/") + 1]
-
-    def read_if_there(self, path: str, start: int = 0, end: int | None = None) -> bytes | None:
-        try:
-            with self._zip.open(self._root + path) as f:
-                f.seek(start)
-                return f.read() if end is None else f.read(end - start)
-        except KeyError:
-            return None
-
-    def size(self, path: str) -> int:
-        return self._zip.getinfo(self._root + path).file_size
-
-    def folder(self, path: str) -> tuple[Sequence[str], Sequence[str]]:
-        folder = f"{self._root}{path}/" if path else self._root
-        inside = (p[len(folder) :] for p in self._paths if p.startswith(folder))
-        return [*{p.partition("/")[0] for p in inside}], ()
-
-
 class _ReadStore(Store):
     """zarr's view of the files; `required` are the paths of arrays that must have all their chunks."""
 
     supports_writes = supports_deletes = supports_partial_writes = False
     supports_listing = True
 
-    def __init__(self, files: Storage | _Zip, name: str):
+    def __init__(self, files: Storage, name: str):
         super().__init__(read_only=True)
         self._files, self._name = files, name
         self.required: set[str] = set()
@@ -118,7 +80,7 @@ class _ReadStore(Store):
         return await asyncio.to_thread(self._files.read_if_there, key, 0, 1) is not None
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        if isinstance(self._files, _Zip) or not is_web(self._files.url):
+        if not is_web(self._files.url):
             # What a web server lists is a page for people.
             for names in await asyncio.to_thread(self._files.folder, prefix.strip("/")):
                 for name in names:
@@ -189,8 +151,6 @@ class _Vector(_Array):
         self._kept_from, self._kept = 0, np.empty(0, self.dtype)
 
     def __getitem__(self, part: slice) -> NDArray[Any]:
-        if len(self.shape) != 1:
-            raise ValueError(f"{self._array.path} has {len(self.shape)} dimensions")
         n, chunk = self.shape[0], self.chunks[0]
         start, stop, _ = part.indices(n)
         at = start - self._kept_from

@@ -59,7 +59,7 @@ from scshards.train.setup import Ranks
 UNIT = 32
 """Cells of a forward pass on a GPU."""
 
-_SUFFIXES = (".h5ad", ".h5", ".zip", ".zarr", ".parquet", ".scb")
+_SUFFIXES = (".h5ad", ".h5", ".zarr", ".parquet", ".scb")
 
 
 @dataclass(frozen=True, kw_only=True)

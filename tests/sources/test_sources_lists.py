@@ -308,9 +308,11 @@ def test_ids_are_never_guessed(tmp_path: Path, ids: str) -> None:
     for options in ({"layer": "counts"}, {"raw": True}):
         with pytest.raises(SourceError, match="only AnnData has layers"):
             open_source(path, ids_vocab=ids, **options)
-    with open_source(path, ids_vocab=ids, gene_column="symbol") as source:
-        with pytest.raises(SourceError, match="var has no column 'symbol'"):
-            source.genes  # noqa: B018
+    with (
+        open_source(path, ids_vocab=ids, gene_column="symbol") as source,
+        pytest.raises(SourceError, match="var has no column 'symbol'"),
+    ):
+        source.genes  # noqa: B018
 
 
 def test_vocabularies_with_gaps_and_special_tokens_anywhere(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import shutil
 import tracemalloc
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -224,23 +223,6 @@ def test_stores_of_older_anndata(tmp_path: Path) -> None:
         assert source.obs("size").tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("format_", [2, 3])
-@pytest.mark.parametrize("inside", ["", "a.zarr/"])
-def test_a_zip_holds_the_same(tmp_path: Path, format_: int, inside: str) -> None:
-    x = counts(30, 6)
-    path = write_zarr(tmp_path / "a.zarr", adata(sp.csr_matrix(x)), format_)
-    zipped = tmp_path / "a.zarr.zip"
-    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as z:
-        for p in sorted(path.rglob("*")):
-            z.write(p, inside + p.relative_to(path).as_posix())
-    with open_source(zipped) as source:
-        assert (dense(source) == x).all() and list(source.other_samples(10)) == []
-    data = zipped.read_bytes()
-    zipped.write_bytes(data[: len(data) // 2])
-    with pytest.raises(SourceError, match=r"not a readable \.zip"):
-        open_source(zipped)
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_pack_of_stores_is_that_of_the_h5ad_files(tmp_path: Path, workers: int) -> None:
     vocab, xs = vocab_of(8), [counts(40, 10, seed=i) for i in range(3)]
@@ -397,12 +379,8 @@ def test_stores_on_s3(tmp_path: Path, s3: Any) -> None:
         path = write_zarr(tmp_path / f"{format_}.zarr", adata(sp.csr_matrix(x)), format_)
         fs.put(str(path), f"{s3.url}/in/{format_}.zarr", recursive=True)
     fs.put(str(path), f"{s3.url}/in/deep/unnamed", recursive=True)
-    with zipfile.ZipFile(tmp_path / "z.zarr.zip", "w") as z:
-        for p in sorted(path.rglob("*")):
-            z.write(p, p.relative_to(path))
-    fs.put(str(tmp_path / "z.zarr.zip"), f"{s3.url}/in/z.zarr.zip")
     manifest = quiet_pack(f"{s3.url}/in/", tmp_path / "out", vocab_of(5))
-    names = ["2.zarr", "3.zarr", "deep/unnamed", "z.zarr.zip"]
+    names = ["2.zarr", "3.zarr", "deep/unnamed"]
     assert [s.name for s in manifest.sources] == [f"{s3.url}/in/{name}" for name in names]
     assert all(s.kept == 12 for s in manifest.sources)
     fs.rm(f"{s3.url}/in/3.zarr/X/data/c/0")

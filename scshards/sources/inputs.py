@@ -11,8 +11,8 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from scshards.base.errors import ConfigError
@@ -224,59 +224,50 @@ def _expanded(url: str, options: Mapping[str, Any] | None) -> list[InputFile]:
 
         return [InputFile(str(p.address), p.name) for p in partitions(url, options)]
     with translated(redact(url)):
-        found = _local(url) if is_local(url) else _remote(url, options)
-    return [InputFile(one, redact(one)) for one in found]
+        return [InputFile(one, redact(one)) for one in _found(url, options)]
 
 
-def _local(url: str) -> list[str]:
-    path = path_of(url)
-    if path.is_dir():
-        return _chosen(Storage(path), path.absolute().name, url, None, lambda p: str(path / p))
-    if path.exists() or not _GLOB_LOCAL.search(str(path)):
+def _found(url: str, options: Mapping[str, Any] | None) -> list[str]:
+    """What an address stands for: itself, what fits a pattern, or all of a directory."""
+    if is_local(url):
+        path = path_of(url)
+        text, glob, is_folder = str(path), _GLOB_LOCAL.search(str(path)), path.is_dir()
+        is_one = glob is None or path.exists()
+    else:
+        text, glob, is_folder = url, _GLOB_REMOTE.search(url.partition("?")[0]), url.endswith("/")
+        is_one = glob is None or (not is_folder and Storage(url, options).exists(""))
+        if url.endswith(".zarr/"):
+            return [url.rstrip("/")]
+    if is_folder:
+        return _chosen(f"{text.rstrip('/')}/", None, url, options)
+    if is_one or glob is None:
         return [url]
-    parts = path.parts
-    first = next(i for i, part in enumerate(parts) if _GLOB_LOCAL.search(part))
-    root = Path(*parts[:first])
-    if not root.is_dir():
-        raise _none_met(url, is_pattern=True)
-    return _chosen(Storage(root), root.name, url, list(parts[first:]), lambda p: str(root / p))
+    root = text[: text.rfind("/", 0, glob.start()) + 1]
+    return _chosen(root, text[len(root) :].split("/"), url, options)
 
 
-def _remote(url: str, options: Mapping[str, Any] | None) -> list[str]:
-    glob = _GLOB_REMOTE.search(url.partition("?")[0])
-    if url.endswith(".zarr/"):
-        return [url.rstrip("/")]
-    if not url.endswith("/") and (glob is None or Storage(url, options).exists("")):
-        return [url]
+def _chosen(
+    root: str, pattern: list[str] | None, url: str, options: Mapping[str, Any] | None
+) -> list[str]:
+    """What a pattern, or all of a directory, stands for, sorted: each matrix once, in one place."""
     if is_web(url):
         raise ConfigError(
             "the files of a web server can't be listed",
             where=redact(url),
             advice="name each file, or write their addresses into a list, a .txt file",
         )
-    root, pattern = url, None
-    if glob is not None and not url.endswith("/"):
-        root = url[: url.rindex("/", 0, glob.start()) + 1]
-        pattern = url[len(root) :].split("/")
-    name = root.rstrip("/").rpartition("/")[2]
-    return _chosen(Storage(root, options), name, url, pattern, lambda p: f"{root}{p}")
-
-
-def _chosen(
-    root: Storage, name: str, url: str, pattern: list[str] | None, at: Callable[[str], str]
-) -> list[str]:
-    """What a pattern, or all of a directory, stands for, sorted: each matrix once, in one place."""
     if pattern and any("**" in part and part != "**" for part in pattern):
         raise ConfigError(
             "this pattern can't be used: ** stands for folders, alone between two slashes",
             where=redact(url),
         )
-    met = list(_below(root, name, "", pattern or ["**", "*"]))
+    storage = Storage(root or ".", options)
+    name = (storage.local_path or PurePosixPath(root)).name
+    met = list(_below(storage, name, "", pattern or ["**", "*"]))
     if met == [("", True)] and pattern is None:
-        return [url if root.is_local else url.rstrip("/")]
-    found = sorted(
-        {at(path) for path, is_folder in met if is_folder or pattern or path.endswith(SUFFIXES)}
-    )
+        return [url if storage.is_local else url.rstrip("/")]
+    paths = [path for path, is_folder in met if is_folder or pattern or path.endswith(SUFFIXES)]
+    found = sorted({str(Path(root, p)) if storage.is_local else f"{root}{p}" for p in paths})
     if not found:
         raise _none_met(url, is_pattern=pattern is not None)
     first: dict[str, str] = {}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pack_support import counts, quiet_pack, tree_sums, vocab_of, write
 
-from scshards.base.errors import ConfigError, SourceError, StorageError
+from scshards.base.errors import ConfigError, ScshardsError, SourceError, StorageError
 from scshards.sources.inputs import expand
 from scshards.sources.vocabulary import build_vocab, check_vocab
 
@@ -63,18 +63,18 @@ def test_inputs_that_are_none(tmp_path: Path) -> None:
     for inputs, fault in (
         ([], "no input was given"),
         (f"{tmp_path}/*.h5", "no file matches"),
-        (f"{tmp_path}/nowhere/*.h5ad", "no file matches"),
+        (f"{tmp_path}/nowhere/*.h5ad", "no such file"),
         (f"{tmp_path}/a**", "can't be used"),
         (tmp_path / "empty", "holds no .h5ad"),
         ("memory://nowhere/*.h5ad", "no file matches"),
         ("memory://nowhere/", "holds no .h5ad"),
         ([tmp_path, tmp_path / "a.h5ad"], "given twice"),
     ):
-        with pytest.raises(ConfigError, match=fault):
+        with pytest.raises(ScshardsError, match=fault):
             expand(inputs)
-        with pytest.raises(ConfigError, match=fault):
+        with pytest.raises(ScshardsError, match=fault):
             quiet_pack(inputs, tmp_path / "out", vocab_of(3))
-        with pytest.raises(ConfigError, match=fault):
+        with pytest.raises(ScshardsError, match=fault):
             build_vocab(inputs)
     assert not (tmp_path / "out").exists()
 

@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -84,44 +85,39 @@ def open_mds(
     return table
 
 
+@dataclass(frozen=True)
 class _Shard:
     """One shard; `first_row` is the number of its first cell in the table."""
 
-    def __init__(
-        self,
-        storage: Storage,
-        shard: Mapping[str, Any],
-        types: Mapping[str, pa.DataType],
-        lists: tuple[str, str],
-        where: str,
-        first_row: int,
-        scratch: Path | None,
-    ) -> None:
-        self._storage, self._shard, self._where = storage, shard, where
-        self._types, self._lists = types, lists
-        self._first_row, self._scratch = first_row, scratch
+    storage: Storage
+    shard: Mapping[str, Any]
+    types: Mapping[str, pa.DataType]
+    lists: tuple[str, str]
+    where: str
+    first_row: int
+    scratch: Path | None
 
     def read(
         self, columns: Sequence[str], start: int, stop: int, n: int
     ) -> Iterator[pa.RecordBatch]:
         """See sources.tables.Part."""
-        if set(columns).isdisjoint(self._lists):
+        if set(columns).isdisjoint(self.lists):
             yield from cut([self._scalars], start, stop, n)
             return
         for first, samples in self._samples(start, stop, min(n, _PIECE)):
-            arrays = [self._ragged(c, samples, first) for c in self._lists]
-            yield pa.record_batch(arrays, names=list(self._lists))
+            arrays = [self._ragged(c, samples, first) for c in self.lists]
+            yield pa.record_batch(arrays, names=list(self.lists))
 
     @cached_property
     def _scalars(self) -> pa.RecordBatch:
         """The other columns: a sample is decoded whole, so all of them at once."""
         columns: dict[str, list[Any]] = {
-            c: [] for c, kind in self._types.items() if not pa.types.is_nested(kind)
+            c: [] for c, kind in self.types.items() if not pa.types.is_nested(kind)
         }
-        for _, samples in self._samples(0, int(self._shard["samples"]), _PIECE):
+        for _, samples in self._samples(0, int(self.shard["samples"]), _PIECE):
             for c, values in columns.items():
                 values += [s[c] for s in samples]
-        return pa.record_batch({c: pa.array(v, self._types[c]) for c, v in columns.items()})
+        return pa.record_batch({c: pa.array(v, self.types[c]) for c, v in columns.items()})
 
     def _ragged(self, column: str, samples: Sequence[Mapping[str, Any]], first: int) -> pa.Array:
         arrays = [_list(s[column], column, self._at(first + i)) for i, s in enumerate(samples)]
@@ -129,7 +125,7 @@ class _Shard:
         return pa.LargeListArray.from_arrays(ends, np.concatenate(arrays))
 
     def _at(self, number: int) -> str:
-        return f"{self._where}: row {self._first_row + number}"
+        return f"{self.where}: row {self.first_row + number}"
 
     def _samples(
         self, start: int, stop: int, n: int
@@ -152,21 +148,21 @@ class _Shard:
     @contextlib.contextmanager
     def _reader(self) -> Iterator[Any]:
         """The library's reader of it, in the input itself or, unpacked, in a temporary folder."""
-        made, unpacked = _library(self._where)
-        shard = self._shard
+        made, unpacked = _library(self.where)
+        shard = self.shard
         raw, packed = shard["raw_data"], shard.get("zip_data")
-        local = self._storage.local_path
+        local = self.storage.local_path
         if local is not None and (local / raw["basename"]).is_file():
             yield made(str(local), None, shard)
             return
         name = (packed or raw)["basename"]
-        data = self._storage.read(name)
-        with reading(f"{self._where}: {name}"):
+        data = self.storage.read(name)
+        with reading(f"{self.where}: {name}"):
             data = unpacked(shard["compression"], data) if packed else data
             if len(data) != int(raw["bytes"]):
                 n = int(raw["bytes"])
                 raise ValueError(f"the shard has {len(data):,} bytes, and the index says {n:,}")
-        near = self._scratch.parent if self._scratch else None
+        near = self.scratch.parent if self.scratch else None
         above = near if near is not None and near.is_dir() else temporary_folder()
         with tempfile.TemporaryDirectory(prefix="scshards-", dir=above) as folder:
             path = Path(folder) / raw["basename"]

@@ -44,27 +44,20 @@ def open_mtx(folder: Storage, opening: Opening) -> TenX:
     if width == 1:  # the id is the name, too
         features = [[f[0], f[0]] for f in features]
     columns = {label: [f[i] for f in features] for i, label in _COLUMNS if i < max(width, 2)}
-    barcodes = _table(folder, "barcodes.tsv", where=name)
+    barcodes = [row[0] for row in _table(folder, "barcodes.tsv", where=name)]
     file = _find(folder, MATRIX, where=name)
     with reading(where := f"{name}: {file}"):
         matrix = _MtxMatrix(folder, file, where, opening.scratch)
     if matrix.shape != (len(barcodes), len(features)):
         n_cells, n_features = matrix.shape
-        advice = "put the three files of one run of Cell Ranger into the folder"
-        for n, lines in ((n_features, features), (n_cells, barcodes)):
-            if len(lines) == n + 1:
-                advice += f"; when the line {' '.join(lines[0])!r} is a header, take it out"
         raise SourceError(
             f"the matrix has {n_features:,} features and {n_cells:,} cells; there are "
             f"{len(features):,} features and {len(barcodes):,} barcodes",
             where=where,
-            advice=advice,
+            advice="put the three files of one run of Cell Ranger into the folder; take lines out that "
+            "are no feature and no barcode, such as a header",
         )
-
-    def names() -> Sequence[str]:
-        return [row[0] for row in _table(folder, "barcodes.tsv", where=name)]
-
-    return TenX(opening, matrix, MATRIX, columns, names)
+    return TenX(opening, matrix, MATRIX, columns, lambda: barcodes)
 
 
 class _MtxMatrix(Spooled):

@@ -27,7 +27,6 @@ import pyarrow.parquet as pq
 from scshards.base.errors import SourceError
 from scshards.base.records import from_tree, read_json
 from scshards.base.storage import Storage
-from scshards.base.text import did_you_mean
 from scshards.sources.ids import TABLE
 from scshards.sources.options import LISTS
 from scshards.sources.rows import guarded, reading
@@ -97,14 +96,12 @@ class Table:
             item = _item(held) or pa.null()
             if pa.types.is_integer(item) or (pa.types.is_floating(item) and kind == "numbers"):
                 continue
-            what = f"the column {column!r} holds {held}, not lists of {kind}"
-            if column not in self.schema.names:
-                what = f"the table has no column {column!r}"
-            advice = f"name the lists of ids and of values with --list-columns: {', '.join(known)}"
-            if len(known) < 2:
-                advice = "it must hold each cell as a list of token ids and a list of values"
-                advice += f"; {did_you_mean(column, self.schema.names)}"
-            raise SourceError(what, where=self.where, advice=advice)
+            raise SourceError(
+                f"the table has no column {column!r} with lists of {kind}",
+                where=self.where,
+                advice="it must hold each cell as a list of token ids and a list of values; name "
+                f"them with --list-columns: {', '.join(known) or 'it has no lists'}",
+            )
 
     @cached_property
     def starts(self) -> Sequence[int]:

@@ -84,8 +84,8 @@ def test_h5_files_that_are_refused(tmp_path: Path) -> None:
         for part in (path.name, *parts):
             assert part in str(e.value)
 
-    refused(whole, "no layers", "leave --layer", layer="counts")
-    refused(whole, "no raw matrix", raw=True)
+    refused(whole, "only AnnData has layers", "leave --layer", layer="counts")
+    refused(whole, "a raw matrix", raw=True)
     two = write_10x(tmp_path / "two.h5", x, version=2, genome="hg19")
     refused(write_10x(two, x, version=2, genome="mm10"), "2 genomes", "hg19, mm10", "read_10x_h5")
     for name, node, fault in (
@@ -281,7 +281,7 @@ def test_a_folder_without_values(tmp_path: Path) -> None:
         (("matrix.mtx", "\n2 1 ", "\n2 "), ("Row #2: Expected 3 columns",)),
         (("matrix.mtx", "\n2 1 ", "\n2 1 nan"), ("invalid value 'nan",)),
         (("matrix.mtx", "\n2 1 3", "\n2 1 3.5"), ("invalid value '3.5'",)),
-        (("genes.tsv", "E000\tG000\n", "id\tname\nE000\tG000\n"), ("is a header",)),
+        (("genes.tsv", "E000\tG000\n", "id\tname\nE000\tG000\n"), ("such as a header",)),
         (("genes.tsv", "G001", "G\udce9"), ("not in UTF-8",)),
     ],
 )
@@ -310,7 +310,7 @@ def test_a_folder_that_lacks_or_cuts_a_file(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-400])
     with pytest.raises(SourceError, match="can't be read"), open_source(folder) as source:
         source.sample(10)
-    with pytest.raises(SourceError, match="no layers and no raw matrix"):
+    with pytest.raises(SourceError, match="only AnnData has layers"):
         open_source(folder, raw=True)
 
 

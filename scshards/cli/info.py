@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +11,7 @@ import click
 
 from scshards.base.progress import printable
 from scshards.cli.command import Command, Result
-from scshards.cli.options import flags_of, option, store_options, wide
+from scshards.cli.options import option, store_options, wide
 from scshards.packing.options import PackOptions
 
 
@@ -48,19 +48,11 @@ def command(root: str, sources: bool, storage_options: Any) -> Result:
 
 
 def _packed_with(options: Mapping[str, Any]) -> str:
-    """The options of a manifest that are not the default, as they stand on a command line."""
+    """The options of a manifest that are not the default, as PackOptions has them."""
+    default = {f.name: f.default for f in dataclasses.fields(PackOptions)}
     said = []
-    for field in dataclasses.fields(PackOptions):
-        value = options.get(field.name, field.default)
-        value = tuple(value) if isinstance(value, list) else value
-        if value == field.default or value is None or value == ():
-            continue
-        flag = flags_of(field.name)[-1]
-        if isinstance(value, bool):
-            said.append(flag if value else flag.replace("--", "--no-", 1))
-        elif isinstance(value, Mapping):
-            said += [f"{name} of {', '.join(map(str, values))}" for name, values in value.items()]
-        else:
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            said.append(f"{flag} {shlex.quote(text)}")
-    return " ".join(said) or "no options"
+    for name, value in options.items():
+        plain = tuple(value) if isinstance(value, list) else value
+        if name in default and plain not in (default[name], None, ()):
+            said.append(f"{name}={json.dumps(value, ensure_ascii=False)}")
+    return ", ".join(said) or "no options"

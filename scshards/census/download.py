@@ -71,7 +71,7 @@ class DownloadedQuery:
 
 
 def download(
-    names: Sequence[str] | None,
+    names: Sequence[str],
     index: str,
     output: str,
     options: DownloadOptions | None = None,
@@ -86,7 +86,7 @@ def download(
     Parameters
     ----------
     names
-        Of the queries; None takes all of the index.
+        Of the queries; without any, all of the index.
     index
         The folder of an index; see census.index.build_index.
     output
@@ -119,14 +119,11 @@ def download(
             where=redact(output),
             advice="name one and copy the files, or pack census://NAME into the store, without files",
         )
-    if names is None:
-        names = index_names(Storage(index, storage_options))
-        if not names:
-            raise ConfigError(
-                "there is no index here",
-                where=redact(index),
-                advice="make one: scshards census index",
-            )
+    names = names or index_names(Storage(index, storage_options))
+    if not names:
+        raise ConfigError(
+            "there is no index here", where=redact(index), advice="make one: scshards census index"
+        )
     folders = [
         _Folder(path_of(output) / name, load_index(index, name, storage_options), options.max_cells)
         for name in dict.fromkeys(names)

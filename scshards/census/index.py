@@ -112,30 +112,25 @@ class IndexReport:
 
     Attributes
     ----------
-    folder, version
-        Where, and of which release.
     queries, were_there
         The marks of those that were asked for, and the names of those that this call did not make.
     overlaps
         Pairs of them that share cells.
-    cells, distinct
-        Of all queries: with and without those that several take.
+    distinct
+        Their cells, each once.
     """
 
-    folder: str
-    version: str
     queries: tuple[IndexMark, ...]
     were_there: frozenset[str]
     overlaps: tuple[Overlap, ...]
-    cells: int
     distinct: int
 
 
 def build_index(
-    names: Sequence[str] | None,
+    names: Sequence[str],
     folder: str,
-    queries_file: str | None = None,
-    version: str | None = None,
+    queries: str | None = None,
+    release: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     progress: bool = True,
     *,
@@ -148,12 +143,12 @@ def build_index(
     Parameters
     ----------
     names
-        Of the queries; None takes all of the file.
+        Of the queries; without any, all of the file.
     folder
         A local path or an fsspec URL.
-    queries_file
-        None is the shipped one.
-    version
+    queries
+        The file of queries; None is the shipped one.
+    release
         A release, in place of the one that the file names.
     storage_options
         For the folder and the experiment.
@@ -174,22 +169,21 @@ def build_index(
     StorageError
         When something can't be read or written.
     """
-    queries = load_queries(queries_file)
-    wanted = {name: queries[name] for name in (queries.query if names is None else names)}
-    storage = Storage(folder, storage_options)
-    release = find_release(queries, version, storage_options)
+    known, storage = load_queries(queries), Storage(folder, storage_options)
+    wanted = {name: known[name] for name in names or known.query}
+    of = find_release(known, release, storage_options)
     found: dict[str, QueryIndex] = {}
     for name in index_names(storage):
         if not (restart and name in wanted):
             mark = read_mark(storage, name)
-            _refuse_others(mark, wanted.get(name), release, storage.at(""))
+            _refuse_others(mark, wanted.get(name), of, storage.at(""))
             if name in wanted:
                 with contextlib.suppress(ChecksumError):  # it is made again
                     found[name] = QueryIndex(mark, read_ids(storage, mark))
     there = frozenset(found)
     with Progress("index", len(wanted), "queries", shown=progress, initial=len(there)) as bar:
         for name in (name for name in wanted if name not in there):
-            index = _made(storage, name, wanted[name], release, storage_options)
+            index = _made(storage, name, wanted[name], of, storage_options)
             if index is not None:
                 found[name] = index
             bar.add(1, name)
@@ -197,19 +191,16 @@ def build_index(
     if empty:
         raise SourceError(
             f"no cell fits {counted(len(empty), 'queries')}: {', '.join(empty)}",
-            where=release.version,
+            where=of.version,
             advice="check the values that the filter compares with: they are case-sensitive; "
             f"`scshards census show {empty[0]}` shows it. All other queries are done",
         )
     indexes = [found[name] for name in wanted]
     overlaps, distinct = compare(indexes)
     return IndexReport(
-        folder=storage.at(""),
-        version=release.version,
         queries=tuple(mark for mark, _ in indexes),
         were_there=there,
         overlaps=overlaps,
-        cells=sum(len(ids) for _, ids in indexes),
         distinct=distinct,
     )
 

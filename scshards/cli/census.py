@@ -158,15 +158,7 @@ def show(
 @options(CensusOptions, only="queries release restart")
 @wide
 @store_options
-def index(
-    names: tuple[str, ...],
-    output: str,
-    queries: str | None,
-    release: str | None,
-    restart: bool,
-    storage_options: Any,
-    progress: bool,
-) -> Result:
+def index(names: tuple[str, ...], output: str, progress: bool, **chosen: Any) -> Result:
     """Write which cells queries take: DIR/NAME.idx, a soma_joinid a line, and its mark DIR/NAME.json.
 
     Without a NAME it is all queries of the file. A folder holds queries of one release. What is there
@@ -178,9 +170,8 @@ def index(
     """
     from scshards.census.index import build_index
 
-    report = build_index(
-        names or None, output, queries, release, storage_options, progress, restart=restart
-    )
+    report = build_index(names, output, progress=progress, **chosen)
+    marks = report.queries
     rows = [
         (
             mark.query,
@@ -189,15 +180,16 @@ def index(
             None if mark.primary_cells is None else mark.cells - mark.primary_cells,
             "was there" if mark.query in report.were_there else "made",
         )
-        for mark in report.queries
+        for mark in marks
     ]
     parts: list[str | Table] = [Table(("query", "organism", "cells", "duplicates", "index"), rows)]
     if report.overlaps:
         shared = [(f"{o.first} and {o.second}", o.cells) for o in report.overlaps]
         parts.append(Table(("queries that share cells", "cells"), shared))
-    several = "" if report.distinct == report.cells else f", {report.cells:,} with those of several"
+    cells = sum(mark.cells for mark in marks)
+    several = "" if report.distinct == cells else f", {cells:,} with those of several"
     distinct = counted(report.distinct, "distinct cells")
-    parts.append(f"{report.folder}: {distinct} of the Census {report.version}{several}")
+    parts.append(f"{output}: {distinct} of the Census {marks[0].version}{several}")
     tree = dataclasses.asdict(report)
     there = tree.pop("were_there")
     tree["queries"] = [mark | {"was_there": mark["query"] in there} for mark in tree["queries"]]
@@ -212,18 +204,13 @@ def index(
 @wide
 @store_options
 def download(
-    names: tuple[str, ...],
-    index: str,
-    output: str,
-    storage_options: Any,
-    progress: bool,
-    **chosen: Any,
+    names: tuple[str, ...], index: str, output: str, progress: bool, **chosen: Any
 ) -> Result:
     """Write the cells of an index as h5ad files, DIR/NAME/partition_000000.h5ad and so on.
 
-    Without a NAME it is all queries of the index.
-    Raw counts of all genes, all columns of obs and var. The same command again makes what is missing. To
-    train you need no such files: scshards pack 'census://NAME?index=DIR' takes the same partitions.
+    Without a NAME it is all queries of the index. Raw counts of all genes, all columns of obs and var.
+    The same command again makes what is missing. To train you need no such files: scshards pack
+    'census://NAME?index=DIR' takes the same partitions.
 
     \b
     scshards census download heart --index index -o atlas --share 3/16
@@ -231,7 +218,7 @@ def download(
     from scshards.census.download import download as run
 
     asked = build(DownloadOptions, chosen)
-    report = run(names or None, index, output, asked, storage_options, progress)
+    report = run(names, index, output, asked, progress=progress, **chosen)
     header = ("query", "partitions", "made", "before", "missing", "cells", "size")
     rows = [
         (q.query, q.partitions, q.made, q.were_there, q.left, q.cells, size(q.bytes))
@@ -240,9 +227,8 @@ def download(
     parts: list[str | Table] = [Table(header, rows)]
     left = sum(q.left for q in report)
     if left:
-        who = "" if asked.share is None else f"share {asked.share[0]} of {asked.share[1]}: "
-        what = f"{counted(left, 'partitions')} {'is' if left == 1 else 'are'} missing"
-        parts.append(f"{who}{what}: other shares make them, or run without one")
+        others = "other shares make them, or the same without one"
+        parts.append(f"{counted(left, 'partitions')} missing: {others}")
     return Result({"queries": report}, parts)
 
 

@@ -138,7 +138,7 @@ def test_download(index: tuple[Path, Result], tmp_path: Path) -> None:
     args = ("download", "heart", "--index", index[0], "-o", tmp_path, "--max-cells", 30)
     first = run(*args, "--share", "2/2")
     assert row(first.stdout, "heart")[:4] == ["heart", "3", "1", "0"]
-    assert "share 2 of 2: 2 partitions are missing" in first.stdout
+    assert "2 partitions missing: other shares" in first.stdout
     rest = run(*args)
     assert row(rest.stdout, "heart")[:5] == ["heart", "3", "2", "1", "0"]
     assert "missing:" not in rest.stdout

@@ -1,7 +1,6 @@
 """What every command has: help in groups, -q, -v, --json, an end in order, one style of what is said.
 
-A command returns its Result, which is shown here, as JSON or as texts and tables. Called by the
-commands' files, and by scshards.cli for the errors.
+A command returns its Result, which is shown here, as JSON or as texts and tables.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import dataclasses
 import inspect
 import json
 import logging
-import re
 import shutil
 import signal
 import sys
@@ -28,8 +26,6 @@ from scshards.base.errors import ScshardsError
 from scshards.base.progress import CLEAR_LINE, Table, styled
 from scshards.base.retry import Retry
 from scshards.cli.options import GROUPS, PLACES, Option, options, spelled
-
-_COMMANDS = re.compile(r"scshards [a-z]+\b|(?<![\w-])--?[a-z][a-z-]*")
 
 
 @dataclass(frozen=True)
@@ -154,13 +150,8 @@ def interruptible() -> Iterator[None]:
 
 
 def show_error(text: str) -> None:
-    """An error and its lines on standard error; on a terminal `error:` is red and commands are bold."""
-    first, *lines = text.splitlines()
-    lines = [
-        _COMMANDS.sub(lambda m: styled(m[0], "1", sys.stderr), line) if "to do:" in line else line
-        for line in lines
-    ]
-    click.echo("\n".join([f"{styled('error:', '1;31', sys.stderr)} {first}", *lines]), err=True)
+    """An error and its lines on standard error; on a terminal `error:` is red."""
+    click.echo(f"{styled('error:', '1;31', sys.stderr)} {text}", err=True)
 
 
 class _Notes(logging.Handler):

@@ -33,5 +33,4 @@ def command(roots: Any, output: str, restart: bool, progress: bool, **chosen: An
     from scshards.packing.reshard import merge
 
     asked = build(ReshardOptions, chosen)
-    manifest = merge(roots, output, asked, restart=restart, progress=progress)
-    return Result(report.summary(manifest), report.of_set(manifest))
+    return report.made(merge(roots, output, asked, restart=restart, progress=progress))

@@ -8,8 +8,7 @@
 
 A field `cells_per_shard` is `--cells-per-shard`. Its help is its entry under "Attributes" in the class's
 docstring ("As in PackOptions." takes the entry of that class). GROUPS says in which part of the help an
-option stands and what its value is called; FLAGS has the spellings that differ from the field. An option
-without a help or a group can't be made.
+option stands and what its value is called; FLAGS has the spellings that differ from the field.
 """
 
 from __future__ import annotations
@@ -82,13 +81,8 @@ class Option(click.Option):
 
     def __init__(self, *args: Any, **attrs: Any) -> None:
         super().__init__(*args, **{"show_default": True, **attrs})
-        assert self.name is not None
-        if not (self.help or "").strip():
-            raise TypeError(f"the option {self.opts[-1]} has no help")
-        if self.name not in PLACES:
-            raise TypeError(f"the option {self.opts[-1]} has no place in cli.options.GROUPS")
         if self.metavar is None and not self.is_flag:
-            self.metavar = PLACES[self.name][1]
+            self.metavar = PLACES[str(self.name)][1]
         if self.multiple:
             commas = isinstance(self.type, _Listed)
             self.help = f"{self.help} Repeatable{', or with commas between' if commas else ''}."

@@ -130,4 +130,4 @@ def command(inputs: tuple[str, ...], output: str, progress: bool, **chosen: Any)
         manifest = packing.pack(inputs, output, run.vocab, asked, finish=run.finish, **call)
     if run.hf_card:
         write_card(output, stores)
-    return Result(report.summary(manifest, seconds), report.of_set(manifest, seconds))
+    return report.made(manifest, seconds)

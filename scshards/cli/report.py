@@ -1,7 +1,4 @@
-"""A manifest, or the plan of a pack, for a person (texts and tables) and for a program (a plain dict).
-
-Called by the command line: pack, reshard, merge, info, vocab.
-"""
+"""A manifest, or the plan of a pack, for a person (texts and tables) and for a program (a dict)."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from scshards.base.progress import Table, counted, duration, printable, shorten, size
+from scshards.cli.command import Result
 
 if TYPE_CHECKING:
     from scshards.packing.dry_run import PackPlan
@@ -56,9 +54,10 @@ def summary(manifest: Manifest, seconds: Mapping[int, float] | None = None) -> d
     }
 
 
-def of_set(manifest: Manifest, seconds: Mapping[int, float] | None = None) -> list[str | Table]:
+def made(manifest: Manifest, seconds: Mapping[int, float] | None = None) -> Result:
     """What a set that was made holds: its inputs, then its splits."""
-    return [*source_parts(manifest, seconds), split_table(manifest)]
+    parts = [*source_parts(manifest, seconds), split_table(manifest)]
+    return Result(summary(manifest, seconds), parts)
 
 
 def source_parts(
@@ -186,28 +185,23 @@ def plan_parts(plan: PackPlan) -> list[str | Table]:
         splits = [(split, n, plan.shards[split]) for split, n in plan.cells.items()]
         total = ("all", sum(plan.cells.values()), sum(plan.shards.values()))
         parts.append(Table(("split", "cells", "shards"), splits, total))
-        clock = f"time, {counted(plan.workers, 'workers')}"
-        lines = []
-        for key, name, shown in (
+        about: list[tuple[str, object, str]] = []
+        for name, key, shown in (
             ("values", "values", "{:,}".format),
-            ("bytes", "output", size),
-            ("seconds", clock, lambda s: duration(s / plan.workers)),
-            ("scratch_bytes", "scratch folder", size),
-            ("worker_memory", "memory of a worker", size),
-            ("reads", "reads from stores", "{:,}".format),
-            ("writes", "writes to a store", "{:,}".format),
+            ("output", "bytes", size),
+            ("time", "seconds", lambda s: duration(s / plan.workers)),
+            ("scratch folder", "scratch_bytes", size),
+            ("memory of a worker", "worker_memory", size),
+            ("reads from stores", "reads", "{:,}".format),
+            ("writes to a store", "writes", "{:,}".format),
         ):
             figure = getattr(plan, key)
-            about = "?" if figure is None else shown(figure)
-            lines.append(f"{name + ':':<19} {about:>10}  {plan.basis.get(key, '')}".rstrip())
-        parts.append("\n".join(["about:", *lines]))
+            about.append((name, None if figure is None else shown(figure), plan.basis.get(key, "")))
+        header = (f"with {counted(plan.workers, 'workers')}", "about", "rests on")
+        parts.append(Table(header, about))
     if plan.refused:
-        told = [f"{counted(len(plan.refused), 'refusals')}:"]
-        for r in plan.refused:
-            told.append(f"  {printable(r.what)}")
-            told += [f"    where: {printable(r.where)}"] if r.where else []
-            told += [f"    to do: {printable(r.advice)}"] if r.advice else []
-        parts.append("\n".join(told))
+        told = ["\n".join(map(printable, str(e).splitlines())) for e in plan.refused]
+        parts.append("\n".join([f"{counted(len(told), 'refusals')}:", *told]))
     return parts
 
 

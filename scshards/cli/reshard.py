@@ -32,5 +32,4 @@ def command(root: str, output: str, restart: bool, progress: bool, **chosen: Any
     from scshards.packing.reshard import reshard
 
     asked = build(ReshardOptions, chosen)
-    manifest = reshard(root, output, asked, restart=restart, progress=progress)
-    return Result(report.summary(manifest), report.of_set(manifest))
+    return report.made(reshard(root, output, asked, restart=restart, progress=progress))

@@ -47,19 +47,26 @@ class GeneMatch:
         int32 [columns]: the token id of each column, -1 when it is not in the vocabulary.
     n_tokens
         Size of the vocabulary.
-    matched, unmatched, merged
-        Columns with a token; without one; and, of the matched, those whose token an earlier
-        column has already.
-    unmatched_names
-        The first names without a token, for messages.
     """
 
     tokens: NDArray[np.int32]
     n_tokens: int
-    matched: int
-    unmatched: int
-    merged: int
-    unmatched_names: tuple[str, ...]
+
+    @property
+    def matched(self) -> int:
+        """Columns with a token."""
+        return int(np.count_nonzero(self.tokens >= 0))
+
+    @property
+    def unmatched(self) -> int:
+        """Columns without one."""
+        return len(self.tokens) - self.matched
+
+    @property
+    def merged(self) -> int:
+        """Of the matched columns, those whose token an earlier column has already."""
+        known = self.tokens[self.tokens >= 0]
+        return len(known) - int(np.count_nonzero(np.bincount(known)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,17 +96,7 @@ class TokenRows:
 
 def match_genes(names: Sequence[str], vocab: Vocab) -> GeneMatch:
     """Look every column's gene up in the vocabulary."""
-    tokens = vocab.ids(names)
-    known = tokens[tokens >= 0]
-    missing = np.flatnonzero(tokens < 0)
-    return GeneMatch(
-        tokens=tokens,
-        n_tokens=len(vocab),
-        matched=len(known),
-        unmatched=len(missing),
-        merged=len(known) - int(np.count_nonzero(np.bincount(known))),
-        unmatched_names=tuple(str(names[i]) for i in missing[:10]),
-    )
+    return GeneMatch(tokens=vocab.ids(names), n_tokens=len(vocab))
 
 
 def tokenize_rows(

@@ -183,11 +183,7 @@ class _Cells:
             _Labels(arrays, i, name, kind)
             for i, (name, kind) in enumerate(zip(options.labels, task.labels, strict=True))
         ]
-        # Its figures are in the survey.
-        match = GeneMatch(
-            tokens=np.load(arrays / "tokens.npy"), n_tokens=task.n_tokens, matched=0, unmatched=0,
-            merged=0, unmatched_names=(),
-        )  # fmt: skip
+        match = GeneMatch(tokens=np.load(arrays / "tokens.npy"), n_tokens=task.n_tokens)
         self._work = Workspace(match, task.kind)
         self._values = np.empty(len(self._work.tokens), self._work.scratch.dtype)
         none = 1 << 62

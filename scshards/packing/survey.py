@@ -412,10 +412,7 @@ def _masks(source: Source, work: Work) -> Iterator[tuple[str, NDArray[np.bool_]]
 def _match(source: Source, file: AnyInput, work: Work) -> NamedMatch:
     if isinstance(file, ShardRun):
         n = source.n_columns
-        match = GeneMatch(
-            tokens=np.arange(n, dtype=np.int32), n_tokens=n, matched=n, unmatched=0, merged=0,
-            unmatched_names=(),
-        )  # fmt: skip
+        match = GeneMatch(tokens=np.arange(n, dtype=np.int32), n_tokens=n)
         return NamedMatch(column=INDEX, names=(), match=match)
     options = work.options
     return match_source(

@@ -9,7 +9,6 @@ Columns that match about as well and mean other genes are for a person to choose
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +33,9 @@ INDEX_FIRST = 0.02
 _WORTH_NAMING = 0.1
 """The share of matching genes from which on another way to name them is spoken of."""
 
+MOST_NAMED = 10
+"""So many of the names that the vocabulary lacks are in a message."""
+
 _SAMPLE = 256
 """A column of which none of so many names is known is no rival."""
 
@@ -44,9 +46,7 @@ def match_columns(names: Sequence[str], vocab: Vocab, strip_versions: bool = Fal
         return match_genes(names, vocab)
     known = vocab.ids(names) >= 0
     tried = [n if k else strip_version(n) for n, k in zip(names, known.tolist(), strict=True)]
-    match = match_genes(tried, vocab)
-    missing = np.flatnonzero(match.tokens < 0)[: len(match.unmatched_names)]
-    return dataclasses.replace(match, unmatched_names=tuple(str(names[i]) for i in missing))
+    return match_genes(tried, vocab)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +66,12 @@ class NamedMatch:
     column: str
     names: Sequence[str]
     match: GeneMatch
+
+    @property
+    def unmatched_names(self) -> tuple[str, ...]:
+        """The names without a token, in the order of their columns."""
+        missing = np.flatnonzero(self.match.tokens < 0).tolist()
+        return tuple(str(self.names[i]) for i in missing)
 
     @property
     def share(self) -> float:
@@ -169,11 +175,12 @@ def _too_few(
             "lists"
         )
     here = source.naming if way.column == INDEX else f"var[{way.column!r}]"
-    more = match.unmatched - len(match.unmatched_names)
+    missing = ", ".join(map(repr, way.unmatched_names[:MOST_NAMED]))
+    more = match.unmatched - MOST_NAMED
     return SourceError(
         f"only {match.matched:,} of {source.n_columns:,} genes ({way.share:.0%}) are in the vocabulary "
-        f"by {here}; {match.unmatched:,} are not: {', '.join(map(repr, match.unmatched_names))}"
-        + (f" and {more:,} more" if more else ""),
+        f"by {here}; {match.unmatched:,} are not: {missing}"
+        + (f" and {more:,} more" if more > 0 else ""),
         where=source.name,
         advice=advice,
     )

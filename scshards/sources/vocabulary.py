@@ -152,7 +152,6 @@ def check_vocab(
         way = match_source(source, vocab, source.gene_column, strip_versions=strip_versions)
         match, tokens = way.match, way.match.tokens
         sets.append(tokens[tokens >= 0])
-        missing = np.flatnonzero(tokens < 0).tolist()
         found.append(
             GeneReport(
                 name=source.name,
@@ -162,7 +161,7 @@ def check_vocab(
                 matched=match.matched,
                 unmatched=match.unmatched,
                 merged=match.merged,
-                unmatched_names=tuple(str(way.names[i]) for i in missing),
+                unmatched_names=way.unmatched_names,
                 left_out=source.left_out,
                 shared=Shared(ids=0.0, least=None),
             )

@@ -323,10 +323,11 @@ def _matched(cells: Source, vocab: Vocab, options: EmbedOptions) -> GeneMatch:
     if not cells.n_rows:
         raise SourceError("the input has no cells", where=cells.name)
     match = match_genes(cells.genes, vocab)
+    missing = [cells.genes[i] for i in np.flatnonzero(match.tokens < 0)[:5]]
     if match.matched < options.min_match * cells.n_columns or not match.matched:
         raise SourceError(
             f"{match.matched:,} of {cells.n_columns:,} gene columns are in the model's vocabulary; "
-            f"not among them: {', '.join(match.unmatched_names[:5])}",
+            f"not among them: {', '.join(missing)}",
             where=cells.name,
             advice="name the column of var that holds the genes as the model knows them with "
             "--gene-column"

@@ -26,9 +26,7 @@ def rows_of(seed: int) -> tuple[GeneMatch, tuple[np.ndarray, np.ndarray, np.ndar
     indices = [np.sort(rng.choice(N_TOKENS, n, replace=False)) for n in sizes]
     top = 2 ** rng.integers(1, 25, sum(sizes)) * (rng.random(sum(sizes)) < 0.05)
     counts = np.maximum(rng.integers(1, 9, sum(sizes)), top - 1)
-    match = GeneMatch(
-        tokens=tokens, n_tokens=N_TOKENS, matched=0, unmatched=0, merged=0, unmatched_names=()
-    )
+    match = GeneMatch(tokens=tokens, n_tokens=N_TOKENS)
     return match, (
         np.cumsum([0, *sizes]),
         np.concatenate(indices).astype(np.int32),

@@ -30,14 +30,7 @@ LIMITLESS = (0, 1 << 62, 0.0)
 
 
 def match_of(tokens: list[int]) -> GeneMatch:
-    return GeneMatch(
-        tokens=np.array(tokens, np.int32),
-        n_tokens=N_TOKENS,
-        matched=0,
-        unmatched=0,
-        merged=0,
-        unmatched_names=(),
-    )
+    return GeneMatch(tokens=np.array(tokens, np.int32), n_tokens=N_TOKENS)
 
 
 @st.composite
@@ -164,14 +157,7 @@ def test_counts_above_2_to_the_32_and_cells_with_any_number_of_genes(tmp_path: P
     rows = [np.sort(rng.choice(70_000, n, replace=False)) for n in sizes]
     values = [2 ** rng.integers(0, 63, n) for n in sizes]
     indptr = np.cumsum([0, *sizes])
-    match = GeneMatch(
-        tokens=rng.permutation(70_000).astype(np.int32),
-        n_tokens=70_000,
-        matched=0,
-        unmatched=0,
-        merged=0,
-        unmatched_names=(),
-    )
+    match = GeneMatch(tokens=rng.permutation(70_000).astype(np.int32), n_tokens=70_000)
     csr = indptr, np.concatenate(rows).astype(np.int32), np.concatenate(values)
     expected, _ = encode_rows(tokenize_rows(*csr, match, "counts"))
     members, *_ = run(match, csr, list(range(len(sizes))), "counts", [], 100)

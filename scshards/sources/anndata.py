@@ -197,12 +197,8 @@ class _Frame:
         check_filters(node, f"{self._where}, column {column!r}")
         if not _is_array(node) or "categories" not in node.attrs:
             return _read(node)
-        import pandas as pd
-
-        # anndata 0.7: codes, and a path or reference to their categories.
-        place = node.attrs["categories"]
-        categories = _read(self._group[place] if isinstance(place, str) else node.file[place])
-        return pd.Categorical.from_codes(node[:], categories.tolist())
+        # anndata 0.7 wrote the codes alone, with a path or a reference to their categories.
+        return _read(self._group)[column].array
 
     def names(self, column: str) -> list[str]:
         """One column, or the index, as text; "" where one is missing."""

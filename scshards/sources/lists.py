@@ -35,10 +35,9 @@ WRITTEN_VALUES = 1 << 20
 
 
 class Lists(Source):
-    """One table; see sources.open.open_source. It closes the table."""
+    """One table; see sources.open.open_source."""
 
     def __init__(self, opening: Opening, table: Table, ids: Ids) -> None:
-        opening.closing.callback(table.close)
         self._table, self._ids = table, ids
         self.naming = f"the vocabulary of its ids, {ids.where}"
         rows = _ListRows(table, ids)

@@ -154,13 +154,13 @@ def _table(kind: str, storage: Storage, opening: Opening, options: TableOptions)
 
     name, lists = opening.name, options.list_columns
     if kind == "scbank":
-        return tables.open_scbank(storage, name)
+        return tables.open_scbank(storage, name, opening.closing)
     if kind == "arrow":
         return tables.open_saved(storage, lists, name)
     if kind == "mds":
         trusted = options.trust_pickle
         return mds.open_mds(storage, lists, name, trust_pickle=trusted, scratch=opening.scratch)
-    return tables.open_parquet(storage, "", lists, name)
+    return tables.open_parquet(storage, "", lists, name, opening.closing)
 
 
 def input_identity(

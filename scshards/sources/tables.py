@@ -13,10 +13,10 @@ over costs a look at its header. The library `datasets` is not needed; its versi
 from __future__ import annotations
 
 import contextlib
+import functools
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,8 +72,6 @@ class Table:
     largest_part
         About how many values must be read at most to come to those of one row; 0 where reading begins
         anywhere.
-    close
-        Closes the files.
 
     Raises
     ------
@@ -87,7 +85,6 @@ class Table:
     parts: Sequence[Part]
     n_values: int
     largest_part: int = 0
-    close: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         known = [f.name for f in self.schema if _item(f.type) is not None]
@@ -103,7 +100,7 @@ class Table:
                 f"them with --list-columns: {', '.join(known) or 'it has no lists'}",
             )
 
-    @cached_property
+    @functools.cached_property
     def starts(self) -> Sequence[int]:
         """The first row of each part, and the number of all."""
         return list(accumulate((part.n_rows for part in self.parts), initial=0))
@@ -113,7 +110,7 @@ class Table:
         """Cells."""
         return self.starts[-1]
 
-    @cached_property
+    @functools.cached_property
     def obs_columns(self) -> Sequence[str]:
         """The columns that have one value for each cell."""
         return [
@@ -172,47 +169,34 @@ def cut(
             return
 
 
-def open_parquet(storage: Storage, path: str, lists: tuple[str, str], where: str) -> Table:
+def open_parquet(
+    storage: Storage, path: str, lists: tuple[str, str], where: str, closing: contextlib.ExitStack
+) -> Table:
     """One file; `path` is relative to `storage`, and `lists` are the two columns."""
-    with contextlib.ExitStack() as closing:
-        stream = closing.enter_context(storage.open(path))
-        local = storage.local_path
-        # A path is read faster than a Python file.
-        target: Any = stream if local is None else str(local / path)
-        with reading(where):
-            file = pq.ParquetFile(
-                target, buffer_size=BUFFER_BYTES, pre_buffer=False, memory_map=False
-            )
-            closing.enter_context(file)
-            meta = file.metadata
-        leaves = [meta.schema.column(i).path.partition(".")[0] for i in range(meta.num_columns)]
-        leaf = leaves.index(lists[0]) if lists[0] in leaves else 0
-        groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
-        # Empty lists count as one value.
-        values = [group.column(leaf).num_values for group in groups] if leaves else []
-
-        def part(i: int) -> Part:
-            def read(
-                columns: Sequence[str], start: int, stop: int, n: int
-            ) -> Iterator[pa.RecordBatch]:
-                found = file.iter_batches(
-                    n, row_groups=[i], columns=list(columns), use_threads=False
-                )
-                return cut(found, start, stop, n)
-
-            return Part(where, groups[i].num_rows, read)
-
-        table = Table(
-            where=where,
-            lists=lists,
-            schema=file.schema_arrow,
-            parts=[part(i) for i in range(len(groups))],
-            n_values=sum(values),
-            largest_part=max(values, default=0),
-            close=closing.close,
-        )
-        closing.pop_all()
-    return table
+    stream = closing.enter_context(storage.open(path))
+    local = storage.local_path
+    # A path is read faster than a Python file.
+    target: Any = stream if local is None else str(local / path)
+    with reading(where):
+        file = pq.ParquetFile(target, buffer_size=BUFFER_BYTES, pre_buffer=False, memory_map=False)
+        closing.enter_context(file)
+        meta = file.metadata
+    leaves = [meta.schema.column(i).path.partition(".")[0] for i in range(meta.num_columns)]
+    leaf = leaves.index(lists[0]) if lists[0] in leaves else 0
+    groups = [meta.row_group(i) for i in range(meta.num_row_groups)]
+    # Empty lists count as one value.
+    values = [group.column(leaf).num_values for group in groups] if leaves else []
+    return Table(
+        where=where,
+        lists=lists,
+        schema=file.schema_arrow,
+        parts=[
+            Part(where, group.num_rows, functools.partial(_group_rows, file, i))
+            for i, group in enumerate(groups)
+        ],
+        n_values=sum(values),
+        largest_part=max(values, default=0),
+    )
 
 
 def open_saved(storage: Storage, lists: tuple[str, str], where: str) -> Table:
@@ -226,9 +210,9 @@ def open_saved(storage: Storage, lists: tuple[str, str], where: str) -> Table:
         )
     parts, n_values, schema = [], 0, None
     for name in _data_files(storage, where):
-        file, n_rows = folder / name, 0
+        n_rows = 0
         with reading(f"{where}: {name}"):
-            for batch in _mapped(file):
+            for batch in _mapped(folder / name):
                 schema = schema or batch.schema
                 if not batch.schema.equals(schema):
                     raise SourceError(f"{name} has other columns than the first", where=where)
@@ -236,21 +220,16 @@ def open_saved(storage: Storage, lists: tuple[str, str], where: str) -> Table:
                 if lists[0] in schema.names and _item(schema.field(lists[0]).type) is not None:
                     n_values += len(batch.column(lists[0]).flatten())
 
-        def read(
-            columns: Sequence[str], start: int, stop: int, n: int, file: Path = file
-        ) -> Iterator[pa.RecordBatch]:
-            return cut(_mapped(file), start, stop, n)
-
-        parts.append(Part(f"{where}: {name}", n_rows, read))
+        parts.append(Part(f"{where}: {name}", n_rows, functools.partial(_file_rows, folder / name)))
     if schema is None:
         raise SourceError("the dataset has no cells", where=where)
     return Table(where=where, lists=lists, schema=schema, parts=parts, n_values=n_values)
 
 
-def open_scbank(folder: Storage, name: str) -> Table:
+def open_scbank(folder: Storage, name: str, closing: contextlib.ExitStack) -> Table:
     """The main table of a scBank."""
     file = table_of(folder, name)
-    return open_parquet(folder, file, LISTS, f"{name}: {file}")
+    return open_parquet(folder, file, LISTS, f"{name}: {file}", closing)
 
 
 @dataclass(frozen=True)
@@ -283,6 +262,19 @@ def table_of(folder: Storage, name: str) -> str:
             f"{', '.join(tables) or 'no table'}",
         )
     return fitting[0]
+
+
+def _group_rows(
+    file: pq.ParquetFile, group: int, columns: Sequence[str], start: int, stop: int, n: int
+) -> Iterator[pa.RecordBatch]:
+    found = file.iter_batches(n, row_groups=[group], columns=list(columns), use_threads=False)
+    return cut(found, start, stop, n)
+
+
+def _file_rows(
+    file: Path, columns: Sequence[str], start: int, stop: int, n: int
+) -> Iterator[pa.RecordBatch]:
+    return cut(_mapped(file), start, stop, n)
 
 
 def _mapped(file: Path) -> Iterator[pa.RecordBatch]:

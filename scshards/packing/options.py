@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from scshards.base import where as where_
 from scshards.base.config import conform
 from scshards.base.errors import ConfigError, FormatError
+from scshards.base.records import Count, Damaged, Form, from_tree, shown
 from scshards.base.storage import redact
 from scshards.base.text import did_you_mean, text_of
 from scshards.shards import Compression
@@ -40,9 +42,6 @@ KEPT = "kept"
 """`options["splits"]` of a set whose parts were split in different ways: no rule says where a new cell
 would go."""
 
-OF_THE_SET = ("added", "made_of", "order_seed", "splits")
-"""What manifests have among the options that tells how a set came about from others."""
-
 NO_PACK = "its options are not those of a pack"
 """What is said of manifests whose options no pack writes."""
 
@@ -58,6 +57,46 @@ _NUMBERS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "valid_fraction": ("in [0, 1)", lambda x: 0 <= x < 1),
     "test_fraction": ("in [0, 1)", lambda x: 0 <= x < 1),
 }
+
+
+def _read_sha256(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[0-9a-f]{64}", value):
+        raise Damaged(f"{shown(value)} is no SHA-256")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """A set that another one was made of: where its sources begin there, and its manifest's SHA-256."""
+
+    name: str
+    sha256: Annotated[str, Form(_read_sha256)]
+    first_source: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What manifests have among the options that tells how a set came about.
+
+    Attributes
+    ----------
+    added
+        Of each pack that added to it, its first source, and what options differ from there on.
+    made_of
+        The sets that it was made of.
+    order_seed
+        The seed of the order, where that of the splits is another.
+    splits
+        See KEPT.
+    """
+
+    added: tuple[Mapping[str, Any], ...] = ()
+    made_of: tuple[Origin, ...] = ()
+    order_seed: int = 0
+    splits: Literal["kept"] = "kept"
+
+
+OF_THE_SET = tuple(f.name for f in dataclasses.fields(History))
 
 
 class _Options:
@@ -354,66 +393,46 @@ def parts_of(manifest: Manifest, at: object) -> list[tuple[int, dict[str, Any]]]
     FormatError
         When the options are not those of a pack; it names the set as `at`.
     """
-    first = {k: v for k, v in manifest.options.items() if k not in OF_THE_SET}
-    parts = [(0, first)]
-    for more in entries(manifest, "added", at, least=1):
-        changes = {k: v for k, v in more.items() if k != "first_source"}
-        parts.append((more["first_source"], {**first, **changes}))
-    return parts
-
-
-def entries(manifest: Manifest, name: str, at: object, *, least: int) -> list[dict[str, Any]]:
-    """What an option of the set lists, each of which begins at a later source than the one before.
-
-    Raises
-    ------
-    FormatError
-        When it lists something else.
-    """
-    found = manifest.options.get(name, [])
-    for entry in found if isinstance(found, list) else [found]:
-        first = entry.get("first_source") if isinstance(entry, dict) else None
-        if type(first) is not int or not least <= first < max(len(manifest.sources), 1):
-            raise FormatError(
-                f"{NO_PACK}: {name}: {entry!r:.60} is not of a later source", where=at
-            )
-        least = first + 1
-    return list(found)
+    said = {name: v for name, v in manifest.options.items() if name in OF_THE_SET}
+    first = {name: v for name, v in manifest.options.items() if name not in OF_THE_SET}
+    starts = [0]
+    try:
+        added = from_tree(History, said).added
+        for i, more in enumerate(added):
+            start = more.get("first_source")
+            if type(start) is not int or not starts[-1] < start < len(manifest.sources):
+                raise Damaged(f"{start!r:.60} is no later source", f"added[{i}].first_source")
+            starts.append(start)
+    except Damaged as e:
+        raise FormatError(f"{NO_PACK}: {e}", where=at) from None
+    changes = [{k: v for k, v in more.items() if k != "first_source"} for more in added]
+    return [(start, {**first, **more}) for start, more in zip(starts, [{}, *changes], strict=True)]
 
 
 def _held_out(values: Mapping[str, Iterable[Any]]) -> dict[str, tuple[str, ...]]:
     """{split: texts of its values, sorted}, in the order of the splits' codes."""
-    if not values:
-        raise ConfigError(
-            "it takes lists of values for the splits valid, test or both", where="held_out"
-        )
-    splits: dict[str, tuple[str, ...]] = {}
+    splits: dict[str, set[str]] = {}
     for name, listed in values.items():
-        at = f"held_out: {name}"
         if name not in HELD_OUT:
-            advice = "train gets all that is not held out"
             raise ConfigError(
                 f"{name!r} is no split that values can be held out for",
                 where="held_out",
-                advice=advice if name == "train" else did_you_mean(str(name), HELD_OUT),
+                advice=did_you_mean(str(name), HELD_OUT),
             )
-        if isinstance(listed, str) or not isinstance(listed, Iterable):
-            raise ConfigError(f"{listed!r} is not a list of values", where=at)
-        given = list(listed)
-        wrong = [v for v in given if not isinstance(v, str | numbers.Real) or v != v]
-        if wrong:
+        given = list(listed) if isinstance(listed, list | tuple | set) else []
+        if not given or not all(isinstance(v, str | numbers.Real) and v == v for v in given):
             raise ConfigError(
-                f"{wrong[0]!r} is not text, a number or a boolean",
-                where=at,
-                advice="quote it, as the column has it",
+                f"{listed!r:.60} is no list of texts, numbers and booleans",
+                where=f"held_out: {name}",
+                advice="name the values as the column has them",
             )
-        if not given:
-            raise ConfigError("no value is given", where=at)
-        splits[name] = tuple(sorted(set(map(text_of, given))))
-    both = set(splits.get("valid", ())) & set(splits.get("test", ()))
-    if both:
+        splits[name] = set(map(text_of, given))
+    both = splits.get("valid", set()) & splits.get("test", set())
+    if both or not splits:
+        some = ", ".join(map(repr, sorted(both)[:5]))
         raise ConfigError(
-            f"values are in both valid and test: {', '.join(map(repr, sorted(both)[:5]))}",
+            f"values are in both valid and test: {some}" if both else "no values are listed",
             where="held_out",
+            advice="list values for the splits valid, test or both, each once",
         )
-    return {name: splits[name] for name in HELD_OUT if name in splits}
+    return {name: tuple(sorted(splits[name])) for name in HELD_OUT if name in splits}

@@ -14,7 +14,6 @@ from pack_support import counts, index, quiet_pack, vocab_of, write
 
 from scshards import ShardSet, verify
 from scshards.cli.verify import command
-from scshards.packing.verify import promises as verify_promises
 from scshards.shards.manifest import Manifest
 
 N = 80
@@ -106,11 +105,7 @@ def test_limits_of_sources_that_were_added_are_their_own(root: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["id", "number"])
-@pytest.mark.parametrize("merge", [1, 1 << 20])
-def test_a_value_in_two_splits(
-    root: Path, column: str, merge: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verify_promises, "_MERGE", merge)
+def test_a_value_in_two_splits(root: Path, column: str) -> None:
     rewrite(
         root, split_by=column, held_out=None, **{**BOTH, "obs": ["id", "number", "dose", "donor"]}
     )

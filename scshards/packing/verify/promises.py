@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,7 @@ from numpy.typing import NDArray
 from scshards.base.config import build
 from scshards.base.errors import ConfigError, FormatError
 from scshards.base.text import text_of
-from scshards.packing.options import (
-    KEPT,
-    NO_PACK,
-    OF_THE_SET,
-    PackOptions,
-    entries,
-    known,
-    parts_of,
-)
+from scshards.packing.options import NO_PACK, OF_THE_SET, PackOptions, known, parts_of
 from scshards.packing.verify.shard import Faults
 from scshards.shards.index import OBS_PREFIX
 from scshards.shards.manifest import MANIFEST, LabelInfo, Manifest
@@ -41,8 +33,6 @@ _LIMITS = (
     ("max_genes", "n_genes", np.greater, "more genes"),
     ("min_counts", "total", np.less, "a smaller sum of values"),
 )
-_MERGE = 1 << 20
-"""The values of a column are merged when so many have come together."""
 
 
 class Promises:
@@ -63,10 +53,12 @@ class Promises:
         except FormatError as e:
             self._wrong.append(e.what)
             parts = [(0, dict(manifest.options))]
+        for request in manifest.requests:
+            if not re.fullmatch(r"[0-9a-f]{64}", request):
+                self._no_pack(f"{request!r:.70} is no SHA-256 of a request")
         self._parts = [options for _, options in parts]
         for part in self._parts:
             self._check_part(part)
-        self._check_history()
         part_of_source = np.zeros(len(manifest.sources), np.intp)
         for i, (first, _) in enumerate(parts):
             part_of_source[first:] = i
@@ -76,11 +68,11 @@ class Promises:
             for name, *_ in _LIMITS
         }
         self._splits = {
-            column: _Values(column, manifest.labels[column])
+            column: _Values(column, manifest.labels[column], once=True)
             for column in self._kept("split_by", "every value of {!r} is in one split only")
         }
         self._unique = {
-            column: _Values(column, manifest.labels[column])
+            column: _Values(column, manifest.labels[column], once=False)
             for column in self._kept("unique", "every value of {!r} is there once")
         }
         self._strict = {
@@ -167,25 +159,6 @@ class Promises:
         if "train" in manifest.splits and extra and not manifest.options.keys() & set(OF_THE_SET):
             self._no_pack(f"nothing makes the split {min(extra)}")
 
-    def _check_history(self) -> None:
-        """Note what is wrong with what the set says of the sets that it was made of."""
-        options = self._manifest.options
-        try:
-            made_of = entries(self._manifest, "made_of", None, least=0)
-        except FormatError as e:
-            made_of = []
-            self._wrong.append(e.what)
-        for old in made_of:
-            if not isinstance(old.get("name"), str) or not _is_sha256(old.get("sha256")):
-                self._no_pack(f"made_of: {old!r:.60} names no shard set")
-        for request in self._manifest.requests:
-            if not _is_sha256(request):
-                self._no_pack(f"{request!r:.70} is no SHA-256 of a request")
-        if options.get("splits", KEPT) != KEPT:
-            self._no_pack(f"splits is {options['splits']!r:.60}")
-        if type(options.get("order_seed", 0)) is not int:
-            self._no_pack(f"order_seed is {options['order_seed']!r:.60}")
-
     def _no_pack(self, what: str) -> None:
         self._wrong.append(f"{NO_PACK}: {what}")
 
@@ -202,12 +175,12 @@ class Promises:
 
 
 class _Values:
-    """The different values of a label in groups of cells, and which are there more than once."""
+    """The values of a label in groups of cells; `once`: each at most once a shard."""
 
-    def __init__(self, column: str, label: LabelInfo) -> None:
-        self.column, self._label = column, label
+    def __init__(self, column: str, label: LabelInfo, *, once: bool) -> None:
+        self.column, self._label, self._once = column, label, once
         self.missing: Counter[Any] = Counter()
-        self._found: dict[Any, list[NDArray[Any]]] = {}
+        self._found: defaultdict[Any, list[NDArray[Any]]] = defaultdict(lambda: [np.zeros(0)])
 
     def add(self, group: Any, values: NDArray[Any]) -> None:
         if self._label.kind == "number":
@@ -215,14 +188,12 @@ class _Values:
         else:  # codes of no category are faults of their shard already
             present = values[(values >= 0) & (values < len(self._label.categories))]
         self.missing[group] += len(values) - len(present)
-        found = self._found.setdefault(group, [present[:0]])
-        found.append(_merged([present]))
-        if sum(map(len, found[1:])) > max(_MERGE, len(found[0])):
-            found[:] = [_merged(found)]
+        self._found[group].append(np.unique(present) if self._once else present)
 
     def of(self, group: Any) -> NDArray[Any]:
-        """The values of a group, in order; those that are there more than once twice."""
-        return _merged(self._found.get(group, [np.zeros(0)]))
+        """The values of a group, in order."""
+        kind = np.float64 if self._label.kind == "number" else np.int64
+        return np.sort(np.concatenate(self._found[group])).astype(kind)
 
     def text(self, value: Any) -> str:
         return text_of(value) if self._label.kind == "number" else self._label.categories[value]
@@ -230,19 +201,6 @@ class _Values:
     def named(self, value: Any) -> str:
         text = self.text(value)
         return f"{self.column} {text if self._label.kind == 'number' else repr(text)}"
-
-
-def _merged(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """All values in order, each at most twice."""
-    values = np.concatenate(parts)
-    values.sort()
-    is_third = np.zeros(len(values), np.bool_)
-    is_third[2:] = values[2:] == values[:-2]
-    return values[~is_third]
-
-
-def _is_sha256(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) is not None
 
 
 def _number(value: object) -> float:

@@ -1,5 +1,6 @@
 """What the surveys of all inputs decide together, before a byte of the output is written.
 
+    compare(surveys, ...) -> {Shared}    cells that are there twice, genes that are not the same genes
     decide(surveys, ...) -> Decision     the kind of values, labels, cells and shards of each split
 
 and, in the scratch folder, map-<label>.npy of each source and, where the order of shard sets is kept,
@@ -9,10 +10,12 @@ raised here.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +23,9 @@ from numpy.typing import NDArray
 from scshards.base.errors import ConfigError, SourceError, ValueKindError
 from scshards.base.files import publish_array
 from scshards.base.text import did_you_mean
+from scshards.base.where import parse
 from scshards.cells.tokenizer import ValueKind
+from scshards.cells.vocab import Vocab
 from scshards.packing import labels, plan
 from scshards.packing.labels import LabelSurvey
 from scshards.packing.marks import source_folder
@@ -28,9 +33,10 @@ from scshards.packing.options import PackOptions
 from scshards.packing.scatter import BOUNDS
 from scshards.packing.survey import KEYS, Survey, Work
 from scshards.packing.unique import dropped_reason
-from scshards.shards.manifest import LabelInfo, Manifest
+from scshards.shards.manifest import LabelInfo, Manifest, SourceInfo
 from scshards.shards.spill import stretches
-from scshards.sources.genes import Shared
+from scshards.sources.genes import Shared, are_ids, refuse_mixed, shared_genes, two_kinds
+from scshards.sources.rows import SOURCE
 from scshards.sources.shardset import OldSet
 
 _log = logging.getLogger(__name__)
@@ -62,7 +68,7 @@ class Decision:
     repeated
         {ordinal: cells dropped because another has the same value of `options.unique`}.
     shared
-        What the genes of each input have in common with those of the others; of shard sets nothing.
+        {ordinal: what its genes have in common with those of the others}; of shard sets nothing.
     """
 
     kind: ValueKind
@@ -72,7 +78,7 @@ class Decision:
     n_shards: tuple[int, ...]
     n_values: int
     repeated: dict[int, int]
-    shared: tuple[Shared, ...]
+    shared: dict[int, Shared]
 
 
 def decide(
@@ -81,7 +87,7 @@ def decide(
     *,
     cells: Sequence[int],
     repeated: Mapping[int, int],
-    shared: Sequence[Shared],
+    shared: Mapping[int, Shared],
     base: Manifest | None,
     sets: Sequence[OldSet],
     say: bool,
@@ -91,7 +97,7 @@ def decide(
     Parameters
     ----------
     surveys
-        Of all inputs, by ordinal.
+        Of all inputs that are not left out, by ordinal.
     work
         Of the pack.
     cells, repeated, shared
@@ -121,11 +127,11 @@ def decide(
         work,
         is_addition=base is not None,
     )
-    for name in work.kept.apart if work.kept else ():
+    for name in work.apart:
         _check_apart(surveys, name, work.splits)
     infos = _unite_labels(surveys, work, base, sets)
     n_shards = plan.shard_counts(cells, options.cells_per_shard)
-    if work.kept is not None and not options.shuffle:
+    if work.keeps_order:
         folders = [source_folder(work.folder, s.ordinal) for s in surveys]
         bounds = [
             shard_bounds([f / KEYS.format(code) for f in folders], options.cells_per_shard)
@@ -141,7 +147,7 @@ def decide(
         n_shards=n_shards,
         n_values=sum(s.n_values for s in surveys),
         repeated=dict(repeated),
-        shared=tuple(shared),
+        shared=dict(shared),
     )
 
 
@@ -167,7 +173,7 @@ def check_splits(
         told = ", ".join(f"{n:,} dropped by {reason}" for reason, n in reasons.items())
         raise SourceError(
             f"no cell is left to pack ({told or 'the inputs hold none'})",
-            where=inputs,
+            where=inputs or None,
             advice="loosen --where or --min-genes" if told else "check the inputs",
         )
     empty = [name for name, n in zip(work.splits, cells, strict=True) if n == 0]
@@ -177,7 +183,7 @@ def check_splits(
             f"no cell falls into the split {empty[0]!r}",
             where=inputs,
             advice=f"take only the others: {others}"
-            if work.kept is not None and work.kept.splits
+            if work.keeps_splits
             else "choose another fraction or --seed, hold out other values, or drop fewer cells",
         )
 
@@ -268,7 +274,7 @@ def _unite_labels(
         whole: list[tuple[str, LabelInfo]] = []
         if base is not None:
             whole = [("the shard set", base.labels[name])]
-        elif work.kept is not None and work.kept.categories:
+        elif work.reshard is not None and work.reshard.takes_all:
             whole = [(s.name, s.manifest.labels[name]) for s in sets if name in s.manifest.labels]
         before = [
             LabelSurvey(
@@ -301,3 +307,105 @@ def _unite_labels(
         for s, codes in zip(surveys, maps[len(whole) :], strict=True):
             publish_array(source_folder(work.folder, s.ordinal) / f"map-{i}.npy", codes)
     return infos
+
+
+# --- inputs beside each other: cells that are there twice, genes that are not the same genes ----------
+
+
+def compare(
+    surveys: Sequence[Survey], work: Work, vocab: Vocab, base: Manifest | None
+) -> dict[int, Shared]:
+    """{ordinal: what the genes of each input have in common with those of the others}.
+
+    Parameters
+    ----------
+    surveys
+        Of all inputs that are not left out.
+    work, vocab
+        Of the pack.
+    base
+        The manifest of the set that is added to. Of the genes of its inputs only their kind is known.
+
+    Raises
+    ------
+    SourceError
+        Unless `allow_repeats`, for an input that another one or the set is, by its address or its
+        cells; unless `allow_mixed`, for inputs with few genes in common.
+    ConfigError
+        For the name of an input of the set: a manifest could not tell the two apart; and when "source"
+        would be a column of obs here, and the name of the input there.
+    """
+    before = [s for s in base.sources if not s.skipped] if base is not None else []
+    _check_source(surveys, work.options, base)
+    _refuse_repeats(before, surveys, work.options)
+    names = [s.name for s in surveys]
+    shared = shared_genes(names, _genes(surveys, work.folder), are_ids(vocab.tokens))
+    if not work.options.allow_mixed:
+        of_base = (_other_kind(before, n, s) for n, s in zip(names, shared, strict=True))
+        refuse_mixed([*shared, *of_base], {s.name: s.gene_columns for s in surveys})
+    return {s.ordinal: one for s, one in zip(surveys, shared, strict=True)}
+
+
+def _check_source(surveys: Sequence[Survey], options: PackOptions, base: Manifest | None) -> None:
+    """Refuse a column SOURCE that is one of obs in some inputs, and the input's name in others."""
+    filtered = parse(options.where).columns if options.where is not None else ()
+    if SOURCE not in (*options.labels, *filtered, options.unique):
+        return
+    having = {s.has_source: s.name for s in surveys}
+    label = base.labels.get(SOURCE) if base is not None else None
+    if base is not None and label is not None:
+        named = label.kind == "category" and {*label.categories} <= {s.name for s in base.sources}
+        having.setdefault(not named, "the shard set")
+    if len(having) > 1:
+        raise ConfigError(
+            f"{SOURCE!r} is a column of obs in {having[True]}, and the input's name in {having[False]}",
+            where=SOURCE,
+            advice="rename the column of obs, or leave it out: then the names of inputs are meant, "
+            "which a list of inputs can choose",
+        )
+
+
+def known_by(s: SourceInfo) -> list[tuple[Any, ...]]:
+    """What tells that another source is the same input: its address; its cells, genes and values."""
+    marks: list[tuple[Any, ...]] = [("at", s.identity["at"])] if "at" in s.identity else []
+    if "cells" in s.identity:
+        marks.append((s.identity["cells"], s.columns, s.identity.get("values")))
+    return marks
+
+
+def _refuse_repeats(
+    before: Sequence[SourceInfo], surveys: Sequence[Survey], options: PackOptions
+) -> None:
+    known = {mark: f"{s.name}, in the set" for s in before for mark in known_by(s)}
+    for s in surveys:
+        for mark in known_by(s.info):
+            other = known.setdefault(mark, s.name)
+            if other != s.name and not options.allow_repeats:
+                raise SourceError(
+                    f"its cells are there already: {other}, is the same file, or has the same names of "
+                    "cells, and as many genes and values",
+                    where=s.name,
+                    advice="leave it out; --allow-repeats takes it all the same",
+                )
+        if s.name in {old.name for old in before}:
+            raise ConfigError(
+                "the shard set has an input of this name already",
+                where=s.name,
+                advice="leave it out; if it is another file, give it a name of its own in a list",
+            )
+
+
+def _genes(surveys: Sequence[Survey], folder: str) -> Iterator[NDArray[np.int32]]:
+    for s in surveys:
+        tokens = np.load(source_folder(folder, s.ordinal) / "tokens.npy")
+        yield tokens[tokens >= 0]
+
+
+def _other_kind(before: Sequence[SourceInfo], name: str, shared: Shared) -> Shared:
+    """The same, with a fault where an input of the set names its genes in another way."""
+    for s in before:
+        if s.ids is not None and two_kinds(s.ids, shared.ids):
+            most, fewest = (name, s.name) if shared.ids > s.ids else (s.name, name)
+            fault = f"{most} names them by Ensembl ids, {fewest} does not; {s.name} is in the set"
+            return dataclasses.replace(shared, fault=fault, pair=(name,))
+    return dataclasses.replace(shared, fault="")

@@ -31,8 +31,8 @@ from scshards.packing import plan
 from scshards.packing.executors import make_executor
 from scshards.packing.job import Job
 from scshards.packing.options import PackOptions
-from scshards.packing.phases import Phases
-from scshards.packing.request import Request, requested
+from scshards.packing.pack import requested
+from scshards.packing.phases import Phases, Request
 from scshards.packing.scatter import scatter, warm_up
 from scshards.packing.unique import load_split
 from scshards.packing.writer import write_shard

@@ -329,7 +329,7 @@ class ReshardOptions(_Options):
         cell's values) in pandas query syntax, such as "tissue == 'lung' and n_genes > 500".
     same_names
         Take inputs of the same name in two sets for different files; else they are refused.
-    min_genes, max_genes, min_counts, workers, scratch, storage_options
+    workers, scratch, storage_options
         As in PackOptions.
     """
 
@@ -345,9 +345,6 @@ class ReshardOptions(_Options):
     one_split: bool = False
     splits: tuple[str, ...] | None = None
     where: str | None = None
-    min_genes: int | None = None
-    max_genes: int | None = None
-    min_counts: float | None = None
     same_names: bool = False
     workers: int | None = None
     scratch: str | None = None
@@ -376,8 +373,7 @@ class ReshardOptions(_Options):
     @property
     def takes_all(self) -> bool:
         """Whether no cell is left out."""
-        chosen = (self.splits, self.where, self.min_genes, self.max_genes, self.min_counts)
-        return all(option is None for option in chosen)
+        return self.splits is None and self.where is None
 
 
 def known(options: Mapping[str, Any]) -> dict[str, Any]:

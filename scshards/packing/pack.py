@@ -1,6 +1,6 @@
 """`pack`, `pack_share` and `append`: inputs -> a shard set, or more shards of one.
 
-    requested  what was asked for, read and checked (packing.request)
+    requested  what was asked for, read and checked
     run        the job (packing.job), its phases (packing.phases), the manifest
 
 The output depends on the inputs, the options and the seed alone. What was done is never done again: a
@@ -14,6 +14,7 @@ has read the old manifest finds everything that it names.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -23,14 +24,12 @@ from typing import Any
 from scshards.base.errors import ConfigError
 from scshards.cells.vocab import Vocab
 from scshards.census.address import JOINID
-from scshards.packing.compare import refuse_known
 from scshards.packing.executors import LOCAL, make_executor
 from scshards.packing.job import ADDS_TO, SHARES, Job
 from scshards.packing.marks import publish
 from scshards.packing.options import KEPT, OF_THE_RUN, known
 from scshards.packing.options import PackOptions as PackOptions
-from scshards.packing.phases import Phases
-from scshards.packing.request import Request, requested
+from scshards.packing.phases import Phases, Request
 from scshards.packing.status import Status, status
 from scshards.shards.manifest import MANIFEST, Manifest
 from scshards.shards.shardset import ShardSet
@@ -136,6 +135,35 @@ def pack_share(
     return status(root, request.options.scratch, request.options.storage_options)
 
 
+def requested(
+    inputs: Input | Sequence[Input],
+    root: Input,
+    vocab: Vocab | Input,
+    options: PackOptions | None,
+) -> Request:
+    """What a new shard set is asked for; see pack."""
+    options = options or PackOptions()
+    files = expand(inputs, options.storage_options)
+    options = dataclasses.replace(options, obs=kept_columns(options.obs, files))
+    if not isinstance(vocab, Vocab):
+        vocab = read_vocab(vocab, options.storage_options)
+    vocab = vocab.with_specials()
+    asked = {
+        "inputs": [f.asked for f in files],
+        "vocabulary": vocab.fingerprint,
+        "options": options.recorded(),
+    }
+    return Request(
+        root=os.fspath(root),
+        inputs=files,
+        vocab=vocab,
+        options=options,
+        splits=options.splits,
+        asked=asked,
+        recorded=options.recorded(),
+    )
+
+
 def run(
     request: Request, progress: bool, *, seconds: dict[int, float] | None = None, **how: Any
 ) -> Manifest:
@@ -191,8 +219,6 @@ def _working(
     if done is not None:
         yield done, phases
         return
-    if request.base is not None:
-        refuse_known(request.inputs, request.base, options)
     with job, phases.executor:
         yield None, phases
 

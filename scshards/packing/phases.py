@@ -17,7 +17,8 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,11 +30,10 @@ from numpy.typing import NDArray
 from scshards.base.errors import ScshardsError, StorageError
 from scshards.base.locks import held
 from scshards.base.progress import Progress
+from scshards.cells.vocab import Vocab
 from scshards.kernels.compiling import compiles
 from scshards.packing import plan, refusals
-from scshards.packing.account import Dropped, account, dropped
-from scshards.packing.compare import compare
-from scshards.packing.decide import Decision, check_splits, decide
+from scshards.packing.decide import Decision, check_splits, compare, decide
 from scshards.packing.executors import Executor, Pool
 from scshards.packing.job import PLAN, Job
 from scshards.packing.marks import (
@@ -44,13 +44,13 @@ from scshards.packing.marks import (
     read_record,
     survey_mark,
 )
-from scshards.packing.request import Request
+from scshards.packing.options import PackOptions, ReshardOptions
 from scshards.packing.scatter import Scattered, ScatterTask, scatter, transpose, warm_up
-from scshards.packing.survey import Survey, SurveyTask, Work, survey
-from scshards.packing.unique import drop_repeated, load_split
+from scshards.packing.survey import AnyInput, Survey, SurveyTask, Work, identity_of, survey
+from scshards.packing.unique import drop_repeated, dropped_reason, load_split
 from scshards.packing.writer import WriteTask, Written, write_shard
 from scshards.shards import spill
-from scshards.shards.manifest import VOCAB, Manifest, ShardInfo
+from scshards.shards.manifest import VOCAB, Manifest, ShardInfo, SourceInfo
 from scshards.sources.genes import Shared
 from scshards.sources.shardset import OldSet, ShardRun
 
@@ -61,6 +61,48 @@ SMALL_VALUES = 1 << 25
 
 FEW_INPUTS = 8
 """So many are looked at sooner than worker processes start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked for, read and checked.
+
+    Attributes
+    ----------
+    root
+        Of the output.
+    inputs, vocab, options, splits
+        What is packed, how, and the splits in the order of their codes.
+    asked
+        What decides over the output; see Job.
+    recorded
+        The options as the manifest tells them.
+    base
+        The manifest of the set that is added to, or None.
+    sets, reshard, apart
+        The shard sets that the inputs are runs of; see Work.
+    """
+
+    root: str
+    inputs: Sequence[AnyInput]
+    vocab: Vocab
+    options: PackOptions
+    splits: tuple[str, ...]
+    asked: Mapping[str, Any]
+    recorded: Mapping[str, Any]
+    base: Manifest | None = None
+    sets: Sequence[OldSet] = ()
+    reshard: ReshardOptions | None = None
+    apart: tuple[str, ...] = ()
+
+    @property
+    def first_input(self) -> int:
+        """The ordinal of the first input: those of a set that is added to come before."""
+        return len(self.base.sources) if self.base else 0
+
+    def identities(self) -> list[dict[str, Any]]:
+        """What tells each input from another state of it."""
+        return [identity_of(file, self.options) for file in self.inputs]
 
 
 @dataclass
@@ -146,19 +188,23 @@ class Phases:
         for s in self.surveys:
             if s.skipped and self.shown:
                 _log.warning(f"left out: {s.name}: {s.skipped}")
-        shared: list[Shared] = []
+        shared: dict[int, Shared] = {}
         if not self.request.sets:
-            shared = compare(self.surveys, self.work, self.request.vocab, self.request.base)
+            shared = compare(self.used, self.work, self.request.vocab, self.request.base)
         base, at = self.request.base, self.job.storage.at("")
         before = None
         if base is not None:
             url = self.job.storage.url
             before = OldSet(root=url, name=at, manifest=base, sha256="", first_source=0)
         cells, repeated = drop_repeated(
-            self.folder, self.surveys, self.request.options, base=before, shown=self.shown
+            self.folder,
+            self.used,
+            self.request.options,
+            base=before,
+            shown=self.shown,
         )
         return decide(
-            self.surveys,
+            self.used,
             self.work,
             cells=cells,
             repeated=repeated,
@@ -226,7 +272,7 @@ class Phases:
             shard = read_record(Written, Path(work.mark)).shard
             written[work.task.name.partition("/")[0]].append(shard)
         splits = {split: tuple(shards) for split, shards in written.items()}
-        sources = account(request, self.surveys, self.decision, self._scattered, self._dropped())
+        sources = self._sources()
         if base is not None:
             # A set that was merged may have splits that its options do not make.
             names = dict.fromkeys((*base.splits, *splits))
@@ -264,7 +310,8 @@ class Phases:
             fingerprint=self.request.vocab.fingerprint,
             options=self.request.options,
             splits=self.request.splits,
-            kept=self.request.kept,
+            reshard=self.request.reshard,
+            apart=self.request.apart,
         )
 
     @cached_property
@@ -279,6 +326,11 @@ class Phases:
         return found
 
     @cached_property
+    def used(self) -> list[Survey]:
+        """Of the inputs that are not left out."""
+        return [s for s in self.surveys if not s.skipped]
+
+    @cached_property
     def decision(self) -> Decision:
         """What was decided."""
         return read_record(Decision, self.folder / PLAN)
@@ -287,12 +339,12 @@ class Phases:
     def slices(self) -> list[plan.Slice]:
         """The tasks of scatter, in order."""
         cut = plan.slices(
-            (load_split(self.folder, s.ordinal, self.request.options) for s in self.surveys),
-            [s.n_values for s in self.surveys],
+            (load_split(self.folder, s.ordinal, self.request.options) for s in self.used),
+            [s.n_values for s in self.used],
             len(self.decision.splits),
-            [s.tiles for s in self.surveys],
+            [s.tiles for s in self.used],
         )
-        return [dataclasses.replace(s, source=self.first_input + s.source) for s in cut]
+        return [dataclasses.replace(s, source=self.used[s.source].ordinal) for s in cut]
 
     @property
     def is_scattered(self) -> bool:
@@ -378,8 +430,42 @@ class Phases:
         together = self.survey_of(task.slice).needs_transposing
         return task.slice.source - self.first_input if together else task.number
 
-    def _dropped(self) -> Iterator[Dropped]:
-        return dropped(self.surveys, self.decision, self._scattered, self.request.options)
+    def _dropped(self) -> Iterator[tuple[int, str, int]]:
+        """(source, reason, cells) of all that is left out, in the order in which it was."""
+        yield from itertools.chain.from_iterable(s.dropped for s in self.surveys)
+        reason = dropped_reason(self.request.options)
+        yield from ((ordinal, reason, n) for ordinal, n in self.decision.repeated.items())
+        yield from itertools.chain.from_iterable(done.dropped for done in self._scattered)
+
+    def _sources(self) -> tuple[SourceInfo, ...]:
+        """What the surveys say of the sources, with what became of their cells."""
+        found = [source for old in self.request.sets for source in old.manifest.sources]
+        found = found or [s.info for s in self.surveys]
+        sums = np.zeros((len(found), 5), np.int64)
+        for done in self._scattered:
+            for source, *counts in done.sources:
+                sums[source - self.first_input] += counts
+        reasons = [Counter(info.dropped) for info in found]
+        for source, reason, n in self._dropped():
+            reasons[source - self.first_input][reason] += n
+        sources = []
+        for i, info in enumerate(found):
+            kept, values, n_bytes, unmatched, rounded = sums[i].tolist()
+            shared = self.decision.shared.get(self.first_input + i)
+            if shared is not None:
+                least = None if shared.least is None else round(shared.least, 4)
+                info = dataclasses.replace(info, ids=round(shared.ids, 4), shared=least)
+            told = dataclasses.replace(
+                info,
+                kept=kept,
+                dropped=dict(reasons[i]),
+                values=values,
+                unmatched_values=info.unmatched_values + unmatched,
+                rounded=info.rounded + rounded,
+                bytes=n_bytes,
+            )
+            sources.append(told)
+        return tuple(sources)
 
     def _merge(self) -> None:
         with self._alone():

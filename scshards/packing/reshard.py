@@ -17,12 +17,11 @@ from scshards.base import where as where_
 from scshards.base.errors import ConfigError, SourceError, VocabError
 from scshards.base.text import did_you_mean
 from scshards.cells.vocab import Vocab
-from scshards.packing.compare import known_by
+from scshards.packing.decide import known_by
 from scshards.packing.options import HELD_OUT, KEPT, PackOptions, known, parts_of
 from scshards.packing.options import ReshardOptions as ReshardOptions
 from scshards.packing.pack import run
-from scshards.packing.request import Request
-from scshards.packing.survey import Kept
+from scshards.packing.phases import Request
 from scshards.shards.manifest import MANIFEST, Manifest
 from scshards.shards.shardset import ShardSet
 from scshards.shards.tar import MAX_SOURCES
@@ -138,12 +137,8 @@ def _repack(
         },
         recorded=_recorded(sets, asked, options, splits),
         sets=sets,
-        kept=Kept(
-            taken=asked.splits,
-            splits=asked.keeps_splits,
-            categories=asked.takes_all,
-            apart=tuple(apart),
-        ),
+        reshard=asked,
+        apart=tuple(apart),
     )
     return run(request, progress, restart=restart)
 
@@ -332,10 +327,6 @@ def _changed(
     if asked.where is not None:
         before = options.get("where")
         options["where"] = asked.where if before is None else f"({before}) and ({asked.where})"
-    for name, stricter in (("min_genes", max), ("max_genes", min), ("min_counts", max)):
-        limits = [v for v in (options.get(name), getattr(asked, name)) if v is not None]
-        if limits:
-            options[name] = stricter(limits)
     if not asked.keeps_splits:
         return options | {name: written[name] for name in _SPLITTING}
     gone = [name for name in HELD_OUT if name not in splits]

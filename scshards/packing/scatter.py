@@ -115,7 +115,7 @@ def scatter(task: ScatterTask) -> Scattered:
             seed=options.seed,
             shuffle=options.shuffle,
             cells_per_shard=options.cells_per_shard,
-            bounds=np.load(folder / BOUNDS) if task.work.kept and not options.shuffle else None,
+            bounds=np.load(folder / BOUNDS) if task.work.keeps_order else None,
         )
         cells = _Cells(task, source, spill)
         with contextlib.closing(_blocks(source, s.start, shards >= 0, task.file.url)) as blocks:

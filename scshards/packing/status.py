@@ -19,8 +19,7 @@ from scshards.packing.executors import Executor
 from scshards.packing.job import ADDS_TO, JOB, SHARES, Job
 from scshards.packing.marks import read_mark
 from scshards.packing.options import PackOptions
-from scshards.packing.phases import Phases
-from scshards.packing.request import Request
+from scshards.packing.phases import Phases, Request
 from scshards.shards.manifest import VOCAB, Manifest
 from scshards.shards.spill import CELLS
 

@@ -10,9 +10,8 @@ can be known without reading the whole matrix is raised here.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from scshards.base import where
 from scshards.base.errors import (
     ConfigError,
     FormatError,
-    ScshardsError,
     SourceError,
 )
 from scshards.base.files import publish_array, scratch_writes
@@ -33,9 +31,9 @@ from scshards.cells.vocab import Vocab
 from scshards.census.address import is_soma
 from scshards.packing import plan
 from scshards.packing.labels import Label, LabelSurvey, check_size, read_label
-from scshards.packing.marks import SPLIT, publish, source_folder
-from scshards.packing.options import PackOptions
-from scshards.packing.unique import HASHES, dropped_reason, write_hashes
+from scshards.packing.marks import SPLIT, source_folder
+from scshards.packing.options import PackOptions, ReshardOptions
+from scshards.packing.unique import dropped_reason, write_hashes
 from scshards.packing.values import check_values, matrix_advice, rounding_advice
 from scshards.shards.manifest import SourceInfo
 from scshards.sources.genes import NamedMatch, match_source
@@ -58,28 +56,6 @@ BAD = (SourceError, FormatError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Kept:
-    """What a new set keeps of the shard sets that it is made of.
-
-    Attributes
-    ----------
-    taken
-        Only cells of these splits are taken; None takes all.
-    splits
-        Whether each cell stays in its split.
-    categories
-        Whether categories stay that no cell has.
-    apart
-        Labels of which no value may be in two splits.
-    """
-
-    taken: tuple[str, ...] | None
-    splits: bool
-    categories: bool
-    apart: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
     """What all tasks of a job share.
 
@@ -93,15 +69,28 @@ class Work:
         Of the set that is written.
     splits
         Its splits, in the order of their codes.
-    kept
-        What is kept of the sets that it is made of; None when it is packed.
+    reshard
+        What is asked for where it is made of other sets; None when it is packed.
+    apart
+        Labels of these sets of which no value may be in two splits.
     """
 
     folder: str
     fingerprint: str
     options: PackOptions
     splits: tuple[str, ...]
-    kept: Kept | None = None
+    reshard: ReshardOptions | None = None
+    apart: tuple[str, ...] = ()
+
+    @property
+    def keeps_splits(self) -> bool:
+        """Whether every cell stays in the split of the set that it is from."""
+        return self.reshard is not None and self.reshard.keeps_splits
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether cells come in the order of their keys, which is not that of the inputs."""
+        return self.reshard is not None and not self.options.shuffle
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +104,7 @@ class SurveyTask:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Survey:
-    """What packing.pack must know of one input.
+    """What packing.pack must know of one input; of one that is left out nothing beyond `info`.
 
     Attributes
     ----------
@@ -150,19 +139,19 @@ class Survey:
     ordinal: int
     info: SourceInfo
     identity: dict[str, Any]
-    n_values: int
-    needs_transposing: bool
-    tiles: tuple[int, int]
-    gene_columns: tuple[str, ...]
-    has_source: bool
-    cells: tuple[int, ...]
-    dropped: tuple[tuple[int, str, int], ...]
-    labels: tuple[LabelSurvey, ...]
-    apart: dict[str, list[list[str]]]
-    fraction: float | None
-    is_empty: bool
-    is_log1p: bool
-    advice: str
+    n_values: int = 0
+    needs_transposing: bool = False
+    tiles: tuple[int, int] = (0, 1)
+    gene_columns: tuple[str, ...] = ()
+    has_source: bool = False
+    cells: tuple[int, ...] = ()
+    dropped: tuple[tuple[int, str, int], ...] = ()
+    labels: tuple[LabelSurvey, ...] = ()
+    apart: dict[str, list[list[str]]] = field(default_factory=dict)
+    fraction: float | None = None
+    is_empty: bool = True
+    is_log1p: bool = False
+    advice: str = ""
     seconds: float = 0.0
 
     @property
@@ -197,7 +186,8 @@ def survey(task: SurveyTask) -> Survey:
     except BAD as e:
         if task.work.options.on_bad_input == "refuse":
             raise
-        return _skipped(task, identity, e)
+        info = _info(task.file, identity, skipped=e.what)
+        return Survey(ordinal=task.ordinal, info=info, identity=identity)
 
 
 def _survey(task: SurveyTask, identity: dict[str, Any]) -> Survey:
@@ -250,10 +240,7 @@ def _survey(task: SurveyTask, identity: dict[str, Any]) -> Survey:
                 label.survey(as_text=options.held_out is not None and name == options.split_by)
                 for name, label in labels.items()
             ),
-            apart={
-                name: labels[name].by_split(split, len(work.splits))
-                for name in (work.kept.apart if work.kept else ())
-            },
+            apart={name: labels[name].by_split(split, len(work.splits)) for name in work.apart},
             fraction=fraction,
             is_empty=is_empty,
             is_log1p=source.is_log1p,
@@ -267,24 +254,6 @@ def _folder(task: SurveyTask) -> Path:
     with scratch_writes(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _skipped(task: SurveyTask, identity: dict[str, Any], error: ScshardsError) -> Survey:
-    """The survey of an input that is left out."""
-    labels, split = task.work.options.labels, np.zeros(0, np.int8)
-    arrays: dict[str, NDArray[Any]] = {"tokens.npy": np.zeros(0, np.int32), SPLIT: split}
-    arrays |= {f"label-{i}.npy": np.zeros(0, np.int32) for i in range(len(labels))}
-    folder = _folder(task)
-    for name, array in arrays.items():
-        publish_array(folder / name, array, is_last=False)
-    publish(folder / HASHES, b"")
-    nothing = LabelSurvey(kind="category", categories=(), all_missing=True)
-    return Survey(
-        ordinal=task.ordinal, info=_info(task.file, identity, skipped=error.what), identity=identity,
-        n_values=0, needs_transposing=False, tiles=(0, 1), gene_columns=(), has_source=False,
-        cells=(0,) * len(task.work.splits), dropped=(), labels=(nothing,) * len(labels), apart={},
-        fraction=None, is_empty=True, is_log1p=False, advice="",
-    )  # fmt: skip
 
 
 def _info(
@@ -389,8 +358,8 @@ def _by_source(source: Source, rows: NDArray[Any], reason: str) -> Iterator[tupl
 def _masks(source: Source, work: Work) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """(why cells are left out, which are not), in the order in which they are asked."""
     options = work.options
-    if isinstance(source, ShardSource) and work.kept is not None and work.kept.taken is not None:
-        yield ANOTHER_SPLIT, source.in_splits(work.kept.taken) >= 0
+    if isinstance(source, ShardSource) and work.reshard is not None and work.reshard.splits:
+        yield ANOTHER_SPLIT, source.in_splits(work.reshard.splits) >= 0
     if options.where is not None:
         expression = where.parse(options.where)
         columns = {}
@@ -401,12 +370,6 @@ def _masks(source: Source, work: Work) -> Iterator[tuple[str, NDArray[np.bool_]]
                 # A name that is in no column is a mistake in the expression.
                 raise ConfigError(e.what, where=f"{e.where}: --where", advice=e.advice) from None
         yield WHERE, expression.mask(columns, source.n_rows, where=source.name)
-    if isinstance(source, ShardSource):
-        n_genes, total = source.known("n_genes"), source.known("total")
-        most = math.inf if options.max_genes is None else options.max_genes
-        least = 0 if options.min_counts is None else options.min_counts
-        masks = (n_genes >= options.min_genes, n_genes <= most, total >= least)
-        yield from zip(limit_reasons(options), masks, strict=True)
 
 
 def _match(source: Source, file: AnyInput, work: Work) -> NamedMatch:
@@ -436,7 +399,7 @@ def _arrays(
     yield SPLIT, split
     for i, label in enumerate(labels.values()):
         yield f"label-{i}.npy", label.values
-    if work.kept is not None and not work.options.shuffle:
+    if work.keeps_order:
         keys = source.keys(0, source.n_rows)
         for code in range(len(work.splits)):
             yield KEYS.format(code), np.sort(keys[split == code])
@@ -452,7 +415,7 @@ def _split(
     source: Source, kept: NDArray[np.bool_], labels: Mapping[str, Label], work: Work
 ) -> NDArray[np.int8]:
     options = work.options
-    if work.kept is not None and work.kept.splits:
+    if work.keeps_splits:
         assert isinstance(source, ShardSource)
         split = source.in_splits(work.splits)
     elif options.split_by is None:

@@ -187,7 +187,7 @@ def drop_repeated(
     ChecksumError, FormatError, StorageError
         When an index of the set is not what it should be.
     """
-    codes = range(len(surveys[0].cells))
+    codes = range(len(surveys[0].cells) if surveys else 0)
     if options.unique is None:
         return tuple(sum(s.cells[code] for s in surveys) for code in codes), {}
     before = [] if base is None else _hashes_of_set(Path(folder), base, options)

@@ -97,7 +97,7 @@ def test_every_option_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
             module, *roots, "-o", "new", "--cells-per-shard", 7, "--compression", "zstd",
             "--no-shuffle", "--seed", 3, "--valid-fraction", 0.5, "--test-fraction", 0.25,
             "--split-by", "d", "--split", "train", "--split", "test", "--where", "n > 1",
-            "--min-genes", 9, "--max-genes", 90, "--min-counts", 10, "--obs", "x,y", "--obs", "z",
+            "--obs", "x,y", "--obs", "z",
             "--workers", 4, "--scratch", "tmp", "--storage-options", '{"anon": true}', "--restart",
             *more,
         )  # fmt: skip
@@ -105,8 +105,7 @@ def test_every_option_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
     assert seen[3] == {"restart": True, "progress": True}
     assert seen[2] == ReshardOptions(
         cells_per_shard=7, compression="zstd", shuffle=False, seed=3, valid_fraction=0.5,
-        test_fraction=0.25, split_by="d", splits=("train", "test"), where="n > 1", min_genes=9,
-        max_genes=90, min_counts=10.0, obs=("x", "y", "z"), workers=4, scratch="tmp",
+        test_fraction=0.25, split_by="d", splits=("train", "test"), where="n > 1", obs=("x", "y", "z"), workers=4, scratch="tmp",
         storage_options={"anon": True}, same_names=name == "merge",
     )  # fmt: skip
     seen.clear()

@@ -14,7 +14,13 @@ import pytest
 from pack_support import counts, quiet_pack, read_back, tree_sums, vocab_of, write
 
 from scshards import CellLoader, ShardSet, verify
-from scshards.base.errors import ConfigError, OutputExistsError, ScshardsError, StorageError
+from scshards.base.errors import (
+    ConfigError,
+    OutputExistsError,
+    ScshardsError,
+    SourceError,
+    StorageError,
+)
 from scshards.base.storage import Storage
 from scshards.packing.pack import append
 
@@ -135,7 +141,7 @@ def test_what_a_set_was_packed_with_holds(tmp_path: Path, paths: Any) -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             quiet_append(paths[1:], root, changes=changes)
-    with pytest.raises(ConfigError, match="already"):
+    with pytest.raises(SourceError, match="already"):
         quiet_append(paths[:2], root)
     with pytest.raises(ConfigError, match="vocabulary"):
         quiet_append(paths[1:], root, vocab=vocab_of(GENES + 1))

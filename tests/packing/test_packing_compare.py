@@ -107,7 +107,7 @@ def test_an_input_by_another_name_is_known(
     (tmp_path / "l.txt").write_text("p2.h5ad\tanother")
     before = tree_sums(root)
     for name in ("./p2.h5ad", str(two[1]), "link.h5ad", "l.txt", f"file://{two[1]}"):
-        with pytest.raises(ConfigError, match="has this input already"):
+        with pytest.raises(SourceError, match=r"p2\.h5ad, in the set, is the same file"):
             quiet_append(name, root)
     # A copy has another address, and the same cells.
     shutil.copy(two[1], tmp_path / "copy.h5ad")

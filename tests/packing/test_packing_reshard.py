@@ -168,10 +168,9 @@ TAKEN: list[tuple[dict[str, Any], Callable[[dict[str, Any]], bool]]] = [
     ({"where": "n_genes >= 3 and total < 90"}, lambda c: c["n"] >= 3 and c["total"] < 90),
     ({"where": "donor in ['d1', 'd2'] & ~(age > 30)"},
      lambda c: c["donor"] in ("d1", "d2") and not c["age"] > 30),
-    ({"min_genes": 3}, lambda c: c["n"] >= 3),
-    ({"max_genes": 2, "min_counts": 20}, lambda c: c["n"] <= 2 and c["total"] >= 20),
+    ({"where": "n_genes <= 2 and total >= 20"}, lambda c: c["n"] <= 2 and c["total"] >= 20),
     ({"splits": ("valid",)}, lambda c: c["split"] == "valid"),
-    ({"splits": ("train",), "min_genes": 2, "where": "age > 25"},
+    ({"splits": ("train",), "where": "n_genes >= 2 and age > 25"},
      lambda c: c["split"] == "train" and c["n"] >= 2 and c["age"] > 25),
 ]  # fmt: skip
 
@@ -219,24 +218,18 @@ def same(cell: dict[str, Any]) -> str:
 
 
 def test_what_was_dropped_is_counted_by_reason(old: Path, tmp_path: Path) -> None:
-    quiet_reshard(old, tmp_path / "a", splits=("train",), where="age > 30", min_genes=3)
+    quiet_reshard(old, tmp_path / "a", splits=("train",), where="age > 30")
     quiet_reshard(tmp_path / "a", tmp_path / "b", where="age > 40")
     cells, manifest = named(old), ShardSet(tmp_path / "b").manifest
     for i, source in enumerate(manifest.sources):
         mine = [c for k, c in cells.items() if k.startswith(f"{i:06d}")]
         train = [c for c in mine if c["split"] == "train"]
         young = sum(not c["age"] > 30 for c in train)
-        few = sum(c["age"] > 30 and c["n"] < 3 for c in train)
-        middle = sum(30 < c["age"] <= 40 and c["n"] >= 3 for c in train)
-        want = {
-            "in another split": len(mine) - len(train),
-            "where": young + middle,
-            "fewer than 3 genes": few,
-        }
+        middle = sum(30 < c["age"] <= 40 for c in train)
+        want = {"in another split": len(mine) - len(train), "where": young + middle}
         assert source.dropped == {reason: n for reason, n in want.items() if n}
         assert source.rows == source.kept + sum(source.dropped.values()) == ROWS[i]
     assert manifest.options["where"] == "(age > 30) and (age > 40)"
-    assert manifest.options["min_genes"] == 3
     assert manifest.options["split_by"] is None, "one split is left"
     made_of = manifest.options["made_of"]
     assert [m["name"] for m in made_of] == [str(tmp_path / "a")]
@@ -334,10 +327,10 @@ def test_cells_without_genes(tmp_path: Path) -> None:
     more |= {"shuffle": False}
     quiet_pack([tmp_path / "a.h5ad"], tmp_path / "want", vocab_of(GENES), **more)
     assert shard_files(tmp_path / "new") == shard_files(tmp_path / "want")
-    quiet_reshard(tmp_path / "new", tmp_path / "some", min_genes=1)
+    quiet_reshard(tmp_path / "new", tmp_path / "some", where="n_genes > 0")
     assert len(read_back(tmp_path / "some")) == 20
     manifest = ShardSet(tmp_path / "some").manifest
-    assert manifest.sources[0].dropped == {"fewer than 1 genes": 10}
+    assert manifest.sources[0].dropped == {"where": 10}
     assert_good(tmp_path / "some")
 
 

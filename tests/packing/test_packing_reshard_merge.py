@@ -233,7 +233,6 @@ REFUSED: list[tuple[list[str], dict[str, Any], type[ScshardsError], str]] = [
     (["plain", "plain1"], {"where": "donor > 3"}, ConfigError, "does not fit the columns"),
     (["plain", "plain1"], {"where": "age > 99"}, SourceError, r"(?s)no cell is left to pack \(73 dropped by where\).*plain.*plain1"),
     (["plain", "plain1"], {"splits": ("test",)}, ConfigError, "(?s)no split 'test'.*train"),
-    (["plain", "plain1"], {"min_genes": 5, "max_genes": 4}, ConfigError, "no cell has at least 5"),
     (["plain", "plain1"], {"split_by": "donor"}, ConfigError, "nothing to split"),
     (["plain", "plain1"], {"split_by": "nobody", "valid_fraction": 0.1}, ConfigError, "no label 'nobody'"),
     (["plain", "plain1"], {"split_by": "type", "valid_fraction": 0.5}, ConfigError, r"(?s)cells have no value of 'type'.*--where"),

@@ -334,7 +334,7 @@ def test_shares_resumption_and_appending_keep_soma_joinid(
     before = tree_sums(tmp_path / "shares")
     append(query(census, "lung"), tmp_path / "shares", more, progress=False)
     assert tree_sums(tmp_path / "shares") == before
-    with pytest.raises(ConfigError, match="the shard set has this input already"):
+    with pytest.raises(SourceError, match="its cells are there already"):
         append(
             query(census, "lung"), tmp_path / "shares", more | {"min_match": 0.2}, progress=False
         )

@@ -177,7 +177,7 @@ def label_table(manifest: Manifest) -> Table:
 
 
 def plan_parts(plan: PackPlan) -> list[str | Table]:
-    """What a pack would make and cost, each figure with what it rests on; then what it would refuse."""
+    """What a pack would make and cost, then what it would refuse."""
     parts: list[str | Table] = []
     if plan.is_complete:
         parts.append(f"{printable(plan.root)} is complete: pack would have nothing to do")
@@ -185,7 +185,7 @@ def plan_parts(plan: PackPlan) -> list[str | Table]:
         splits = [(split, n, plan.shards[split]) for split, n in plan.cells.items()]
         total = ("all", sum(plan.cells.values()), sum(plan.shards.values()))
         parts.append(Table(("split", "cells", "shards"), splits, total))
-        about: list[tuple[str, object, str]] = []
+        about: list[tuple[str, object]] = []
         for name, key, shown in (
             ("values", "values", "{:,}".format),
             ("output", "bytes", size),
@@ -196,9 +196,10 @@ def plan_parts(plan: PackPlan) -> list[str | Table]:
             ("writes to a store", "writes", "{:,}".format),
         ):
             figure = getattr(plan, key)
-            about.append((name, None if figure is None else shown(figure), plan.basis.get(key, "")))
-        header = (f"with {counted(plan.workers, 'workers')}", "about", "rests on")
-        parts.append(Table(header, about))
+            about.append((name, None if figure is None else shown(figure)))
+        why = "matrices by columns can't be tried before they are written out by rows"
+        tried = f"{plan.sampled_values:,} values packed to tell" if plan.sampled_values else why
+        parts += [Table((f"with {counted(plan.workers, 'workers')}", "about"), about), tried]
     if plan.refused:
         told = ["\n".join(map(printable, str(e).splitlines())) for e in plan.refused]
         parts.append("\n".join([f"{counted(len(told), 'refusals')}:", *told]))

@@ -12,8 +12,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from typing import Any
 from scshards.base.errors import ScshardsError
 from scshards.base.files import temporary_folder
 from scshards.base.memory import peak_bytes
-from scshards.base.progress import counted
 from scshards.base.ranges import BLOCK_BYTES
 from scshards.base.storage import Storage, is_local
 from scshards.base.threads import all_cores
@@ -40,10 +38,10 @@ from scshards.shards import spill
 from scshards.sources.inputs import Input, InputFile
 
 PLACES = 8
-"""So many places of the inputs are sampled, as far apart as can be."""
+"""So many places of the inputs are sampled."""
 
-PLACE_VALUES = 1 << 19
-"""About so many values are read at each: in all, a second of work."""
+SAMPLE_VALUES = 1 << 22
+"""About so many values are read of them: a second of work."""
 
 TRANSPOSED_BYTES = 8
 """Of a value of a matrix that is written out by rows: a column and a number."""
@@ -81,8 +79,8 @@ class PackPlan:
     reads, writes
         Requests to stores: reads of inputs, about, and writes of the output. 0 where these are local;
         `reads` is None where an input does not say how large it is.
-    basis
-        {attribute: what its figure rests on}.
+    sampled_values
+        Values that were packed to estimate bytes, seconds, scratch and memory.
     """
 
     root: str
@@ -99,7 +97,7 @@ class PackPlan:
     worker_memory: int | None = None
     reads: int | None = None
     writes: int | None = None
-    basis: dict[str, str] = dataclasses.field(default_factory=dict)
+    sampled_values: int = 0
 
     @property
     def hours(self) -> float | None:
@@ -165,8 +163,7 @@ def _planned(request: Request, phases: Phases) -> PackPlan:
     if not refused:
         try:
             phases.decide()
-            figures |= _figures(phases, job.storage)
-            figures |= _estimates(phases, figures)
+            figures = _figures(phases, job.storage)
         except ScshardsError as e:
             errors.append(e)
     return PackPlan(
@@ -180,38 +177,26 @@ def _planned(request: Request, phases: Phases) -> PackPlan:
 
 
 def _figures(phases: Phases, output: Storage) -> dict[str, Any]:
-    """What the decision says, and follows from it by counting."""
-    request, decision = phases.request, phases.decision
+    """What the decision says and, where a row can be sampled, what the sample says."""
+    decision = phases.decision
     n_shards = sum(decision.n_shards)
-    return {
-        "cells": dict(zip(request.splits, decision.cells, strict=True)),
-        "shards": dict(zip(request.splits, decision.n_shards, strict=True)),
-        "values": round(sum(s.cells * (_weight(phases, s) - 1) for s in phases.slices)),
-        "reads": _reads(phases),
-        "writes": 0 if output.is_local else 2 * n_shards + 2,
-        "basis": {
-            "cells": "counted; the most, before cells are dropped for their genes and counts",
-            "values": "counted in the matrices, in equal parts for the cells of an input",
-            "reads": f"each input once, {BLOCK_BYTES >> 20} MiB at a time",
-            "writes": "a shard and its index, vocab.json and manifest.json; without the lease",
-        },
-    }
-
-
-def _estimates(phases: Phases, known: Mapping[str, Any]) -> dict[str, Any]:
-    """What the sample says; nothing where no row can be sampled."""
-    basis: dict[str, str] = known["basis"]
     surveyed = _bytes_in(phases.folder)
     sample = _sample(phases)
     tasks = [work.task for work in sample.slice_works]
+    known: dict[str, Any] = {
+        "cells": dict(zip(decision.splits, decision.cells, strict=True)),
+        "shards": dict(zip(decision.splits, decision.n_shards, strict=True)),
+        "values": round(sum(s.cells * (_weight(phases, s) - 1) for s in phases.slices)),
+        "reads": _reads(phases),
+        "writes": 0 if output.is_local else 2 * n_shards + 2,
+    }
     if not tasks:
-        why = "not known: matrices by columns are written out by rows before one is read"
-        return {"basis": basis | {"bytes": why, "seconds": why}}
+        return known
     warm_up(tasks[0])
     start = time.perf_counter()
     scattered = [scatter(task) for task in tasks]
     seconds = time.perf_counter() - start
-    spill.merge(phases.folder, len(tasks), len(known["shards"]))
+    spill.merge(phases.folder, len(tasks), len(decision.splits))
     made = 0
     for work in sample.shard_works:
         for _ in range(2):  # the first time loads compiled code
@@ -222,36 +207,23 @@ def _estimates(phases: Phases, known: Mapping[str, Any]) -> dict[str, Any]:
         made += info.bytes + info.index_bytes
     sampled = sum(t.slice.cells * _weight(phases, t.slice) for t in tasks)
     times = sum(s.cells * _weight(phases, s) for s in phases.slices) / sampled
-    n_values = sum(values for s in scattered for _, _, values, *_ in s.sources)
     member = sum(s.bytes for s in scattered) / sum(t.slice.cells for t in tasks)
-    sizes = zip(known["cells"].values(), known["shards"].values(), strict=True)
+    cells = max(n / m for n, m in zip(decision.cells, decision.n_shards, strict=True) if m)
     # Beside a member the tar has a header and, on average, half a block of nothing.
-    shard = max(n / m for n, m in sizes if m) * (member + 768)
-    if phases.request.options.compression == "zstd":
-        shard *= 2
+    shard = cells * (member + 768) * (2 if phases.request.options.compression == "zstd" else 1)
     turned = sum(s.n_values for s in phases.surveys if s.needs_transposing)
-    n_inputs = len({t.slice.source for t in tasks})
-    places = f"{counted(len(tasks), 'places')} of {counted(n_inputs, 'inputs')}"
-    told = f"{n_values:,} values, packed from {places}"
     spilled = _bytes_in(phases.folder, "[0-9]*")
-    return {
+    return known | {
         "bytes": round(made * times),
         "seconds": seconds * times,
         "scratch_bytes": round(surveyed + spilled * times + turned * TRANSPOSED_BYTES),
         "worker_memory": round(peak_bytes() + max(2 * spill.RUN_BYTES, shard)),
-        "basis": basis
-        | {
-            "bytes": f"{told}: {made / max(n_values, 1):.2f} bytes each",
-            "seconds": f"{told} in {seconds:.2g} s on one core, with the opening of files"
-            + (", but without writing matrices by columns out by rows" if turned else ""),
-            "scratch_bytes": "the surveys, and the spills of these values",
-            "worker_memory": "this process at its peak, and the buffers of a task or a shard",
-        },
+        "sampled_values": sum(values for s in scattered for _, _, values, *_ in s.sources),
     }
 
 
 def _sample(phases: Phases) -> Phases:
-    """The same pack of a few rows from places all over the inputs, into one shard of each split."""
+    """The same pack of the first rows of some tasks, as far apart as can be, into a shard a split."""
     options = dataclasses.replace(phases.request.options, shuffle=True)
     request = dataclasses.replace(phases.request, options=options)
     sample = Phases(request, phases.job, phases.executor, shown=False)
@@ -259,20 +231,15 @@ def _sample(phases: Phases) -> Phases:
         phases.decision, n_shards=(1,) * len(phases.decision.n_shards)
     )
     slices = [s for s in phases.slices if not phases.survey_of(s).needs_transposing]
+    places = sorted({i * len(slices) // PLACES for i in range(PLACES)}) if slices else []
+    slices = [slices[place] for place in places]
     sample.slices = []
-    for place, pieces in Counter(i * len(slices) // PLACES for i in range(PLACES)).items():
-        if not slices:
-            break
-        s = slices[place]
-        rows = max(1, round(PLACE_VALUES / _weight(phases, s)))
-        split = load_split(phases.folder, s.source, options)
-        for i in range(pieces):
-            start, end = (s.start + j * (s.stop - s.start) // pieces for j in (i, i + 1))
-            stop = min(start + rows, end)
-            cells = int((split[start:stop] >= 0).sum())
-            if cells:
-                piece = dataclasses.replace(s, start=start, stop=stop, cells=cells)
-                sample.slices.append(piece)
+    for s in slices:
+        rows = max(1, round(SAMPLE_VALUES / len(slices) / _weight(phases, s)))
+        stop = min(s.start + rows, s.stop)
+        cells = int((load_split(phases.folder, s.source, options)[s.start : stop] >= 0).sum())
+        if cells:
+            sample.slices.append(dataclasses.replace(s, stop=stop, cells=cells))
     return sample
 
 

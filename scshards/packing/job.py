@@ -422,18 +422,12 @@ def folder_of(storage: Storage, scratch: str | None) -> Path:
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """In words, what two jobs do not share."""
+    """In words, what two jobs do not share; of lists, what one alone has."""
+    a, b = ({**job, **job.get("options", {})} for job in (old, new))
     told = []
-    for name in sorted(old.keys() | new.keys()):
-        a, b = old.get(name), new.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            told.append(_difference(a, b))
-        elif name == "inputs" and set(a or ()) != set(b or ()):
-            before, now = set(map(str, a or ())), set(map(str, b or ()))
-            some = f"without {min(before - now)}" if before - now else f"with {min(now - before)}"
-            told.append(f"inputs: here {some}")
-        elif name == "inputs" and a != b:
-            told.append("inputs: in another order")
-        elif a != b:
-            told.append(f"{name}: {json.dumps(a)} there, {json.dumps(b)} here")
-    return "; ".join(filter(None, told))
+    for name in sorted(n for n in (a.keys() | b.keys()) - {"options"} if a.get(n) != b.get(n)):
+        before, now = a.get(name), b.get(name)
+        if isinstance(before, list) and isinstance(now, list) and {*before} != {*now}:
+            before, now = sorted({*before} - {*now}), sorted({*now} - {*before})
+        told.append(f"{name}: {json.dumps(before):.200} there, {json.dumps(now):.200} here")
+    return "; ".join(told)

@@ -27,7 +27,7 @@ from scshards.shards.shardset import ShardSet
 from scshards.shards.tar import MAX_SOURCES
 from scshards.sources.inputs import Input
 from scshards.sources.rows import SOURCE
-from scshards.sources.shardset import KNOWN, OldSet
+from scshards.sources.shardset import OldSet
 
 _NAMED = 5
 """How many tokens or labels a message names."""
@@ -174,15 +174,6 @@ def _open_sets(roots: Sequence[Input], options: ReshardOptions) -> tuple[list[Ol
                 "name, say so with --same-names",
             )
         of |= dict.fromkeys(set().union(*marks.values()), old.name)
-        if options.where is not None:
-            columns = (*old.manifest.labels, *KNOWN)
-            for column in where_.parse(options.where).columns:
-                if column not in columns:
-                    raise ConfigError(
-                        f"the cells of the shard set have no {column!r}",
-                        where=f"{old.name}: --where",
-                        advice=did_you_mean(column, columns),
-                    )
     if n_sources > MAX_SOURCES:
         raise ConfigError(f"a shard set has at most {MAX_SOURCES:,} inputs, not {n_sources:,}")
     splits = {s for old in sets for s in old.manifest.splits}
@@ -207,23 +198,11 @@ def _check_kinds(first: OldSet, vocab: Vocab, other: OldSet, other_vocab: Vocab)
         )
     if vocab.fingerprint == other_vocab.fingerprint:
         return
-    ids, other_ids = vocab.to_dict(), other_vocab.to_dict()
-    found = []
-    for name, tokens in (
-        (first.name, [t for t in ids if t not in other_ids]),
-        (other.name, [t for t in other_ids if t not in ids]),
-    ):
-        if tokens:
-            some = ", ".join(tokens[:_NAMED]) + (", ..." if len(tokens) > _NAMED else "")
-            found.append(f"only {name} has {len(tokens):,} tokens ({some})")
-    moved = [t for t in ids if t in other_ids and ids[t] != other_ids[t]]
-    if moved:
-        found.append(
-            f"{len(moved):,} tokens have other ids, such as {moved[0]} with {ids[moved[0]]} and "
-            f"{other_ids[moved[0]]}"
-        )
+    ids, other_ids = vocab.to_dict().items(), other_vocab.to_dict().items()
+    differ = sorted(token for token, _ in ids ^ other_ids)
+    some = ", ".join(differ[:_NAMED]) + (", ..." if len(differ) > _NAMED else "")
     raise VocabError(
-        f"its vocabulary is not that of {first.name}: {'; '.join(found)}",
+        f"its vocabulary is not that of {first.name}: one lacks, or has other ids for, {some}",
         where=other.name,
         advice="pack the inputs of one of them again with the vocabulary of the other",
     )

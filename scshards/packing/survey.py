@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -139,19 +139,19 @@ class Survey:
     ordinal: int
     info: SourceInfo
     identity: dict[str, Any]
-    n_values: int = 0
-    needs_transposing: bool = False
-    tiles: tuple[int, int] = (0, 1)
-    gene_columns: tuple[str, ...] = ()
-    has_source: bool = False
-    cells: tuple[int, ...] = ()
-    dropped: tuple[tuple[int, str, int], ...] = ()
-    labels: tuple[LabelSurvey, ...] = ()
-    apart: dict[str, list[list[str]]] = field(default_factory=dict)
-    fraction: float | None = None
-    is_empty: bool = True
-    is_log1p: bool = False
-    advice: str = ""
+    n_values: int
+    needs_transposing: bool
+    tiles: tuple[int, int]
+    gene_columns: tuple[str, ...]
+    has_source: bool
+    cells: tuple[int, ...]
+    dropped: tuple[tuple[int, str, int], ...]
+    labels: tuple[LabelSurvey, ...]
+    apart: dict[str, list[list[str]]]
+    fraction: float | None
+    is_empty: bool
+    is_log1p: bool
+    advice: str
     seconds: float = 0.0
 
     @property
@@ -186,8 +186,12 @@ def survey(task: SurveyTask) -> Survey:
     except BAD as e:
         if task.work.options.on_bad_input == "refuse":
             raise
-        info = _info(task.file, identity, skipped=e.what)
-        return Survey(ordinal=task.ordinal, info=info, identity=identity)
+        return Survey(
+            ordinal=task.ordinal, info=_info(task.file, identity, skipped=e.what), identity=identity,
+            n_values=0, needs_transposing=False, tiles=(0, 1), gene_columns=(), has_source=False,
+            cells=(), dropped=(), labels=(), apart={}, fraction=None, is_empty=True, is_log1p=False,
+            advice="",
+        )  # fmt: skip
 
 
 def _survey(task: SurveyTask, identity: dict[str, Any]) -> Survey:

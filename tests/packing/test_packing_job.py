@@ -145,7 +145,9 @@ def test_other_options_are_refused_until_restart(
     before = tree_sums(root)
     with pytest.raises(OutputExistsError, match=r"(?s)half done.*seed: 4 there, 5 here.*--restart"):
         quiet_pack(inputs(folder), root, vocab_of(GENES), **(OPTIONS | {"seed": 5}))
-    with pytest.raises(OutputExistsError, match=r"(?s)half done.*inputs: here without .*4\.h5ad"):
+    with pytest.raises(
+        OutputExistsError, match=r"(?s)half done.*inputs: \[.*4\.h5ad.* there, \[\] here"
+    ):
         quiet_pack(inputs(folder)[:-1], root, vocab_of(GENES), **OPTIONS)
     with pytest.raises(OutputExistsError, match=r"(?s)half done.*vocabulary"):
         quiet_pack(inputs(folder), root, vocab_of(GENES + 1), **OPTIONS)

@@ -58,7 +58,7 @@ def _parts(found: Status) -> list[str | Table]:
     known = [row for row in rows if row[-1] is not None]
     parts: list[str | Table] = ["\n".join(first), Table(("phase", "of", "done", "all"), known)]
     if found.shares:
-        left = [(f"{p.number}/{found.n_shares}", p.slices, p.shards) for p in found.shares[:MOST]]
+        left = [(f"{i}/{found.n_shares}", *both) for i, both in list(found.shares.items())[:MOST]]
         parts.append(Table(("share", "slices left", "shards left"), left))
     if found.missing:
         names = ", ".join(found.missing[:MOST]) + (", ..." if len(found.missing) > MOST else "")

@@ -254,13 +254,10 @@ class DaskExecutor(Executor):
             self._client.cancel(futures)
 
     def _check_versions(self) -> None:
-        try:
-            # The scheduler reads tasks too, on their way to the workers.
-            found = {"the scheduler": self._client.run_on_scheduler(_version)}
-            found |= self._client.run(_version)
-        except (ImportError, AttributeError, RuntimeError):
-            found = {self._address: "none"}
-        for where, version in found.items():
+        # The scheduler reads tasks too, on their way to the workers.
+        found = self._client.get_versions(packages=["scshards"])
+        for where, one in {"the scheduler": found["scheduler"], **found["workers"]}.items():
+            version = one["packages"].get("scshards")
             if version != __version__:
                 raise ConfigError(
                     f"the dask cluster has another version of scshards: {version}, not {__version__}",
@@ -278,7 +275,3 @@ def _on_worker(function: Callable[[Task], Result], task: Task) -> Result:
 
         e.where = f"{e.where}, on the dask worker {distributed.get_worker().address}"
         raise
-
-
-def _version() -> str:
-    return __version__

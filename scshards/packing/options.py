@@ -104,6 +104,7 @@ class _Options:
 
     where: str | None
     held_out: Mapping[str, Any] | None
+    obs: tuple[str, ...] | None
 
     def __post_init__(self) -> None:
         conform(self)
@@ -114,10 +115,8 @@ class _Options:
         for name in ("split_by", "unique"):
             if getattr(self, name, None) == "":
                 raise ConfigError("'' is not the name of a column", where=name)
-        obs = getattr(self, "obs", None) or ()
-        twice = [column for i, column in enumerate(obs) if column in obs[:i]]
-        if twice:
-            raise ConfigError(f"the column {twice[0]!r} is given twice", where="obs")
+        if self.obs is not None:
+            object.__setattr__(self, "obs", tuple(dict.fromkeys(self.obs)))
         if self.where is not None:
             where_.parse(self.where)
         if self.held_out is not None:
@@ -249,44 +248,44 @@ class PackOptions(_Options):
         object.__setattr__(self, "list_columns", two_columns(self.list_columns))
         object.__setattr__(self, "feature_types", some_types(self.feature_types))
         super().__post_init__()
-        if self.layer is not None and self.raw:
-            raise ConfigError("choose either a layer or raw", where="layer, raw")
-        if self.max_genes is not None and self.max_genes < self.min_genes:
-            raise ConfigError(
+        valid, test = self.valid_fraction, self.test_fraction
+        has_fractions, has_lists = valid + test > 0, self.held_out is not None
+        for is_wrong, where, what in (
+            (self.layer is not None and self.raw, "layer, raw", "choose either a layer or raw"),
+            (
+                self.max_genes is not None and self.max_genes < self.min_genes,
+                "min_genes, max_genes",
                 f"no cell has at least {self.min_genes} genes and at most {self.max_genes}",
-                where="min_genes, max_genes",
-            )
-        if self.round_within is not None and self.values == "float":
-            raise ConfigError(
-                "counts are rounded, and values are kept as they are",
-                where="round_within, values",
-                advice="choose one of them",
-            )
-        if self.valid_fraction + self.test_fraction >= 1:
-            raise ConfigError(
-                f"{self.valid_fraction} and {self.test_fraction} leave nothing for the split 'train'",
-                where="valid_fraction, test_fraction",
-            )
-        has_fractions = self.valid_fraction + self.test_fraction > 0
-        if self.held_out is not None and self.split_by is None:
-            raise ConfigError(
-                "values are held out of no column",
-                where="held_out",
-                advice='name the column of obs that has them: split_by, or `column = "..."` in the '
-                "split file",
-            )
-        if self.held_out is not None and has_fractions:
-            raise ConfigError(
+            ),
+            (
+                self.round_within is not None and self.values == "float",
+                "round_within, values",
+                "counts are rounded, and values are kept as they are: choose one of them",
+            ),
+            (
+                valid + test >= 1,
+                "valid_fraction, test_fraction",
+                f"{valid} and {test} leave nothing for the split 'train'",
+            ),
+            (
+                has_lists and self.split_by is None,
+                "held_out, split_by",
+                "values are held out of no column: name the one of obs that has them",
+            ),
+            (
+                has_lists and has_fractions,
+                "held_out, valid_fraction, test_fraction",
                 "choose either values that are held out, or fractions",
-                where="held_out, valid_fraction, test_fraction",
-            )
-        if self.held_out is None and self.split_by is not None and not has_fractions:
-            raise ConfigError(
-                "split_by has nothing to split: valid_fraction and test_fraction are 0",
-                where="split_by",
-                advice="give the share of the values to hold out, such as --valid-fraction 0.1, or "
-                "name them in a --split-file",
-            )
+            ),
+            (
+                self.split_by is not None and not has_lists and not has_fractions,
+                "split_by",
+                "it has nothing to split: give the share of its values to hold out, such as "
+                "--valid-fraction 0.1, or name them in a --split-file",
+            ),
+        ):
+            if is_wrong:
+                raise ConfigError(what, where=where)
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -398,9 +398,8 @@ class Phases:
                     name=f"{split}/{number:06d}",
                     shard=shard,
                     root=self.job.storage.url,
-                    options=self.request.options,
+                    work=self.work,
                     labels=self.label_kinds,
-                    folder=str(self.folder),
                     claim=self.job.claim,
                 )
                 mark = self.job.mark(f"{split}-{number:06d}")

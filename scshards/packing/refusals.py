@@ -47,10 +47,9 @@ def look_at_all(
     shown
         Show progress.
     """
-    files = {w.mark: w.task.file for w in works}
+    files = {w.task.ordinal: w.task.file for w in works}
     are_sets = any(isinstance(f, ShardRun) for f in files.values())
-    sizes = {mark: f.cells if isinstance(f, ShardRun) else 1 for mark, f in files.items()}
-    ordinals = {w.mark: w.task.ordinal for w in works}
+    sizes = {i: f.cells if isinstance(f, ShardRun) else 1 for i, f in files.items()}
     i, n = share
     start, stop = len(works) * i // n, len(works) * (i + 1) // n
     others = [*works[:start], *works[stop:]]
@@ -59,10 +58,10 @@ def look_at_all(
     refused: dict[int, ScshardsError] = {}
     what, unit = ("indexes", "cells") if are_sets else ("headers", "inputs")
     with Progress(f"1/3 reading {what}", sum(sizes.values()), unit, shown=shown) as bar:
-        for mark, error in executor.run(look, [*works[start:stop], *others]):
-            bar.add(sizes[mark])
+        for ordinal, error in executor.run(look, [*works[start:stop], *others]):
+            bar.add(sizes[ordinal])
             if error is not None:
-                refused[ordinals[mark]] = error
+                refused[ordinal] = error
                 if is_enough(refused):
                     break
     return refused
@@ -104,8 +103,8 @@ def has_failed(error: ScshardsError) -> bool:
     return isinstance(error, StorageError) and not isinstance(error, MissingDataError)
 
 
-def _look(work: Marked, *, together: bool) -> tuple[str, ScshardsError | None]:
-    """Do a survey unless it is done; its mark, and why its input is refused.
+def _look(work: Marked, *, together: bool) -> tuple[int, ScshardsError | None]:
+    """Do a survey unless it is done; its ordinal, and why its input is refused.
 
     `together`: whether other processes do surveys of the same pack.
     """
@@ -119,8 +118,8 @@ def _look(work: Marked, *, together: bool) -> tuple[str, ScshardsError | None]:
                 is_fine = not found.skipped or options.on_bad_input != "refuse"
                 # That of an earlier run may be of another state of the input.
                 if is_fine and found.identity == identity_of(work.task.file, options):
-                    return work.mark, None
+                    return work.task.ordinal, None
             perform(work)
         except ScshardsError as e:
-            return work.mark, e
-    return work.mark, None
+            return work.task.ordinal, e
+    return work.task.ordinal, None

@@ -219,21 +219,17 @@ def _new_labels(
     in_index = () if SOURCE in all_labels else (SOURCE,)
     for old in sets:
         missing = [name for name in names if name not in (*old.manifest.labels, *in_index)]
-        if not missing:
-            continue
-        if missing[0] in apart:
+        if missing:
+            anew = "; or split all cells anew, or put them into --one-split"
+            common = [
+                n for n in sets[0].manifest.labels if all(n in o.manifest.labels for o in sets)
+            ]
             raise ConfigError(
-                f"the splits are by {missing[0]!r}, and this set has no such label",
+                f"the set has no label {', '.join(map(repr, missing[:_NAMED]))}",
                 where=old.name,
-                advice="split all cells anew, such as with --valid-fraction, or put them into "
-                "--one-split",
+                advice=f"keep what all sets have, with --obs: {', '.join(common) or 'nothing'}"
+                + (anew if missing[0] in apart else ""),
             )
-        common = [n for n in sets[0].manifest.labels if all(n in s.manifest.labels for s in sets)]
-        advice = "keep what all sets have" + (f": --obs {','.join(common)}" if common else "")
-        if options.obs is not None:
-            advice = did_you_mean(missing[0], old.manifest.labels)
-        named = ", ".join(map(repr, missing[:_NAMED]))
-        raise ConfigError(f"the set has no label {named}", where=old.name, advice=advice)
     return tuple(names)
 
 

@@ -8,8 +8,9 @@ It is read off what a job leaves in its scratch folder: see packing.job.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,6 @@ from scshards.packing.options import PackOptions
 from scshards.packing.phases import Phases, Request
 from scshards.shards.manifest import VOCAB, Manifest
 from scshards.shards.spill import CELLS
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    """One share of a pack in shares: its number, from 1, and what it has still to do of each pass."""
-
-    number: int
-    slices: int
-    shards: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +48,7 @@ class Status:
     missing
         The numbers of the slices that are not packed, or the names of the shards that are not written.
     shares
-        The shares that have something left to do, where a pack is done in shares.
+        Of a pack in shares, {number, from 1: slices and shards that it has still to do}.
     n_shares
         In how many shares the pack is done; 1 when it is not.
     next
@@ -74,7 +66,7 @@ class Status:
     shards: int | None = None
     shards_done: int = 0
     missing: tuple[str, ...] = ()
-    shares: tuple[Part, ...] = ()
+    shares: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     n_shares: int = 1
     next: str = ""
 
@@ -100,26 +92,23 @@ def status(
     """
     options = PackOptions(scratch=scratch, storage_options=storage_options or {})
     job = Job(os.fspath(root), options, {})
-    at, folder = job.storage.at(""), job.folder
-    manifest, asked = job.manifest(), read_mark(folder / JOB)
+    manifest, asked = job.manifest(), read_mark(job.folder / JOB)
+    found = Status(root=job.storage.at(""), manifest=manifest, asked=asked)
     if asked is None:
         absent = (
             "nothing was packed here, or its temporary files are elsewhere: there are none in "
-            f"{folder}. Look on the machine where it ran, and name their folder with --scratch if it "
-            "was given one"
+            f"{job.folder}. Look on the machine where it ran, and name their folder with --scratch if "
+            "it was given one"
         )
-        return Status(
-            root=at, manifest=manifest, asked=None, next="" if manifest is not None else absent
-        )
-    found = Status(root=at, manifest=manifest, asked=asked, holders=job.holders())
+        return found if manifest is not None else replace(found, next=absent)
     if asked.get("scshards") != __version__:
         begun = f"it was begun with scshards {asked.get('scshards')}"
-        return replace(
-            found, next=f"{begun}: go on with that version, or begin anew with --restart"
-        )
-    folders = list(folder.glob("source-*"))
+        told = f"{begun}: go on with that version, or begin anew with --restart"
+        return replace(found, holders=job.holders(), next=told)
+    folders = list(job.folder.glob("source-*"))
     found = replace(
         found,
+        holders=job.holders(),
         inputs=len(folders) or len(asked["inputs"]),
         inputs_done=sum((path / "survey.json").exists() for path in folders),
     )
@@ -145,28 +134,27 @@ def _planned(found: Status, job: Job, options: PackOptions) -> Status:
     phases = Phases(request, job, Executor(), shown=False)
     shares = read_mark(job.folder / SHARES)
     n = 1 if shares is None else int(shares["shares"])
-    slices = phases.slice_works
-    missing = [f"{w.task.number:06d}" for w in slices if not Path(w.mark).exists()]
-    to_pack = [phases.turn(w.task) % n for w in slices if not Path(w.mark).exists()]
-    to_write: list[int] = []
-    written, n_shards = len(list(job.folder.glob("*-[0-9]*.json"))), None
-    if not missing and (job.folder / CELLS).exists():
+    slices, shards = phases.slice_works, None
+    to_pack = [w for w in slices if not Path(w.mark).exists()]
+    to_write: list[tuple[int, str]] = []
+    missing = [f"{w.task.number:06d}" for w in to_pack]
+    if not to_pack and (job.folder / CELLS).exists():
         shards = phases.shard_works
-        n_shards = len(shards)
-        to_write = [i % n for i, w in enumerate(shards) if not Path(w.mark).exists()]
-        missing = [w.task.name for w in shards if not Path(w.mark).exists()]
-    parts = [
-        Part(number=i + 1, slices=to_pack.count(i), shards=to_write.count(i))
-        for i in range(n if n > 1 else 0)
-    ]
+        left = [(i, w) for i, w in enumerate(shards) if not Path(w.mark).exists()]
+        to_write = [(i % n, w.task.name) for i, w in left]
+        missing = [name for _, name in to_write]
+    turns = Counter(phases.turn(w.task) % n for w in to_pack)
+    writes = Counter(i for i, _ in to_write)
     return replace(
         found,
         slices=len(slices),
         slices_done=len(slices) - len(to_pack),
-        shards=n_shards,
-        shards_done=written,
+        shards=None if shards is None else len(shards),
+        shards_done=len(list(job.folder.glob("*-[0-9]*.json"))),
         missing=tuple(missing),
-        shares=tuple(part for part in parts if part.slices or part.shards),
+        shares={
+            i + 1: (turns[i], writes[i]) for i in range(n) if n > 1 and (turns[i] or writes[i])
+        },
         n_shares=n,
     )
 
@@ -176,7 +164,7 @@ def _next(found: Status) -> str:
     assert found.asked is not None
     if found.n_shares > 1:
         if found.shares:
-            some = [str(part.number) for part in found.shares]
+            some = list(map(str, found.shares))
             told = ", ".join(some[:20]) + (", ..." if len(some) > 20 else "")
             return f"run --share I/{found.n_shares} for I = {told}"
         if found.shards is None:

@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from scshards.base.errors import ConfigError
 from scshards.base.files import mapped, publish_array, scratch_writes
 from scshards.base.progress import Progress
-from scshards.base.text import text_of
 from scshards.packing import plan
 from scshards.packing.labels import distinct_texts
 from scshards.packing.marks import SPLIT, publish, source_folder
@@ -109,12 +108,6 @@ def hash_texts(
     import pandas as pd
 
     hashes = np.zeros((len(values), 2), np.uint64)
-    if isinstance(values, pd.Categorical):
-        missing = np.asarray(values.codes) < 0
-        if not missing.all():
-            of_category = _hashed([text_of(v) for v in values.categories.tolist()])
-            hashes[~missing] = of_category[values.codes[~missing]]
-        return hashes, missing
     missing = np.asarray(pd.isna(values), np.bool_)
     # In chunks: the texts of numbers take many times the room of the numbers.
     for first in range(0, len(values), _CHUNK):

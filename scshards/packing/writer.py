@@ -18,7 +18,7 @@ from scshards.base.errors import OutputExistsError
 from scshards.base.files import scratch_writes
 from scshards.base.storage import Storage
 from scshards.packing import plan
-from scshards.packing.options import PackOptions
+from scshards.packing.survey import Work
 from scshards.shards.index import write_index
 from scshards.shards.manifest import ShardInfo
 from scshards.shards.spill import borrowed, read_members, read_records, read_segments, record_dtype
@@ -35,9 +35,8 @@ class WriteTask:
     name: str
     shard: int
     root: str
-    options: PackOptions
+    work: Work
     labels: tuple[str, ...]
-    folder: str
     claim: str | None = None
 
 
@@ -63,7 +62,7 @@ def write_shard(task: WriteTask) -> Written:
     StorageError
         When the output can't be written, or another has taken it over.
     """
-    folder, options = Path(task.folder), task.options
+    folder, options = Path(task.work.folder), task.work.options
     with scratch_writes(folder):
         segments = read_segments(folder, task.shard)
         records = read_records(folder, segments, record_dtype(task.labels))

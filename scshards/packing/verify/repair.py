@@ -47,6 +47,9 @@ from scshards.sources.rows import Block
 AT_ONCE = 16
 """Shards that are packed again in one pass over the inputs: they are in memory."""
 
+_TYPES: Mapping[str, Any] = {"number": np.float64, "category": np.int64}
+"""Labels as members have them."""
+
 _Index = Mapping[str, NDArray[Any]]
 
 
@@ -118,36 +121,34 @@ def repair(
         if not is_listed or faulty & {info.path, info.index_path}
     ]
     work = _Repair(shard_set, storage_options, progress)
-    sums = {i.path: i.sha256 for i in shards} | {i.index_path: i.index_sha256 for i in shards}
-    work.good = {p for p, sha256 in sums.items() if _read(shard_set.storage, p, sha256) is not None}
     for info in shards:
-        if {info.path, info.index_path} <= work.good and {info.path, info.index_path} & faulty:
+        files = {info.path: info.sha256, info.index_path: info.index_sha256}
+        bad = {p: s for p, s in files.items() if _read(shard_set.storage, p, s) is None}
+        work.bad |= bad
+        if not bad and faulty & files.keys():
             work.left[info.path] = (
                 "its bytes are those that the manifest names, and wrong all the same: pack the set "
                 "again"
             )
     if other is not None:
         copy = Storage(other, storage_options)
-        for path in sorted(sums.keys() - work.good):
-            data = _read(copy, path, sums[path])
+        for path, sha256 in sorted(work.bad.items()):
+            data = _read(copy, path, sha256)
             if data is not None:
-                work.publish(path, data, sums[path], copy.at(""))
+                work.publish(path, data, copy.at(""))
     for info in shards:
-        if info.path in work.good and info.index_path not in work.good:
+        if info.index_path in work.bad and info.path not in work.bad:
             made = _index_of(shard_set.manifest, info, shard_set.storage.read(info.path))
-            work.publish(info.index_path, made, info.index_sha256, "its tar")
-    tars = [i for i in shards if i.path not in work.good and i.index_path in work.good]
+            work.publish(info.index_path, made, "its tar")
+    tars = [i for i in shards if i.path in work.bad and i.index_path not in work.bad]
     if inputs and tars:
         work.make_tars(tars, expand(inputs, storage_options))
-    else:
-        advice = "it can be packed again from its inputs: name them behind --repair"
-        work.left |= {info.path: advice for info in tars}
-    for info in shards:
-        if not {info.path, info.index_path} & work.good:
-            work.left[info.path] = work.left[info.index_path] = (
-                "both files of the shard are damaged: copy it from another copy of the set with "
-                "--repair-from, or pack the set again"
-            )
+    for path in work.bad:
+        work.left.setdefault(
+            path,
+            "a tar is packed again by its index, from inputs that are named behind --repair; an index "
+            "is made from its tar; both are copied from another copy of the set with --repair-from",
+        )
     if work.repaired:
         report = verify(root, storage_options, progress, workers=workers)
     return Repair(repaired=work.repaired, left=work.left, report=report)
@@ -155,23 +156,25 @@ def repair(
 
 @dataclass(slots=True)
 class _Repair:
+    """`bad`: {file: SHA-256 that it is to have}, of those that are not as they were packed."""
+
     shard_set: ShardSet
     options: Mapping[str, Any] | None
     shown: bool
-    good: set[str] = field(default_factory=set)
+    bad: dict[str, str] = field(default_factory=dict)
     repaired: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
 
-    def publish(self, path: str, data: bytes, sha256: str, origin: str) -> None:
+    def publish(self, path: str, data: bytes, origin: str) -> None:
         """Put a file in its place, when it is the one that was packed."""
-        if hashlib.sha256(data).hexdigest() != sha256:
+        if hashlib.sha256(data).hexdigest() != self.bad[path]:
             self.left[path] = (
                 f"made again from {origin} it is not what was packed: they have changed, or another "
                 "version of a library made it; try --repair-from with another copy of the set"
             )
             return
         self.shard_set.storage.write(path, data)
-        self.good.add(path)
+        del self.bad[path]
         self.repaired[path] = origin
 
     def make_tars(self, shards: Sequence[ShardInfo], files: Sequence[InputFile]) -> None:
@@ -209,7 +212,7 @@ class _Repair:
                 payload, starts = np.frombuffer(b"".join(mine), np.uint8), np.cumsum(sizes) - sizes
                 tar, offsets = build_tar(payload, starts, sizes, one["source"], one["row"])
                 made = seal(tar, offsets, manifest.compression)[0].tobytes()
-                self.publish(info.path, made, info.sha256, "its inputs")
+                self.publish(info.path, made, "its inputs")
 
     def _members(
         self, file: InputFile, source: int, index: _Index
@@ -251,9 +254,10 @@ class _Repair:
                     if options.round_within is not None and kind == "counts":
                         data, _ = round_values(kernel_values(data), options.round_within)
                     cells = tokenize_rows(indptr, indices, data, match, kind, where=where)
+                    types = {n: _TYPES[label.kind] for n, label in manifest.labels.items()}
                     labels = [
-                        LabelColumn(name=n, values=_label(index[OBS_PREFIX + n][places[a:b]]))
-                        for n in manifest.labels
+                        LabelColumn(name=n, values=index[OBS_PREFIX + n][places[a:b]].astype(kind))
+                        for n, kind in types.items()
                     ]
                     yield places[a:b], *encode_rows(cells, labels)
 
@@ -281,11 +285,6 @@ def _rows(
     return indptr, block.indices[places], block.data[places]
 
 
-def _label(values: NDArray[Any]) -> NDArray[Any]:
-    """A column of an index as members have it."""
-    return values if values.dtype.kind == "f" else values.astype(np.int64)
-
-
 def _index_of(manifest: Manifest, info: ShardInfo, stored: bytes) -> bytes:
     """The index of a shard, from its members."""
     chunks, ends = info.chunks, np.cumsum(info.chunks.stored).tolist()
@@ -309,7 +308,6 @@ def _index_of(manifest: Manifest, info: ShardInfo, stored: bytes) -> bytes:
         decode_labels(raw[m.offset_data : m.offset_data + m.size].tobytes(), where=info.path)
         for m in members
     ]
-    types = {"number": np.float64, "category": np.int64}
     return write_index(
         offset=starts,
         size=sizes,
@@ -318,7 +316,7 @@ def _index_of(manifest: Manifest, info: ShardInfo, stored: bytes) -> bytes:
         source=np.array([int(m.name[:6]) for m in members], np.int64),
         row=np.array([int(m.name.partition(".")[0][7:]) for m in members], np.int64),
         labels={
-            name: np.array([cell[name] for cell in cells], types[label.kind])
+            name: np.array([cell[name] for cell in cells], _TYPES[label.kind])
             for name, label in manifest.labels.items()
         },
     )

@@ -163,11 +163,12 @@ class ShardCheck:
             return None
         labels = self._manifest.labels.items()
         types = {**OWN_COLUMNS, **{OBS_PREFIX + name: LABEL_TYPES[c.kind] for name, c in labels}}
-        wrong = [name for name, values in index.items() if values.dtype != types.get(name)]
-        if list(index) != list(types):
-            self._fault(f"its columns are {', '.join(index)}, not {', '.join(types)}", path)
-        elif wrong:
-            self._fault(f"the column {wrong[0]!r} is of type {index[wrong[0]].dtype}", path)
+        said, found = (
+            [f"{name} {np.dtype(kind)}" for name, kind in columns.items()]
+            for columns in (types, {name: values.dtype for name, values in index.items()})
+        )
+        if said != found:
+            self._fault(f"its columns are {', '.join(found)}, not {', '.join(said)}", path)
         elif len(index["key"]) != n:
             self._fault(f"it has {len(index['key']):,} rows for {n:,} cells", path)
         else:

@@ -221,12 +221,20 @@ def _files(info: ShardInfo) -> Iterator[tuple[str, int]]:
     yield info.index_path, info.index_bytes
 
 
+def _may_be(name: str, value: object) -> bool:
+    """Whether the identity of an input can have such a value."""
+    if name in ("size", "mtime_ns", "files", "values"):
+        return type(value) is int or (name == "size" and value is None)
+    return isinstance(value, str)
+
+
 def _check_manifest(manifest: Manifest, faults: Faults) -> None:
     """Check what the manifest says by itself."""
     for name, label in manifest.labels.items():
         if len(set(label.categories)) < len(label.categories):
             faults.add(MANIFEST, None, f"a category of {name!r} is there more than once")
     for s in manifest.sources:
+        wrong = [k for k, v in s.identity.items() if not _may_be(k, v)]
         for is_wrong, what in (
             (
                 s.rows != s.kept + sum(s.dropped.values()),
@@ -237,6 +245,7 @@ def _check_manifest(manifest: Manifest, faults: Faults) -> None:
                 s.merged > s.matched or s.matched - s.merged > manifest.vocab_size,
                 f"the merged genes of {s.name} are more than can be",
             ),
+            (wrong, f"nothing of {s.name} has such a {min(wrong, default='')}"),
             (s.rows > MAX_ROWS, f"{s.name} has more rows than keys can number"),
         ):
             if is_wrong:

@@ -522,7 +522,6 @@ def test_anndata_0_7_categories(tmp_path: Path) -> None:
         {"valid_fraction": float("nan")},
         {"min_match": 1.5},
         {"split_by": "donor"},
-        {"obs": ("a", "a")},
         {"obs": "a"},
         {"min_genes": -1},
         {"workers": 0},

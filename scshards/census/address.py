@@ -60,10 +60,6 @@ class SomaAddress:
     def __post_init__(self) -> None:
         if not self.uri or "?" in self.uri:
             raise ConfigError("the address names no experiment", where=self.uri or SOMA)
-        if self.first is not None and self.last is not None and self.first > self.last:
-            raise ConfigError(
-                f"first={self.first} is behind last={self.last}", where=SOMA + redact(self.uri)
-            )
 
     @property
     def whole(self) -> SomaAddress:

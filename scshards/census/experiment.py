@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -130,9 +130,8 @@ class Experiment:
                     "Census's and tiledbsoma.io's are",
                 )
             if not self._matrix.is_sparse:
-                raise SourceError(
-                    f"the layer {self.layer!r} is dense; sparse ones can be read", where=self.name
-                )
+                what = f"the layer {self.layer!r} is dense; sparse ones can be read"
+                raise SourceError(what, where=self.name)
             # An array may have room for more genes than there are.
             genes = self._var.non_empty_domain() or ((0, -1),)
             self.n_genes = min(int(self._matrix.shape[1]), int(genes[0][1]) + 1)
@@ -288,14 +287,8 @@ class Experiment:
     def _frame(
         self, frame: Any, name: str, columns: Sequence[str], ids: NDArray[np.int64] | None
     ) -> pa.Table:
-        known = list(frame.keys())
         for column in columns:
-            if column not in known:
-                raise SourceError(
-                    f"{name} has no column {column!r}",
-                    where=self.name,
-                    advice=did_you_mean(column, known),
-                )
+            self._require(column, frame.keys(), f"{name} has no column")
         wanted = list(dict.fromkeys([JOINID, *columns]))
         coords: tuple[Any, ...] = ()
         if ids is not None:
@@ -308,13 +301,14 @@ class Experiment:
             return frame.read(coords=coords, column_names=wanted).concat().sort_by(JOINID)
 
     def _member(self, collection: Any, name: str, kind: str) -> Any:
-        if name not in collection:
-            raise SourceError(
-                f"the experiment has no {kind} {name!r}",
-                where=self.name,
-                advice=did_you_mean(name, list(collection)),
-            )
+        self._require(name, collection, f"the experiment has no {kind}")
         return collection[name]
+
+    def _require(self, name: str, known: Iterable[str], lacks: str) -> None:
+        names = list(known)
+        if name not in names:
+            advice = did_you_mean(name, names)
+            raise SourceError(f"{lacks} {name!r}", where=self.name, advice=advice)
 
     def _missing(self) -> ScshardsError:
         """Why there is no experiment: TileDB says so too when it may not look, or can't."""

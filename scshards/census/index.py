@@ -205,16 +205,6 @@ def build_index(
     )
 
 
-def count_cells(
-    query: Query, release: Release, storage_options: Mapping[str, Any] | None = None
-) -> tuple[int, int | None, int]:
-    """How many cells a query takes; how many with its duplicates left out, and with them."""
-    with Experiment(query.address(release), storage_options) as experiment:
-        every = len(experiment.ids(dataclasses.replace(query, primary=False).obs_filter))
-        primary = _n_primary(experiment, query)
-        return len(experiment.ids(query.obs_filter)), primary, every
-
-
 def compare(indexes: Sequence[QueryIndex]) -> tuple[tuple[Overlap, ...], int]:
     """Which queries share cells, and how many cells they have together.
 
@@ -321,13 +311,6 @@ def _refuse_others(mark: IndexMark, query: Query | None, release: Release, folde
         )
 
 
-def _n_primary(experiment: Experiment, query: Query) -> int | None:
-    """How many cells of a query are primary ones; None where obs does not say."""
-    if PRIMARY not in experiment.obs_columns:
-        return None
-    return len(experiment.ids(dataclasses.replace(query, primary=True).obs_filter))
-
-
 def _made(
     storage: Storage,
     name: str,
@@ -341,7 +324,11 @@ def _made(
         ids = experiment.ids(address.filter)
         if not len(ids):
             return None
-        primary = len(ids) if query.primary else _n_primary(experiment, query)
+        primary: int | None = len(ids)
+        if not query.primary:
+            only = dataclasses.replace(query, primary=True).obs_filter
+            is_said = PRIMARY in experiment.obs_columns
+            primary = len(experiment.ids(only)) if is_said else None
     data = encode_ids(ids)
     mark = IndexMark(
         query=name,

@@ -100,8 +100,7 @@ def releases(
     queries: Queries, storage_options: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Release], dict[str, str]]:
     """({version: release}, {alias: version}) of the directory."""
-    folder, slash, file = queries.directory.rpartition("/")
-    data = Storage(folder + slash or ".", storage_options).read(file)
+    data = Storage(queries.directory, storage_options).read("")
     try:
         tree = from_tree(dict[str, str | _Description], read_json(data), others=True)
     except Damaged as e:

@@ -119,37 +119,32 @@ def show(
 ) -> Result:
     """Show a query in full, and how many cells it takes now."""
     from scshards.base.storage import redact
-    from scshards.census.index import count_cells
+    from scshards.census.experiment import Experiment
     from scshards.census.queries import load_queries
     from scshards.census.releases import find_release
 
     known = load_queries(queries)
+    query = known[name]
     tree = {"name": name, **_query(known, name), **_census(known)}
     if release is not None:
         tree["version"] = release
     if not offline:
         found = find_release(known, release, storage_options)
-        cells, primary, every = count_cells(known[name], found, storage_options)
-        tree |= {
-            "version": found.version,
-            "experiment": redact(found.experiment(known[name].organism)),
-            "cells": cells,
-            "primary_cells": primary,
-            "all_cells": every,
-        }
+        address = query.address(found)
+        with Experiment(address, storage_options) as experiment:
+            tree["cells"] = len(experiment.ids(address.filter))
+        tree |= {"version": found.version, "experiment": redact(address.uri)}
     lines = {
         "query": name,
-        "organism": tree["organism"],
-        "cells": "primary ones only" if tree["primary"] else "primary ones and their duplicates",
+        "organism": query.organism,
+        "cells": "primary ones only" if query.primary else "primary ones and their duplicates",
         "Census": tree["census"],
         "release": tree["version"],
+        "experiment": tree.get("experiment"),
+        "takes now": counted(tree["cells"], "cells") if "cells" in tree else None,
     }
-    if not offline:
-        lines["experiment"] = tree["experiment"]
-        said = "" if primary is None else f"; {primary:,} primary ones of {every:,} with duplicates"
-        lines["takes now"] = counted(cells, "cells") + said
     told = [f"{key + ':':<12}{value}" for key, value in lines.items() if value is not None]
-    return Result(tree, ["\n".join(told), tree["obs_filter"]])
+    return Result(tree, ["\n".join(told), query.obs_filter])
 
 
 @command.command("index")

@@ -63,13 +63,10 @@ class ExpandOptions:
 
     Attributes
     ----------
-    gene_column
-        The column of var that names genes, of inputs that name none by INPUT::COL. Without it, the
-        index.
+    gene_column, strip_versions
+        As in BuildOptions.
     id_column
         The column of var with Ensembl ids, for the report; index is the index.
-    strip_versions
-        As in PackOptions.
     special_tokens
         Append <pad>, <cls> and <eoc> where they are missing, ahead of the new genes.
     dry_run

@@ -138,7 +138,6 @@ def test_a_filter_may_stand_as_plain_text() -> None:
         ("soma://e?filter=a == 'b & c'", "written %26"),
         ("soma://e?first=2&first=3", "given twice"),
         ("soma://e?first=x", "is a number"),
-        ("soma://e?first=9&last=2", "behind last=2"),
         ("soma://e?filter=", "filter is text"),
         ("soma://e?anonymous=yes", "true or false"),
         ("soma://e?max_cells=1&max_cells=2", "given twice"),

@@ -33,8 +33,7 @@ from scshards.base.storage import Storage, redact
 from scshards.base.text import did_you_mean
 from scshards.census.address import CENSUS, SomaAddress
 from scshards.census.experiment import Experiment
-from scshards.census.queries import PRIMARY, Query, load_queries
-from scshards.census.releases import Release, find_release
+from scshards.census.queries import PRIMARY, Query, Release, find_release, load_queries
 
 FORMAT = 1
 IDS, MARK = ".idx", ".json"

@@ -27,8 +27,7 @@ from scshards.census.address import CENSUS, KEYS, SOMA, SomaAddress, split
 from scshards.census.experiment import Experiment
 from scshards.census.index import load_index
 from scshards.census.options import MAX_CELLS
-from scshards.census.queries import load_queries
-from scshards.census.releases import find_release
+from scshards.census.queries import find_release, load_queries
 
 _log = logging.getLogger(__name__)
 

@@ -15,8 +15,7 @@ from scshards.cli.command import Commands, Result
 from scshards.cli.options import build, options, output, store_options, wide
 
 if TYPE_CHECKING:
-    from scshards.census.queries import Queries
-    from scshards.census.releases import Release
+    from scshards.census.queries import Queries, Release
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +65,7 @@ def list_(queries: str | None, storage_options: Any) -> Result:
 
     The queries are shown without a network too.
     """
-    from scshards.census.queries import SHIPPED, load_queries
-    from scshards.census.releases import releases
+    from scshards.census.queries import SHIPPED, load_queries, releases
 
     file, known = queries or SHIPPED, load_queries(queries)
     found: dict[str, Release] = {}
@@ -120,8 +118,7 @@ def show(
     """Show a query in full, and how many cells it takes now."""
     from scshards.base.storage import redact
     from scshards.census.experiment import Experiment
-    from scshards.census.queries import load_queries
-    from scshards.census.releases import find_release
+    from scshards.census.queries import find_release, load_queries
 
     known = load_queries(queries)
     query = known[name]

@@ -27,7 +27,7 @@ from scshards.base.records import (
 from scshards.base.storage import Storage
 from scshards.cells.vocab import Vocab
 from scshards.census.index import FORMAT, IndexMark, read_mark
-from scshards.census.releases import releases
+from scshards.census.queries import releases
 from scshards.shards.manifest import Manifest
 from scshards.sources.ids import find_ids
 from scshards.sources.tables import table_of

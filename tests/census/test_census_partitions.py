@@ -7,8 +7,7 @@ from soma_census import OLDER, RETRACTED, STABLE, Census
 
 from scshards.base.errors import ConfigError
 from scshards.census.partitions import beside, partitions
-from scshards.census.queries import Queries, load_queries
-from scshards.census.releases import find_release, releases
+from scshards.census.queries import Queries, find_release, load_queries, releases
 
 
 def test_a_release_is_found_by_its_date_or_another_name(census: Census) -> None:

@@ -15,8 +15,7 @@ from scshards.base.errors import ConfigError, StorageError
 from scshards.census.address import SomaAddress, parse
 from scshards.census.context import make_context, store_options
 from scshards.census.partitions import cut, partitions
-from scshards.census.queries import Queries, Query, load_queries
-from scshards.census.releases import find_release, releases
+from scshards.census.queries import Queries, Query, find_release, load_queries, releases
 
 TISSUES = ("heart", "blood", "brain", "lung", "kidney", "intestine", "pancreas")
 

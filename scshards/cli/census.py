@@ -12,7 +12,7 @@ from scshards.base.errors import ScshardsError
 from scshards.base.progress import Table, counted, size
 from scshards.census.options import DownloadOptions
 from scshards.cli.command import Commands, Result
-from scshards.cli.options import build, options, output, store_options, wide
+from scshards.cli.options import build, options, output, store_options
 
 if TYPE_CHECKING:
     from scshards.census.queries import Queries, Release
@@ -58,7 +58,6 @@ def command() -> None:
 
 @command.command("list")
 @options(CensusOptions, only="queries")
-@wide
 @store_options
 def list_(queries: str | None, storage_options: Any) -> Result:
     """List the queries, and the releases of the Census that are served.
@@ -148,7 +147,6 @@ def show(
 @_names
 @output("DIR", "The folder of the index, local or in a store.")
 @options(CensusOptions, only="queries release restart")
-@wide
 @store_options
 def index(names: tuple[str, ...], output: str, progress: bool, **chosen: Any) -> Result:
     """Write which cells queries take: DIR/NAME.idx, a soma_joinid a line, and its mark DIR/NAME.json.
@@ -193,7 +191,6 @@ def index(names: tuple[str, ...], output: str, progress: bool, **chosen: Any) ->
 @output("DIR", "A local folder; files go to DIR/NAME.")
 @options(CensusOptions, only="index")
 @options(DownloadOptions)
-@wide
 @store_options
 def download(
     names: tuple[str, ...], index: str, output: str, progress: bool, **chosen: Any

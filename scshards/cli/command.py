@@ -82,7 +82,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command and print its result; an error that names fields names their options."""
         quiet, verbose = ctx.params.pop("quiet"), ctx.params.pop("verbose")
-        as_json, wide = ctx.params.pop("as_json"), ctx.params.pop("wide", False)
+        as_json, wide = ctx.params.pop("as_json"), ctx.params.pop("wide")
         if _NO_PROGRESS in self.params:
             ctx.params["progress"] = not (ctx.params.pop("no_progress") or quiet)
         if "storage_options" in ctx.params:
@@ -124,6 +124,7 @@ def _wrapped(text: str) -> str:
 _NO_PROGRESS = Option(["--no-progress"], is_flag=True, help="Show no progress.")
 _OF_ALL = (
     Option(["--json", "as_json"], is_flag=True, help="Print the result as a line of JSON."),
+    Option(["--wide"], is_flag=True, help="Show all columns of tables, whole."),
     Option(["-q", "--quiet"], is_flag=True, help="Show errors and results alone."),
     Option(
         ["-v", "--verbose"],

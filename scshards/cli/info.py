@@ -11,14 +11,13 @@ import click
 
 from scshards.base.progress import printable
 from scshards.cli.command import Command, Result
-from scshards.cli.options import option, store_options, wide
+from scshards.cli.options import option, store_options
 from scshards.packing.options import PackOptions
 
 
 @click.command("info", cls=Command)
 @click.argument("root")
 @option("--sources", is_flag=True, help="Show all inputs, not only the largest.")
-@wide
 @store_options
 def command(root: str, sources: bool, storage_options: Any) -> Result:
     """Show the splits, labels and inputs of the shard set ROOT.

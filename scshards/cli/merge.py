@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from scshards.cli.command import Command, Result
-from scshards.cli.options import build, options, output, wide
+from scshards.cli.options import build, options, output
 from scshards.cli.pack import PackRun
 from scshards.packing.options import ReshardOptions
 
@@ -17,7 +17,6 @@ from scshards.packing.options import ReshardOptions
 @output("NEW", "The shard set to make.")
 @options(ReshardOptions)
 @options(PackRun, only="restart")
-@wide
 def command(roots: Any, output: str, restart: bool, progress: bool, **chosen: Any) -> Result:
     """Make one shard set at NEW of the sets at two or more ROOTs.
 

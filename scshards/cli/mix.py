@@ -9,7 +9,7 @@ import click
 
 from scshards.base.progress import Table, counted
 from scshards.cli.command import Command, Result
-from scshards.cli.options import build, options, store_options, wide
+from scshards.cli.options import build, options, store_options
 from scshards.stream.mix_options import MixOptions
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ class MixRun(MixOptions):
 @click.command("mix", cls=Command)
 @click.argument("root")
 @options(MixRun)
-@wide
 @store_options
 def command(root: str, storage_options: Any, progress: bool, **chosen: Any) -> Result:
     """Show how well batches of the shard set ROOT mix its labels, before anything is trained.

@@ -51,8 +51,7 @@ GROUPS = {
     "batches:N batch_size:N world_size:N lanes:N shuffle_buffer:CELLS n_bins:N",
     "Work": "workers:N threads:N device:NAME precision:NAME share:I/N finish restart quick "
     "repair repair_from:ROOT2 dask:ADDRESS scratch:DIR storage_options:JSON|@FILE retries:N timeout:S",
-    "Shown": "cell_key:KEY show:N cells:N genes:N batch sources wide as_json no_progress quiet "
-    "verbose help",
+    "Shown": "cell_key:KEY cells:N batch sources wide as_json no_progress quiet verbose help",
 }
 """{part of the help: its options, in this order, each with what its value is called}."""
 
@@ -117,8 +116,6 @@ _split_file = option(
 )
 _OF_FIELDS = {"storage_options": store_options, "held_out": _split_file}
 """The options of fields that are no text or number."""
-
-wide = option("--wide", is_flag=True, help="Show all columns of tables, whole.")
 
 
 def output(metavar: str, text: str, *, required: bool = True) -> Callable[[F], F]:

@@ -10,7 +10,7 @@ import click
 
 from scshards.base.errors import ConfigError
 from scshards.cli.command import Command, Result
-from scshards.cli.options import build, given, options, output, wide
+from scshards.cli.options import build, given, options, output
 from scshards.cli.status import progress_of
 from scshards.packing.options import PackOptions
 
@@ -74,7 +74,6 @@ class PackRun:
 @output("ROOT", "The shard set to make.")
 @options(PackRun)
 @options(PackOptions)
-@wide
 def command(inputs: tuple[str, ...], output: str, progress: bool, **chosen: Any) -> Result:
     """Pack the cells of h5ad files and other inputs into a shard set at ROOT.
 

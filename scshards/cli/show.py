@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,10 @@ from scshards.cli.options import AtLeast1, build, options, store_options
 
 if TYPE_CHECKING:
     from scshards.shards.shardset import NamedCell
+
+
+NAMED = 12
+"""So many genes of a cell are named, those with the largest values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +31,6 @@ class ShowOptions:
         The cell of this key, such as 000000-0000000012, alone.
     split
         The split they are of. Without it, the first of the set.
-    genes
-        How many genes of a cell to name, those with the largest values.
     batch
         Show the first batch of the split, as CellLoader makes it by default.
     """
@@ -36,7 +38,6 @@ class ShowOptions:
     cells: AtLeast1 = 5
     cell_key: str | None = None
     split: str | None = None
-    genes: Annotated[int, click.IntRange(min=0)] = 12
     batch: bool = False
 
 
@@ -61,7 +62,7 @@ def command(root: str, storage_options: Any, **chosen: Any) -> Result:
     if o.batch:
         return _batch(root, split, o.cells, storage_options)
     found = [shard_set.cell(o.cell_key)] if o.cell_key else list(shard_set.cells(split, o.cells))
-    return Result([_tree(cell) for cell in found], (_text(cell, o.genes) for cell in found))
+    return Result([_tree(cell) for cell in found], map(_text, found))
 
 
 def _tree(cell: NamedCell) -> dict[str, Any]:
@@ -72,16 +73,16 @@ def _tree(cell: NamedCell) -> dict[str, Any]:
     return tree | {"labels": labels, "genes": genes}
 
 
-def _text(cell: NamedCell, most: int) -> str:
+def _text(cell: NamedCell) -> str:
     lines = [f"{cell.key}  {cell.shard}  {_shown(cell.source)}"]
     if cell.labels:
         lines.append("  " + ", ".join(f"{_shown(k)}={_shown(v)}" for k, v in cell.labels.items()))
     n, total = len(cell.genes), cell.values.sum().item()
     lines.append(f"  {counted(n, 'genes')}, values that sum to {total:,.10g}")
     # The largest first; equal ones in the order of their ids.
-    order = (-cell.values.astype(float)).argsort(kind="stable")[:most].tolist()
+    order = (-cell.values.astype(float)).argsort(kind="stable")[:NAMED].tolist()
     named = [f"{_shown(cell.genes[i])}={cell.values[i]:g}" for i in order]
-    if n > len(named) > 0:
+    if n > len(named):
         named.append(f"and {n - len(named):,} more")
     return "\n".join([*lines, "  " + ", ".join(named)] if named else lines)
 
@@ -120,8 +121,8 @@ def _batch(root: str, split: str, cells: int, storage_options: Any) -> Result:
         named = [
             f"{tokens[int(batch.genes[row, i])]}={float(batch.targets[row, i]):g}"
             + ("?" if batch.is_masked[row, i] else "")
-            for i in range(min(n, 13))
+            for i in range(min(n, NAMED))
         ]
-        text = ", ".join([*named, *(["..."] if n > 13 else [])])
+        text = ", ".join([*named, *(["..."] if n > NAMED else [])])
         parts.append(f"{key}: {counted(n, 'tokens')}, ? where masked\n  {text}")
     return Result({name: a.tolist() for name, a in arrays.items()}, parts)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import click
 
 from scshards.base.progress import Table, counted, size
 from scshards.cli.command import Command, Result
 from scshards.cli.options import AtLeast1, build, options, store_options
+
+LISTED = 20
+"""So many faults stand in the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +26,6 @@ class VerifyOptions:
         Make damaged shards again, from the inputs that follow ROOT: the same bytes, or none.
     repair_from
         Copy damaged files from another copy of the set.
-    show
-        How many faults to list; all are counted.
     workers
         Threads that check. Without it, one for each core.
     quick
@@ -33,7 +34,6 @@ class VerifyOptions:
 
     repair: bool = False
     repair_from: str | None = None
-    show: Annotated[int, click.IntRange(0, 1000)] = 20
     workers: AtLeast1 | None = None
     quick: bool = False
 
@@ -54,30 +54,25 @@ def command(
     from scshards.packing.verify.whole import verify
 
     o = build(VerifyOptions, chosen)
-    workers, show = o.workers, o.show
     if inputs and not o.repair:
         raise click.UsageError("inputs after ROOT are for --repair alone")
     if o.quick and (o.repair or o.repair_from):
         raise click.UsageError("--quick finds too little to repair by")
     if o.repair or o.repair_from:
-        done = repair(root, inputs, o.repair_from, storage_options, progress, workers=workers)
+        done = repair(root, inputs, o.repair_from, storage_options, progress, workers=o.workers)
         for path, origin in done.repaired.items():
             click.echo(f"repaired {path} from {origin}", err=True)
         for path, why in done.left.items():
             click.echo(f"not repaired: {path}: {why}", err=True)
         report = done.report
     else:
-        report = verify(root, storage_options, progress, workers=workers, quick=o.quick)
+        report = verify(root, storage_options, progress, workers=o.workers, quick=o.quick)
     tree = {"ok": report.ok, **dataclasses.asdict(report)}
-    tree["faults"] = tree["faults"][:show]
     if not report.ok:
-        rows = [(f.shard or "(all)", f.cell or "-", f.what) for f in report.faults[:show]]
+        rows = [(f.shard or "(all)", f.cell or "-", f.what) for f in report.faults[:LISTED]]
         more = report.n_faults - len(rows)
         text = f"faults: {report.n_faults:,}" + (f", {more:,} of them not listed" if more else "")
-        parts: list[str | Table] = [text]
-        if rows:
-            parts.insert(0, Table(("shard", "cell", "fault"), rows))
-        return Result(tree, parts, exit_code=1)
+        return Result(tree, [Table(("shard", "cell", "fault"), rows), text], exit_code=1)
     verdict = "every byte, count and cell is as it was packed"
     if o.quick:
         verdict = (

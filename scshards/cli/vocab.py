@@ -14,7 +14,7 @@ import click
 from scshards.base.errors import SourceError
 from scshards.base.progress import Table, shorten
 from scshards.cli.command import Commands, Result
-from scshards.cli.options import build, options, output, store_options, wide
+from scshards.cli.options import build, options, output, store_options
 from scshards.packing.options import PackOptions
 from scshards.sources.options import TableOptions
 
@@ -94,7 +94,6 @@ def command() -> None:
 @_output
 @options(BuildOptions)
 @_lists
-@wide
 @store_options
 def build_(inputs: tuple[str, ...], output: str, storage_options: Any, **chosen: Any) -> Result:
     """Make a vocabulary of all genes of the inputs.
@@ -140,7 +139,6 @@ def import_(file: str, output: str, storage_options: Any) -> Result:
 @_inputs
 @options(PackOptions, only="gene_column strip_versions allow_mixed")
 @_lists
-@wide
 @store_options
 def check(
     vocab: str,
@@ -211,7 +209,6 @@ def _parts(reports: Sequence[GeneReport]) -> list[str | Table]:
 @output("FILE", "The vocab.json to make.", required=False)
 @options(ExpandOptions)
 @_lists
-@wide
 @store_options
 def expand(
     vocab: str, inputs: tuple[str, ...], output: str | None, storage_options: Any, **chosen: Any

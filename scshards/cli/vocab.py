@@ -164,7 +164,7 @@ def check(
     failure = None
     try:
         if not allow_mixed:
-            refuse_mixed([r.shared for r in reports], {r.name: r.gene_columns for r in reports})
+            refuse_mixed(r.shared.fault for r in reports)
     except SourceError as e:
         failure = e
     return Result([_matched(r) for r in reports], _parts(reports), failure=failure)

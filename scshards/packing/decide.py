@@ -341,8 +341,8 @@ def compare(
     names = [s.name for s in surveys]
     shared = shared_genes(names, _genes(surveys, work.folder), are_ids(vocab.tokens))
     if not work.options.allow_mixed:
-        of_base = (_other_kind(before, n, s) for n, s in zip(names, shared, strict=True))
-        refuse_mixed([*shared, *of_base], {s.name: s.gene_columns for s in surveys})
+        of_base = (_other_kind(before, n, s.ids) for n, s in zip(names, shared, strict=True))
+        refuse_mixed([*(s.fault for s in shared), *of_base])
     return {s.ordinal: one for s, one in zip(surveys, shared, strict=True)}
 
 
@@ -401,11 +401,10 @@ def _genes(surveys: Sequence[Survey], folder: str) -> Iterator[NDArray[np.int32]
         yield tokens[tokens >= 0]
 
 
-def _other_kind(before: Sequence[SourceInfo], name: str, shared: Shared) -> Shared:
-    """The same, with a fault where an input of the set names its genes in another way."""
+def _other_kind(before: Sequence[SourceInfo], name: str, ids: float) -> str:
+    """What is wrong where an input of the set names its genes in another way."""
     for s in before:
-        if s.ids is not None and two_kinds(s.ids, shared.ids):
-            most, fewest = (name, s.name) if shared.ids > s.ids else (s.name, name)
-            fault = f"{most} names them by Ensembl ids, {fewest} does not; {s.name} is in the set"
-            return dataclasses.replace(shared, fault=fault, pair=(name,))
-    return dataclasses.replace(shared, fault="")
+        if s.ids is not None and two_kinds(s.ids, ids):
+            most, fewest = (name, s.name) if ids > s.ids else (s.name, name)
+            return f"{most} names them by Ensembl ids, {fewest} does not; {s.name} is in the set"
+    return ""

@@ -21,7 +21,7 @@ from scshards.base.records import Count, Damaged, Form, from_tree, shown
 from scshards.base.storage import redact
 from scshards.base.text import did_you_mean, text_of
 from scshards.shards import Compression
-from scshards.sources.options import TableOptions, some_types, two_columns
+from scshards.sources.options import TableOptions, check_names
 
 if TYPE_CHECKING:
     from scshards.shards.manifest import Manifest
@@ -245,8 +245,7 @@ class PackOptions(_Options):
     allow_repeats: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "list_columns", two_columns(self.list_columns))
-        object.__setattr__(self, "feature_types", some_types(self.feature_types))
+        check_names(self)
         super().__post_init__()
         valid, test = self.valid_fraction, self.test_fraction
         has_fractions, has_lists = valid + test > 0, self.held_out is not None

@@ -108,7 +108,7 @@ class Survey:
 
     Attributes
     ----------
-    ordinal, n_values, needs_transposing, tiles, gene_columns
+    ordinal, n_values, needs_transposing, tiles
         As the source says.
     info
         What the manifest is to say of the input; what becomes of its cells is not known yet.
@@ -142,7 +142,6 @@ class Survey:
     n_values: int
     needs_transposing: bool
     tiles: tuple[int, int]
-    gene_columns: tuple[str, ...]
     has_source: bool
     cells: tuple[int, ...]
     dropped: tuple[tuple[int, str, int], ...]
@@ -188,7 +187,7 @@ def survey(task: SurveyTask) -> Survey:
             raise
         return Survey(
             ordinal=task.ordinal, info=_info(task.file, identity, skipped=e.what), identity=identity,
-            n_values=0, needs_transposing=False, tiles=(0, 1), gene_columns=(), has_source=False,
+            n_values=0, needs_transposing=False, tiles=(0, 1), has_source=False,
             cells=(), dropped=(), labels=(), apart={}, fraction=None, is_empty=True, is_log1p=False,
             advice="",
         )  # fmt: skip
@@ -236,7 +235,6 @@ def _survey(task: SurveyTask, identity: dict[str, Any]) -> Survey:
             n_values=source.n_values,
             needs_transposing=source.needs_transposing,
             tiles=source.tiles,
-            gene_columns=tuple(source.gene_columns),
             has_source=SOURCE in source.obs_columns,
             cells=tuple(int((split == code).sum()) for code in range(len(work.splits))),
             dropped=tuple(dropped),

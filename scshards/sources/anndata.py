@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ScshardsError, SourceError
-from scshards.base.text import did_you_mean
 from scshards.sources.hdf5 import check_filters, plain_values, text
 from scshards.sources.matrix import Csc, Csr, Dense
 from scshards.sources.rows import INDEX, Matrix, Opening, Source, attribute, reading
@@ -108,13 +107,13 @@ class AnnDataSource(Source):
     def _refuse_missing(self, path: str, layer: str | None) -> None:
         if path in self._file and not _is_null(self._file[path]):
             return
-        known = self._matrices()
-        layers = [p.removeprefix("layers/") for p in known if p.startswith("layers/")]
-        advice = "it has: " + (", ".join(known) or "no matrix at all")
-        if path.startswith("layers/") and layers:
-            advice = did_you_mean(str(layer), layers)
+        known = ", ".join(self._matrices())
         wanted = {"X": "matrix X", "raw/X": "raw matrix"}.get(path, f"layer {layer!r}")
-        raise SourceError(f"the file has no {wanted}", where=self.name, advice=advice)
+        raise SourceError(
+            f"the file has no {wanted}",
+            where=self.name,
+            advice=f"it has: {known or 'no matrix at all'}",
+        )
 
     @cached_property
     def _features(self) -> _Frame:

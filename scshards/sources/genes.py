@@ -9,7 +9,7 @@ Columns that match about as well and mean other genes are for a person to choose
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,14 +207,13 @@ class Shared:
     least
         The genes that it shares with another input, of those of the smaller of the two, at the least
         over all others; 1 when the others have the same, None where there is no other.
-    fault, pair
-        What is wrong between it and another input, and the names of the two; empty where nothing is.
+    fault
+        What is wrong between it and another input; empty where nothing is.
     """
 
     ids: float
     least: float | None
     fault: str = ""
-    pair: tuple[str, ...] = ()
 
 
 def shared_genes(
@@ -252,10 +251,8 @@ def shared_genes(
         share = np.where(smaller > 0, common[i] / np.maximum(smaller, 1), 1.0)
         kinds = two_kinds(ids[i], ids[others]) & (share < APART)
         wrong, fault = np.flatnonzero(kinds | (share < FEW)), ""
-        pair: tuple[str, ...] = ()
         if len(wrong):
             j = int(wrong[np.argmax(kinds[wrong])])
-            pair = (name, first[j])
             fault = (
                 f"{name} and {first[j]} share {int(common[i, j]):,} of {int(smaller[j]):,} genes"
             )
@@ -263,7 +260,7 @@ def shared_genes(
                 most, fewest = (name, first[j]) if ids[i] > ids[j] else (first[j], name)
                 fault += f": {most} names them by Ensembl ids, {fewest} does not"
         least = float(share.min()) if len(list_of) > 1 else None
-        found.append(Shared(ids=float(ids[i]), least=least, fault=fault, pair=pair))
+        found.append(Shared(ids=float(ids[i]), least=least, fault=fault))
     return [found[i] for i in list_of]
 
 
@@ -277,33 +274,21 @@ def two_kinds(a: Any, b: Any) -> Any:
     return (np.maximum(a, b) >= IDS) & (np.minimum(a, b) < SYMBOLS)
 
 
-def refuse_mixed(shared: Sequence[Shared], columns: Mapping[str, Sequence[str]]) -> None:
-    """Refuse inputs whose genes are not those of the others.
-
-    Parameters
-    ----------
-    shared
-        What `shared_genes` found.
-    columns
-        The columns of var that could name the genes, by the names of the inputs.
+def refuse_mixed(faults: Iterable[str]) -> None:
+    """Refuse inputs whose genes are not those of the others; see Shared.fault.
 
     Raises
     ------
     SourceError
         For the first of them, with the choices.
     """
-    wrong = next((s for s in shared if s.fault), None)
-    if wrong is None:
-        return
-    there = [
-        f"{name} has {', '.join((INDEX, *columns[name]))}" for name in wrong.pair if name in columns
-    ]
-    raise SourceError(
-        f"inputs have few genes in common, and a model would learn them apart: {wrong.fault}",
-        advice="choose what names the genes, by FILE::COLUMN for one input or --gene-column for all"
-        + (f" ({'; '.join(there)})" if there else "")
-        + "; --allow-mixed takes them as they are, such as panels or species that have other genes",
-    )
+    fault = next(filter(None, faults), "")
+    if fault:
+        raise SourceError(
+            f"inputs have few genes in common, and a model would learn them apart: {fault}",
+            advice="choose what names the genes, by FILE::COLUMN for one input or --gene-column for all"
+            "; --allow-mixed takes them as they are, such as panels or species that have other genes",
+        )
 
 
 _BLOCK = 128

@@ -269,7 +269,11 @@ def _chosen(
     paths = [path for path, is_folder in met if is_folder or pattern or path.endswith(SUFFIXES)]
     found = sorted({str(Path(root, p)) if storage.is_local else f"{root}{p}" for p in paths})
     if not found:
-        raise _none_met(url, is_pattern=pattern is not None)
+        raise ConfigError(
+            "no file matches this pattern" if pattern else _NO_FILES,
+            where=redact(url),
+            advice="check the spelling; quote patterns, so that the shell leaves them alone",
+        )
     first: dict[str, str] = {}
     for one in found:
         other = first.setdefault(_matrix(one), one)
@@ -283,14 +287,6 @@ def _chosen(
                 f"pattern such as '**/{meant}'",
             )
     return found
-
-
-def _none_met(url: str, *, is_pattern: bool) -> ConfigError:
-    return ConfigError(
-        "no file matches this pattern" if is_pattern else _NO_FILES,
-        where=redact(url),
-        advice="check the spelling; quote patterns, so that the shell leaves them alone",
-    )
 
 
 def _below(

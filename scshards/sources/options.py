@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scshards.base.errors import ConfigError
 
@@ -39,33 +39,18 @@ class TableOptions:
     feature_types: tuple[str, ...] = GENES_ALONE
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "list_columns", two_columns(self.list_columns))
-        object.__setattr__(self, "feature_types", some_types(self.feature_types))
+        check_names(self)
 
 
-def two_columns(names: Sequence[str]) -> tuple[str, str]:
-    """The names of the lists of token ids and of values; ConfigError when they are not two names."""
-    if len(some := _names(names)) != 2 or len(names) != 2:
-        raise ConfigError(
-            f"{names!r} are not the names of two columns",
-            where="list_columns",
-            advice="name the one of token ids and the one of values: genes,expressions",
-        )
-    return some[0], some[1]
-
-
-def some_types(names: Sequence[str]) -> tuple[str, ...]:
-    """The types of features to take, each once; ConfigError when they are not names, or none."""
-    if not (some := _names(names)):
-        raise ConfigError(
-            f"{names!r} are not types of features",
-            where="feature_types",
-            advice=f"name some, such as {GENES_ALONE[0]!r}",
-        )
-    return some
-
-
-def _names(names: Sequence[str]) -> tuple[str, ...]:
-    """Each name once; none where something is no name."""
-    are_names = not isinstance(names, str) and all(isinstance(n, str) and n for n in names)
-    return tuple(dict.fromkeys(names)) if are_names else ()
+def check_names(options: Any) -> None:
+    """Make the list_columns and feature_types of options tuples; ConfigError when they are not names."""
+    for field, n, what, advice in (
+        ("list_columns", 2, "the names of two columns", "name both: genes,expressions"),
+        ("feature_types", 0, "types of features", f"name some, such as {GENES_ALONE[0]!r}"),
+    ):
+        given = getattr(options, field)
+        are_names = not isinstance(given, str) and all(isinstance(g, str) and g for g in given)
+        names = tuple(dict.fromkeys(given)) if are_names else ()
+        if not names or (n and not len(given) == len(names) == n):
+            raise ConfigError(f"{given!r} are not {what}", where=field, advice=advice)
+        object.__setattr__(options, field, names)

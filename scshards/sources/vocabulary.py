@@ -38,8 +38,8 @@ class GeneReport:
     ----------
     name
         Of the input.
-    gene_column, gene_columns
-        The column of var that names its genes, "index" for its index; and all that could.
+    gene_column
+        The column of var that names its genes, "index" for its index.
     columns, matched, unmatched, merged
         See GeneMatch.
     unmatched_names
@@ -52,7 +52,6 @@ class GeneReport:
 
     name: str
     gene_column: str
-    gene_columns: tuple[str, ...]
     columns: int
     matched: int
     unmatched: int
@@ -105,24 +104,24 @@ def build_vocab(
     number: dict[str, int] = {}
     cells: list[int] = []
     sets: list[NDArray[np.int64]] = []
-    columns: dict[str, Sequence[str]] = {}
+    inputs_read: list[str] = []
     files = expand(inputs, storage_options)
     for source in _opened(files, gene_column, storage_options, tables):
         genes = list(map(strip_version, source.genes)) if strip_versions else source.genes
         names = sorted(set(genes) - {"", *SPECIALS})
         counts = _count_cells(source, genes, names) if min_cells > 0 else [0] * len(names)
-        columns[source.name] = source.gene_columns
+        inputs_read.append(source.name)
         sets.append(np.array([number.setdefault(name, len(number)) for name in names], np.int64))
         cells += [0] * (len(number) - len(cells))
         for gene, n in zip(sets[-1].tolist(), counts, strict=True):
             cells[gene] += n
     if not allow_mixed:
-        refuse_mixed(shared_genes(list(columns), sets, are_ids(number)), columns)
+        refuse_mixed(s.fault for s in shared_genes(inputs_read, sets, are_ids(number)))
     kept = [name for name, gene in number.items() if cells[gene] >= min_cells]
     if not kept:
         raise SourceError(
             f"no gene has a value in {min_cells:,} cells" if cells else "the inputs name no gene",
-            where=", ".join(list(columns)[:3]),
+            where=", ".join(inputs_read[:3]),
         )
     return Vocab.from_genes(kept)
 
@@ -156,7 +155,6 @@ def check_vocab(
             GeneReport(
                 name=source.name,
                 gene_column=way.column,
-                gene_columns=tuple(source.gene_columns),
                 columns=source.n_columns,
                 matched=match.matched,
                 unmatched=match.unmatched,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from scshards.base.errors import ConfigError
 from scshards.packing.options import PackOptions
-from scshards.sources.options import TableOptions, some_types, two_columns
+from scshards.sources.options import TableOptions, check_names
 
 OBSM_KEY = "X_scshards"
 
@@ -59,8 +59,7 @@ class EmbedOptions:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "list_columns", two_columns(self.list_columns))
-        object.__setattr__(self, "feature_types", some_types(self.feature_types))
+        check_names(self)
         if self.batch_size < 1:
             raise ConfigError(f"batch_size is at least 1, not {self.batch_size}")
         if self.threads is not None and self.threads < 1:

@@ -113,7 +113,7 @@ def test_matrices_that_are_not_there(tmp_path: Path) -> None:
     made = adata(sp.csr_matrix(counts(4, 6)))
     made.layers["counts"] = made.X.copy()
     made.write_h5ad(tmp_path / "a.h5ad")
-    refused(tmp_path, SourceError, "no layer 'count'", "did you mean 'counts'?", layer="count")
+    refused(tmp_path, SourceError, "no layer 'count'", "layers/counts", layer="count")
     refused(tmp_path, SourceError, "no raw matrix", "layers/counts", raw=True)
     write(tmp_path / "b.h5ad", counts(4, 6))
     inputs = tmp_path / "b.h5ad"

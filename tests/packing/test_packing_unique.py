@@ -53,7 +53,7 @@ def surveyed(folder: Path, columns: list[Any], splits: list[Any], n_splits: int)
         surveys.append(
             Survey(
                 ordinal=i, info=info, identity={}, n_values=0, needs_transposing=False, tiles=(0, 1),
-                gene_columns=(), has_source=False, cells=cells, dropped=(), labels=(), apart={},
+                has_source=False, cells=cells, dropped=(), labels=(), apart={},
                 fraction=None, is_empty=False, is_log1p=False, advice="",
             )
         )  # fmt: skip

@@ -78,13 +78,9 @@ class SomaAddress:
 KEYS = [f.name for f in dataclasses.fields(SomaAddress)][1:]
 """What an address may say behind its question mark."""
 
-_NUMBER = ("a number", "[0-9]{1,18}", int)
-_TEXT: tuple[str, str, Callable[[str], Any]] = ("text", r"(?s)\s*\S.*", str)
 _KINDS: dict[str, tuple[str, str, Callable[[str], Any]]] = {
     "max_cells": ("a number of at least 1", "0*[1-9][0-9]{0,17}", int),
-    "first": _NUMBER,
-    "last": _NUMBER,
-    "cells": _NUMBER,
+    **dict.fromkeys(("first", "last", "cells"), ("a number", "[0-9]{1,18}", int)),
     "anonymous": ("true or false", "(?i:true|false)", lambda text: text.lower() == "true"),
 }
 """What the value of a key is, how it is written, and what reads it; all others are text."""
@@ -128,7 +124,7 @@ def split(url: str, known: Sequence[str]) -> tuple[str, dict[str, Any]]:
             raise ConfigError(f"unknown key {name!r}", where=where, advice=advice)
         if name in given:
             raise ConfigError(f"{name} is given twice", where=where)
-        kind, pattern, read = _KINDS.get(name, _TEXT)
+        kind, pattern, read = _KINDS.get(name, ("text", r"(?s).*\S.*", str))
         if not re.fullmatch(pattern, text):
             raise ConfigError(f"{name} is {kind}, not {text!r}", where=where)
         given[name] = read(text)

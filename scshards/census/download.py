@@ -49,8 +49,8 @@ class DownloadedQuery:
 
     Attributes
     ----------
-    query, version, folder
-        Which, and where its files are.
+    query
+        Which; its files are in a folder of this name.
     partitions
         Of the whole query.
     made, were_there, left
@@ -60,8 +60,6 @@ class DownloadedQuery:
     """
 
     query: str
-    version: str
-    folder: str
     partitions: int
     made: int
     were_there: int
@@ -190,8 +188,6 @@ class _Folder:
         there = [i for i in range(n) if self.file(i).is_file()]
         return DownloadedQuery(
             query=self.index.mark.query,
-            version=self.index.mark.version,
-            folder=str(self.path),
             partitions=n,
             made=self.made,
             were_there=len(there) - self.made,

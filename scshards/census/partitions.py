@@ -82,8 +82,7 @@ def partitions(url: str, storage_options: Mapping[str, Any] | None = None) -> li
         name = _name(address)
         if address.cells is not None:
             return [Partition(address, name)]
-    may_choose = not is_census and "layer" not in given
-    with Experiment(address, storage_options, or_only_layer=may_choose) as experiment:
+    with Experiment(address, storage_options, or_only_layer="layer" not in given) as experiment:
         if experiment.layer != address.layer:
             address = dataclasses.replace(address, layer=experiment.layer)
             _log.warning(f"{name}: its only layer, {address.layer}, is taken")

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from scshards.base.progress import Table, counted, duration
 from scshards.cli.command import Command, Result
-from scshards.cli.options import AtLeast1, options, store_options
+from scshards.cli.options import options, store_options
 
 if TYPE_CHECKING:
     from scshards.stream.bench import BenchReport
-
-_Above0 = Annotated[float, click.FloatRange(min=0, min_open=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +38,12 @@ class BenchOptions:
         Bins of values; 0 leaves values alone.
     """
 
-    demand: _Above0 | None = None
+    demand: float | None = None
     split: str = "train"
-    seconds: _Above0 = 10.0
-    threads: AtLeast1 = 2
-    batch_size: AtLeast1 = 64
-    max_length: Annotated[int, click.IntRange(min=2)] = 1200
+    seconds: float = 10.0
+    threads: int = 2
+    batch_size: int = 64
+    max_length: int = 1200
     n_bins: int = 51
 
 

@@ -80,10 +80,7 @@ def list_(queries: str | None, storage_options: Any) -> Result:
         "queries": {n: _query(known, n) for n in known.query},
         **_census(known),
         "aliases": aliases,
-        "releases": {
-            name: {"uri": r.uri, "region": r.region, "lts": r.is_lts, "retracted": r.retracted}
-            for name, r in found.items()
-        },
+        "releases": {name: dataclasses.asdict(release) for name, release in found.items()},
         "problem": problem,
     }
     rows = [(n, q["organism"], q["primary"], q["filter"]) for n, q in tree["queries"].items()]

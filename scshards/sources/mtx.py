@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import gzip
+import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,6 +33,8 @@ TEXT_BYTES = 1 << 20
 MATRIX = "matrix.mtx"
 _BANNER = [b"%%matrixmarket", b"matrix", b"coordinate"]
 _FIELDS = {b"integer": pa.int64(), b"real": pa.float64()}
+_ODD = (b"\t", b"  ", b" \n", b" \r", b"\n ")
+"""Signs that something else than one space stands between numbers; nearly all files have none."""
 _COLUMNS: tuple[tuple[int, str | None], ...] = ((1, None), (0, "gene_ids"), (2, FEATURE_TYPES))
 """Columns of features.tsv: (its place, its name in var); None is the index of var."""
 
@@ -97,7 +100,30 @@ class _MtxMatrix(Spooled):
         )
         parse = arrow_csv.ParseOptions(delimiter=" ", quote_char=False)
         convert = arrow_csv.ConvertOptions(column_types=types, null_values=[])
-        yield from arrow_csv.open_csv(source, read, parse, convert)
+        spaced = io.BufferedReader(_Spaced(source), TEXT_BYTES)
+        yield from arrow_csv.open_csv(spaced, read, parse, convert)
+
+
+class _Spaced(io.RawIOBase):
+    """Text whose numbers are parted by one space, of text that may have runs of spaces and tabs."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._rest:
+            text = self._source.read(TEXT_BYTES) + self._source.readline()
+            if text[:1] in (b" ", b"\t") or any(odd in text for odd in _ODD):
+                text = b"".join(b" ".join(line.split()) + b"\n" for line in text.splitlines())
+            self._rest = memoryview(text)
+        n = min(len(buffer), len(self._rest))
+        buffer[:n] = self._rest[:n]
+        self._rest = self._rest[n:]
+        return n
 
 
 def _find(folder: Storage, *names: str, where: str) -> str:

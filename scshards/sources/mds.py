@@ -117,7 +117,8 @@ class _Shard:
         for _, samples in self._samples(0, int(self.shard["samples"]), _PIECE):
             for c, values in columns.items():
                 values += [s[c] for s in samples]
-        return pa.record_batch({c: pa.array(v, self.types[c]) for c, v in columns.items()})
+        arrays = [pa.array(v, self.types[c]) for c, v in columns.items()]
+        return pa.record_batch(arrays, names=list(columns))
 
     def _ragged(self, column: str, samples: Sequence[Mapping[str, Any]], first: int) -> pa.Array:
         arrays = [_list(s[column], column, self._at(first + i)) for i, s in enumerate(samples)]

@@ -45,7 +45,8 @@ def h5ad(
         obs=pd.DataFrame(obs or {}, index=cells or [f"cell{i}" for i in range(n_cells)]),
         var=pd.DataFrame(var or {}, index=GENES[:n_genes] if genes is None else list(genes)),
     )
-    made.write_h5ad(path, compression="gzip")
+    with anndata.settings.override(allow_write_nullable_strings=True):  # as newer versions do
+        made.write_h5ad(path, compression="gzip")
     return path
 
 

@@ -17,6 +17,7 @@ from scshards import PackOptions, Vocab
 from scshards.exporting.export import ExportReport, export
 from scshards.exporting.options import ExportOptions
 from scshards.packing.pack import pack
+from scshards.packing.reshard import ReshardOptions, reshard
 
 Cell = tuple[list[int], list[Any]]
 """Token ids and values."""
@@ -41,6 +42,14 @@ def quiet_pack(inputs: Any, root: Path | str, n_genes: int, **options: Any) -> N
 
 def quiet_export(root: Path | str, output: Path | str, to: Any, **options: Any) -> ExportReport:
     return export(root, output, ExportOptions(to=to, **options), progress=False)
+
+
+def in_source_order(root: Path) -> Path:
+    """The same cells as they were in the inputs, by input and row."""
+    new = root.with_name(f"{root.name}-in-order")
+    options = ReshardOptions(shuffle=False, one_split=True, workers=1)
+    reshard(root, new, options, progress=False)
+    return new
 
 
 def small_set(folder: Path, *, cells: int = 60, genes: int = 12, **options: Any) -> Path:

@@ -31,7 +31,7 @@ def command(root: str, output: str, restart: bool, progress: bool, **chosen: Any
 
     \b
     scshards export shards --to scbank -o counts.scb
-    scshards export shards --to h5ad --order source -o cells.h5ad
+    scshards export shards --to h5ad --split valid -o cells.h5ad
     scshards export s3://bucket/shards --to parquet -o s3://bucket/tables
     """
     from scshards.exporting.export import export
@@ -44,4 +44,4 @@ def command(root: str, output: str, restart: bool, progress: bool, **chosen: Any
         f"{values} ({report.dtype}) in {files}, {size(sum(f.bytes for f in report.files))}: "
         f"{printable(report.output)}{left_out}"
     )
-    return Result(report.to_json(), [Table(("split", "cells"), rows, ("all", report.cells)), text])
+    return Result(report, [Table(("split", "cells"), rows, ("all", report.cells)), text])

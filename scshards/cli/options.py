@@ -44,7 +44,7 @@ GROUPS = {
     "min_counts:X partitions:I domain_column:COL max_length:N balanced:LABEL by:COL,COL",
     "Labels and splits": "obs:COL,COL max_categories:N valid_fraction:SHARE test_fraction:SHARE "
     "split_by:COL split_file:FILE one_split",
-    "Output": "output:PATH to append values round_within:OFF dtype order "
+    "Output": "output:PATH to append values round_within:OFF dtype "
     "cells_per_shard:N max_cells:N compression hf_card column:COL key:NAME probabilities plot:FILE "
     "embeddings:FILE colors:COL dry_run",
     "Training and batches": "task config:FILE settings:KEY=VALUE demand:CELLS seconds:S epoch:N "

@@ -1,39 +1,41 @@
-"""The cells of a shard set that an export takes: found by the indexes, then read some chunks at a time.
+"""The cells of a shard set that an export takes: found by the indexes, then read part by part.
 
-    Taken(shardset, options)      which splits, which labels
-    .survey()  -> Survey          how many cells there are, how large their values, whether in order
-    .reads()   -> functions       each reads some of them, as Members: these, and `decoded`, threads call
-    .decoded(members) -> Block    their genes and values
+    Cells(shardset, options)      which splits, which labels
+    .survey() -> Survey           how many cells there are, and how large their values
+    .parts(limit) -> Part         some of one shard and one file, in order; .read(dtype) -> Rows
 
-Called by exporting.export.
+Each shard is read as sources.shardset reads it, a run of its own.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base import where as where_
-from scshards.base.errors import ConfigError, FormatError
+from scshards.base.errors import ConfigError
 from scshards.base.progress import Progress, printable
-from scshards.cells.batch import cell_keys, format_key, split_keys
-from scshards.cells.tokenizer import TokenRows
-from scshards.exporting.options import ExportOptions
-from scshards.shards.chunks import chunk_runs, decode_block, read_run
-from scshards.shards.index import OBS_PREFIX
-from scshards.shards.manifest import ShardInfo
+from scshards.cells.batch import format_key
+from scshards.cells.tokenizer import ValueKind
+from scshards.exporting.options import Dtype, ExportOptions
+from scshards.shards.chunks import chunk_runs
+from scshards.shards.index import OBS_PREFIX, key_texts
+from scshards.shards.manifest import LabelInfo
 from scshards.shards.shardset import ShardSet
+from scshards.sources.rows import SOURCE
+from scshards.sources.shardset import KNOWN, OldSet, ShardSource
 
-SAMPLED = 64
-"""Of so many cells the survey keeps one, to know how large the cells are from key to key."""
+PART_BYTES = 1 << 21
+"""A part is of chunks of about so many bytes: of a plain set at most a million values, 12 MB, and as
+many again as they are written."""
 
-_NUMBERS = ("n_genes", "total", "source")
-"""What an expression may name beside labels; a label of the same name comes first."""
+_EXACT = {"float32": 1 << 24, "float64": 1 << 53, "int64": (1 << 63) - 1}
+"""Every whole number up to this is held exactly."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,57 +49,97 @@ class Survey:
     values
         Over all taken cells.
     largest_total
-        The largest sum of a cell's values; no value is above it.
-    is_ordered
-        Whether the cells lie in the shards in the order of inputs and rows.
-    keys, sizes
-        int64: of one in SAMPLED cells, by key, and the bytes of its member.
+        The largest sum of a cell's values; no count is above it.
     """
 
     cells: Mapping[str, int]
     left_out: int
     values: int
     largest_total: float
-    is_ordered: bool
-    keys: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+
+
+class Rows(NamedTuple):
+    """Genes and values of cells: cell i has those of indptr[i]:indptr[i + 1]."""
+
+    indptr: NDArray[np.int64]
+    genes: NDArray[np.int32]
+    values: NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Members:
-    """Cells as members: cell i is raw[starts[i]:starts[i] + cells["size"][i]]."""
+class Part:
+    """Cells of one shard that go into one file.
 
-    cells: NDArray[Any]
-    raw: NDArray[np.uint8]
-    starts: NDArray[np.int64]
+    Attributes
+    ----------
+    source, places
+        The shard, and their places there.
+    split, number, first
+        Their split, the number of its file, and how many cells of the export come before them.
+    """
 
-    def part(self, some: slice) -> Members:
-        """Those of some of the cells."""
-        return Members(cells=self.cells[some], raw=self.raw, starts=self.starts[some])
+    source: ShardSource
+    places: NDArray[np.intp]
+    split: str
+    number: int
+    first: int
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def known(self, column: str) -> NDArray[Any]:
+        """A column of the index."""
+        return self.source.index(0)[column][self.places]
+
+    @property
+    def keys(self) -> Any:
+        """Their keys as text, an arrow array."""
+        return key_texts(self.known("source").astype(np.int64), self.known("row"))
+
+    def read(self, dtype: np.dtype[Any]) -> Rows:
+        """Genes, and values as `dtype`.
+
+        Raises
+        ------
+        ConfigError
+            When a value is no such number.
+        ChecksumError, FormatError, StorageError
+            When the shard is not what was packed, or can't be read.
+        """
+        ((_, rows),) = self.source.cells(0, self.places)
+        values = rows.values
+        with np.errstate(invalid="ignore"):  # what is above 2^63 is looked at below
+            out = values.astype(dtype, copy=False)
+            if values.dtype.kind == "f" or int(values.max(initial=0)) <= _EXACT[dtype.name]:
+                return Rows(rows.indptr, rows.genes, out)
+            differs = out.astype(np.int64).view(np.uint64) != values
+        above = values >= 1 << 63 if dtype.kind == "i" else out >= 2.0**63
+        bad = np.flatnonzero(differs | above)
+        if len(bad):
+            cell = int(np.searchsorted(rows.indptr, bad[0], side="right")) - 1
+            key = format_key(*(int(self.known(name)[cell]) for name in ("source", "row")))
+            raise ConfigError(
+                f"the count {int(values[bad[0]])} is no {dtype}",
+                where=f"{self.source.name}: {key}",
+                advice="choose a wider one with --dtype, or leave the cell out with --where",
+            )
+        return Rows(rows.indptr, rows.genes, out)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Block:
-    """Decoded cells."""
-
-    cells: NDArray[Any]
-    rows: TokenRows
+Column = tuple[Callable[[Part], NDArray[Any]], tuple[str, ...] | None]
+"""What a column holds of cells, numbers or codes (-1 missing); and the texts that codes stand for."""
 
 
-class Taken:
+class Cells:
     """The cells that `options` take of a shard set.
 
     Attributes
     ----------
-    splits
-        In the order of the manifest.
-    labels
-        As the manifest has them.
-    sources
-        Names of the inputs, each once, printable.
-    dtype
-        Of what is known of a cell: `key`, the `size` of its member, `n_genes`, the place of its `split`,
-        and `label-0` and so on, int32 codes (-1 missing) or float64 numbers (NaN missing).
+    name, vocab
+        Of the set.
+    columns
+        What is known of a cell, by name: its split, its input and its row there, then its labels. A
+        label comes in the place of another column of its name.
 
     Raises
     ------
@@ -107,25 +149,29 @@ class Taken:
 
     def __init__(self, shardset: ShardSet, options: ExportOptions) -> None:
         manifest = shardset.manifest
-        self.shardset, self.name, self.labels = shardset, shardset.storage.at(""), manifest.labels
+        self.name, self.vocab = shardset.storage.at(""), shardset.vocab
+        self._options, self._set = options, OldSet.of(shardset)
         for split in options.splits or ():
             shardset.shards(split)
-        self.splits = tuple(s for s in manifest.splits if s in (options.splits or manifest.splits))
-        self.sources = _distinct(printable(s.name) for s in manifest.sources)
-        self.dtype = np.dtype(
-            [("key", "<i8"), ("size", "<i8"), ("n_genes", "<i4"), ("split", "<i2")]
-            + [
-                (f"label-{i}", "<f8" if info.kind == "number" else "<i4")
-                for i, info in enumerate(self.labels.values())
-            ]
-        )
-        self._where = None if options.where is None else where_.parse(options.where)
-        self._categories = {
-            **dict.fromkeys(_NUMBERS),
-            **{n: i.categories if i.kind == "category" else None for n, i in self.labels.items()},
+        asked = manifest.splits if options.splits is None else options.splits
+        self._splits = tuple(split for split in manifest.splits if split in asked)
+        self._n = sum(manifest.cells(split) for split in self._splits)
+        names = [source.name for source in manifest.sources]
+        # Of merged sets, several inputs may have one name.
+        place = {name: i for i, name in enumerate(dict.fromkeys(map(printable, names)))}
+        code = np.array([place[printable(name)] for name in names], np.int64)
+        self.columns: dict[str, Column] = {
+            "split": (self._codes, self._splits),
+            SOURCE: (lambda part: code[part.known("source")], tuple(place)),
+            "row": (lambda part: part.known("row"), None),
         }
+        self.columns = {n: c for n, c in self.columns.items() if n not in manifest.labels}
+        self.columns |= {name: _label(name, info) for name, info in manifest.labels.items()}
+        self._where = None if options.where is None else where_.parse(options.where)
         if self._where is not None:
-            self._where.check(self._categories, self.name)
+            labels = {n: i.categories if i.kind == "category" else None
+                      for n, i in manifest.labels.items()}  # fmt: skip
+            self._where.check({**dict.fromkeys(KNOWN), SOURCE: names, **labels}, self.name)
 
     def survey(self, *, shown: bool) -> Survey:
         """Look at all indexes.
@@ -137,139 +183,87 @@ class Taken:
         ChecksumError, FormatError, StorageError
             When an index is not what the manifest says.
         """
-        cells = dict.fromkeys(self.splits, 0)
-        values, largest, last, is_ordered = 0, 0.0, -1, True
-        sample = [np.zeros((2, 0), np.int64)]
-        total = sum(self.shardset.manifest.cells(s) for s in self.splits)
-        with Progress("reading indexes", total, shown=shown) as bar:
-            for code, shard in self._shards():
-                index, taken = self._index(shard, "size", "total")
-                keys = cell_keys(index["source"][taken], index["row"][taken])
-                if len(keys):
-                    cells[self.splits[code]] += len(keys)
-                    values += int(index["n_genes"][taken].sum(dtype=np.int64))
-                    largest = max(largest, float(index["total"][taken].max()))
-                    is_ordered &= bool(keys[0] > last) and bool((keys[1:] > keys[:-1]).all())
-                    last = int(keys[-1])
-                    sample.append(np.stack([keys, index["size"][taken]])[:, ::SAMPLED])
-                bar.add(shard.cells)
-        n = sum(cells.values())
-        if not n:
-            what = f"matches {self._where.text!r}" if self._where and total else "is there"
+        cells: Counter[str] = Counter()
+        values, largest = 0, 0.0
+        with Progress("reading indexes", self._n, shown=shown) as bar:
+            for split, source, taken in self._shards():
+                if len(taken):
+                    cells[split] += len(taken)
+                    values += int(source.known("n_genes")[taken].sum(dtype=np.int64))
+                    largest = max(largest, float(source.known("total")[taken].max()))
+                bar.add(source.n_rows)
+        if not cells:
+            what = f"matches {self._where.text!r}" if self._where and self._n else "is there"
             raise ConfigError(
                 f"no cell {what}",
                 where=self.name,
                 advice="loosen the expression; scshards info shows splits and labels",
             )
-        keys, sizes = np.concatenate(sample, axis=1)
-        by_key = np.argsort(keys)
-        return Survey(
-            cells={s: n for s, n in cells.items() if n},
-            left_out=total - n,
-            values=values,
-            largest_total=largest,
-            is_ordered=is_ordered,
-            keys=keys[by_key],
-            sizes=sizes[by_key],
-        )
+        left_out = self._n - cells.total()
+        return Survey(cells=dict(cells), left_out=left_out, values=values, largest_total=largest)
 
-    def reads(self) -> Iterator[Callable[[], Members]]:
-        """What reads the cells, shard after shard, neighbouring chunks at a time.
+    def parts(self, limit: int) -> Iterator[Part]:
+        """The cells in the order of the shards; a file has at most `limit` of one split.
 
         Raises
         ------
         ChecksumError, FormatError, StorageError
-            When an index, or what a function reads, is not what was packed.
+            When an index is not what the manifest says.
         """
-        labels = {OBS_PREFIX + name: f"label-{i}" for i, name in enumerate(self.labels)}
-        for code, shard in self._shards():
-            index, taken = self._index(shard, "size", "offset", *labels)
-            for places in chunk_runs(shard, index, taken, self.shardset.storage.at(shard.path)):
-                cells = np.empty(len(places), self.dtype)
-                cells["key"] = cell_keys(index["source"][places], index["row"][places])
-                cells["split"] = code
-                for column, name in {"size": "size", "n_genes": "n_genes", **labels}.items():
-                    cells[name] = index[column][places]
-                yield functools.partial(self._read, shard, places, cells, index["offset"][places])
+        before: Counter[str] = Counter()
+        for split, source, taken in self._shards():
+            for some in chunk_runs(source.run.shards[0][1], taken, PART_BYTES):
+                while len(some):
+                    number, there = divmod(before[split], limit)
+                    places, some = some[: limit - there], some[limit - there :]
+                    yield Part(
+                        source=source,
+                        places=places,
+                        split=split,
+                        number=number,
+                        first=before.total(),
+                    )
+                    before[split] += len(places)
 
-    def _read(
-        self,
-        shard: ShardInfo,
-        places: NDArray[np.intp],
-        cells: NDArray[Any],
-        offsets: NDArray[np.int64],
-    ) -> Members:
-        compression = self.shardset.manifest.compression
-        raw, begin = read_run(self.shardset.storage, shard, compression, places)
-        return Members(cells=cells, raw=raw, starts=offsets - begin)
+    def _shards(self) -> Iterator[tuple[str, ShardSource, NDArray[np.intp]]]:
+        """Each shard of the splits, and the places of the cells that are taken."""
+        for run in self._set.runs(self._set.manifest.labels, cells=1):
+            split = run.shards[0][0]
+            if split not in self._splits:
+                continue
+            source = ShardSource(run, 0, self._options.storage_options)
+            if self._where is None:
+                yield split, source, np.arange(source.n_rows)
+                continue
+            values = {column: source.column(column) for column in self._where.columns}
+            mask = self._where.mask(values, source.n_rows, where=self.name)
+            yield split, source, np.flatnonzero(mask)
 
-    def decoded(self, members: Members) -> Block:
-        """Genes and values of members; FormatError when one is no cell."""
-        manifest, cells = self.shardset.manifest, members.cells
-        rows = decode_block(
-            members.raw,
-            members.starts,
-            np.ascontiguousarray(cells["size"]),
-            manifest.vocab_size,
-            manifest.value_kind,
-            lambda i: self.place(cells[i]),
+    def _codes(self, part: Part) -> NDArray[np.int64]:
+        return np.full(len(part), self._splits.index(part.split))
+
+
+def value_dtype(asked: Dtype, kind: ValueKind, largest_total: float) -> np.dtype[Any]:
+    """The dtype that values are written as.
+
+    `largest_total` is the largest sum of a cell's values, as the indexes have it: no count is above it.
+
+    Raises
+    ------
+    ConfigError
+        For whole numbers of values that are none.
+    """
+    if kind == "float" and asked == "int64":
+        raise ConfigError(
+            "the shard set holds float values", where="dtype", advice="use float32 or float64"
         )
-        differs = np.flatnonzero(np.diff(rows.indptr) != cells["n_genes"])
-        if len(differs):
-            raise FormatError(
-                "n_genes is another in the index",
-                where=self.place(cells[differs[0]]),
-                advice="run scshards verify on the shard set",
-            )
-        return Block(cells=cells, rows=rows)
-
-    def no_cells(self) -> Block:
-        """A block without cells, which shows the types."""
-        raw = np.zeros(0, np.uint8)
-        raw.setflags(write=False)  # as chunks are: the kernels are compiled once
-        nobody = Members(cells=np.zeros(0, self.dtype), raw=raw, starts=np.zeros(0, np.int64))
-        return self.decoded(nobody)
-
-    def place(self, cell: Any) -> str:
-        """What an error calls a cell."""
-        source, row = split_keys(cell["key"])
-        return f"{self.name}: {format_key(int(source), int(row))}"
-
-    def _shards(self) -> Iterator[tuple[int, ShardInfo]]:
-        for code, split in enumerate(self.splits):
-            for shard in self.shardset.manifest.splits[split]:
-                yield code, shard
-
-    def _index(
-        self, shard: ShardInfo, *columns: str
-    ) -> tuple[dict[str, NDArray[Any]], NDArray[np.intp]]:
-        """Columns of a shard's index, and which of its cells are taken."""
-        expression = self._where
-        names = expression.columns if expression else ()
-        named = {name: OBS_PREFIX + name if name in self.labels else name for name in names}
-        needed = ("source", "row", "n_genes", *columns, *named.values())
-        index = self.shardset.index(shard, list(dict.fromkeys(needed)))
-        if expression is None:
-            return index, np.arange(shard.cells)
-        values = {name: self._as_texts(index[column], name) for name, column in named.items()}
-        return index, np.flatnonzero(expression.mask(values, shard.cells, where=self.name))
-
-    def _as_texts(self, values: NDArray[Any], column: str) -> Any:
-        import pandas as pd
-
-        categories = self._categories[column]
-        if categories is None:
-            return values
-        return pd.Categorical.from_codes(values, categories=list(categories))
+    if asked != "auto":
+        return np.dtype(asked)
+    # Below and not up to: a sum that was rounded down to the limit may hide a number above it.
+    fits = (name for name, limit in _EXACT.items() if largest_total < limit or kind == "float")
+    return np.dtype(next(fits, "int64"))
 
 
-def _distinct(names: Iterable[str]) -> tuple[str, ...]:
-    """The names, a number behind those that were there before."""
-    out: dict[str, None] = {}
-    for name in names:
-        other, n = name, 1
-        while other in out:
-            n += 1
-            other = f"{name} ({n})"
-        out[other] = None
-    return tuple(out)
+def _label(name: str, info: LabelInfo) -> Column:
+    texts = None if info.kind == "number" else info.categories
+    return lambda part: part.known(OBS_PREFIX + name), texts

@@ -1,44 +1,38 @@
 """`export`: a shard set -> scBank, AnnData or parquet, exactly, as a stream.
 
     indexes --survey--> how many cells, which dtype
-    runs --read--> members --sorted--> cut into files --decoded, prepared--> files --publish--> output
+    parts --read, prepared--> files --publish--> output
 
-Threads read, and threads decode and prepare; this one takes what they have made in order, and writes.
-A few chunks of a shard for each, and a row group, are in memory, whatever the set is like.
+Threads read parts and make ready what is written; this one takes that in order, and writes. A part for
+each, and a row group, are in memory, whatever the set is like.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import json
 import logging
-import operator
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from scshards.base.errors import ConfigError
 from scshards.base.progress import Progress
-from scshards.base.records import read_json
+from scshards.base.records import Count, Damaged, from_tree, read_json, to_tree
 from scshards.base.remote import translated
 from scshards.base.threads import all_cores, in_order
-from scshards.exporting.cells import Members, Taken
+from scshards.cells.vocab import Vocab
+from scshards.exporting.cells import Cells, Part, value_dtype
 from scshards.exporting.h5ad import H5adLayout, read_record
 from scshards.exporting.options import MAX_CELLS
 from scshards.exporting.options import ExportOptions as ExportOptions
-from scshards.exporting.order import in_source_order
 from scshards.exporting.output import Output
 from scshards.exporting.parquet import ParquetLayout, bank_vocab
-from scshards.exporting.values import value_dtype
-from scshards.shards.manifest import MANIFEST, VOCAB
+from scshards.shards.manifest import VOCAB
 from scshards.shards.shardset import ShardSet
 
 _log = logging.getLogger(__name__)
@@ -49,9 +43,6 @@ MARK = "export.json"
 BANK_MANIFEST, BANK_TABLE = "manifest.json", "counts.datatable.parquet"
 """The last file of a scBank, and the one that holds its cells."""
 
-PART_VALUES = 1 << 20
-"""So many values are decoded at once, unless one cell has more: 12 MB, and 12 as they are written."""
-
 MOST_WORKERS = 4
 """Where nobody says how many; the one that writes keeps no more of them busy."""
 
@@ -61,9 +52,9 @@ class ExportedFile:
     """One file of cells: its path in the output ("" for the output itself), what it holds, its size."""
 
     path: str
-    cells: int
-    values: int
-    bytes: int
+    cells: Count
+    values: Count
+    bytes: Count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +65,7 @@ class ExportReport:
     ----------
     shard_set, manifest_sha256
         The set's address without credentials, and the checksum of its manifest.
-    output, to, order, dtype
+    output, to, dtype
         Where and how; `dtype` is that of the values.
     splits
         {split: cells}.
@@ -90,24 +81,13 @@ class ExportReport:
     manifest_sha256: str
     output: str
     to: str
-    order: str
     dtype: str
-    splits: dict[str, int]
-    cells: int
-    values: int
-    left_out: int
+    splits: Mapping[str, Count]
+    cells: Count
+    values: Count
+    left_out: Count
     files: tuple[ExportedFile, ...]
     request: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> ExportReport:
-        """From what `to_json` gave."""
-        files = tuple(ExportedFile(**file) for file in tree["files"])
-        return cls(**{**tree, "files": files})
 
 
 def export(
@@ -118,7 +98,7 @@ def export(
     *,
     restart: bool = False,
 ) -> ExportReport:
-    """Write the cells of a shard set in another layout.
+    """Write the cells of a shard set in another layout, in the order in which they lie in the shards.
 
     Parameters
     ----------
@@ -153,60 +133,59 @@ def export(
     address = os.fspath(output).rstrip("/")
     is_file = _check_name(address, options)
     shardset = ShardSet(root, options.storage_options)
-    manifest_sha256 = hashlib.sha256(shardset.storage.read(MANIFEST)).hexdigest()
-    request = options.request(manifest_sha256)
-    taken = Taken(shardset, options)
+    request = options.request(shardset.manifest_sha256)
+    cells = Cells(shardset, options)
     layout: H5adLayout | ParquetLayout
     if options.to == "h5ad":
-        layout = H5adLayout(taken)
+        layout = H5adLayout(cells)
     else:
-        layout = ParquetLayout(taken, labelled=options.to == "parquet")
+        layout = ParquetLayout(cells, labelled=options.to == "parquet")
     target = Output(address, options, is_file=is_file, request=request, restart=restart)
     done = _finished(target, request, is_file=is_file)
     if done is not None:
         return done
-    workers = options.workers or min(all_cores(), MOST_WORKERS)
+    one = "" if is_file else BANK_TABLE if options.to == "scbank" else None
+
+    def name(found: tuple[Part, int, Any]) -> str:
+        part = found[0]
+        return f"{part.split}-{part.number:06d}.{options.to}" if one is None else one
+
     with target, contextlib.ExitStack() as threads:
-        survey = taken.survey(shown=progress)
+        survey = cells.survey(shown=progress)
         dtype = value_dtype(options.dtype, shardset.manifest.value_kind, survey.largest_total)
         report = ExportReport(
-            shard_set=taken.name,
-            manifest_sha256=manifest_sha256,
+            shard_set=cells.name,
+            manifest_sha256=shardset.manifest_sha256,
             output=target.name,
             to=options.to,
-            order=options.order,
             dtype=dtype.name,
-            splits=dict(survey.cells),
+            splits=survey.cells,
             cells=sum(survey.cells.values()),
             values=survey.values,
             left_out=survey.left_out,
             files=(),
             request=request,
         )
-        read = contextlib.closing(in_order(operator.call, taken.reads(), workers))
-        members: Iterator[Members] = threads.enter_context(read)
-        if options.order == "source" and not survey.is_ordered:
-            members = in_source_order(
-                members, survey, taken.dtype, target.sort_folder, shown=progress
-            )
 
-        def prepared(part: _Part) -> tuple[_Part, int, Any]:
-            block = taken.decoded(part.members)
-            return part, len(block.rows.genes), layout.prepared(block, dtype, part.first)
+        def prepared(part: Part) -> tuple[Part, int, Any]:
+            rows = part.read(dtype)
+            return part, len(rows.genes), layout.prepared(part, rows)
 
-        parts = in_order(prepared, _parts(members, taken, options, is_file=is_file), workers)
+        limit = options.max_cells or MAX_CELLS if one is None else sys.maxsize
+        workers = options.workers or min(all_cores(), MOST_WORKERS)
+        parts = in_order(prepared, cells.parts(limit), workers)
         threads.enter_context(contextlib.closing(parts))
-        record = json.dumps(report.to_json()) if is_file else ""
+        record = json.dumps(to_tree(report)) if is_file else ""
         files = []
         with Progress("export", report.cells, shown=progress) as bar:
-            for name, of_file in itertools.groupby(parts, key=lambda found: found[0].file):
+            for path, of_file in itertools.groupby(parts, key=name):
                 n = {"cells": 0, "values": 0}
                 with translated(target.name):
-                    layout.write(target.begin(name), dtype, record, _counted(of_file, n, bar))
-                files.append(ExportedFile(path=name, **n, bytes=target.end(name)))
+                    layout.write(target.begin(path), record, _counted(of_file, n, bar))
+                files.append(ExportedFile(path=path, **n, bytes=target.end(path)))
         assert sum(f.cells for f in files) == report.cells
         report = dataclasses.replace(report, files=tuple(files))
-        target.publish(None if is_file else _small_files(taken, target, report))
+        target.publish(None if is_file else _small_files(shardset.vocab, target, report))
     return report
 
 
@@ -215,12 +194,12 @@ def _finished(target: Output, request: str, *, is_file: bool) -> ExportReport | 
     storage = target.storage
     try:
         said = read_record(storage) if is_file else storage.read_if_there(MARK)
-        report = ExportReport.from_json(read_json(said or "{}"))
-        if report.request != request:
-            return None
-        sizes = {"": storage.size("")} if is_file else storage.sizes()
-    except (KeyError, TypeError, ValueError):
+        report = from_tree(ExportReport, read_json(said or "{}"))
+    except Damaged:
         return None  # something else, which is told of where it is refused
+    if report.request != request:
+        return None
+    sizes = {"": storage.size("")} if is_file else storage.sizes()
     if is_file:
         n = {"cells": report.cells, "values": report.values, "bytes": storage.size("")}
         report = dataclasses.replace(report, files=(ExportedFile(path="", **n),))
@@ -232,53 +211,21 @@ def _finished(target: Output, request: str, *, is_file: bool) -> ExportReport | 
     return report
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Cells of one file, and how many of the export come before them."""
-
-    file: str
-    first: int
-    members: Members
-
-
-def _parts(
-    members: Iterable[Members], taken: Taken, options: ExportOptions, *, is_file: bool
-) -> Iterator[_Part]:
-    """Cut the members into the files of the output, and into what is decoded at once."""
-    cells: Counter[str] = Counter()
-    only = "" if is_file else BANK_TABLE if options.to == "scbank" else None
-    limit = options.max_cells or MAX_CELLS if only is None else sys.maxsize
-    for some in members:
-        # In the order of the shards, all of them are of one split.
-        split = taken.splits[int(some.cells["split"][0])]
-        group = split if options.order == "shard" else "cells"
-        while len(some.cells):
-            number, before = divmod(cells[group], limit)
-            ends = np.cumsum(some.cells["n_genes"], dtype=np.int64)
-            n = min(limit - before, 1 + int(np.searchsorted(ends, PART_VALUES)))
-            part, some = some.part(slice(n)), some.part(slice(n, None))
-            name = f"{group}-{number:06d}.{options.to}" if only is None else only
-            yield _Part(name, cells.total(), part)
-            cells[group] += len(part.cells)
-
-
 def _counted(
-    found: Iterable[tuple[_Part, int, Any]], n: dict[str, int], bar: Progress
-) -> Iterator[tuple[Any, int]]:
-    """What is written, and its values; `n` and the bar say how much it is."""
+    found: Iterable[tuple[Part, int, Any]], n: dict[str, int], bar: Progress
+) -> Iterator[Any]:
+    """What is written; `n` and the bar say how much it is."""
     for part, values, prepared in found:
-        cells = part.members.cells
-        n["cells"] += len(cells)
+        n["cells"] += len(part)
         n["values"] += values
-        bar.add(len(cells), bytes=int(cells["size"].sum()))
-        yield prepared, values
+        bar.add(len(part), bytes=int(part.known("size").sum()))
+        yield prepared
 
 
-def _small_files(taken: Taken, target: Output, report: ExportReport) -> tuple[str, bytes]:
+def _small_files(vocab: Vocab, target: Output, report: ExportReport) -> tuple[str, bytes]:
     """Write what stands beside the cells; the name and bytes of the last file."""
-    tree = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
+    tree = json.dumps(to_tree(report), indent=1, ensure_ascii=False)
     told = f"{tree}\n".encode(errors="backslashreplace")
-    vocab = taken.shardset.vocab
     if report.to != "scbank":
         target.write(VOCAB, vocab.to_json())
         return MARK, told
@@ -296,10 +243,10 @@ def _check_name(address: str, options: ExportOptions) -> bool:
             "the name of a scBank ends in .scb", where=address, advice=f"name it {address}.scb"
         )
     is_file = options.to == "h5ad" and address.endswith(".h5ad")
-    if is_file and options.max_cells is not None:
+    if options.max_cells is not None and (is_file or options.to == "scbank"):
         raise ConfigError(
-            "one file holds all cells",
+            "one file holds all cells, whatever their number",
             where="max_cells",
-            advice="name a folder, without .h5ad at its end, for several files",
+            advice="leave it out, export to parquet, or name a folder of h5ad files",
         )
     return is_file

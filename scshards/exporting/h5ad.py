@@ -1,11 +1,12 @@
 """AnnData files of cells, written block by block: CSR counts, labels in obs, the vocabulary in var.
 
-Datasets grow as cells come, so that no matrix is ever whole in memory. Called by exporting.export.
+Datasets grow as cells come, so that no matrix is ever whole in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,9 @@ import numpy as np
 
 from scshards.base.errors import ConfigError, FormatError
 from scshards.base.storage import Storage
-from scshards.cells.batch import split_keys
 from scshards.cells.vocab import SPECIALS
 from scshards.census.h5ad import H5adWriter
-from scshards.exporting.cells import Block, Taken
-from scshards.exporting.values import columns, written
-from scshards.shards.index import key_texts
+from scshards.exporting.cells import Cells, Part, Rows
 
 _RECORD = "scshards-export"
 
@@ -32,55 +30,54 @@ class H5adLayout:
         When AnnData can't hold a label, a category or a gene by its name.
     """
 
-    def __init__(self, taken: Taken) -> None:
-        self._taken, self._columns = taken, columns(taken)
-        self._tokens = taken.shardset.vocab.tokens
+    def __init__(self, cells: Cells) -> None:
+        self._name, self._columns = cells.name, cells.columns
+        self._tokens = cells.vocab.tokens
         self._is_gene = np.array([t not in SPECIALS for t in self._tokens], np.bool_)
         self._place = np.where(self._is_gene, np.cumsum(self._is_gene) - 1, -1).astype(np.int32)
-        for name in taken.labels:
+        for name in self._columns:
             parts = name.split("/")
-            inside = [other for other in taken.labels if other.startswith(f"{name}/")]
+            inside = [other for other in self._columns if other.startswith(f"{name}/")]
             if name == "_index" or "" in parts or "." in parts or inside:
                 raise ConfigError(
                     f"the label {name!r} can't be a column of obs",
-                    where=taken.name,
+                    where=cells.name,
                     advice="export a copy without it: scshards reshard --obs",
                 )
         texts = [*self._tokens, *self._columns]
         texts += [text for _, some in self._columns.values() for text in some or ()]
         bad = next((text for text in texts if "\0" in text), None)
         if bad is not None:
-            raise ConfigError(f"HDF5 can't hold the text {bad!r}", where=taken.name)
+            raise ConfigError(f"HDF5 can't hold the text {bad!r}", where=cells.name)
 
-    def prepared(self, block: Block, dtype: np.dtype[Any], first_id: int) -> tuple[Any, ...]:
+    def prepared(self, part: Part, rows: Rows) -> tuple[Any, ...]:
         """Cells as `write` takes them: names, columns of obs, rows of X; an h5ad file has no ids."""
-        indices = self._place[block.rows.genes]
+        indices = self._place[rows.genes]
         if len(indices) and int(indices.min()) < 0:
             raise FormatError(
                 "a cell holds a special token",
-                where=self._taken.name,
+                where=self._name,
                 advice="run scshards verify on the shard set",
             )
-        names = key_texts(*split_keys(block.cells["key"])).to_numpy(zero_copy_only=False)
-        obs = [values_of(block.cells) for values_of, _ in self._columns.values()]
-        return names, obs, (block.rows.indptr, indices, written(self._taken, block, dtype))
+        names = part.keys.to_numpy(zero_copy_only=False)
+        obs = [values_of(part) for values_of, _ in self._columns.values()]
+        return names, obs, rows._replace(genes=indices)
 
-    def write(
-        self, path: Path, dtype: np.dtype[Any], record: str, found: Iterable[tuple[Any, int]]
-    ) -> None:
+    def write(self, path: Path, record: str, found: Iterator[tuple[Any, ...]]) -> None:
         """A file of what `prepared` has made; `record` is what `read_record` gives back, "" is none."""
         import pandas as pd
 
-        nobody = self._taken.no_cells().cells
+        first = next(found)
         obs: dict[str, Any] = {}
-        for name, (values_of, texts) in self._columns.items():
-            obs[name] = values_of(nobody)
+        for (name, (_, texts)), values in zip(self._columns.items(), first[1], strict=True):
+            obs[name] = values[:0]
             if texts is not None:
                 categories = pd.Index(np.array(texts, object), dtype=object)
                 obs[name] = pd.Categorical.from_codes([], categories=categories)
         no_names = pd.Index([], dtype=object)
         genes = np.array(self._tokens, object)[self._is_gene]
         var = pd.DataFrame({"id": np.flatnonzero(self._is_gene)}, index=genes)
+        dtype = first[2].values.dtype
         with H5adWriter(path, pd.DataFrame(obs, index=no_names), var, dtype) as writer:
             if record:
                 writer.file.attrs[_RECORD] = record
@@ -89,7 +86,7 @@ class H5adLayout:
                 for name, (_, texts) in self._columns.items()
             ]
             names = writer.file["obs"][writer.file["obs"].attrs["_index"]]
-            for (some_names, of_obs, rows), _ in found:
+            for some_names, of_obs, rows in itertools.chain([first], found):
                 names.resize((writer.cells + len(some_names),))
                 names[writer.cells :] = some_names
                 for column, values in zip(growing, of_obs, strict=True):

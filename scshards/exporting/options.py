@@ -1,4 +1,4 @@
-"""Options of `export`: which cells, in which layout and order, as what."""
+"""Options of `export`: which cells, in which layout, as what."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from scshards.base import where as where_
+from scshards.base.config import conform
 from scshards.base.errors import ConfigError
 
 Layout = Literal["scbank", "h5ad", "parquet"]
-Order = Literal["shard", "source"]
 Dtype = Literal["auto", "float32", "float64", "int64"]
 
 MAX_CELLS = 100_000
@@ -32,18 +31,15 @@ class ExportOptions:
         Take the cells of these splits only.
     where
         Take the cells this is true for: an expression over labels, n_genes, total (the sum of a cell's
-        values) and source (the input's number), such as "tissue == 'lung' and n_genes > 500".
-    order
-        The order of the cells. shard: as they lie in the shards, split after split. source: as they
-        were in the inputs, which takes temporary files about as large as the shards.
+        values) and source (the input's name), such as "tissue == 'lung' and n_genes > 500".
     max_cells
         Cells of a file at most, where the output has several. Without it, 100,000.
     dtype
         The type of the values. auto: the first of float32, float64 and int64 that holds all of them
         exactly.
     scratch
-        The folder for temporary files: those of the order by source, and of outputs in an object store.
-        Without it, beside a local output, or the system's.
+        The folder for the file that is being made for an output in an object store. Without it, the
+        system's.
     workers
         Threads that read and decode cells, beside the one that writes. Without it, one for each core,
         but not more than four. What is written is the same for any.
@@ -54,7 +50,6 @@ class ExportOptions:
     to: Layout
     splits: tuple[str, ...] | None = None
     where: str | None = None
-    order: Order = "shard"
     max_cells: int | None = None
     dtype: Dtype = "auto"
     scratch: str | None = None
@@ -62,33 +57,14 @@ class ExportOptions:
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        for name, known in (("to", Layout), ("order", Order), ("dtype", Dtype)):
-            value = getattr(self, name)
-            if value not in get_args(known):
-                raise ConfigError(
-                    f"{value!r} is not one of {', '.join(map(repr, get_args(known)))}", where=name
-                )
-        if isinstance(self.splits, str):
-            raise ConfigError("splits takes a list of names", where="splits")
-        if self.splits is not None:
-            object.__setattr__(self, "splits", tuple(dict.fromkeys(self.splits)))
-            if not self.splits:
-                raise ConfigError("no split is named", where="splits")
+        conform(self)
         for name in ("max_cells", "workers"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise ConfigError(f"{value!r} is not at least 1", where=name)
-        if self.max_cells is not None and self.to == "scbank":
-            raise ConfigError(
-                "a scBank has one file, whatever the number of its cells",
-                where="max_cells",
-                advice="leave it out; or export to parquet",
-            )
-        if self.where is not None:
-            where_.parse(self.where)
+            if value is not None and value < 1:
+                raise ConfigError(f"{value} is not at least 1", where=name)
 
     def request(self, manifest_sha256: str) -> str:
         """SHA-256 (hex) of what is asked for, of a shard set of this manifest."""
-        names = ("to", "splits", "where", "order", "max_cells", "dtype")
+        names = ("to", "splits", "where", "max_cells", "dtype")
         asked = {"manifest": manifest_sha256} | {name: getattr(self, name) for name in names}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

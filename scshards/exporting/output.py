@@ -54,8 +54,6 @@ class Output:
     ----------
     storage, name
         The output, and its address in messages.
-    sort_folder
-        An empty local folder for temporary files, while this is entered.
 
     Raises
     ------
@@ -75,35 +73,28 @@ class Output:
         self._target = self.storage.local_path
         self._lease: Lease | None = None
         self._uploaded: list[str] = []
-        folders = []
         if self._target is not None:
-            folders.append(self._target.with_name(f".{self._target.name}{_LEASES}"))
-        if self._target is None or options.scratch is not None:
-            where = temporary_folder() if options.scratch is None else path_of(options.scratch)
-            mark = hashlib.sha256(str(self._target or address).encode()).hexdigest()[:16]
-            folders.append(where / f"scshards-export-{mark}")
-        self._folders = folders
-        self._built, self.sort_folder = folders[0] / "built", folders[-1] / "sort"
+            self._folder = self._target.with_name(f".{self._target.name}{_LEASES}")
+        else:
+            above = temporary_folder() if options.scratch is None else path_of(options.scratch)
+            mark = hashlib.sha256(address.encode()).hexdigest()[:16]
+            self._folder = above / f"scshards-export-{mark}"
+        self._built = self._folder / "built"
 
     def __enter__(self) -> Output:
-        self._refuse_what_is_there()
-        busy = "another export is writing there"
         with contextlib.ExitStack() as stack:
-            for folder in self._folders:
-                with translated(str(folder)):
-                    stack.enter_context(claimed(folder, at=self.name, busy=busy))
+            with translated(str(self._folder)):
+                busy = "another export is writing there"
+                stack.enter_context(claimed(self._folder, at=self.name, busy=busy))
+                self._built.mkdir()
             if self._target is None:
                 at = (self.storage, _LEASES)
                 if self._is_file:
                     parent, _, last = self.storage.url.rpartition("/")
                     at = (Storage(parent, self._options), f".{last}{_LEASES}")
                 self._lease = stack.enter_context(Lease(*at))
-                # The mark of the unfinished goes last.
-                for name in sorted(self._unfinished(), key=lambda n: n == BEGUN):
-                    self.storage.remove(name)
-            for new in (self._built, self.sort_folder):
-                with translated(str(new)):
-                    new.mkdir()
+            for name in self._leftovers():
+                self.storage.remove(name)
             self._held = stack.pop_all()
         return self
 
@@ -132,8 +123,8 @@ class Output:
                 sync(path)
                 return size
             self._lease.check()
-            if self._is_file and self.storage.exists(""):
-                raise self._exists()
+            if self._is_file:
+                self._leftovers()
             self._uploaded.append(name)
             self.storage.upload(name, path)
             path.unlink()
@@ -170,61 +161,43 @@ class Output:
 
     def remove_leftovers(self) -> None:
         """Remove what an export has left that was killed after it had published its output."""
-        for folder in self._folders:
-            if folder.exists() or set_aside_before(folder):
-                # Whoever holds it removes it.
-                with contextlib.suppress(OutputExistsError), claimed(folder, busy=""):
-                    pass
+        if self._folder.exists() or set_aside_before(self._folder):
+            # Whoever holds it removes it.
+            with contextlib.suppress(OutputExistsError), claimed(self._folder, busy=""):
+                pass
         if self._target is None and not self._is_file:
             self.storage.remove(BEGUN)
 
     def _rename(self, target: Path) -> None:
         """Give what is built the name of the output."""
         with translated(self.name):
-            if self._is_file:
-                # A folder that is there refuses by itself.
-                if target.exists():
-                    raise self._exists()
-            else:
+            if not self._is_file:
                 sync(self._built)
-            try:
-                (self._built / "file" if self._is_file else self._built).rename(target)
-            except OSError:
-                if target.exists():
-                    raise self._exists() from None
-                raise
+            self._leftovers()
+            (self._built / "file" if self._is_file else self._built).rename(target)
             sync(target.parent)
 
-    def _refuse_what_is_there(self) -> None:
-        """Refuse an output that is there; in a store it is looked at again under the lease."""
-        target = self._target
+    def _leftovers(self) -> list[str]:
+        """What an unfinished export has left in a store; OutputExistsError where there is more."""
+        target, names = self._target, list[str]()
         with translated(self.name):
-            if target is None:
-                is_there = self._is_file and self.storage.exists("")
+            if target is not None:
+                is_free = not os.path.lexists(target)
+                is_free |= not self._is_file and target.is_dir() and not any(target.iterdir())
+            elif self._is_file:
+                is_free = not self.storage.exists("")
             else:
-                is_there = os.path.lexists(target)
-                is_there &= self._is_file or not target.is_dir() or any(target.iterdir())
-        if is_there:
-            raise self._exists()
-        self._unfinished()
-
-    def _unfinished(self) -> list[str]:
-        """The files of an unfinished export that may go; OutputExistsError when there are others."""
-        if self._is_file or self._target is not None:
-            return []
-        names = [n for n in self.storage.list() if not n.startswith(f"{_LEASES}/")]
-        if names and (BEGUN not in names or not all(map(_OURS.fullmatch, names))):
-            raise self._exists()
-        said = self.storage.read_if_there(BEGUN) or b""
+                names = [n for n in self.storage.list() if not n.startswith(f"{_LEASES}/")]
+                is_free = not names or (BEGUN in names and all(map(_OURS.fullmatch, names)))
+        if not is_free:
+            raise OutputExistsError(
+                "there is something already", where=self.name, advice="choose another output"
+            )
+        said = self.storage.read_if_there(BEGUN) or b"" if names else b""
         if names and not self._restart and self._request.encode() not in said:
             raise OutputExistsError(
                 "an export of something else that was not finished has left files there",
                 where=self.name,
                 advice="throw them away with --restart, or choose another output",
             )
-        return names
-
-    def _exists(self) -> OutputExistsError:
-        return OutputExistsError(
-            "there is something already", where=self.name, advice="choose another output"
-        )
+        return sorted(names, key=lambda n: n == BEGUN)  # the mark goes last

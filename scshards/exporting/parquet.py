@@ -2,23 +2,20 @@
 
 scBank's columns are those that `datasets.Dataset.to_parquet` writes of what scGPT's DataBank gives it
 (scgpt/scbank/databank.py): id int64, genes list<int64>, expressions list<float> of a float32 matrix.
-Called by exporting.export.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from scshards.base.errors import ConfigError
-from scshards.cells.batch import split_keys
 from scshards.cells.vocab import SPECIALS, Vocab
-from scshards.exporting.cells import Block, Taken
-from scshards.exporting.values import columns, written
-from scshards.shards.index import key_texts
+from scshards.exporting.cells import Cells, Part, Rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,8 +31,8 @@ class ParquetLayout:
 
     Parameters
     ----------
-    taken
-        The shard set.
+    cells
+        Of the shard set.
     labelled
         With keys, labels, splits and inputs; scBank has none.
 
@@ -45,49 +42,44 @@ class ParquetLayout:
         When a label can't be a column beside those that every cell has.
     """
 
-    def __init__(self, taken: Taken, *, labelled: bool) -> None:
-        self._taken, self._labelled = taken, labelled
-        self._columns = columns(taken) if labelled else {}
+    def __init__(self, cells: Cells, *, labelled: bool) -> None:
+        self._labelled, self._columns = labelled, cells.columns if labelled else {}
         for name in (ID, KEY, GENES, EXPRESSIONS):
             if name in self._columns:
                 raise ConfigError(
                     f"the label {name!r} has the name of a column that every cell has",
-                    where=taken.name,
+                    where=cells.name,
                     advice="export a copy without it: scshards reshard --obs",
                 )
 
-    def prepared(self, block: Block, dtype: np.dtype[Any], first_id: int) -> pa.Table:
-        """Cells as `write` takes them; `first_id` is the id of the first."""
+    def prepared(self, part: Part, rows: Rows) -> pa.Table:
+        """Cells as `write` takes them."""
         import pyarrow as pa
 
-        n, offsets = len(block.cells), pa.array(block.rows.indptr.astype(np.int32))
-        genes, values = block.rows.genes.astype(np.int64), written(self._taken, block, dtype)
-        found: dict[str, Any] = {ID: pa.array(np.arange(first_id, first_id + n))}
+        offsets = pa.array(rows.indptr.astype(np.int32))
+        found: dict[str, Any] = {ID: pa.array(np.arange(part.first, part.first + len(part)))}
         if self._labelled:
-            found[KEY] = key_texts(*split_keys(block.cells["key"]))
-        found[GENES] = pa.ListArray.from_arrays(offsets, pa.array(genes))
-        found[EXPRESSIONS] = pa.ListArray.from_arrays(offsets, pa.array(values))
+            found[KEY] = part.keys
+        genes = pa.array(rows.genes.astype(np.int64))
+        found[GENES] = pa.ListArray.from_arrays(offsets, genes)
+        found[EXPRESSIONS] = pa.ListArray.from_arrays(offsets, pa.array(rows.values))
         for name, (values_of, texts) in self._columns.items():
-            some = values_of(block.cells)
+            some = values_of(part)
             mask = np.isnan(some) if texts is None else some < 0
-            array = pa.array(some.astype(np.int32) if texts is not None else some, mask=mask)
+            array = pa.array(some if texts is None else some.astype(np.int32), mask=mask)
             if texts is not None:
                 dictionary = pa.array(texts, pa.string())
                 array = pa.DictionaryArray.from_arrays(array, dictionary).dictionary_decode()
             found[name] = array
         return pa.table(found)
 
-    def write(
-        self, path: Path, dtype: np.dtype[Any], record: str, found: Iterable[tuple[pa.Table, int]]
-    ) -> None:
-        """A file of what `prepared` has made, each with the number of its values.
-
-        There is no place for a record: one stands beside the files.
-        """
+    def write(self, path: Path, record: str, found: Iterator[pa.Table]) -> None:
+        """A file of what `prepared` has made. There is no place for a record: one stands beside it."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        schema = self.prepared(self._taken.no_cells(), dtype, 0).schema
+        first = next(found)
+        schema = first.schema
         texts = [f.name for f in schema if f.type == pa.string() and f.name != KEY]
         # Ids ascend within a cell, so their differences are small.
         packed = {f"{GENES}.list.element": "DELTA_BINARY_PACKED", ID: "DELTA_BINARY_PACKED"}
@@ -99,8 +91,9 @@ class ParquetLayout:
             use_dictionary=[f"{EXPRESSIONS}.list.element", *texts],
             column_encoding=packed,
         ) as writer:
-            for table, values in found:
-                group, n_values = pa.concat_tables([group, table]), n_values + values
+            for table in itertools.chain([first], found):
+                group = pa.concat_tables([group, table])
+                n_values += len(table.column(GENES).chunk(0).values)
                 if n_values >= ROW_GROUP_VALUES or len(group) >= ROW_GROUP_CELLS:
                     writer.write_table(group, row_group_size=len(group))
                     group, n_values = schema.empty_table(), 0

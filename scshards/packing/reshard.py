@@ -8,7 +8,6 @@ a pack of the same cells with the same options, byte for byte, unless that drops
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from scshards.packing.options import HELD_OUT, KEPT, PackOptions, known, parts_o
 from scshards.packing.options import ReshardOptions as ReshardOptions
 from scshards.packing.pack import run
 from scshards.packing.phases import Request
-from scshards.shards.manifest import MANIFEST, Manifest
+from scshards.shards.manifest import Manifest
 from scshards.shards.shardset import ShardSet
 from scshards.shards.tar import MAX_SOURCES
 from scshards.sources.inputs import Input
@@ -151,13 +150,7 @@ def _open_sets(roots: Sequence[Input], options: ReshardOptions) -> tuple[list[Ol
     n_sources = 0
     for root in roots:
         found = ShardSet(root, options.storage_options)
-        old = OldSet(
-            root=found.storage.url,
-            name=found.storage.at(""),
-            manifest=found.manifest,
-            sha256=hashlib.sha256(found.storage.read(MANIFEST)).hexdigest(),
-            first_source=n_sources,
-        )
+        old = OldSet.of(found, n_sources)
         n_sources += len(old.manifest.sources)
         vocabs.append(found.vocab)
         sets.append(old)

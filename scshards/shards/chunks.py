@@ -1,20 +1,19 @@
 """Reading cells of a shard in order: the chunks that hold them, checked, and members decoded in blocks.
 
-    index, places --read_chunks--> raw bytes of some chunks at a time --decode_block--> TokenRows
+    index, places --chunk_runs--> groups of places --read_cells--> genes and values
 
-A few chunks are in memory at a time. Called by sources.shardset and exporting.cells; the stream,
-which reads cells at random, has a reader of its own (stream.fetch).
+A few chunks are in memory at a time. Called by shards.shardset, sources.shardset and through it by pack
+and export; the stream, which reads cells at random, has a reader of its own (stream.fetch).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import FormatError
 from scshards.base.storage import Storage
 from scshards.cells.batch import format_key
 from scshards.cells.tokenizer import TokenRows, ValueKind
@@ -28,72 +27,85 @@ READ_BYTES = 1 << 22
 """About so many bytes of chunks are read at a time."""
 
 
-def read_chunks(
+def chunk_runs(
+    shard: ShardInfo, taken: NDArray[np.intp], most: int = READ_BYTES
+) -> Iterator[NDArray[np.intp]]:
+    """Cells in groups, each of neighbouring chunks that `read_cells` reads at once.
+
+    Parameters
+    ----------
+    shard, taken
+        The shard, and places in it, ascending.
+    most
+        The bytes of the chunks of a group, about; one chunk alone may have more.
+    """
+    chunks = shard.chunks
+    chunk_of = np.searchsorted(np.cumsum(chunks.cells), taken, side="right")
+    stretch = np.cumsum(chunks.stored)[chunk_of] // most
+    is_cut = (np.diff(chunk_of) > 1) | (np.diff(stretch) > 0)
+    groups = np.split(taken, np.flatnonzero(is_cut) + 1)
+    return (cells for cells in groups if len(cells))
+
+
+def read_cells(
     storage: Storage,
     shard: ShardInfo,
     compression: Compression,
     index: Mapping[str, NDArray[Any]],
     taken: NDArray[np.intp],
-) -> Iterator[tuple[NDArray[np.intp], NDArray[np.uint8], int]]:
-    """The chunks that hold some cells, a few at a time.
+    n_tokens: int,
+    kind: ValueKind,
+) -> Iterator[tuple[NDArray[np.intp], TokenRows]]:
+    """Genes and values of some cells, those of a few chunks at a time.
 
     Parameters
     ----------
     storage, shard, compression
         The shard.
     index
-        Its index, with `offset`, `size`, `source` and `row` at least.
+        Its index, with `offset`, `size`, `n_genes`, `source` and `row` at least.
     taken
         The places of the cells in the shard, ascending.
+    n_tokens, kind
+        Gene ids are below this; "counts" or "float".
 
     Yields
     ------
-    (places of the cells, the raw bytes of their chunks, where those begin in the uncompressed tar).
-    Every chunk's checksum was found right, and every member lies in its chunk.
+    (places of the cells, genes and values).
 
     Raises
     ------
     ChecksumError, FormatError, StorageError
         When the shard is not what its index and the manifest say, or can't be read.
     """
-    for cells in chunk_runs(shard, index, taken, storage.at(shard.path)):
-        yield cells, *read_run(storage, shard, compression, cells)
+    where, chunks = storage.at(shard.path), shard.chunks
+
+    def check(cells: NDArray[np.intp], status: NDArray[np.int64]) -> None:
+        for i in np.flatnonzero(status != kernels.OK)[:1].tolist():
+            key = format_key(int(index["source"][cells[i]]), int(index["row"][cells[i]]))
+            check_status(int(status[i]), f"{where}: {key}")
+
+    for run in chunk_runs(shard, taken):
+        raw, starts = _read_run(storage, shard, compression, run)
+        chunk_of = np.searchsorted(np.cumsum(chunks.cells), run, side="right")
+        offset, size = index["offset"][run] - int(starts[0]), index["size"][run]
+        begins = starts - starts[0]
+        inside = (size >= 0) & (offset >= begins[chunk_of - chunk_of[0]])
+        inside &= offset + size <= begins[chunk_of - chunk_of[0] + 1]
+        check(run, np.where(inside, kernels.OK, kernels.BAD_STRUCTURE))
+        rows, _, status = decode_rows(raw, offset, size, n_tokens, kind)
+        is_zero = np.searchsorted(rows.indptr, np.flatnonzero(rows.values == 0), side="right") - 1
+        wrong = np.diff(rows.indptr) != index["n_genes"][run]
+        wrong[is_zero] = True
+        check(run, np.where(wrong & (status == kernels.OK), kernels.BAD_COUNT, status))
+        yield run, rows
 
 
-def chunk_runs(
-    shard: ShardInfo, index: Mapping[str, NDArray[Any]], taken: NDArray[np.intp], where: str
-) -> Iterator[NDArray[np.intp]]:
-    """The same cells in groups, each of neighbouring chunks that `read_run` reads at once.
-
-    Raises
-    ------
-    FormatError
-        When a member does not lie in its chunk.
-    """
-    chunks = shard.chunks
-    chunk_of = np.repeat(np.arange(len(chunks)), chunks.cells)[taken]
-    raw_ends = np.cumsum(chunks.raw)
-    offset, size = index["offset"][taken], index["size"][taken]
-    inside = (size >= 0) & (offset >= raw_ends[chunk_of] - chunks.raw[chunk_of])
-    inside &= offset + size <= raw_ends[chunk_of]
-    if not inside.all():
-        bad = int(taken[np.flatnonzero(~inside)[0]])
-        key = format_key(int(index["source"][bad]), int(index["row"][bad]))
-        raise FormatError("its offset and size are not those of a member", where=f"{where}: {key}")
-    for first, last in _runs(np.unique(chunk_of), chunks.stored):
-        yield taken[(chunk_of >= first) & (chunk_of <= last)]
-
-
-def read_run(
+def _read_run(
     storage: Storage, shard: ShardInfo, compression: Compression, cells: NDArray[np.intp]
-) -> tuple[NDArray[np.uint8], int]:
-    """The raw bytes of the chunks from that of the first cell to that of the last, and where they begin.
-
-    Raises
-    ------
-    ChecksumError, FormatError, StorageError
-        When they are not what the manifest says, or can't be read.
-    """
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The raw bytes of the chunks from that of the first cell to that of the last, and where each begins
+    in the uncompressed tar, and the last ends."""
     chunks, where = shard.chunks, storage.at(shard.path)
     first, last = np.searchsorted(np.cumsum(chunks.cells), cells[[0, -1]], side="right").tolist()
     ends = np.cumsum(chunks.stored[: last + 1]).tolist()
@@ -105,49 +117,4 @@ def read_run(
         parts.append(open_chunk(piece, int(chunks.raw[i]), int(chunks.sums[i]), compression, where))
     raw = stored if compression == "none" else np.concatenate(parts)
     raw.setflags(write=False)  # as `stored` is: the kernels are compiled once
-    return raw, int(chunks.raw[:first].sum())
-
-
-def decode_block(
-    src: NDArray[np.uint8],
-    starts: NDArray[np.int64],
-    sizes: NDArray[np.int64],
-    n_tokens: int,
-    kind: ValueKind,
-    where: Callable[[int], str],
-) -> TokenRows:
-    """The genes and values of the members src[starts[i]:starts[i] + sizes[i]].
-
-    Parameters
-    ----------
-    n_tokens
-        Gene ids are below this.
-    kind
-        "counts" or "float".
-    where
-        What an error calls member i.
-
-    Raises
-    ------
-    FormatError
-        When one of them is not a cell of format 1.
-    """
-    rows, _, status = decode_rows(src, starts, sizes, n_tokens, kind)
-    bad = np.flatnonzero(status != kernels.OK)
-    if len(bad):
-        check_status(int(status[bad[0]]), where(int(bad[0])))
-    return rows
-
-
-def _runs(wanted: NDArray[np.int64], sizes: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Neighbouring chunks of together about READ_BYTES: (first, last)."""
-    first = last = -1
-    for i in wanted.tolist():
-        if first >= 0 and i == last + 1 and int(sizes[first : i + 1].sum()) <= READ_BYTES:
-            last = i
-            continue
-        if first >= 0:
-            yield first, last
-        first = last = i
-    if first >= 0:
-        yield first, last
+    return raw, np.append(0, np.cumsum(chunks.raw))[first : last + 2]

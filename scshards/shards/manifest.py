@@ -84,6 +84,12 @@ class LabelInfo:
     kind: Literal["category", "number"]
     categories: tuple[str, ...] = ()
 
+    def named(self, value: float) -> str | float | None:
+        """A number as it is; of a code its category, None where it is missing."""
+        if self.kind == "number":
+            return value
+        return None if value < 0 else self.categories[int(value)]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceRecord:

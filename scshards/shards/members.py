@@ -313,8 +313,7 @@ def _named(
             raise FormatError(f"the manifest has no such label as {name!r}", where=where)
         if isinstance(value, int) and value >= len(info.categories):
             raise FormatError(f"the cell has no such category of {name!r}: {value}", where=where)
-        missing = value == -1 and not is_number
-        named[name] = value if is_number else None if missing else info.categories[int(value)]
+        named[name] = info.named(value)
     return named
 
 

@@ -19,13 +19,12 @@ from scshards.base.storage import Storage
 from scshards.base.text import did_you_mean
 from scshards.cells.batch import format_key
 from scshards.cells.vocab import Vocab
-from scshards.shards.chunks import read_chunks
-from scshards.shards.index import check_bounds, read_index
+from scshards.shards.chunks import read_cells
+from scshards.shards.index import OBS_PREFIX, check_bounds, read_index
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, ShardInfo
-from scshards.shards.members import decode_cell
 
 _KEY = re.compile(r"(\d{1,6})-(\d{1,10})")
-_PLACE = ("source", "row", "offset", "size")
+_PLACE = ("source", "row", "offset", "size", "n_genes")
 _AT_ONCE = 8
 """Indexes that are read at a time, to find a cell."""
 
@@ -89,6 +88,7 @@ class ShardSet:
                 advice="check the address; if packing was interrupted, pack it again",
             )
         self.manifest = Manifest.from_json(manifest, where=self.storage.at(MANIFEST))
+        self.manifest_sha256 = hashlib.sha256(manifest).hexdigest()
 
     @cached_property
     def vocab(self) -> Vocab:
@@ -143,7 +143,7 @@ class ShardSet:
         with ThreadPoolExecutor(_AT_ONCE, "index") as pool:
             for first in range(0, len(shards), _AT_ONCE):
                 some = shards[first : first + _AT_ONCE]
-                indexes = pool.map(lambda s: self.index(s[1], _PLACE), some)
+                indexes = pool.map(lambda s: self._places(s[1]), some)
                 for (split, shard), index in zip(some, indexes, strict=True):
                     found = np.flatnonzero((index["source"] == source) & (index["row"] == row))
                     if len(found):
@@ -161,8 +161,12 @@ class ShardSet:
             if n <= 0:
                 return
             taken = np.arange(min(n, shard.cells))
-            yield from self._cells(split, shard, self.index(shard, _PLACE), taken)
+            yield from self._cells(split, shard, self._places(shard), taken)
             n -= len(taken)
+
+    def _places(self, shard: ShardInfo) -> dict[str, NDArray[Any]]:
+        """What `_cells` needs of an index."""
+        return self.index(shard, [*_PLACE, *(OBS_PREFIX + name for name in self.manifest.labels)])
 
     def _cells(
         self,
@@ -173,23 +177,23 @@ class ShardSet:
     ) -> Iterator[NamedCell]:
         """The cells at some places of a shard, ascending."""
         m, tokens = self.manifest, self.vocab.tokens
-        for places, raw, begin in read_chunks(self.storage, shard, m.compression, index, taken):
-            for i in places.tolist():
-                source, row = int(index["source"][i]), int(index["row"][i])
-                key, start = format_key(source, row), int(index["offset"][i]) - begin
-                where = f"{self.storage.at(shard.path)}: {key}"
-                member = raw[start : start + int(index["size"][i])].tobytes()
-                cell = decode_cell(member, kind=m.value_kind, labels=m.labels, where=where)
-                if (cell.genes >= len(tokens)).any():
-                    raise FormatError("a gene is outside the vocabulary", where=where)
+        found = read_cells(
+            self.storage, shard, m.compression, index, taken, m.vocab_size, m.value_kind
+        )
+        for places, rows in found:
+            for i, place in enumerate(places.tolist()):
+                source, cell = int(index["source"][place]), slice(*rows.indptr[i : i + 2].tolist())
                 yield NamedCell(
-                    key=key,
+                    key=format_key(source, int(index["row"][place])),
                     split=split,
                     shard=shard.path,
                     source=m.sources[source].name,
-                    genes=tuple(tokens[g] for g in cell.genes.tolist()),
-                    values=cell.values,
-                    labels=cell.labels,
+                    genes=tuple(tokens[g] for g in rows.genes[cell].tolist()),
+                    values=rows.values[cell],
+                    labels={
+                        name: info.named(index[OBS_PREFIX + name][place].item())
+                        for name, info in m.labels.items()
+                    },
                 )
 
 

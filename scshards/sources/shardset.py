@@ -11,7 +11,6 @@ by its checksum, chunks by theirs, members by what the index says of them.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,14 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import FormatError, SourceError
+from scshards.base.errors import SourceError
 from scshards.base.storage import Storage
-from scshards.cells.batch import cell_keys, format_key
-from scshards.cells.tokenizer import ValueKind
-from scshards.shards.chunks import decode_block, read_chunks
+from scshards.cells.batch import cell_keys
+from scshards.cells.tokenizer import TokenRows, ValueKind
+from scshards.shards.chunks import read_cells
 from scshards.shards.index import OBS_PREFIX, check_bounds
 from scshards.shards.manifest import LabelInfo, Manifest, ShardInfo
-from scshards.shards.shardset import read_checked_index
+from scshards.shards.shardset import ShardSet, read_checked_index
 from scshards.shards.tar import Compression
 from scshards.sources.matrix import cut_block, row_cuts
 from scshards.sources.rows import SOURCE, Block, Source
@@ -107,12 +106,23 @@ class OldSet:
     sha256: str
     first_source: int
 
-    def runs(self, labels: Collection[str]) -> Iterator[ShardRun]:
-        """All shards in order, about RUN_CELLS cells at a time, with those of these labels it has."""
+    @classmethod
+    def of(cls, found: ShardSet, first_source: int = 0) -> OldSet:
+        """A set that was opened."""
+        return cls(
+            root=found.storage.url,
+            name=found.storage.at(""),
+            manifest=found.manifest,
+            sha256=found.manifest_sha256,
+            first_source=first_source,
+        )
+
+    def runs(self, labels: Collection[str], cells: int = RUN_CELLS) -> Iterator[ShardRun]:
+        """All shards in order, about so many cells at a time, with those of these labels it has."""
         m = self.manifest
-        shards = [(split, shard) for split, some in m.splits.items() for shard in some]
+        shards = [(split, s) for split, some in m.splits.items() for s in some if s.cells]
         sizes = np.append(0, np.cumsum([shard.cells for _, shard in shards], dtype=np.int64))
-        for a, b in row_cuts(sizes, RUN_CELLS):
+        for a, b in row_cuts(sizes, cells):
             yield ShardRun(
                 url=self.root,
                 name=self.name,
@@ -191,7 +201,15 @@ class ShardSource(Source):
 
     def known(self, column: str) -> NDArray[Any]:
         """A column of the index [n_rows]."""
-        return np.concatenate([self._table(i)[column] for i in range(len(self.run.shards))])
+        return np.concatenate([self.index(i)[column] for i in range(len(self.run.shards))])
+
+    def cells(self, i: int, rows: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], TokenRows]]:
+        """Genes and values of some cells of the i-th shard; see chunks.read_cells."""
+        run, index = self.run, self.index(i)
+        shard = run.shards[i][1]
+        return read_cells(
+            self._storage, shard, run.compression, index, rows, run.n_tokens, run.kind
+        )
 
     def in_splits(self, names: Sequence[str]) -> NDArray[np.int8]:
         """The place of each cell's split among the names; -1 where it is none of them [n_rows]."""
@@ -202,7 +220,7 @@ class ShardSource(Source):
         """See Source: as they are in the set, its sources numbered after those of sets before it."""
         parts = [np.zeros(0, np.int64)]
         for i, a, b in self._shards_of(start, stop):
-            index = self._table(i)
+            index = self.index(i)
             sources = self.run.first_source + index["source"][a:b].astype(np.int64)
             parts.append(cell_keys(sources, index["row"][a:b]))
         return np.concatenate(parts)
@@ -214,9 +232,14 @@ class ShardSource(Source):
         first_row = start
         for i, a, b in self._shards_of(start, stop):
             rows = np.arange(a, b)[wanted[first_row - start : first_row - start + b - a]]
-            for block in self._decoded(i, rows, max_rows, max_values):
-                # Rows are numbered from the first of the shard so far.
-                yield block._replace(first_row=first_row + block.first_row - a)
+            for cells, found in self.cells(i, rows):
+                # Rows between them are empty.
+                sizes = np.zeros(int(cells[-1] - cells[0]) + 1, np.int64)
+                sizes[cells - cells[0]] = np.diff(found.indptr)
+                indptr = np.append(0, np.cumsum(sizes))
+                first = first_row + int(cells[0]) - a
+                block = Block(first, indptr, found.genes, found.values)
+                yield from cut_block(block, max_values, max_rows)
             first_row += b - a
 
     def sample(self, n_values: int) -> NDArray[Any]:
@@ -227,8 +250,8 @@ class ShardSource(Source):
         """See Source."""
         self._tables.clear()
 
-    def _table(self, i: int) -> dict[str, NDArray[Any]]:
-        """The index of a shard, after it was found to be one of this set."""
+    def index(self, i: int) -> dict[str, NDArray[Any]]:
+        """The index of the i-th shard, after it was found to be one of this set."""
         if i in self._tables:
             return self._tables[i]
         run, shard = self.run, self.run.shards[i][1]
@@ -247,37 +270,3 @@ class ShardSource(Source):
             if a < b:
                 yield i, a, b
             first += shard.cells
-
-    def _decoded(
-        self, i: int, rows: NDArray[np.intp], max_rows: int, max_values: int
-    ) -> Iterator[Block]:
-        """Cells of one shard; `first_row` counts from its first cell, rows between them are empty."""
-        shard, index = self.run.shards[i][1], self._table(i)
-        where = self._storage.at(shard.path)
-        chunks = read_chunks(self._storage, shard, self.run.compression, index, rows)
-        for cells, raw, begin in chunks:
-            names = functools.partial(_named, where, index, cells)
-            starts, n_genes = index["offset"][cells] - begin, index["n_genes"][cells]
-            sizes = index["size"][cells]
-            found = decode_block(raw, starts, sizes, self.run.n_tokens, self.run.kind, names)
-            wrong = np.flatnonzero(np.diff(found.indptr) != n_genes)
-            if not len(wrong) and not found.values.all():
-                zero = np.flatnonzero(found.values == 0)[:1]
-                wrong = np.searchsorted(found.indptr, zero, side="right") - 1
-            if len(wrong):
-                raise FormatError(
-                    "the number of genes or values differs from n", where=names(int(wrong[0]))
-                )
-            rows = np.zeros(int(cells[-1] - cells[0]) + 1, np.int64)
-            rows[cells - cells[0]] = n_genes
-            indptr = np.append(0, np.cumsum(rows))
-            block = Block(int(cells[0]), indptr, found.genes, found.values)
-            yield from cut_block(block, max_values, max_rows)
-
-
-def _named(
-    shard: str, index: Mapping[str, NDArray[Any]], cells: NDArray[np.intp], place: int
-) -> str:
-    """What an error calls one of some cells of a shard."""
-    cell = int(cells[place])
-    return f"{shard}: {format_key(int(index['source'][cell]), int(index['row'][cell]))}"

@@ -49,14 +49,14 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="enough"):
         run(
             "s3://b/c", "--to", "h5ad", "-o", "out", "--split", "train", "--split", "test", "--where",
-            "n > 1", "--order", "source", "--max-cells", 7, "--dtype", "int64", "--scratch", "tmp", "--workers", 3,
+            "n > 1", "--max-cells", 7, "--dtype", "int64", "--scratch", "tmp", "--workers", 3,
             "--storage-options", '{"anon": true}', "--restart",
         )  # fmt: skip
     assert seen == [
         "s3://b/c",
         "out",
         ExportOptions(
-            to="h5ad", splits=("train", "test"), where="n > 1", order="source", max_cells=7,
+            to="h5ad", splits=("train", "test"), where="n > 1", max_cells=7,
             dtype="int64", scratch="tmp", workers=3, storage_options={"anon": True},
         ),
         {"restart": True, "progress": True},

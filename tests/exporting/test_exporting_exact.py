@@ -16,6 +16,7 @@ import pytest
 from export_support import (
     anndata_rows,
     bank,
+    in_source_order,
     quiet_export,
     quiet_pack,
     small_set,
@@ -29,7 +30,6 @@ from shardsets import make_set
 
 from scshards import Vocab
 from scshards.base.errors import ConfigError
-from scshards.exporting import order as export_order
 from scshards.exporting import parquet as export_parquet
 
 GENES = 6
@@ -58,8 +58,7 @@ def inputs(draw: Any) -> dict[str, Any]:
         "text": draw(st.lists(texts, min_size=n, max_size=n)),
         "number": draw(st.lists(st.none() | st.floats(-1e9, 1e9), min_size=n, max_size=n)),
         "compression": draw(st.sampled_from(["none", "zstd"])),
-        "order": draw(st.sampled_from(["shard", "source"])),
-        "run": draw(st.sampled_from([1, 40, 1 << 20])),
+        "part": draw(st.sampled_from([1, 40, 1 << 20])),
     }
 
 
@@ -68,8 +67,7 @@ def inputs(draw: Any) -> dict[str, Any]:
 def test_all_layouts_hold_what_the_shards_hold(made: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         folder = Path(name)
-        patch.setattr(export_order, "BUCKET_BYTES", made["run"])
-        patch.setattr(export_order, "READ_BYTES", made["run"])
+        patch.setattr("scshards.exporting.cells.PART_BYTES", made["part"])
         obs = {
             "text": pd.Categorical(made["text"]),
             "number": np.array([np.nan if v is None else v for v in made["number"]]),
@@ -82,10 +80,8 @@ def test_all_layouts_hold_what_the_shards_hold(made: dict[str, Any]) -> None:
             values=made["kind"], compression=made["compression"],
         )  # fmt: skip
         want = read_back(folder / "set")
-        if made["order"] == "source":
-            want = dict(sorted(want.items()))
         for to, output in (("scbank", "a.scb"), ("parquet", "b"), ("h5ad", "c.h5ad")):
-            report = quiet_export(folder / "set", folder / output, to, order=made["order"])
+            report = quiet_export(folder / "set", folder / output, to)
             assert report.cells == len(want) and report.dtype == dtype_of(made)
             assert report.values == sum(len(cell.genes) for cell in want.values())
             if to == "scbank":
@@ -131,7 +127,7 @@ def test_h5ad_packs_to_the_same_shards(tmp_path: Path, compression: str) -> None
     options: dict[str, Any] = {"obs": ("kind", "age"), "valid_fraction": 0.2, "cells_per_shard": 9}
     options["compression"] = compression
     quiet_pack(write_h5ad(tmp_path / "in.h5ad", x, obs), tmp_path / "one", 9, **options)
-    quiet_export(tmp_path / "one", tmp_path / "out.h5ad", "h5ad", order="source")
+    quiet_export(in_source_order(tmp_path / "one"), tmp_path / "out.h5ad", "h5ad")
     quiet_pack(tmp_path / "out.h5ad", tmp_path / "two", 9, **options)
     assert len(read_back(tmp_path / "two")) == 50
     shards = [p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.tar*")]
@@ -140,37 +136,16 @@ def test_h5ad_packs_to_the_same_shards(tmp_path: Path, compression: str) -> None
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
 
 
-def test_of_several_inputs_and_splits_in_both_orders(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_several_inputs_and_splits(tmp_path: Path) -> None:
     root = small_set(tmp_path)
     want = read_back(root)
-    in_memory = quiet_export(root, tmp_path / "m", "parquet", order="source")
-    assert [f.path for f in in_memory.files] == ["cells-000000.parquet"]
-    rows = tables(tmp_path / "m", ["cells-000000.parquet"])
-    assert [r["key"] for r in rows] == sorted(want), "as they were in the inputs"
+    report = quiet_export(root, tmp_path / "p", "parquet")
+    rows = tables(tmp_path / "p", [f.path for f in report.files])
+    assert [r["key"] for r in rows] == list(want), "as they lie in the shards"
     assert [r["split"] for r in rows] == [want[r["key"]].split for r in rows]
-    monkeypatch.setattr(export_order, "BUCKET_BYTES", 300)
-    monkeypatch.setattr(export_order, "READ_BYTES", 100)
-    # Otherwise this small set would be one piece, and so one run.
-    monkeypatch.setattr("scshards.shards.chunks.READ_BYTES", 1)
-    spilled = quiet_export(
-        root, tmp_path / "s", "parquet", order="source", scratch=str(tmp_path / "t")
-    )
-    assert tables(tmp_path / "s", [f.path for f in spilled.files]) == rows
-    assert not list((tmp_path / "t").iterdir())
-    straight = quiet_export(root, tmp_path / "p", "parquet")
-    found = tables(tmp_path / "p", [f.path for f in straight.files])
-    assert [r["key"] for r in found] == list(want), "as they lie in the shards"
-
-
-def test_a_set_in_order_needs_no_sorting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = small_set(tmp_path, shuffle=False, valid_fraction=0.0)
-    monkeypatch.setattr("scshards.exporting.export.in_source_order", None)
-    report = quiet_export(root, tmp_path / "p", "parquet", order="source")
-    assert [r["key"] for r in tables(tmp_path / "p", [f.path for f in report.files])] == sorted(
-        read_back(root)
-    )
+    report = quiet_export(in_source_order(root), tmp_path / "s", "parquet")
+    rows = tables(tmp_path / "s", [f.path for f in report.files])
+    assert [r["key"] for r in rows] == sorted(want), "as they were in the inputs"
 
 
 def test_labels_keep_names_kinds_and_categories(tmp_path: Path) -> None:
@@ -218,7 +193,8 @@ def test_labels_keep_names_kinds_and_categories(tmp_path: Path) -> None:
 def test_values_are_exact_or_refused(tmp_path: Path, largest: int, auto: str) -> None:
     write_h5ad(tmp_path / "in.h5ad", np.array([[0, 3], [largest, 0]], np.int64))
     quiet_pack(tmp_path / "in.h5ad", tmp_path / "set", 2)
-    quiet_export(tmp_path / "set", tmp_path / "a.scb", "scbank", order="source")
+    root = in_source_order(tmp_path / "set")
+    quiet_export(root, tmp_path / "a.scb", "scbank")
     schema = pq.read_schema(tmp_path / "a.scb" / "counts.datatable.parquet")
     assert schema.field("id").type == pa.int64()
     assert schema.field("genes").type.value_type == pa.int64()
@@ -232,7 +208,7 @@ def test_values_are_exact_or_refused(tmp_path: Path, largest: int, auto: str) ->
                 quiet_export(tmp_path / "set", output, "h5ad", dtype=dtype)
             assert "000000-0000000001" in str(caught.value) and not output.exists()
         else:
-            quiet_export(tmp_path / "set", output, "h5ad", dtype=dtype, order="source")
+            quiet_export(root, output, "h5ad", dtype=dtype)
             x = anndata.read_h5ad(output).X
             assert x.dtype == dtype and x.data.tolist() == [3, largest]
 
@@ -278,21 +254,18 @@ def test_special_tokens_before_genes(tmp_path: Path) -> None:
     assert data.X.toarray().tolist() == [[1, 4]]
 
 
-@pytest.mark.parametrize("order", ["shard", "source"])
 @pytest.mark.parametrize("to", ["scbank", "parquet", "h5ad"])
 def test_the_same_bytes_for_any_number_of_workers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, order: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
 ) -> None:
     root = small_set(tmp_path, compression="zstd")
-    monkeypatch.setattr(export_order, "BUCKET_BYTES", 300)
-    monkeypatch.setattr(export_order, "READ_BYTES", 100)
-    monkeypatch.setattr("scshards.shards.chunks.READ_BYTES", 1)
+    monkeypatch.setattr("scshards.exporting.cells.PART_BYTES", 1)
     monkeypatch.chdir(tmp_path)
     found = []
     for workers in (1, 2, 7):
         # One name: the record of a file holds it.
         output = Path({"scbank": "a.scb", "h5ad": "a.h5ad"}.get(to, "a"))
-        quiet_export(root, output, to, order=order, workers=workers)
+        quiet_export(root, output, to, workers=workers)
         files = [output] if output.is_file() else sorted(output.iterdir())
         found.append({f.name: f.read_bytes() for f in files})
         output.rename(f"{workers}{output.suffix}")

@@ -483,7 +483,7 @@ def command(name: str, folder: Path, out: Path) -> list[str]:
         "reshard": ["reshard", a, "-o", str(out), *more],
         "merge": ["merge", a, b, "-o", str(out), *more],
         "parquet": ["export", a, "--to", "parquet", "-o", str(out), "--max-cells", "9"],
-        "scbank": ["export", a, "--to", "scbank", "-o", str(out), "--order", "source"],
+        "scbank": ["export", a, "--to", "scbank", "-o", str(out)],
         "h5ad": ["export", a, "--to", "h5ad", "-o", str(out)],
     }
     return lines[name]

@@ -42,12 +42,12 @@ def test_a_scbank_comes_back(tmp_path: Path, compression: str) -> None:
     ids = {gene: i for i, gene in enumerate(genes)}
     bank = write_scbank(tmp_path / "a.scb", cells(50, 40), genes, ids)
     vocab = Vocab(genes).with_specials()
-    options = PackOptions(cells_per_shard=9, compression=compression, workers=1)
+    options = PackOptions(cells_per_shard=9, compression=compression, shuffle=False, workers=1)
     pack(bank, tmp_path / "shards", vocab, options, progress=False)
     export(
         str(tmp_path / "shards"),
         str(tmp_path / "b.scb"),
-        ExportOptions(to="scbank", order="source", dtype="float64"),
+        ExportOptions(to="scbank", dtype="float64"),
         progress=False,
     )
     made, found = pq.read_table(bank / TABLE), pq.read_table(tmp_path / "b.scb" / TABLE)
@@ -67,12 +67,12 @@ def test_the_bank_of_a_file_that_was_packed(tmp_path: Path) -> None:
     x = cells(50, 40)
     known = Vocab([g for g in sorted(genes) if g != "G07"])
     anndata.AnnData(x, var=pd.DataFrame(index=genes)).write_h5ad(tmp_path / "a.h5ad")
-    options = PackOptions(cells_per_shard=9, workers=1)
+    options = PackOptions(cells_per_shard=9, shuffle=False, workers=1)
     pack(tmp_path / "a.h5ad", tmp_path / "shards", known.with_specials(), options, progress=False)
     export(
         str(tmp_path / "shards"),
         str(tmp_path / "a.scb"),
-        ExportOptions(to="scbank", order="source", dtype="float64"),
+        ExportOptions(to="scbank", dtype="float64"),
         progress=False,
     )
     ids = {gene: i for i, gene in enumerate(known.tokens)}

@@ -34,10 +34,15 @@ from scshards.kernels import rows as row_kernels
 from scshards.packing.options import PackOptions, known, parts_of
 from scshards.packing.survey import Work, open_input
 from scshards.packing.verify.whole import VerifyReport, verify
-from scshards.shards.chunks import decode_block
 from scshards.shards.index import OBS_PREFIX, write_index
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, ShardInfo
-from scshards.shards.members import LabelColumn, decode_labels, encode_rows
+from scshards.shards.members import (
+    LabelColumn,
+    check_status,
+    decode_labels,
+    decode_rows,
+    encode_rows,
+)
 from scshards.shards.shardset import ShardSet, read_checked_index
 from scshards.shards.tar import build_tar, open_chunk, seal
 from scshards.sources.genes import match_source
@@ -298,10 +303,8 @@ def _index_of(manifest: Manifest, info: ShardInfo, stored: bytes) -> bytes:
         members = tar.getmembers()
     starts = np.array([m.offset_data for m in members], np.int64)
     sizes = np.array([m.size for m in members], np.int64)
-    rows = decode_block(
-        raw, starts, sizes, manifest.vocab_size, manifest.value_kind,
-        lambda i: f"{info.path}: {members[i].name}",
-    )  # fmt: skip
+    rows, _, status = decode_rows(raw, starts, sizes, manifest.vocab_size, manifest.value_kind)
+    check_status(int(status.max(initial=0)), info.path)
     totals = np.zeros(len(starts), np.float64)
     row_kernels.row_totals(rows.indptr, rows.values, totals)
     cells = [

@@ -8,7 +8,7 @@ import click
 
 from scshards.base.progress import Table, counted, printable, size
 from scshards.cli.command import Command, Result
-from scshards.cli.options import build, option, options, output
+from scshards.cli.options import build, options, output
 from scshards.exporting.options import ExportOptions
 
 
@@ -19,12 +19,7 @@ from scshards.exporting.options import ExportOptions
     "OUT",
     "Not there yet: NAME.scb; NAME.h5ad, or a folder for several files; a folder of parquet files.",
 )
-@option(
-    "--restart",
-    is_flag=True,
-    help="Throw away what an unfinished export has left at OUT in an object store.",
-)
-def command(root: str, output: str, restart: bool, progress: bool, **chosen: Any) -> Result:
+def command(root: str, output: str, progress: bool, **chosen: Any) -> Result:
     """Write the cells of the shard set ROOT as scBank, AnnData or parquet.
 
     Every gene and value comes out as it was packed. OUT is there only when it is whole.
@@ -36,7 +31,7 @@ def command(root: str, output: str, restart: bool, progress: bool, **chosen: Any
     """
     from scshards.exporting.export import export
 
-    report = export(root, output, build(ExportOptions, chosen), restart=restart, progress=progress)
+    report = export(root, output, build(ExportOptions, chosen), progress=progress)
     rows = list(report.splits.items())
     left_out = f"; {report.left_out:,} left out by --where" if report.left_out else ""
     values, files = counted(report.values, "values"), counted(len(report.files), "files")

@@ -95,8 +95,6 @@ def export(
     output: str | os.PathLike[str],
     options: ExportOptions,
     progress: bool = True,
-    *,
-    restart: bool = False,
 ) -> ExportReport:
     """Write the cells of a shard set in another layout, in the order in which they lie in the shards.
 
@@ -106,14 +104,12 @@ def export(
         Of the shard set.
     output
         What is made: a folder NAME.scb for "scbank", a file NAME.h5ad or a folder of such files for
-        "h5ad", a folder for "parquet". It must not be there; a folder may be empty.
+        "h5ad", a folder for "parquet". It must not be there; a folder may be empty. What an unfinished
+        export has left there is thrown away.
     options
         See ExportOptions.
     progress
         Show progress on standard error.
-    restart
-        Throw away what an unfinished export of something else has left in an object store. What one of
-        the same has left is always thrown away, and all of it locally.
 
     Returns
     -------
@@ -140,7 +136,7 @@ def export(
         layout = H5adLayout(cells)
     else:
         layout = ParquetLayout(cells, labelled=options.to == "parquet")
-    target = Output(address, options, is_file=is_file, request=request, restart=restart)
+    target = Output(address, options, is_file=is_file)
     done = _finished(target, request, is_file=is_file)
     if done is not None:
         return done

@@ -6,7 +6,7 @@
         output.publish(("export.json", data))                                 the mark
 
 A local output is built in a working folder beside it, which is renamed at the end. In an object store,
-files go up one by one, under a lease; an object that says of which request they are (BEGUN) lies there
+files go up one by one, under a lease; an object that says that they are of an export (BEGUN) lies there
 until the mark is written. What a killed export has left is removed by the next one.
 """
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 from pathlib import Path
@@ -27,7 +26,7 @@ from scshards.base.storage import Storage, path_of
 from scshards.exporting.options import ExportOptions
 
 BEGUN = "exporting.json"
-"""The object that marks an unfinished export in a store, with its request."""
+"""The object that marks an unfinished export in a store."""
 
 _LEASES = ".exporting"
 
@@ -44,9 +43,6 @@ class Output:
     ----------
     address, is_file
         A local path, or that of an object or a prefix in a store; and whether it is one file.
-    request, restart
-        What is asked for, as a checksum. In a store, what an unfinished export of the same has left,
-        goes; with `restart` that of any.
     options
         Where temporary files go; and the options of the storage.
 
@@ -63,11 +59,8 @@ class Output:
         When it can't be written.
     """
 
-    def __init__(
-        self, address: str, options: ExportOptions, *, is_file: bool, request: str, restart: bool
-    ) -> None:
-        self._is_file, self._request, self._restart = is_file, request, restart
-        self._options = options.storage_options
+    def __init__(self, address: str, options: ExportOptions, *, is_file: bool) -> None:
+        self._is_file, self._options = is_file, options.storage_options
         self.storage = Storage(address, self._options)
         self.name = self.storage.at("")
         self._target = self.storage.local_path
@@ -111,7 +104,7 @@ class Output:
         """Where to build the file `name` of the output ("": the output itself)."""
         if self._target is None and not self._is_file and not self._uploaded:
             self._uploaded.append(BEGUN)
-            self.storage.write(BEGUN, f"{json.dumps({'request': self._request})}\n".encode())
+            self.storage.write(BEGUN, b"{}\n")
         return self._built / (name or "file")
 
     def end(self, name: str) -> int:
@@ -192,12 +185,5 @@ class Output:
         if not is_free:
             raise OutputExistsError(
                 "there is something already", where=self.name, advice="choose another output"
-            )
-        said = self.storage.read_if_there(BEGUN) or b"" if names else b""
-        if names and not self._restart and self._request.encode() not in said:
-            raise OutputExistsError(
-                "an export of something else that was not finished has left files there",
-                where=self.name,
-                advice="throw them away with --restart, or choose another output",
             )
         return sorted(names, key=lambda n: n == BEGUN)  # the mark goes last

@@ -50,7 +50,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         run(
             "s3://b/c", "--to", "h5ad", "-o", "out", "--split", "train", "--split", "test", "--where",
             "n > 1", "--max-cells", 7, "--dtype", "int64", "--scratch", "tmp", "--workers", 3,
-            "--storage-options", '{"anon": true}', "--restart",
+            "--storage-options", '{"anon": true}',
         )  # fmt: skip
     assert seen == [
         "s3://b/c",
@@ -59,12 +59,12 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
             to="h5ad", splits=("train", "test"), where="n > 1", max_cells=7,
             dtype="int64", scratch="tmp", workers=3, storage_options={"anon": True},
         ),
-        {"restart": True, "progress": True},
+        {"progress": True},
     ]  # fmt: skip
     seen.clear()
     with pytest.raises(ConfigError, match="enough"):
         run("a", "--to", "scbank", "-o", "b.scb", "--no-progress")
-    assert seen == ["a", "b.scb", ExportOptions(to="scbank"), {"restart": False, "progress": False}]
+    assert seen == ["a", "b.scb", ExportOptions(to="scbank"), {"progress": False}]
 
 
 def test_errors_are_short(tmp_path: Path) -> None:

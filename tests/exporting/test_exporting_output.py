@@ -37,8 +37,6 @@ from scshards.base.errors import (
     StorageError,
 )
 from scshards.base.storage import Storage
-from scshards.exporting.export import export
-from scshards.exporting.options import ExportOptions
 
 LAYOUTS = (("scbank", "a.scb"), ("parquet", "a"), ("h5ad", "a.h5ad"), ("h5ad", "a"))
 
@@ -303,14 +301,11 @@ def test_unfinished_on_s3(s3: S3, root: Path, tmp_path: Path) -> None:
     killed(root, f"{s3.url}/a", "parquet")
     store = Storage(f"{s3.url}/a")
     assert "exporting.json" in store.list() and "export.json" not in store.list()
-    with pytest.raises(OutputExistsError, match="not finished") as caught:
-        quiet_export(root, f"{s3.url}/a", "parquet", splits=["valid"])
-    assert "--restart" in str(caught.value)
-    export(root, f"{s3.url}/a", ExportOptions(to="parquet", splits=("valid",)), False, restart=True)
+    quiet_export(root, f"{s3.url}/a", "parquet", splits=["valid"])
     assert store.list() == ["export.json", "valid-000000.parquet", "vocab.json"]
     with pytest.raises(OutputExistsError, match="something already"):
-        export(root, f"{s3.url}/a", ExportOptions(to="parquet"), False, restart=True)
-    # What one of the same has left, goes; strangers' files stay.
+        quiet_export(root, f"{s3.url}/a", "parquet")
+    # Strangers' files stay.
     killed(root, f"{s3.url}/b", "parquet")
     store = Storage(f"{s3.url}/b")
     store.write("mine.txt", b"mine")

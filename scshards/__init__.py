@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from scshards.packing.verify.whole import verify as verify
     from scshards.shards.members import Cell as Cell
     from scshards.shards.members import decode_cell as decode_cell
-    from scshards.shards.members import encode_cell as encode_cell
     from scshards.shards.shardset import ShardSet as ShardSet
     from scshards.sources.vocabulary import build_vocab as build_vocab
     from scshards.stream.dataset import CellDataset as CellDataset
@@ -52,7 +51,6 @@ _HOME = {
     "append": "packing.pack",
     "build_vocab": "sources.vocabulary",
     "decode_cell": "shards.members",
-    "encode_cell": "shards.members",
     "export": "exporting.export",
     "merge": "packing.reshard",
     "pack": "packing.pack",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,23 @@ class Known:
     values: dict[int, np.ndarray]
     donor: dict[int, int]
     age: dict[int, float]
+
+
+def encode_cell(
+    genes: Any, values: Any, labels: dict[str, int | float] | None = None, *, kind: str = "counts"
+) -> bytes:
+    """The member of one cell; codes are ints, numbers are floats."""
+    rows = TokenRows(
+        indptr=np.array([0, len(genes)], np.int64),
+        genes=np.array(genes, np.int32),
+        values=np.array(values, np.uint64 if kind == "counts" else np.float32),
+        unmatched_values=0,
+    )
+    columns = [
+        LabelColumn(name=n, values=np.array([v], np.float64 if isinstance(v, float) else np.int64))
+        for n, v in (labels or {}).items()
+    ]
+    return bytes(encode_rows(rows, columns)[0])
 
 
 def make_set(

@@ -170,51 +170,6 @@ def encode_labels(
     return out[:size], ends
 
 
-def encode_cell(
-    genes: Sequence[int] | NDArray[np.integer],
-    values: Sequence[float] | NDArray[Any],
-    labels: Mapping[str, int | float] | None = None,
-    *,
-    kind: ValueKind = "counts",
-) -> bytes:
-    """The member of one cell, for tests and small tools: pack encodes blocks.
-
-    Raises
-    ------
-    FormatError
-        When the genes do not ascend, a value is not above 0 or, of counts, not whole, or a label is
-        neither a category code (an int, -1 when missing) nor a number (a float).
-    """
-    ids, given = _array(genes), _array(values)
-    if ids.ndim != 1 or ids.shape != given.shape:
-        raise FormatError(f"{ids.size} genes but {given.size} values")
-    if ids.size and (ids.dtype.kind not in "iu" or ids[0] < 0 or ids[-1] >= MAX_TOKENS):
-        raise FormatError(f"gene ids are whole numbers from 0 to {MAX_TOKENS - 1}")
-    if (ids[1:] <= ids[:-1]).any():
-        raise FormatError("gene ids must ascend", advice="sort them, and add up repeated genes")
-    if given.dtype.kind not in "iuf":
-        raise FormatError(f"values of dtype {given.dtype} can't be stored")
-    if kind == "counts" and (given % 1 != 0).any():
-        raise FormatError("counts must be whole numbers", advice="store the values as kind='float'")
-    with np.errstate(over="ignore", invalid="ignore"):
-        stored: NDArray[Any] = given.astype(np.uint64 if kind == "counts" else np.float32)
-    if not ((given > 0) & (stored > 0) & (stored < np.inf)).all():
-        raise FormatError("values must be above 0", advice="leave out genes without a value")
-    rows = TokenRows(
-        indptr=np.array([0, len(ids)], np.int64),
-        genes=ids.astype(np.int32),
-        values=stored,
-        unmatched_values=0,
-    )
-    columns = []
-    for name, label in (labels or {}).items():
-        if not _is_label(label):
-            raise FormatError(f"{label!r} is no label", where=name)
-        column = np.array([label], np.float64 if isinstance(label, float) else np.int64)
-        columns.append(LabelColumn(name=name, values=column))
-    return bytes(encode_rows(rows, columns)[0])
-
-
 def decode_cell(
     payload: bytes,
     *,
@@ -270,35 +225,23 @@ def decode_labels(payload: bytes, *, where: object = None) -> dict[str, int | fl
 def check_status(status: int, where: object) -> None:
     """Raise the FormatError that a kernel's status stands for."""
     if status != kernels.OK:
-        raise _not_a_cell(status, where)
-
-
-def _not_a_cell(status: int, where: object) -> FormatError:
-    return FormatError(STATUS[status], where=where, advice="run scshards verify on the shard set")
-
-
-def _array(numbers: Sequence[float] | NDArray[Any]) -> NDArray[Any]:
-    if not isinstance(numbers, np.ndarray) and all(
-        isinstance(v, int) and 0 <= v < 1 << 64 for v in numbers
-    ):
-        # Left alone, numpy makes floats of a list that has numbers on both sides of 2^63.
-        return np.array(numbers, np.uint64)
-    return np.asarray(numbers)
+        advice = "run scshards verify on the shard set"
+        raise FormatError(STATUS[status], where=where, advice=advice)
 
 
 def _labels(payload: bytes, at: int, where: object) -> dict[str, int | float]:
     """The labels that begin at a member's byte `at`; none when that is below 0."""
     if at < 0:
         return {}
-    labels: object = None
+    labels: Any = None
     with contextlib.suppress(msgpack.UnpackException, ValueError):
         # Labels are flat: with these limits, hostile bytes can't ask for memory.
         labels = msgpack.unpackb(payload[at:], max_array_len=0, max_ext_len=0)
-    if isinstance(labels, dict) and all(
+    is_right = isinstance(labels, dict) and all(
         isinstance(name, str) and _is_label(v) for name, v in labels.items()
-    ):
-        return labels
-    raise _not_a_cell(kernels.BAD_STRUCTURE, where)
+    )
+    check_status(kernels.OK if is_right else kernels.BAD_STRUCTURE, where)
+    return labels
 
 
 def _named(
@@ -319,10 +262,7 @@ def _named(
 
 def _is_label(value: object) -> bool:
     """A category code, -1 when missing, or a number, NaN when missing."""
-    if isinstance(value, float):
-        return True
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return whole and -1 <= int(value) < MAX_CODES  # type: ignore[call-overload]
+    return isinstance(value, float) or (type(value) is int and -1 <= value < MAX_CODES)
 
 
 def _varint_bytes(largest: int) -> int:

@@ -18,9 +18,8 @@ import pandas as pd
 import pytest
 import xxhash
 import zstandard
-from shardsets import Known, make_set
+from shardsets import Known, encode_cell, make_set
 
-from scshards import encode_cell
 from scshards.cells.batch import KEY_ROW_BITS
 from scshards.shards import Compression
 from scshards.shards.index import OWN_COLUMNS

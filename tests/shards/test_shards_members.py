@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_reader import leb128
+from shardsets import encode_cell
 
-from scshards import Cell, decode_cell, encode_cell
+from scshards import Cell, decode_cell
 from scshards.base.errors import FormatError
 from scshards.cells.tokenizer import TokenRows
 from scshards.shards.manifest import LabelInfo
@@ -137,54 +138,6 @@ def test_numbers_of_labels(count: int) -> None:
     member = encode_cell([1], [1], labels)
     assert msgpack.packb(msgpack.unpackb(member)) == member
     assert decode_cell(member).labels == labels
-
-
-# --- what encode_cell refuses ----------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("genes", "values", "labels", "kind", "what"),
-    [
-        ([1, 2], [1], {}, "counts", "2 genes but 1 values"),
-        ([[1]], [[1]], {}, "counts", "genes but"),
-        ([2, 1], [1, 1], {}, "counts", "must ascend"),
-        ([1, 1], [1, 1], {}, "counts", "must ascend"),
-        ([-1], [1], {}, "counts", "from 0"),
-        ([2**31], [1], {}, "counts", "from 0"),
-        ([2**70], [1], {}, "counts", "from 0"),
-        ([1.5], [1], {}, "counts", "from 0"),
-        (["a"], [1], {}, "counts", "from 0"),
-        ([1], [0], {}, "counts", "above 0"),
-        ([1], [-1], {}, "counts", "above 0"),
-        ([1], [1.5], {}, "counts", "whole numbers"),
-        ([1], [2**64], {}, "counts", "can't be stored"),
-        ([1], ["a"], {}, "counts", "can't be stored"),
-        ([1], [0.0], {}, "float", "above 0"),
-        ([1], [math.nan], {}, "float", "above 0"),
-        ([1], [math.inf], {}, "float", "above 0"),
-        ([1], [1e39], {}, "float", "above 0"),
-        ([1], [1e-46], {}, "float", "above 0"),
-        ([1], [1], {"a": "b"}, "counts", "is no label"),
-        ([1], [1], {"a": True}, "counts", "is no label"),
-        ([1], [1], {"a": None}, "counts", "is no label"),
-        ([1], [1], {"a": -2}, "counts", "is no label"),
-        ([1], [1], {"a": 2**31}, "counts", "is no label"),
-    ],
-)  # fmt: skip
-def test_cells_that_are_none(
-    genes: Any, values: Any, labels: Any, kind: Literal["counts", "float"], what: str
-) -> None:
-    with pytest.raises(FormatError, match=what):
-        encode_cell(genes, values, labels, kind=kind)
-
-
-def test_numpy_input() -> None:
-    member = encode_cell(
-        np.array([1, 5], np.uint16),
-        np.array([2.0, 3.0]),
-        {"a": np.int32(4), "b": np.float64(0.5)},  # type: ignore[dict-item]
-    )
-    assert member == encode_cell([1, 5], [2, 3], {"a": 4, "b": 0.5})
 
 
 # --- hostile bytes ---------------------------------------------------------------------------

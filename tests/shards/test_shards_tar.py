@@ -15,9 +15,10 @@ import xxhash
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from shardsets import encode_cell
 
 from scshards.base.errors import ChecksumError, FormatError
-from scshards.shards.members import EXTENSION, encode_cell
+from scshards.shards.members import EXTENSION
 from scshards.shards.tar import (
     CHUNK_BYTES,
     MAX_ROWS,

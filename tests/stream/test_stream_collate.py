@@ -11,12 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_bins import bin_values
+from shardsets import encode_cell
 
 from scshards.base import seeds
 from scshards.base.errors import ConfigError, FormatError
 from scshards.cells.batch import Batch
 from scshards.cells.vocab import Vocab
-from scshards.shards.members import encode_cell
 from scshards.stream.collate import Collator
 from scshards.stream.collate_options import CollateOptions
 

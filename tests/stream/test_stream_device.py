@@ -10,13 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shardsets import make_set
+from shardsets import encode_cell, make_set
 
 from scshards.base import seeds
 from scshards.cells.batch import Batch, GenerateBatch
 from scshards.cells.vocab import Vocab
 from scshards.shards.manifest import LabelInfo
-from scshards.shards.members import encode_cell
 from scshards.stream.collate import Collator
 from scshards.stream.collate_device import RaggedBatch, _chances, _draw
 from scshards.stream.collate_options import CollateOptions

@@ -18,13 +18,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shardsets import Known, make_set
+from shardsets import Known, encode_cell, make_set
 
 from scshards.base.errors import ChecksumError, FormatError, MissingDataError, ScshardsError
 from scshards.base.storage import Storage
 from scshards.cells.vocab import Vocab
 from scshards.shards.manifest import Manifest
-from scshards.shards.members import decode_cell, encode_cell
+from scshards.shards.members import decode_cell
 from scshards.stream.collate import Collator
 from scshards.stream.collate_options import CollateOptions
 from scshards.stream.loader import CellLoader

@@ -11,13 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_collator import PlainCell, PlainCollator
-from shardsets import Known, make_set
+from shardsets import Known, encode_cell, make_set
 
 from scshards.base.errors import ConfigError, StateError
 from scshards.cells.batch import Batch, GenerateBatch
 from scshards.cells.vocab import Vocab
 from scshards.shards.manifest import LabelInfo
-from scshards.shards.members import encode_cell
 from scshards.stream.collate import Collator
 from scshards.stream.collate_options import CollateOptions
 from scshards.stream.loader import CellLoader

@@ -10,12 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shardsets import Known, make_set
+from shardsets import Known, encode_cell, make_set
 
 from scshards.base.errors import ConfigError
 from scshards.cells.batch import PackedBatch
 from scshards.cells.vocab import Vocab
-from scshards.shards.members import encode_cell
 from scshards.stream.collate import Collator
 from scshards.stream.collate_options import CollateOptions
 from scshards.stream.loader import CellLoader

@@ -9,7 +9,7 @@ depend on the order of the sources, nor of the genes in them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,16 +36,10 @@ class GeneTable:
     genes: Sequence[str]
     ids: Sequence[str] | None = None
 
-    def __post_init__(self) -> None:
-        if self.ids is not None and len(self.ids) != len(self.genes):
-            raise SourceError(
-                f"there are {len(self.ids):,} ids for {len(self.genes):,} genes", where=self.name
-            )
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceGenes:
-    """What became of the genes of one source; genes = known + new + empty + special.
+    """What became of the genes of one source; genes = known + new + left_out.
 
     Attributes
     ----------
@@ -53,19 +47,15 @@ class SourceGenes:
         Of the source, and how many rows its table has.
     known, new
         Rows whose token the vocabulary had already, and rows whose token it did not have.
-    empty, special
-        Rows that are left out: without a name, and named like a special token.
-    repeated
-        Rows of `known` and `new` whose token an earlier row of the source has.
+    left_out
+        Rows without a name, or named like a special token.
     """
 
     name: str
     genes: int
     known: int
     new: int
-    empty: int
-    special: int
-    repeated: int
+    left_out: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,18 +73,8 @@ class Expansion:
     shared
         {token: ids}: names that several Ensembl ids have. Their counts are added up.
     renamed
-        {id: tokens}: ids with several symbols, those of lower token id first.
-    same_gene
-        {id: tokens}: ids that are a token themselves, with or without version, and have a second
-        token: their symbol, or another version. Those of lower token id first.
-    differ_in_case
-        Tokens that differ only in case, one of which at least a source has.
-    named_by_id
-        Tokens of the sources that are Ensembl ids.
-    versioned
-        Names in the sources that are Ensembl ids with a version.
-    without_name
-        Ids of genes that have no name, and are left out.
+        {id: tokens}: ids of the sources that have several tokens, symbols, the id itself or the id
+        with a version; those of lower token id first.
     """
 
     old: Vocab
@@ -104,11 +84,6 @@ class Expansion:
     added: tuple[str, ...]
     shared: Mapping[str, tuple[str, ...]]
     renamed: Mapping[str, tuple[str, ...]]
-    same_gene: Mapping[str, tuple[str, ...]]
-    differ_in_case: tuple[tuple[str, ...], ...]
-    named_by_id: tuple[str, ...]
-    versioned: tuple[str, ...]
-    without_name: tuple[str, ...]
 
     @property
     def moved_special_tokens(self) -> tuple[str, ...]:
@@ -153,122 +128,47 @@ def expand_vocab(
     SourceError
         When a name can't be a token.
     """
-    found = _Genes(vocab, strip_versions)
-    sources = tuple(found.take(table) for table in tables)
+    tokens: set[str] = set()
+    ids_of: dict[str, set[str]] = defaultdict(set)
+    tokens_of: dict[str, set[str]] = defaultdict(set)
+    sources = []
+    for table in tables:
+        known, taken = 0, []
+        for name, gene_id in zip(table.genes, table.ids or [""] * len(table.genes), strict=True):
+            if not name or name in SPECIALS:
+                continue
+            if "\n" in name:
+                raise SourceError(f"the gene name {name!r} holds a line break", where=table.name)
+            token = strip_version(name) if strip_versions and name not in vocab else name
+            taken.append(token)
+            known += token in vocab
+            if gene_id:
+                ids_of[token].add(strip_version(gene_id))
+                tokens_of[strip_version(gene_id)].add(token)
+        tokens.update(taken)
+        n, left_out = len(table.genes), len(table.genes) - len(taken)
+        of_source = SourceGenes(
+            name=table.name, genes=n, known=known, new=len(taken) - known, left_out=left_out
+        )
+        sources.append(of_source)
     base = vocab.with_specials() if special_tokens else vocab
-    added = tuple(sorted(found.tokens - set(base.tokens)))
-    new = Vocab(base.tokens + added) if added else base
+    added = tuple(sorted(tokens - set(base.tokens)))
+    new = Vocab(base.tokens + added)
+    named = {strip_version(token) for token in filter(is_ensembl, tokens)}
+    for token in filter(is_ensembl, new.tokens):
+        if (gene_id := strip_version(token)) in named or gene_id in tokens_of:
+            tokens_of[gene_id].add(token)
     rank = new.to_dict()
     return Expansion(
         old=vocab,
         vocab=new,
-        sources=sources,
+        sources=tuple(sources),
         special_tokens=base.tokens[len(vocab) :],
         added=added,
-        shared={t: tuple(sorted(ids)) for t, ids in sorted(found.ids_of.items()) if len(ids) > 1},
-        renamed=_several(found.symbols_of, rank),
-        same_gene=found.same_gene(rank),
-        differ_in_case=tuple(found.differ_in_case(rank)),
-        named_by_id=tuple(sorted(filter(is_ensembl, found.tokens))),
-        versioned=tuple(sorted(found.versioned)),
-        without_name=tuple(sorted(found.without_name)),
+        shared={t: tuple(sorted(ids)) for t, ids in sorted(ids_of.items()) if len(ids) > 1},
+        renamed={
+            gene_id: tuple(sorted(several, key=rank.__getitem__))
+            for gene_id, several in sorted(tokens_of.items())
+            if len(several) > 1
+        },
     )
-
-
-class _Genes:
-    """What the sources hold, each thing once.
-
-    Attributes
-    ----------
-    tokens
-        The tokens of their genes.
-    ids_of
-        {token: its Ensembl ids}.
-    symbols_of
-        {Ensembl id: its tokens that are not the id itself}.
-    versioned, without_name
-        See Expansion.
-    """
-
-    def __init__(self, vocab: Vocab, strip_versions: bool):
-        self._vocab, self._strips = vocab, strip_versions
-        self.tokens: set[str] = set()
-        self.ids_of: dict[str, set[str]] = defaultdict(set)
-        self.symbols_of: dict[str, set[str]] = defaultdict(set)
-        self.versioned: set[str] = set()
-        self.without_name: set[str] = set()
-
-    def take(self, table: GeneTable) -> SourceGenes:
-        seen: set[str] = set()
-        known = new = empty = special = 0
-        for name, gene_id in zip(table.genes, table.ids or [""] * len(table.genes), strict=True):
-            plain_id = strip_version(gene_id)
-            if not name:
-                empty += 1
-                self.without_name |= {plain_id} - {""}
-                continue
-            if name in SPECIALS:
-                special += 1
-                continue
-            if "\n" in name:
-                raise SourceError(f"the gene name {name!r} holds a line break", where=table.name)
-            token = self._token(name)
-            if token in self._vocab:
-                known += 1
-            else:
-                new += 1
-            seen.add(token)
-            if plain_id:
-                self.ids_of[token].add(plain_id)
-                if strip_version(token) != plain_id:
-                    self.symbols_of[plain_id].add(token)
-        self.tokens |= seen
-        return SourceGenes(
-            name=table.name,
-            genes=len(table.genes),
-            known=known,
-            new=new,
-            empty=empty,
-            special=special,
-            repeated=known + new - len(seen),
-        )
-
-    def _token(self, name: str) -> str:
-        plain = strip_version(name)
-        if plain == name:
-            return name
-        self.versioned.add(name)
-        return plain if self._strips and name not in self._vocab else name
-
-    def same_gene(self, rank: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
-        """See Expansion; `rank` has the ids of all tokens."""
-        tokens_of: dict[str, set[str]] = defaultdict(set)
-        for token in filter(is_ensembl, rank):
-            tokens_of[strip_version(token)].add(token)
-        seen = set().union(*self.ids_of.values(), map(strip_version, self.tokens))
-        of_seen = {
-            gene_id: tokens | {t for t in self.symbols_of.get(gene_id, ()) if t in rank}
-            for gene_id, tokens in tokens_of.items()
-            if gene_id in seen
-        }
-        return _several(of_seen, rank)
-
-    def differ_in_case(self, rank: Mapping[str, int]) -> Iterator[tuple[str, ...]]:
-        """See Expansion."""
-        groups: dict[str, list[str]] = defaultdict(list)
-        for token in rank:
-            groups[token.casefold()].append(token)
-        for tokens in groups.values():
-            if len(tokens) > 1 and not self.tokens.isdisjoint(tokens):
-                yield tuple(tokens)
-
-
-def _several(
-    tokens_of: Mapping[str, set[str]], rank: Mapping[str, int]
-) -> dict[str, tuple[str, ...]]:
-    """The ids that have several tokens, sorted, with those of lower token id first."""
-    return {
-        gene_id: tuple(sorted(tokens, key=lambda t: (rank.get(t, len(rank)), t)))
-        for gene_id, tokens in sorted(tokens_of.items())
-        if len(tokens) > 1
-    }

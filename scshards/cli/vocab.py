@@ -222,8 +222,7 @@ def expand(
     scshards vocab expand vocab.json census://heart --gene-column feature_name -o new.json
 
     The report shows what became of the genes of each source, and names that call for a look: a
-    symbol of several Ensembl ids, an id whose symbol has changed, a gene that has two tokens, tokens
-    that differ only in case.
+    symbol of several Ensembl ids, and an id with several tokens, such as a symbol that has changed.
     """
     from scshards.cells.expand import expand_vocab
     from scshards.sources.vocabulary import gene_tables, read_vocab, refuse_existing, write_vocab
@@ -247,21 +246,16 @@ def expand(
 
 
 def _expanded(e: Expansion, output: str | None) -> list[str | Table]:
-    header = ("source", "genes", "there", "new", "no name", "special", "repeated")
-    sources = [(s.name, s.genes, s.known, s.new, s.empty, s.special, s.repeated) for s in e.sources]
+    header = ("source", "genes", "there", "new", "left out")
+    sources = [(s.name, s.genes, s.known, s.new, s.left_out) for s in e.sources]
     looks = {
         "added": e.added,
         "one symbol of several Ensembl ids": _named(e.shared),
-        "one Ensembl id, several symbols": _named(e.renamed),
-        "one gene, as id and as another token": _named(e.same_gene),
-        "differ only in case": [" ".join(tokens) for tokens in e.differ_in_case],
-        "named by an Ensembl id": e.named_by_id,
-        "Ensembl ids with a version": e.versioned,
-        "ids without a name, left out": e.without_name,
+        "one Ensembl id, several tokens": _named(e.renamed),
     }
     rows = [(what, len(names), _some(names)) for what, names in looks.items()]
     parts: list[str | Table] = [
-        Table(header, sources, more=("no name", "special", "repeated")),
+        Table(header, sources),
         Table(("genes", "number", "such as"), rows),
     ]
     if e.moved_special_tokens:

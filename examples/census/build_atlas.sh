@@ -43,7 +43,7 @@ scshards census index "${queries[@]}" ${file[@]+"${file[@]}"} -o "$atlas/index"
 
 if [ ! -e "$atlas/vocab.json" ]; then
   scshards vocab expand "$vocab" "${inputs[@]}" --gene-column feature_name --id-column feature_id \
-    --special-tokens -o "$atlas/vocab.json"
+    -o "$atlas/vocab.json"
 fi
 
 if [ ! -e "$atlas/shards/manifest.json" ]; then

@@ -85,30 +85,22 @@ class Expansion:
     shared: Mapping[str, tuple[str, ...]]
     renamed: Mapping[str, tuple[str, ...]]
 
-    @property
-    def moved_special_tokens(self) -> tuple[str, ...]:
-        """Special tokens that pack appends to both vocabularies: now behind the new genes."""
-        missing = (token for token in SPECIALS if token not in self.vocab)
-        return tuple(missing) if self.added else ()
-
     def report(self) -> dict[str, Any]:
         """All of it, for JSON."""
         return {
             **to_tree(self),
             "old": {"tokens": len(self.old), "fingerprint": self.old.fingerprint},
             "vocab": {"tokens": len(self.vocab), "fingerprint": self.vocab.fingerprint},
-            "moved_special_tokens": self.moved_special_tokens,
         }
 
 
 def expand_vocab(
-    vocab: Vocab,
-    tables: Iterable[GeneTable],
-    *,
-    strip_versions: bool = False,
-    special_tokens: bool = False,
+    vocab: Vocab, tables: Iterable[GeneTable], *, strip_versions: bool = False
 ) -> Expansion:
     """Append the genes that a vocabulary lacks, sorted by their names.
+
+    Ahead of them come the special tokens that it lacks: where pack and `scshards vocab import` put them
+    into the old vocabulary.
 
     Parameters
     ----------
@@ -119,10 +111,6 @@ def expand_vocab(
     strip_versions
         Take names that are Ensembl ids and that the vocabulary lacks without their version, as pack
         does. The ids beside names are compared without version in any case.
-    special_tokens
-        Append those that are missing, ahead of the genes: where pack and `scshards vocab import` put
-        them into the old vocabulary.
-
     Raises
     ------
     SourceError
@@ -151,7 +139,7 @@ def expand_vocab(
             name=table.name, genes=n, known=known, new=len(taken) - known, left_out=left_out
         )
         sources.append(of_source)
-    base = vocab.with_specials() if special_tokens else vocab
+    base = vocab.with_specials()
     added = tuple(sorted(tokens - set(base.tokens)))
     new = Vocab(base.tokens + added)
     named = {strip_version(token) for token in filter(is_ensembl, tokens)}

@@ -39,7 +39,7 @@ GROUPS = {
     "Inputs": "layer:NAME raw feature_types:TYPE ids_vocab:FILE list_columns:GENES,VALUES trust_pickle "
     "on_bad_input same_names allow_repeats queries:FILE release:DATE index:DIR offline",
     "Genes": "vocab:FILE gene_column:COL id_column:COL strip_versions allow_mixed min_match:SHARE "
-    "min_cells:N special_tokens",
+    "min_cells:N",
     "Cells": "splits:NAME split:NAME shuffle seed:N where:EXPR unique:COL min_genes:N max_genes:N "
     "min_counts:X partitions:I domain_column:COL max_length:N balanced:LABEL by:COL,COL",
     "Labels and splits": "obs:COL,COL max_categories:N valid_fraction:SHARE test_fraction:SHARE "

@@ -67,8 +67,6 @@ class ExpandOptions:
         As in BuildOptions.
     id_column
         The column of var with Ensembl ids, for the report; index is the index.
-    special_tokens
-        Append <pad>, <cls> and <eoc> where they are missing, ahead of the new genes.
     dry_run
         Show the report and make nothing.
     """
@@ -76,7 +74,6 @@ class ExpandOptions:
     gene_column: str | None = None
     id_column: str | None = None
     strip_versions: bool = False
-    special_tokens: bool = False
     dry_run: bool = False
 
 
@@ -215,8 +212,8 @@ def expand(
 ) -> Result:
     """Append the genes of inputs that VOCAB lacks to a new vocabulary.
 
-    Old tokens keep their ids; new genes follow in the order of their names, whatever the order of the
-    inputs. The Census's symbols are its feature_name:
+    Old tokens keep their ids; <pad>, <cls> and <eoc> follow where they are missing, then new genes in
+    the order of their names, whatever the order of the inputs. The Census's symbols are its feature_name:
 
     \b
     scshards vocab expand vocab.json census://heart --gene-column feature_name -o new.json
@@ -238,7 +235,6 @@ def expand(
         read_vocab(vocab, storage_options),
         gene_tables(inputs, o.gene_column, o.id_column, storage_options, lists),
         strip_versions=o.strip_versions,
-        special_tokens=o.special_tokens,
     )
     if made is not None:
         write_vocab(made, expansion.vocab, storage_options)
@@ -258,12 +254,6 @@ def _expanded(e: Expansion, output: str | None) -> list[str | Table]:
         Table(header, sources),
         Table(("genes", "number", "such as"), rows),
     ]
-    if e.moved_special_tokens:
-        parts.append(
-            f"note: there is no {', '.join(e.moved_special_tokens)}: pack appends what is missing, now "
-            "behind the new genes and so at other ids than to the old vocabulary; --special-tokens "
-            "puts them where they were"
-        )
     parts += [
         f"note: {s.known:,} of {s.genes:,} genes of {s.name} are in the vocabulary: does it name them "
         "as the vocabulary does? --gene-column chooses how"

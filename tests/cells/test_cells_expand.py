@@ -48,10 +48,10 @@ def without_sources(e: Expansion) -> dict[str, object]:
     return {**e.report(), "sources": None}
 
 
-@given(OLD, TABLES, st.booleans(), st.booleans(), st.randoms(use_true_random=False))
-def test_old_ids_never_move_and_no_order_matters(old, drawn, strips, specials, random):  # type: ignore[no-untyped-def]
+@given(OLD, TABLES, st.booleans(), st.randoms(use_true_random=False))
+def test_old_ids_never_move_and_no_order_matters(old, drawn, strips, random):  # type: ignore[no-untyped-def]
     vocab, tables = Vocab(old), tables_of(drawn)
-    options = {"strip_versions": strips, "special_tokens": specials}
+    options = {"strip_versions": strips}
     e = expand_vocab(vocab, tables, **options)
     assert e.vocab.tokens[: len(vocab)] == vocab.tokens
     assert e.vocab.tokens == vocab.tokens + e.special_tokens + e.added
@@ -101,7 +101,7 @@ def test_the_report_by_plain_formulas(old, drawn, strips):  # type: ignore[no-un
     ]
     tokens = {t for t, _ in genes}
     pairs = {(i, t) for t, i in genes if i}
-    assert e.vocab.tokens == (*old, *sorted(tokens - set(old)))
+    assert e.vocab.tokens == (*Vocab(old).with_specials().tokens, *sorted(tokens - set(old)))
     for source, (rows, _) in zip(e.sources, drawn, strict=True):
         names = [name for name, _ in rows]
         usable = [token(n) for n in names if n and n not in SPECIALS]
@@ -127,18 +127,13 @@ def test_the_report_by_plain_formulas(old, drawn, strips):  # type: ignore[no-un
     json.dumps(e.report())
 
 
-def test_special_tokens_come_ahead_of_new_genes_when_asked() -> None:
+def test_special_tokens_come_ahead_of_new_genes() -> None:
     vocab = Vocab(["B", "<cls>", "A"])
-    table = GeneTable(name="s", genes=["D", "<pad>", "C", "A", "<eoc>"])
-    plain = expand_vocab(vocab, [table])
-    assert plain.vocab.tokens == ("B", "<cls>", "A", "C", "D")
-    assert plain.moved_special_tokens == ("<pad>", "<eoc>") and plain.sources[0].left_out == 2
-    asked = expand_vocab(vocab, [table], special_tokens=True)
-    assert asked.vocab.tokens == ("B", "<cls>", "A", "<pad>", "<eoc>", "C", "D")
-    assert asked.special_tokens == ("<pad>", "<eoc>") and not asked.moved_special_tokens
+    e = expand_vocab(vocab, [GeneTable(name="s", genes=["D", "<pad>", "C", "A", "<eoc>"])])
+    assert e.vocab.tokens == ("B", "<cls>", "A", "<pad>", "<eoc>", "C", "D")
+    assert e.special_tokens == ("<pad>", "<eoc>") and e.sources[0].left_out == 2
     # Where pack puts them into the old one, and so they stay there.
-    assert asked.vocab.tokens[:5] == vocab.with_specials().tokens
-    assert not expand_vocab(vocab, []).moved_special_tokens
+    assert e.vocab.tokens[:5] == vocab.with_specials().tokens
 
 
 def test_what_can_be_no_token_names_its_source() -> None:

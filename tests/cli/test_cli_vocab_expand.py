@@ -60,11 +60,10 @@ def test_files_in_any_order(tmp_path: Path, old: Path, files: list[Path]) -> Non
     result = run(old, *files, "-o", tmp_path / "new.json")
     assert result.exit_code == 0
     new = Vocab.load(tmp_path / "new.json")
-    assert new.tokens == ("b", "<cls>", "a", "B", "c", "d")
-    assert new.fingerprint[:12] in result.stdout and "3 tokens + 3 = 6" in result.stdout
+    assert new.tokens == ("b", "<cls>", "a", "<pad>", "<eoc>", "B", "c", "d")
+    assert new.fingerprint[:12] in result.stdout and "3 tokens + 5 = 8" in result.stdout
     rows = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines() if line}
     assert rows[str(files[0])] == ["3", "1", "2", "0"]
-    assert "--special-tokens puts them where they were" in " ".join(result.stdout.split())
     assert "1 of 3 genes of" in result.stdout and "--gene-column chooses how" in result.stdout
     again = report(tmp_path / "new.json", *files, "-o", tmp_path / "again.json")
     assert again["added"] == [] and again["old"] == again["vocab"]
@@ -78,16 +77,16 @@ def test_the_report_by_ids(tmp_path: Path, old: Path, files: list[Path]) -> None
     assert tree["shared"] == {"d": [ids[1], ids[2]]}
     assert tree["renamed"] == {ids[1]: ["c", "d"], ids[2]: ["B", "d"]}
     assert tree["vocab"] == {
-        "tokens": 6, "fingerprint": Vocab.load(tmp_path / "new.json").fingerprint,
+        "tokens": 8, "fingerprint": Vocab.load(tmp_path / "new.json").fingerprint,
     }  # fmt: skip
 
 
 def test_ids_as_names_without_versions(tmp_path: Path, old: Path, files: list[Path]) -> None:
-    args = [old, *files, "--gene-column", "gene_ids", "--id-column", "index", "--special-tokens"]
+    args = [old, *files, "--gene-column", "gene_ids", "--id-column", "index"]
     tree = report(*args, "--strip-versions", "-o", tmp_path / "new.json")
     ids = [f"ENSG{i:011d}" for i in range(4)]
     assert tree["added"] == ids
-    assert tree["special_tokens"] == ["<pad>", "<eoc>"] and tree["moved_special_tokens"] == []
+    assert tree["special_tokens"] == ["<pad>", "<eoc>"]
     assert Vocab.load(tmp_path / "new.json").tokens == ("b", "<cls>", "a", "<pad>", "<eoc>", *ids)
     kept = report(*args, "--dry-run")
     assert len(kept["added"]) == 6
@@ -134,7 +133,14 @@ def test_the_genes_of_the_census(tmp_path: Path, old: Path, census: Census) -> N
     var = census.anndata().var
     wanted = sorted(set(var.feature_name))
     assert tree["added"] == wanted
-    assert Vocab.load(tmp_path / "new.json").tokens == ("b", "<cls>", "a", *wanted)
+    assert Vocab.load(tmp_path / "new.json").tokens == (
+        "b",
+        "<cls>",
+        "a",
+        "<pad>",
+        "<eoc>",
+        *wanted,
+    )
     names = [(s["name"], s["genes"]) for s in tree["sources"]]
     # One partition stands for all.
     assert names == [(f"census://heart@{STABLE} [0]", len(var))]
@@ -181,7 +187,7 @@ def test_on_s3(s3: Any, s3_census: Census, old: Path, files: list[Path]) -> None
     names = set(s3_census.anndata().var.feature_name) | {"d", "B"}
     assert tree["added"] == sorted(names)
     made = Vocab.from_json(s3fs.S3FileSystem().cat_file(f"{s3.url}/new.json"))
-    assert made.tokens == ("b", "<cls>", "a", *sorted(names))
+    assert made.tokens == ("b", "<cls>", "a", "<pad>", "<eoc>", *sorted(names))
     again = [f"{s3.url}/new.json", *args[1:], "--dry-run"]
     assert report(*again)["added"] == []
     with pytest.raises(OutputExistsError):
@@ -198,4 +204,12 @@ def test_files_of_token_ids(tmp_path: Path, old: Path) -> None:
     result = run(old, lists, *tables, "-o", tmp_path / "new.json")
     assert result.exit_code == 0
     # All genes that the ids could stand for, whether a cell has them or not.
-    assert Vocab.load(tmp_path / "new.json").tokens == ("b", "<cls>", "a", "c", "d")
+    assert Vocab.load(tmp_path / "new.json").tokens == (
+        "b",
+        "<cls>",
+        "a",
+        "<pad>",
+        "<eoc>",
+        "c",
+        "d",
+    )

@@ -213,7 +213,8 @@ def expand(
     """Append the genes of inputs that VOCAB lacks to a new vocabulary.
 
     Old tokens keep their ids; <pad>, <cls> and <eoc> follow where they are missing, then new genes in
-    the order of their names, whatever the order of the inputs. The Census's symbols are its feature_name:
+    the order of their names, whatever the order of the inputs. The Census's symbols are its
+    feature_name:
 
     \b
     scshards vocab expand vocab.json census://heart --gene-column feature_name -o new.json

@@ -18,11 +18,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import gc
 import io
 import os
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from scshards.base.errors import StorageError
@@ -108,7 +109,7 @@ class RemoteFile(io.RawIOBase):
     def _fetched(self, number: int) -> bytes:
         start = number * BLOCK_BYTES
         end = min(start + BLOCK_BYTES, self.size)
-        with translated(self._where):
+        with translated(self._where), _uncollected():
             block = self._ranges.read(self._path, self._where, start, end, self._answer)
         if len(block) != end - start or self._answer.etag != self._etag:
             raise StorageError(
@@ -117,6 +118,19 @@ class RemoteFile(io.RawIOBase):
                 advice="run the same command again once nobody writes it",
             )
         return block
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage is collected meanwhile: h5py holds its lock while it reads, and objects of h5py that
+    were collected on the file system's thread would wait for that lock there. Neither would end."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class _Sink:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import threading
 import time
@@ -290,3 +291,17 @@ def test_an_asynchronous_file_system(error: Exception | None, mended: bool) -> N
 def test_options_are_checked(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Retry(**wrong)
+
+
+def test_nothing_is_collected_while_h5py_waits(proxy: FaultProxy, s3, data: bytes) -> None:
+    """Objects of h5py in a cycle, collected on the loop's thread, would wait for the one who waits."""
+    seen: list[bool] = []
+
+    def note(path: str) -> str | None:
+        seen.append(gc.isenabled())
+        return None
+
+    with through(proxy, s3).open("x") as file:
+        proxy.share = note
+        assert file.read(1000) == data[:1000]
+    assert seen == [False] and gc.isenabled()

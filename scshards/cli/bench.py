@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from scshards.base.progress import Table, counted, duration
+from scshards.base.progress import Table, duration
 from scshards.cli.command import Command, Result
 from scshards.cli.options import options, store_options
 
@@ -96,11 +96,10 @@ def _parts(report: BenchReport) -> Iterator[str | Table]:
         "memory, MB": report.memory_bytes / 1e6,
     }
     yield Table(("figure", "value"), list(figures.items()))
-    if report.compiled:
+    if report.compile_s:
         yield (
-            f"the first batch waited {duration(report.compile_s)} for "
-            f"{counted(report.compiled, 'kernels')} to be compiled, which happens once: measure again "
-            "for its time without that"
+            f"the first batch waited {duration(report.compile_s)} for kernels to be compiled, which "
+            "happens once: measure again for its time without that"
         )
     per_cell = 1e6 / max(report.cells, 1)
     rows: list[tuple[object, ...]] = [

@@ -2,7 +2,7 @@
 
     tokens     rows of a matrix -> token rows          rows        rows of a matrix -> members
     writing    members, labels, tar headers            members     bytes of a member -> arrays
-    cache      where what was compiled is kept         compiling   says so when it was not there
+    cache      where what was compiled is kept
 
 Read first: cache.py, then members.py. Who checks what, as nothing is compiled with bounds checks:
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import logging
 import os
 import pickle
 import shutil
@@ -30,6 +31,8 @@ import numba as nb
 import platformdirs
 from numba.core import caching, config
 from numba.core.runtime import rtsys
+
+_log = logging.getLogger(__name__)
 
 FILES = ("kernels/*.py", "stream/*_kernels.py", "stream/shuffle.py")
 """What holds kernels, below the package's folder; a kernel may be built from nothing else."""
@@ -106,14 +109,16 @@ class _Kept(caching.FunctionCache):
         # start of a process. What was compiled needs its runtime alone, as long as no kernel hashes
         # (no dict and no set) or is parallel.
         rtsys.initialize(target_context)
-        try:
-            return self._load_overload(sig, target_context)
-        except OSError:
-            return None  # compiled anew; that it can't be kept is said below
-        except (EOFError, pickle.UnpicklingError):
-            # Cut or emptied, as after a power cut: written again.
-            self.flush()
-            return None
+        found = None
+        with contextlib.suppress(OSError):  # that it can't be kept is said below
+            try:
+                found = self._load_overload(sig, target_context)
+            except (EOFError, pickle.UnpicklingError):
+                # Cut or emptied, as after a power cut: written again.
+                self.flush()
+        if found is None:
+            _say_once()
+        return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
@@ -124,6 +129,14 @@ class _Kept(caching.FunctionCache):
                 "SCSHARDS_CACHE_DIR to a folder that can be written",
                 stacklevel=2,
             )
+
+
+@functools.cache
+def _say_once() -> None:
+    """A line by which nobody waits for the compiler without being told."""
+    _log.warning(
+        "compiling kernels, which takes up to a minute, once: they are kept in %s", folder()
+    )
 
 
 def _forget(here: Path) -> None:

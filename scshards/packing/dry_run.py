@@ -24,7 +24,6 @@ from scshards.base.ranges import BLOCK_BYTES
 from scshards.base.storage import Storage, is_local
 from scshards.base.threads import all_cores
 from scshards.cells.vocab import Vocab
-from scshards.kernels.compiling import compiles
 from scshards.packing import plan
 from scshards.packing.executors import make_executor
 from scshards.packing.job import Job
@@ -133,7 +132,6 @@ def plan_pack(
     options = request.options
     named = options.scratch if options.scratch and Path(options.scratch).is_dir() else None
     with (
-        compiles(),
         tempfile.TemporaryDirectory(
             prefix="scshards-dry-run-", dir=named or temporary_folder()
         ) as folder,

@@ -31,7 +31,6 @@ from scshards.base.errors import ScshardsError, StorageError
 from scshards.base.locks import held
 from scshards.base.progress import Progress
 from scshards.cells.vocab import Vocab
-from scshards.kernels.compiling import compiles
 from scshards.packing import plan, refusals
 from scshards.packing.decide import Decision, check_splits, compare, decide
 from scshards.packing.executors import Executor, Pool
@@ -136,14 +135,13 @@ class Phases:
     def run(self) -> None:
         """Do all phases; of a share those that can be done, which ends with pass 1 until all shares
         have done theirs."""
-        with compiles():  # says so when that takes a while
-            self.survey()
-            self.decide()
-            self.transpose()
-            self.scatter()
-            if self.is_scattered:
-                self.merge()
-                self.write()
+        self.survey()
+        self.decide()
+        self.transpose()
+        self.scatter()
+        if self.is_scattered:
+            self.merge()
+            self.write()
 
     def survey(self) -> None:
         """Look at all inputs; a share begins with its own, and finds those of others done."""

@@ -14,7 +14,6 @@ from typing import Any
 
 from scshards.base.errors import ConfigError, StateError
 from scshards.cells.tokenizer import ValueKind
-from scshards.kernels.compiling import compiles
 from scshards.shards.manifest import LabelInfo, SourceInfo
 from scshards.stream.cache import NodeCache
 from scshards.stream.course import Course
@@ -269,8 +268,7 @@ class BlockStream:
                 step=step,
                 closing=self._fetcher.close,
             )
-            with compiles():
-                yield from self._clock.waiting(made)
+            yield from self._clock.waiting(made)
         finally:
             fetchers.shutdown(wait=True, cancel_futures=True)
 

@@ -91,12 +91,8 @@ def encode_rows(
     """
     n = len(rows)
     label_bytes, label_ends = encode_labels(labels, n)
-    value_bytes = 4
-    if rows.values.dtype == np.uint64:
-        value_bytes = _varint_bytes(int(rows.values.max()) if len(rows.values) else 0)
-    gene_bytes = _varint_bytes(int(rows.genes.max()) if len(rows.genes) else 0)
-    bound = len(rows.genes) * (gene_bytes + value_bytes)
-    bound += n * write_kernels.MEMBER_BOUND + len(label_bytes)
+    # Varints take five and ten bytes at the most.
+    bound = 15 * len(rows.genes) + n * write_kernels.MEMBER_BOUND + len(label_bytes)
     payload = np.empty(bound, np.uint8)
     ends = np.empty(n, np.int64)
     values = np.ascontiguousarray(rows.values, rows.values.dtype.newbyteorder("="))
@@ -263,7 +259,3 @@ def _named(
 def _is_label(value: object) -> bool:
     """A category code, -1 when missing, or a number, NaN when missing."""
     return isinstance(value, float) or (type(value) is int and -1 <= value < MAX_CODES)
-
-
-def _varint_bytes(largest: int) -> int:
-    return max(1, -(-largest.bit_length() // 7))

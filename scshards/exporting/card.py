@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from scshards.base.errors import ConfigError, OutputExistsError
-from scshards.base.progress import printable
 from scshards.shards.manifest import Manifest
 from scshards.shards.shardset import ShardSet
 
@@ -67,22 +66,11 @@ def check_compression(compression: str, where: object) -> None:
 
 def card(manifest: Manifest) -> str:
     """The text of a card: its head in YAML names the tars of each split, and no index."""
-    splits = {split: shards for split, shards in manifest.splits.items() if shards}
+    splits = [split for split, shards in manifest.splits.items() if shards]
     files = "\n".join(
         f"  - split: {json.dumps(split)}\n    path: {json.dumps(f'{split}/*.tar')}"
         for split in splits
     )
-    rows = "\n".join(
-        f"| {split} | {len(shards):,} | {manifest.cells(split):,} | {manifest.tokens(split):,} |"
-        for split, shards in splits.items()
-    )
-    labels = "".join(
-        f"* `{printable(name)}`: "
-        + ("a number" if info.kind == "number" else f"{len(info.categories):,} categories")
-        + "\n"
-        for name, info in manifest.labels.items()
-    )
-    split = next(iter(splits))
     return f"""---
 tags:
 - single-cell
@@ -96,20 +84,14 @@ configs:
 # Tokenized single cells
 
 {manifest.value_kind.capitalize()} of {manifest.vocab_size:,} tokens (`vocab.json`), packed by scshards
-as WebDataset shards; `manifest.json` says what they hold and where it came from.
+as WebDataset shards; `manifest.json` says what they hold and where it came from, and what the codes of
+labels stand for.
 
-| split | shards | cells | values |
-|---|---|---|---|
-{rows}
-
-{"Labels, by the codes of the manifest's categories:" if labels else "No labels were kept."}
-
-{labels}
 ```python
 import datasets
 
-cells = datasets.load_dataset("PATH", split={json.dumps(split)}, streaming=True)
-cell = next(iter(cells))["cell.mp"]  # n, genes, values{", labels" if labels else ""}
+cells = datasets.load_dataset("PATH", split={json.dumps(splits[0])}, streaming=True)
+cell = next(iter(cells))["cell.mp"]  # n, genes, values, and labels where they were kept
 ```
 
 `genes` and `values` are packed numbers: scshards' docs/format.md says how. `scshards.CellLoader` streams

@@ -103,16 +103,19 @@ def read_index(
 def check_bounds(
     index: Mapping[str, NDArray[Any]], labels: Mapping[str, LabelInfo], n_sources: int, where: str
 ) -> None:
-    """FormatError when a cell has a source or a category that the set does not have."""
+    """FormatError when a cell has a source or a label that the set does not have."""
     bounds = [
         ("source", 0, n_sources, "a cell is of no source of the set"),
         ("row", 0, 1 << KEY_ROW_BITS, "a cell's source has no such row"),
     ]
-    bounds += [
-        (OBS_PREFIX + name, -1, len(info.categories), f"a cell has no such category of {name!r}")
-        for name, info in labels.items()
-        if info.kind == "category"
-    ]
+    for name, info in labels.items():
+        column, n = OBS_PREFIX + name, len(info.categories)
+        is_number = info.kind == "number"
+        if column in index and is_number != (index[column].dtype.kind == "f"):
+            what = f"the index's column {column!r} holds {index[column].dtype}"
+            raise FormatError(f"{what}, and {name!r} is a {info.kind}", where=where)
+        if not is_number:
+            bounds.append((column, -1, n, f"a cell has no such category of {name!r}"))
     for column, first, end, what in bounds:
         values = index.get(column)
         if values is None or not len(values):

@@ -21,7 +21,7 @@ from scshards.cells.batch import format_key
 from scshards.cells.vocab import Vocab
 from scshards.shards.chunks import read_cells
 from scshards.shards.index import OBS_PREFIX, check_bounds, read_index
-from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, ShardInfo
+from scshards.shards.manifest import MANIFEST, VOCAB, LabelInfo, Manifest, ShardInfo
 
 _KEY = re.compile(r"(\d{1,6})-(\d{1,10})")
 _PLACE = ("source", "row", "offset", "size", "n_genes")
@@ -114,13 +114,17 @@ class ShardSet:
         return self.manifest.splits[split]
 
     def index(
-        self, shard: ShardInfo, columns: Sequence[str] | None = None
+        self,
+        shard: ShardInfo,
+        columns: Sequence[str] | None = None,
+        data: bytes | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Columns of a shard's index, found right by its checksum and the set's bounds."""
-        m, where = self.manifest, self.storage.at(shard.index_path)
-        index = read_checked_index(self.storage, shard, columns)
-        check_bounds(index, m.labels, len(m.sources), where)
-        return index
+        """Columns of a shard's index, found right by its checksum and the set's bounds.
+
+        `data` is what was read of it; without it, it is read here.
+        """
+        m = self.manifest
+        return checked_index(self.storage, shard, columns, m.labels, len(m.sources), data)
 
     def cell(self, key: str) -> NamedCell:
         """The cell of a key, such as ``"000002-0000001234"``.
@@ -197,24 +201,23 @@ class ShardSet:
                 )
 
 
-def read_checked_index(
-    storage: Storage, shard: ShardInfo, columns: Sequence[str] | None = None
+def checked_index(
+    storage: Storage,
+    shard: ShardInfo,
+    columns: Sequence[str] | None,
+    labels: Mapping[str, LabelInfo],
+    n_sources: int,
+    data: bytes | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """Columns of a shard's index, after its checksum was found right.
+    """Columns of a shard's index; of a set with these labels and so many sources.
 
     Raises
     ------
     ChecksumError, FormatError
         When it is not the index that was packed.
     """
-    data = storage.read(shard.index_path)
-    return checked_index(data, shard, columns, storage.at(shard.index_path))
-
-
-def checked_index(
-    data: bytes, shard: ShardInfo, columns: Sequence[str] | None, where: str
-) -> dict[str, NDArray[Any]]:
-    """Columns of an index that was read; errors as of `read_checked_index`."""
+    where = storage.at(shard.index_path)
+    data = storage.read(shard.index_path) if data is None else data
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise ChecksumError(
             "the index is not the one that was packed",
@@ -225,4 +228,5 @@ def checked_index(
     n = len(next(iter(table.values())))
     if n != shard.cells:
         raise FormatError(f"the index has {n} rows for {shard.cells} cells", where=where)
+    check_bounds(table, labels, n_sources, where)
     return table

@@ -23,9 +23,9 @@ from scshards.base.storage import Storage
 from scshards.cells.batch import cell_keys
 from scshards.cells.tokenizer import TokenRows, ValueKind
 from scshards.shards.chunks import read_cells
-from scshards.shards.index import OBS_PREFIX, check_bounds
+from scshards.shards.index import OBS_PREFIX
 from scshards.shards.manifest import LabelInfo, Manifest, ShardInfo
-from scshards.shards.shardset import ShardSet, read_checked_index
+from scshards.shards.shardset import ShardSet, checked_index
 from scshards.shards.tar import Compression
 from scshards.sources.matrix import cut_block, row_cuts
 from scshards.sources.rows import SOURCE, Block, Source
@@ -257,8 +257,7 @@ class ShardSource(Source):
         run, shard = self.run, self.run.shards[i][1]
         labels = [OBS_PREFIX + name for name in run.labels]
         columns = list(dict.fromkeys([*_PLACES, *KNOWN, *labels]))
-        index = read_checked_index(self._storage, shard, columns)
-        check_bounds(index, run.labels, run.n_sources, self._storage.at(shard.index_path))
+        index = checked_index(self._storage, shard, columns, run.labels, run.n_sources)
         self._tables[i] = index
         return index
 

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import ConfigError, FormatError, VocabError
+from scshards.base.errors import ConfigError, VocabError
 from scshards.base.storage import Storage
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
 from scshards.shards import Compression
 from scshards.shards.index import OBS_PREFIX
 from scshards.shards.manifest import LabelInfo, ShardInfo, SourceInfo
-from scshards.shards.shardset import ShardSet, checked_index
+from scshards.shards.shardset import ShardSet
 
 SOURCE = "source"
 """From which input of pack a cell is: its ordinal in every index, and by its name a category."""
@@ -173,18 +173,14 @@ class ShardList:
             found = self.index(
                 shard, [SOURCE, *(c for c in columns if c not in (SOURCE, of_source))]
             )
-            ordinals, known = found[SOURCE], self._named_sources[1]
-            if len(ordinals) and not 0 <= int(ordinals.min()) <= int(ordinals.max()) < len(known):
-                raise FormatError("a cell is of no source of the set", where=self.at(shard))
-            return found | {of_source: known[ordinals]}
+            return found | {of_source: self._named_sources[1][found[SOURCE]]}
         number = int(self.set_of[shard])
         shardset, info, codes = self.shardsets[number], self.shards[shard], self._codes[number]
-        where = shardset.storage.at(info.index_path)
         own = shardset.manifest.labels
         has = [
             c for c in columns if not c.startswith(OBS_PREFIX) or c.removeprefix(OBS_PREFIX) in own
         ]
-        table = checked_index(self._index_bytes(shard), info, has, where) if has else {}
+        table = shardset.index(info, has, self._index_bytes(shard)) if has else {}
         out: dict[str, NDArray[Any]] = {}
         for column in columns:
             if column not in table:
@@ -193,28 +189,9 @@ class ShardList:
                 out[column] = np.full(info.cells, missing, kind)
                 continue
             values = table[column]
-            name = column.removeprefix(OBS_PREFIX)
-            if name != column and (values.dtype.kind == "f") != (
-                self.labels[name].kind == "number"
-            ):
-                raise FormatError(
-                    f"the index's column {column!r} holds {values.dtype}, and {name!r} is a "
-                    f"{self.labels[name].kind}",
-                    where=where,
-                    advice="run scshards verify on the shard set",
-                )
             if column == SOURCE and self._first_source[number]:
                 values = values.astype(np.int64) + self._first_source[number]
-            if column in codes and len(values):
-                new_codes, bound = codes[column]
-                if int(values.min()) < -1 or int(values.max()) >= bound:
-                    raise FormatError(
-                        f"a cell has no such category of {column.removeprefix(OBS_PREFIX)!r}",
-                        where=where,
-                        advice="run scshards verify on the shard set",
-                    )
-                values = values if new_codes is None else new_codes[values]
-            out[column] = values
+            out[column] = codes[column][values] if column in codes else values
         return out
 
 
@@ -255,19 +232,13 @@ def _united(sets: Sequence[Mapping[str, LabelInfo]]) -> dict[str, LabelInfo]:
     return out
 
 
-def _code_maps(
-    shardset: ShardSet, labels: Mapping[str, LabelInfo]
-) -> dict[str, tuple[NDArray[np.int32] | None, int]]:
-    """For each index column of categories, how many the set has, and the new code of each.
-
-    The codes end with -1 for -1; None where each stays as it is.
-    """
-    out: dict[str, tuple[NDArray[np.int32] | None, int]] = {}
+def _code_maps(shardset: ShardSet, labels: Mapping[str, LabelInfo]) -> dict[str, NDArray[np.int32]]:
+    """For each index column whose codes are others here, the new code of each; last, -1 for -1."""
+    out: dict[str, NDArray[np.int32]] = {}
     for name, info in shardset.manifest.labels.items():
         if info.kind == "category":
             place = {c: i for i, c in enumerate(labels[name].categories)}
             codes = [place[c] for c in info.categories]
-            same = codes == list(range(len(codes)))
-            new_codes = None if same else np.array([*codes, -1], np.int32)
-            out[OBS_PREFIX + name] = new_codes, len(codes)
+            if codes != list(range(len(codes))):
+                out[OBS_PREFIX + name] = np.array([*codes, -1], np.int32)
     return out

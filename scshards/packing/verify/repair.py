@@ -43,7 +43,7 @@ from scshards.shards.members import (
     decode_rows,
     encode_rows,
 )
-from scshards.shards.shardset import ShardSet, read_checked_index
+from scshards.shards.shardset import ShardSet
 from scshards.shards.tar import build_tar, open_chunk, seal
 from scshards.sources.genes import match_source
 from scshards.sources.inputs import Input, InputFile, expand
@@ -186,7 +186,7 @@ class _Repair:
         """Pack shards again, whose indexes are good."""
         storage, manifest = self.shard_set.storage, self.shard_set.manifest
         given, names = {f.name: f for f in files}, [s.name for s in manifest.sources]
-        columns = [read_checked_index(storage, info, ["source"])["source"] for info in shards]
+        columns = [self.shard_set.index(info, ["source"])["source"] for info in shards]
         needed = [names[i] for i in np.unique(np.concatenate(columns)).tolist()]
         missing = [name for name in needed if name not in given]
         wrong = missing or [name for name in needed if names.count(name) > 1]
@@ -201,7 +201,7 @@ class _Repair:
             )
         for start in range(0, len(shards), AT_ONCE):
             some = shards[start : start + AT_ONCE]
-            indexes = [read_checked_index(storage, info) for info in some]
+            indexes = [self.shard_set.index(info) for info in some]
             index = {name: np.concatenate([i[name] for i in indexes]) for name in indexes[0]}
             members = [b""] * len(index["row"])
             with Progress("repair", len(members), "cells", shown=self.shown) as bar:

@@ -14,7 +14,7 @@ from scshards.cells.tokenizer import TokenRows
 from scshards.cells.vocab import Vocab
 from scshards.shards.index import write_index
 from scshards.shards.manifest import LabelInfo, Manifest, ShardInfo, SourceInfo
-from scshards.shards.members import LabelColumn, encode_rows
+from scshards.shards.members import encode_rows
 from scshards.shards.tar import build_tar, seal
 
 
@@ -40,10 +40,10 @@ def encode_cell(
         values=np.array(values, np.uint64 if kind == "counts" else np.float32),
         unmatched_values=0,
     )
-    columns = [
-        LabelColumn(name=n, values=np.array([v], np.float64 if isinstance(v, float) else np.int64))
+    columns = {
+        n: np.array([v], np.float64 if isinstance(v, float) else np.int64)
         for n, v in (labels or {}).items()
-    ]
+    }
     return bytes(encode_rows(rows, columns)[0])
 
 
@@ -92,7 +92,7 @@ def make_set(
             unmatched_values=0,
         )
         made = {"donor": donor, "age": age}
-        labels = [LabelColumn(name=name, values=made[name]) for name in columns]
+        labels = {name: made[name] for name in columns}
         payload, ends = encode_rows(rows, labels)
         sizes = np.diff(np.concatenate(([0], ends)))
         keys = np.arange(row, row + cells)

@@ -245,7 +245,8 @@ def value_error(
     return ValueKindError(
         f"the value {data[at]} {_FAULTS[fault]}",
         where=f"{where}: row {row}, column {column}",
-        advice=_value_advice(fault),
+        advice="choose the matrix that holds counts with --layer NAME or --raw, or repair it; fractions "
+        "are kept with --values float",
     )
 
 
@@ -257,14 +258,3 @@ def dense_to_csr(
     indptr = np.zeros(block.shape[0] + 1, np.int64)
     np.cumsum(np.bincount(rows, minlength=block.shape[0]), out=indptr[1:])
     return indptr, columns.astype(np.int32), block[rows, columns]
-
-
-def _value_advice(fault: int) -> str:
-    if fault == kernels.FRACTION:
-        return (
-            "choose the matrix that holds counts with --layer NAME or --raw, or keep the values as "
-            "they are with --values float"
-        )
-    if fault == kernels.NEGATIVE:
-        return "scaled data can't be packed: choose the matrix that holds counts (--layer, --raw)"
-    return "repair the matrix, or choose another with --layer or --raw"

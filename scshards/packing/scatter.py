@@ -36,7 +36,7 @@ from scshards.packing.marks import source_folder
 from scshards.packing.survey import AnyInput, Work, limit_reasons, open_input
 from scshards.packing.unique import load_split
 from scshards.packing.values import matrix_advice
-from scshards.shards.members import LabelColumn, encode_labels
+from scshards.shards.members import encode_labels
 from scshards.shards.spill import SpillWriter, record_dtype
 from scshards.sources.rows import Block, Source
 
@@ -202,7 +202,7 @@ class _Cells:
         """Pack the rows of a block that have a shard (not -1)."""
         rows = np.flatnonzero(shards >= 0)
         shards, numbers, keys = shards[rows], block.first_row + rows, keys[rows]
-        columns = [label.column(numbers) for label in self._labels]
+        columns = {label.name: label.column(numbers) for label in self._labels}
         labels, label_ends = encode_labels(columns, len(rows))
         records = np.zeros(len(rows), record_dtype(self._task.labels))
         sizes, n_genes = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
@@ -216,8 +216,8 @@ class _Cells:
             self._sums[0, 3] += int(np.diff(ends)[rows].sum())
         work, spill, first = self._work, self._spill, 0
         records["key"] = keys
-        for i, column in enumerate(columns):
-            records[f"label-{i}"] = column.values
+        for i, values in enumerate(columns.values()):
+            records[f"label-{i}"] = values
         while True:
             status, stop, at, end, unmatched = kernels.pack_rows(
                 block.indptr, block.indices, data, LARGEST[data.dtype.kind], rows, first, work.slots,
@@ -277,19 +277,17 @@ class _Labels:
     """One label of one source, with its own codes turned into the common ones."""
 
     def __init__(self, arrays: Path, number: int, name: str, kind: str) -> None:
-        self._name, self._is_number = name, kind == "number"
+        self.name, self._is_number = name, kind == "number"
         self._values = np.load(arrays / f"label-{number}.npy", mmap_mode="r")
         self._common = np.append(np.load(arrays / f"map-{number}.npy"), np.int32(-1))
 
-    def column(self, rows: NDArray[np.int64]) -> LabelColumn:
+    def column(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         values = self._values[rows]
         if self._is_number:
             # An empty column of text is read as category, where others hold numbers.
-            values = values if values.dtype.kind == "f" else np.full(len(rows), np.nan)
-        else:
-            values = np.zeros(len(rows), int) - 1 if values.dtype.kind == "f" else values
-            values = self._common[values].astype(np.int64)
-        return LabelColumn(name=self._name, values=values)
+            return values if values.dtype.kind == "f" else np.full(len(rows), np.nan)
+        values = np.zeros(len(rows), int) - 1 if values.dtype.kind == "f" else values
+        return self._common[values]
 
 
 def _open(task: ScatterTask) -> Source:

@@ -36,27 +36,17 @@ OBS_PREFIX = "obs."
 LABEL_TYPES: Mapping[str, Any] = {"category": np.int32, "number": np.float64}
 
 
-def write_index(
-    *,
-    offset: NDArray[np.int64],
-    size: NDArray[np.int64],
-    n_genes: NDArray[np.int64],
-    total: NDArray[np.float64],
-    source: NDArray[np.int64],
-    row: NDArray[np.int64],
-    labels: Mapping[str, NDArray[Any]],
-) -> bytes:
+def write_index(*, labels: Mapping[str, NDArray[Any]], **own: NDArray[Any]) -> bytes:
     """The parquet bytes of an index; the same bytes for the same rows.
 
-    `labels` maps each kept obs column to int codes (-1 missing) or float64 numbers (NaN missing).
+    `own` is all of OWN_COLUMNS but the key; `labels` maps each kept obs column to int codes (-1 missing)
+    or float64 numbers (NaN missing).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    own = {"offset": offset, "size": size, "n_genes": n_genes, "total": total}
-    own |= {"source": source, "row": row}
-    columns: dict[str, Any] = {"key": key_texts(source, row)}
-    columns |= {name: _column(values, OWN_COLUMNS[name]) for name, values in own.items()}
+    columns = {"key": key_texts(own["source"], own["row"])}
+    columns |= {n: _column(own[n], kind) for n, kind in OWN_COLUMNS.items() if n != "key"}
     for name, values in labels.items():
         kind = LABEL_TYPES["number" if values.dtype.kind == "f" else "category"]
         columns[OBS_PREFIX + name] = _column(values, kind)

@@ -9,8 +9,9 @@ The stream reads members with `kernels.members` directly.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -24,6 +25,9 @@ from scshards.kernels import writing as write_kernels
 
 if TYPE_CHECKING:
     from scshards.shards.manifest import LabelInfo
+
+Labels = Mapping[str, NDArray[Any]]
+"""Of a block of cells: {obs column: category codes (-1 missing), or float64 numbers (NaN missing)}."""
 
 EXTENSION = "cell.mp"
 """Of a member's name; `mp` is how webdataset's own `.decode()` knows msgpack."""
@@ -61,20 +65,8 @@ class Cell:
     labels: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LabelColumn:
-    """One obs column of a block of cells: int64 codes (-1 missing) or float64 numbers (NaN missing)."""
-
-    name: str
-    values: NDArray[Any]
-
-    @property
-    def is_number(self) -> bool:
-        return bool(self.values.dtype.kind == "f")
-
-
 def encode_rows(
-    rows: TokenRows, labels: Sequence[LabelColumn] = ()
+    rows: TokenRows, labels: Labels = MappingProxyType({})
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The members of a block of cells.
 
@@ -83,7 +75,7 @@ def encode_rows(
     rows
         Tokenized cells, counts (uint64) or float32.
     labels
-        Columns of as many values as there are cells.
+        {column: codes (-1 missing), or numbers (NaN missing)}, as many as there are cells.
 
     Returns
     -------
@@ -142,22 +134,20 @@ def decode_rows(
     return rows, fields, status
 
 
-def encode_labels(
-    labels: Sequence[LabelColumn], n: int
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def encode_labels(labels: Labels, n: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The labels of n cells as they stand in their members: payload and ends, as of `encode_rows`."""
-    assert all(len(c.values) == n for c in labels)
+    assert all(len(values) == n for values in labels.values())
     if not labels:
         return np.zeros(0, np.uint8), np.zeros(n, np.int64)
     codes = np.full((n, len(labels)), -1, np.int64)
     numbers = np.zeros((n, len(labels)), np.uint64)
-    is_number = np.array([c.is_number for c in labels], np.bool_)
-    for j, column in enumerate(labels):
-        if column.is_number:
-            numbers[:, j] = np.ascontiguousarray(column.values, np.float64).view(np.uint64)
+    is_number = np.array([values.dtype.kind == "f" for values in labels.values()], np.bool_)
+    for j, values in enumerate(labels.values()):
+        if is_number[j]:
+            numbers[:, j] = np.ascontiguousarray(values, np.float64).view(np.uint64)
         else:
-            codes[:, j] = column.values
-    names = [msgpack.packb(c.name) for c in labels]
+            codes[:, j] = values
+    names = [msgpack.packb(name) for name in labels]
     name_ends = np.cumsum([len(b) for b in names], dtype=np.int64)
     flat = np.frombuffer(b"".join(names), np.uint8)
     out = np.empty(n * (3 + len(flat) + 9 * len(labels)), np.uint8)

@@ -23,7 +23,7 @@ from scshards.cells.tokenizer import (
     tokenize_rows,
 )
 from scshards.kernels import rows as kernels
-from scshards.shards.members import LabelColumn, encode_labels, encode_rows
+from scshards.shards.members import encode_labels, encode_rows
 
 N_TOKENS = 150
 LIMITLESS = (0, 1 << 62, 0.0)
@@ -108,12 +108,9 @@ def test_one_kernel_is_the_public_functions_in_a_row(
     drawn: st.DataObject, kind: Any, with_labels: bool, size: int
 ) -> None:
     match, csr, rows = drawn.draw(blocks(as_counts=kind == "counts"))
-    labels = []
+    labels = {}
     if with_labels:
-        labels = [
-            LabelColumn(name="donor", values=np.array(rows, np.int64) - 1),
-            LabelColumn(name="age", values=np.array(rows) / 3),
-        ]
+        labels = {"donor": np.array(rows, np.int64) - 1, "age": np.array(rows) / 3}
     tokens: TokenRows = tokenize_rows(*taken(csr, rows), match, kind)
     expected, ends = encode_rows(tokens, labels)
     members, sizes, n_genes, totals, fates, unmatched = run(match, csr, rows, kind, labels, size)

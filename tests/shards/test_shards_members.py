@@ -19,7 +19,7 @@ from scshards import Cell, decode_cell
 from scshards.base.errors import FormatError
 from scshards.cells.tokenizer import TokenRows
 from scshards.shards.manifest import LabelInfo
-from scshards.shards.members import LabelColumn, encode_rows
+from scshards.shards.members import encode_rows
 
 Labels = dict[str, int | float]
 
@@ -108,8 +108,8 @@ def test_blocks_are_the_cells_one_after_another(block: list[Any], with_labels: b
     )
     codes = np.arange(len(block)) - 1
     numbers = np.arange(len(block)) / 3
-    columns = [LabelColumn(name="donor", values=codes), LabelColumn(name="age", values=numbers)]
-    payload, ends = encode_rows(rows, columns if with_labels else ())
+    columns = {"donor": codes, "age": numbers}
+    payload, ends = encode_rows(rows, columns if with_labels else {})
     bounds = [0, *ends.tolist()]
     members = [payload[a:b].tobytes() for a, b in itertools.pairwise(bounds)]
     for i, (member, (genes, values, _)) in enumerate(zip(members, block, strict=True)):

@@ -37,7 +37,6 @@ from scshards.packing.verify.whole import VerifyReport, verify
 from scshards.shards.index import OBS_PREFIX, write_index
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, ShardInfo
 from scshards.shards.members import (
-    LabelColumn,
     check_status,
     decode_labels,
     decode_rows,
@@ -259,11 +258,7 @@ class _Repair:
                     if options.round_within is not None and kind == "counts":
                         data, _ = round_values(kernel_values(data), options.round_within)
                     cells = tokenize_rows(indptr, indices, data, match, kind, where=where)
-                    types = {n: _TYPES[label.kind] for n, label in manifest.labels.items()}
-                    labels = [
-                        LabelColumn(name=n, values=index[OBS_PREFIX + n][places[a:b]].astype(kind))
-                        for n, kind in types.items()
-                    ]
+                    labels = {n: index[OBS_PREFIX + n][places[a:b]] for n in manifest.labels}
                     yield places[a:b], *encode_rows(cells, labels)
 
     def _options(self, source: int) -> PackOptions:

@@ -24,7 +24,7 @@ from scshards.kernels import members as shard_kernels
 from scshards.kernels import rows as kernels
 from scshards.shards.index import LABEL_TYPES, OBS_PREFIX, OWN_COLUMNS, read_index
 from scshards.shards.manifest import Manifest, ShardInfo
-from scshards.shards.members import STATUS, LabelColumn, decode_rows, encode_rows
+from scshards.shards.members import STATUS, decode_rows, encode_rows
 from scshards.shards.tar import build_tar, cut, open_chunk
 
 MAX_FAULTS = 1000
@@ -251,14 +251,13 @@ class ShardCheck:
         bad_cells[np.searchsorted(rows.indptr, np.flatnonzero(bad), side="right") - 1] = True
         totals = np.zeros(len(status), np.float64)
         kernels.row_totals(rows.indptr, rows.values, totals)
-        labels = []
+        labels = {}
         for name, label in self._manifest.labels.items():
             values = index[OBS_PREFIX + name]
             if label.kind == "category":
                 outside = (values < -1) | (values >= len(label.categories))
                 self._flag(outside, f"it has no such category of {name!r}", index)
-                values = values.astype(np.int64)
-            labels.append(LabelColumn(name=name, values=values))
+            labels[name] = values
         members, ends = encode_rows(rows, labels)
         differs = np.zeros(len(status), np.bool_)
         kernels.slices_differ(raw, starts, members, ends, index["size"], differs)

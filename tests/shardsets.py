@@ -38,7 +38,6 @@ def encode_cell(
         indptr=np.array([0, len(genes)], np.int64),
         genes=np.array(genes, np.int32),
         values=np.array(values, np.uint64 if kind == "counts" else np.float32),
-        unmatched_values=0,
     )
     columns = {
         n: np.array([v], np.float64 if isinstance(v, float) else np.int64)
@@ -89,7 +88,6 @@ def make_set(
             indptr=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
             genes=np.concatenate(genes),
             values=np.concatenate(values),
-            unmatched_values=0,
         )
         made = {"donor": donor, "age": age}
         labels = {name: made[name] for name in columns}

@@ -1,17 +1,16 @@
-"""Rows of a count matrix -> tokenized cells: match genes, check values, drop zeros, order by id.
+"""What becomes of the rows of a count matrix: genes matched to tokens, kinds and faults of values.
 
-    columns --match_genes--> GeneMatch     CSR rows --tokenize_rows(match)--> TokenRows
+    columns --match_genes--> GeneMatch --Workspace--> what the kernels that make members of rows need
 
-Called by pack (for shards) and train.embed (for files). The kernel walks each row once: values are
-put at their token in a dense scratch row and read back along a bit set, so ids come out ascending
-and columns that share a token are added up, without sorting.
+They walk each row once: values are put at their token in a dense scratch row and read back along a bit
+set, so ids come out ascending and columns that share a token are added up, without sorting.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,8 +68,7 @@ class GeneMatch:
         return len(known) - int(np.count_nonzero(np.bincount(known)))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenRows:
+class TokenRows(NamedTuple):
     """Tokenized cells, CSR-like: row i is the slice indptr[i]:indptr[i + 1].
 
     Attributes
@@ -81,17 +79,11 @@ class TokenRows:
         int32 [values]: token ids, ascending within a row.
     values
         uint64 (counts) or float32 (float) [values], never zero.
-    unmatched_values
-        How many non-zero values lay in columns without a token.
     """
 
     indptr: NDArray[np.int64]
     genes: NDArray[np.int32]
     values: NDArray[Any]
-    unmatched_values: int
-
-    def __len__(self) -> int:
-        return len(self.indptr) - 1
 
 
 def match_genes(names: Sequence[str], vocab: Vocab) -> GeneMatch:
@@ -99,66 +91,8 @@ def match_genes(names: Sequence[str], vocab: Vocab) -> GeneMatch:
     return GeneMatch(tokens=vocab.ids(names), n_tokens=len(vocab))
 
 
-def tokenize_rows(
-    indptr: NDArray[np.integer],
-    indices: NDArray[np.integer],
-    data: NDArray[Any],
-    match: GeneMatch,
-    kind: ValueKind,
-    *,
-    first_row: int = 0,
-    where: object = None,
-) -> TokenRows:
-    """Tokenize CSR rows; column indices may be unsorted and repeated.
-
-    Parameters
-    ----------
-    indptr, indices, data
-        The rows; `data` of any numeric dtype.
-    match
-        Of the matrix these rows come from.
-    kind
-        "counts" wants whole numbers and adds up columns that share a token; "float" keeps
-        float32 values.
-    first_row, where
-        Row number of the first row and name of the matrix, for messages.
-
-    Raises
-    ------
-    ValueKindError
-        For a negative, NaN or infinite value, a fraction under "counts", or, under "float", two
-        values of one cell for one token. Values in unmatched columns are checked too.
-    SourceError
-        When indptr or indices are not those of a CSR matrix with these columns.
-    """
-    given = data
-    data = kernel_values(data, where=where)
-    indptr = np.ascontiguousarray(indptr, np.int64)
-    wide, indices = indices, np.ascontiguousarray(indices, np.int32)
-    if wide.dtype.itemsize > 4 and not np.array_equal(wide, indices):
-        raise SourceError("a column number is too large", where=where, advice=_DAMAGED)
-    if (np.diff(indptr) < 0).any() or not len(indices) == len(data) == indptr[-1] - indptr[0]:
-        raise SourceError(
-            "the row pointers of the matrix do not fit its values", where=where, advice=_DAMAGED
-        )
-    genes = np.empty(len(data), np.int32)
-    out_indptr = np.empty(len(indptr), np.int64)
-    work = Workspace(match, kind)
-    values = np.empty(len(data), work.scratch.dtype)
-    fault, row, at, unmatched = kernels.tokenize(
-        indptr, indices, data, LARGEST[data.dtype.kind], work.slots, kind == "counts", work.scratch,
-        work.bits, work.tokens, out_indptr, genes, values,
-    )  # fmt: skip
-    if fault:
-        raise value_error(fault, given, indices, at, row=first_row + row, where=where)
-    m = int(out_indptr[-1])
-    return TokenRows(
-        indptr=out_indptr, genes=genes[:m], values=values[:m], unmatched_values=int(unmatched)
-    )
-
-
 class Workspace:
-    """What the kernels need beside the rows, for one match; see kernels.tokens.tokenize.
+    """What the kernels need beside the rows, for one match; see kernels.rows.pack_rows.
 
     Attributes
     ----------

@@ -2,7 +2,7 @@
 
     Cells(shardset, options)      which splits, which labels
     .survey() -> Survey           how many cells there are, and how large their values
-    .parts(limit) -> Part         some of one shard and one file, in order; .read(dtype) -> Rows
+    .parts(limit) -> Part         some of one shard and one file, in order; .read(dtype) -> TokenRows
 
 Each shard is read as sources.shardset reads it, a run of its own.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from scshards.base import where as where_
 from scshards.base.errors import ConfigError
 from scshards.base.progress import Progress, printable
 from scshards.cells.batch import format_key
-from scshards.cells.tokenizer import ValueKind
+from scshards.cells.tokenizer import TokenRows, ValueKind
 from scshards.exporting.options import Dtype, ExportOptions
 from scshards.shards.chunks import chunk_runs
 from scshards.shards.index import OBS_PREFIX, key_texts
@@ -58,14 +58,6 @@ class Survey:
     largest_total: float
 
 
-class Rows(NamedTuple):
-    """Genes and values of cells: cell i has those of indptr[i]:indptr[i + 1]."""
-
-    indptr: NDArray[np.int64]
-    genes: NDArray[np.int32]
-    values: NDArray[Any]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
     """Cells of one shard that go into one file.
@@ -96,7 +88,7 @@ class Part:
         """Their keys as text, an arrow array."""
         return key_texts(self.known("source").astype(np.int64), self.known("row"))
 
-    def read(self, dtype: np.dtype[Any]) -> Rows:
+    def read(self, dtype: np.dtype[Any]) -> TokenRows:
         """Genes, and values as `dtype`.
 
         Raises
@@ -111,7 +103,7 @@ class Part:
         with np.errstate(invalid="ignore"):  # what is above 2^63 is looked at below
             out = values.astype(dtype, copy=False)
             if values.dtype.kind == "f" or int(values.max(initial=0)) <= _EXACT[dtype.name]:
-                return Rows(rows.indptr, rows.genes, out)
+                return rows._replace(values=out)
             differs = out.astype(np.int64).view(np.uint64) != values
         above = values >= 1 << 63 if dtype.kind == "i" else out >= 2.0**63
         bad = np.flatnonzero(differs | above)
@@ -123,7 +115,7 @@ class Part:
                 where=f"{self.source.name}: {key}",
                 advice="choose a wider one with --dtype, or leave the cell out with --where",
             )
-        return Rows(rows.indptr, rows.genes, out)
+        return rows._replace(values=out)
 
 
 Column = tuple[Callable[[Part], NDArray[Any]], tuple[str, ...] | None]

@@ -14,9 +14,10 @@ import numpy as np
 
 from scshards.base.errors import ConfigError, FormatError
 from scshards.base.storage import Storage
+from scshards.cells.tokenizer import TokenRows
 from scshards.cells.vocab import SPECIALS
 from scshards.census.h5ad import H5adWriter
-from scshards.exporting.cells import Cells, Part, Rows
+from scshards.exporting.cells import Cells, Part
 
 _RECORD = "scshards-export"
 
@@ -50,7 +51,7 @@ class H5adLayout:
         if bad is not None:
             raise ConfigError(f"HDF5 can't hold the text {bad!r}", where=cells.name)
 
-    def prepared(self, part: Part, rows: Rows) -> tuple[Any, ...]:
+    def prepared(self, part: Part, rows: TokenRows) -> tuple[Any, ...]:
         """Cells as `write` takes them: names, columns of obs, rows of X; an h5ad file has no ids."""
         indices = self._place[rows.genes]
         if len(indices) and int(indices.min()) < 0:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scshards.base.errors import ConfigError
+from scshards.cells.tokenizer import TokenRows
 from scshards.cells.vocab import SPECIALS, Vocab
-from scshards.exporting.cells import Cells, Part, Rows
+from scshards.exporting.cells import Cells, Part
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,7 +53,7 @@ class ParquetLayout:
                     advice="export a copy without it: scshards reshard --obs",
                 )
 
-    def prepared(self, part: Part, rows: Rows) -> pa.Table:
+    def prepared(self, part: Part, rows: TokenRows) -> pa.Table:
         """Cells as `write` takes them."""
         import pyarrow as pa
 

@@ -1,6 +1,6 @@
 """Floor 0: all compiled loops of packing and of the shard format; they release the GIL.
 
-    tokens     rows of a matrix -> token rows          rows        rows of a matrix -> members
+    tokens     rows of a matrix -> tokens              rows        rows of a matrix -> members
     writing    members, labels, tar headers            members     bytes of a member -> arrays
     cache      where what was compiled is kept
 

@@ -32,8 +32,14 @@ def pack_rows(
     ----------
     indptr, indices, data
         A block of CSR rows; `rows` [cells] are those to pack.
-    largest, slots, counts, scratch, bits, tokens
-        As of kernels.tokens.tokenize; `values` [as many as tokens] is of scratch's dtype.
+    largest
+        The largest count, a float for floats: compared so, it is exact.
+    slots, counts
+        `slots` [columns] is the token of each column, and for one without, the first multiple of 64 that
+        is no token; and whether values are counts.
+    scratch, bits, tokens, values
+        Work space: `scratch` [of the values' dtype, largest slot + 1], `bits` (a zeroed bit set of as
+        many), `tokens` [tokens + SLACK], and `values` [as many] of scratch's dtype.
     limits
         Least and most genes of a cell, and the least sum of its values; others are left out.
     labels, label_ends

@@ -1,4 +1,4 @@
-"""The compiled loops behind cells.tokenizer: CSR rows to token rows. They release the GIL.
+"""The compiled loops from CSR rows to tokens, as kernels.rows uses them.
 
 A row goes in two steps: its values are put at their tokens in a dense scratch row, where a bit set
 marks them (`spread`); then the bit set is read, which gives the tokens in ascending order
@@ -11,7 +11,7 @@ import numba as nb
 import numba.extending
 import numpy as np
 
-from scshards.kernels.cache import inner, kernel
+from scshards.kernels.cache import inner
 
 NEGATIVE, NAN, INFINITE, FRACTION, HUGE, UNFIT, NO_COLUMN, REPEATED = 1, 2, 3, 4, 5, 6, 7, 8
 """Faults of a value; NO_COLUMN of its place, REPEATED of a float whose token is there already."""
@@ -21,37 +21,6 @@ SLACK = 4
 
 _PLAIN = 1 << 24
 """Below it a float32 holds every whole number, and sums of a row fit a float64."""
-
-
-@kernel
-def tokenize(
-    indptr, indices, data, largest, slots, counts, scratch, bits, tokens, out_indptr, genes, values
-):
-    """Rows of CSR to token rows; see tokenizer.tokenize_rows.
-
-    `largest` is the largest count, a float for floats: compared so, it is exact. `slots` [columns] is
-    the token of each column, and for one without, the first multiple of 64 that is no token. `scratch`
-    [of the output's dtype, largest slot + 1], `bits` (a zeroed bit set of as many) and `tokens` [tokens
-    + SLACK] are work space. Returns a fault (0: none) with its row and its place in `data`, and the
-    number of values in unmatched columns.
-    """
-    start = indptr[0]
-    n = 0
-    unmatched = 0
-    out_indptr[0] = 0
-    for row in range(len(indptr) - 1):
-        a, b = indptr[row] - start, indptr[row + 1] - start
-        fault, place, lost = spread(indices[a:b], data[a:b], largest, slots, counts, scratch, bits)
-        if fault:
-            return fault, row, a + place, unmatched
-        unmatched += lost
-        m = list_tokens(bits, tokens)
-        for j in range(m):
-            genes[n + j] = tokens[j]
-            values[n + j] = scratch[tokens[j]]
-        n += m
-        out_indptr[row + 1] = n
-    return 0, 0, 0, unmatched
 
 
 @inner

@@ -1,9 +1,9 @@
 """Cell <-> bytes: the payload of one tar member (format 1, docs/format.md).
 
 A member is the msgpack map {"n", "genes", "values"[, "labels"]} in this order, every item in its
-shortest form. `encode_rows` makes many members at once, for verify and train.embed; pack has a kernel
-of its own that writes the same (kernels.rows.pack_rows). `decode_cell` reads one for people and tests.
-The stream reads members with `kernels.members` directly.
+shortest form. `pack_block` makes members of rows of a matrix, by the kernel that pack has, `encode_rows`
+of tokens, for verify, which compares. `decode_cell` reads one for people and tests. The stream reads
+members with `kernels.members` directly.
 """
 
 from __future__ import annotations
@@ -19,8 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import FormatError
-from scshards.cells.tokenizer import TokenRows, ValueKind
+from scshards.cells.tokenizer import (
+    LARGEST,
+    GeneMatch,
+    TokenRows,
+    ValueKind,
+    Workspace,
+    kernel_values,
+    value_error,
+)
 from scshards.kernels import members as kernels
+from scshards.kernels import rows as row_kernels
 from scshards.kernels import writing as write_kernels
 
 if TYPE_CHECKING:
@@ -65,6 +74,62 @@ class Cell:
     labels: Mapping[str, Any] = field(default_factory=dict)
 
 
+def pack_block(
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    data: NDArray[Any],
+    match: GeneMatch,
+    kind: ValueKind,
+    *,
+    rows: NDArray[np.int64] | None = None,
+    labels: Labels = MappingProxyType({}),
+    first_row: int = 0,
+    where: object = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The members of a block of CSR rows, as pack makes them.
+
+    Parameters
+    ----------
+    indptr, indices, data, match
+        The block, whose columns may be unsorted and repeated, and how they match.
+    kind
+        "counts" wants whole numbers and adds up columns that share a token; "float" keeps float32.
+    rows, labels
+        Those of its rows that are made members of, all without it; and their labels.
+    first_row, where
+        Row number of the block's first row and name of the matrix, for messages.
+
+    Returns
+    -------
+    As of `encode_rows`.
+
+    Raises
+    ------
+    ValueKindError
+        For a negative, NaN or infinite value, a fraction under "counts", or, under "float", two
+        values of one cell for one token. Values in unmatched columns are checked too.
+    SourceError
+        When a value is in a column that there is not.
+    """
+    work, numbers = Workspace(match, kind), kernel_values(data, where=where)
+    rows = np.arange(len(indptr) - 1) if rows is None else rows
+    label_bytes, label_ends = encode_labels(labels, len(rows))
+    n = len(rows)
+    # Varints take five and ten bytes at the most.
+    out = np.empty(15 * len(data) + n * write_kernels.MEMBER_BOUND + len(label_bytes), np.uint8)
+    sizes, n_genes = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    status, stop, at, end, _ = row_kernels.pack_rows(
+        indptr, np.ascontiguousarray(indices, np.int32), numbers, LARGEST[numbers.dtype.kind], rows, 0,
+        work.slots, kind == "counts", (0, 1 << 62, 0.0), label_bytes, label_ends, work.scratch,
+        work.bits, work.tokens, np.empty(len(work.tokens), work.scratch.dtype), out, 0, sizes, n_genes,
+        np.zeros(n, np.float64), np.zeros(n, np.int8),
+    )  # fmt: skip
+    if status:
+        row = first_row + int(rows[stop])
+        raise value_error(status, data, indices, at, row=row, where=where)
+    return out[:end], np.cumsum(sizes)
+
+
 def encode_rows(
     rows: TokenRows, labels: Labels = MappingProxyType({})
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -81,7 +146,7 @@ def encode_rows(
     -------
     payload uint8, and ends int64 [cells]: cell i is payload[ends[i - 1]:ends[i]].
     """
-    n = len(rows)
+    n = len(rows.indptr) - 1
     label_bytes, label_ends = encode_labels(labels, n)
     # Varints take five and ten bytes at the most.
     bound = 15 * len(rows.genes) + n * write_kernels.MEMBER_BOUND + len(label_bytes)
@@ -130,7 +195,7 @@ def decode_rows(
         stored = np.empty(4 * len(genes), np.uint8)
         kernels.gather_slices(src, fields[:, 3], 4 * fields[:, 0], np.arange(n), stored)
         values = stored.view("<f4").astype(np.float32, copy=False)
-    rows = TokenRows(indptr=indptr, genes=genes, values=values, unmatched_values=0)
+    rows = TokenRows(indptr, genes, values)
     return rows, fields, status
 
 

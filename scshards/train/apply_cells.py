@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from scshards.base.errors import CheckpointError, ConfigError, SourceError
 from scshards.base.storage import Storage
 from scshards.cells.batch import Batch
-from scshards.cells.tokenizer import GeneMatch, ValueKind, match_genes, tokenize_rows
+from scshards.cells.tokenizer import GeneMatch, ValueKind, match_genes
 from scshards.cells.vocab import Vocab
 from scshards.packing.labels import read_label
 from scshards.shards.manifest import MANIFEST
-from scshards.shards.members import encode_rows
+from scshards.shards.members import pack_block
 from scshards.shards.shardset import ShardSet
 from scshards.sources.ids import GENE_VOCAB
 from scshards.sources.open import open_source
@@ -172,7 +172,7 @@ class SourceCells(Cells):
 
     def _members(self, begin: int, end: int) -> Iterator[Members]:
         for block in self.source.blocks(begin, end):
-            rows = tokenize_rows(
+            data, ends = pack_block(
                 block.indptr,
                 block.indices,
                 block.data,
@@ -181,7 +181,6 @@ class SourceCells(Cells):
                 first_row=block.first_row,
                 where=f"{self.source.name}, {self.source.matrix_name}",
             )
-            data, ends = encode_rows(rows)
             yield data, np.diff(ends, prepend=np.int64(0)).astype(np.int64)
 
 

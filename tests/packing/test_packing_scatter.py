@@ -1,4 +1,4 @@
-"""Pass 1: the one kernel against the public functions one after another; who is left out, and why."""
+"""Pass 1: the one kernel against plain numpy; who is left out, and why."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pack_support import adata, counts, quiet_pack, read_back, vocab_of
+from plain_tokens import tokenized
 
 from scshards.base.errors import ValueKindError
 from scshards.cells.tokenizer import (
     LARGEST,
     GeneMatch,
-    TokenRows,
     Workspace,
     kernel_values,
-    tokenize_rows,
 )
 from scshards.kernels import rows as kernels
 from scshards.shards.members import encode_labels, encode_rows
@@ -104,14 +103,14 @@ run.limits = LIMITLESS  # type: ignore[attr-defined]
 @pytest.mark.parametrize("kind", ["counts", "float"])
 @settings(deadline=None)
 @given(drawn=st.data(), with_labels=st.booleans(), size=st.sampled_from([70, 1000, 100_000]))
-def test_one_kernel_is_the_public_functions_in_a_row(
+def test_one_kernel_is_plain_numpy_and_encode_rows(
     drawn: st.DataObject, kind: Any, with_labels: bool, size: int
 ) -> None:
     match, csr, rows = drawn.draw(blocks(as_counts=kind == "counts"))
     labels = {}
     if with_labels:
         labels = {"donor": np.array(rows, np.int64) - 1, "age": np.array(rows) / 3}
-    tokens: TokenRows = tokenize_rows(*taken(csr, rows), match, kind)
+    tokens, lost = tokenized(*taken(csr, rows), match, kind)
     expected, ends = encode_rows(tokens, labels)
     members, sizes, n_genes, totals, fates, unmatched = run(match, csr, rows, kind, labels, size)
     assert members == expected.tobytes()
@@ -124,7 +123,7 @@ def test_one_kernel_is_the_public_functions_in_a_row(
         for value in tokens.values[a:b].tolist():
             total += value
         assert totals[i] == total
-    assert not fates.any() and unmatched == tokens.unmatched_values
+    assert not fates.any() and unmatched == lost
 
 
 @settings(deadline=None)
@@ -137,13 +136,13 @@ def test_the_first_reason_that_applies(
     match, csr, rows = drawn.draw(blocks(as_counts=True))
     run.limits = (least, most, float(least_sum))  # type: ignore[attr-defined]
     try:
-        members, sizes, n_genes, totals, fates, _ = run(match, csr, rows, "counts", [], 1000)
+        members, sizes, n_genes, totals, fates, _ = run(match, csr, rows, "counts", {}, 1000)
     finally:
         run.limits = LIMITLESS  # type: ignore[attr-defined]
     for n, total, fate in zip(n_genes, totals, fates, strict=True):
         assert fate == (1 if n < least else 2 if n > most else 3 if total < least_sum else 0)
     kept = [r for r, fate in zip(rows, fates, strict=True) if not fate]
-    expected, _ = encode_rows(tokenize_rows(*taken(csr, kept), match, "counts"))
+    expected, _ = encode_rows(tokenized(*taken(csr, kept), match, "counts")[0])
     assert members == expected.tobytes() and sizes[fates == 0].sum() == len(members)
 
 
@@ -156,8 +155,8 @@ def test_counts_above_2_to_the_32_and_cells_with_any_number_of_genes(tmp_path: P
     indptr = np.cumsum([0, *sizes])
     match = GeneMatch(tokens=rng.permutation(70_000).astype(np.int32), n_tokens=70_000)
     csr = indptr, np.concatenate(rows).astype(np.int32), np.concatenate(values)
-    expected, _ = encode_rows(tokenize_rows(*csr, match, "counts"))
-    members, *_ = run(match, csr, list(range(len(sizes))), "counts", [], 100)
+    expected, _ = encode_rows(tokenized(*csr, match, "counts")[0])
+    members, *_ = run(match, csr, list(range(len(sizes))), "counts", {}, 100)
     assert members == expected.tobytes()
 
 

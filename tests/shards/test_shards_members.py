@@ -104,7 +104,6 @@ def test_blocks_are_the_cells_one_after_another(block: list[Any], with_labels: b
         indptr=indptr.astype(np.int64),
         genes=np.array([g for genes, _, _ in block for g in genes], np.int32),
         values=np.array([v for _, values, _ in block for v in values], np.uint64),
-        unmatched_values=0,
     )
     codes = np.arange(len(block)) - 1
     numbers = np.arange(len(block)) / 3

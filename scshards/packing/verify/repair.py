@@ -29,7 +29,7 @@ from scshards.base.errors import ConfigError
 from scshards.base.files import temporary_folder
 from scshards.base.progress import Progress
 from scshards.base.storage import Storage
-from scshards.cells.tokenizer import kernel_values, round_values, tokenize_rows
+from scshards.cells.tokenizer import kernel_values, round_values
 from scshards.kernels import rows as row_kernels
 from scshards.packing.options import PackOptions, known, parts_of
 from scshards.packing.survey import Work, open_input
@@ -40,13 +40,12 @@ from scshards.shards.members import (
     check_status,
     decode_labels,
     decode_rows,
-    encode_rows,
+    pack_block,
 )
 from scshards.shards.shardset import ShardSet
 from scshards.shards.tar import build_tar, open_chunk, seal
 from scshards.sources.genes import match_source
 from scshards.sources.inputs import Input, InputFile, expand
-from scshards.sources.rows import Block
 
 AT_ONCE = 16
 """Shards that are packed again in one pass over the inputs: they are in memory."""
@@ -254,12 +253,21 @@ class _Repair:
                     a, b = np.searchsorted(rows, (block.first_row, stop))
                     if a == b:
                         continue
-                    indptr, indices, data = _rows(block, rows[a:b] - block.first_row)
+                    data = block.data
                     if options.round_within is not None and kind == "counts":
                         data, _ = round_values(kernel_values(data), options.round_within)
-                    cells = tokenize_rows(indptr, indices, data, match, kind, where=where)
-                    labels = {n: index[OBS_PREFIX + n][places[a:b]] for n in manifest.labels}
-                    yield places[a:b], *encode_rows(cells, labels)
+                    members = pack_block(
+                        block.indptr,
+                        block.indices,
+                        data,
+                        match,
+                        kind,
+                        rows=rows[a:b] - block.first_row,
+                        labels={n: index[OBS_PREFIX + n][places[a:b]] for n in manifest.labels},
+                        first_row=block.first_row,
+                        where=where,
+                    )
+                    yield places[a:b], *members
 
     def _options(self, source: int) -> PackOptions:
         """What a source was packed with."""
@@ -273,16 +281,6 @@ def _read(storage: Storage, path: str, sha256: str) -> bytes | None:
     """A file that is as it was packed; None when it is not there or is another."""
     data = storage.read_if_there(path)
     return data if data is not None and hashlib.sha256(data).hexdigest() == sha256 else None
-
-
-def _rows(
-    block: Block, rows: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]:
-    """Some rows of a block: indptr, indices and data."""
-    starts, sizes = block.indptr[rows] - block.indptr[0], np.diff(block.indptr)[rows]
-    indptr = np.append(0, np.cumsum(sizes)).astype(np.int64)
-    places = np.arange(indptr[-1]) + np.repeat(starts - indptr[:-1], sizes)
-    return indptr, block.indices[places], block.data[places]
 
 
 def _index_of(manifest: Manifest, info: ShardInfo, stored: bytes) -> bytes:

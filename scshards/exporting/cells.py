@@ -1,7 +1,7 @@
 """The cells of a shard set that an export takes: found by the indexes, then read part by part.
 
     Cells(shardset, options)      which splits, which labels
-    .survey() -> Survey           how many cells there are, and how large their values
+    .survey()                     how many cells there are, and how large their values
     .parts(limit) -> Part         some of one shard and one file, in order; .read(dtype) -> TokenRows
 
 Each shard is read as sources.shardset reads it, a run of its own.
@@ -10,7 +10,7 @@ Each shard is read as sources.shardset reads it, a run of its own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,26 +36,6 @@ many again as they are written."""
 
 _EXACT = {"float32": 1 << 24, "float64": 1 << 53, "int64": (1 << 63) - 1}
 """Every whole number up to this is held exactly."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Survey:
-    """What the indexes say of the cells that are taken.
-
-    Attributes
-    ----------
-    cells, left_out
-        Of each split; and of these splits, those for which the expression is not true.
-    values
-        Over all taken cells.
-    largest_total
-        The largest sum of a cell's values; no count is above it.
-    """
-
-    cells: Mapping[str, int]
-    left_out: int
-    values: int
-    largest_total: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,8 +145,13 @@ class Cells:
                       for n, i in manifest.labels.items()}  # fmt: skip
             self._where.check({**dict.fromkeys(KNOWN), SOURCE: names, **labels}, self.name)
 
-    def survey(self, *, shown: bool) -> Survey:
+    def survey(self, *, shown: bool) -> tuple[dict[str, int], int, int, float]:
         """Look at all indexes.
+
+        Returns
+        -------
+        The cells of each split that are taken, how many of these splits are left out, the values of all
+        that are taken, and the largest sum of a cell's values.
 
         Raises
         ------
@@ -191,8 +176,7 @@ class Cells:
                 where=self.name,
                 advice="loosen the expression; scshards info shows splits and labels",
             )
-        left_out = self._n - cells.total()
-        return Survey(cells=dict(cells), left_out=left_out, values=values, largest_total=largest)
+        return dict(cells), self._n - cells.total(), values, largest
 
     def parts(self, limit: int) -> Iterator[Part]:
         """The cells in the order of the shards; a file has at most `limit` of one split.

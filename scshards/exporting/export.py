@@ -147,18 +147,18 @@ def export(
         return f"{part.split}-{part.number:06d}.{options.to}" if one is None else one
 
     with target, contextlib.ExitStack() as threads:
-        survey = cells.survey(shown=progress)
-        dtype = value_dtype(options.dtype, shardset.manifest.value_kind, survey.largest_total)
+        splits, left_out, values, largest_total = cells.survey(shown=progress)
+        dtype = value_dtype(options.dtype, shardset.manifest.value_kind, largest_total)
         report = ExportReport(
             shard_set=cells.name,
             manifest_sha256=shardset.manifest_sha256,
             output=target.name,
             to=options.to,
             dtype=dtype.name,
-            splits=survey.cells,
-            cells=sum(survey.cells.values()),
-            values=survey.values,
-            left_out=survey.left_out,
+            splits=splits,
+            cells=sum(splits.values()),
+            values=values,
+            left_out=left_out,
             files=(),
             request=request,
         )

@@ -120,15 +120,6 @@ def _fate(n, total, limits):
 
 
 @kernel
-def columns_fit(columns, n):
-    """Whether all columns are in a matrix of n columns. The loop is compiled to vector instructions."""
-    inside = 0
-    for i in range(len(columns)):
-        inside += np.uint32(columns[i]) < np.uint32(n)
-    return inside == len(columns)
-
-
-@kernel
 def unshuffle(planes, out):
     """Undo HDF5's shuffle filter: `planes` holds the first bytes of all words of `out`, the next, ..."""
     n = len(out)

@@ -190,11 +190,11 @@ class SpillWriter:
         segments["records_at"] = self._at + first * records.dtype.itemsize
         segments["members_at"] = self._at + records.nbytes + ends[first]
         segments["bytes"] = np.diff(np.append(ends[first], ends[-1]))
-        for s in segments:
-            a = (int(s["records_at"]) - self._at) // records.dtype.itemsize
-            b = int(s["members_at"]) - self._at - records.nbytes
-            s["records_sum"] = xxh64_intdigest(records[a : a + int(s["cells"])].data)
-            s["members_sum"] = xxh64_intdigest(self._grouped[b : b + int(s["bytes"])].data)
+        for name, part, cuts in (
+            ("records_sum", records, first[1:]),
+            ("members_sum", self._grouped[:n], ends[first[1:]]),
+        ):
+            segments[name] = [xxh64_intdigest(some.data) for some in np.split(part, cuts)]
         with scratch_writes(self._path):
             self._file.write(records.data)
             self._file.write(self._grouped[:n].data)

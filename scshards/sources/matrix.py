@@ -296,7 +296,7 @@ def _checked_columns(indices: NDArray[Any], n_columns: int) -> NDArray[np.int32]
     columns = np.ascontiguousarray(indices, np.int32)
     wide = indices.dtype.itemsize >= 4 and indices.dtype != np.int32
     is_same = not wide or np.array_equal(columns, indices)
-    if not is_same or not kernels.columns_fit(columns, n_columns):
+    if not is_same or (len(columns) and not 0 <= columns.min() <= columns.max() < n_columns):
         raise ValueError("a column index is outside the matrix")
     return columns
 

@@ -138,7 +138,7 @@ def test_what_a_power_cut_leaves_is_compiled_again(copy: Path, tmp_path: Path, k
     for damaged in (b"", b"\0" * 5000):
         (file,) = folder.glob(f"rows.member_bound-*.{kind}")
         file.write_bytes(damaged)
-        assert bound(copy, tmp_path / "kept") == (79, True, folder, "")
+        assert bound(copy, tmp_path / "kept")[:3] == (79, True, folder)
         assert bound(copy, tmp_path / "kept") == (79, False, folder, "")
 
 

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -48,8 +49,7 @@ class Vocab:
         self._tokens = tuple(tokens)
         self._ids = {t: i for i, t in enumerate(self._tokens)}
         if len(self._ids) != len(self._tokens):
-            seen: set[str] = set()
-            twice = next(t for t in self._tokens if t in seen or seen.add(t))  # type: ignore[func-returns-value]
+            ((twice, _),) = Counter(self._tokens).most_common(1)
             raise VocabError(f"the token {twice!r} appears twice", where=where)
         if not self._tokens:
             raise VocabError("the vocabulary is empty", where=where)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scshards.base.errors import ChecksumError, ConfigError, FormatError, StorageError
 from scshards.base.storage import Storage
 from scshards.base.text import did_you_mean
+from scshards.base.threads import in_order
 from scshards.cells.batch import format_key
 from scshards.cells.vocab import Vocab
 from scshards.shards.chunks import read_cells
@@ -144,14 +145,15 @@ class ShardSet:
             )
         source, row = int(match[1]), int(match[2])
         shards = [(split, s) for split, infos in self.manifest.splits.items() for s in infos]
-        with ThreadPoolExecutor(_AT_ONCE, "index") as pool:
-            for first in range(0, len(shards), _AT_ONCE):
-                some = shards[first : first + _AT_ONCE]
-                indexes = pool.map(lambda s: self._places(s[1]), some)
-                for (split, shard), index in zip(some, indexes, strict=True):
-                    found = np.flatnonzero((index["source"] == source) & (index["row"] == row))
-                    if len(found):
-                        return next(self._cells(split, shard, index, found[:1]))
+
+        def look(at: tuple[str, ShardInfo]) -> tuple[str, ShardInfo, dict[str, NDArray[Any]]]:
+            return *at, self._places(at[1])
+
+        with contextlib.closing(in_order(look, shards, _AT_ONCE)) as indexes:
+            for split, shard, index in indexes:
+                found = np.flatnonzero((index["source"] == source) & (index["row"] == row))
+                if len(found):
+                    return next(self._cells(split, shard, index, found[:1]))
         raise ConfigError(
             f"no cell has the key {key}",
             where=self.storage.at(""),

@@ -11,26 +11,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from scshards.base.errors import SourceError
 from scshards.base.records import to_tree
 from scshards.cells.vocab import SPECIALS, Vocab, is_ensembl, strip_version
 
 
-@dataclass(frozen=True, kw_only=True)
-class GeneTable:
-    """The genes of one source.
-
-    Attributes
-    ----------
-    name
-        What reports and messages call it.
-    genes
-        Their names, as pack matches them to tokens; "" where one is missing.
-    ids
-        Their Ensembl ids in the same order, "" where one is missing; None where there are none.
-    """
+class GeneTable(NamedTuple):
+    """The genes of one source: what reports call it; the names by which pack matches them to tokens; and
+    their Ensembl ids in the same order, where there are some. A name or an id that is missing is ""."""
 
     name: str
     genes: Sequence[str]

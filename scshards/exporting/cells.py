@@ -32,7 +32,7 @@ from scshards.sources.shardset import KNOWN, OldSet, ShardSource
 
 PART_BYTES = 1 << 21
 """A part is of chunks of about so many bytes: of a plain set at most a million values, 12 MB, and as
-many again as they are written."""
+many again as they are written. shards.chunks.READ_BYTES is a multiple: a part is read at once."""
 
 _EXACT = {"float32": 1 << 24, "float64": 1 << 53, "int64": (1 << 63) - 1}
 """Every whole number up to this is held exactly."""

@@ -8,7 +8,7 @@
     shared(address, options)        opened once for all tasks of a process: some twenty small reads,
                                     which on an object store take as long as reading a hundred cells
 
-With census.context and census.genes, all that knows tiledbsoma.
+With census.context, all that knows tiledbsoma.
 """
 
 from __future__ import annotations
@@ -108,20 +108,18 @@ class Experiment:
             ) from None
         self.name, self._address = redact(address.uri), address
         self._access = Access.of(storage_options)
-        self.context = make_context(address, storage_options)
+        context = make_context(address, storage_options)
         self._sizes_hold = True
-        with self.reading("the experiment"), contextlib.ExitStack() as opened:
-            if not tiledbsoma.Experiment.exists(address.uri, context=self.context):
+        with self._reading("the experiment"):
+            if not tiledbsoma.Experiment.exists(address.uri, context=context):
                 raise self._missing()
-            self._experiment = opened.enter_context(
-                tiledbsoma.Experiment.open(address.uri, context=self.context)
-            )
-            self.measurement = self._member(self._experiment.ms, address.measurement, "measurement")
-            self.layers: Sequence[str] = list(self.measurement.X)
+            self._experiment = tiledbsoma.Experiment.open(address.uri, context=context)
+            measurement = self._member(self._experiment.ms, address.measurement, "measurement")
+            self.layers: Sequence[str] = list(measurement.X)
             is_only = or_only_layer and address.layer not in self.layers and len(self.layers) == 1
             self.layer = self.layers[0] if is_only else address.layer
-            self._matrix = self._member(self.measurement.X, self.layer, "layer")
-            self._obs, self._var = self._experiment.obs, self.measurement.var
+            self._matrix = self._member(measurement.X, self.layer, "layer")
+            self._obs, self._var = self._experiment.obs, measurement.var
             if tuple(self._obs.index_column_names) != (JOINID,):
                 raise SourceError(
                     f"obs is indexed by {', '.join(self._obs.index_column_names)}",
@@ -138,7 +136,6 @@ class Experiment:
             self.obs_columns: Sequence[str] = list(self._obs.keys())
             self.var_columns: Sequence[str] = list(self._var.keys())
             self.dtype = np.dtype(self._matrix.schema.field(_COORDS[2]).type.to_pandas_dtype())
-            self._close = opened.pop_all().close
 
     def __enter__(self) -> Experiment:
         return self
@@ -148,7 +145,7 @@ class Experiment:
 
     def close(self) -> None:
         """Close what was opened."""
-        self._close()
+        self._experiment.close()
 
     @property
     def gene_index(self) -> str | None:
@@ -164,7 +161,7 @@ class Experiment:
     @cached_property
     def mean_values(self) -> float:
         """Stored values of a cell, on average over all of the experiment."""
-        with self.reading("the matrix"):
+        with self._reading("the matrix"):
             return float(self._matrix.nnz) / max(int(self._obs.count), 1)
 
     @cached_property
@@ -209,12 +206,12 @@ class Experiment:
         low, high = max(low, first or 0), high if last is None else min(high, last)
         if low > high:
             return np.zeros(0, np.int64)
-        with self.reading("obs", obs_filter):
+        with self._reading("obs", obs_filter):
             # The filter is parsed here; what fails later is not its fault.
             tables = self._obs.read(
                 coords=(slice(low, high),), value_filter=obs_filter, column_names=[JOINID]
             )
-        with self.reading("obs"):
+        with self._reading("obs"):
             parts = [table.column(JOINID).to_numpy() for table in tables]
         return np.sort(np.concatenate(parts)) if parts else np.zeros(0, np.int64)
 
@@ -269,7 +266,7 @@ class Experiment:
             n_values = None  # they are numbers of something else
         for start, stop in stretches(ids, n_values, read_values, self.mean_values, self.row_tile):
             part, found = ids[start:stop], None
-            with self.reading(f"rows {part[0]} to {part[-1]}"):
+            with self._reading(f"rows {part[0]} to {part[-1]}"):
                 if n_values is not None and self._sizes_hold:
                     found = self._by_row(part, n_values[start:stop])
                     # A column of this name may count something else, such as another layer's values.
@@ -297,7 +294,7 @@ class Experiment:
             # A selection of many numbers is slow.
             is_stretch = ids[-1] - ids[0] < _STRETCH * len(ids)
             coords = (slice(int(ids[0]), int(ids[-1])) if is_stretch else ids,)
-        with self.reading(name):
+        with self._reading(name):
             return frame.read(coords=coords, column_names=wanted).concat().sort_by(JOINID)
 
     def _member(self, collection: Any, name: str, kind: str) -> Any:
@@ -343,7 +340,7 @@ class Experiment:
         return Storage(uri, dataclasses.replace(self._access, options=options))
 
     @contextlib.contextmanager
-    def reading(self, what: str, obs_filter: str | None = None) -> Iterator[None]:
+    def _reading(self, what: str, obs_filter: str | None = None) -> Iterator[None]:
         """Turn what TileDB raises into our errors."""
         import tiledbsoma
 

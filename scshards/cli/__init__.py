@@ -2,8 +2,7 @@
 
 Each command is a click object named `command` in scshards.cli.<name>, imported only when it is asked
 for, so that `scshards --help` answers at once. A ScshardsError becomes `error: ...` on standard error
-and exit code 1; with SCSHARDS_DEBUG=1 it keeps its traceback. Called by the console script and
-`python -m scshards`.
+and exit code 1; with SCSHARDS_DEBUG=1 it keeps its traceback.
 """
 
 from __future__ import annotations
@@ -43,9 +42,6 @@ COMMANDS = {
 }
 """{command: its line in the help}; the module scshards.cli.<command> holds it."""
 
-INTERRUPTED = 130
-"""The shell's exit code for a program that Ctrl-C ended."""
-
 
 class LazyGroup(click.Group):
     """A click group whose commands are listed from COMMANDS and imported when they are called."""
@@ -78,7 +74,7 @@ class LazyGroup(click.Group):
             sys.exit(1)
         except click.Abort as e:
             click.echo(str(e) or "interrupted", err=True)
-            sys.exit(INTERRUPTED)
+            sys.exit(130)  # as shells have it of a program that Ctrl-C ended
         except click.ClickException as e:
             show_error(_usage(e))
             sys.exit(e.exit_code)

@@ -3,53 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from scshards.base.progress import Table, duration
 from scshards.cli.command import Command, Result
-from scshards.cli.options import options, store_options
+from scshards.cli.options import option, store_options
 
 if TYPE_CHECKING:
     from scshards.stream.bench import BenchReport
 
 
-@dataclass(frozen=True, kw_only=True)
-class BenchOptions:
-    """How a set is streamed.
-
-    Attributes
-    ----------
-    demand
-        Cells a second that a model takes: is the loader fast enough, and what would the model wait?
-    split
-        The cells to stream.
-    seconds
-        How long to measure; with `demand`, as long once more.
-    threads
-        Threads that make batches.
-    batch_size
-        Cells of a batch, of each rank.
-    max_length
-        Tokens of a cell at most.
-    n_bins
-        Bins of values; 0 leaves values alone.
-    """
-
-    demand: float | None = None
-    split: str = "train"
-    seconds: float = 10.0
-    threads: int = 2
-    batch_size: int = 64
-    max_length: int = 1200
-    n_bins: int = 51
-
-
 @click.command("bench", cls=Command)
 @click.argument("root")
-@options(BenchOptions)
+@option(
+    "--demand",
+    type=float,
+    help="Cells a second that a model takes: is the loader fast enough, and what would the model wait?",
+)
+@option("--split", default="train", help="The cells to stream.")
+@option("--seconds", default=10.0, help="How long to measure; with --demand, as long once more.")
+@option("--threads", default=2, help="Threads that make batches.")
+@option("--batch-size", default=64, help="Cells of a batch, of each rank.")
+@option("--max-length", default=1200, help="Tokens of a cell at most.")
+@option("--n-bins", default=51, help="Bins of values; 0 leaves values alone.")
 @store_options
 def command(
     root: str, demand: float | None, seconds: float, progress: bool, **chosen: Any

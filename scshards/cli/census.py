@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,38 +11,20 @@ from scshards.base.errors import ScshardsError
 from scshards.base.progress import Table, counted, size
 from scshards.census.options import DownloadOptions
 from scshards.cli.command import Commands, Result
-from scshards.cli.options import build, options, output, store_options
+from scshards.cli.options import build, option, options, output, store_options
 
 if TYPE_CHECKING:
     from scshards.census.queries import Queries, Release
 
 
-@dataclass(frozen=True, kw_only=True)
-class CensusOptions:
-    """Which cells are meant.
-
-    Attributes
-    ----------
-    queries
-        Your copy of the file of queries. Without it, the shipped one.
-    release
-        The release of the Census: its date, stable or latest. Without it, that of the file.
-    offline
-        Ask nothing: do not count the cells.
-    index
-        The folder of the index.
-    restart
-        Ask again for what is there.
-    """
-
-    queries: str | None = None
-    release: str | None = None
-    offline: bool = False
-    index: str
-    restart: bool = False
-
-
 _names = click.argument("names", metavar="[NAME]...", nargs=-1)
+_queries = option(
+    "--queries", help="Your copy of the file of queries. Without it, the shipped one."
+)
+_release = option(
+    "--release",
+    help="The release of the Census: its date, stable or latest. Without it, that of the file.",
+)
 
 
 @click.group("census", cls=Commands)
@@ -57,7 +38,7 @@ def command() -> None:
 
 
 @command.command("list")
-@options(CensusOptions, only="queries")
+@_queries
 @store_options
 def list_(queries: str | None, storage_options: Any) -> Result:
     """List the queries, and the releases of the Census that are served.
@@ -106,7 +87,9 @@ def list_(queries: str | None, storage_options: Any) -> Result:
 
 @command.command("show")
 @click.argument("name")
-@options(CensusOptions, only="queries release offline")
+@_queries
+@_release
+@option("--offline", is_flag=True, help="Ask nothing: do not count the cells.")
 @store_options
 def show(
     name: str, queries: str | None, release: str | None, offline: bool, storage_options: Any
@@ -143,7 +126,9 @@ def show(
 @command.command("index")
 @_names
 @output("DIR", "The folder of the index, local or in a store.")
-@options(CensusOptions, only="queries release restart")
+@_queries
+@_release
+@option("--restart", is_flag=True, help="Ask again for what is there.")
 @store_options
 def index(names: tuple[str, ...], output: str, progress: bool, **chosen: Any) -> Result:
     """Write which cells queries take: DIR/NAME.idx, a soma_joinid a line, and its mark DIR/NAME.json.
@@ -186,7 +171,7 @@ def index(names: tuple[str, ...], output: str, progress: bool, **chosen: Any) ->
 @command.command("download")
 @_names
 @output("DIR", "A local folder; files go to DIR/NAME.")
-@options(CensusOptions, only="index")
+@option("--index", required=True, help="The folder of the index.")
 @options(DownloadOptions)
 @store_options
 def download(

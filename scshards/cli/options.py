@@ -21,15 +21,12 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from scshards.base import config
 from scshards.base.errors import ConfigError, ScshardsError
-
-AtLeast1 = Annotated[int, click.IntRange(min=1)]
-"""The type of a field of which click, too, knows the range."""
 
 T = TypeVar("T")
 E = TypeVar("E", bound=ScshardsError)
@@ -133,7 +130,7 @@ def options(cls: type, *, only: str = "", but: str = "") -> Callable[[F], F]:
     only, but
         Names of fields, with blanks between.
     """
-    hints, texts = typing.get_type_hints(cls, include_extras=True), field_texts(cls)
+    hints, texts = typing.get_type_hints(cls), field_texts(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     names = only.split() or [name for name in fields if name not in but.split()]
 
@@ -293,8 +290,6 @@ def _attributes(hint: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         (hint,) = (h for h in typing.get_args(hint) if h is not type(None))
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
-        return attrs | {"type": inner[1]}
     if origin is typing.Literal:
         return attrs | {"type": click.Choice(inner)}
     if origin is tuple and inner[-1] is ...:

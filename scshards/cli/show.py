@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from scshards.base.progress import Table, counted, printable, shorten
 from scshards.cli.command import Command, Result
-from scshards.cli.options import AtLeast1, build, options, store_options
+from scshards.cli.options import option, store_options
 
 if TYPE_CHECKING:
     from scshards.shards.shardset import NamedCell
@@ -19,49 +18,40 @@ NAMED = 12
 """So many genes of a cell are named, those with the largest values."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShowOptions:
-    """What is shown.
-
-    Attributes
-    ----------
-    cells
-        How many cells.
-    cell_key
-        The cell of this key, such as 000000-0000000012, alone.
-    split
-        The split they are of. Without it, the first of the set.
-    batch
-        Show the first batch of the split, as CellLoader makes it by default.
-    """
-
-    cells: AtLeast1 = 5
-    cell_key: str | None = None
-    split: str | None = None
-    batch: bool = False
-
-
 @click.command("show", cls=Command)
 @click.argument("root")
-@options(ShowOptions)
+@option("-n", "--cells", type=click.IntRange(min=1), default=5, help="How many cells.")
+@option("--key", "cell_key", help="The cell of this key, such as 000000-0000000012, alone.")
+@option("--split", help="The split they are of. Without it, the first of the set.")
+@option(
+    "--batch",
+    is_flag=True,
+    help="Show the first batch of the split, as CellLoader makes it by default.",
+)
 @store_options
-def command(root: str, storage_options: Any, **chosen: Any) -> Result:
+def command(
+    root: str,
+    cells: int,
+    cell_key: str | None,
+    split: str | None,
+    batch: bool,
+    storage_options: Any,
+) -> Result:
     """Show cells of the shard set ROOT: their labels, and their genes by name.
 
     Only the chunks that hold the cells are read, and the indexes that are needed to find them.
     """
     from scshards.shards.shardset import ShardSet
 
-    o = build(ShowOptions, chosen)
-    if o.cell_key is not None and (o.batch or o.split is not None):
+    if cell_key is not None and (batch or split is not None):
         raise click.UsageError(
             "a cell of a --key is one alone, and of one split: give only the --key"
         )
     shard_set = ShardSet(root, storage_options)
-    split = o.split or next(iter(shard_set.manifest.splits))
-    if o.batch:
-        return _batch(root, split, o.cells, storage_options)
-    found = [shard_set.cell(o.cell_key)] if o.cell_key else list(shard_set.cells(split, o.cells))
+    split = split or next(iter(shard_set.manifest.splits))
+    if batch:
+        return _batch(root, split, cells, storage_options)
+    found = [shard_set.cell(cell_key)] if cell_key else list(shard_set.cells(split, cells))
     return Result([_tree(cell) for cell in found], map(_text, found))
 
 

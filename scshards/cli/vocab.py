@@ -6,15 +6,14 @@ The files that they make are new ones only, each whole or not at all.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from scshards.base.errors import SourceError
 from scshards.base.progress import Table, shorten
 from scshards.cli.command import Commands, Result
-from scshards.cli.options import build, options, output, store_options
+from scshards.cli.options import build, option, options, output, store_options
 from scshards.packing.options import PackOptions
 from scshards.sources.options import TableOptions
 
@@ -34,47 +33,11 @@ _EXPECTED = 0.5
 _inputs = click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 _output = output("FILE", "The vocab.json to make.")
 _lists = options(TableOptions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildOptions:
-    """What goes into a vocabulary.
-
-    Attributes
-    ----------
-    gene_column
-        The column of var that names genes, of inputs that name none by INPUT::COL. Without it, the
-        index.
-    min_cells
-        Leave out genes that have a value in fewer cells, over all inputs.
-    strip_versions, allow_mixed
-        As in PackOptions.
-    """
-
-    gene_column: str | None = None
-    min_cells: Annotated[int, click.IntRange(min=0)] = 0
-    strip_versions: bool = False
-    allow_mixed: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpandOptions:
-    """Which genes are appended.
-
-    Attributes
-    ----------
-    gene_column, strip_versions
-        As in BuildOptions.
-    id_column
-        The column of var with Ensembl ids, for the report; index is the index.
-    dry_run
-        Show the report and make nothing.
-    """
-
-    gene_column: str | None = None
-    id_column: str | None = None
-    strip_versions: bool = False
-    dry_run: bool = False
+_gene_column = option(
+    "--gene-column",
+    help="The column of var that names genes, of inputs that name none by INPUT::COL. Without it, the "
+    "index.",
+)
 
 
 @click.group("vocab", cls=Commands)
@@ -89,10 +52,26 @@ def command() -> None:
 @command.command("build")
 @_inputs
 @_output
-@options(BuildOptions)
+@_gene_column
+@option(
+    "--min-cells",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Leave out genes that have a value in fewer cells, over all inputs.",
+)
+@options(PackOptions, only="strip_versions allow_mixed")
 @_lists
 @store_options
-def build_(inputs: tuple[str, ...], output: str, storage_options: Any, **chosen: Any) -> Result:
+def build_(
+    inputs: tuple[str, ...],
+    output: str,
+    gene_column: str | None,
+    min_cells: int,
+    strip_versions: bool,
+    allow_mixed: bool,
+    storage_options: Any,
+    **chosen: Any,
+) -> Result:
     """Make a vocabulary of all genes of the inputs.
 
     An INPUT is what `scshards pack` takes: a file, a zarr store, an mtx folder, a quoted pattern, a
@@ -104,11 +83,10 @@ def build_(inputs: tuple[str, ...], output: str, storage_options: Any, **chosen:
     """
     from scshards.sources.vocabulary import build_vocab, check_vocab, write_vocab
 
-    o = build(BuildOptions, chosen)
-    how = (storage_options, o.strip_versions, build(TableOptions, chosen))
-    vocab = build_vocab(inputs, o.gene_column, o.min_cells, *how, allow_mixed=o.allow_mixed)
+    how = (storage_options, strip_versions, build(TableOptions, chosen))
+    vocab = build_vocab(inputs, gene_column, min_cells, *how, allow_mixed=allow_mixed)
     write_vocab(output, vocab, storage_options)
-    reports = check_vocab(vocab, inputs, o.gene_column or "index", *how)
+    reports = check_vocab(vocab, inputs, gene_column or "index", *how)
     return _made(output, vocab, _parts(reports), inputs=[_matched(r) for r in reports])
 
 
@@ -204,11 +182,25 @@ def _parts(reports: Sequence[GeneReport]) -> list[str | Table]:
 @click.argument("vocab")
 @_inputs
 @output("FILE", "The vocab.json to make.", required=False)
-@options(ExpandOptions)
+@_gene_column
+@option(
+    "--id-column",
+    help="The column of var with Ensembl ids, for the report; index is the index.",
+)
+@options(PackOptions, only="strip_versions")
+@option("--dry-run", is_flag=True, help="Show the report and make nothing.")
 @_lists
 @store_options
 def expand(
-    vocab: str, inputs: tuple[str, ...], output: str | None, storage_options: Any, **chosen: Any
+    vocab: str,
+    inputs: tuple[str, ...],
+    output: str | None,
+    gene_column: str | None,
+    id_column: str | None,
+    dry_run: bool,
+    storage_options: Any,
+    strip_versions: bool,
+    **chosen: Any,
 ) -> Result:
     """Append the genes of inputs that VOCAB lacks to a new vocabulary.
 
@@ -225,17 +217,16 @@ def expand(
     from scshards.cells.expand import expand_vocab
     from scshards.sources.vocabulary import gene_tables, read_vocab, refuse_existing, write_vocab
 
-    o = build(ExpandOptions, chosen)
-    if output is None and not o.dry_run:
+    if output is None and not dry_run:
         raise click.UsageError("name the vocabulary to make, -o FILE, or ask for --dry-run")
-    made = None if o.dry_run else output
+    made = None if dry_run else output
     if made is not None:
         refuse_existing(made, storage_options)
     lists = build(TableOptions, chosen)
     expansion = expand_vocab(
         read_vocab(vocab, storage_options),
-        gene_tables(inputs, o.gene_column, o.id_column, storage_options, lists),
-        strip_versions=o.strip_versions,
+        gene_tables(inputs, gene_column, id_column, storage_options, lists),
+        strip_versions=strip_versions,
     )
     if made is not None:
         write_vocab(made, expansion.vocab, storage_options)

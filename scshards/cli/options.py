@@ -66,8 +66,6 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "held_out": ("--split-file",),
     "feature_types": ("--feature-type",),
     "key": ("--obsm",),
-    "cell_key": ("--key",),
-    "cells": ("-n", "--cells"),
 }
 """The flags of fields whose flag is not their name with dashes."""
 

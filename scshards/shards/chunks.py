@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scshards.base.errors import FormatError
 from scshards.base.storage import Storage
 from scshards.cells.batch import format_key
 from scshards.cells.tokenizer import TokenRows, ValueKind
@@ -80,10 +81,8 @@ def read_cells(
     """
     where, chunks = storage.at(shard.path), shard.chunks
 
-    def check(cells: NDArray[np.intp], status: NDArray[np.int64]) -> None:
-        for i in np.flatnonzero(status != kernels.OK)[:1].tolist():
-            key = format_key(int(index["source"][cells[i]]), int(index["row"][cells[i]]))
-            check_status(int(status[i]), f"{where}: {key}")
+    def named(cell: int) -> str:
+        return f"{where}: {format_key(int(index['source'][cell]), int(index['row'][cell]))}"
 
     for run in chunk_runs(shard, taken):
         raw, starts = _read_run(storage, shard, compression, run)
@@ -92,12 +91,16 @@ def read_cells(
         begins = starts - starts[0]
         inside = (size >= 0) & (offset >= begins[chunk_of - chunk_of[0]])
         inside &= offset + size <= begins[chunk_of - chunk_of[0] + 1]
-        check(run, np.where(inside, kernels.OK, kernels.BAD_STRUCTURE))
+        if not inside.all():
+            what = "its offset and size are not those of a member"
+            raise FormatError(what, where=named(run[np.argmin(inside)]))
         rows, _, status = decode_rows(raw, offset, size, n_tokens, kind)
         is_zero = np.searchsorted(rows.indptr, np.flatnonzero(rows.values == 0), side="right") - 1
         wrong = np.diff(rows.indptr) != index["n_genes"][run]
         wrong[is_zero] = True
-        check(run, np.where(wrong & (status == kernels.OK), kernels.BAD_COUNT, status))
+        status[wrong & (status == kernels.OK)] = kernels.BAD_COUNT
+        for i in np.flatnonzero(status)[:1]:
+            check_status(int(status[i]), named(run[i]))
         yield run, rows
 
 

@@ -72,7 +72,8 @@ class Command(click.Command):
             options(Retry, only="retries timeout")(self)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = {p.name: p.get_help_record(ctx) for p in self.get_params(ctx)}
+        given = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+        rows = {p.name: p.get_help_record(ctx) for p in given}
         for group in GROUPS:
             shown = [row for name in PLACES if PLACES[name][0] == group and (row := rows.get(name))]
             if shown:

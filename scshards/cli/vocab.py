@@ -209,7 +209,8 @@ def expand(
     feature_name:
 
     \b
-    scshards vocab expand vocab.json census://heart --gene-column feature_name -o new.json
+    scshards vocab expand vocab.json census://heart -o new.json \\
+        --gene-column feature_name
 
     The report shows what became of the genes of each source, and names that call for a look: a
     symbol of several Ensembl ids, and an id with several tokens, such as a symbol that has changed.

@@ -214,6 +214,11 @@ def test_every_option_of_every_command(name: str, command: click.Command) -> Non
         assert not set(re.findall(r"\w+", text)) & set(fields), text
 
 
+def test_arguments_are_no_options_of_the_help() -> None:
+    text = CliRunner().invoke(cli.main, ["vocab", "expand", "--help"]).stdout
+    assert not re.search("^ *VOCAB", text, re.M) and max(map(len, text.splitlines())) <= 80
+
+
 def test_every_place_in_the_help_is_used() -> None:
     used = {p.name for _, command in all_commands() for p in command.params}
     assert set(module.PLACES) - used == {"help"}

@@ -62,8 +62,6 @@ class Decision:
         The splits, and the cells of each before any is dropped for its genes or counts.
     n_shards
         Shards that each split has room for.
-    n_values
-        Values of all inputs, which decides how large tasks are.
     repeated
         {ordinal: cells dropped because another has the same value of `options.unique`}.
     shared
@@ -75,7 +73,6 @@ class Decision:
     splits: tuple[str, ...]
     cells: tuple[int, ...]
     n_shards: tuple[int, ...]
-    n_values: int
     repeated: dict[int, int]
     shared: dict[int, Shared]
 
@@ -144,7 +141,6 @@ def decide(
         splits=work.splits,
         cells=tuple(cells),
         n_shards=n_shards,
-        n_values=sum(s.n_values for s in surveys),
         repeated=dict(repeated),
         shared=dict(shared),
     )

@@ -244,14 +244,14 @@ def _sample(phases: Phases) -> Phases:
 def _weight(phases: Phases, s: plan.Slice) -> float:
     """The work of a cell of the slice: its values, were all cells of the input alike, and itself."""
     found = phases.survey_of(s)
-    return 1 + found.n_values / found.n_rows
+    return 1 + found.n_values / found.info.rows
 
 
 def _reads(phases: Phases) -> int | None:
     """Requests that read the inputs that are in stores; None where one does not say its size."""
     total = 0
     for file, found in zip(phases.request.inputs, phases.surveys, strict=True):
-        if isinstance(file, InputFile) and not is_local(file.url) and not found.skipped:
+        if isinstance(file, InputFile) and not is_local(file.url) and not found.info.skipped:
             size = found.identity.get("size")
             if size is None:
                 return None

@@ -197,11 +197,10 @@ class Job:
         self._refuse_another_base()
         if (self.folder / JOB).exists():
             return
-        names = [n for n in self.storage.list() if not n.startswith(FOLDER)]
+        named = _files(self._base)
+        names = [n for n in self.storage.list() if not n.startswith(FOLDER) and n not in named]
         ours = [n for n in names if n == VOCAB or _OURS.fullmatch(n)]
-        if self._base is not None:
-            names = ours = [n for n in ours if n not in _files(self._base)]
-        others = [n for n in names if n not in ours]
+        others = [] if self._base is not None else [n for n in names if n not in ours]
         if others or (ours and not self._restart):
             advice = (
                 "it looks like what did not finish and whose temporary files are gone: remove it with "

@@ -1,9 +1,7 @@
 """obs columns -> labels: category codes or numbers, and one set of categories over all inputs.
 
-    obs column of one source --read_label--> Label       local codes into its own categories
-    Labels of all sources    --unite--> LabelInfo, and a map of each source's codes to common ones
-
-Called by packing.survey and packing.decide.
+obs column of one source --read_label--> Label       local codes into its own categories
+Labels of all sources    --unite--> LabelInfo, and a map of each source's codes to common ones
 """
 
 from __future__ import annotations

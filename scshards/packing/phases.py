@@ -175,42 +175,34 @@ class Phases:
         with self._alone():
             if self.job.has_plan:
                 return
-            decision = self.decided()
-            if self.request.base is None:
+            request, base, at = self.request, self.request.base, self.job.storage.at("")
+            for s in self.surveys:
+                if s.info.skipped and self.shown:
+                    _log.warning(f"left out: {s.name}: {s.info.skipped}")
+            shared: dict[int, Shared] = {}
+            if not request.sets:
+                shared = compare(self.used, self.work, request.vocab, base)
+            before = None
+            if base is not None:
+                url = self.job.storage.url
+                before = OldSet(root=url, name=at, manifest=base, sha256="", first_source=0)
+            cells, repeated = drop_repeated(
+                self.folder, self.used, request.options, base=before, shown=self.shown
+            )
+            decision = decide(
+                self.used,
+                self.work,
+                cells=cells,
+                repeated=repeated,
+                shared=shared,
+                base=base,
+                sets=request.sets,
+                say=self.shown,
+            )
+            if base is None:
                 # First of all that is written there: an output that can't be written fails now.
-                self.job.storage.write(VOCAB, self.request.vocab.to_json())
+                self.job.storage.write(VOCAB, request.vocab.to_json())
             publish_record(self.folder / PLAN, decision)
-
-    def decided(self) -> Decision:
-        """What the surveys decide together; nothing is written but to the scratch folder."""
-        for s in self.surveys:
-            if s.skipped and self.shown:
-                _log.warning(f"left out: {s.name}: {s.skipped}")
-        shared: dict[int, Shared] = {}
-        if not self.request.sets:
-            shared = compare(self.used, self.work, self.request.vocab, self.request.base)
-        base, at = self.request.base, self.job.storage.at("")
-        before = None
-        if base is not None:
-            url = self.job.storage.url
-            before = OldSet(root=url, name=at, manifest=base, sha256="", first_source=0)
-        cells, repeated = drop_repeated(
-            self.folder,
-            self.used,
-            self.request.options,
-            base=before,
-            shown=self.shown,
-        )
-        return decide(
-            self.used,
-            self.work,
-            cells=cells,
-            repeated=repeated,
-            shared=shared,
-            base=base,
-            sets=self.request.sets,
-            say=self.shown,
-        )
 
     def transpose(self) -> None:
         """Write CSC matrices out by rows."""
@@ -326,7 +318,7 @@ class Phases:
     @cached_property
     def used(self) -> list[Survey]:
         """Of the inputs that are not left out."""
-        return [s for s in self.surveys if not s.skipped]
+        return [s for s in self.surveys if not s.info.skipped]
 
     @cached_property
     def decision(self) -> Decision:
@@ -352,7 +344,7 @@ class Phases:
     @property
     def _worker(self) -> Executor:
         """Who does the work once its size is known."""
-        is_small = self.automatic and self.decision.n_values < SMALL_VALUES
+        is_small = self.automatic and sum(s.n_values for s in self.surveys) < SMALL_VALUES
         return Executor() if is_small else self.executor
 
     @cached_property

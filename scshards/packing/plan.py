@@ -7,8 +7,6 @@ seed, its key and how many cells there are in all: not on workers, blocks or tas
     shard    shuffled: a hash of (seed, key) over the split's shards; else its rank in the split, cut
              every `cells_per_shard`
     place    shuffled: by another hash; else by key
-
-Called by packing.survey, packing.phases, packing.scatter and packing.writer.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def _look(work: Marked, *, together: bool) -> tuple[int, ScshardsError | None]:
         try:
             if mark.exists():
                 found = read_record(Survey, mark)
-                is_fine = not found.skipped or options.on_bad_input != "refuse"
+                is_fine = not found.info.skipped or options.on_bad_input != "refuse"
                 # That of an earlier run may be of another state of the input.
                 if is_fine and found.identity == identity_of(work.task.file, options):
                     return work.task.ordinal, None

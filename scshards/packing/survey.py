@@ -157,15 +157,6 @@ class Survey:
     def name(self) -> str:
         return self.info.name
 
-    @property
-    def n_rows(self) -> int:
-        return self.info.rows
-
-    @property
-    def skipped(self) -> str:
-        """Why the input is left out; "" when it is not."""
-        return self.info.skipped
-
 
 def survey(task: SurveyTask) -> Survey:
     """Look at one input; one that can't be used is a survey of no cells where it is to be left out.

@@ -190,7 +190,7 @@ def drop_repeated(
         for path in (*before, *own)
     ]
     # One bit for each row.
-    dropped = [np.zeros(-(-s.n_rows // 8), np.uint8) for s in surveys]
+    dropped = [np.zeros(-(-s.info.rows // 8), np.uint8) for s in surveys]
     with Progress("1/3 comparing cells", sum(map(len, files)), "cells", shown=shown) as bar:
         for parts in stretches([f["high"] for f in files], PART_CELLS):
             records = np.concatenate([f[p] for f, p in zip(files, parts, strict=True)])
@@ -206,7 +206,7 @@ def drop_repeated(
     cells, n_dropped = np.zeros(len(codes), np.int64), {}
     for s, path, bits in zip(surveys, own, dropped, strict=True):
         split = np.load(path / SPLIT)
-        again = np.unpackbits(bits, count=s.n_rows, bitorder="little").astype(np.bool_)
+        again = np.unpackbits(bits, count=s.info.rows, bitorder="little").astype(np.bool_)
         split[again] = plan.DROPPED
         publish_array(path / FINAL_SPLIT, split)
         cells += np.bincount(split[split != plan.DROPPED], minlength=len(codes))

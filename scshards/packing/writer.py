@@ -1,6 +1,6 @@
 """Pass 2: one shard, gathered from all spills, ordered, written as a tar and its index.
 
-Called by packing.phases in its worker processes. A worker holds one shard in memory.
+A worker holds one shard in memory.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ from scshards.kernels import rows as row_kernels
 from scshards.packing.options import PackOptions, known, parts_of
 from scshards.packing.survey import Work, open_input
 from scshards.packing.verify.whole import VerifyReport, verify
+from scshards.shards.chunks import read_run
 from scshards.shards.index import OBS_PREFIX, write_index
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, ShardInfo
 from scshards.shards.members import (
@@ -43,7 +44,7 @@ from scshards.shards.members import (
     pack_block,
 )
 from scshards.shards.shardset import ShardSet
-from scshards.shards.tar import build_tar, open_chunk, seal
+from scshards.shards.tar import build_tar, seal
 from scshards.sources.genes import match_source
 from scshards.sources.inputs import Input, InputFile, expand
 
@@ -141,7 +142,7 @@ def repair(
                 work.publish(path, data, copy.at(""))
     for info in shards:
         if info.index_path in work.bad and info.path not in work.bad:
-            made = _index_of(shard_set.manifest, info, shard_set.storage.read(info.path))
+            made = _index_of(shard_set.manifest, info, shard_set.storage)
             work.publish(info.index_path, made, "its tar")
     tars = [i for i in shards if i.path in work.bad and i.index_path not in work.bad]
     if inputs and tars:
@@ -283,15 +284,10 @@ def _read(storage: Storage, path: str, sha256: str) -> bytes | None:
     return data if data is not None and hashlib.sha256(data).hexdigest() == sha256 else None
 
 
-def _index_of(manifest: Manifest, info: ShardInfo, stored: bytes) -> bytes:
+def _index_of(manifest: Manifest, info: ShardInfo, storage: Storage) -> bytes:
     """The index of a shard, from its members."""
-    chunks, ends = info.chunks, np.cumsum(info.chunks.stored).tolist()
-    raw = np.concatenate(
-        [
-            open_chunk(piece, int(chunks.raw[i]), int(chunks.sums[i]), manifest.compression, info.path)
-            for i, piece in enumerate(np.split(np.frombuffer(stored, np.uint8), ends[:-1]))
-        ]
-    )  # fmt: skip
+    ends = np.array([0, info.cells - 1])
+    raw, _ = read_run(storage, info, manifest.compression, ends)
     with tarfile.open(fileobj=io.BytesIO(raw.tobytes())) as tar:
         members = tar.getmembers()
     starts = np.array([m.offset_data for m in members], np.int64)

@@ -290,16 +290,13 @@ class Job:
 
     def _make(self, folder: Path) -> None:
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as e:
-            if not (self.storage.is_local and folder == self._folders[-1]):
-                with scratch_writes(folder.parent):
-                    raise
-            raise StorageError(
-                f"the output can't be made: {e.strerror}", where=folder.parent
-            ) from None
-        with scratch_writes(folder):
-            folder.mkdir(mode=0o700, exist_ok=True)
+            if self.storage.is_local and folder == self._folders[-1]:
+                what = f"the output can't be made: {e.strerror}"
+                raise StorageError(what, where=folder.parent) from None
+            with scratch_writes(folder):
+                raise
         if folder.stat().st_uid != os.getuid():
             raise StorageError(
                 "the scratch folder belongs to another user",

@@ -158,7 +158,7 @@ class Phases:
         if not (self.folder / VOCAB).exists():
             publish(self.folder / VOCAB, vocab.to_json())
         works = []
-        for i, file in enumerate(self.request.inputs, self.first_input):
+        for i, file in enumerate(self.request.inputs, self.request.first_input):
             mark = survey_mark(str(self.folder), i)
             mark.parent.mkdir(exist_ok=True)
             task = SurveyTask(file=file, ordinal=i, work=self.work)
@@ -211,7 +211,7 @@ class Phases:
             task.slice.source: task
             for task in left
             if self.survey_of(task.slice).needs_transposing
-            and self._is_mine(task.slice.source - self.first_input)
+            and self._is_mine(task.slice.source - self.request.first_input)
         }
         if tasks:
             with Progress("2/3 turning matrices", len(tasks), "inputs", shown=self.shown) as bar:
@@ -287,11 +287,6 @@ class Phases:
     def folder(self) -> Path:
         return self.job.folder
 
-    @property
-    def first_input(self) -> int:
-        """The ordinal of the first input: those of a set that is added to come before."""
-        return self.request.first_input
-
     @cached_property
     def work(self) -> Work:
         """What all tasks share."""
@@ -307,11 +302,11 @@ class Phases:
     @cached_property
     def surveys(self) -> list[Survey]:
         """Of all inputs, by ordinal."""
-        marks = (
-            survey_mark(str(self.folder), self.first_input + i)
+        first = self.request.first_input
+        found = [
+            read_record(Survey, survey_mark(str(self.folder), first + i))
             for i in range(len(self.request.inputs))
-        )
-        found = [read_record(Survey, mark) for mark in marks]
+        ]
         self.seconds.update((s.ordinal, s.seconds) for s in found)
         return found
 
@@ -352,7 +347,7 @@ class Phases:
         """The tasks of pass 1."""
         works = []
         for number, s in enumerate(self.slices):
-            file = self.request.inputs[s.source - self.first_input]
+            file = self.request.inputs[s.source - self.request.first_input]
             task = ScatterTask(
                 number=number,
                 file=file.part(s.start, s.stop) if isinstance(file, ShardRun) else file,
@@ -408,7 +403,7 @@ class Phases:
         return tuple(info.kind for info in self.decision.labels.values())
 
     def survey_of(self, s: plan.Slice) -> Survey:
-        return self.surveys[s.source - self.first_input]
+        return self.surveys[s.source - self.request.first_input]
 
     def _is_mine(self, number: int) -> bool:
         return number % self.share[1] == self.share[0]
@@ -417,7 +412,7 @@ class Phases:
         """The number by which shares take turns."""
         # All slices of a matrix that is transposed are done by who transposes it.
         together = self.survey_of(task.slice).needs_transposing
-        return task.slice.source - self.first_input if together else task.number
+        return task.slice.source - self.request.first_input if together else task.number
 
     def _dropped(self) -> Iterator[tuple[int, str, int]]:
         """(source, reason, cells) of all that is left out, in the order in which it was."""
@@ -433,14 +428,14 @@ class Phases:
         sums = np.zeros((len(found), 5), np.int64)
         for done in self._scattered:
             for source, *counts in done.sources:
-                sums[source - self.first_input] += counts
+                sums[source - self.request.first_input] += counts
         reasons = [Counter(info.dropped) for info in found]
         for source, reason, n in self._dropped():
-            reasons[source - self.first_input][reason] += n
+            reasons[source - self.request.first_input][reason] += n
         sources = []
         for i, info in enumerate(found):
             kept, values, n_bytes, unmatched, rounded = sums[i].tolist()
-            shared = self.decision.shared.get(self.first_input + i)
+            shared = self.decision.shared.get(self.request.first_input + i)
             if shared is not None:
                 least = None if shared.least is None else round(shared.least, 4)
                 info = dataclasses.replace(info, ids=round(shared.ids, 4), shared=least)

@@ -156,17 +156,16 @@ def _open_sets(roots: Sequence[Input], options: ReshardOptions) -> tuple[list[Ol
         sets.append(old)
         _check_kinds(sets[0], vocabs[0], old, vocabs[-1])
         # The same input by its name, by its address, or by its cells under another one.
-        marks = {s.name: {s.name, *known_by(s)} for s in old.manifest.sources}
-        both = sorted(name for name, mine in marks.items() if mine & of.keys())
-        if both and not options.same_names:
-            first = next(of[mark] for mark in marks[both[0]] if mark in of)
+        marks = [(mark, s.name) for s in old.manifest.sources for mark in (s.name, *known_by(s))]
+        both = next(((of[mark], name) for mark, name in marks if mark in of), None)
+        if both is not None and not options.same_names:
             raise ConfigError(
-                f"{len(both):,} inputs are in {first} too, such as {both[0]}",
+                f"an input of it is in {both[0]} too: {both[1]}",
                 where=old.name,
                 advice="merge sets of different inputs; if these are different files of the same "
                 "name, say so with --same-names",
             )
-        of |= dict.fromkeys(set().union(*marks.values()), old.name)
+        of |= {mark: old.name for mark, _ in marks}
     if n_sources > MAX_SOURCES:
         raise ConfigError(f"a shard set has at most {MAX_SOURCES:,} inputs, not {n_sources:,}")
     splits = {s for old in sets for s in old.manifest.splits}

@@ -85,7 +85,7 @@ def read_cells(
         return f"{where}: {format_key(int(index['source'][cell]), int(index['row'][cell]))}"
 
     for run in chunk_runs(shard, taken):
-        raw, starts = _read_run(storage, shard, compression, run)
+        raw, starts = read_run(storage, shard, compression, run)
         chunk_of = np.searchsorted(np.cumsum(chunks.cells), run, side="right")
         offset, size = index["offset"][run] - int(starts[0]), index["size"][run]
         begins = starts - starts[0]
@@ -104,7 +104,7 @@ def read_cells(
         yield run, rows
 
 
-def _read_run(
+def read_run(
     storage: Storage, shard: ShardInfo, compression: Compression, cells: NDArray[np.intp]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The raw bytes of the chunks from that of the first cell to that of the last, and where each begins

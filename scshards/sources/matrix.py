@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.files import Once, mapped
+from scshards.base.files import Once
 from scshards.cells.tokenizer import dense_to_csr
 from scshards.kernels import rows as kernels
 from scshards.sources.rows import (
@@ -122,7 +122,7 @@ class Written(Matrix):
     def _by_rows(self) -> Csr:
         folder = self._scratch.made(self._write)
         indptr = np.load(folder / _INDPTR, mmap_mode="r")
-        columns, values = (_mapped(folder, name, int(indptr[-1])) for name in (_COLUMNS, _VALUES))
+        columns, values = (_Stored(folder, name, int(indptr[-1])) for name in (_COLUMNS, _VALUES))
         return Csr(indptr, columns, values, self.shape)
 
 
@@ -192,11 +192,13 @@ class Spooled(Written):
             (folder / _ROWS).unlink()
             np.save(folder / _INDPTR, np.append(0, np.cumsum(counts)))
             return
-        spooled = [_mapped(folder, name, int(counts.sum())) for name in _TRIPLETS]
-        for name in _TRIPLETS:
-            (folder / name).unlink()  # what is mapped stays until it is read
-        pieces = (tuple(part[a:b] for part in spooled) for a, b in _pieces(len(spooled[0])))
-        _write_by_rows(folder, pieces, counts)
+        n = int(counts.sum())
+        spooled = [_Stored(folder, name, n) for name in _TRIPLETS]
+        for part in spooled:
+            part.path = part.path.rename(folder / f"spooled-{part.path.name}")
+        _write_by_rows(folder, (tuple(p[a:b] for p in spooled) for a, b in _pieces(n)), counts)
+        for part in spooled:
+            part.path.unlink()
 
 
 Triplets = tuple[NDArray[Any], ...]
@@ -255,8 +257,15 @@ def _dtype(folder: Path, name: str) -> np.dtype[Any]:
     return np.load(folder / _DTYPE).dtype if name == _VALUES else np.dtype(np.int32)
 
 
-def _mapped(folder: Path, name: str, n: int) -> NDArray[Any]:
-    return mapped(folder / name, _dtype(folder, name), n)
+class _Stored:
+    """The n numbers of a file, read where they are asked for: mapped, they would count as memory."""
+
+    def __init__(self, folder: Path, name: str, n: int) -> None:
+        self.path, self.dtype, self.shape = folder / name, _dtype(folder, name), (n,)
+
+    def __getitem__(self, part: slice) -> NDArray[Any]:
+        a, b, _ = part.indices(self.shape[0])
+        return np.fromfile(self.path, self.dtype, max(b - a, 0), offset=a * self.dtype.itemsize)
 
 
 def _pieces(n: int) -> Iterator[tuple[int, int]]:

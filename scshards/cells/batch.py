@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +36,6 @@ def split_keys(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.i
     return keys >> KEY_ROW_BITS, keys & ((1 << KEY_ROW_BITS) - 1)
 
 
-AnyBatch = TypeVar("AnyBatch", bound="CellBatch")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CellBatch:
     """What batches of every kind say about their cells."""
@@ -50,19 +47,17 @@ class CellBatch:
     def __len__(self) -> int:
         return int(self.keys.shape[0])
 
-    def to(self: AnyBatch, device: Any, *, non_blocking: bool = False) -> AnyBatch:
+    def to(self, device: Any, *, non_blocking: bool = False) -> Self:
         """The batch on another device; `keys` stay where they are."""
 
         fields = [f.name for f in dataclasses.fields(self) if f.name != "keys"]
         return self._each(fields, lambda t: t.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self: AnyBatch) -> AnyBatch:
+    def pin_memory(self) -> Self:
         """The batch in page-locked memory; `DataLoader(pin_memory=True)` asks for it."""
         return self._each([f.name for f in dataclasses.fields(self)], lambda t: t.pin_memory())
 
-    def _each(
-        self: AnyBatch, fields: Sequence[str], change: Callable[[Tensor], Tensor]
-    ) -> AnyBatch:
+    def _each(self, fields: Sequence[str], change: Callable[[Tensor], Tensor]) -> Self:
         """The batch with the tensors of some fields changed."""
 
         def changed(value: Any) -> Any:

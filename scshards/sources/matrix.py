@@ -194,11 +194,11 @@ class Spooled(Written):
             return
         n = int(counts.sum())
         spooled = [_Stored(folder, name, n) for name in _TRIPLETS]
-        for part in spooled:
-            part.path = part.path.rename(folder / f"spooled-{part.path.name}")
+        for one in spooled:
+            one.path = one.path.rename(folder / f"spooled-{one.path.name}")
         _write_by_rows(folder, (tuple(p[a:b] for p in spooled) for a, b in _pieces(n)), counts)
-        for part in spooled:
-            part.path.unlink()
+        for one in spooled:
+            one.path.unlink()
 
 
 Triplets = tuple[NDArray[Any], ...]

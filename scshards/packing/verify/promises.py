@@ -25,7 +25,7 @@ from scshards.base.errors import ConfigError, FormatError
 from scshards.base.text import text_of
 from scshards.packing.options import NO_PACK, OF_THE_SET, PackOptions, known, parts_of
 from scshards.packing.verify.shard import Faults
-from scshards.shards.index import OBS_PREFIX
+from scshards.shards.index import LABEL_TYPES, OBS_PREFIX
 from scshards.shards.manifest import MANIFEST, LabelInfo, Manifest
 
 _LIMITS = (
@@ -180,7 +180,8 @@ class _Values:
     def __init__(self, column: str, label: LabelInfo, *, once: bool) -> None:
         self.column, self._label, self._once = column, label, once
         self.missing: Counter[Any] = Counter()
-        self._found: defaultdict[Any, list[NDArray[Any]]] = defaultdict(lambda: [np.zeros(0)])
+        nothing = np.zeros(0, LABEL_TYPES[label.kind])
+        self._found: defaultdict[Any, list[NDArray[Any]]] = defaultdict(lambda: [nothing])
 
     def add(self, group: Any, values: NDArray[Any]) -> None:
         if self._label.kind == "number":
@@ -192,8 +193,9 @@ class _Values:
 
     def of(self, group: Any) -> NDArray[Any]:
         """The values of a group, in order."""
-        kind = np.float64 if self._label.kind == "number" else np.int64
-        return np.sort(np.concatenate(self._found[group])).astype(kind)
+        values = np.concatenate(self._found[group])
+        values.sort()
+        return values
 
     def text(self, value: Any) -> str:
         return text_of(value) if self._label.kind == "number" else self._label.categories[value]

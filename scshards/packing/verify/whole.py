@@ -3,7 +3,7 @@
     verify(root) -> VerifyReport      every fault with its shard and cell; .ok when there is none
 
 It does not stop at the first fault. A worker has one shard in memory; besides, 8 bytes for each cell of
-the whole set are kept, to find keys that appear twice (16 with a `unique` column of numbers).
+the whole set are kept, to find keys that appear twice (16 with a `unique` column).
 
 What can only be known over all shards of a set: keys, sums of sources, and what the options promise.
 """

@@ -2,7 +2,6 @@
 
     publish(path, data)                       a file, at once
     with publishing(path) as file: ...        a file, in parts
-    with published(folder) as part: ...       a folder, written into `part`
     Once(folder).made(write)                  one that is written when it is first asked for
     with claimed(folder, ...): ...            scratch of one process, which goes at the end
     discard(folder)                           scratch goes; what stays is a warning, not an error
@@ -79,47 +78,14 @@ def publish(path: Path, data: bytes | memoryview, *, is_last: bool = True) -> No
         file.write(data)
 
 
-@contextlib.contextmanager
-def published(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` to write into, which takes its name when all went well.
-
-    Two processes may write it at the same time: the second one's work is thrown away. What a killed one
-    left is removed by the next.
-
-    Raises
-    ------
-    StorageError
-        When nothing can be written there.
-    """
-    with scratch_writes(folder), contextlib.ExitStack() as stack:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(folder)
-        part = folder.with_name(f"{folder.name}.part-{secrets.token_hex(4)}")
-        # It lies beside the folder, so as to be no part of what is published.
-        lock = _lock_of(part)
-        stack.callback(lock.unlink, missing_ok=True)
-        stack.enter_context(locked(lock))
-        stack.callback(shutil.rmtree, part, ignore_errors=True)
-        part.mkdir(mode=0o700)
-        yield part
-        for path in (*part.rglob("*"), part):
-            sync(path)
-        try:
-            part.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster
-                raise
-        sync(folder.parent)
-
-
 class Once:
-    """A folder that is written when it is first asked for.
+    """A folder that is written when it is first asked for, by one process for all.
 
     Parameters
     ----------
     folder
-        It; other processes that ask for the same one find it. None: a temporary one, on a disk, which
-        `close` removes.
+        It; other processes that ask for the same one wait for it. None: a temporary one, on a disk,
+        which `close` removes.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -139,10 +105,23 @@ class Once:
             with scratch_writes(above):
                 self._temporary = tempfile.TemporaryDirectory(prefix="scshards-", dir=above)
             self._folder = Path(self._temporary.name) / "made"
-        if not self._folder.is_dir():
-            with published(self._folder) as part:
-                write(part)
-        return self._folder
+        folder = self._folder
+        if folder.is_dir():
+            return folder
+        part = folder.with_name(f"{folder.name}.part")
+        with scratch_writes(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with locked(folder.with_name(f"{folder.name}.lock"), wait=True):
+                if not folder.is_dir():
+                    if part.exists():
+                        shutil.rmtree(part)  # whoever was making it was killed, or failed
+                    part.mkdir(mode=0o700)
+                    write(part)
+                    for path in (*part.rglob("*"), part):
+                        sync(path)
+                    part.rename(folder)
+                    sync(folder.parent)
+        return folder
 
     def close(self) -> None:
         """Remove a temporary one."""
@@ -182,16 +161,11 @@ def set_aside(folder: Path) -> Path:
     return aside
 
 
-def set_aside_before(folder: Path) -> list[Path]:
-    """What `set_aside` has made of earlier folders of this name, and was not removed."""
-    return sorted(folder.parent.glob(f"{folder.name}.over-*"))
-
-
 @contextlib.contextmanager
-def claimed(folder: Path, *, at: object = None, busy: str) -> Iterator[None]:
+def claimed(folder: Path, *, at: object = None) -> Iterator[None]:
     """A folder of temporary files that is empty, and this process's alone until it goes at the end.
 
-    What a killed process has left of it is removed. `at` and `busy` are as of `locks.locked`.
+    What a killed process has left of it is removed. `at` is as of `locks.locked`.
 
     Raises
     ------
@@ -203,8 +177,8 @@ def claimed(folder: Path, *, at: object = None, busy: str) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     with contextlib.ExitStack() as lock:
-        lock.enter_context(locked(folder / LOCK, at=at, busy=busy))
-        for left in (*set_aside_before(folder), *folder.iterdir()):
+        lock.enter_context(locked(folder / LOCK, at=at))
+        for left in (*_set_aside_before(folder), *folder.iterdir()):
             if left.is_dir():
                 discard(left)
             elif left.name != LOCK:
@@ -215,6 +189,13 @@ def claimed(folder: Path, *, at: object = None, busy: str) -> Iterator[None]:
             aside = set_aside(folder)
             lock.close()  # a file that is open can't be removed from some network file systems
             discard(aside)
+
+
+def discard_left(folder: Path) -> None:
+    """Remove a folder of temporary files that was left by a process that is gone."""
+    if folder.exists() or _set_aside_before(folder):
+        with contextlib.suppress(OutputExistsError), claimed(folder):
+            pass
 
 
 def sync(path: Path) -> None:
@@ -289,13 +270,6 @@ def mapped(path: Path, dtype: np.dtype[Any], n: int) -> NDArray[Any]:
     return np.memmap(path, dtype, "r", shape=(n,)) if n else np.zeros(0, dtype)
 
 
-def _lock_of(part: Path) -> Path:
-    return part.with_name(f".{part.name}.lock")
-
-
-def _remove_abandoned(folder: Path) -> None:
-    for part in folder.parent.glob(f"{folder.name}.part-*"):
-        # Whoever holds it, is making it.
-        with contextlib.suppress(OutputExistsError), locked(_lock_of(part)):
-            discard(part)
-            _lock_of(part).unlink(missing_ok=True)
+def _set_aside_before(folder: Path) -> list[Path]:
+    """What `set_aside` has made of earlier folders of this name, and was not removed."""
+    return sorted(folder.parent.glob(f"{folder.name}.over-*"))

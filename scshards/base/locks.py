@@ -1,7 +1,6 @@
 """One writer at a time: locks on files, and a lease on an output in an object store.
 
     with locked(path): ...               this host (and every host, where the file system says so)
-    with held(folder): ...               the same, by the file `lock` in a folder
     with Lease(storage, prefix): ...     any host: an object that its holder rewrites
 
 A file lock ends with its process, however that ends. A store has no locks: each writer puts an object
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 LOCK = "lock"
+"""The name of the file that the lock of a folder is."""
 
 BEAT_S = 10.0
 """How often a lease is rewritten; one that was not for WATCH_S is no longer held."""
@@ -43,18 +43,10 @@ WATCH_S = 35.0
 TRIES = 5
 """Those that come at the same moment all step back, and try again so often."""
 
-WAIT = "wait until it has finished, or choose another output"
-
 
 @contextlib.contextmanager
 def locked(
-    path: Path,
-    *,
-    shared: bool = False,
-    wait: bool = False,
-    at: object = None,
-    busy: str = "another process is writing there",
-    advice: str = WAIT,
+    path: Path, *, shared: bool = False, wait: bool = False, at: object = None
 ) -> Iterator[None]:
     """Hold the lock that a file stands for; it is made when it is not there, and stays.
 
@@ -66,8 +58,8 @@ def locked(
         With others that share it.
     wait
         Until it is free, in place of refusing.
-    at, busy, advice
-        What is locked, that another has it, and what to do then: for the message.
+    at
+        What is locked, for the message.
 
     Raises
     ------
@@ -76,11 +68,6 @@ def locked(
     StorageError
         When it can't be made, or the file system has no locks.
     """
-
-    def refusal(holder: str) -> OutputExistsError:
-        told = f"{busy} ({holder})" if holder else busy
-        return OutputExistsError(told, where=at or path, advice=advice)
-
     try:
         file = path.open("a+")
     except OSError as e:
@@ -91,7 +78,7 @@ def locked(
             fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise refusal(file.read().strip()) from None
+            raise _busy(at or path, file.read().strip()) from None
         except OSError as e:
             raise StorageError(
                 f"the file system can't lock: {e.strerror}",
@@ -99,21 +86,11 @@ def locked(
                 advice="choose another folder, or another place for temporary files with --scratch",
             ) from None
         if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
-            raise refusal("it has just finished")
+            raise _busy(at or path, "it has just finished")
         if not shared:
             file.truncate(0)
             file.write(_me())
             file.flush()
-        yield
-
-
-@contextlib.contextmanager
-def held(
-    folder: Path, *, shared: bool = False, wait: bool = False, where: str = ""
-) -> Iterator[None]:
-    """Hold the lock of a pack's folder; see `locked`."""
-    busy = "another pack is writing there"
-    with locked(folder / LOCK, shared=shared, wait=wait, at=where or folder, busy=busy):
         yield
 
 
@@ -214,9 +191,9 @@ class Lease:
                 if not self._is_alive(path, found):
                     self._storage.remove(path)
                 elif not found.get("is new"):
-                    raise self._refusal(str(found.get("holder", "")))
+                    raise _busy(self._storage.at(""), str(found.get("holder", "")))
             time.sleep(random.uniform(0.1, 1.0) * attempt * min(1.0, self._beat_s))
-        raise self._refusal("several began at once")
+        raise _busy(self._storage.at(""), "several began at once")
 
     def __exit__(self, *error: object) -> None:
         self._stop.set()
@@ -226,10 +203,10 @@ class Lease:
     def check(self) -> None:
         """Look once more, right before something is published, whether the lease is still held."""
         if not self.is_held or not self._storage.exists(self.claim):
-            raise self._refusal("this one did not answer for a while")
+            raise _busy(self._storage.at(""), "this one did not answer for a while")
         for path, found in self._others().items():
             if not found.get("is new") and self._is_alive(path, found):
-                raise self._refusal(str(found.get("holder", "")))
+                raise _busy(self._storage.at(""), str(found.get("holder", "")))
 
     def _others(self) -> dict[str, dict[str, Any]]:
         """{path: claim} of all others that do not share."""
@@ -265,7 +242,7 @@ class Lease:
                 before = self._storage.read_if_there(self.claim)
                 try:
                     if before is None:
-                        raise self._refusal("")
+                        raise _busy(self._storage.at(""), "")
                     self._storage.replace(self.claim, before, self._next())
                 except OutputExistsError:
                     self.is_held = False
@@ -293,12 +270,6 @@ class Lease:
         self._beats = 0
         with contextlib.suppress(StorageError):
             self._storage.remove(self.claim)
-
-    def _refusal(self, holder: str) -> OutputExistsError:
-        told = f" ({holder})" if holder else ""
-        return OutputExistsError(
-            f"another process is writing there{told}", where=self._storage.at(""), advice=WAIT
-        )
 
 
 def _claim(storage: Storage, path: str) -> dict[str, Any] | None:
@@ -330,6 +301,14 @@ def _leave() -> None:
 
 
 os.register_at_fork(after_in_child=_leave)
+
+
+def _busy(at: object, holder: str) -> OutputExistsError:
+    return OutputExistsError(
+        f"another process is writing there{f' ({holder})' if holder else ''}",
+        where=at,
+        advice="wait until it has finished, or choose another output",
+    )
 
 
 def _me() -> str:

@@ -217,7 +217,7 @@ class _Folder:
     ) -> None:
         file = self.file(number)
         lock = file.with_name(f".{file.stem}.lock")
-        with locked(lock, at=file, busy="another process is making this partition"):
+        with locked(lock, at=file):
             try:
                 if file.is_file():  # another process has made it since
                     count(len(self.ids(number)))

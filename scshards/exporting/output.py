@@ -19,7 +19,7 @@ import re
 from pathlib import Path
 
 from scshards.base.errors import OutputExistsError, ScshardsError
-from scshards.base.files import claimed, set_aside_before, sync, temporary_folder
+from scshards.base.files import claimed, discard_left, sync, temporary_folder
 from scshards.base.locks import Lease
 from scshards.base.remote import translated
 from scshards.base.storage import Storage, path_of
@@ -77,8 +77,7 @@ class Output:
     def __enter__(self) -> Output:
         with contextlib.ExitStack() as stack:
             with translated(str(self._folder)):
-                busy = "another export is writing there"
-                stack.enter_context(claimed(self._folder, at=self.name, busy=busy))
+                stack.enter_context(claimed(self._folder, at=self.name))
                 self._built.mkdir()
             if self._target is None:
                 at = (self.storage, _LEASES)
@@ -154,10 +153,7 @@ class Output:
 
     def remove_leftovers(self) -> None:
         """Remove what an export has left that was killed after it had published its output."""
-        if self._folder.exists() or set_aside_before(self._folder):
-            # Whoever holds it removes it.
-            with contextlib.suppress(OutputExistsError), claimed(self._folder, busy=""):
-                pass
+        discard_left(self._folder)
         if self._target is None and not self._is_file:
             self.storage.remove(BEGUN)
 

@@ -32,7 +32,7 @@ from scshards._version import __version__
 from scshards.base import files, locks
 from scshards.base.errors import OutputExistsError, ScshardsError, StorageError
 from scshards.base.files import discard, scratch_writes, temporary_folder
-from scshards.base.locks import LOCK, Lease, held
+from scshards.base.locks import LOCK, Lease, locked
 from scshards.base.remote import translated
 from scshards.base.storage import Storage, path_of, redact
 from scshards.packing.marks import publish, read_mark
@@ -165,15 +165,7 @@ class Job:
         if manifest is None:
             return None
         for folder in self._folders:
-            for left in files.set_aside_before(folder):
-                discard(left)
-            # Whoever holds it removes it.
-            if (folder / LOCK).exists():
-                with contextlib.suppress(OutputExistsError), contextlib.ExitStack() as lock:
-                    lock.enter_context(held(folder))
-                    aside = files.set_aside(folder)
-                    lock.close()
-                    discard(aside)
+            files.discard_left(folder)
         at = self.storage.at("")
         told = f"{at} is complete: it was made by this command, and nothing is to do"
         _log.warning(told)
@@ -226,8 +218,8 @@ class Job:
             undo.callback(self._locks.close)
             for folder in self._folders:
                 self._make(folder)
-            lock = self._folders[-1]
-            self._locks.enter_context(held(lock, shared=self._shared, where=self.storage.at("")))
+            lock, at = self._folders[-1] / LOCK, self.storage.at("")
+            self._locks.enter_context(locked(lock, shared=self._shared, at=at))
             if root is None:
                 job = self.request(()) if self._shared else None
                 self._lease = self._locks.enter_context(Lease(self.storage, FOLDER, job=job))

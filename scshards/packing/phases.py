@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ScshardsError, StorageError
-from scshards.base.locks import held
+from scshards.base.locks import LOCK, locked
 from scshards.base.progress import Progress
 from scshards.cells.vocab import Vocab
 from scshards.packing import plan, refusals
@@ -492,5 +492,5 @@ class Phases:
         """Of the processes that share a job, one at a time."""
         folder = self.folder / "alone"
         folder.mkdir(exist_ok=True)
-        with held(folder, wait=True, where=self.job.storage.at("")):
+        with locked(folder / LOCK, wait=True):
             yield

@@ -18,7 +18,7 @@ from scshards.base.errors import (
     SourceError,
     StorageError,
 )
-from scshards.base.locks import held
+from scshards.base.locks import LOCK, locked
 from scshards.base.progress import Progress
 from scshards.packing.executors import Executor
 from scshards.packing.marks import Marked, perform, read_record
@@ -111,7 +111,7 @@ def _look(work: Marked, *, together: bool) -> tuple[int, ScshardsError | None]:
     mark, options = Path(work.mark), work.task.work.options
     with contextlib.ExitStack() as stack:
         if together:
-            stack.enter_context(held(mark.parent, wait=True))
+            stack.enter_context(locked(mark.parent / LOCK, wait=True))
         try:
             if mark.exists():
                 found = read_record(Survey, mark)

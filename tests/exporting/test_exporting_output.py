@@ -227,7 +227,7 @@ def test_two_exports_to_one_place(root: Path, tmp_path: Path) -> None:
     working.mkdir()
     with (working / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(OutputExistsError, match="another export is writing there"):
+        with pytest.raises(OutputExistsError, match="another process is writing there"):
             quiet_export(root, tmp_path / "a", "parquet")
     quiet_export(root, tmp_path / "a", "parquet")
 

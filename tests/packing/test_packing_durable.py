@@ -314,9 +314,10 @@ def test_scratch_of_two_places_does_not_part_them(folder: Path, tmp_path: Path) 
     out = tmp_path / "out"
     shutil.copytree(folder / "a", out)
     (out / ".packing").mkdir()
-    from scshards.base.locks import held
+    from scshards.base.locks import LOCK, locked
 
-    with held(out / ".packing"), pytest.raises(OutputExistsError, match="another pack"):
+    lock = locked(out / ".packing" / LOCK)
+    with lock, pytest.raises(OutputExistsError, match="another process"):
         quiet_append(inputs(folder)[2:], out, scratch=str(tmp_path / "mine"))
     assert not (tmp_path / "mine").exists() or not list((tmp_path / "mine").iterdir())
     quiet_append(inputs(folder)[2:], out, scratch=str(tmp_path / "mine"))

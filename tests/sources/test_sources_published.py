@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 from pack_support import counts, write
 
 from scshards.base.errors import SourceError, StorageError
-from scshards.base.files import published
+from scshards.base.files import Once
 from scshards.sources import matrix as sources_matrix
 from scshards.sources.open import open_source
 
@@ -28,53 +30,65 @@ def rows(source: Any) -> np.ndarray:
     return out
 
 
-def test_it_appears_at_the_end(tmp_path: Path) -> None:
+def fill(text: str) -> Callable[[Path], object]:
+    return lambda part: (part / "a").write_text(text)
+
+
+def test_it_appears_at_the_end_and_is_written_once(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "f"
-    with published(folder) as part:
-        (part / "a").write_text("a")
+
+    def write_a(part: Path) -> None:
+        fill("a")(part)
         assert not folder.exists()
+
+    assert Once(folder).made(write_a) == folder
+    assert Once(folder).made(fill("b")) == folder
     assert (folder / "a").read_text() == "a"
-    assert [p.name for p in folder.parent.iterdir()] == ["f"]
 
 
 @pytest.mark.parametrize("error", [SourceError("x"), KeyboardInterrupt()])
-def test_nothing_is_left_of_one_that_failed(tmp_path: Path, error: BaseException) -> None:
-    with pytest.raises(type(error)), published(tmp_path / "f") as part:
-        (part / "a").write_text("a")
+def test_one_that_failed_is_made_again(tmp_path: Path, error: BaseException) -> None:
+    def fail(part: Path) -> None:
+        (part / "b").write_text("half")
         raise error
-    assert not list(tmp_path.iterdir())
+
+    with pytest.raises(type(error)):
+        Once(tmp_path / "f").made(fail)
+    assert not (tmp_path / "f").exists()
+    assert [p.name for p in Once(tmp_path / "f").made(fill("a")).iterdir()] == ["a"]
 
 
 def test_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="temporary files"), published(tmp_path / "file" / "f"):
-        raise AssertionError
-    with pytest.raises(StorageError, match="No space"), published(tmp_path / "f"):
+    def full(part: Path) -> None:
         raise OSError(28, "No space left on device")
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="temporary files"):
+        Once(tmp_path / "file" / "f").made(fill("a"))
+    with pytest.raises(StorageError, match="No space"):
+        Once(tmp_path / "f").made(full)
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     code = (
-        "import sys, time, pathlib; from scshards.base.files import published\n"
-        "with published(pathlib.Path(sys.argv[1])) as part:\n"
-        "    (part / 'a').write_text('half'); print('there', flush=True); time.sleep(600)\n"
+        "import sys, time, pathlib; from scshards.base.files import Once\n"
+        "def write(part):\n"
+        "    (part / 'b').write_text('half'); print('there', flush=True); time.sleep(600)\n"
+        "Once(pathlib.Path(sys.argv[1])).made(write)\n"
     )
     folder = tmp_path / "f"
     process = subprocess.Popen([sys.executable, "-c", code, folder], stdout=subprocess.PIPE)
     assert process.stdout is not None
-    with process.stdout:
+    with process.stdout, ThreadPoolExecutor(1) as pool:
         assert process.stdout.readline() == b"there\n"
-        # While it lives, its work is left alone; whoever is faster is seen.
-        with published(folder) as part:
-            (part / "a").write_text("whole")
-            assert len(list(tmp_path.glob("f.part-*"))) == 2
-        assert len(list(tmp_path.glob("f.part-*"))) == 1
+        waiting = pool.submit(Once(folder).made, fill("whole"))
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.5)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with published(folder) as part:
-        (part / "a").write_text("late")
+        waiting.result(timeout=600)
+    assert [p.name for p in folder.iterdir()] == ["a"]
     assert (folder / "a").read_text() == "whole"
-    assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
 def test_a_transposition_that_broke_off_is_made_again(
@@ -114,7 +128,7 @@ def test_many_at_once_see_all_or_nothing(tmp_path: Path) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        assert not wrong and [p.name for p in folder.parent.iterdir()] == ["transposed"]
+        assert not wrong and not list(folder.parent.glob("*.part"))
 
 
 def _transpose(path: Path, folder: Path) -> None:
@@ -135,4 +149,4 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
         assert process.exitcode == 0
     with open_source(path, scratch=folder) as source:
         assert (rows(source) == x).all()
-    assert [p.name for p in folder.parent.iterdir()] == ["transposed"]
+    assert not list(folder.parent.glob("*.part"))

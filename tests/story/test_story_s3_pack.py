@@ -132,7 +132,7 @@ def test_a_second_pack_is_refused_while_the_first_runs(
         second = subprocess.run(
             line(atlas, root), env=places[0], capture_output=True, text=True, timeout=600
         )
-        assert second.returncode == 1 and "another pack is writing there" in second.stderr
+        assert second.returncode == 1 and "another process is writing there" in second.stderr
     finally:
         first.send_signal(18)
     first.communicate(timeout=600)

@@ -1,13 +1,13 @@
-"""Requests to stores and web servers, tried again; reads of a part from where an answer broke off.
+"""Reads of parts of objects, which go on from where an answer broke off.
 
     thread --read_into--> a request on the file system's event loop --pieces--> the caller's memory
               ^                                                   |
               +--- what is missing is asked for again (base.retry) <-- 5xx, reset, stall, short body
 
-This is the only place where a read is repeated: the file system's own retries, and those of the
-client below it, are switched off for reads, or they would multiply. Bytes that were received are not
-asked for again. On S3 and on web servers an answer is copied into the caller's memory as it comes in;
-other file systems give whole answers. Used by base.storage, from any number of threads.
+The file system's own retries, and those of the client below it, are switched off for reads, or they
+would multiply. Bytes that were received are not asked for again. On S3 and on web servers an answer is
+copied into the caller's memory as it comes in; other file systems give whole answers. Used by
+base.storage, from any number of threads.
 
 Own code beside fsspec and not obstore, which is faster but reads no AWS profiles without boto3, takes an
 answer that is too short for whole, and would stand beside fsspec, which all else is reached by.
@@ -19,24 +19,25 @@ import asyncio
 import concurrent.futures
 import contextlib
 import gc
-import io
-import os
 import re
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
+
+from fsspec.spec import AbstractBufferedFile
 
 from scshards.base.errors import StorageError
 from scshards.base.remote import (
     Refused,
+    Spoiled,
     code_in,
     no_ranges,
     status_of,
-    temporary,
     translated,
     version,
 )
-from scshards.base.retry import Retry, Stopped, Tally, Tries
+from scshards.base.retry import Limit, Requests, Retry, Stopped
 
 CONNECTIONS = 64
 """Connections to a store that a process keeps at most, unless its options say otherwise."""
@@ -48,76 +49,46 @@ _PIECE, _HEAD = 1 << 20, 1 << 12
 _LOOK_S = 0.5
 """How often a waiting read looks whether it was given up."""
 
-Got = TypeVar("Got")
-
 _NOT_FROM_THERE = 416
 """HTTP's answer to a range that begins after the end."""
 
 
-class RemoteFile(io.RawIOBase):
-    """An object as a seekable file, read in blocks; its errors are StorageErrors.
+class RemoteFile(AbstractBufferedFile):
+    """An object as a seekable file; its errors are StorageErrors.
 
     HDF5 reads here and there in turn: the blocks that were used last are kept, wherever they lie.
     """
 
     def __init__(self, ranges: Ranges, path: str, where: str) -> None:
-        self._ranges, self._path, self._where = ranges, path, where
+        self._ranges, self._where = ranges, where
         info = ranges.info(path, where)
         if info.get("size") is None or info["type"] == "directory":
             raise no_ranges(where) if info["type"] == "file" else IsADirectoryError
-        self.size = int(info["size"])
-        self._answer = _Answer()
-        self._etag = self._answer.etag = version(info).get("etag")
-        self._at = 0
-        self._blocks: dict[int, bytes] = {}
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"a file has no byte {base + offset}")
-        self._at = base + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
+        self._etag = version(info).get("etag")
+        kept = {"cache_type": "blockcache", "cache_options": {"maxblocks": BLOCKS}}
+        super().__init__(None, path, "rb", BLOCK_BYTES, size=int(info["size"]), **kept)
 
     def readinto(self, buffer: Any) -> int:
-        """Bytes of one block, as many as are asked for and lie in it."""
-        if self._at >= self.size or not len(buffer):
-            return 0
-        number, begin = divmod(self._at, BLOCK_BYTES)
-        piece = memoryview(self._block(number))[begin : begin + len(buffer)]
-        buffer[: len(piece)] = piece
-        self._at += len(piece)
-        return len(piece)
+        """As many bytes as are asked for, or a block: who wants many takes them one after another."""
+        return int(super().readinto(memoryview(buffer)[:BLOCK_BYTES]))
 
-    def _block(self, number: int) -> bytes:
-        block = self._blocks.pop(number, None)
-        if block is None:
-            block = self._fetched(number)
-            while len(self._blocks) >= BLOCKS:
-                self._blocks.pop(next(iter(self._blocks)))  # the one that was used longest ago
-        self._blocks[number] = block
-        return block
+    def close(self) -> None:
+        """The blocks go now, and not when garbage is collected: they are held in a ring."""
+        if not self.closed:
+            self.cache._fetch_block_cached.cache_clear()
+        super().close()
 
-    def _fetched(self, number: int) -> bytes:
-        start = number * BLOCK_BYTES
-        end = min(start + BLOCK_BYTES, self.size)
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        read = _Read(self.path, self._where, start, min(end, self.size), etag=self._etag)
         with translated(self._where), _uncollected():
-            block = self._ranges.read(self._path, self._where, start, end, self._answer)
-        if len(block) != end - start or self._answer.etag != self._etag:
+            self._ranges.fill(read)
+        if read.start != read.end or read.etag != self._etag:
             raise StorageError(
                 "the file was replaced while it was read",
                 where=self._where,
                 advice="run the same command again once nobody writes it",
             )
-        return block
+        return bytes(read.data)
 
 
 @contextlib.contextmanager
@@ -133,117 +104,49 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-class _Sink:
-    """Takes the bytes of an answer, in order: into buffers one after another, or as many as come.
-
-    Parameters
-    ----------
-    parts
-        The buffers; without them the bytes are kept in `data`.
-    room
-        How many bytes there may be; None: any number.
-    """
-
-    def __init__(self, parts: Sequence[memoryview] | None = None, room: int | None = None) -> None:
-        self.got, self.data = 0, bytearray()
-        self._parts = None if parts is None else [p for p in parts if len(p)]
-        self._room = room if parts is None else sum(len(p) for p in parts)
-        self._part = self._at = 0
-
-    @property
-    def is_full(self) -> bool:
-        return self.got == self._room
-
-    def put(self, piece: bytes, where: str) -> None:
-        if self._room is not None and self.got + len(piece) > self._room:
-            raise no_ranges(where)
-        self.got += len(piece)
-        if self._parts is None:
-            self.data += piece
-            return
-        view = memoryview(piece)
-        while len(view):
-            part = self._parts[self._part]
-            n = min(len(view), len(part) - self._at)
-            part[self._at : self._at + n] = view[:n]
-            view = view[n:]
-            self._at += n
-            if self._at == len(part):
-                self._part, self._at = self._part + 1, 0
-
-    def restart(self) -> None:
-        self.data.clear()
-        self.got = self._part = self._at = 0
-
-
 class Ranges:
-    """Asks one file system, and reads parts of its objects.
+    """Reads parts of the objects of one file system.
 
     Parameters
     ----------
     fs
         An fsspec file system.
-    retry
-        How requests are tried again.
-    where
-        The root, without credentials, for messages.
+    requests
+        What asks it.
 
     Attributes
     ----------
     fs
         The same file system, without retries of its own where it is S3's.
-    tally
-        What was tried again.
     """
 
-    def __init__(self, fs: Any, retry: Retry, where: str) -> None:
-        self._retry = retry
-        self.tally = Tally(where)
-        self._kind = _kind(fs)
-        self.fs = _patient(fs, retry) if self._kind == "s3" else fs
-
-    def ask(self, where: str, call: Callable[[], Got]) -> Got:
-        """What `call` returns, which asks the file system something that may be asked twice."""
-        tries = Tries(self._retry, self.tally, where)
-        while True:
-            try:
-                return call()
-            except Exception as e:
-                problem = temporary(e)
-                if problem is None:
-                    raise
-            tries.again(problem)
+    def __init__(self, fs: Any, requests: Requests) -> None:
+        self._requests = requests
+        self._receive: Callable[[Any, _Read, float], Coroutine[Any, Any, None]] | None = None
+        if getattr(fs, "async_impl", False):
+            is_s3, is_web = "s3" in fs.protocol, "http" in fs.protocol
+            self._receive = _from_s3 if is_s3 else _from_web if is_web else _from_loop
+        self.fs = _patient(fs, requests.retry) if self._receive is _from_s3 else fs
 
     def info(self, path: str, where: str) -> dict[str, Any]:
         """What the file system says of an object or a folder: its size, its version and so on."""
-        if self._kind != "web":
-            return dict(self.ask(where, lambda: self.fs.info(path)))
+        if self._receive is not _from_web:
+            return dict(self._requests.ask(where, lambda _: self.fs.info(path)))
         # A web server is asked for a byte: an address may be signed for GET alone, and fsspec takes
         # every answer that it does not like for a file that is not there.
-        answer, request = _Answer(), _Request(path, where, 0, 1)
+        head, patience = _Read(path, where, 0, 1), self._requests.retry.timeout
         try:
-            self.ask(
-                where, lambda: self._wait(_look(self.fs, request, answer, self._retry.timeout))
-            )
+            self._requests.ask(where, lambda _: self._wait(_look(self.fs, head, patience)))
         except Refused as e:
             if e.status != _NOT_FROM_THERE:
                 raise
-        return {"size": answer.size, "type": "file", **answer.version}
+        return {"size": head.size, "type": "file", **head.version}
 
-    def open(self, path: str, where: str) -> RemoteFile:
-        """An object as a file that can be read here and there."""
-        return RemoteFile(self, path, where)
-
-    def read(
-        self, path: str, where: str, start: int, end: int | None, answer: _Answer | None = None
-    ) -> bytes:
-        """The bytes [start, end) of an object, or fewer when it ends early; `end` None is its end.
-
-        `answer` is what earlier reads of it said.
-        """
-        sink = _Sink(room=None if end is None else end - start)
-        self._fill(sink, answer or _Answer(), _Request(path, where, start, end))
-        return bytes(sink.data)
+    def read(self, path: str, where: str, start: int, end: int | None) -> bytes:
+        """The bytes [start, end) of an object, or fewer when it ends early; `end` None is its end."""
+        read = _Read(path, where, start, end)
+        self.fill(read)
+        return bytes(read.data)
 
     def read_into(
         self,
@@ -254,49 +157,30 @@ class Ranges:
         stop: threading.Event | None = None,
     ) -> int:
         """Fill buffers, one after another, from byte `start` of an object; how many bytes it had."""
-        sink = _Sink(parts)
-        request = _Request(path, where, start, start + sum(len(p) for p in parts))
-        self._fill(sink, _Answer(), request, stop)
-        return sink.got
+        read = _Read(path, where, start, start + sum(len(p) for p in parts), parts)
+        self.fill(read, stop)
+        return read.got
 
-    def _fill(
-        self,
-        sink: _Sink,
-        answer: _Answer,
-        request: _Request,
-        stop: threading.Event | None = None,
-    ) -> None:
-        """Try until the sink is full or the object has ended; other errors than temporary ones go up."""
-        tries = Tries(self._retry, self.tally, request.where, stop)
-        while not sink.is_full:
-            had = sink.got
-            now = request._replace(start=request.start + had)
-            try:
-                if self._kind == "plain":
-                    data = self.fs.cat_file(now.path, start=now.start, end=now.end)
-                    sink.put(data, now.where)
-                else:
-                    patience = min(self._retry.timeout, tries.seconds_left)
-                    self._wait(_RECEIVE[self._kind](self.fs, now, sink, answer, patience), stop)
-            except Exception as e:
-                if status_of(e) == _NOT_FROM_THERE:
-                    return
-                problem = temporary(e)
-                if problem is None:
-                    raise
+    def fill(self, read: _Read, stop: threading.Event | None = None) -> None:
+        """Ask until all of it is there, or the object has ended."""
+        if read.start != read.end:
+            self._requests.ask(read.where, lambda limit: self._go_on(read, limit, stop), stop)
+
+    def _go_on(self, read: _Read, limit: Limit, stop: threading.Event | None) -> None:
+        had = read.got
+        try:
+            if self._receive is None:
+                read.put(self.fs.cat_file(read.path, start=read.start, end=read.end))
             else:
-                if answer.has_changed:
-                    # No mixture of two versions.
-                    sink.restart()
-                    answer.forget()
-                    problem = "the object was replaced while it was read"
-                elif sink.is_full or answer.is_complete(request.start + sink.got, request.end):
-                    return
-                else:
-                    problem = "the answer was shorter than what was asked for"
-            if sink.got > had:
-                tries.got_on()
-            tries.again(problem)
+                patience = min(self._requests.retry.timeout, limit.seconds_left)
+                self._wait(self._receive(self.fs, read, patience), stop)
+            read.check()
+        except Exception as e:
+            if status_of(e) != _NOT_FROM_THERE:
+                raise
+        finally:
+            if read.got > had:
+                limit.got_on()
 
     def _wait(self, work: Coroutine[Any, Any, None], stop: threading.Event | None = None) -> None:
         """Run it on the file system's loop until it has ended, or `stop` was set."""
@@ -311,49 +195,59 @@ class Ranges:
             job.cancel()  # does nothing when it is done
 
 
-class _Request(NamedTuple):
-    """What is asked for: the bytes [start, end) of an object."""
+class _Read:
+    """A part of an object on its way: what is asked for, what came, and what the answers said of it.
 
-    path: str
-    where: str
-    start: int
-    end: int | None
+    Parameters
+    ----------
+    path, where
+        The object, and what it is called in messages.
+    start, end
+        The bytes [start, end) are wanted; None: all from there on.
+    parts
+        Buffers that are filled one after another; without them the bytes are kept in `data`.
+    etag
+        The version that an earlier answer was of.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        where: str,
+        start: int,
+        end: int | None,
+        parts: Sequence[memoryview] | None = None,
+        etag: str | None = None,
+    ) -> None:
+        self.path, self.where, self.end, self.etag = path, where, end, etag
+        self._first, self._parts = start, parts
+        self.version: dict[str, str] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        self.got, self.data = 0, bytearray()
+        self._left = deque(p for p in self._parts or () if len(p))
+        self.size: int | None = None
+        self.has_changed = False
+
+    @property
+    def start(self) -> int:
+        """The first byte that has not come."""
+        return self._first + self.got
 
     @property
     def header(self) -> str:
         """The HTTP Range header; of whole objects too, as then the answer says how long they are."""
         return f"bytes={self.start}-{'' if self.end is None else self.end - 1}"
 
-
-class _Answer:
-    """What the answers to a read have said of the object."""
-
-    def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """The object is another now."""
-        self.size: int | None = None
-        self.has_changed = False
-        self.etag: str | None = None
-        self.version: dict[str, str] = {}
-
-    def is_complete(self, at: int, end: int | None) -> bool:
-        """Whether there is nothing more to be had after the byte `at`."""
-        return at == end or self.size is None or at >= self.size
-
-    def met(self, request: _Request, content_range: str | None, etag: str | None) -> None:
+    def met(self, content_range: str | None, etag: str | None) -> None:
         """Note what an answer's head says, and refuse one that is not the part that was asked for."""
-        if content_range is None:
-            if request.start:
-                raise no_ranges(request.where)
-        else:
-            said = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range)
-            if said is None or int(said[1]) != request.start:
-                raise no_ranges(request.where)
-            if said[2] != "*":
-                self.size = int(said[2])
-        self.has_changed = self.etag is not None and etag is not None and etag != self.etag
+        said = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range or "bytes 0-0/*")
+        if said is None or int(said[1]) != self.start:
+            raise no_ranges(self.where)
+        if said[2] != "*":
+            self.size = int(said[2])
+        self.has_changed = None not in (self.etag, etag) and etag != self.etag
         self.etag = etag or self.etag
 
     def ended(self, content_range: str | None) -> None:
@@ -361,93 +255,91 @@ class _Answer:
         said = re.fullmatch(r"bytes \*/(\d+)", content_range or "")
         self.size = int(said[1]) if said else self.size
 
+    def put(self, piece: bytes) -> None:
+        """Take the next bytes."""
+        if self.end is not None and self.start + len(piece) > self.end:
+            raise no_ranges(self.where)
+        self.got += len(piece)
+        if self._parts is None:
+            self.data += piece
+            return
+        view = memoryview(piece)
+        while len(view):
+            part = self._left.popleft()
+            n = min(len(view), len(part))
+            part[:n] = view[:n]
+            view = view[n:]
+            if n < len(part):
+                self._left.appendleft(part[n:])
 
-# What fills a sink from an answer. No next bytes within `patience` seconds end it.
+    def check(self) -> None:
+        """Refuse an answer that broke off, or was of another version."""
+        if self.has_changed:
+            self._begin()  # no mixture of two versions
+            raise Spoiled("the object was replaced while it was read")
+        if self.start != self.end and self.size is not None and self.start < self.size:
+            raise Spoiled("the answer was shorter than what was asked for")
 
 
-async def _from_s3(
-    fs: Any, request: _Request, sink: _Sink, answer: _Answer, patience: float
-) -> None:
-    bucket, key, version = fs.split_path(request.path)
-    options = {"Range": request.header} | ({"VersionId": version} if version else {})
+# What takes an answer. No next bytes within `patience` seconds end it.
+
+
+async def _from_s3(fs: Any, read: _Read, patience: float) -> None:
+    bucket, key, version = fs.split_path(read.path)
+    options = {"Range": read.header} | ({"VersionId": version} if version else {})
     await fs.set_session()  # makes the client, the first time, which is no fault of the server
     async with asyncio.timeout(patience) as limit:
         said = await fs._call_s3("get_object", Bucket=bucket, Key=key, **fs.req_kw, **options)
         try:
-            answer.met(request, said.get("ContentRange"), said.get("ETag"))
-            await _receive(said["Body"], request, sink, answer, limit, patience)
+            read.met(said.get("ContentRange"), said.get("ETag"))
+            await _receive(said["Body"], read, limit, patience)
         finally:
             # Closes the connection, unless the answer was read to its end.
             said["Body"].close()
 
 
-async def _look(fs: Any, request: _Request, answer: _Answer, patience: float) -> None:
+async def _look(fs: Any, read: _Read, patience: float) -> None:
     """What the head of a web server's answer says, of which no byte is taken."""
-    async with asyncio.timeout(patience), _of_web(fs, request, answer):
+    async with asyncio.timeout(patience), _of_web(fs, read):
         pass
 
 
-async def _from_web(
-    fs: Any, request: _Request, sink: _Sink, answer: _Answer, patience: float
-) -> None:
-    async with asyncio.timeout(patience) as limit, _of_web(fs, request, answer) as body:
-        await _receive(body, request, sink, answer, limit, patience)
+async def _from_web(fs: Any, read: _Read, patience: float) -> None:
+    async with asyncio.timeout(patience) as limit, _of_web(fs, read) as body:
+        await _receive(body, read, limit, patience)
 
 
 @contextlib.asynccontextmanager
-async def _of_web(fs: Any, request: _Request, answer: _Answer) -> AsyncIterator[Any]:
+async def _of_web(fs: Any, read: _Read) -> AsyncIterator[Any]:
     # Parts of a file are parts of its bytes as they are, not as a server compresses them.
-    own = {"Range": request.header, "Accept-Encoding": "identity"}
+    own = {"Range": read.header, "Accept-Encoding": "identity"}
     options = fs.kwargs | {"headers": {**fs.kwargs.get("headers", {}), **own}}
     session = await fs.set_session()
-    async with session.get(fs.encode_url(request.path), **options) as said:
+    async with session.get(fs.encode_url(read.path), **options) as said:
         if said.status >= 400:
-            answer.ended(said.headers.get("Content-Range"))
+            read.ended(said.headers.get("Content-Range"))
             raise Refused(said.status, code_in(await said.content.read(_HEAD)))
-        answer.version = version(said.headers)
-        answer.met(request, said.headers.get("Content-Range"), said.headers.get("ETag"))
+        read.version = version(said.headers)
+        read.met(said.headers.get("Content-Range"), said.headers.get("ETag"))
         if said.status != 206:
-            answer.size = said.content_length
+            read.size = said.content_length
         yield said.content
 
 
-async def _receive(
-    body: Any,
-    request: _Request,
-    sink: _Sink,
-    answer: _Answer,
-    limit: asyncio.Timeout,
-    patience: float,
-) -> None:
-    """Copy an answer into the sink as it comes in, to its end, so that its connection is used again."""
-    while not answer.has_changed:
+async def _receive(body: Any, read: _Read, limit: asyncio.Timeout, patience: float) -> None:
+    """Take an answer as it comes in, to its end, so that its connection is used again."""
+    while not read.has_changed:
         limit.reschedule(asyncio.get_running_loop().time() + patience)
         piece = await body.read(_PIECE)
         if not piece:
             return
-        sink.put(piece, request.where)
+        read.put(piece)
 
 
-async def _from_loop(
-    fs: Any, request: _Request, sink: _Sink, answer: _Answer, patience: float
-) -> None:
+async def _from_loop(fs: Any, read: _Read, patience: float) -> None:
     """Of a file system that gives whole answers, which have to come within the time limit."""
     async with asyncio.timeout(patience):
-        data = await fs._cat_file(request.path, start=request.start, end=request.end)
-        sink.put(data, request.where)
-
-
-_RECEIVE = {"s3": _from_s3, "web": _from_web, "loop": _from_loop}
-
-
-def _kind(fs: Any) -> str:
-    """How a file system is read: "s3", "web", "loop" (asynchronous) or "plain"."""
-    names = (fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol
-    if not getattr(fs, "async_impl", False):
-        return "plain"
-    if "s3" in names:
-        return "s3"
-    return "web" if "http" in names else "loop"
+        read.put(await fs._cat_file(read.path, start=read.start, end=read.end))
 
 
 def _patient(fs: Any, retry: Retry) -> Any:

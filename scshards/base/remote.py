@@ -24,6 +24,10 @@ class Refused(Exception):
         super().__init__(f"{status} {code or ''}")
 
 
+class Spoiled(Exception):
+    """An answer that is not whole, in words: another may be."""
+
+
 @contextlib.contextmanager
 def translated(where: str) -> Iterator[None]:
     """Turn what file systems raise into a StorageError; `where` has no credentials in it."""
@@ -45,14 +49,19 @@ def _told(error: Exception, where: str) -> Exception | None:
         return MissingDataError(
             "there is no such bucket", where=where, advice="check the address and the endpoint"
         )
-    if isinstance(error, FileNotFoundError) or status in (404, 410):
+    if isinstance(error, FileNotFoundError | NotADirectoryError) or status in (404, 410):
         return MissingDataError("no such file", where=where, advice="check the address")
     if isinstance(error, PermissionError) or status in (401, 403):
         return _denied(status, code, where)
     if isinstance(error, TypeError):
         # File systems connect late, so that an option they do not know comes out here.
         unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        return unknown and no_option(unknown[1], where)
+        return unknown and ConfigError(
+            f"the storage knows no option {unknown[1]!r}",
+            where=where,
+            advice="correct --storage-options; options that are not for all addresses stand in a "
+            'table named by how theirs begin: {"s3://": {...}}',
+        )
     name, library = type(error).__name__, type(error).__module__.partition(".")[0]
     advice: str | None = _CHECK
     if status is not None:
@@ -90,16 +99,6 @@ def _denied(status: int | None, code: str | None, where: str) -> StorageError:
             advice="get new credentials, or have the address signed again",
         )
     return StorageError(f"access denied{said}", where=where, advice=_CREDENTIALS)
-
-
-def no_option(name: str, where: str) -> ConfigError:
-    """The error for an option that the file system of an address does not have."""
-    return ConfigError(
-        f"the storage knows no option {name!r}",
-        where=where,
-        advice="correct --storage-options; options that are not for all addresses stand in a table "
-        'named by how theirs begin: {"s3://": {...}}',
-    )
 
 
 def answered(status: int, code: str | None = None) -> str:
@@ -157,6 +156,8 @@ def temporary(error: Exception) -> str | None:
     """What went wrong, in a few words without credentials, when trying again may mend it; else None."""
     if isinstance(error, StorageError | FileNotFoundError | PermissionError | FileExistsError):
         return None
+    if isinstance(error, Spoiled):
+        return str(error)
     names = {c.__name__ for c in type(error).__mro__}
     if names & _NOT_MENDED:
         return None

@@ -16,13 +16,16 @@ import stat
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from scshards.base.access import Access
 from scshards.base.errors import MissingDataError, OutputExistsError, StorageError
 from scshards.base.files import TEMPORARY, publish
-from scshards.base.ranges import Ranges
-from scshards.base.remote import code_of, no_option, status_of, translated, version
+from scshards.base.remote import code_of, status_of, translated, version
+from scshards.base.retry import Requests
+
+if TYPE_CHECKING:
+    from scshards.base.ranges import Ranges
 
 Got = TypeVar("Got")
 
@@ -56,12 +59,15 @@ class Storage:
         self.is_local = is_local(self.url)
         self._fs: Any = None
         self._ranges: Ranges | None = None
+        self._requests = Requests(self.options.retry, self._shown)
         if self.is_local:
             self._root = str(path_of(self.url).absolute())
         else:
+            from scshards.base.ranges import Ranges  # who reads local files does not wait for it
+
             with translated(self._shown):
                 self._fs, self._root = _file_system(self.url, self.options.options_for(self.url))
-                self._ranges = Ranges(self._fs, self.options.retry, self._shown)
+                self._ranges = Ranges(self._fs, self._requests)
             for fs in (self._fs, self._ranges.fs):
                 # A listing that was cached before somebody else wrote would hide new files.
                 fs.use_listings_cache = False
@@ -79,18 +85,15 @@ class Storage:
     @property
     def retried(self) -> int:
         """Requests that were tried again so far."""
-        return self._ranges.tally.retried if self._ranges is not None else 0
+        return self._requests.retried
 
     def exists(self, path: str) -> bool:
         """Whether there is a file or a folder of that name."""
-        full = self._full(path)
-        with translated(self.at(path)):
-            if self._ranges is None:
-                return Path(full).exists()
         try:
-            return bool(self._info(path))
+            self._info(path)
         except MissingDataError:
             return False
+        return True
 
     def list(self, path: str = "") -> list[str]:
         """Relative paths of all files below `path`, sorted; empty when there is none.
@@ -101,14 +104,7 @@ class Storage:
 
     def sizes(self, path: str = "") -> dict[str, int | None]:
         """{relative path: bytes} of all files that `list` names; None where a store does not list it."""
-        full = self._full(path)
-        with translated(self.at(path)):
-            if self._ranges is None:
-                root = Path(self._root)
-                found = (p for p in Path(full).rglob("*") if p.is_file() and not _is_temporary(p))
-                return {p.relative_to(root).as_posix(): p.stat().st_size for p in found}
-        infos = self._listed(path, lambda fs: fs.find(full, detail=True).items())
-        return {n[len(self._root) :].lstrip("/"): info["size"] for n, info in infos}
+        return {name: info["size"] for name, info in self._found(path).items()}
 
     def folder(self, path: str = "") -> tuple[Sequence[str], Sequence[str]]:
         """The names of the folders and of the files right in a folder, sorted."""
@@ -134,35 +130,19 @@ class Storage:
         A local file: size and mtime_ns. An object: size, and what its store says of its version (an
         ETag or the time of the last change). A folder: files, their size, and the newest time.
         """
-        if self._ranges is None:
-            with translated(self.at("")):
-                root = Path(self._root)
-                if not root.is_dir():
-                    stat = root.stat()
-                    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-                stats = [p.stat() for p in root.rglob("*") if p.is_file()]
-                return {
-                    "files": len(stats),
-                    "size": sum(s.st_size for s in stats),
-                    "mtime_ns": max((s.st_mtime_ns for s in stats), default=0),
-                }
         info = self._info("")
         if info["type"] != "directory":
-            return {"size": info.get("size"), **version(info)}
-        found = self._listed("", lambda fs: fs.find(self._root, detail=True))
-        infos = list(found.values()) if isinstance(found, dict) else []
-        times = [version(i).get("modified", "") for i in infos]
+            return _state(info)
+        states = [_state(i) for i in self._found("").values()]
+        when, never = ("mtime_ns", 0) if self.is_local else ("modified", "")
         return {
-            "files": len(infos),
-            "size": sum(i.get("size") or 0 for i in infos),
-            "modified": max(times, default=""),
+            "files": len(states),
+            "size": sum(s["size"] or 0 for s in states),
+            when: max((s.get(when, never) for s in states), default=never),
         }
 
     def size(self, path: str) -> int:
         """The bytes of a file."""
-        with translated(self.at(path)):
-            if self._ranges is None:
-                return Path(self._full(path)).stat().st_size
         return int(self._info(path)["size"])
 
     def read(self, path: str, start: int = 0, end: int | None = None) -> bytes:
@@ -216,19 +196,20 @@ class Storage:
                         advice="write it to a file first, and name that",
                     )
                 return file.open("rb")
+            from scshards.base.ranges import RemoteFile
+
             assert self._ranges is not None
-            return io.BufferedReader(self._ranges.open(self._full(path), self.at(path)))
+            return io.BufferedReader(RemoteFile(self._ranges, self._full(path), self.at(path)))
 
     def write(self, path: str, data: bytes | memoryview) -> None:
         """Publish `data` at `path`: all of it or nothing, replacing what was there."""
         full = self._full(path)
+        if not self.is_local:
+            self._ask(path, lambda: self._fs.pipe_file(full, bytes(data)))
+            return
         with translated(self.at(path)):
-            if self._ranges is not None:
-                self._ranges.ask(self.at(path), lambda: self._fs.pipe_file(full, bytes(data)))
-                return
-            target = Path(full)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            publish(target, data)
+            Path(full).parent.mkdir(parents=True, exist_ok=True)
+            publish(Path(full), data)
 
     def replace(self, path: str, old: bytes | None, data: bytes) -> None:
         """Publish `data` at `path` where `old` is now; None: where nothing is.
@@ -282,19 +263,18 @@ class Storage:
 
     def upload(self, path: str, file: Path) -> None:
         """Publish a local file at `path` in a store, read in parts: all of it or nothing."""
-        assert self._ranges is not None
-        with translated(self.at(path)):
-            self._ranges.ask(self.at(path), lambda: self._fs.put_file(str(file), self._full(path)))
+        self._ask(path, lambda: self._fs.put_file(str(file), self._full(path)))
 
     def remove(self, path: str) -> None:
         """Delete a file; nothing happens when it is not there."""
-        with translated(self.at(path)):
-            if self._ranges is None:
-                Path(self._full(path)).unlink(missing_ok=True)
-            elif self.exists(path):
-                # It is gone when an answer was lost and it is asked again.
-                with contextlib.suppress(FileNotFoundError):
-                    self._ranges.ask(self.at(path), lambda: self._fs.rm_file(self._full(path)))
+        full = self._full(path)
+        if self.is_local:
+            with translated(self.at(path)):
+                Path(full).unlink(missing_ok=True)
+        elif self.exists(path):
+            # It is gone when an answer was lost and it is asked again.
+            with contextlib.suppress(MissingDataError):
+                self._ask(path, lambda: self._fs.rm_file(full))
 
     def remove_tree(self, path: str) -> None:
         """Delete everything below `path`, folders too."""
@@ -311,36 +291,52 @@ class Storage:
                 for path in Path(self._root).rglob(f".*{TEMPORARY}"):
                     path.unlink(missing_ok=True)
 
-    def _info(self, path: str) -> dict[str, Any]:
-        """What a store says of a file or a folder."""
-        assert self._ranges is not None
+    def _ask(self, path: str, call: Callable[[], Got]) -> Got:
+        """What a store answers."""
         with translated(self.at(path)):
+            return self._requests.ask(self.at(path), lambda _: call())
+
+    def _info(self, path: str) -> dict[str, Any]:
+        """Size, type and version of a file or a folder."""
+        with translated(self.at(path)):
+            if self._ranges is None:
+                return _info_of(Path(self._full(path)))
             self._ranges.fs.invalidate_cache()
             return self._ranges.info(self._full(path), self.at(path))
+
+    def _found(self, path: str) -> dict[str, dict[str, Any]]:
+        """{relative path: what `_info` says} of all files below; none when there is no such folder."""
+        full = self._full(path)
+        if self.is_local:
+            with translated(self.at(path)):
+                paths = (p for p in Path(full).rglob("*") if p.is_file() and not _is_temporary(p))
+                return {p.relative_to(self._root).as_posix(): _info_of(p) for p in paths}
+        infos = self._listed(path, lambda fs: fs.find(full, detail=True).items())
+        return {n[len(self._root) :].lstrip("/"): info for n, info in infos}
 
     def _listed(self, path: str, call: Callable[[Any], Got]) -> Got | Sequence[Any]:
         """What a store lists; nothing when there is nothing, an error when there is no bucket."""
         assert self._ranges is not None
         fs = self._ranges.fs
-        with translated(self.at(path)):
-            fs.invalidate_cache()
+        fs.invalidate_cache()
+
+        def listed() -> Got | Sequence[Any]:
             try:
-                return self._ranges.ask(self.at(path), lambda: call(fs))
+                return call(fs)
             except FileNotFoundError as e:
                 if code_of(e) == "NoSuchBucket":
                     raise
                 return ()
 
+        return self._ask(path, listed)
+
     def _read(self, path: str, start: int, end: int | None) -> bytes:
         with translated(self.at(path)):
             if self._ranges is not None:
                 return self._ranges.read(self._full(path), self.at(path), start, end)
-            try:
-                with Path(self._full(path)).open("rb") as f:
-                    f.seek(start)
-                    return f.read() if end is None else f.read(end - start)
-            except NotADirectoryError:
-                raise FileNotFoundError from None
+            with Path(self._full(path)).open("rb") as f:
+                f.seek(start)
+                return f.read() if end is None else f.read(end - start)
 
     def _ends_early(self, path: str, start: int, found: int, wanted: int) -> MissingDataError:
         return MissingDataError(
@@ -404,17 +400,19 @@ def _file_system(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
             where=redact(url),
             advice="give a local path or an fsspec URL such as s3://bucket/prefix",
         ) from None
-    if is_web(url) and (unknown := set(options) - _OF_WEB):
-        raise no_option(min(unknown), redact(url))
     return fs, root
 
 
-_OF_WEB = {
-    "client_kwargs", "get_client", "encoded", "size_policy", "same_scheme", "simple_links",
-    "headers", "params", "cookies", "auth", "ssl", "proxy", "proxy_auth", "proxy_headers",
-    "timeout", "trust_env", "allow_redirects", "max_redirects", "verify_ssl", "ssl_context",
-}  # fmt: skip
-"""What fsspec's file system for the web takes, and aiohttp for a request: it refuses nothing itself."""
+def _info_of(file: Path) -> dict[str, Any]:
+    said = file.stat()
+    kind = "directory" if stat.S_ISDIR(said.st_mode) else "file"
+    return {"type": kind, "size": said.st_size, "mtime_ns": said.st_mtime_ns}
+
+
+def _state(info: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a file's info tells one state of it from another."""
+    when = {"mtime_ns": info["mtime_ns"]} if "mtime_ns" in info else version(info)
+    return {"size": info.get("size"), **when}
 
 
 def _is_temporary(path: Path) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from scshards.base.access import Access, parse_options
 from scshards.base.errors import ConfigError, StorageError
-from scshards.base.retry import Retry, Tally, Tries
+from scshards.base.retry import Limit, Requests, Retry
 from scshards.base.storage import Storage
 
 
@@ -89,7 +89,7 @@ def test_values_that_an_option_cannot_have(options: dict, said: str) -> None:
 def test_an_option_of_another_store_is_named_for_the_web() -> None:
     for options in ({"hedders": "hunter2"}, {"http://": {"hedders": "hunter2"}}):
         with pytest.raises(ConfigError, match="knows no option 'hedders'") as caught:
-            Storage("http://127.0.0.1/x", options)
+            Storage("http://127.0.0.1/x", options).read("")
         assert "begin" in str(caught.value) and "hunter2" not in str(caught.value)
     # One set of keys for S3 does not keep an input from a web server.
     Storage("http://127.0.0.1/x", {"key": "k", "client_kwargs": {}, "headers": {"A": "b"}})
@@ -120,11 +120,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
 
 
 def _give_up(retry: Retry, clock: _Clock, each: float = 0.0) -> str:
-    tries = Tries(retry, Tally("s3://b"), "s3://b/x")
+    def refused(limit: Limit) -> None:
+        clock.now += each
+        raise ConnectionRefusedError
+
     with pytest.raises(StorageError) as caught:
-        while True:
-            clock.now += each
-            tries.again("the connection failed: ConnectionRefusedError")
+        Requests(retry, "s3://b").ask("s3://b/x", refused)
     return str(caught.value)
 
 
@@ -147,14 +148,18 @@ def test_a_server_that_hangs_is_given_up_after_two_timeouts_or_the_waits(clock: 
 
 
 def test_bytes_that_come_begin_the_time_anew(clock: _Clock) -> None:
-    tries = Tries(Retry(retries=50, deadline=60), Tally("s3://b"), "s3://b/x")
-    for _ in range(20):
-        clock.now += 40
-        tries.got_on()
-        tries.again("the answer was shorter than what was asked for")
-    clock.now += 61
+    tries = []
+
+    def broken(limit: Limit) -> None:
+        tries.append(1)
+        clock.now += 40 if len(tries) < 21 else 61
+        if len(tries) < 21:
+            limit.got_on()
+        raise ConnectionResetError
+
+    retry = Retry(retries=50, timeout=30, longest_wait=1)
     with pytest.raises(StorageError, match="21 tries"):
-        tries.again("the answer was shorter than what was asked for")
+        Requests(retry, "s3://b").ask("s3://b/x", broken)
 
 
 # --- web servers ---------------------------------------------------------------------------------

@@ -20,11 +20,11 @@ from faults import FAULTS, FaultProxy
 from scshards.base.access import Access
 from scshards.base.errors import ConfigError, MissingDataError, StorageError
 from scshards.base.ranges import Ranges
-from scshards.base.retry import Retry, Stopped
+from scshards.base.retry import Requests, Retry, Stopped
 from scshards.base.storage import Storage
 
 SIZE = 400_001
-QUICK = Retry(retries=6, timeout=20, deadline=60, first_wait=0.01, longest_wait=0.05)
+QUICK = Retry(retries=6, timeout=20, first_wait=0.01, longest_wait=0.05)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def first(n: int, fault: str):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_mended(proxy: FaultProxy, s3, data: bytes, fault: str) -> None:
-    patient = replace(QUICK, retries=60, timeout=1)
+    patient = replace(QUICK, retries=600, timeout=1)
     storage = through(proxy, s3, patient if fault == "stall" else QUICK)
     out = bytearray(SIZE - 1000)
     for read in range(3):
@@ -83,9 +83,7 @@ def test_each_fault_is_mended(proxy: FaultProxy, s3, data: bytes, fault: str) ->
 
 
 def test_many_reads_with_many_faults(proxy: FaultProxy, s3, data: bytes) -> None:
-    storage = through(
-        proxy, s3, Retry(retries=99, timeout=1, deadline=1000, first_wait=0.01, longest_wait=0.05)
-    )
+    storage = through(proxy, s3, Retry(retries=999, timeout=1, first_wait=0.01, longest_wait=0.05))
     proxy.share, proxy.seed = 0.3, 7
     rng = np.random.default_rng(0)
     ranges = [sorted(rng.integers(0, SIZE, 2).tolist()) for _ in range(120)]
@@ -116,14 +114,11 @@ def test_no_more_tries_than_said(proxy: FaultProxy, s3) -> None:
         assert f"{s3.url}/p/x" in str(caught.value)
 
 
-def test_the_deadline_ends_tries_and_slow_answers(proxy: FaultProxy, s3) -> None:
+def test_answers_that_stall_are_given_up(proxy: FaultProxy, s3) -> None:
     proxy.share = lambda path: "stall"
     with pytest.raises(StorageError, match="no answer in time"):
-        through(proxy, s3, Retry(retries=1000, timeout=0.2, deadline=1, first_wait=0.01)).read("x")
-    assert len(proxy.requests) <= 30  # bytes that came before it stalled begin the time anew
-    # Without the deadline this would end with the test's own limit.
-    with pytest.raises(StorageError, match="no answer in time"):
-        through(proxy, s3, Retry(timeout=100_000, deadline=0.3)).read("x")
+        through(proxy, s3, Retry(retries=4, timeout=0.2, first_wait=0.01)).read("x")
+    assert len(proxy.requests) == 5
 
 
 def test_what_trying_again_cannot_mend_is_raised_at_once(
@@ -158,7 +153,7 @@ def test_an_object_that_is_replaced_meanwhile_is_read_again(proxy, s3, data: byt
 
 
 def test_a_read_that_nobody_waits_for_ends(proxy: FaultProxy, s3) -> None:
-    hours = {"timeout": 1e5, "deadline": 1e5, "first_wait": 1e4, "longest_wait": 1e5}
+    hours = {"timeout": 1e5, "first_wait": 1e4, "longest_wait": 1e5}
     storage = through(proxy, s3, Retry(retries=1000, **hours))
     for fault in ("stall", "503"):
         proxy.requests.clear()
@@ -196,7 +191,7 @@ def test_one_line_tells_of_retries_and_no_secret_is_in_it(
     options = s3.options | {"endpoint_url": proxy.url}
     storage = Storage(
         f"{s3.url}/p",
-        Access(options=options, retry=replace(QUICK, retries=50, timeout=0.5, deadline=60)),
+        Access(options=options, retry=replace(QUICK, retries=500, timeout=0.5)),
     )
     with caplog.at_level(logging.INFO), ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda i: storage.read("x", i, i + 100), range(12)))
@@ -274,20 +269,19 @@ class Failing:
 )
 def test_an_asynchronous_file_system(error: Exception | None, mended: bool) -> None:
     fs = Failing(b"0123456789", error)
-    ranges = Ranges(fs, replace(QUICK, timeout=0.2), "other://")
+    requests = Requests(replace(QUICK, timeout=0.2), "other://")
+    ranges = Ranges(fs, requests)
     if mended:
         assert ranges.read("x", "other://x", 3, 6) == b"345"
         assert ranges.read("x", "other://x", 3, None) == b"3456789"
-        assert ranges.tally.retried == 2
+        assert requests.retried == 2
     else:
         with pytest.raises(OSError):
             ranges.read("x", "other://x", 3, 6)
         assert fs.asked == 1
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"retries": -1}, {"timeout": 0}, {"deadline": -1.0}, {"first_wait": 0}]
-)
+@pytest.mark.parametrize("wrong", [{"retries": -1}, {"timeout": 0}, {"first_wait": 0}])
 def test_options_are_checked(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Retry(**wrong)

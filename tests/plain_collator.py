@@ -106,7 +106,7 @@ class PlainCollator:
             out[first:] = choose(n - first, count, self.key(purpose, cell.key))
         elif options.objective == "mask":
             share = round(ratio * 65536)
-            out[:] = seeds.chances(self.key("mask", cell.key), share, n)
+            out[:] = chances(self.key("mask", cell.key), share, n)
             out[:first] = False
         return out
 
@@ -150,11 +150,26 @@ class PlainCollator:
         }
 
 
+def chances(key: int, share: int, n: int) -> np.ndarray:
+    """n draws that come out true with the chance share / 2^16, bool [n].
+
+    Position j is bit j % 64 of word j // 64. A word is made of one draw for each binary digit i of
+    `share`, with the counter `word << 4 | i`, from the lowest set digit on: or-ed to the word where
+    the digit is 1, and-ed where it is 0.
+    """
+    words = np.zeros(-(-n // 64), np.uint64)
+    counters = np.arange(len(words)) << 4
+    for i in range(16):
+        drawn = seeds.draws(key, counters | i)
+        words = words | drawn if share >> i & 1 else words & drawn
+    return np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little")[:n].astype(bool)
+
+
 def choose(n: int, k: int, key: int) -> np.ndarray:
     """k of n places, bool [n]."""
     if k == n:
         return np.ones(n, bool)
-    taken = seeds.chances(key, (k * 256 // n) * 256, n)
+    taken = chances(key, (k * 256 // n) * 256, n)
     i = -(-n // 64) * 16
     while taken.sum() != k:
         place = (int(seeds.draws(key, np.array([i]))[0]) >> 32) * n >> 32

@@ -23,13 +23,17 @@ _FORMS = (
     "give JSON such as '{\"anon\": true}', or a TOML or JSON file as @FILE; options of some addresses "
     'alone stand in a table named by how those begin, such as ["s3://bucket/"]'
 )
-_TEXTS = {
-    "key", "secret", "token", "profile", "endpoint_url", "username", "password", "account_name",
-    "account_key", "sas_token", "connection_string", "project",
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(
+        ("key", "secret", "profile", "endpoint_url", "username", "password", "account_name",
+         "account_key", "sas_token", "connection_string", "project"),
+        (str,),
+    ),
+    "token": (Mapping, str),  # gcsfs takes the contents of a key file
+    **dict.fromkeys(("client_kwargs", "config_kwargs", "s3_additional_kwargs", "headers"), (Mapping,)),
+    **dict.fromkeys(("anon", "use_ssl", "requester_pays", "version_aware"), (bool,)),
 }  # fmt: skip
-_TABLES = {"client_kwargs", "config_kwargs", "s3_additional_kwargs", "headers"}
-_FLAGS = {"anon", "use_ssl", "requester_pays", "version_aware"}
-_OF_STORES = (_TEXTS | _TABLES | _FLAGS) - {"headers"}
+_OF_STORES = _KINDS.keys() - {"headers"}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # it is equal to a mapping of the same options
@@ -143,14 +147,7 @@ def _is_prefix(name: str) -> bool:
 def _check(options: Mapping[str, Any], above: str) -> None:
     for name, value in options.items():
         is_prefix = _is_prefix(name) and not above
-        kinds: tuple[type, ...] = ()
-        if name in _TEXTS:
-            # gcsfs takes the contents of a key file as its token.
-            kinds = (Mapping, str) if name == "token" else (str,)
-        elif name in _TABLES or is_prefix:
-            kinds = (Mapping,)
-        elif name in _FLAGS:
-            kinds = (bool,)
+        kinds = (Mapping,) if is_prefix else _KINDS.get(name, ())
         if kinds and not isinstance(value, kinds) and (value is not None or is_prefix):
             wanted = {str: "text", bool: "true or false"}.get(kinds[0], "a table")
             raise ConfigError(

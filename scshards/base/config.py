@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -26,11 +25,8 @@ T = TypeVar("T")
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The tables of a TOML file as a dict; ConfigError when it is absent or malformed."""
     try:
-        return parse_toml(
-            Path(path).read_text("utf-8-sig")
-        )  # editors of Windows write a mark first
-    except FileNotFoundError:
-        raise ConfigError("the config file does not exist", where=path) from None
+        # Editors of Windows write a mark first.
+        return parse_toml(Path(path).read_text("utf-8-sig"))
     except OSError as e:
         raise ConfigError(f"the config file can't be read: {e.strerror}", where=path) from None
     except ValueError as e:
@@ -88,20 +84,14 @@ def conform(config: Any) -> None:
     ConfigError
         For a value of another type; it names the field.
     """
-    cls: Any = type(config)
-    for name, hint in _hints(cls).items():
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
         try:
-            value = from_tree(hint, getattr(config, name))
+            value = from_tree(hints[field.name], getattr(config, field.name))
         except Damaged as e:
-            e = e.below(name)
+            e = e.below(field.name)
             raise ConfigError(e.what, where=e.at, advice=e.advice) from None
-        object.__setattr__(config, name, value)
-
-
-@functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+        object.__setattr__(config, field.name, value)
 
 
 def _value(text: str) -> Any:

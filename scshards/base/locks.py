@@ -20,6 +20,7 @@ import secrets
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -72,7 +73,8 @@ def locked(
         file = path.open("a+")
     except OSError as e:
         raise StorageError(f"a lock can't be made: {e.strerror}", where=path) from None
-    with file, _owned(file):
+    with file:
+        _open_locks.add(file)
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
             fcntl.flock(file, kind if wait else kind | fcntl.LOCK_NB)
@@ -139,8 +141,6 @@ class Lease:
         Claims are objects below this prefix, which is empty when nobody holds it.
     job
         With others that do the same job, as the tasks of one array do; None: alone.
-    beat_s, watch_s
-        In place of BEAT_S and WATCH_S.
 
     Attributes
     ----------
@@ -155,18 +155,9 @@ class Lease:
         When another holds it; from `check`, when another took it over.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        prefix: str,
-        *,
-        job: str | None = None,
-        beat_s: float | None = None,
-        watch_s: float | None = None,
-    ) -> None:
+    def __init__(self, storage: Storage, prefix: str, *, job: str | None = None) -> None:
         self.claim = f"{prefix}/{secrets.token_hex(8)}.json"
         self._storage, self._prefix, self._job = storage, prefix, job
-        self._beat_s, self._watch_s = beat_s or BEAT_S, watch_s or WATCH_S
         self._beats = 0
         self.is_held = False
         self._stop = threading.Event()
@@ -192,7 +183,7 @@ class Lease:
                     self._storage.remove(path)
                 elif not found.get("is new"):
                     raise _busy(self._storage.at(""), str(found.get("holder", "")))
-            time.sleep(random.uniform(0.1, 1.0) * attempt * min(1.0, self._beat_s))
+            time.sleep(random.uniform(0.1, 1.0) * attempt * min(1.0, BEAT_S))
         raise _busy(self._storage.at(""), "several began at once")
 
     def __exit__(self, *error: object) -> None:
@@ -224,18 +215,18 @@ class Lease:
         if not found.get("is new"):
             _log.warning(
                 f"another process was writing to {self._storage.at('')} ({found.get('holder')}): "
-                f"looking for {self._watch_s:.0f} s whether it still runs"
+                f"looking for {WATCH_S:.0f} s whether it still runs"
             )
-        end = time.monotonic() + self._watch_s
+        end = time.monotonic() + WATCH_S
         while time.monotonic() < end:
-            time.sleep(min(1.0, self._watch_s / 10))
+            time.sleep(min(1.0, WATCH_S / 10))
             now = _claim(self._storage, path)
             if now != found:
                 return now is not None
         return False
 
     def _keep(self) -> None:
-        while not self._stop.wait(self._beat_s):
+        while not self._stop.wait(BEAT_S):
             # A beat that fails is followed by another; the work itself reports a store that is gone.
             with contextlib.suppress(StorageError):
                 # What another has removed must not come back: that one writes now.
@@ -280,24 +271,13 @@ def _claim(storage: Storage, path: str) -> dict[str, Any] | None:
     return tree if isinstance(tree, dict) else None
 
 
-_owned_files: list[TextIO] = []
+_open_locks: weakref.WeakSet[TextIO] = weakref.WeakSet()
 """The locks that this process holds: processes that it forks must not keep them when it dies."""
 
 
-@contextlib.contextmanager
-def _owned(file: TextIO) -> Iterator[None]:
-    _owned_files.append(file)
-    try:
-        yield
-    finally:
-        if file in _owned_files:
-            _owned_files.remove(file)
-
-
 def _leave() -> None:
-    for file in _owned_files:
+    for file in _open_locks:
         file.close()
-    _owned_files.clear()
 
 
 os.register_at_fork(after_in_child=_leave)
@@ -328,8 +308,6 @@ def _runs(pid: Any) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as e:
+        return not isinstance(e, ProcessLookupError)  # else it is another user's
     return True

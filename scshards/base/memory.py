@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import resource
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 COLLECT_EVERY_S = 1.0
@@ -33,33 +31,23 @@ def resident_bytes() -> int:
     return _status("VmRSS") if _STATUS.exists() else peak_bytes()
 
 
-@contextlib.contextmanager
-def collected_apart() -> Iterator[None]:
+class _CollectedApart:
     """Within it, garbage is collected by one thread that nobody waits for, and by no other.
 
     For who holds a lock that destructors take too, and waits for another thread meanwhile. h5py
     holds one lock for all of HDF5 while it reads from a Python file, and takes it when one of its
     objects goes. Where the thread that fetches the bytes happens to collect such an object, both
-    would wait for ever.
+    would wait for ever. Any number may be within it at a time: a process has one collector.
     """
-    _APART.begin()
-    try:
-        yield
-    finally:
-        _APART.end()
-
-
-class _Apart:
-    """How many have asked for it, and the thread that collects; a process has one collector."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._asked = 0
+        self._within = 0
 
-    def begin(self) -> None:
+    def __enter__(self) -> None:
         with self._lock:
-            self._asked += 1
-            if self._asked == 1:
+            self._within += 1
+            if self._within == 1:
                 self._was_enabled = gc.isenabled()
                 gc.disable()
                 self._over = threading.Event()
@@ -67,16 +55,16 @@ class _Apart:
                     target=_collect, args=(self._over,), name="scshards-garbage", daemon=True
                 ).start()
 
-    def end(self) -> None:
+    def __exit__(self, *error: object) -> None:
         with self._lock:
-            self._asked -= 1
-            if self._asked == 0:
+            self._within -= 1
+            if self._within == 0:
                 self._over.set()
                 if self._was_enabled:
                     gc.enable()
 
 
-_APART = _Apart()
+collected_apart = _CollectedApart()
 
 
 def _collect(over: threading.Event) -> None:

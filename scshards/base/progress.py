@@ -198,7 +198,7 @@ class Table:
                 pad + v if to_right else v + pad
                 for v, to_right, pad in (
                     (v, to_right, " " * (w - display_width(v)))
-                    for v, w, to_right in zip(map(_fit, r, widths), widths, right, strict=True)
+                    for v, w, to_right in zip(map(shorten, r, widths), widths, right, strict=True)
                 )
             )
             lines.append("  ".join(padded).rstrip())
@@ -252,9 +252,9 @@ def display_width(text: str) -> int:
 
 def shorten(text: str, width: int) -> str:
     """A text of at most `width` columns (5 or more): its beginning, `...` and more of its end."""
-    assert width > len(_CUT) + 1
     if display_width(text) <= width:
         return text
+    assert width > len(_CUT) + 1
     room = width - len(_CUT)
     head, tail = _first(text, room // 3), _first(text[::-1], room - room // 3)[::-1]
     return head + _CUT + tail
@@ -293,10 +293,6 @@ def _first(text: str, width: int) -> str:
         if used > width:
             return text[:i]
     return text
-
-
-def _fit(text: str, width: int) -> str:
-    return text if display_width(text) <= width else shorten(text, width)
 
 
 def _show(value: object) -> str:

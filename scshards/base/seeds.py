@@ -53,21 +53,6 @@ def draws(key: int, counters: NDArray[np.integer]) -> NDArray[np.uint64]:
     return (x ^ (x >> np.uint64(31))).reshape(np.shape(counters))
 
 
-def chances(key: int, share: int, n: int) -> NDArray[np.bool_]:
-    """n draws that come out true with the chance share / 2^16, bool [n].
-
-    Position j is bit j % 64 of word j // 64. A word is made of one draw for each binary digit i of
-    `share`, with the counter `word << 4 | i`, from the lowest set digit on: or-ed to the word where
-    the digit is 1, and-ed where it is 0.
-    """
-    words = np.zeros(-(-n // 64), np.uint64)
-    counters = np.arange(len(words)) << 4
-    for i in range(16):
-        drawn = draws(key, counters | i)
-        words = words | drawn if share >> i & 1 else words & drawn
-    return np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little")[:n].astype(bool)
-
-
 def uniforms(key: int, counters: NDArray[np.integer]) -> NDArray[np.float64]:
     """A float64 in [0, 1) for each counter, from the top 53 bits of its draw."""
     return (draws(key, counters) >> np.uint64(11)).astype(np.float64) / (1 << 53)

@@ -46,7 +46,7 @@ def open_hdf5(storage: Storage, name: str, stack: contextlib.ExitStack) -> h5py.
     # file systems often can't lock.
     target = storage.local_path or stream
     if storage.local_path is None:
-        stack.enter_context(collected_apart())
+        stack.enter_context(collected_apart)
     try:
         return stack.enter_context(h5py.File(target, "r", locking=False))
     except ScshardsError:

@@ -173,7 +173,7 @@ class _Rows:
 
 
 def _chances(keys_B: Tensor, share: int, columns_L: Tensor) -> Tensor:
-    """A bit for each place of each row: `seeds.chances` for many keys at a time, int64 [B, L]."""
+    """A bit for each place of each row: `draw_kernels.chances` for many keys at a time, int64 [B, L]."""
     words = torch.arange((len(columns_L) + 63) // 64, device=keys_B.device)
     bits_BW = torch.zeros(len(keys_B), len(words), dtype=torch.int64, device=keys_B.device)
     if share:

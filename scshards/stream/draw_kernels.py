@@ -2,8 +2,7 @@
 
 A bit that is set with the chance m / 2^16 is made of one random bit for each binary digit of m, from the
 lowest: or-ed where the digit is 1, and-ed where it is 0. Done on words of 64 bits, a draw of 64 bits
-serves 64 positions at once, and a few draws are enough for all genes of a cell. `base.seeds.chances` is
-the plain twin. Called by the kernels of cells and batches.
+serves 64 positions at once, and a few draws are enough for all genes of a cell.
 """
 
 from __future__ import annotations

@@ -468,32 +468,34 @@ def test_s3_to_s3_stopped_and_gone_on_with(
     assert not [p for p in tmp_path.iterdir() if p.name.startswith("scshards-")]
 
 
-def test_a_lease_on_a_bucket(s3: Any) -> None:
+def test_a_lease_on_a_bucket(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = Storage(s3.url)
-    times = {"beat_s": 0.1, "watch_s": 500.0}  # until the first beat that it sees
-    with Lease(storage, "held", **times) as lease:
+    monkeypatch.setattr("scshards.base.locks.BEAT_S", 0.1)
+    monkeypatch.setattr("scshards.base.locks.WATCH_S", 500.0)  # until the first beat that it sees
+    with Lease(storage, "held") as lease:
         assert storage.list("held") == [lease.claim]
         with (
             pytest.raises(OutputExistsError, match="another process"),
-            Lease(storage, "held", **times),
+            Lease(storage, "held"),
         ):
             pass
         assert storage.list("held") == [lease.claim], "who is refused takes its own back, no other"
         lease.check()
     assert not storage.list("held")
     # Several that do one job; nobody else.
-    with Lease(storage, "held", job="x", **times), Lease(storage, "held", job="x", **times):
+    with Lease(storage, "held", job="x"), Lease(storage, "held", job="x"):
         for job in ("y", None):
             with (
                 pytest.raises(OutputExistsError, match="another process"),
-                Lease(storage, "held", job=job, **times),
+                Lease(storage, "held", job=job),
             ):
                 pass
     # Left by one of another host that has stopped.
     gone = {"beat": 3, "host": "elsewhere", "pid": 1, "holder": "process 1 on elsewhere"}
     storage.write("held/x.json", json.dumps(gone).encode())
     start = time.monotonic()
-    with Lease(storage, "held", beat_s=0.1, watch_s=0.5) as lease:
+    monkeypatch.setattr("scshards.base.locks.WATCH_S", 0.5)
+    with Lease(storage, "held") as lease:
         assert time.monotonic() - start >= 0.5
         assert storage.list("held") == [lease.claim]
         # One that was taken for dead does not come back, and publishes nothing.
@@ -504,7 +506,9 @@ def test_a_lease_on_a_bucket(s3: Any) -> None:
             lease.check()
 
 
-def test_of_leases_that_begin_at_once_one_is_held(s3: Any) -> None:
+def test_of_leases_that_begin_at_once_one_is_held(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scshards.base.locks.BEAT_S", 0.2)
+    monkeypatch.setattr("scshards.base.locks.WATCH_S", 500.0)
     held_by: list[int] = []
     start = threading.Barrier(4)
 
@@ -512,7 +516,7 @@ def test_of_leases_that_begin_at_once_one_is_held(s3: Any) -> None:
         start.wait()
         with (
             contextlib.suppress(OutputExistsError),
-            Lease(Storage(s3.url), "held", beat_s=0.2, watch_s=500.0),
+            Lease(Storage(s3.url), "held"),
         ):
             held_by.append(number)
             together.append(len(held_by))
@@ -528,7 +532,7 @@ def test_of_leases_that_begin_at_once_one_is_held(s3: Any) -> None:
     for thread in threads:
         thread.join(timeout=300)
     assert not held_by and set(together) <= {1}
-    with Lease(Storage(s3.url), "held", beat_s=0.2, watch_s=500.0):
+    with Lease(Storage(s3.url), "held"):
         pass
 
 

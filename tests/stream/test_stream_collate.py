@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_bins import bin_values
+from plain_collator import chances
 from shardsets import encode_cell
 
 from scshards.base import seeds
@@ -151,7 +152,7 @@ def test_masks_are_the_keyed_draw_of_each_place() -> None:
     batch = collate([cell, cell], keys=[5, 6], seed=3, epoch=4, mask_ratio=0.25)
     for row, key in enumerate((5, 6)):
         base = int(seeds.draws(seeds.key(3, "mask", 4), np.array([key]))[0])
-        expected = seeds.chances(base, 1 << 14, 1 + len(cell[0]))
+        expected = chances(base, 1 << 14, 1 + len(cell[0]))
         assert np.array_equal(batch.is_masked[row, 1:].numpy(), expected[1:])
     rate = collate([random_cell(rng, 1000)] * 50, mask_ratio=0.4).is_masked[:, 1:].float().mean()
     assert abs(rate - 0.4) < 0.02

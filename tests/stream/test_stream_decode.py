@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_collator import chances
 
 from scshards.base import seeds
 from scshards.kernels import members as plain
@@ -117,14 +118,14 @@ def test_chances_are_those_of_numpy(key: int, share: int, n: int) -> None:
     bits = np.full((n + 63) // 64, -1, np.int64).view(np.uint64)  # what was there does not matter
     draw_kernels.chances(np.uint64(key), share, n, bits)
     found = np.unpackbits(bits.view(np.uint8), bitorder="little").astype(bool)
-    assert np.array_equal(found[:n], seeds.chances(key, share, n))
+    assert np.array_equal(found[:n], chances(key, share, n))
     assert not found[n:].any()
 
 
 @pytest.mark.parametrize("share", [0, 1, 1 << 15, 26214, 65535])
 def test_a_chance_is_its_share_of_65536(share: int) -> None:
     n = 1 << 20
-    found = seeds.chances(seeds.key(1, "x"), share, n)
+    found = chances(seeds.key(1, "x"), share, n)
     p = share / 65536
     assert abs(found.sum() - n * p) <= 5 * math.sqrt(n * p * (1 - p))
     # Positions are independent of their neighbours and of those of the next word.

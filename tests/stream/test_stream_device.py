@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_collator import chances
 from shardsets import encode_cell, make_set
 
 from scshards.base import seeds
@@ -149,7 +150,7 @@ def test_draws_are_those_of_the_cpu(keys: list[int], share: int) -> None:
     bits = _chances(own, share, torch.arange(150))
     for i, key in enumerate(keys):
         assert np.array_equal(drawn[i].numpy().view(np.uint64), seeds.draws(key, np.arange(100)))
-        assert np.array_equal(bits[i].numpy() != 0, seeds.chances(key, share, 150))
+        assert np.array_equal(bits[i].numpy() != 0, chances(key, share, 150))
 
 
 @pytest.mark.parametrize("chosen", [{}, {"objective": "generate", "conditions": ["donor"]}])

@@ -284,7 +284,7 @@ def test_another_process_makes_the_same_partition(index: Path, tmp_path: Path) -
     (tmp_path / "heart").mkdir()
     with (tmp_path / "heart" / ".partition_000001.lock").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(OutputExistsError, match="another process is making") as e:
+        with pytest.raises(OutputExistsError, match="another process is writing") as e:
             run(index, tmp_path)
     assert "partition_000001.h5ad" in str(e.value)
     assert run(index, tmp_path)[0].were_there == 1

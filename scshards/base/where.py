@@ -129,13 +129,10 @@ class Where:
 
 def parse(text: str, *, option: str = "--where") -> Where:
     """Parse an expression; ConfigError when it is malformed or more than an expression over columns."""
-    try:
-        return _parse(text, option)
-    except _Refusal as e:
-        raise ConfigError(f"the expression {text!r}: {e}", where=option, advice=_EXAMPLE) from None
 
+    def refused(why: str) -> ConfigError:
+        return ConfigError(f"the expression {text!r}: {why}", where=option, advice=_EXAMPLE)
 
-def _parse(text: str, option: str) -> Where:
     quoted: list[str] = []
 
     def rewrite(part: re.Match[str]) -> str:
@@ -143,25 +140,25 @@ def _parse(text: str, option: str) -> Where:
             return part["text"]
         if part["quoted"] is not None:
             quoted.append(part["quoted"])
-            return f" {_quoted(len(quoted) - 1)} "
+            return f" {_QUOTED}{len(quoted) - 1} "
         if part["sign"] in ("@", "`"):
-            raise _Refusal(f"{part['sign']!r} is not allowed here")
+            raise refused(f"{part['sign']!r} is not allowed here")
         # pandas gives & and | the precedence of and and or.
         return {"&": " and ", "|": " or "}[part["sign"]]
 
     try:
         tree = ast.parse(_PARTS.sub(rewrite, text).strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
-        raise _Refusal(f"it can't be parsed: {getattr(e, 'msg', e)}") from None
+        raise refused(f"it can't be parsed: {getattr(e, 'msg', e)}") from None
     columns: list[str] = []
     for node in ast.walk(tree):
         if not isinstance(node, _ALLOWED):
-            raise _Refusal(
+            raise refused(
                 f"{type(node).__name__} is not allowed: names, constants, comparisons, and, or, not "
                 "and arithmetic are"
             )
         if isinstance(node, ast.Constant) and not isinstance(node.value, str | int | float | bool):
-            raise _Refusal(f"{node.value!r} is no text or number")
+            raise refused(f"{node.value!r} is no text or number")
     # ast.walk goes by depth; names are numbered in the order in which they stand.
     names = [n for n in ast.walk(tree) if isinstance(n, ast.Name)]
     for name in sorted(names, key=lambda n: (n.lineno, n.col_offset)):
@@ -170,7 +167,7 @@ def _parse(text: str, option: str) -> Where:
             columns.append(column)
         name.id = _placeholder(columns.index(column))
     if not columns:
-        raise _Refusal("it names no column of obs")
+        raise refused("it names no column of obs")
     return Where(
         text=text,
         columns=tuple(columns),
@@ -181,10 +178,7 @@ def _parse(text: str, option: str) -> Where:
 
 
 _QUOTED = "_scshards_quoted_"
-
-
-def _quoted(number: int) -> str:
-    return f"{_QUOTED}{number}"
+"""What a quoted name is called until it is parsed, before its number."""
 
 
 def _placeholder(number: int) -> str:
@@ -209,7 +203,3 @@ def _comparisons(tree: ast.AST, columns: list[str]) -> list[tuple[str, str | int
             if isinstance(a, ast.Name):
                 found += [(names[a.id], x.value) for x in items if isinstance(x, ast.Constant)]  # type: ignore[misc]
     return found
-
-
-class _Refusal(Exception):
-    """Why an expression is none."""

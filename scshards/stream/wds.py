@@ -24,7 +24,6 @@ from webdataset.compat import FluidInterface
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from scshards.base.errors import ConfigError, FormatError
-from scshards.base.text import did_you_mean
 from scshards.base.where import parse
 from scshards.cells.batch import KEY_ROW_BITS
 from scshards.cells.tokenizer import ValueKind
@@ -133,25 +132,14 @@ class Where:
         *,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        manifest = ShardSet(root, storage_options).manifest
+        shards = ShardSet(root, storage_options)
+        manifest = shards.manifest
         self._expression = parse(where, option="where")
         self._labels, self._kind = manifest.labels, manifest.value_kind
-        known = [*manifest.labels, *_NUMBERS]
-        for column in self._expression.columns:
-            if column not in known:
-                raise ConfigError(
-                    f"the cells of the shard set have no {column!r}",
-                    where=where,
-                    advice=did_you_mean(column, known),
-                )
-        for column, value in self._expression.compared:
-            info = manifest.labels.get(column)
-            if info is not None and info.kind == "category" and value not in info.categories:
-                raise ConfigError(
-                    f"the column {column!r} has no category {value!r}",
-                    where=where,
-                    advice=did_you_mean(str(value), info.categories),
-                )
+        categories = {
+            n: i.categories if i.kind == "category" else None for n, i in manifest.labels.items()
+        }
+        self._expression.check(dict.fromkeys(_NUMBERS) | categories, shards.storage.at(""))
 
     def __call__(self, data: Iterable[Sample]) -> Iterator[Sample]:
         waiting: list[Sample] = []

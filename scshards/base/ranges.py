@@ -31,9 +31,9 @@ from scshards.base.errors import StorageError
 from scshards.base.remote import (
     Refused,
     Spoiled,
+    answer_of,
     code_in,
     no_ranges,
-    status_of,
     translated,
     version,
 )
@@ -176,7 +176,7 @@ class Ranges:
                 self._wait(self._receive(self.fs, read, patience), stop)
             read.check()
         except Exception as e:
-            if status_of(e) != _NOT_FROM_THERE:
+            if answer_of(e)[0] != _NOT_FROM_THERE:
                 raise
         finally:
             if read.got > had:

@@ -39,12 +39,12 @@ def translated(where: str) -> Iterator[None]:
         told = _told(e, where)
         if told is None:
             raise
-        raise told from (e if isinstance(e, OSError) and not status_of(e) else None)
+        raise told from (e if isinstance(e, OSError) and not answer_of(e)[0] else None)
 
 
 def _told(error: Exception, where: str) -> Exception | None:
     """What a user is told of an error; None when it is a bug."""
-    status, code = status_of(error), code_of(error)
+    status, code = answer_of(error)
     if code == "NoSuchBucket":
         return MissingDataError(
             "there is no such bucket", where=where, advice="check the address and the endpoint"
@@ -113,35 +113,26 @@ def answered(status: int, code: str | None = None) -> str:
     return f"the server answered {status}{f' ({words})' if words else ''}"
 
 
-def status_of(error: BaseException | None) -> int | None:
-    """The HTTP status that an error stands for, if any."""
+def answer_of(error: BaseException | None) -> tuple[int | None, str | None]:
+    """The HTTP status that an error stands for, and a word for it such as NoSuchBucket, if any."""
+    status: Any = None
+    code: Any = None
     while error is not None:
         said = getattr(error, "response", None)
         if isinstance(said, Mapping):
-            status = said.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            here = said.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            word = said.get("Error", {}).get("Code")
         else:
             # aiohttp and gcsfs, and azure's client
             names = ("status", "code", "status_code")
-            status = next((getattr(error, n) for n in names if hasattr(error, n)), None)
-        if isinstance(status, int) and 100 <= status < 600:
-            return status
+            here = next((getattr(error, n) for n in names if hasattr(error, n)), None)
+            word = getattr(error, "code", None)
+        if status is None and isinstance(here, int) and 100 <= here < 600:
+            status = here
+        if code is None and isinstance(word, str) and re.fullmatch(r"[\w.]{1,60}", word):
+            code = word
         error = error.__cause__
-    return None
-
-
-def code_of(error: BaseException | None) -> str | None:
-    """The word that a store has for what went wrong, such as NoSuchBucket, if any."""
-    while error is not None:
-        said = getattr(error, "response", None)
-        code = (
-            said.get("Error", {}).get("Code")
-            if isinstance(said, Mapping)
-            else getattr(error, "code", None)
-        )
-        if isinstance(code, str) and re.fullmatch(r"[\w.]{1,60}", code):
-            return code
-        error = error.__cause__
-    return None
+    return status, code
 
 
 def code_in(body: bytes) -> str | None:
@@ -167,7 +158,7 @@ def temporary(error: Exception) -> str | None:
         return None
     if isinstance(error, ConnectionError | EOFError) or names & _CUT:
         return f"the connection failed: {type(error).__name__}"
-    status, code = status_of(error), code_of(error)
+    status, code = answer_of(error)
     if status is not None:
         is_passing = status in _PASSING or (status >= 500 and status not in _LASTING)
         return answered(status, code) if is_passing or code in _PASSING_CODES else None

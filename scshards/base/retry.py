@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import TypeVar
 
 from scshards.base.errors import ConfigError, StorageError
+from scshards.base.progress import counted
 from scshards.base.remote import temporary
 
 Got = TypeVar("Got")
@@ -112,7 +113,6 @@ class Requests:
     def __init__(self, retry: Retry, where: str) -> None:
         self.retry, self.retried = retry, 0
         self._where = where
-        self._untold = 0
         self._told_at = -LINE_EVERY_S
         self._lock = threading.Lock()
 
@@ -165,14 +165,11 @@ class Requests:
     def _count(self, problem: str, where: str) -> None:
         with self._lock:
             self.retried += 1
-            self._untold += 1
             now = time.monotonic()
             if now - self._told_at < LINE_EVERY_S:
                 return
-            untold, self._untold, self._told_at = self._untold, 0, now
-            total = self.retried
-        requests = "1 request is" if untold == 1 else f"{untold} requests are"
+            self._told_at = now
         _log.warning(
-            "%s: %s tried again (%d so far); the last one, of %s: %s",
-            self._where, requests, total, where, problem,
-        )  # fmt: skip
+            f"{self._where}: {counted(self.retried, 'requests')} tried again so far; "
+            f"the last one, of {where}: {problem}"
+        )

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from scshards.base.access import Access
 from scshards.base.errors import MissingDataError, OutputExistsError, StorageError
 from scshards.base.files import TEMPORARY, publish
-from scshards.base.remote import code_of, status_of, translated, version
+from scshards.base.remote import answer_of, translated, version
 from scshards.base.retry import Requests
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ class Storage:
                     self._fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)
                     return
                 except OSError as e:
-                    status = status_of(e)
+                    status, _ = answer_of(e)
                     if status in _NO_CONDITIONS:
                         break
                     if status not in (_CONFLICT, _PRECONDITION_FAILED):
@@ -324,7 +324,7 @@ class Storage:
             try:
                 return call(fs)
             except FileNotFoundError as e:
-                if code_of(e) == "NoSuchBucket":
+                if answer_of(e)[1] == "NoSuchBucket":
                     raise
                 return ()
 

@@ -60,13 +60,14 @@ class RemoteFile(AbstractBufferedFile):
     """
 
     def __init__(self, ranges: Ranges, path: str, where: str) -> None:
-        self._ranges, self._where = ranges, where
+        self._ranges, self._path, self._where = ranges, path, where
         info = ranges.info(path, where)
         if info.get("size") is None or info["type"] == "directory":
             raise no_ranges(where) if info["type"] == "file" else IsADirectoryError
         self._etag = version(info).get("etag")
         kept = {"cache_type": "blockcache", "cache_options": {"maxblocks": BLOCKS}}
-        super().__init__(None, path, "rb", BLOCK_BYTES, size=int(info["size"]), **kept)
+        # fsspec logs what it takes for the path: that may be a signed address.
+        super().__init__(None, where, "rb", BLOCK_BYTES, size=int(info["size"]), **kept)
 
     def readinto(self, buffer: Any) -> int:
         """As many bytes as are asked for, or a block: who wants many takes them one after another."""
@@ -79,7 +80,7 @@ class RemoteFile(AbstractBufferedFile):
         super().close()
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        read = _Read(self.path, self._where, start, min(end, self.size), etag=self._etag)
+        read = _Read(self._path, self._where, start, min(end, self.size), etag=self._etag)
         with translated(self._where), _uncollected():
             self._ranges.fill(read)
         if read.start != read.end or read.etag != self._etag:

@@ -76,7 +76,7 @@ class RemoteFile(AbstractBufferedFile):
     def close(self) -> None:
         """The blocks go now, and not when garbage is collected: they are held in a ring."""
         if not self.closed:
-            self.cache._fetch_block_cached.cache_clear()
+            self.cache._fetch_block_cached = None
         super().close()
 
     def _fetch_range(self, start: int, end: int) -> bytes:

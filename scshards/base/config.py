@@ -27,6 +27,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     try:
         # Editors of Windows write a mark first.
         return parse_toml(Path(path).read_text("utf-8-sig"))
+    except FileNotFoundError:
+        raise ConfigError("the config file does not exist", where=path) from None
     except OSError as e:
         raise ConfigError(f"the config file can't be read: {e.strerror}", where=path) from None
     except ValueError as e:

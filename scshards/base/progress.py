@@ -15,7 +15,6 @@ import time
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TextIO
 
 LINE_EVERY_S = 10.0
@@ -98,15 +97,10 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._has_bar:
             self._stream.write(CLEAR_LINE)
-        if self.shown and kind is None:
+        if self.shown and error[0] is None:
             before = f" ({self.initial:,} of them before)" if self.initial else ""
             print(
                 f"{self.label}: {counted(self.done, self.unit)}{before} in {duration(self.seconds)} "

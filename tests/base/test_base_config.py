@@ -131,7 +131,7 @@ def test_none_for_what_may_be_none() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "No such file"), (b"steps = ", "not valid TOML"), (b"a = '\xff'", "not valid TOML")],
+    [(None, "does not exist"), (b"steps = ", "not valid TOML"), (b"a = '\xff'", "not valid TOML")],
 )
 def test_files_that_are_no_config(tmp_path: Path, text: bytes | None, message: str) -> None:
     file = tmp_path / "run.toml"

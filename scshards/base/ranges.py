@@ -80,10 +80,10 @@ class RemoteFile(AbstractBufferedFile):
         super().close()
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        read = _Read(self._path, self._where, start, min(end, self.size), etag=self._etag)
+        end = min(end, self.size)
         with translated(self._where), _uncollected():
-            self._ranges.fill(read)
-        if read.start != read.end or read.etag != self._etag:
+            read = self._ranges.read(self._path, self._where, start, end, etag=self._etag)
+        if read.start != end or read.etag != self._etag:
             raise StorageError(
                 "the file was replaced while it was read",
                 where=self._where,
@@ -123,7 +123,7 @@ class Ranges:
 
     def __init__(self, fs: Any, requests: Requests) -> None:
         self._requests = requests
-        self._receive: Callable[[Any, _Read, float], Coroutine[Any, Any, None]] | None = None
+        self._receive: Callable[[Any, Read, float], Coroutine[Any, Any, None]] | None = None
         if getattr(fs, "async_impl", False):
             is_s3, is_web = "s3" in fs.protocol, "http" in fs.protocol
             self._receive = _from_s3 if is_s3 else _from_web if is_web else _from_loop
@@ -135,7 +135,7 @@ class Ranges:
             return dict(self._requests.ask(where, lambda _: self.fs.info(path)))
         # A web server is asked for a byte: an address may be signed for GET alone, and fsspec takes
         # every answer that it does not like for a file that is not there.
-        head, patience = _Read(path, where, 0, 1), self._requests.retry.timeout
+        head, patience = Read(path, where, 0, 1), self._requests.retry.timeout
         try:
             self._requests.ask(where, lambda _: self._wait(_look(self.fs, head, patience)))
         except Refused as e:
@@ -143,31 +143,24 @@ class Ranges:
                 raise
         return {"size": head.size, "type": "file", **head.version}
 
-    def read(self, path: str, where: str, start: int, end: int | None) -> bytes:
-        """The bytes [start, end) of an object, or fewer when it ends early; `end` None is its end."""
-        read = _Read(path, where, start, end)
-        self.fill(read)
-        return bytes(read.data)
-
-    def read_into(
+    def read(
         self,
         path: str,
         where: str,
         start: int,
-        parts: Sequence[memoryview],
+        end: int | None,
+        parts: Sequence[memoryview] | None = None,
+        *,
+        etag: str | None = None,
         stop: threading.Event | None = None,
-    ) -> int:
-        """Fill buffers, one after another, from byte `start` of an object; how many bytes it had."""
-        read = _Read(path, where, start, start + sum(len(p) for p in parts), parts)
-        self.fill(read, stop)
-        return read.got
-
-    def fill(self, read: _Read, stop: threading.Event | None = None) -> None:
-        """Ask until all of it is there, or the object has ended."""
+    ) -> Read:
+        """Ask for a part of an object until all of it is there, or the object has ended; see Read."""
+        read = Read(path, where, start, end, parts, etag)
         if read.start != read.end:
-            self._requests.ask(read.where, lambda limit: self._go_on(read, limit, stop), stop)
+            self._requests.ask(where, lambda limit: self._go_on(read, limit, stop), stop)
+        return read
 
-    def _go_on(self, read: _Read, limit: Limit, stop: threading.Event | None) -> None:
+    def _go_on(self, read: Read, limit: Limit, stop: threading.Event | None) -> None:
         had = read.got
         try:
             if self._receive is None:
@@ -196,7 +189,7 @@ class Ranges:
             job.cancel()  # does nothing when it is done
 
 
-class _Read:
+class Read:
     """A part of an object on its way: what is asked for, what came, and what the answers said of it.
 
     Parameters
@@ -208,7 +201,14 @@ class _Read:
     parts
         Buffers that are filled one after another; without them the bytes are kept in `data`.
     etag
-        The version that an earlier answer was of.
+        The version that an earlier answer was of; then, that of the last one.
+
+    Attributes
+    ----------
+    got
+        How many bytes have come.
+    data
+        They, where there are no buffers.
     """
 
     def __init__(
@@ -285,7 +285,7 @@ class _Read:
 # What takes an answer. No next bytes within `patience` seconds end it.
 
 
-async def _from_s3(fs: Any, read: _Read, patience: float) -> None:
+async def _from_s3(fs: Any, read: Read, patience: float) -> None:
     bucket, key, version = fs.split_path(read.path)
     options = {"Range": read.header} | ({"VersionId": version} if version else {})
     await fs.set_session()  # makes the client, the first time, which is no fault of the server
@@ -299,19 +299,19 @@ async def _from_s3(fs: Any, read: _Read, patience: float) -> None:
             said["Body"].close()
 
 
-async def _look(fs: Any, read: _Read, patience: float) -> None:
+async def _look(fs: Any, read: Read, patience: float) -> None:
     """What the head of a web server's answer says, of which no byte is taken."""
     async with asyncio.timeout(patience), _of_web(fs, read):
         pass
 
 
-async def _from_web(fs: Any, read: _Read, patience: float) -> None:
+async def _from_web(fs: Any, read: Read, patience: float) -> None:
     async with asyncio.timeout(patience) as limit, _of_web(fs, read) as body:
         await _receive(body, read, limit, patience)
 
 
 @contextlib.asynccontextmanager
-async def _of_web(fs: Any, read: _Read) -> AsyncIterator[Any]:
+async def _of_web(fs: Any, read: Read) -> AsyncIterator[Any]:
     # Parts of a file are parts of its bytes as they are, not as a server compresses them.
     own = {"Range": read.header, "Accept-Encoding": "identity"}
     options = fs.kwargs | {"headers": {**fs.kwargs.get("headers", {}), **own}}
@@ -327,7 +327,7 @@ async def _of_web(fs: Any, read: _Read) -> AsyncIterator[Any]:
         yield said.content
 
 
-async def _receive(body: Any, read: _Read, limit: asyncio.Timeout, patience: float) -> None:
+async def _receive(body: Any, read: Read, limit: asyncio.Timeout, patience: float) -> None:
     """Take an answer as it comes in, to its end, so that its connection is used again."""
     while not read.has_changed:
         limit.reschedule(asyncio.get_running_loop().time() + patience)
@@ -337,7 +337,7 @@ async def _receive(body: Any, read: _Read, limit: asyncio.Timeout, patience: flo
         read.put(piece)
 
 
-async def _from_loop(fs: Any, read: _Read, patience: float) -> None:
+async def _from_loop(fs: Any, read: Read, patience: float) -> None:
     """Of a file system that gives whole answers, which have to come within the time limit."""
     async with asyncio.timeout(patience):
         read.put(await fs._cat_file(read.path, start=read.start, end=read.end))

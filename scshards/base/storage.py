@@ -177,7 +177,8 @@ class Storage:
         wanted = sum(len(p) for p in parts)
         with translated(self.at(path)):
             if self._ranges is not None:
-                done = self._ranges.read_into(self._full(path), self.at(path), start, parts, stop)
+                end, full, at = start + wanted, self._full(path), self.at(path)
+                done = self._ranges.read(full, at, start, end, parts, stop=stop).got
             else:
                 done = _pread(self._full(path), start, parts)
         if done < wanted:
@@ -333,7 +334,7 @@ class Storage:
     def _read(self, path: str, start: int, end: int | None) -> bytes:
         with translated(self.at(path)):
             if self._ranges is not None:
-                return self._ranges.read(self._full(path), self.at(path), start, end)
+                return bytes(self._ranges.read(self._full(path), self.at(path), start, end).data)
             with Path(self._full(path)).open("rb") as f:
                 f.seek(start)
                 return f.read() if end is None else f.read(end - start)

@@ -170,13 +170,13 @@ class Table:
         """
         shown = [i for i, name in enumerate(self.header) if wide or name not in self.more]
         rows = [self.header, *self.rows, *([] if self.total is None else [self.total])]
-        every = [[r[i] for i in shown] for r in rows]
-        cells = [[_show(v) for v in r] for r in every]
+        columns = [[r[i] for r in rows] for i in shown]
         right = [
-            len(every) > 1 and all(isinstance(v, int | float) or v is None for v in column[1:])
-            for column in zip(*every, strict=True)
+            len(rows) > 1 and all(isinstance(v, int | float) or v is None for v in column[1:])
+            for column in columns
         ]
-        widths = [max(map(display_width, column)) for column in zip(*cells, strict=True)]
+        cells = [[_show(v) for v in column] for column in columns]
+        widths = [max(map(display_width, column)) for column in cells]
         if width is None:
             is_bounded = sys.stdout.isatty() and not wide
             width = shutil.get_terminal_size().columns if is_bounded else 1 << 30
@@ -186,16 +186,15 @@ class Table:
             if widths[i] <= _LEAST_TEXT:
                 break
             widths[i] -= 1
-        lines = []
-        for r in cells:
-            padded = (
-                pad + v if to_right else v + pad
-                for v, to_right, pad in (
-                    (v, to_right, " " * (w - display_width(v)))
-                    for v, w, to_right in zip(map(shorten, r, widths), widths, right, strict=True)
-                )
-            )
-            lines.append("  ".join(padded).rstrip())
+
+        def padded(text: str, width: int, to_right: bool) -> str:
+            text = shorten(text, width)
+            pad = " " * (width - display_width(text))
+            return pad + text if to_right else text + pad
+
+        lines = [
+            "  ".join(map(padded, row, widths, right)).rstrip() for row in zip(*cells, strict=True)
+        ]
         lines[0] = styled(lines[0], "1", sys.stdout)
         rule = "  ".join("-" * w for w in widths)
         lines.insert(1, rule)

@@ -44,7 +44,7 @@ LIBRARIES = {
     "sklearn": r"scshards\.train\.integration",
     "tiledbsoma": r"scshards\.census\..*",
     "cellxgene_census": r"(?!)",  # a library of the tests
-    "fsspec": r"scshards\.base\.storage",
+    "fsspec": r"scshards\.base\.(storage|ranges)",
     "s3fs": r"scshards\.base\.storage",
     "click": r"scshards\.cli(\..*)?",
     "numba": r"scshards\.(kernels\..*|stream\..*)",

@@ -15,12 +15,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
-from scshards.base.config import conform
-from scshards.base.errors import StorageError
+from scshards.base.errors import ConfigError, StorageError
 from scshards.base.progress import counted
-from scshards.base.records import Within
 from scshards.base.remote import temporary
 
 Got = TypeVar("Got")
@@ -28,6 +26,7 @@ Got = TypeVar("Got")
 LINE_EVERY_S = 10.0
 """A log line on retries is written at most this often for each storage."""
 
+_MOST = 10_000
 _log = logging.getLogger(__name__)
 _jitter = random.SystemRandom()
 
@@ -48,13 +47,19 @@ class Retry:
         [0, min(longest_wait, first_wait * 2^i)).
     """
 
-    retries: Annotated[int, Within(0, 10_000)] = 14
-    timeout: Annotated[float, Within(0.001, 1_000_000)] = 30.0
-    first_wait: Annotated[float, Within(0.001, 1_000_000)] = 0.1
-    longest_wait: Annotated[float, Within(0.001, 1_000_000)] = 10.0
+    retries: int = 14
+    timeout: float = 30.0
+    first_wait: float = 0.1
+    longest_wait: float = 10.0
 
     def __post_init__(self) -> None:
-        conform(self)
+        if type(self.retries) is not int or not 0 <= self.retries <= _MOST:
+            raise ConfigError(
+                f"retries is a whole number from 0 to {_MOST:,}, not {self.retries!r}"
+            )
+        for name in ("timeout", "first_wait", "longest_wait"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is above 0 (seconds), not {getattr(self, name)}")
 
     def wait(self, done: int) -> float:
         """The longest wait after a number of tries that failed."""

@@ -18,7 +18,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from scshards._version import __version__
@@ -115,7 +114,7 @@ class Pool(Executor):
                     del left[number]
                     yield result
                 return
-            except BrokenProcessPool:
+            except concurrent.futures.BrokenExecutor:
                 self._pool = None
         raise ConfigError(
             f"worker processes ended without a word, {DEATHS} times",
@@ -140,7 +139,7 @@ class Pool(Executor):
             for future in concurrent.futures.as_completed(futures):
                 try:
                     result = future.result()
-                except BrokenProcessPool as e:
+                except concurrent.futures.BrokenExecutor as e:
                     broken = e  # what was done before is still taken
                     continue
                 yield futures[future], result

@@ -33,6 +33,9 @@ FLIP = "flip"
 """One bit of the body is another: no transport finds that. Only done when asked for, and only to shards
 and indexes: the manifest, which has all checksums, has none itself."""
 
+MIXED = "mixed"
+"""The answer is to another request: its head says so. Seen where a connection was used again too soon."""
+
 _SLOW_DOWN = b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>later</Message></Error>'
 
 
@@ -162,6 +165,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
         if fault == "short":
             body = body[:middle]
+        if fault == MIXED and "Content-Range" in headers:
+            start, _, rest = headers["Content-Range"].removeprefix("bytes ").partition("-")
+            headers["Content-Range"], body = f"bytes {int(start) + 1}-{rest}", body[1:]
         if fault == "stall" and middle % 2:
             return self._stall()
         self.send_response(status)

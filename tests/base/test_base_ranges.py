@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import FAULTS, FaultProxy
+from faults import FAULTS, MIXED, FaultProxy
 
 from scshards.base.access import Access
 from scshards.base.errors import ConfigError, MissingDataError, StorageError
@@ -58,7 +58,7 @@ def first(n: int, fault: str):
     return share
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [*FAULTS, MIXED])
 def test_each_fault_is_mended(proxy: FaultProxy, s3, data: bytes, fault: str) -> None:
     patient = replace(QUICK, retries=600, timeout=1)
     storage = through(proxy, s3, patient if fault == "stall" else QUICK)
@@ -201,7 +201,7 @@ def test_one_line_tells_of_retries_and_no_secret_is_in_it(
     assert "Signature" not in caplog.text
 
 
-@pytest.mark.parametrize("fault", ["503", "refuse", "cut", "short", "reset"])
+@pytest.mark.parametrize("fault", ["503", "refuse", "cut", "short", "reset", MIXED])
 def test_a_web_server_is_read_in_the_same_way(proxy, s3, data: bytes, fault: str) -> None:
     import s3fs
 

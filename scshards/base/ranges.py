@@ -18,16 +18,16 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import gc
 import re
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 from fsspec.spec import AbstractBufferedFile
 
 from scshards.base.errors import StorageError
+from scshards.base.memory import collected_apart
 from scshards.base.remote import (
     Refused,
     Spoiled,
@@ -56,7 +56,8 @@ _NOT_FROM_THERE = 416
 class RemoteFile(AbstractBufferedFile):
     """An object as a seekable file; its errors are StorageErrors.
 
-    HDF5 reads here and there in turn: the blocks that were used last are kept, wherever they lie.
+    HDF5 reads here and there in turn: the blocks that were used last are kept, wherever they lie. While
+    it is open, garbage is collected apart: whoever reads it may hold a lock that destructors take.
     """
 
     def __init__(self, ranges: Ranges, path: str, where: str) -> None:
@@ -68,6 +69,8 @@ class RemoteFile(AbstractBufferedFile):
         kept = {"cache_type": "blockcache", "cache_options": {"maxblocks": BLOCKS}}
         # fsspec logs what it takes for the path: that may be a signed address.
         super().__init__(None, where, "rb", BLOCK_BYTES, size=int(info["size"]), **kept)
+        self._open = contextlib.ExitStack()
+        self._open.enter_context(collected_apart)
 
     def readinto(self, buffer: Any) -> int:
         """As many bytes as are asked for, or a block: who wants many takes them one after another."""
@@ -77,11 +80,12 @@ class RemoteFile(AbstractBufferedFile):
         """The blocks go now, and not when garbage is collected: they are held in a ring."""
         if not self.closed:
             self.cache._fetch_block_cached = None
+            self._open.close()
         super().close()
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         end = min(end, self.size)
-        with translated(self._where), _uncollected():
+        with translated(self._where):
             read = self._ranges.read(self._path, self._where, start, end, etag=self._etag)
         if read.start != end or read.etag != self._etag:
             raise StorageError(
@@ -90,19 +94,6 @@ class RemoteFile(AbstractBufferedFile):
                 advice="run the same command again once nobody writes it",
             )
         return bytes(read.data)
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """No garbage is collected meanwhile: h5py holds its lock while it reads, and objects of h5py that
-    were collected on the file system's thread would wait for that lock there. Neither would end."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 class Ranges:

@@ -24,7 +24,6 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from scshards.base.errors import ScshardsError, SourceError
-from scshards.base.memory import collected_apart
 from scshards.base.storage import Storage
 from scshards.base.text import text_of
 from scshards.kernels import rows as kernels
@@ -45,8 +44,6 @@ def open_hdf5(storage: Storage, name: str, stack: contextlib.ExitStack) -> h5py.
     # A path is read faster than a Python file. No lock: nobody writes through here, and network
     # file systems often can't lock.
     target = storage.local_path or stream
-    if storage.local_path is None:
-        stack.enter_context(collected_apart)
     try:
         return stack.enter_context(h5py.File(target, "r", locking=False))
     except ScshardsError:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import ConfigError, SourceError, ValueKindError
+from scshards.base.errors import ConfigError, ScshardsError, SourceError, ValueKindError
 from scshards.base.files import publish_array
 from scshards.base.text import did_you_mean
 from scshards.base.where import parse
@@ -29,6 +29,7 @@ from scshards.packing import labels, plan
 from scshards.packing.labels import LabelSurvey
 from scshards.packing.marks import source_folder
 from scshards.packing.options import PackOptions
+from scshards.packing.refusals import together
 from scshards.packing.scatter import BOUNDS
 from scshards.packing.survey import KEYS, Survey, Work
 from scshards.packing.unique import dropped_reason
@@ -372,22 +373,29 @@ def _refuse_repeats(
     before: Sequence[SourceInfo], surveys: Sequence[Survey], options: PackOptions
 ) -> None:
     known = {mark: f"{s.name}, in the set" for s in before for mark in known_by(s)}
+    names = {old.name for old in before}
+    refused: dict[int, ScshardsError] = {}
     for s in surveys:
         for mark in known_by(s.info):
             other = known.setdefault(mark, s.name)
             if other != s.name and not options.allow_repeats:
-                raise SourceError(
+                refused[s.ordinal] = SourceError(
                     f"its cells are there already: {other}, is the same file, or has the same names of "
                     "cells, and as many genes and values",
                     where=s.name,
                     advice="leave it out; --allow-repeats takes it all the same",
                 )
-        if s.name in {old.name for old in before}:
-            raise ConfigError(
-                "the shard set has an input of this name already",
-                where=s.name,
-                advice="leave it out; if it is another file, give it a name of its own in a list",
+        if s.name in names:
+            refused.setdefault(
+                s.ordinal,
+                ConfigError(
+                    "the shard set has an input of this name already",
+                    where=s.name,
+                    advice="leave it out; if it is another file, give it a name of its own in a list",
+                ),
             )
+    if refused:
+        raise together(refused, len(surveys), can_skip=False)
 
 
 def _genes(surveys: Sequence[Survey], folder: str) -> Iterator[NDArray[np.int32]]:

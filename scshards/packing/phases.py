@@ -230,14 +230,11 @@ class Phases:
         """Bring the directories of all spills together."""
         self._with_whole_spills(self._merge)
         bounds = np.append(0, np.cumsum(self.decision.n_shards))
+        cells = [int(self.shard_cells[a:b].sum()) for a, b in itertools.pairwise(bounds)]
+        names, dropped = [s.name for s in self.surveys], list(self._dropped())
+        is_addition = self.request.base is not None
         try:
-            check_splits(
-                [int(self.shard_cells[a:b].sum()) for a, b in itertools.pairwise(bounds)],
-                [s.name for s in self.surveys],
-                list(self._dropped()),
-                self.work,
-                is_addition=self.request.base is not None,
-            )
+            check_splits(cells, names, dropped, self.work, is_addition=is_addition)
         except ScshardsError:
             self.job.is_worthless = True
             raise

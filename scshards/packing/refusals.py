@@ -73,8 +73,13 @@ def is_enough(refused: Mapping[int, ScshardsError]) -> bool:
     return len(refused) >= MOST or len(failed) >= MOST_FAILED
 
 
-def together(refused: Mapping[int, ScshardsError], n_inputs: int) -> ScshardsError:
-    """One error for all of some inputs' errors, which are given by the ordinals of the inputs."""
+def together(
+    refused: Mapping[int, ScshardsError], n_inputs: int, *, can_skip: bool = True
+) -> ScshardsError:
+    """One error for all of some inputs' errors, which are given by the ordinals of the inputs.
+
+    `can_skip`: whether they were refused by what each is, so that `on_bad_input` may leave them out.
+    """
     errors = [refused[i] for i in sorted(refused)]
     if len(errors) == 1:
         return errors[0]
@@ -90,8 +95,8 @@ def together(refused: Mapping[int, ScshardsError], n_inputs: int) -> ScshardsErr
         told.append(f"\n  and {len(places) - _NAMED:,} more")
     kinds = {type(e) for e in errors}
     kind = kinds.pop() if len(kinds) == 1 else SourceError
-    rest = ", and the rest was not looked at" if is_enough(refused) else ""
-    can_skip = any(isinstance(e, BAD) for e in errors)
+    rest = ", and the rest was not looked at" if can_skip and is_enough(refused) else ""
+    can_skip = can_skip and any(isinstance(e, BAD) for e in errors)
     return kind(
         f"{len(errors):,} of {n_inputs:,} inputs can't be packed{rest}:{''.join(told)}",
         advice="mend them, or leave them out with --on-bad-input skip" if can_skip else None,

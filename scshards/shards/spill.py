@@ -296,11 +296,15 @@ def merge(folder: Path, n_tasks: int, n_shards: int) -> NDArray[np.int64]:
     """Write segments.npy, the rows of all directories by shard and task; the cells of each shard.
 
     What is written appears whole or not at all; when it is there already, it is not made again.
+
+    Raises
+    ------
+    DamagedSpill
+        When a directory is not what its task has written, or the two files here do not agree.
     """
     with scratch_writes(folder):
         if (folder / CELLS).exists():
-            done: NDArray[np.int64] = np.load(folder / CELLS)
-            return done
+            return _merged(folder, n_shards)
         parts = [_directory(folder, number, n_shards) for number in range(n_tasks)]
         cells = np.zeros(n_shards, np.int64)
         with publishing(folder / SEGMENTS, is_last=False) as f:
@@ -315,6 +319,23 @@ def merge(folder: Path, n_tasks: int, n_shards: int) -> NDArray[np.int64]:
         # Last: its presence says that the other is whole.
         publish_array(folder / CELLS, cells)
         return cells
+
+
+def _merged(folder: Path, n_shards: int) -> NDArray[np.int64]:
+    """The cells of each shard, of which the rows by shard and task are as many."""
+    try:
+        cells: NDArray[np.int64] = np.load(folder / CELLS)
+        segments = np.load(folder / SEGMENTS, mmap_mode="r")
+        found = np.zeros(n_shards, np.int64)
+        for start in range(0, len(segments), GROUP_ROWS):
+            rows = segments[start : start + GROUP_ROWS]
+            found += np.bincount(rows["shard"], rows["cells"], n_shards).astype(np.int64)
+        is_whole = np.array_equal(cells, found)
+    except (OSError, ValueError, EOFError):
+        is_whole = False
+    if not is_whole:
+        raise DamagedSpill("a temporary file is damaged", where=folder / SEGMENTS)
+    return cells
 
 
 def read_segments(folder: Path, shard: int) -> NDArray[Any]:

@@ -13,7 +13,7 @@ import contextlib
 import csv
 import gzip
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,7 +42,7 @@ _COLUMNS: tuple[tuple[int, str | None], ...] = ((1, None), (0, "gene_ids"), (2, 
 def open_mtx(folder: Storage, opening: Opening) -> TenX:
     """One folder; see sources.open.open_source."""
     name = opening.name
-    features = _table(folder, "features.tsv", "genes.tsv", where=name)
+    features = list(_table(folder, "features.tsv", "genes.tsv", where=name))
     width = min(map(len, features), default=3)
     if width == 1:  # the id is the name, too
         features = [[f[0], f[0]] for f in features]
@@ -138,7 +138,7 @@ def _find(folder: Storage, *names: str, where: str) -> str:
     return found
 
 
-def _table(folder: Storage, *names: str, where: str) -> Sequence[list[str]]:
+def _table(folder: Storage, *names: str, where: str) -> Iterator[list[str]]:
     """The rows of a tab-separated file without a header; a field may be in quotes."""
     file = _find(folder, *names, where=where)
     with reading(f"{where}: {file}"):
@@ -146,7 +146,7 @@ def _table(folder: Storage, *names: str, where: str) -> Sequence[list[str]]:
             lines = f.read().decode("utf-8-sig").split("\n")
         whole = (line.rstrip("\r") for line in lines if line.strip())
         try:
-            return list(csv.reader(whole, delimiter="\t"))
+            yield from csv.reader(whole, delimiter="\t")
         except csv.Error as e:
             raise ValueError(str(e)) from e
 

@@ -287,7 +287,9 @@ def test_options_are_checked(wrong: dict) -> None:
         Retry(**wrong)
 
 
-def test_nothing_is_collected_on_the_thread_that_fetches(proxy: FaultProxy, s3, data: bytes) -> None:
+def test_nothing_is_collected_on_the_thread_that_fetches(
+    proxy: FaultProxy, s3, data: bytes
+) -> None:
     """Objects of h5py in a cycle, collected on the loop's thread, would wait for the one who waits."""
     seen: list[bool] = []
 

@@ -160,6 +160,12 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "no directory": ("000001.npy", lambda p: p.unlink()),
     "all directories, zeros": ("segments.npy", zero_tail),
     "all directories, short": ("segments.npy", lambda p: os.truncate(p, p.stat().st_size // 2)),
+    "cells of shards, zeros": ("shard-cells.npy", zero_tail),
+    "cells of shards, one zero": (
+        "shard-cells.npy",
+        lambda p: p.write_bytes(p.read_bytes()[:-8] + bytes(8)),
+    ),
+    "cells of shards, empty": ("shard-cells.npy", lambda p: os.truncate(p, 0)),
 }
 
 
@@ -202,7 +208,33 @@ def test_a_damaged_spill_is_packed_again(
     call(folder, out)
     said = [line for line in caplog.messages if "damaged" in line]
     assert said and all("packed again" in line and ".packing" in line for line in said)
-    assert len(said) == 1 or file == "segments.npy"
+    assert len(said) == 1 or file in ("segments.npy", "shard-cells.npy")
+    assert tree_sums(out) == tree_sums(tmp_path / "expected")
+
+
+def test_a_mark_that_can_not_be_read_costs_no_other_work(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scshards.packing.plan.TASK_ROWS", 9)
+    call, out = calls()["pack"], tmp_path / "out"
+    call(folder, tmp_path / "expected")
+    with monkeypatch.context() as m:
+        stop_before_writing(m)
+        with pytest.raises(KeyboardInterrupt):
+            call(folder, out)
+    mark = out / ".packing" / "000001.json"
+    before = {p.name: p.stat().st_mtime_ns for p in mark.parent.glob("0*.bin")}
+    mark.write_text("{")
+    with pytest.raises(StorageError, match="a mark of the pack is damaged"):
+        call(folder, out)
+    mark.unlink()  # as it says
+    with monkeypatch.context() as m:
+        stop_before_writing(m)
+        with pytest.raises(KeyboardInterrupt):
+            call(folder, out)
+    after = {p.name: p.stat().st_mtime_ns for p in mark.parent.glob("0*.bin")}
+    assert {name for name in before if after[name] != before[name]} == {"000001.bin"}
+    call(folder, out)
     assert tree_sums(out) == tree_sums(tmp_path / "expected")
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pack_support import counts, quiet_pack, read_back, tree_sums, vocab_of, write
+import scipy.sparse as sp
+from pack_support import adata, counts, quiet_pack, read_back, tree_sums, vocab_of, write
 
 from scshards import PackOptions, ShardSet, verify
 from scshards.base.errors import ConfigError, SourceError, StorageError
+from scshards.base.storage import Storage
 from scshards.packing import phases, refusals
 from scshards.packing.executors import Pool
 from scshards.packing.pack import append, pack, pack_share
@@ -141,6 +143,41 @@ def test_a_store_that_fails_is_no_bad_input(
         with pytest.raises(StorageError, match=r"3 of 12 .* the rest was not looked at"):
             quiet_pack(inputs(folder), folder / "two", vocab_of(GENES), **options)
     assert surveyed == [0, 1, 2]
+
+
+def test_an_output_that_fails_after_the_surveys_does_not_cost_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, surveyed: list[int]
+) -> None:
+    real = Storage.write
+
+    def write_fails(self: Storage, path: str, data: bytes) -> None:
+        if path == "vocab.json":
+            raise StorageError("the server answered 503", where=self.at(path))
+        real(self, path, data)
+
+    options = {"on_bad_input": "skip"}
+    with monkeypatch.context() as m:
+        m.setattr(Storage, "write", write_fails)
+        with pytest.raises(StorageError, match="503"):
+            quiet_pack(inputs(folder), folder / "out", vocab_of(GENES), **options)
+    assert sorted(surveyed) == list(range(N))
+    surveyed.clear()
+    quiet_pack(inputs(folder), folder / "out", vocab_of(GENES), **options)
+    assert surveyed == [] and verify(folder / "out", progress=False).ok
+
+
+def test_inputs_that_are_there_twice_come_together(folder: Path) -> None:
+    for i, other in ((BAD[0], 0), (BAD[1], 1), (BAD[2], 0)):
+        made = adata(sp.csr_matrix(counts(10, GENES, seed=other)))
+        made.obs_names = [f"{other}-{cell}" for cell in "abcdefghij"]
+        made.write_h5ad(folder / f"{i:02d}.h5ad")
+        made.write_h5ad(folder / f"{other:02d}.h5ad")
+    with pytest.raises(SourceError) as caught:
+        quiet_pack(inputs(folder), folder / "out", vocab_of(GENES))
+    text = str(caught.value)
+    assert "3 of 12 inputs can't be packed" in text and "--allow-repeats" in text
+    assert "--on-bad-input" not in text
+    assert all(str(folder / f"{i:02d}.h5ad") in text for i in BAD)
 
 
 def test_shares_survey_each_input_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -336,7 +336,7 @@ def test_shares_resumption_and_appending_keep_soma_joinid(
     assert tree_sums(tmp_path / "shares") == before
     with pytest.raises(SourceError, match="its cells are there already"):
         append(
-            query(census, "lung"), tmp_path / "shares", more | {"min_match": 0.2}, progress=False
+            query(census, "lung"), tmp_path / "shares", more | {"min_match": 0.05}, progress=False
         )
     # A set that was packed without it stays without it.
     quiet_pack(partition_files, tmp_path / "files", vocab, **chosen)

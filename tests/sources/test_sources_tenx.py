@@ -320,7 +320,7 @@ def test_memory_does_not_grow_with_the_text(
     monkeypatch.setattr(sources_matrix, "BLOCK_VALUES", 5_000)
     monkeypatch.setattr(sources_mtx, "TEXT_BYTES", 5_000)
     peaks = []
-    for n in (200, 1600):
+    for n in (1600, 4800):  # the fewer fill gzip's own buffers
         x = 1 + np.random.default_rng(0).poisson(1, (n, 50))
         folder = write_mtx(tmp_path / f"{n}", x, order=order)
         tracemalloc.start()
@@ -330,7 +330,7 @@ def test_memory_does_not_grow_with_the_text(
         tracemalloc.stop()
         assert total == x.sum()
     # A copy of the matrix is 600 bytes a row; names and pointers of a row are about 100.
-    assert peaks[1] < peaks[0] + 250 * 1400, peaks
+    assert peaks[1] < peaks[0] + 250 * 3200, peaks
 
 
 @pytest.mark.parametrize("version", [2, 3])

@@ -196,11 +196,11 @@ class Source(abc.ABC):
         SourceError
             When there is none of these types; it lists those that there are.
         """
-        if FEATURE_TYPES not in self._var_columns:
-            types: Sequence[str] = GENES_ALONE * self.n_columns
-        else:
+        types: list[str] = []
+        there = Counter({GENES_ALONE[0]: self.n_columns} if self.n_columns else {})
+        if FEATURE_TYPES in self._var_columns:
             types = [t or GENES_ALONE[0] for t in self.names_in(FEATURE_TYPES)]
-        there = Counter(types)
+            there = Counter(types)
         if there and not set(feature_types) & set(there):
             has = ", ".join(f"{n:,} {t!r}" for t, n in there.most_common(5))
             raise SourceError(

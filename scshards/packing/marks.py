@@ -105,7 +105,7 @@ def _damaged(path: Path, e: Damaged) -> StorageError:
     return StorageError(
         f"a mark of the pack is damaged: {e!s:.200}",
         where=path,
-        advice="remove it, and run the pack again",
+        advice="remove it, and run the pack again; if that is refused, begin anew with --restart",
     )
 
 

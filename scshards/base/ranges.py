@@ -1,7 +1,7 @@
 """Reads of parts of objects, which go on from where an answer broke off.
 
-    thread --read_into--> a request on the file system's event loop --pieces--> the caller's memory
-              ^                                                   |
+    thread --Read--> a request on the file system's event loop --pieces--> the caller's memory
+              ^                                                  |
               +--- what is missing is asked for again (base.retry) <-- 5xx, reset, stall, short body
 
 The file system's own retries, and those of the client below it, are switched off for reads, or they

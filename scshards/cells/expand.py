@@ -101,6 +101,7 @@ def expand_vocab(
     strip_versions
         Take names that are Ensembl ids and that the vocabulary lacks without their version, as pack
         does. The ids beside names are compared without version in any case.
+
     Raises
     ------
     SourceError

@@ -30,18 +30,14 @@ from typing import Any
 
 from scshards._version import __version__
 from scshards.base import files, locks
-from scshards.base.errors import (
-    MissingDataError,
-    OutputExistsError,
-    ScshardsError,
-    StorageError,
-)
+from scshards.base.errors import OutputExistsError, ScshardsError, StorageError
 from scshards.base.files import discard, scratch_writes, temporary_folder
 from scshards.base.locks import LOCK, Lease, locked
 from scshards.base.remote import translated
 from scshards.base.storage import Storage, path_of, redact
 from scshards.packing.marks import publish, read_mark
 from scshards.packing.options import PackOptions
+from scshards.packing.refusals import has_failed
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest
 
 _log = logging.getLogger(__name__)
@@ -349,11 +345,9 @@ class Job:
         """Whether a later run could go on: not when an input was refused before any task was done."""
         if not isinstance(error, ScshardsError):
             return True
-        has_failed = isinstance(error, StorageError) and not isinstance(error, MissingDataError)
         if not self.has_plan:
-            return self.has_surveys or (
-                has_failed and any(self.folder.glob("source-*/survey.json"))
-            )
+            are_done = any(self.folder.glob("source-*/survey.json"))
+            return self.has_surveys or (has_failed(error) and are_done)
         if self.is_worthless:
             return False
         return isinstance(error, StorageError) or any(self.folder.glob("[0-9]*.json"))

@@ -86,7 +86,8 @@ class DamagedSpill(StorageError):
 
     @classmethod
     def of(cls, folder: Path, task: int) -> DamagedSpill:
-        return cls("a temporary file is damaged", where=folder / f"{task:06d}.bin")
+        name = SEGMENTS if task < 0 else f"{task:06d}.bin"
+        return cls("a temporary file is damaged", where=folder / name)
 
     @property
     def task(self) -> int:
@@ -334,7 +335,7 @@ def _merged(folder: Path, n_shards: int) -> NDArray[np.int64]:
     except (OSError, ValueError, EOFError):
         is_whole = False
     if not is_whole:
-        raise DamagedSpill("a temporary file is damaged", where=folder / SEGMENTS)
+        raise DamagedSpill.of(folder, -1)
     return cells
 
 
@@ -355,7 +356,7 @@ def read_segments(folder: Path, shard: int) -> NDArray[Any]:
     except (ValueError, EOFError, IndexError):
         is_whole = False
     if not is_whole:
-        raise DamagedSpill("a temporary file is damaged", where=folder / SEGMENTS)
+        raise DamagedSpill.of(folder, -1)
     return mine
 
 

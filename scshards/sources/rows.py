@@ -140,9 +140,8 @@ class Source(abc.ABC):
     left_out: Mapping[str, int] = {}
     _var = "var"  # what messages call the table of the features
     _taken: NDArray[np.intp] | None = None  # the columns of the file that are gene columns
-    _place: NDArray[
-        np.int32
-    ]  # of each column of the file, where some are not taken: its number, or -1
+    # Where some are not taken, the number of each column of the file, or -1.
+    _place: NDArray[np.int32]
 
     def __init__(self, opening: Opening, matrix: Matrix, matrix_name: str) -> None:
         self.name, self.ordinal, self.gene_column, _, self._closing = opening

@@ -12,7 +12,7 @@ import argparse
 
 import webdataset
 
-from scshards.stream import wds
+from scshards.streaming import wds
 
 
 def main() -> None:

@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from scshards.shards.members import decode_cell as decode_cell
     from scshards.shards.shardset import ShardSet as ShardSet
     from scshards.sources.vocabulary import build_vocab as build_vocab
-    from scshards.stream.dataset import CellDataset as CellDataset
-    from scshards.stream.loader import CellLoader as CellLoader
+    from scshards.streaming.dataset import CellDataset as CellDataset
+    from scshards.streaming.loader import CellLoader as CellLoader
 
 _HOME = {
     "Batch": "cells.batch",
     "Cell": "shards.members",
-    "CellDataset": "stream.dataset",
-    "CellLoader": "stream.loader",
+    "CellDataset": "streaming.dataset",
+    "CellLoader": "streaming.loader",
     "ExportOptions": "exporting.options",
     "GenerateBatch": "cells.batch",
     "PackOptions": "packing.options",

@@ -9,7 +9,7 @@ from plain_bins import bin_values
 
 from scshards.base import seeds
 from scshards.cells.vocab import Vocab
-from scshards.stream.collate_options import CollateOptions
+from scshards.streaming.collate.options import CollateOptions
 
 
 @dataclass

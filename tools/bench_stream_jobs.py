@@ -24,7 +24,7 @@ def epoch(root: str, options: dict[str, Any], pinned: bool) -> Figures:
     """An epoch of a shard set, after a first batch that loaded the kernels."""
     if pinned:
         _pin()
-    from scshards.stream.loader import CellLoader
+    from scshards.streaming.loader import CellLoader
 
     before = _memory_of_imports()
     start = time.perf_counter()
@@ -86,7 +86,7 @@ def stock(folder: str, cells: int, do_binning: bool, in_memory: bool) -> Figures
 
 def memory(root: str, cells: int, epochs: int) -> Figures:
     """The peak of the default loader over so many cells at most, and so many epochs."""
-    from scshards.stream.loader import CellLoader
+    from scshards.streaming.loader import CellLoader
 
     before = _memory_of_imports()
     loader = CellLoader(root)
@@ -105,7 +105,7 @@ def memory(root: str, cells: int, epochs: int) -> Figures:
 
 def start(root: str, share: float) -> Figures:
     """From making a loader to its first batch, after `share` of an epoch; then the same once more."""
-    from scshards.stream.loader import CellLoader
+    from scshards.streaming.loader import CellLoader
 
     _memory_of_imports()
     found = {}
@@ -128,8 +128,8 @@ def start(root: str, share: float) -> Figures:
 
 def plan(root: str) -> Figures:
     """Opening a set and planning an epoch of it: every lane's stretch, and a rank's share."""
-    from scshards.stream.loader import CellLoader
-    from scshards.stream.plan import Share
+    from scshards.streaming.loader import CellLoader
+    from scshards.streaming.order.plan import Share
 
     before = _memory_of_imports()
     begin = time.perf_counter()
@@ -161,7 +161,7 @@ def upload(root: str, url: str) -> None:
 
 def remote_epoch(root: str, url: str) -> Figures:
     """An epoch of a shard set in an object store, the kernels being loaded."""
-    from scshards.stream.loader import CellLoader
+    from scshards.streaming.loader import CellLoader
 
     compile_kernels(root)
     loader = CellLoader(url)
@@ -214,7 +214,7 @@ def ranged_gets(url: str, connections: int, chunks: int) -> Figures:
 
 def compile_kernels(root: str) -> None:
     """A batch of each kind that is measured, so that numba's cache has every kernel."""
-    from scshards.stream.loader import CellLoader
+    from scshards.streaming.loader import CellLoader
 
     for n_bins in (0, 51):
         batches = iter(CellLoader(root, n_bins=n_bins))

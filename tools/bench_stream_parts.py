@@ -169,7 +169,7 @@ def s3(data: Data, runs: int) -> Part:
     import s3fs
     from s3_start import s3_process
 
-    from scshards.stream.fetch import REMOTE_READS
+    from scshards.streaming.read.fetch import REMOTE_READS
 
     local, url = str(data.repeated(S3_TIMES * data.cells)), "s3://bench/set"
     with (

@@ -130,7 +130,7 @@ def _config(settings: list[str], root: str) -> tuple[Any, Any]:
 
 def _packed_tokens(root: str, config: Any) -> int:
     """Tokens in which nearly every batch of this size fits: 5% above the longest of the first ones."""
-    from scshards.stream.loader import CellLoader
+    from scshards.streaming.loader import CellLoader
 
     batches = iter(
         CellLoader(root, batch_size=config.run.batch_size, max_length=config.data.max_length)
@@ -142,7 +142,7 @@ def _packed_tokens(root: str, config: Any) -> int:
 
 def _warm(folder: str) -> None:
     """Read every shard once, so that it is in the page cache, and compile the kernels."""
-    from scshards.stream.loader import CellLoader
+    from scshards.streaming.loader import CellLoader
 
     for path in Path(folder).glob("*/**/*.tar"):
         path.read_bytes()

@@ -12,7 +12,7 @@ from scshards.cli.command import Command, Result
 from scshards.cli.options import option, store_options
 
 if TYPE_CHECKING:
-    from scshards.stream.bench import BenchReport
+    from scshards.report.bench import BenchReport
 
 
 @click.command("bench", cls=Command)
@@ -37,8 +37,8 @@ def command(
     Batches are made as for training: read, checked, shuffled, decoded, binned, sampled, masked and
     padded. The first pass over shards that are not in the page cache measures the disk too.
     """
-    from scshards.stream.bench import bench
-    from scshards.stream.loader import CellLoader
+    from scshards.report.bench import bench
+    from scshards.streaming.loader import CellLoader
 
     report = bench(
         lambda: CellLoader(root, rank=0, world_size=1, **chosen),

@@ -10,10 +10,10 @@ import click
 from scshards.base.progress import Table, counted
 from scshards.cli.command import Command, Result
 from scshards.cli.options import build, options, store_options
-from scshards.stream.mix_options import MixOptions
+from scshards.report.mix_options import MixOptions
 
 if TYPE_CHECKING:
-    from scshards.stream.mixing import MixReport
+    from scshards.report.mixing import MixReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def command(root: str, storage_options: Any, progress: bool, **chosen: Any) -> R
     shards' indexes are read. Entropy is in bits: that of a batch drawn at random, and of the batches
     that will come, their mean and what one in twenty does not reach; with --wide, that of all cells too.
     """
-    from scshards.stream.mixing import mix
+    from scshards.report.mixing import mix
 
     o = build(MixRun, chosen)
     report = mix(root, o.by, o, split=o.split, storage_options=storage_options, progress=progress)
@@ -60,9 +60,9 @@ def command(root: str, storage_options: Any, progress: bool, **chosen: Any) -> R
     )
     parts: list[str | Table] = [first, _table(report), _advice(report, o)]
     if o.plot is not None:
-        from scshards.stream import mix_plot
+        from scshards.report import mixing_plot
 
-        tree["plot"] = str(mix_plot.plot(report, o.plot))
+        tree["plot"] = str(mixing_plot.plot(report, o.plot))
         parts.append(tree["plot"])
     return Result(tree, parts)
 

@@ -85,7 +85,7 @@ def _shown(value: Any) -> str:
 
 
 def _batch(root: str, split: str, cells: int, storage_options: Any) -> Result:
-    from scshards.stream.loader import CellLoader
+    from scshards.streaming.loader import CellLoader
 
     loader = CellLoader(
         root, split=split, batch_size=cells, drop_last=False, rank=0, world_size=1, threads=1,

@@ -1,8 +1,10 @@
-"""Floor 0: all compiled loops of packing and of the shard format; they release the GIL.
+"""Floor 0: all compiled loops; they release the GIL.
 
     tokens     rows of a matrix -> tokens              rows        rows of a matrix -> members
     writing    members, labels, tar headers            members     bytes of a member -> arrays
-    cache      where what was compiled is kept
+    cells      a member -> the tokens of a row         decode, bins, draws: parts of that
+    masked, generate, ragged: rows of batches          lanes, buffers, store, copies: which cell when
+    cache      where what was compiled is kept         vectors     in the compiler's own terms
 
 Read first: cache.py, then members.py. Who checks what, as nothing is compiled with bounds checks:
 

@@ -34,7 +34,7 @@ from numba.core.runtime import rtsys
 
 _log = logging.getLogger(__name__)
 
-FILES = ("kernels/*.py", "stream/*_kernels.py", "stream/shuffle.py")
+FILES = ("kernels/*.py",)
 """What holds kernels, below the package's folder; a kernel may be built from nothing else."""
 
 KEPT_DAYS = 90

@@ -3,7 +3,7 @@
     index, places --chunk_runs--> groups of places --read_cells--> genes and values
 
 A few chunks are in memory at a time. Called by shards.shardset, sources.shardset and through it by pack
-and export; the stream, which reads cells at random, has a reader of its own (stream.fetch).
+and export; the stream, which reads cells at random, has a reader of its own (streaming.read.fetch).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 A chunk is a run of whole members of about CHUNK_BYTES: the unit that is read, checked and, in
 `.tar.zst`, compressed (each chunk is one zstd frame, so a chunk can be read alone while the file as a
-whole stays an ordinary `.tar.zst`). Called by packing.writer, packing.verify.whole and stream.fetch.
+whole stays an ordinary `.tar.zst`).
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from scshards.census.address import is_cells
 from scshards.model.scgpt import LoadedModel
 from scshards.sources.anndata import AnnDataSource
 from scshards.sources.inputs import expand
-from scshards.stream.collate_options import CollateOptions
+from scshards.streaming.collate.options import CollateOptions
 from scshards.train.apply_cells import (
     DOMAIN,
     Cells,

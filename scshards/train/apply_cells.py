@@ -31,9 +31,9 @@ from scshards.sources.ids import GENE_VOCAB
 from scshards.sources.open import open_source
 from scshards.sources.options import GENES_ALONE
 from scshards.sources.rows import Source, missing_column
-from scshards.stream.collate import Collator
-from scshards.stream.collate_options import CollateOptions
-from scshards.stream.loader import CellLoader
+from scshards.streaming.collate.batches import Collator
+from scshards.streaming.collate.options import CollateOptions
+from scshards.streaming.loader import CellLoader
 from scshards.train.apply_options import EmbedOptions
 from scshards.train.classes import LabelNames
 

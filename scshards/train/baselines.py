@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from scshards.base.progress import Progress
 from scshards.cells.batch import Batch, GenerateBatch
-from scshards.stream.loader import CellLoader
+from scshards.streaming.loader import CellLoader
 from scshards.train.setup import Ranks
 
 

@@ -16,7 +16,7 @@ from scshards.base import seeds
 from scshards.base.errors import ConfigError
 from scshards.cells.batch import KEY_ROW_BITS as ROW_BITS
 from scshards.cells.batch import Batch, format_key
-from scshards.stream.loader import CellLoader
+from scshards.streaming.loader import CellLoader
 from scshards.train.compat_data import SeqDataset
 from scshards.train.compat_tokens import random_mask_value
 

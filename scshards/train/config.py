@@ -19,8 +19,8 @@ from typing import Any, Literal
 from scshards.base.access import Access
 from scshards.base.config import build, override, read_toml
 from scshards.base.errors import ConfigError
-from scshards.stream.parts import ChoiceOptions
-from scshards.stream.quarantine import OnBadShard
+from scshards.streaming.order.strata import ChoiceOptions
+from scshards.streaming.quarantine import OnBadShard
 from scshards.train.config_model import ModelSettings, tables_of
 from scshards.train.config_run import OptimSettings, RunSettings, check
 from scshards.train.config_task import TaskSettings

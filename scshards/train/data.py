@@ -10,7 +10,7 @@ from typing import Any
 
 from scshards.cells.batch import Batch
 from scshards.shards.shardset import ShardSet
-from scshards.stream.loader import CellLoader
+from scshards.streaming.loader import CellLoader
 from scshards.train.config import DataSettings, TrainConfig
 from scshards.train.setup import Ranks
 

@@ -17,7 +17,7 @@ from scshards.base.errors import CheckpointError, ConfigError
 from scshards.cells.batch import Batch
 from scshards.cells.vocab import Vocab
 from scshards.model.scgpt import LoadedModel, load_model
-from scshards.stream.collate_options import CollateOptions
+from scshards.streaming.collate.options import CollateOptions
 from scshards.train.apply import ApplyReport, Job, apply
 from scshards.train.apply_options import OBSM_KEY as OBSM_KEY
 from scshards.train.apply_options import EmbedOptions as EmbedOptions

@@ -19,7 +19,7 @@ from scshards.base.progress import Progress
 from scshards.model.scgpt import load_model
 from scshards.model.transformer import CellModel
 from scshards.shards.shardset import ShardSet
-from scshards.stream.loader import CellLoader
+from scshards.streaming.loader import CellLoader
 from scshards.train.baselines import baseline_errors, gene_means
 from scshards.train.classes import read_classes, read_domains
 from scshards.train.config import TrainConfig

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from scshards.stream.loader import CellLoader
+from scshards.streaming.loader import CellLoader
 from scshards.train.config import TrainConfig
 from scshards.train.data import once_loader
 from scshards.train.integration import most_variable, need_sklearn, principal_components, scores

@@ -19,7 +19,7 @@ from scshards.model.config import ModelConfig
 from scshards.model.scgpt import VOCAB, load_weights
 from scshards.model.transformer import CellModel
 from scshards.shards.shardset import ShardSet
-from scshards.stream.collate_options import CollateOptions
+from scshards.streaming.collate.options import CollateOptions
 from scshards.train.classes import (
     CLASSES,
     DOMAINS,

@@ -14,7 +14,7 @@ from shardsets import Known, make_set
 
 from scshards.base.errors import ConfigError
 from scshards.cli.show import command
-from scshards.stream.loader import CellLoader
+from scshards.streaming.loader import CellLoader
 
 
 def run(*args: object) -> Result:

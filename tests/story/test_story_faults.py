@@ -19,8 +19,8 @@ from shardsets import Known, make_set
 from scshards.base.errors import ScshardsError
 from scshards.base.storage import Storage
 from scshards.shards import tar
-from scshards.stream.cache import LEAST_BYTES
-from scshards.stream.loader import CellLoader
+from scshards.streaming.loader import CellLoader
+from scshards.streaming.read.cache import LEAST_BYTES
 
 PATIENCE = {"retries": 20, "timeout": 1.0}
 

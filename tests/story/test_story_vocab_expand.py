@@ -21,7 +21,7 @@ from scshards.cells.vocab import SPECIALS
 from scshards.cli.vocab import command
 from scshards.packing.pack import append, pack
 from scshards.packing.reshard import merge
-from scshards.stream.shardlist import ShardList
+from scshards.shards.shardlist import ShardList
 
 SYMBOLS = "celltypist_demo"
 BY_ID = "scmix_cellmix1_ensembl_csr"

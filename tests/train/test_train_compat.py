@@ -20,7 +20,7 @@ from scshards.cells.vocab import Vocab
 from scshards.model.transformer import CellModel
 from scshards.packing.options import PackOptions
 from scshards.packing.pack import pack
-from scshards.stream.loader import CellLoader
+from scshards.streaming.loader import CellLoader
 from scshards.train import compat
 from scshards.train.compat_model import batch_of
 

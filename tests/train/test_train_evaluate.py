@@ -12,7 +12,7 @@ from train_support import small_config
 from scshards.base.errors import ConfigError
 from scshards.model.scgpt import load_model
 from scshards.shards.shardset import ShardSet
-from scshards.stream.loader import CellLoader
+from scshards.streaming.loader import CellLoader
 from scshards.train.evaluate import evaluate_run
 from scshards.train.loop import train
 from scshards.train.metrics import read_metrics

@@ -15,7 +15,7 @@ from scshards.base.errors import ConfigError
 from scshards.cli import main
 from scshards.model.scgpt import load_model
 from scshards.shards.shardset import ShardSet
-from scshards.stream.loader import CellLoader
+from scshards.streaming.loader import CellLoader
 from scshards.train.classes import read_classes, read_domains
 from scshards.train.config import TrainConfig
 from scshards.train.evaluate import Annotation, Evaluation, evaluate_run

@@ -1,0 +1,86 @@
+"""The shuffle buffer of a lane, as integers: which input cell comes out at which emission.
+
+Emission j draws one of the m cells in the buffer with the lane's key and the counter j, then puts the
+next input cell in its place (or, at the lane's end, the buffer's last). So the order is a function
+of (cells, buffer size, key), and the state at any emission can be replayed without reading a byte.
+Called by streaming.mix.lanes, whose kernel takes the same steps, and by tests.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.kernels.cache import inlined, kernel
+from scshards.kernels.members import draw
+
+_AT_ONCE = 1 << 20
+
+FILLED, NEXT_INPUT, EMITTED = 0, 1, 2
+"""Places in a buffer's state: cells in it, the next input cell, cells emitted so far."""
+
+
+def new_state(buffer: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Empty slots (int64 [buffer]: which input cell) and the state (int64 [3])."""
+    return np.zeros(buffer, np.int64), np.zeros(3, np.int64)
+
+
+def lane_order(cells: int, buffer: int, key: int) -> NDArray[np.int64]:
+    """The input cell of every emission of a lane, int64 [cells]."""
+    slots, state = new_state(buffer)
+    out = np.empty(cells, np.int64)
+    _emit(slots, state, cells, np.uint64(key), cells, out)
+    return out
+
+
+def some_of_order(
+    cells: int, buffer: int, key: int, emissions: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """lane_order(cells, buffer, key)[emissions], int64, in memory that does not grow with the lane.
+
+    `emissions` ascend.
+    """
+    slots, state = new_state(min(buffer, max(cells, 1)))
+    out = np.empty(len(emissions), np.int64)
+    done = 0
+    for begin in range(0, int(emissions[-1]) + 1 if len(emissions) else 0, _AT_ONCE):
+        some = np.empty(min(_AT_ONCE, cells - begin), np.int64)
+        _emit(slots, state, cells, np.uint64(key), len(some), some)
+        end = int(np.searchsorted(emissions, begin + len(some)))
+        out[done:end] = some[emissions[done:end] - begin]
+        done = end
+    return out
+
+
+def replay(
+    slots: NDArray[np.int64], state: NDArray[np.int64], cells: int, key: int, emissions: int
+) -> None:
+    """Advance an empty buffer by `emissions`, keeping only what is left in it."""
+    _emit(slots, state, cells, np.uint64(key), emissions, np.empty(0, np.int64))
+
+
+@inlined
+def pick(key, emission, filled):
+    """The slot that an emission takes out of `filled` ones: a draw scaled to the range."""
+    return np.int64(((draw(key, emission) >> np.uint64(32)) * np.uint64(filled)) >> np.uint64(32))
+
+
+@kernel
+def _emit(slots, state, cells, key, count, out):
+    filled, following, emitted = state[0], state[1], state[2]
+    for i in range(count):
+        while filled < len(slots) and following < cells:
+            slots[filled] = following
+            filled += 1
+            following += 1
+        r = pick(key, emitted, filled)
+        if i < len(out):
+            out[i] = slots[r]
+        emitted += 1
+        if following < cells:
+            slots[r] = following
+            following += 1
+        else:
+            filled -= 1
+            slots[r] = slots[filled]
+    state[0], state[1], state[2] = filled, following, emitted

@@ -1,1 +1,0 @@
-"""Floor 4: shards -> batches. The order is a pure function of (manifest, seed, epoch)."""

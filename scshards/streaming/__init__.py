@@ -1,0 +1,10 @@
+"""Floor 5: a shard set's cells as batches, in an order that is exact at any scale.
+
+    order/     (manifest, seed, epoch, topology) -> which cell, in which order: integers only
+    read/      chunks and indexes, fetched, cached and checked
+    mix/       lanes, shuffle buffers, blocks of cells in batch order
+    collate/   blocks -> batches: options, padding, packing, what is finished on the device
+    loader, dataset, wds        the faces; workers: DataLoader's; quarantine: what stays bad
+
+Read first: loader.py, then order/plan.py.
+"""

@@ -1,0 +1,1 @@
+"""Blocks of cells -> batches of tensors. Read first: options.py, then batches.py."""

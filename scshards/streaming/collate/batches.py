@@ -1,0 +1,317 @@
+"""Members -> batches: decode, bin, sample, mask or split, pad.
+
+A Collator is used by several threads at once; each has scratch space of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scshards.base import seeds
+from scshards.cells.batch import Batch, GenerateBatch, PackedBatch
+from scshards.cells.tokenizer import ValueKind
+from scshards.cells.vocab import Vocab
+from scshards.kernels.cells import SLACK
+from scshards.kernels.draws import DIGITS
+from scshards.kernels.generate import SplitRules, fill_generated
+from scshards.kernels.masked import MaskRules, fill_masked
+from scshards.kernels.ragged import MarkRules, fill_ragged
+from scshards.shards.manifest import LabelInfo
+from scshards.streaming.collate.base import Cells, CollatorBase
+from scshards.streaming.collate.device import Layout, RaggedBatch
+from scshards.streaming.collate.options import CollateOptions
+
+AnyBatch = Batch | GenerateBatch | PackedBatch | RaggedBatch
+
+_MASKED_KINDS = [np.int32, np.float32, np.float32, np.bool_, np.bool_]
+"""Of genes, values, targets, is_masked and is_pad."""
+
+
+class Collator(CollatorBase):
+    """Makes batches from members.
+
+    Parameters
+    ----------
+    options
+        See CollateOptions.
+    vocab
+        Gives `<cls>`, `<pad>`, the genes, and the bound on gene ids.
+    kind
+        "counts" or "float", as the manifest says.
+    seed
+        Of masks, samples, ties and all other draws.
+    labels
+        The label columns that come with each member, in order.
+    device_collate
+        Whether to make `RaggedBatch`, which becomes one of the others on its device.
+    tokens_per_batch
+        How many tokens a `PackedBatch` has; None makes no such.
+
+    Attributes
+    ----------
+    vocab
+        The vocabulary with the tokens of the conditions: the model's embedding has as many rows.
+
+    Raises
+    ------
+    ConfigError
+        For options that make no sense with these values or labels.
+    """
+
+    def __init__(
+        self,
+        options: CollateOptions,
+        vocab: Vocab,
+        kind: ValueKind,
+        seed: int,
+        labels: Mapping[str, LabelInfo] | None = None,
+        *,
+        device_collate: bool = False,
+        tokens_per_batch: int | None = None,
+    ) -> None:
+        super().__init__(options, vocab, kind, seed, labels, tokens_per_batch)
+        self._is_for_device = device_collate
+
+    def collate(
+        self,
+        data: NDArray[np.uint8],
+        starts: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+        keys: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        epoch: int,
+        position: int = 0,
+        copies: NDArray[np.int64] | None = None,
+    ) -> AnyBatch:
+        """The batch of the members data[starts[i]:starts[i] + sizes[i]].
+
+        Parameters
+        ----------
+        data
+            uint8, writable or not.
+        starts, sizes
+            int64 [B]; a size of 0 makes a row of weight 0.
+        keys
+            int64 [B]: with seed and epoch, they decide masks, samples and ties.
+        labels
+            int64 [B, columns]: codes, or the bits of float64 numbers.
+        position
+            Of the batch in its epoch: with seed and epoch, it decides which of several ratios is used.
+        copies
+            int64 [B]: how often each cell appeared before in this epoch; another appearance has
+            another sample and other masks.
+
+        Raises
+        ------
+        FormatError
+            For a member that is not a cell of format 1, naming its key.
+        """
+        cells = self._cells(data, starts, sizes, keys, labels, epoch, position, copies)
+        if self._packed_tokens is not None:
+            return self._packed(cells, self._packed_tokens)
+        if self._is_for_device:
+            return self._ragged(cells)
+        is_split = self.options.objective == "generate"
+        return self._generated(cells) if is_split else next(self._masked(cells, [cells.length]))
+
+    @property
+    def makes_several(self) -> bool:
+        """Whether several batches can be made at once: padded ones, all with one ratio."""
+        is_padded = self.options.objective != "generate" and self._packed_tokens is None
+        return is_padded and not self._is_for_device and len(self.options.ratios) < 2
+
+    def collate_several(
+        self,
+        batches: int,
+        data: NDArray[np.uint8],
+        starts: NDArray[np.int64],
+        sizes: NDArray[np.int64],
+        keys: NDArray[np.int64],
+        labels: NDArray[np.int64],
+        epoch: int,
+        position: int = 0,
+        copies: NDArray[np.int64] | None = None,
+    ) -> list[AnyBatch]:
+        """So many batches of as many members each, one behind another: what `collate` makes of each.
+
+        They share memory, which is used again when all of them are gone. One call for 8 batches takes
+        a fifth of the time in Python, which only one thread can spend at a time, of 8 calls. More than
+        one only if `makes_several`.
+
+        Raises
+        ------
+        FormatError
+            As `collate`; there is no batch then.
+        """
+        if batches == 1:
+            return [self.collate(data, starts, sizes, keys, labels, epoch, position, copies)]
+        assert self.makes_several
+        cells = self._cells(data, starts, sizes, keys, labels, epoch, position, copies)
+        longest = cells.tokens.reshape(batches, -1).max(axis=1)
+        lengths = [self._length(n) for n in longest.tolist()]
+        return list(self._masked(cells, lengths))
+
+    def _masked(self, cells: Cells, lengths: Sequence[int]) -> Iterator[Batch]:
+        """The cells as one batch for each length, with as many cells each."""
+        rows = len(cells.keys) // len(lengths)
+        at = np.zeros(len(cells.keys) + 1, np.int64)
+        np.cumsum(np.repeat(lengths, rows), out=at[1:])
+        flat = [x[0] for x in self._outputs([(1, int(at[-1]) + SLACK)] * 5, _MASKED_KINDS)]
+        self._fill_masked(cells, at, flat)
+        first = 0
+        for i, length in enumerate(lengths):
+            end = first + rows * length
+            each = (torch.from_numpy(x[first:end].reshape(rows, length)) for x in flat)
+            genes, values, targets, is_masked, is_pad = each
+            yield Batch(
+                genes=genes,
+                values=values,
+                targets=targets,
+                is_masked=is_masked,
+                is_pad=is_pad,
+                **self._about(cells, slice(i * rows, (i + 1) * rows)),
+            )
+            first = end
+
+    def _packed(self, cells: Cells, total: int) -> PackedBatch:
+        out = self._outputs([(1, total + SLACK)] * 5, _MASKED_KINDS)
+        at = np.zeros(len(cells.keys) + 1, np.int64)
+        np.cumsum(cells.tokens, out=at[1:])
+        self._fill_masked(cells, at, out)
+        options = self.options
+        for x, fill in zip(out, (self._pad_id, *[options.pad_value] * 2, False, True), strict=True):
+            x[0, at[-1] :] = fill
+        genes, values, targets, is_masked, is_pad = (torch.from_numpy(x[0, :total]) for x in out)
+        return PackedBatch(
+            genes=genes,
+            values=values,
+            targets=targets,
+            is_masked=is_masked,
+            is_pad=is_pad,
+            cu_seqlens=torch.from_numpy(at.astype(np.int32)),
+            max_seqlen=options.max_length,
+            **self._about(cells),
+        )
+
+    def _fill_masked(self, cells: Cells, at: NDArray[np.int64], out: list[NDArray[Any]]) -> None:
+        """Fill genes, values, targets, is_masked and is_pad: cell b's from at[b] to at[b + 1]."""
+        mask = MaskRules(
+            share=_share(cells.ratio),
+            ratio=cells.ratio,
+            exact=self.options.exact_mask,
+            pad_id=self._pad_id,
+            cls_value=self._cls_value,
+            pad_value=self.options.pad_value,
+            mask_value=self.options.mask_value,
+        )
+        draws, scratch = self._draw_keys(cells.epoch), self._scratch()
+        flat = [x.reshape(-1) for x in out]
+        status = fill_masked(*cells.members, at, cells.rules, draws, mask, scratch, *flat)
+        self._check(status, cells.keys)
+
+    def _generated(self, cells: Cells) -> GenerateBatch:
+        n_unknown, at_least = self._split(cells.length, cells.ratio)
+        kinds = [np.int32, np.float32, np.bool_]
+        rows = len(cells.keys)
+        known, unknown = (rows, cells.length - n_unknown), (rows, n_unknown)
+        out = self._outputs([known] * 3 + [unknown] * 3, kinds + kinds)
+        split = SplitRules(
+            ratio=cells.ratio,
+            at_least=at_least,
+            pad_id=self._pad_id,
+            cls_value=self._cls_value,
+            pad_value=self.options.pad_value,
+        )
+        draws, scratch = self._draw_keys(cells.epoch), self._scratch()
+        status = fill_generated(*cells.members, cells.rules, draws, split, scratch, *out)
+        self._check(status, cells.keys)
+        tensors = list(map(torch.from_numpy, out))
+        return GenerateBatch(
+            known_genes=tensors[0],
+            known_values=tensors[1],
+            known_is_pad=tensors[2],
+            unknown_genes=tensors[3],
+            unknown_targets=tensors[4],
+            unknown_is_pad=tensors[5],
+            ratio=cells.ratio,
+            **self._about(cells),
+        )
+
+    def _ragged(self, cells: Cells) -> RaggedBatch:
+        options = self.options
+        is_split = options.objective == "generate"
+        n_unknown, at_least = self._split(cells.length, cells.ratio) if is_split else (None, 0)
+        at = np.zeros(len(cells.keys) + 1, np.int64)
+        np.cumsum(cells.tokens - options.n_leads, out=at[1:])
+        # At least one of each: a place that is read of and not used.
+        total = max(1, int(at[-1]))
+        (genes, values), is_marked = self._flat(total), np.zeros(total, np.bool_)
+        genes[at[-1] :], values[at[-1] :] = 0, 0
+        has_marks = is_split or options.exact_mask
+        mark = MarkRules(marks=has_marks, ratio=cells.ratio, at_least=at_least)
+        draws, scratch = self._draw_keys(cells.epoch), self._scratch()
+        status = fill_ragged(
+            *cells.members[:4], at, cells.rules, draws, mark, scratch, genes, values, is_marked
+        )
+        self._check(status, cells.keys)
+        kinds = [np.uint16 if len(self.vocab) <= 1 << 16 else np.int32, self._small_kind(values)]
+        small = self._outputs([(1, total)] * 2, kinds)
+        for wide, narrow in zip((genes, values), small, strict=True):
+            np.copyto(narrow[0], wide, casting="unsafe")
+        masks = seeds.draws(int(draws.mark), cells.members[3]).view(np.int64)
+        return RaggedBatch(
+            genes=torch.from_numpy(small[0][0]),
+            values=torch.from_numpy(small[1][0]),
+            starts=torch.from_numpy(at.astype(np.int32)),
+            leads=torch.from_numpy(cells.members[4]),
+            draws=torch.from_numpy(masks),
+            marks=torch.from_numpy(np.packbits(is_marked[: total * has_marks], bitorder="little")),
+            layout=Layout(
+                length=cells.length,
+                n_unknown=n_unknown,
+                first=options.n_leads + options.kept_genes,
+                share=_share(cells.ratio),
+                ratio=cells.ratio,
+                pad_id=self._pad_id,
+                cls_value=self._cls_value,
+                pad_value=options.pad_value,
+                mask_value=options.mask_value,
+            ),
+            **self._about(cells),
+        )
+
+    def _small_kind(self, values: NDArray[np.float32]) -> Any:
+        """The smallest type that holds values of this kind."""
+        options = self.options
+        if options.has_bins:
+            return np.uint8 if options.n_bins <= 1 << 8 else np.uint16
+        whole = self._rules.as_counts and options.values != "log1p" and not options.target_sum
+        return np.uint16 if whole and values.max() < 1 << 16 else np.float32
+
+    def _flat(self, total: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """This thread's room for so many genes and values."""
+        if len(getattr(self._local, "genes", ())) < total:
+            self._local.genes = np.empty(total * 5 // 4, np.int32)
+            self._local.values = np.zeros(total * 5 // 4, np.float32)
+        return self._local.genes[:total], self._local.values[:total]
+
+    def _split(self, length: int, ratio: float) -> tuple[int, int]:
+        """Columns of the unknown part, and how many genes a cell that has any gives at least.
+
+        int(n * ratio) of cells with few genes is 0; where it is 0 even for the longest row, there would
+        be nothing to predict, and a mean over it is no number. So each cell gives one gene there.
+        """
+        genes = length - self.options.n_leads - self._rules.kept
+        wanted = int(max(genes, 0) * ratio)
+        at_least = 1 if wanted == 0 and genes > 0 else 0
+        return max(wanted, at_least), at_least
+
+
+def _share(ratio: float) -> int:
+    """A ratio below 1 as a chance of `draw_kernels.chances`."""
+    return min(round(ratio * (1 << DIGITS)), (1 << DIGITS) - 1)

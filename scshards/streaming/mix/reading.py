@@ -1,0 +1,133 @@
+"""What is left of an epoch, as blocks in the order of their turns.
+
+    one part:  its blocks (streaming.mix.blocks)
+    domains:   a block of one batch from the domain whose turn it is, and so on
+
+Called by streaming.blockstream; runs on one thread at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from concurrent.futures import Executor
+
+from scshards.shards.shardlist import ShardList
+from scshards.streaming.mix.blocks import BLOCK_CELLS, Block, blocks, new_store
+from scshards.streaming.mix.store import CellStore
+from scshards.streaming.order.plan import EpochPlan, Share
+from scshards.streaming.order.state import Course
+from scshards.streaming.order.strata import Choice
+from scshards.streaming.quarantine import Quarantine
+from scshards.streaming.read.fetch import ChunkFetcher
+from scshards.streaming.read.indexes import IndexCache
+from scshards.streaming.read.source import CellSource
+from scshards.streaming.stages import StageClock
+
+
+class EpochReader:
+    """Reads the epochs of a loader; indexes and memory stay from one to the next.
+
+    Parameters
+    ----------
+    shards
+        What is read.
+    choice
+        How often cells appear.
+    fetcher
+        Where chunks come from.
+    quarantine
+        Decides over chunks and indexes that are bad.
+    clock
+        Where time and bytes are counted.
+    """
+
+    def __init__(
+        self,
+        shards: ShardList,
+        choice: Choice,
+        fetcher: ChunkFetcher,
+        quarantine: Quarantine,
+        clock: StageClock,
+    ) -> None:
+        self._shards, self._choice, self._clock = shards, choice, clock
+        self._fetcher, self._quarantine = fetcher, quarantine
+        # Made when an epoch is read first.
+        self._indexes: IndexCache | None = None
+        self._store: CellStore | None = None
+
+    def blocks(self, course: Course, fetchers: Executor) -> Iterator[Block]:
+        """The blocks of this rank's share of what is left of the epoch; `fetchers` runs the reads.
+
+        Raises
+        ------
+        Whatever reading a chunk raises.
+        """
+        self._prepare(course)
+        # Taken before the first batch is out, after which `course` goes on.
+        left = course.left()
+        shares = [course.share(part) for part in range(len(left))]
+        turns, begin = course.turns(), sum(course.consumed)
+        if len(left) == 1:
+            yield from self._part(course, 0, shares[0], left[0], BLOCK_CELLS, fetchers)
+            return
+        streams: dict[int, Iterator[Block]] = {}
+        for part, consumed in turns:
+            share = shares[part]
+            if part not in streams:
+                streams[part] = self._part(
+                    course, part, share, left[part], share.batch_size, fetchers
+                )
+            yield dataclasses.replace(next(streams[part]), begin=begin)
+            begin = sum(consumed)
+
+    def _part(
+        self,
+        course: Course,
+        part: int,
+        share: Share,
+        batches: int,
+        block_cells: int,
+        fetchers: Executor,
+    ) -> Iterator[Block]:
+        assert self._indexes is not None and self._store is not None
+        appearances = course.appearances(part)
+        plan = course.plan(part, appearances)
+        source = CellSource(
+            self._shards,
+            self._indexes,
+            self._fetcher,
+            appearances,
+            plan.order,
+            2 * plan.lanes,
+            self._quarantine,
+            self._clock,
+        )
+        if appearances.needs_index:
+            # All at once: lane after lane, each would have to wait for its own.
+            list(fetchers.map(source.look_up, _begun(plan, share)))
+        return blocks(plan, share, batches, source, self._store, fetchers, block_cells)
+
+    def _prepare(self, course: Course) -> None:
+        if self._indexes is None or self._store is None:
+            labels = tuple(self._shards.labels)
+            # A shard of each lane, and the next one of those that come to the end of theirs.
+            kept = sum(course.lanes) * 5 // 4 + 2
+            self._indexes = IndexCache(
+                self._shards, labels, self._choice.columns, kept, self._clock
+            )
+            columns = len(labels) + self._choice.resamples
+            self._store = new_store(self._shards, *course.held(), columns)
+        self._store.clear()
+
+
+def _begun(plan: EpochPlan, share: Share) -> list[int]:
+    """The shards that the rank's lanes read first: most cells of a replayed buffer lie there too."""
+    shards: dict[int, None] = {}
+    for lane in share.my_lanes():
+        at = share.emissions(lane, share.begin)
+        first = max(0, at - plan.buffer)
+        end = min(plan.lane_cells(lane), at + plan.buffer + 1)
+        line = plan.lane_start(lane)
+        shards |= dict.fromkeys(shard for shard, _, _ in plan.runs(line + first, line + end))
+    return list(shards)

@@ -1,0 +1,118 @@
+"""Cells in memory, each in a place of its own, from the chunk it came in until it was collated.
+
+    chunk --put--> places -> ... -> look: where they lie --collated--> free
+
+One large array holds all of a loader's cells. A cell is copied into it once, while its chunk is still
+in the processor's cache, and is decoded from there; shuffling moves the numbers of places, never bytes.
+A place that becomes free is used again for a cell that needs about as much room.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.kernels import store as kernels
+from scshards.streaming.read.source import CellBytes
+
+
+class CellStore:
+    """Places for cells.
+
+    Parameters
+    ----------
+    cells, cell_bytes
+        How many cells are expected at a time, and about how large they are. More is made when it is
+        needed; memory that no cell was put to yet costs nothing.
+    columns
+        Label columns of a cell.
+    """
+
+    def __init__(self, cells: int, cell_bytes: int, columns: int) -> None:
+        self._lock = threading.Lock()
+        self._arena = np.empty(max(cells * cell_bytes, 1 << 16), np.uint8)
+        self._columns = columns
+        self._make_tables(max(cells, 64))
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every cell."""
+        with self._lock:
+            self._heads = np.full(kernels.CLASSES, -1, np.int64)
+            self._state = np.zeros(kernels.STATE, np.int64)
+
+    def put(self, chunk: CellBytes) -> NDArray[np.int64]:
+        """Copy cells here; the number of each one's place, int64 [cells]."""
+        places = np.empty(len(chunk.sizes), np.int64)
+        done = 0
+        with self._lock:
+            while True:
+                done = kernels.put(
+                    chunk.data, chunk.starts, chunk.sizes, chunk.keys, chunk.labels, done,
+                    self._arena, self._at, self._rooms, self._sizes, self._keys, self._labels,
+                    self._next, self._heads, self._state, places,
+                )  # fmt: skip
+                if done == len(places):
+                    return places
+                if self._state[kernels.PLACES] == len(self._at):
+                    self._more_places()
+                else:
+                    self._more_room(int(chunk.sizes[done:].sum()))
+
+    def look(self, places: NDArray[np.int64]) -> CellBytes:
+        """The cells of these places, whose bytes stay until they are freed.
+
+        A place of -1 gives a size of 0 and a key of -1.
+        """
+        with self._lock:
+            is_cell = places >= 0
+            return CellBytes(
+                data=self._arena,
+                starts=np.where(is_cell, self._at[places], 0),
+                sizes=np.where(is_cell, self._sizes[places], 0),
+                keys=np.where(is_cell, self._keys[places], -1),
+                labels=np.where(is_cell[:, None], self._labels[places], -1),
+            )
+
+    def free(self, places: NDArray[np.int64]) -> None:
+        """Let these places be used again."""
+        with self._lock:
+            kernels.free(places, self._rooms, self._next, self._heads, self._state)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that cells were put to so far, free places included."""
+        return int(self._state[kernels.TAIL])
+
+    def _make_tables(self, count: int) -> None:
+        self._at = np.zeros(count, np.int64)
+        self._rooms = np.zeros(count, np.int64)
+        self._sizes = np.zeros(count, np.int64)
+        self._keys = np.zeros(count, np.int64)
+        self._next = np.zeros(count, np.int64)
+        self._labels = np.zeros((count, self._columns), np.int64)
+
+    def _more_places(self) -> None:
+        old = (self._at, self._rooms, self._sizes, self._keys, self._next, self._labels)
+        count = len(self._at)
+        self._make_tables(2 * count)
+        new = (self._at, self._rooms, self._sizes, self._keys, self._next, self._labels)
+        for source, target in zip(old, new, strict=True):
+            target[:count] = source
+
+    def _more_room(self, wanted: int) -> None:
+        """Put all places one after another into a new arena, those that are free without room.
+
+        Whoever looked at cells before keeps the old arena, where nothing changes any more.
+        """
+        used = int(self._state[kernels.USED])
+        # As large as before while that leaves a quarter free: then it was only cut up too small.
+        size = max(len(self._arena), (used + wanted) * 4 // 3 + kernels.largest_room(wanted))
+        arena, at = np.empty(size, np.uint8), self._at.copy()
+        kernels.pack(
+            self._arena, self._at, self._rooms, self._sizes, self._next, self._heads, self._state,
+            arena, at,
+        )  # fmt: skip
+        self._arena, self._at = arena, at

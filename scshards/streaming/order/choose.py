@@ -1,0 +1,239 @@
+"""Which cells of a split may appear at all: `where` and `take`.
+
+    where  --columns of all indexes, read once--> a bit for each cell
+    take   --the n cells with the lowest hashes--> a bit for each cell, no index read
+
+What is kept is one bit a cell, packed, and how many of each shard are chosen.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base import seeds
+from scshards.base.errors import ConfigError
+from scshards.base.text import did_you_mean
+from scshards.base.where import Where, parse
+from scshards.shards.index import OBS_PREFIX
+from scshards.shards.manifest import LabelInfo
+from scshards.shards.shardlist import SOURCE, ShardList
+
+INDEX_NUMBERS = ("n_genes", "total", SOURCE)
+"""What may be named beside labels; a label of the same name comes first."""
+
+_READERS = 8
+"""Indexes that are read at once."""
+_AT_ONCE = 64
+"""Shards whose cells an expression is evaluated for at once: pandas takes milliseconds to begin."""
+_HASH_KEY = seeds.key(0, "take")
+_BUCKET_BITS = 12
+
+Found = TypeVar("Found")
+_Bits = tuple[int, NDArray[np.uint8]]
+"""How many cells of a shard are chosen, and which, eight in a byte."""
+
+
+class Chosen:
+    """The cells that may appear.
+
+    Attributes
+    ----------
+    cells
+        int64 [shards]: how many of each shard.
+    """
+
+    def __init__(self, cells: NDArray[np.int64], bits: list[NDArray[np.uint8]] | None) -> None:
+        self.cells, self._bits = cells, bits
+
+    @property
+    def is_all(self) -> bool:
+        """Whether no cell is left out."""
+        return self._bits is None
+
+    def mask(self, shard: int, n: int) -> NDArray[np.bool_]:
+        """Which of the n cells of a shard, bool [n]."""
+        if self._bits is None:
+            return np.ones(n, np.bool_)
+        return np.unpackbits(self._bits[shard], count=n).astype(np.bool_)
+
+
+def choose(shards: ShardList, where: str | None, take: int | None) -> Chosen:
+    """The cells for which `where` is true, and of these the `take` ones with the lowest hashes.
+
+    The hash of a cell is draw `shard << 32 | place in the shard` of a key that no seed goes into, so the
+    same cells are taken in every run, and fewer are a part of more.
+
+    Raises
+    ------
+    ConfigError
+        For an expression that does not fit the columns, or that nothing matches, or when fewer than
+        `take` cells are left.
+    """
+    chosen = Chosen(shards.cells, None)
+    if where is not None:
+        chosen = _matching(shards, parse(where, option="where"))
+    if take is not None:
+        chosen = _taken(shards, chosen, take)
+    return chosen
+
+
+def scan(
+    shards: ShardList,
+    columns: Sequence[str],
+    look: Callable[[int, dict[str, NDArray[Any]]], Found],
+) -> list[Found]:
+    """look(shard, columns of its index) of every shard, several at once, in order."""
+    return _in_threads(lambda s: look(s, shards.index(s, columns)), range(len(shards.shards)))
+
+
+def column_name(shards: ShardList, name: str, option: str) -> str:
+    """What a label or a number is called in the index; ConfigError names those there are."""
+    if shards.label(name) is not None:
+        return OBS_PREFIX + name
+    if name in INDEX_NUMBERS:
+        return name
+    known = list(dict.fromkeys([*shards.labels, *INDEX_NUMBERS]))
+    raise ConfigError(
+        f"the cells of the shard set have no {name!r}",
+        where=f"{shards.name()}: {option}",
+        advice=did_you_mean(name, known),
+    )
+
+
+def check_category(shards: ShardList, column: str, value: object, option: str) -> None:
+    """ConfigError, with the nearest ones, when a category column has no such category."""
+    info = shards.label(column)
+    categories = info.categories if info is not None else ()
+    if value not in categories:
+        raise ConfigError(
+            f"the column {column!r} has no category {value!r}",
+            where=f"{shards.name()}: {option}",
+            advice=did_you_mean(str(value), categories),
+        )
+
+
+def _matching(shards: ShardList, expression: Where) -> Chosen:
+    infos = {c: shards.label(c) for c in expression.columns}
+    names = {c: column_name(shards, c, expression.option) for c in expression.columns}
+    if SOURCE not in shards.labels and not any(
+        column == SOURCE and isinstance(value, str) for column, value in expression.compared
+    ):
+        # Compared with numbers, or with nothing, it is the ordinal.
+        infos |= {SOURCE: None} if SOURCE in infos else {}
+        names |= {SOURCE: SOURCE} if SOURCE in names else {}
+    for column, value in expression.compared:
+        info = infos[column]
+        if info is not None and info.kind == "category":
+            check_category(shards, column, value, expression.option)
+        elif isinstance(value, str):
+            raise ConfigError(
+                f"the column {column!r} holds numbers, not text such as {value!r}",
+                where=f"{shards.name()}: {expression.option}",
+            )
+    evaluate = _Evaluator(shards, expression, infos)
+    groups = [
+        range(i, min(i + _AT_ONCE, len(shards.shards)))
+        for i in range(0, len(shards.shards), _AT_ONCE)
+    ]
+
+    def look(group: range) -> list[_Bits]:
+        tables = [shards.index(s, list(dict.fromkeys(names.values()))) for s in group]
+        joined = {c: np.concatenate([t[n] for t in tables]) for c, n in names.items()}
+        mask = evaluate(joined, int(shards.cells[group.start : group.stop].sum()))
+        ends = np.cumsum(shards.cells[group.start : group.stop])[:-1]
+        return [_packed(part) for part in np.split(mask, ends)]
+
+    chosen = _chosen([bits for of_group in _in_threads(look, groups) for bits in of_group])
+    if not chosen.cells.sum():
+        raise ConfigError(
+            f"no cell of the split {shards.split!r} matches {expression.text!r}",
+            where=f"{shards.name()}: {expression.option}",
+            advice="loosen the expression; scshards info shows the columns and some of their categories",
+        )
+    return chosen
+
+
+class _Evaluator:
+    """An expression over columns, one thread at a time: pandas holds the interpreter anyway."""
+
+    def __init__(
+        self, shards: ShardList, expression: Where, infos: Mapping[str, LabelInfo | None]
+    ) -> None:
+        import pandas as pd
+
+        self._expression, self._name = expression, shards.name()
+        self._dtypes = {
+            name: pd.CategoricalDtype(list(info.categories))
+            for name, info in infos.items()
+            if info is not None and info.kind == "category"
+        }
+        self._lock = threading.Lock()
+
+    def __call__(self, columns: Mapping[str, NDArray[Any]], n: int) -> NDArray[np.bool_]:
+        import pandas as pd
+
+        with self._lock:
+            values = {
+                c: pd.Categorical.from_codes(v, dtype=self._dtypes[c]) if c in self._dtypes else v
+                for c, v in columns.items()
+            }
+            return self._expression.mask(values, n, where=self._name)
+
+
+def _taken(shards: ShardList, chosen: Chosen, take: int) -> Chosen:
+    total = int(chosen.cells.sum())
+    if take > total:
+        raise ConfigError(
+            f"take={take} is more than the {total} cells there are",
+            where=f"{shards.name()}, split {shards.split!r}",
+        )
+
+    def hashes(shard: int) -> tuple[NDArray[np.bool_], NDArray[np.uint64]]:
+        n = int(shards.cells[shard])
+        places = np.int64(shard) << 32 | np.arange(n)
+        return chosen.mask(shard, n), seeds.draws(_HASH_KEY, places)
+
+    every = range(len(shards.shards))
+    shift = np.uint64(64 - _BUCKET_BITS)
+    counts = np.zeros(1 << _BUCKET_BITS, np.int64)
+    for shard in every:
+        mask, hashed = hashes(shard)
+        counts += np.bincount((hashed[mask] >> shift).astype(np.int64), minlength=len(counts))
+    ends = np.cumsum(counts)
+    bucket = int(np.searchsorted(ends, take))
+    border: list[NDArray[np.uint64]] = []
+    for shard in every:
+        mask, hashed = hashes(shard)
+        border.append(hashed[mask & (hashed >> shift == bucket)])
+    rest = take - int(ends[bucket] - counts[bucket])
+    # Hashes of different cells differ: the mixer is a bijection of what is mixed.
+    limit = np.sort(np.concatenate(border))[rest - 1]
+    bits = []
+    for shard in every:
+        mask, hashed = hashes(shard)
+        bits.append(_packed(mask & (hashed <= limit)))
+    return _chosen(bits)
+
+
+def _packed(mask: NDArray[np.bool_]) -> _Bits:
+    return int(np.count_nonzero(mask)), np.packbits(mask)
+
+
+def _chosen(bits: Sequence[_Bits]) -> Chosen:
+    return Chosen(np.array([n for n, _ in bits], np.int64), [b for _, b in bits])
+
+
+def _in_threads(do: Callable[[Any], Found], items: Sequence[Any]) -> list[Found]:
+    """do(item) of all items, in order; the first error ends it all."""
+    with ThreadPoolExecutor(_READERS, "scshards-index") as pool:
+        try:
+            return list(pool.map(do, items))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

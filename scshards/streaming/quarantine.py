@@ -1,0 +1,140 @@
+"""What becomes of chunks and indexes that stay bad: an error, or rows of weight 0 and a report.
+
+A lost cell keeps its place in the order and in its batch, as a row of weight 0, so that no other cell
+moves and all ranks take the same steps. Called by streaming.read.source, from several threads, and
+streaming.loader.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scshards.base.errors import ConfigError, FormatError, MissingDataError, ScshardsError
+from scshards.shards.shardlist import ShardList
+
+OnBadShard = Literal["raise", "quarantine"]
+
+BAD = (FormatError, MissingDataError)
+"""Errors that are about the bytes of a shard set, and not about the way to them."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LostCells:
+    """Cells that a loader gave as rows of weight 0.
+
+    Attributes
+    ----------
+    epoch
+        The epoch that was read.
+    shard
+        The address of the shard.
+    chunk
+        Which of its chunks was bad; None when its index was.
+    cells
+        How many of its cells were lost to this rank's lanes.
+    reason
+        What was wrong.
+    """
+
+    epoch: int
+    shard: str
+    chunk: int | None
+    cells: int
+    reason: str
+
+
+class Quarantine:
+    """Decides over what is bad, and remembers it.
+
+    Parameters
+    ----------
+    shards
+        The shards that are read.
+    mode
+        "raise": the error goes up. "quarantine": it is logged, and cells are lost, up to a limit.
+    limit
+        Cells that may be lost in an epoch, on each rank.
+
+    Raises
+    ------
+    ConfigError
+        For another mode or a limit below 0.
+    """
+
+    def __init__(self, shards: ShardList, mode: OnBadShard, limit: int) -> None:
+        if mode not in get_args(OnBadShard):
+            raise ConfigError(f"on_bad_shard is 'raise' or 'quarantine', not {mode!r}")
+        if limit < 0:
+            raise ConfigError(f"max_bad_cells is at least 0, not {limit}")
+        self._shards, self._mode, self._limit = shards, mode, limit
+        self._lost: dict[tuple[int, int, int | None], LostCells] = {}
+        self._cells: dict[tuple[int, int | None], NDArray[np.bool_]] = {}
+        self._epoch = 0
+        self._lock = threading.Lock()
+
+    @property
+    def lost(self) -> list[LostCells]:
+        """All that was lost so far, in the order in which it was met."""
+        with self._lock:
+            return list(self._lost.values())
+
+    def begin(self, epoch: int) -> None:
+        """An epoch, or the rest of one, is read from now on: what was bad may have been mended."""
+        with self._lock:
+            self._epoch = epoch
+            self._cells.clear()
+
+    def is_lost(self, shard: int, chunk: int | None) -> bool:
+        """Whether a chunk (None: a shard's index) was bad in this epoch already."""
+        return (shard, chunk) in self._cells
+
+    def lose(
+        self, shard: int, chunk: int | None, cells: NDArray[np.integer], error: ScshardsError | None
+    ) -> None:
+        """Give up some cells of a shard, told by their places in it; `error` None: for the same reason.
+
+        Raises
+        ------
+        ScshardsError
+            The error, unless bad shards are put in quarantine; or that too many cells were lost.
+        """
+        if self._mode == "raise" and error is not None:
+            raise error
+        with self._lock:
+            key = (self._epoch, shard, chunk)
+            is_new = (shard, chunk) not in self._cells
+            if is_new:
+                self._cells[shard, chunk] = np.zeros(self._shards.shards[shard].cells, np.bool_)
+            mask = self._cells[shard, chunk]
+            mask[cells] = True
+            told = self._lost.get(key)
+            made = LostCells(
+                epoch=self._epoch,
+                shard=self._shards.at(shard),
+                chunk=chunk,
+                cells=int(mask.sum()),
+                reason=error.what if error is not None else told.reason if told is not None else "",
+            )
+            self._lost[key] = made
+            total = sum(int(m.sum()) for m in self._cells.values())
+        if is_new:
+            part = "the index" if chunk is None else f"chunk {chunk}"
+            _log.warning(
+                "%s, %s: %s; epoch %d goes on without its cells (%d of them so far, %d in all)",
+                made.shard, part, made.reason, made.epoch, made.cells, total,
+            )  # fmt: skip
+        if total > self._limit:
+            raise FormatError(
+                f"{total} cells of epoch {made.epoch} are lost, more than max_bad_cells="
+                f"{self._limit} allows; the last ones: {made.reason}",
+                where=made.shard,
+                advice="restore the shards that the log names from a good copy, or pack them again",
+            )

@@ -1,0 +1,285 @@
+"""A cache of chunks and indexes on a disk of this machine, shared by its processes.
+
+    FOLDER/v1/ab/ab12...-17    one file for each chunk or index, named by what it holds
+    FOLDER/v1/new/             files that are being written
+    FOLDER/v1/used             bytes in use; whoever holds its lock may reserve and evict
+
+Files are named by the checksum of their shard, so they are right for every copy of a shard set, and what
+was packed anew has other names. A chunk, not a shard, is a file: ranks of a node read different
+stretches of the same shards, a file that is whole or absent needs no record of what is in it, and a
+reader of a file that is evicted keeps it open until it has read it, which is all the counting of
+references there is. A new file is moved into place when it is complete; a process that is killed leaves
+at most a file in `new`, which is removed when room is made. Of two processes that fetch the same, both
+do, and the first one's stays.
+
+What is in the cache is not trusted: read.fetch, which is the only caller, compares checksums before a
+chunk goes in and each time after it comes out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import re
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from scshards.base.errors import ConfigError
+
+LEAST_BYTES = 1 << 28
+"""A smaller cache would hold a few chunks of each lane, and evict them before they are read again."""
+
+_BLOCK = 4096
+_KEPT_SHARE = 0.9
+"""Of the size, what stays when room is made: that is looked for once in a while, not for each file."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+_log = logging.getLogger(__name__)
+
+
+class NodeCache:
+    """Named bytes in a folder, the least recently used of which go when it is full.
+
+    Parameters
+    ----------
+    folder
+        A folder on a local disk; made when it is not there.
+    size
+        Bytes that it may hold: a number, or text such as "200 GB". Processes that share a folder give
+        the same size.
+    least
+        The smallest size that is accepted.
+
+    Raises
+    ------
+    ConfigError
+        When the folder can't be used, or the size is too small or no size.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], size: int | str, *, least: int = LEAST_BYTES
+    ) -> None:
+        self.folder, self.size = Path(folder).expanduser().absolute() / "v1", _bytes(size)
+        if self.size < least:
+            raise ConfigError(
+                f"cache_size is at least {least:,} bytes, not {self.size:,}",
+                advice="give what the disk has to spare",
+            )
+        self._damaged = 0
+        self._new, self._used = self.folder / "new", self.folder / "used"
+        self._counting = threading.Lock()
+        self._keeps = True
+        try:
+            self._new.mkdir(parents=True, exist_ok=True)
+            with self._locked():
+                self._remove_dead()
+        except OSError as e:
+            raise ConfigError(
+                f"the cache can't be used: {e.strerror}",
+                where=str(folder),
+                advice="name a folder on a local disk that this user may write to",
+            ) from None
+
+    def read_into(self, name: str, out: memoryview) -> bool:
+        """Fill `out` with what has that name and as many bytes; False when it is not there."""
+        try:
+            with self._path(name).open("rb", buffering=0) as f:
+                if os.fstat(f.fileno()).st_size != len(out):
+                    return False
+                done = 0
+                while done < len(out):
+                    n = f.readinto(out[done:])
+                    if not n:
+                        return False
+                    done += n
+                os.utime(f.fileno())  # it was used just now
+        except FileNotFoundError:
+            return False
+        except OSError as e:
+            self._fails("read", e)
+            return False
+        return True
+
+    def put(self, name: str, data: memoryview) -> None:
+        """Keep a copy, unless there is one.
+
+        A disk that is full or fails is told of in one line; nothing is kept then until `begin`.
+        """
+        if not self._keeps or self._path(name).exists():
+            return
+        temporary = self._new / uuid.uuid4().hex
+        room = _rounded(len(data))
+        try:
+            with self._locked() as used:
+                if not self._reserve(used, room):
+                    return
+                f = temporary.open("xb", buffering=0)
+                # Alive for as long as it is locked; as long as it is to be, so that it is counted.
+                fcntl.flock(f, fcntl.LOCK_EX)
+                os.ftruncate(f.fileno(), len(data))
+        except OSError as e:
+            self._fails("written", e)
+            return
+        with f:
+            try:
+                done = 0
+                while done < len(data):
+                    done += f.write(data[done:])
+                self._publish(temporary, self._path(name), room)
+            except OSError as e:
+                self._release(temporary, room)
+                self._fails("written", e)
+
+    def drop(self, name: str) -> None:
+        """Remove what was found to be damaged."""
+        with self._counting:
+            self._damaged += 1
+            is_first = self._damaged == 1
+        if is_first:
+            _log.warning("%s: a file was damaged; it is read from its source again", self.folder)
+        path = self._path(name)
+        try:
+            # Another process may have been faster.
+            with contextlib.suppress(FileNotFoundError):
+                self._release(path, _rounded(path.stat().st_size))
+        except OSError as e:
+            self._fails("cleaned", e)
+
+    def begin(self) -> None:
+        """Keep what is read from now on, even if the disk was full before."""
+        self._keeps = True
+
+    def _path(self, name: str) -> Path:
+        return self.folder / name[:2] / name
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[int]:
+        """The open file that says how much is used, locked against all other threads and processes."""
+        used = os.open(self._used, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(used, fcntl.LOCK_EX)
+            yield used
+        finally:
+            os.close(used)
+
+    def _reserve(self, used: int, room: int) -> bool:
+        """Count `room` bytes as used, making room for them; False when there can't be any."""
+        if _count(used, 0) + room > self.size:
+            total = self._evict(int(self.size * _KEPT_SHARE) - room)
+            os.pwrite(used, total.to_bytes(8, "little"), 0)
+            if total + room > self.size:
+                return False
+        _count(used, room)
+        return True
+
+    def _publish(self, temporary: Path, path: Path, room: int) -> None:
+        """Put a file that is complete in its place, if there is none."""
+        path.parent.mkdir(exist_ok=True)
+        # Locked, or who counts what there is might meet it twice, or not at all.
+        with self._locked() as used:
+            if path.exists():
+                temporary.unlink()
+                _count(used, -room)
+            else:
+                temporary.rename(path)
+
+    def _release(self, path: Path, room: int) -> None:
+        """Remove a file and count its `room` bytes as free again."""
+        with self._locked() as used:
+            path.unlink()
+            _count(used, -room)
+
+    def _evict(self, wanted: int) -> int:
+        """Remove what was used longest ago until `wanted` bytes are left; how many really are.
+
+        What is there is counted anew, so that what a killed process had reserved is free again.
+        """
+        alive = self._remove_dead()
+        times, sizes = [], []
+        for entry in self._entries():
+            with contextlib.suppress(FileNotFoundError):
+                stat = entry.stat()
+                times.append(stat.st_mtime_ns)
+                sizes.append(_rounded(stat.st_size))
+        total = alive + sum(sizes)
+        order = np.argsort(np.array(times, np.int64))
+        freed = np.cumsum(np.array(sizes, np.int64)[order])
+        last = min(int(np.searchsorted(freed, total - wanted)), len(order) - 1)
+        newest = times[order[last]] if times else 0
+        for entry in self._entries():
+            if total <= wanted:
+                break
+            with contextlib.suppress(FileNotFoundError):
+                stat = entry.stat()
+                if stat.st_mtime_ns <= newest:
+                    Path(entry.path).unlink()
+                    total -= _rounded(stat.st_size)
+        return total
+
+    def _entries(self) -> Iterator[os.DirEntry[str]]:
+        """All files that are in place."""
+        for folder in os.scandir(self.folder):
+            if folder.is_dir() and folder.name != self._new.name:
+                yield from os.scandir(folder.path)
+
+    def _remove_dead(self) -> int:
+        """Remove what killed writers have left; the bytes of those that live. The lock is held."""
+        alive = 0
+        for path in self._new.iterdir():
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as f:
+                try:
+                    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    alive += _rounded(os.fstat(f.fileno()).st_size)
+                else:
+                    path.unlink()
+        return alive
+
+    def _fails(self, what: str, error: OSError) -> None:
+        with self._counting:
+            is_first, self._keeps = self._keeps, False
+        if is_first:
+            why = "the disk is full" if error.errno in _FULL else str(error.strerror)
+            _log.warning(
+                "%s: the cache could not be %s (%s); for the rest of the epoch nothing more is "
+                "kept in it, and what it lacks is streamed",
+                self.folder, what, why,
+            )  # fmt: skip
+
+
+def open_cache(folder: str | os.PathLike[str] | None, size: int | str | None) -> NodeCache | None:
+    """The cache of a loader's options, None when there is to be none."""
+    if (folder is None) != (size is None):
+        raise ConfigError("cache_dir and cache_size are given together or not at all")
+    return None if folder is None or size is None else NodeCache(folder, size)
+
+
+def _count(used: int, change: int) -> int:
+    """Change the number of bytes in use, in the file that says it; the number afterwards."""
+    total = max(0, int.from_bytes(os.pread(used, 8, 0), "little") + change)
+    os.pwrite(used, total.to_bytes(8, "little"), 0)
+    return total
+
+
+def _rounded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _bytes(size: int | str) -> int:
+    if isinstance(size, int):
+        return size
+    said = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]b)?\s*", size.lower())
+    if said is None:
+        raise ConfigError(
+            f"{size!r} is no size", advice='give a number of bytes, or text such as "200 GB"'
+        )
+    return int(float(said[1]) * _UNITS[said[2] or ""])

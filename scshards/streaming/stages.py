@@ -1,0 +1,136 @@
+"""Where a loader's time goes: seconds of each stage over all its threads, and what was done in them.
+
+    clock = StageClock()
+    with clock.time("collate"):     # a microsecond, once a chunk, a block or a batch: never once a cell
+        ...
+    clock.total()                   # Stages
+
+Each loader has one clock, always running. Called by streaming.blockstream and by the stages
+themselves; read by report.bench and whoever asks `CellLoader.stages()`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+Made = TypeVar("Made")
+Stage = Literal["fetch", "check", "index", "store", "input", "deal", "collate", "wait"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stages:
+    """Time and work of a loader since it was made; the difference of two is what lay between.
+
+    Stages run at the same time on several threads, so their seconds may add up to more than passed.
+    They are times of a clock, not of processors: on a busy machine they include waiting for one.
+
+    Attributes
+    ----------
+    fetch
+        Seconds in which chunks were read.
+    check
+        ... their checksums compared, and compressed ones inflated.
+    index
+        ... shards' indexes read, checked and parsed.
+    store
+        ... cells copied out of their chunks.
+    input
+        ... the shuffle waited for a chunk.
+    deal
+        ... cells went through the shuffle buffers into blocks, without those waits.
+    collate
+        ... blocks became batches: decode, bin, sample, mask and pad.
+    wait
+        ... whoever iterates waited for a batch.
+    reads, bytes
+        Chunks and indexes read, and their bytes as stored.
+    cached
+        Of these reads, those that the node's cache served.
+    cells, batches
+        Collated so far; a few batches more than were handed out.
+    """
+
+    fetch: float = 0.0
+    check: float = 0.0
+    index: float = 0.0
+    store: float = 0.0
+    input: float = 0.0
+    deal: float = 0.0
+    collate: float = 0.0
+    wait: float = 0.0
+    reads: int = 0
+    bytes: int = 0
+    cached: int = 0
+    cells: int = 0
+    batches: int = 0
+
+    def __sub__(self, earlier: Stages) -> Stages:
+        return Stages(
+            **{
+                f.name: getattr(self, f.name) - getattr(earlier, f.name)
+                for f in dataclasses.fields(self)
+            }
+        )
+
+
+class StageClock:
+    """Adds up; used by several threads at once."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def time(self, stage: Stage) -> Span:
+        """A context manager: the time in it is this stage's."""
+        return Span(self, stage)
+
+    def waiting(self, made: Generator[Made, None, None]) -> Iterator[Made]:
+        """The same things in the same order; the time until each of them is counted as "wait"."""
+        with closing(made):
+            while True:
+                with self.time("wait"):
+                    each = next(made, None)
+                if each is None:
+                    return
+                yield each
+
+    def count(
+        self, *, reads: int = 0, bytes: int = 0, cached: int = 0, cells: int = 0, batches: int = 0
+    ) -> None:
+        """Add to what was done."""
+        self._add(reads=reads, bytes=bytes, cached=cached, cells=cells, batches=batches)
+
+    def total(self) -> Stages:
+        """What was added up until now."""
+        with self._lock:
+            sums = dict(self._sums)
+        # A wait for input happens while cells are dealt.
+        sums["deal"] = max(0.0, sums.get("deal", 0.0) - sums.get("input", 0.0))
+        whole = ("reads", "bytes", "cached", "cells", "batches")
+        return Stages(**{k: int(v) if k in whole else v for k, v in sums.items()})  # type: ignore[arg-type]
+
+    def _add(self, **amounts: float) -> None:
+        with self._lock:
+            for name, amount in amounts.items():
+                self._sums[name] = self._sums.get(name, 0) + amount
+
+
+class Span:
+    """Some time of one stage on one thread."""
+
+    __slots__ = ("_clock", "_stage", "_start")
+
+    def __init__(self, clock: StageClock, stage: Stage) -> None:
+        self._clock, self._stage, self._start = clock, stage, 0.0
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._clock._add(**{self._stage: time.perf_counter() - self._start})

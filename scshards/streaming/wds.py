@@ -1,0 +1,287 @@
+"""A webdataset pipeline over a shard set, and stages to put in a pipeline of one's own.
+
+    cells = wds.pipeline("shards", split="train")          # dicts of genes, values, labels
+    batches = cells.compose(wds.Where("shards", "tissue == 'blood'"), wds.Collate("shards", 64))
+    loader = webdataset.WebLoader(batches, batch_size=None, num_workers=4)
+
+    Shards -> split_by_node -> split_by_worker -> Open -> tar_file_expander -> group_by_keys -> Decode
+
+Shards and Open are in streaming.wds_shards; lower case is webdataset's. The pipeline has webdataset's
+habits: whole shards go to ranks and workers, so that their steps differ in number, and nothing resumes
+in the middle. CellLoader and CellDataset are exact. Called by users.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import webdataset
+from numpy.typing import NDArray
+from webdataset.compat import FluidInterface
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from scshards.base.errors import ConfigError, FormatError
+from scshards.base.where import parse
+from scshards.cells.batch import KEY_ROW_BITS
+from scshards.cells.tokenizer import ValueKind
+from scshards.shards.manifest import LabelInfo
+from scshards.shards.members import EXTENSION, decode_cell, decode_labels
+from scshards.shards.shardset import ShardSet
+from scshards.streaming.collate.batches import AnyBatch, Collator
+from scshards.streaming.collate.options import CollateOptions
+from scshards.streaming.dataset import decoded
+from scshards.streaming.wds_shards import Open as Open
+from scshards.streaming.wds_shards import Sample as Sample
+from scshards.streaming.wds_shards import Shards as Shards
+from scshards.streaming.workers import SharedEpoch
+
+_NUMBERS = ("n_genes", "total")
+_WHERE_CELLS = 256
+"""Cells that an expression is evaluated for at once: pandas takes a millisecond to begin."""
+
+
+class CellPipeline(webdataset.DataPipeline, FluidInterface):
+    """A webdataset pipeline with its fluid methods, whose stages can be told the epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration be of this epoch; without it, each is of the one after the last."""
+        for stage in self.pipeline:
+            if isinstance(stage, Shards | Collate):
+                stage.set_epoch(epoch)
+
+
+def pipeline(
+    root: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    shuffle: bool = True,
+    seed: int = 0,
+    decode: bool = True,
+    cache_dir: str | os.PathLike[str] | None = None,
+    cache_size: int | str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> CellPipeline:
+    """The cells of a split as webdataset reads them: local or remote, plain or zstd, chunks checked.
+
+    Parameters
+    ----------
+    root, split, cache_dir, cache_size, storage_options
+        As of CellLoader.
+    shuffle
+        Whether each epoch reads the shards in an order of its own; cells are shuffled by
+        webdataset's `.shuffle(n)`.
+    seed
+        Of that order.
+    decode
+        False leaves out Decode, which Collate does not need.
+    """
+    shards = Shards(root, split=split, shuffle=shuffle, seed=seed, storage_options=storage_options)
+    expand = webdataset.pipelinefilter(tar_file_expander)
+    group = webdataset.pipelinefilter(group_by_keys)
+    return CellPipeline(
+        shards,
+        webdataset.split_by_node,
+        webdataset.split_by_worker,
+        Open(
+            root,
+            split=split,
+            cache_dir=cache_dir,
+            cache_size=cache_size,
+            storage_options=storage_options,
+        ),
+        expand(),
+        group(),
+        Decode(shards.value_kind) if decode else None,
+    )
+
+
+class Decode:
+    """Adds a member's `genes`, `values` and `labels` to its sample, as CellDataset has them."""
+
+    def __init__(self, value_kind: ValueKind = "counts") -> None:
+        self._kind = value_kind
+
+    def __call__(self, data: Iterable[Sample]) -> Iterator[Sample]:
+        for sample in data:
+            yield sample | decoded(_member(sample), self._kind, sample["__key__"])
+
+
+class Where:
+    """Lets the cells pass for which an expression is true.
+
+    Parameters
+    ----------
+    root, storage_options
+        The shard set, which says what the codes of labels mean.
+    where
+        An expression over labels, `n_genes` and `total`, such as "tissue == 'blood' and n_genes > 500".
+
+    Raises
+    ------
+    ConfigError
+        For an expression that is none, or names something else.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        where: str,
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        shards = ShardSet(root, storage_options)
+        manifest = shards.manifest
+        self._expression = parse(where, option="where")
+        self._labels, self._kind = manifest.labels, manifest.value_kind
+        categories = {
+            n: i.categories if i.kind == "category" else None for n, i in manifest.labels.items()
+        }
+        self._expression.check(dict.fromkeys(_NUMBERS) | categories, shards.storage.at(""))
+
+    def __call__(self, data: Iterable[Sample]) -> Iterator[Sample]:
+        waiting: list[Sample] = []
+        for sample in data:
+            waiting.append(sample)
+            if len(waiting) == _WHERE_CELLS:
+                yield from self._kept(waiting)
+                waiting = []
+        if waiting:
+            yield from self._kept(waiting)
+
+    def _kept(self, samples: list[Sample]) -> Iterator[Sample]:
+        import pandas as pd
+
+        columns: dict[str, Any] = {}
+        names = self._expression.columns
+        if set(_NUMBERS) & set(names):
+            cells = [decode_cell(_member(s), kind=self._kind, where=s["__key__"]) for s in samples]
+            columns["n_genes"] = np.array([len(c.genes) for c in cells])
+            columns["total"] = np.array([c.values.sum(dtype=np.float64) for c in cells])
+        for name, found in _labels(samples, [n for n in names if n in self._labels]).items():
+            categories = list(self._labels[name].categories)
+            is_number = self._labels[name].kind == "number"
+            columns[name] = found if is_number else pd.Categorical.from_codes(found, categories)
+        mask = self._expression.mask(columns, len(samples))
+        return (s for s, kept in zip(samples, mask, strict=True) if kept)
+
+
+class Collate:
+    """Samples -> the batches of `cells.batch`, as CellLoader makes them of the same cells and epoch.
+
+    Which of several mask ratios a batch has is drawn by how many samples came before it.
+
+    Parameters
+    ----------
+    root, storage_options
+        The shard set, for its vocabulary and labels.
+    batch_size
+        Cells in a batch.
+    seed
+        Of masks, samples and ties.
+    drop_last
+        Whether cells that do not fill a batch are left out at the end of what a worker reads.
+    options
+        See CollateOptions.
+
+    Raises
+    ------
+    ConfigError
+        For an option out of range.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        batch_size: int = 64,
+        *,
+        seed: int = 0,
+        drop_last: bool = False,
+        storage_options: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is at least 1, not {batch_size}")
+        self._root, self._storage_options = root, storage_options
+        self._batch_size, self._seed, self._drop_last = batch_size, seed, drop_last
+        self._options = CollateOptions(**options)
+        self._epochs = SharedEpoch()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next iteration be of this epoch: other masks and samples."""
+        self._epochs.set(epoch)
+
+    def __call__(self, data: Iterable[Sample]) -> Iterator[AnyBatch]:
+        # A collator has locks and threads' scratch space: each process makes its own.
+        shardset = ShardSet(self._root, self._storage_options)
+        manifest = shardset.manifest
+        labels = manifest.labels
+        collator = Collator(self._options, shardset.vocab, manifest.value_kind, self._seed, labels)
+        epoch = self._epochs.begin()
+        position = 0
+        waiting: list[Sample] = []
+        for sample in data:
+            waiting.append(sample)
+            if len(waiting) == self._batch_size:
+                yield _batch(collator, waiting, labels, epoch, position)
+                position += len(waiting)
+                waiting = []
+        if waiting and not self._drop_last:
+            yield _batch(collator, waiting, labels, epoch, position)
+
+
+def _batch(
+    collator: Collator,
+    samples: list[Sample],
+    columns: Mapping[str, LabelInfo],
+    epoch: int,
+    position: int,
+) -> AnyBatch:
+    members = [_member(s) for s in samples]
+    sizes = np.array([len(m) for m in members], np.int64)
+    labels = np.zeros((len(samples), len(columns)), np.int64)
+    for j, (name, found) in enumerate(_labels(samples, list(columns)).items()):
+        is_number = columns[name].kind == "number"
+        labels[:, j] = found.astype(np.float64).view(np.int64) if is_number else found
+    return collator.collate(
+        np.frombuffer(b"".join(members), np.uint8),
+        np.cumsum(sizes) - sizes,
+        sizes,
+        np.array([_key(s["__key__"]) for s in samples], np.int64),
+        labels,
+        epoch,
+        position,
+    )
+
+
+def _labels(samples: list[Sample], names: list[str]) -> dict[str, NDArray[Any]]:
+    """{label: its code or number in each sample}."""
+    if not names:
+        return {}
+    cells = [decode_labels(_member(s), where=s["__key__"]) for s in samples]
+    for cell, sample in zip(cells, samples, strict=True):
+        if not set(names) <= set(cell):
+            raise FormatError(
+                f"the cell's labels are {', '.join(cell)}: the shard set has {', '.join(names)}",
+                where=sample["__key__"],
+                advice="name the root of the shard set that the samples come from",
+            )
+    return {name: np.array([cell[name] for cell in cells]) for name in names}
+
+
+def _member(sample: Sample) -> bytes:
+    member = sample.get(EXTENSION)
+    if not isinstance(member, bytes):
+        raise FormatError(
+            f"the sample has no bytes of a cell: {EXTENSION!r} is missing, or was decoded already",
+            where=sample.get("__key__"),
+            advice="leave out webdataset's own .decode(), and keep the member in the sample",
+        )
+    return member
+
+
+def _key(text: str) -> int:
+    source, row = text.split("-")
+    return int(source) << KEY_ROW_BITS | int(row)

@@ -1,0 +1,187 @@
+"""Batches of one domain each: whose turn it is, what is dropped, and what a state holds."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shardsets import Known, make_set
+
+from scshards.base import seeds
+from scshards.base.errors import ConfigError, StateError
+from scshards.streaming.loader import CellLoader
+
+SIZES = [60, 1, 33, 90, 16]
+DOMAINS = [0, 1, 2, -1]
+"""Codes of the categories in order; cells without a value are a domain too, the last one."""
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
+    return make_set(tmp_path_factory.mktemp("set"), SIZES)
+
+
+def loader(known: Known, **options: Any) -> CellLoader:
+    defaults = {"batch_size": 4, "shuffle_buffer": 48, "lanes": 12, "domain_by": "donor"}
+    return CellLoader(known.root, **{**defaults, **options})
+
+
+def counts(known: Known) -> list[int]:
+    found = Counter(known.donor.values())
+    return [found[d] for d in DOMAINS]
+
+
+def turns(sizes: list[int], batch: int, seed: int, epoch: int, drop_last: bool) -> list[int]:
+    """Whose turn it is, step by step: drawn by the batches that each domain has left."""
+    at, order = [0] * len(sizes), []
+    key = seeds.key(seed, "turns", epoch)
+    while True:
+        left = [
+            (n - a) // batch if drop_last else -(-(n - a) // batch)
+            for n, a in zip(sizes, at, strict=True)
+        ]
+        tickets = [d for d, n in enumerate(left) for _ in range(n)]
+        if not tickets:
+            return order
+        draw = seeds.mix64(key + (sum(at) + 1) * seeds.GOLDEN)
+        d = tickets[((draw >> 32) * len(tickets)) >> 32]
+        order.append(d)
+        at[d] = min(at[d] + batch, sizes[d])
+
+
+def domains_of(one: CellLoader) -> list[int]:
+    """The domain of each batch, after it was seen that there is only one."""
+    found = []
+    for batch in one:
+        codes = set(batch.labels["donor"][batch.weight > 0].tolist())
+        assert len(codes) == 1
+        found.append(DOMAINS.index(codes.pop()))
+    return found
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("epoch", [0, 1, 5])
+def test_turns_are_those_of_the_rule(known: Known, drop_last: bool, epoch: int) -> None:
+    one = loader(known, drop_last=drop_last, epoch=epoch, seed=3, batch_size=6)
+    want = turns(counts(known), 6, 3, epoch, drop_last)
+    assert len(one) == len(want) and len(set(want)) == 4
+    assert domains_of(one) == want
+
+
+def test_turns_come_by_what_is_left(tmp_path: Path) -> None:
+    """A domain of a tenth of the cells has about a tenth of the batches of each stretch."""
+    sizes = [900, 100]
+    first = Counter(tuple(turns(sizes, 10, 0, e, True)[:20]).count(1) for e in range(200))
+    assert 1.6 < sum(n * k for n, k in first.items()) / 200 < 2.4
+
+
+def test_a_global_batch_is_of_one_domain_on_all_ranks(known: Known) -> None:
+    for world in (2, 3, 5):
+        ranks = [
+            loader(known, rank=r, world_size=world, batch_size=3, drop_last=False)
+            for r in range(world)
+        ]
+        assert len({len(r) for r in ranks}) == 1
+        seen = []
+        for step in zip(*ranks, strict=True):
+            codes = {c for b in step for c in b.labels["donor"][b.weight > 0].tolist()}
+            assert len(codes) == 1
+            seen += [k for b in step for k in b.keys.tolist() if k >= 0]
+        assert sorted(seen) == list(range(200))
+
+
+def test_the_same_global_batches_on_one_rank_and_on_two(known: Known) -> None:
+    """In an epoch that was begun on two, whose lanes both keep."""
+    one = loader(known, batch_size=12, lanes=48)
+    two = [loader(known, batch_size=6, lanes=48, rank=r, world_size=2) for r in range(2)]
+    state = two[0].state_dict() | {"position": [2] * 4}
+    for other in (one, *two):
+        other.load_state_dict(state)
+    whole = [b.keys.tolist() for b in one]
+    halves = [
+        np.stack([b.keys.numpy() for b in step], 1).ravel().tolist()
+        for step in zip(*two, strict=True)
+    ]
+    assert whole == halves
+
+
+def test_the_order_within_a_domain_is_that_of_its_cells_alone(known: Known) -> None:
+    one = loader(known, drop_last=False, seed=7)
+    keys: dict[int, list[int]] = {d: [] for d in range(4)}
+    for batch in one:
+        of_cells = batch.keys[batch.weight > 0].tolist()
+        keys[DOMAINS.index(known.donor[of_cells[0]])] += of_cells
+    for d, name in enumerate(["a", "b", "c"]):
+        n = counts(known)[d]
+        alone = CellLoader(
+            known.root,
+            where=f"donor == '{name}'",
+            seed=seeds.key(7, "domain", name),
+            batch_size=4,
+            lanes=max(1, 12 * n // 200),
+            shuffle_buffer=48 * n // 200,
+            drop_last=False,
+        )
+        assert [k for b in alone for k in b.keys.tolist() if k >= 0] == keys[d]
+
+
+def test_what_is_dropped_and_what_is_filled_up(known: Known) -> None:
+    sizes = counts(known)
+    one = loader(known, batch_size=16)
+    assert one.dropped_cells == sum(n % 16 for n in sizes)
+    assert len(one) == sum(n // 16 for n in sizes)
+    assert sum(len(b) for b in one) == 200 - sum(n % 16 for n in sizes)
+    full = loader(known, batch_size=16, drop_last=False)
+    assert len(full) == sum(-(-n // 16) for n in sizes) and full.dropped_cells == 0
+    assert sum(int(b.weight.sum()) for b in full) == 200
+    with pytest.raises(ConfigError, match="largest domain"):
+        loader(known, batch_size=max(sizes) + 1)
+
+
+def test_without_shuffle_domain_after_domain(known: Known) -> None:
+    one = loader(known, shuffle=False, lanes=1, drop_last=False)
+    keys = [k for b in one for k in b.keys.tolist() if k >= 0]
+    assert keys == [k for d in DOMAINS for k in range(200) if known.donor[k] == d]
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_each_state_goes_on_as_the_rest_of_the_epoch(known: Known, data: st.DataObject) -> None:
+    """Not only the same cells: the same turns and batches, when the world is the same."""
+    stop = data.draw(st.integers(0, 51), label="stop")
+    whole = [b.keys.tolist() for b in loader(known, drop_last=False)]
+    assert len(whole) == 51
+    first = loader(known, drop_last=False)
+    iterator = iter(first)
+    for _ in range(stop):
+        next(iterator)
+    state = json.loads(json.dumps(first.state_dict()))
+    iterator.close()
+    assert state == loader(known, drop_last=False).state_after(stop)
+    second = loader(known, drop_last=False)
+    second.load_state_dict(state)
+    if stop == 51:
+        whole, stop = [b.keys.tolist() for b in loader(known, drop_last=False, epoch=1)], 0
+    assert [b.keys.tolist() for b in second] == whole[stop:]
+
+
+def test_damaged_states(known: Known) -> None:
+    state = loader(known).state_dict()
+    for damage in (
+        {"position": 0},
+        {"position": [0, 0, 0]},
+        {"position": [0, 0, 0, 1000]},
+        {"position": [0, 0, 0, -1]},
+        {"lanes": [1, 2, 3]},
+        {"lanes": 12},
+        {"lanes": [1, 2, 3, 0]},
+        {"lanes": None},
+    ):
+        with pytest.raises(StateError, match="can't be"):
+            loader(known).load_state_dict({**state, **damage})

@@ -1,0 +1,144 @@
+"""report.mixing: the batches it tells of are those that the loader makes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from shardsets import make_set
+from test_stream_entropy import plainly
+
+from scshards.base.errors import ConfigError
+from scshards.kernels.buffers import lane_order, some_of_order
+from scshards.report.mix_options import MixOptions
+from scshards.report.mixing import mix
+from scshards.streaming.loader import CellLoader
+
+
+def loaded(root, o: MixOptions) -> list[list[list[int]]]:
+    """The donors of each rank's batches, by step."""
+    loaders = [
+        CellLoader(
+            root,
+            batch_size=o.batch_size,
+            rank=rank,
+            world_size=o.world_size,
+            lanes=o.lanes,
+            shuffle=o.shuffle,
+            shuffle_buffer=o.shuffle_buffer,
+            seed=o.seed,
+            epoch=o.epoch,
+            where=o.where,
+            weights=o.balanced and {o.balanced: "balanced"},
+        )
+        for rank in range(o.world_size)
+    ]
+    return [[b.labels["donor"].tolist() for b in step] for step in zip(*loaders, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    donors = np.repeat([2, 0, -1, 1, 0], [130, 80, 40, 110, 43])
+    folder = tmp_path_factory.mktemp("mixing")
+    return make_set(folder, [100, 3, 150, 90, 60], donors=donors).root
+
+
+@pytest.mark.parametrize(
+    "o",
+    [
+        MixOptions(batch_size=16),
+        MixOptions(batch_size=16, shuffle_buffer=64, lanes=8, seed=5, epoch=3),
+        MixOptions(batch_size=7, world_size=3, lanes=6, shuffle_buffer=30),
+        MixOptions(batch_size=5, world_size=4, lanes=6),
+        MixOptions(batch_size=9, world_size=2, shuffle=False, lanes=2),
+        MixOptions(batch_size=2, shuffle=False, lanes=1),
+        MixOptions(batch_size=10, where="donor != 'a'"),
+        MixOptions(batch_size=10, world_size=2, balanced="donor", lanes=4),
+    ],
+    ids=repr,
+)
+def test_every_batch_is_one_that_the_loader_makes(root, o):
+    report = mix(root, ["donor"], o, progress=False)
+    steps = loaded(root, o)
+    assert (report.steps, report.sampled) == (len(steps), len(steps))
+    of_ranks = report.columns[0]
+    assert of_ranks.cells == o.batch_size
+    expected = [plainly(batch) for step in steps for batch in step]
+    np.testing.assert_allclose(of_ranks.batches, expected, atol=1e-12)
+    assert of_ranks.mean == pytest.approx(np.mean(expected))
+    assert len(report.columns) == 1 + (o.world_size > 1)
+    whole = report.columns[-1]
+    assert whole.cells == o.batch_size * o.world_size
+    together = [plainly([d for batch in step for d in batch]) for step in steps]
+    np.testing.assert_allclose(whole.batches, together, atol=1e-12)
+
+
+@given(cells=st.integers(1, 300), buffer=st.integers(1, 40), data=st.data())
+def test_some_of_a_lane_is_a_part_of_all_of_it(cells, buffer, data):
+    wanted = sorted(data.draw(st.sets(st.integers(0, cells - 1))))
+    found = some_of_order(cells, buffer, 9, np.array(wanted, np.int64))
+    assert found.tolist() == lane_order(cells, buffer, 9)[wanted].tolist()
+
+
+def test_a_long_lane_is_replayed_in_parts(monkeypatch):
+    monkeypatch.setattr("scshards.kernels.buffers._AT_ONCE", 7)
+    wanted = np.array([0, 6, 7, 20, 48, 49])
+    assert some_of_order(50, 8, 3, wanted).tolist() == lane_order(50, 8, 3)[wanted].tolist()
+
+
+def test_a_sample_is_spread_over_the_epoch(root):
+    every = mix(root, ["donor"], MixOptions(batch_size=4), progress=False).columns[0]
+    some = mix(root, ["donor"], MixOptions(batch_size=4, batches=10), progress=False)
+    assert (some.sampled, some.steps) == (10, 100)
+    (mixed,) = some.columns
+    assert np.all(np.arange(10) * 10 <= mixed.steps) and np.all(mixed.steps < np.arange(1, 11) * 10)
+    np.testing.assert_array_equal(mixed.batches, every.batches[mixed.steps])
+
+
+def test_the_whole_is_that_of_the_set(root):
+    # 130 cells of c, 123 of a, 110 of b, 40 without a donor: a category of their own.
+    (mixed,) = mix(root, ["donor"], progress=False).columns
+    labels = ["c"] * 130 + ["a"] * 123 + ["b"] * 110 + [None] * 40
+    shares = [labels.count(x) / len(labels) for x in ("a", "b", "c", None)]
+    assert mixed.whole == pytest.approx(-sum(p * np.log2(p) for p in shares))
+    assert mixed.categories == 4
+
+
+def test_a_set_in_order_mixes_badly_and_its_shuffled_twin_well(tmp_path):
+    in_order = np.repeat([0, 1, 2], 1000)
+    mixed_up = np.random.default_rng(0).permutation(in_order)
+    scores = {}
+    for name, donors in (("order", in_order), ("shuffled", mixed_up)):
+        root = make_set(tmp_path / name, [500] * 6, donors=donors, longest=2).root
+        for buffer in (64, 3000):
+            o = MixOptions(batch_size=32, lanes=2, shuffle_buffer=buffer)
+            scores[name, buffer] = mix(root, ["donor"], o, progress=False).worst
+    assert scores["order", 64] < 0.6 < scores["order", 3000] < 1.01
+    assert scores["shuffled", 64] > 0.97 and scores["shuffled", 3000] > 0.97
+
+
+def test_all_labels_of_categories_are_taken_unless_some_are_named(root):
+    assert [m.column for m in mix(root, progress=False).columns] == ["donor"]
+    found = mix(root, ["source", "donor", "source"], progress=False).columns
+    assert [m.column for m in found] == ["source", "donor"]
+    # There is one source: nothing can vary, and nothing is wrong with that.
+    assert (found[0].whole, found[0].ideal, found[0].score) == (0, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("by", "message"),
+    [(["age"], "'age' holds numbers"), (["tissue"], "no label 'tissue'")],
+)
+def test_what_has_no_categories_is_refused(root, by, message):
+    with pytest.raises(ConfigError, match=message) as e:
+        mix(root, by, progress=False)
+    assert "did you mean" in str(e.value) or "known names" in str(e.value)
+
+
+def test_too_few_cells_and_wrong_options_are_refused(root):
+    with pytest.raises(ConfigError, match="fewer than one global batch of 1200"):
+        mix(root, options=MixOptions(batch_size=300, world_size=4), progress=False)
+    for wrong in ({"batch_size": 0}, {"lanes": -1}, {"batches": 0}, {"epoch": -1}):
+        with pytest.raises(ConfigError, match="at least"):
+            MixOptions(**wrong)

@@ -28,7 +28,7 @@ from scshards.shards.index import OBS_PREFIX
 from scshards.shards.shardlist import SOURCE, ShardList
 from scshards.streaming.order.choose import scan
 from scshards.streaming.order.plan import EpochPlan
-from scshards.streaming.order.state import Course
+from scshards.streaming.order.state import Order
 from scshards.streaming.order.strata import Appearances, Choice, ChoiceOptions
 
 LOW = 0.05
@@ -140,7 +140,7 @@ def mix(
     names = _columns(shards, by)
     weights = None if o.balanced is None else {o.balanced: "balanced"}
     choice = Choice(shards, ChoiceOptions(where=o.where, weights=weights), o.seed)
-    course = Course(
+    order = Order(
         choice.parts,
         by_domain=False,
         seed=o.seed,
@@ -151,18 +151,18 @@ def mix(
         shuffle=o.shuffle,
         shuffle_buffer=o.shuffle_buffer,
         drop_last=True,
-        epoch=o.epoch,
     )
-    if not course.steps():
+    position = order.begin(o.epoch)
+    if not order.steps(position):
         raise ConfigError(
-            f"{course.cells} cells are fewer than one global batch of {course.global_batch}",
+            f"{order.cells} cells are fewer than one global batch of {order.global_batch}",
             where=shards.name(),
             advice="use a smaller batch size or fewer ranks",
         )
-    steps = _spread(o.batches, course.steps(), seeds.key(o.seed, "mix"))
-    appearances = course.appearances(0)
-    plan = course.plan(0, appearances)
-    positions = steps[:, None] * course.global_batch + np.arange(course.global_batch)
+    steps = _spread(o.batches, order.steps(position), seeds.key(o.seed, "mix"))
+    appearances = order.appearances(0, position)
+    plan = order.plan(0, position, appearances)
+    positions = steps[:, None] * order.global_batch + np.arange(order.global_batch)
     line = _line(plan, positions.reshape(-1))
     columns = list(dict.fromkeys((*names.values(), *choice.columns)))
     with Progress("mix", len(shards.shards), "indexes", shown=progress) as shown:
@@ -182,8 +182,8 @@ def mix(
             )
             found.insert(-1, one)
     return MixReport(
-        cells=course.cells,
-        steps=course.steps(),
+        cells=order.cells,
+        steps=order.steps(position),
         sampled=len(steps),
         is_packed_shuffled=bool(shards.shardsets[0].manifest.options.get("shuffle", False)),
         columns=tuple(found),

@@ -1,6 +1,6 @@
 """A rank's share of a split, epoch after epoch, as blocks of cells: resumable at any batch.
 
-    shards, options --Choice, Course--> which cell when --EpochReader--> blocks --make--> batches
+    shards, options --Choice, Order--> which cell when --EpochReader--> blocks --make--> batches
 
 What a batch is made of a block is the caller's business. Called by streaming.loader.
 """
@@ -19,7 +19,7 @@ from scshards.shards.shardlist import ShardList
 from scshards.streaming.mix.blocks import Block
 from scshards.streaming.mix.reading import EpochReader
 from scshards.streaming.order.plan import EpochPlan
-from scshards.streaming.order.state import Course
+from scshards.streaming.order.state import Order
 from scshards.streaming.order.strata import ChoiceOptions, choice_of
 from scshards.streaming.pipeline import Made, in_order
 from scshards.streaming.quarantine import LostCells, Quarantine
@@ -93,7 +93,7 @@ class BlockStream:
         self._fetcher, self._quarantine = ChunkFetcher(shards, self._clock, cache), quarantine
         shards.read_indexes_by(self._fetcher.index)
         self._choice = choice_of(shards, choosing, seed)
-        self._course = Course(
+        self._order = Order(
             self._choice.parts,
             by_domain=choosing.domain_by is not None,
             seed=seed,
@@ -104,8 +104,9 @@ class BlockStream:
             shuffle=shuffle,
             shuffle_buffer=shuffle_buffer,
             drop_last=drop_last,
-            epoch=epoch,
         )
+        # Replaced as a whole, so that whoever asks from another thread sees one or the other.
+        self._position = self._order.begin(epoch)
         # What a state has to agree on, besides where it stands.
         self._asked: dict[str, Any] = {
             "version": STATE_VERSION,
@@ -132,12 +133,12 @@ class BlockStream:
     @property
     def cells(self) -> int:
         """Cells of an epoch, those that appear several times counted each time."""
-        return self._course.cells
+        return self._order.cells
 
     @property
     def rank_cells(self) -> int:
         """Those of an epoch that this rank gets when none is dropped."""
-        return self._course.rank_cells
+        return self._order.rank_cells
 
     @property
     def sources(self) -> tuple[SourceInfo, ...]:
@@ -157,17 +158,17 @@ class BlockStream:
     @property
     def global_batch(self) -> int:
         """Cells in a batch over all ranks."""
-        return self._course.global_batch
+        return self._order.global_batch
 
     @property
     def epoch(self) -> int:
         """The epoch that is being read, or that the next iteration reads."""
-        return self._course.epoch
+        return self._position.epoch
 
     @property
     def lanes(self) -> int:
         """The lanes of this epoch, of all domains together."""
-        return sum(self._course.lanes)
+        return sum(self._position.lanes)
 
     @property
     def retried(self) -> int:
@@ -182,11 +183,11 @@ class BlockStream:
     @property
     def dropped_cells(self) -> int:
         """Cells that this iteration leaves out because they do not fill a global batch."""
-        return self._course.dropped()
+        return self._order.dropped(self._position)
 
     def __len__(self) -> int:
         """Batches that iterating now yields on every rank: a whole epoch's, or what is left of one."""
-        return self._course.steps()
+        return self._order.steps(self._position)
 
     def set_epoch(self, epoch: int) -> None:
         """Begin with this epoch next. Without it, each iteration goes on to the following epoch."""
@@ -194,15 +195,15 @@ class BlockStream:
         if epoch < 0:
             raise ConfigError(f"epoch is at least 0, not {epoch}")
         if epoch != self.epoch:
-            self._course.begin(epoch)
+            self._position = self._order.begin(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands after the batches handed out: plain JSON, the same on all ranks."""
-        return self._asked | self._course.state()
+        return self._asked | self._order.state(self._position)
 
     def state_after(self, batches: int) -> dict[str, Any]:
         """The state when so many more batches were handed out, for whoever counts them elsewhere."""
-        return self.state_dict() | self._course.state_after(batches)
+        return self._asked | self._order.state(self._order.after(self._position, batches))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a state was taken, on this world and batch size.
@@ -214,11 +215,12 @@ class BlockStream:
         """
         self._refuse_while_running("load_state_dict")
         self._check_state(state)
-        self._course.load(state)
+        self._position = self._order.load(state)
 
     def plan(self, part: int = 0) -> EpochPlan:
         """The order of the epoch, on integers; with domains that of one of them."""
-        return self._course.plan(part, self._course.appearances(part))
+        at = self._position
+        return self._order.plan(part, at, self._order.appearances(part, at))
 
     def stages(self) -> Stages:
         """Where time went, and what was read and made, since the loader was made."""
@@ -233,32 +235,33 @@ class BlockStream:
         """
         self._refuse_while_running("iter")
         self._running = True
-        turns = self._course.turns()
+        begin = self._position
+        turns = self._order.turns(begin)
         taken = 0
         try:
             for i, made in enumerate(self._batches(make, first, step)):
                 # Counted before the trainer sees it: a state taken while it works on this batch
                 # goes on with the next one.
                 done = first + i * step + 1
-                for _, self._course.consumed in islice(turns, done - taken):
+                for _, self._position in islice(turns, done - taken):
                     taken += 1
                 yield made
-            self._course.begin(self.epoch + 1)
+            self._position = self._order.begin(begin.epoch + 1)
         finally:
             # Whoever counts batches leaves after the last one without asking whether there are more.
-            self._course.end()
+            self._position = self._order.after(self._position, 0)
             self._running = False
 
     def _batches(
         self, make: Callable[[Block, range], Iterator[Made]], first: int, step: int
     ) -> Iterator[Made]:
-        self._quarantine.begin(self.epoch)
-        parts = range(len(self._course.lanes))
-        self._fetcher.open(sum(len(self._course.share(p).my_lanes()) for p in parts))
+        at = self._position
+        self._quarantine.begin(at.epoch)
+        self._fetcher.open(self._order.held(at)[0])
         n_fetchers = LOCAL_READS if self._shards.is_local else REMOTE_READS
         fetchers = ThreadPoolExecutor(n_fetchers, "scshards-fetch")
         try:
-            dealt = self._reader.blocks(self._course, fetchers)
+            dealt = self._reader.blocks(self._order, at, fetchers)
             made = in_order(
                 dealt,
                 make,

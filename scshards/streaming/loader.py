@@ -279,7 +279,7 @@ class CellLoader(BlockStream):
                 sizes,
                 block.keys[rows],
                 block.labels[rows],
-                self.epoch,
+                block.epoch,
                 block.begin + first * self.global_batch,
                 copies,
             )

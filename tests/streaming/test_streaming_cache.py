@@ -112,7 +112,7 @@ PROGRAM = """
     import random, sys
     from pathlib import Path
     sys.path.insert(0, {tests!r})
-    from test_stream_cache import BLOCK, a_cache, has, put
+    from test_streaming_cache import BLOCK, a_cache, has, put
     cache = a_cache(Path({folder!r}), blocks=60)
     rng = random.Random(int(sys.argv[1]))
     print("ready", flush=True)
@@ -169,7 +169,7 @@ def test_a_killed_write_is_no_file_and_is_removed(tmp_path: Path) -> None:
         import os, sys, time
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         from pathlib import Path
-        from test_stream_cache import NodeCache, a_cache, put
+        from test_streaming_cache import NodeCache, a_cache, put
         def stop(*names):
             print("ready", flush=True)
             time.sleep(600)

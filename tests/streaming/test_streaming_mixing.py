@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shardsets import make_set
-from test_stream_entropy import plainly
+from test_streaming_entropy import plainly
 
 from scshards.base.errors import ConfigError
 from scshards.kernels.buffers import lane_order, some_of_order

@@ -105,7 +105,7 @@ def test_padded_batches_of_one_ratio_are_made_at_once() -> None:
 def test_the_same_bits_without_wide_vectors(tmp_path: Path) -> None:
     make_set(tmp_path / "set", [300], n_genes=900, longest=700)
     code = (
-        "import sys; from test_stream_several import digest, loader; from pathlib import Path; "
+        "import sys; from test_streaming_several import digest, loader; from pathlib import Path; "
         "print(digest(loader(Path(sys.argv[1]), max_length=300)))"
     )
     environment = os.environ | {

@@ -33,7 +33,7 @@ class Block:
     """Cells of `batches` batches in a row; row i belongs to batch i // batch_size.
 
     A row whose size is 0 holds no cell: it only fills up the last batch of an evaluation. `begin` is
-    the position of the epoch at which the first batch starts, the same on every rank. After `free` was
+    the position of `epoch` at which the first batch starts, the same on every rank. After `free` was
     called the cells' memory is used for others.
     """
 
@@ -43,6 +43,7 @@ class Block:
     keys: NDArray[np.int64]
     labels: NDArray[np.int64]
     batches: int
+    epoch: int
     begin: int
     free: Callable[[], None]
 
@@ -80,6 +81,7 @@ def blocks(
             keys=cells.keys,
             labels=cells.labels,
             batches=count,
+            epoch=plan.epoch,
             begin=begin,
             free=functools.partial(store.free, taken),
         )

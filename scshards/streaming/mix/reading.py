@@ -16,7 +16,7 @@ from scshards.shards.shardlist import ShardList
 from scshards.streaming.mix.blocks import BLOCK_CELLS, Block, blocks, new_store
 from scshards.streaming.mix.store import CellStore
 from scshards.streaming.order.plan import EpochPlan, Share
-from scshards.streaming.order.state import Course
+from scshards.streaming.order.state import Order, Position
 from scshards.streaming.order.strata import Choice
 from scshards.streaming.quarantine import Quarantine
 from scshards.streaming.read.fetch import ChunkFetcher
@@ -56,43 +56,39 @@ class EpochReader:
         self._indexes: IndexCache | None = None
         self._store: CellStore | None = None
 
-    def blocks(self, course: Course, fetchers: Executor) -> Iterator[Block]:
+    def blocks(self, order: Order, position: Position, fetchers: Executor) -> Iterator[Block]:
         """The blocks of this rank's share of what is left of the epoch; `fetchers` runs the reads.
 
         Raises
         ------
         Whatever reading a chunk raises.
         """
-        self._prepare(course)
-        # Taken before the first batch is out, after which `course` goes on.
-        left = course.left()
-        shares = [course.share(part) for part in range(len(left))]
-        turns, begin = course.turns(), sum(course.consumed)
+        self._prepare(order, position)
+        left = order.left(position)
         if len(left) == 1:
-            yield from self._part(course, 0, shares[0], left[0], BLOCK_CELLS, fetchers)
+            yield from self._part(order, position, 0, left[0], BLOCK_CELLS, fetchers)
             return
+        begin = sum(position.consumed)
         streams: dict[int, Iterator[Block]] = {}
-        for part, consumed in turns:
-            share = shares[part]
+        for part, after in order.turns(position):
             if part not in streams:
-                streams[part] = self._part(
-                    course, part, share, left[part], share.batch_size, fetchers
-                )
+                streams[part] = self._part(order, position, part, left[part], 1, fetchers)
             yield dataclasses.replace(next(streams[part]), begin=begin)
-            begin = sum(consumed)
+            begin = sum(after.consumed)
 
     def _part(
         self,
-        course: Course,
+        order: Order,
+        position: Position,
         part: int,
-        share: Share,
         batches: int,
         block_cells: int,
         fetchers: Executor,
     ) -> Iterator[Block]:
         assert self._indexes is not None and self._store is not None
-        appearances = course.appearances(part)
-        plan = course.plan(part, appearances)
+        share = order.share(part, position)
+        appearances = order.appearances(part, position)
+        plan = order.plan(part, position, appearances)
         source = CellSource(
             self._shards,
             self._indexes,
@@ -108,16 +104,16 @@ class EpochReader:
             list(fetchers.map(source.look_up, _begun(plan, share)))
         return blocks(plan, share, batches, source, self._store, fetchers, block_cells)
 
-    def _prepare(self, course: Course) -> None:
+    def _prepare(self, order: Order, position: Position) -> None:
         if self._indexes is None or self._store is None:
             labels = tuple(self._shards.labels)
             # A shard of each lane, and the next one of those that come to the end of theirs.
-            kept = sum(course.lanes) * 5 // 4 + 2
+            kept = sum(position.lanes) * 5 // 4 + 2
             self._indexes = IndexCache(
                 self._shards, labels, self._choice.columns, kept, self._clock
             )
             columns = len(labels) + self._choice.resamples
-            self._store = new_store(self._shards, *course.held(), columns)
+            self._store = new_store(self._shards, *order.held(position), columns)
         self._store.clear()
 
 

@@ -1,15 +1,17 @@
-"""How far the stream has come: the epoch, and of each part of it its lanes and positions consumed.
+"""The order of a split's epochs, and how far a pass through one has come.
 
     parts --plan, share--> a line, lanes and a rank's share for each
     turns: whose batch comes next; with domains drawn by how many batches each has left
 
+An Order never changes: all it says is a function of a Position, small integers that never change either.
 A turn is a function of the positions consumed, so whoever knows these knows all that is to come.
-Called by streaming.blockstream, which makes states of it and reads what it says.
+Called by streaming.blockstream, which makes states of positions and reads what they say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -19,8 +21,32 @@ from scshards.streaming.order.plan import EpochPlan, Share, fitting_lanes, plan_
 from scshards.streaming.order.strata import Appearances, Part
 
 
-class Course:
-    """An epoch of some parts, and where it stands.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Position:
+    """Where a pass stands.
+
+    Attributes
+    ----------
+    epoch
+        That is read.
+    lanes
+        Of each part in this epoch.
+    consumed
+        Of each part, the positions that were handed out.
+    """
+
+    epoch: int
+    lanes: tuple[int, ...]
+    consumed: tuple[int, ...]
+
+    @property
+    def is_begin(self) -> bool:
+        """Whether nothing of the epoch was handed out yet."""
+        return not any(self.consumed)
+
+
+class Order:
+    """The order of some parts, epoch after epoch.
 
     Parameters
     ----------
@@ -32,15 +58,13 @@ class Course:
         Of the turns.
     rank, world_size, batch_size
         Whose share, and of what.
-    lanes, shuffle, shuffle_buffer, drop_last, epoch
+    lanes, shuffle, shuffle_buffer, drop_last
         As CellLoader's. A part has its share of lanes and buffer.
 
     Attributes
     ----------
-    epoch
-        The epoch that is read.
-    lanes, consumed
-        Of each part, in this epoch.
+    cells
+        The positions of an epoch.
     """
 
     def __init__(
@@ -56,14 +80,12 @@ class Course:
         shuffle: bool,
         shuffle_buffer: int,
         drop_last: bool,
-        epoch: int,
     ) -> None:
         self._parts, self._by_domain, self._seed = parts, by_domain, seed
         self._rank, self._world_size, self._batch_size = rank, world_size, batch_size
         self._wanted_lanes, self._shuffle = lanes, shuffle
         self._shuffle_buffer, self._drop_last = shuffle_buffer, drop_last
         self.cells = sum(p.positions for p in parts)
-        self.begin(epoch)
 
     @property
     def global_batch(self) -> int:
@@ -75,118 +97,106 @@ class Course:
         """The positions of an epoch that are this rank's."""
         return sum(-(-(p.positions - self._rank) // self._world_size) for p in self._parts)
 
-    def begin(self, epoch: int) -> None:
-        """Stand at the begin of an epoch."""
-        self.epoch = epoch
-        self.lanes = [
+    def begin(self, epoch: int) -> Position:
+        """The begin of an epoch, with the lanes that fit this world."""
+        lanes = [
             fitting_lanes(max(1, self._part_of(self._wanted_lanes, p)), self._world_size)
             for p in self._parts
         ]
-        self.consumed = [0] * len(self._parts)
+        return Position(epoch=epoch, lanes=tuple(lanes), consumed=(0,) * len(self._parts))
 
-    def steps(self) -> int:
+    def steps(self, position: Position) -> int:
         """Batches that every rank makes of what is left."""
-        return sum(self.left())
+        return sum(self.left(position))
 
-    def left(self) -> list[int]:
+    def left(self, position: Position) -> list[int]:
         """The same, of each part."""
         return [
             steps(p.positions - n, self.global_batch, self._drop_last)
-            for p, n in zip(self._parts, self.consumed, strict=True)
+            for p, n in zip(self._parts, position.consumed, strict=True)
         ]
 
-    def dropped(self) -> int:
+    def dropped(self, position: Position) -> int:
         """Cells that are left over because they do not fill a global batch."""
         if not self._drop_last:
             return 0
         return sum(
             (p.positions - at) % self.global_batch
-            for p, at in zip(self._parts, self.consumed, strict=True)
+            for p, at in zip(self._parts, position.consumed, strict=True)
         )
 
-    def turns(self) -> Iterator[tuple[int, list[int]]]:
-        """Of each batch that is left, in order: its part, and the positions consumed after it."""
-        at = list(self.consumed)
-        left = self.left()
-        key = seeds.key(self._seed, "turns", self.epoch)
+    def turns(self, position: Position) -> Iterator[tuple[int, Position]]:
+        """Of each batch that is left, in order: its part, and where the pass stands after it."""
+        at = list(position.consumed)
+        left = self.left(position)
+        key = seeds.key(self._seed, "turns", position.epoch)
         for _ in range(sum(left)):
             part = 0
             if len(left) > 1:
                 part = self._turn(left, seeds.mix64(key + (sum(at) + 1) * seeds.GOLDEN))
             at[part] = min(at[part] + self.global_batch, self._parts[part].positions)
             left[part] -= 1
-            yield part, list(at)
+            yield part, replace(position, consumed=tuple(at))
 
-    def appearances(self, part: int) -> Appearances:
+    def appearances(self, part: int, position: Position) -> Appearances:
         """How often the cells of a part appear in this epoch."""
-        return self._parts[part].appearances(self.epoch, shuffle=self._shuffle)
+        return self._parts[part].appearances(position.epoch, shuffle=self._shuffle)
 
-    def plan(self, part: int, appearances: Appearances) -> EpochPlan:
+    def plan(self, part: int, position: Position, appearances: Appearances) -> EpochPlan:
         """The order of a part, on integers."""
         one = self._parts[part]
         return plan_epoch(
             appearances.of_shard,
             seed=one.seed,
-            epoch=self.epoch,
-            lanes=self.lanes[part],
+            epoch=position.epoch,
+            lanes=position.lanes[part],
             shuffle=self._shuffle,
             shuffle_buffer=self._buffer(part),
         )
 
-    def held(self) -> tuple[int, int]:
+    def held(self, position: Position) -> tuple[int, int]:
         """How many lanes this rank reads, and the cells in their buffers at most."""
-        lanes = [len(self.share(part).my_lanes()) for part in range(len(self._parts))]
-        buffers = [self._buffer(part) // k + 1 for part, k in enumerate(self.lanes)]
+        lanes = [len(self.share(part, position).my_lanes()) for part in range(len(self._parts))]
+        buffers = [self._buffer(part) // k + 1 for part, k in enumerate(position.lanes)]
         return sum(lanes), sum(n * b for n, b in zip(lanes, buffers, strict=True))
 
-    def share(self, part: int) -> Share:
+    def share(self, part: int, position: Position) -> Share:
         """This rank's share of what is left of a part."""
         return Share(
-            begin=self.consumed[part],
+            begin=position.consumed[part],
             end=self._parts[part].positions,
             rank=self._rank,
             world_size=self._world_size,
             batch_size=self._batch_size,
-            lanes=self.lanes[part],
+            lanes=position.lanes[part],
         )
 
-    def end(self) -> None:
-        """Stand at the begin of the next epoch if all of this one was handed out."""
-        if any(self.consumed) and not self.steps():
-            self.begin(self.epoch + 1)
+    def after(self, position: Position, batches: int) -> Position:
+        """Where the pass stands after so many more batches: after the last one, at the next epoch."""
+        if batches and batches >= self.steps(position):
+            return self.begin(position.epoch + 1)
+        if batches and len(self._parts) == 1:
+            at = position.consumed[0] + batches * self.global_batch
+            position = replace(position, consumed=(at,))
+        elif batches:
+            _, position = next(islice(self.turns(position), batches - 1, None))
+        is_over = not position.is_begin and not self.steps(position)
+        return self.begin(position.epoch + 1) if is_over else position
 
-    def state(self) -> dict[str, Any]:
+    def state(self, position: Position) -> dict[str, Any]:
         """epoch, lanes and position, ready for JSON: numbers, or lists of one for each domain.
 
         After the last batch of an epoch they are those of the next one's begin.
         """
-        return self.state_after(0)
-
-    def _state(self) -> dict[str, Any]:
-        many = self._by_domain
+        at, many = self.after(position, 0), self._by_domain
         return {
-            "epoch": self.epoch,
-            "lanes": list(self.lanes) if many else self.lanes[0],
-            "position": list(self.consumed) if many else self.consumed[0],
+            "epoch": at.epoch,
+            "lanes": list(at.lanes) if many else at.lanes[0],
+            "position": list(at.consumed) if many else at.consumed[0],
         }
 
-    def state_after(self, batches: int) -> dict[str, Any]:
-        """The state after so many more batches."""
-        here = self.epoch, self.lanes, self.consumed
-        try:
-            if batches and batches >= self.steps():
-                self.begin(self.epoch + 1)
-            elif batches and len(self._parts) == 1:
-                self.consumed = [self.consumed[0] + batches * self.global_batch]
-            elif batches:
-                _, self.consumed = next(islice(self.turns(), batches - 1, None))
-            self.end()
-            return self._state()
-        finally:
-            self.epoch, self.lanes, self.consumed = here
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Stand where a state says; StateError when it can't be."""
+    def load(self, state: Mapping[str, Any]) -> Position:
+        """Where a state says that a pass stands; StateError when it can't be."""
         epoch, lanes, at = state["epoch"], state["lanes"], state["position"]
         if not self._by_domain:
             lanes, at = [lanes], [at]
@@ -208,9 +218,9 @@ class Course:
                 advice=f"an epoch has {self.cells} cells; the state was damaged",
             )
         # Where nothing of the epoch was read yet, it may as well take the lanes that fit this world.
-        self.begin(epoch)
-        if any(at):
-            self.lanes, self.consumed = list(lanes), list(at)
+        if not any(at):
+            return self.begin(epoch)
+        return Position(epoch=epoch, lanes=tuple(lanes), consumed=tuple(at))
 
     def _turn(self, left: Sequence[int], draw: int) -> int:
         """A part, drawn by the batches that it has left; without shuffle the first that has one."""

@@ -96,6 +96,23 @@ def test_cells_of_another_size_take_the_room_of_those_that_went() -> None:
         assert store.nbytes <= max(64 * 1000, 50 * 7168 * 4 // 3 + 400_000)
 
 
+def test_a_burst_is_given_back_by_the_pass_that_did_not_need_it() -> None:
+    store = CellStore(64, 1000, 2)
+
+    def a_pass(sizes: list[int]) -> tuple[int, int]:
+        store.clear()
+        places = store.put(chunk(sizes, len(sizes)))
+        assert content(store.look(places)) == content(chunk(sizes, len(sizes)))
+        return store.room
+
+    usual, large = a_pass([900] * 50), a_pass([9000] * 3000)
+    assert large[0] >= 9000 * 3000 and large[1] >= 3000
+    assert a_pass([9000] * 3000) == large, "whoever needs it each time has it"
+    assert a_pass([900] * 50) == large, "what the pass before had needed is still there"
+    assert a_pass([900] * 50) == usual
+    assert a_pass([900] * 50) == usual
+
+
 def test_no_place_is_an_empty_row() -> None:
     store = CellStore(4, 100, 2)
     places = store.put(chunk([10], 0))

@@ -30,9 +30,6 @@ from scshards.streaming.read.pool import BufferPool
 _COPY_STEP = np.int64(0x2545F4914F6CDD1D)
 """What a cell's key grows by, wrapping, where it appears again: no other cell's key is there."""
 
-_FREE_BATCHES = 4
-"""Buffers, of one batch or those of a block, that wait for their next use."""
-
 _ALL = slice(None)
 
 _MARK = {"mask": "mask", "none": "mask", "generate": "generate"}
@@ -107,7 +104,7 @@ class CollatorBase:
         self._seed, self._packed_tokens = seed, tokens_per_batch
         self._epoch_keys: tuple[int, DrawKeys] | None = None
         self._local = threading.local()
-        self._buffers = BufferPool(kept=_FREE_BATCHES)
+        self._buffers = BufferPool()
 
     def _cells(
         self,

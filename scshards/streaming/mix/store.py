@@ -32,16 +32,29 @@ class CellStore:
 
     def __init__(self, cells: int, cell_bytes: int, columns: int) -> None:
         self._lock = threading.Lock()
-        self._arena = np.empty(max(cells * cell_bytes, 1 << 16), np.uint8)
         self._columns = columns
-        self._make_tables(max(cells, 64))
+        self._least = max(cells * cell_bytes, 1 << 16), max(cells, 64)
+        self._arena = np.empty(self._least[0], np.uint8)
+        self._state, self._most = np.zeros(kernels.STATE, np.int64), 0
+        self._make_tables(self._least[1])
         self.clear()
 
     def clear(self) -> None:
-        """Forget every cell."""
+        """Forget every cell; memory of which less than half was used since then is given back."""
         with self._lock:
+            size = max(self._least[0], _with_reserve(self._most))
+            if len(self._arena) > 2 * size:
+                self._arena = np.empty(size, np.uint8)
+            count = max(self._least[1], int(self._state[kernels.PLACES]))
+            if len(self._at) > 2 * count:
+                self._make_tables(count)
             self._heads = np.full(kernels.CLASSES, -1, np.int64)
-            self._state = np.zeros(kernels.STATE, np.int64)
+            self._state, self._most = np.zeros(kernels.STATE, np.int64), 0
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """Bytes and places that there is memory for."""
+        return len(self._arena), len(self._at)
 
     def put(self, chunk: CellBytes) -> NDArray[np.int64]:
         """Copy cells here; the number of each one's place, int64 [cells]."""
@@ -54,6 +67,7 @@ class CellStore:
                     self._arena, self._at, self._rooms, self._sizes, self._keys, self._labels,
                     self._next, self._heads, self._state, places,
                 )  # fmt: skip
+                self._most = max(self._most, int(self._state[kernels.USED]))
                 if done == len(places):
                     return places
                 if self._state[kernels.PLACES] == len(self._at):
@@ -109,10 +123,15 @@ class CellStore:
         """
         used = int(self._state[kernels.USED])
         # As large as before while that leaves a quarter free: then it was only cut up too small.
-        size = max(len(self._arena), (used + wanted) * 4 // 3 + kernels.largest_room(wanted))
+        size = max(len(self._arena), _with_reserve(used + wanted) + kernels.largest_room(wanted))
         arena, at = np.empty(size, np.uint8), self._at.copy()
         kernels.pack(
             self._arena, self._at, self._rooms, self._sizes, self._next, self._heads, self._state,
             arena, at,
         )  # fmt: skip
         self._arena, self._at = arena, at
+
+
+def _with_reserve(used: int) -> int:
+    """A quarter more than is used: places of one size do not serve for cells of another."""
+    return used * 4 // 3

@@ -45,9 +45,6 @@ RUN_CHUNKS, AHEAD_CHUNKS = 4, 256
 A request of one chunk takes s3fs longer than the copying of the chunk.
 """
 
-_FREE_CHUNKS = 16
-"""Chunks' buffers that wait for their next use; those in use are not counted."""
-
 Piece = tuple[int, int, int, int]
 """A shard, a chunk of it, and which of the shard's cells: first, end."""
 
@@ -71,7 +68,7 @@ class ChunkFetcher:
         self, shards: ShardList, clock: StageClock, cache: NodeCache | None = None
     ) -> None:
         self._shards, self._clock, self._cache = shards, clock, cache
-        self._buffers = BufferPool(kept=_FREE_CHUNKS)
+        self._buffers = BufferPool()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._reads: ThreadPoolExecutor | None = None

@@ -25,6 +25,7 @@ from scshards.shards.members import STATUS
 from scshards.streaming.collate.lead_tokens import LeadTokens, gene_ids
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.collate.packing import fitting_room
+from scshards.streaming.collate.pinned import as_tensor, pinned_memory
 from scshards.streaming.read.pool import BufferPool
 
 _COPY_STEP = np.int64(0x2545F4914F6CDD1D)
@@ -81,6 +82,7 @@ class CollatorBase:
         seed: int,
         labels: Mapping[str, LabelInfo] | None,
         tokens_per_batch: int | None,
+        pin_memory: bool | None,
     ) -> None:
         options.check_kind(kind)
         self.options = options
@@ -104,7 +106,8 @@ class CollatorBase:
         self._seed, self._packed_tokens = seed, tokens_per_batch
         self._epoch_keys: tuple[int, DrawKeys] | None = None
         self._local = threading.local()
-        self._buffers = BufferPool()
+        self._pinned = pinned_memory(pin_memory)
+        self._buffers = self._pinned or BufferPool()
 
     def _cells(
         self,
@@ -177,15 +180,23 @@ class CollatorBase:
         is_cell = cells.is_cell[rows]
         columns: dict[str, torch.Tensor] = {}
         for j, (name, info) in enumerate(self._labels.items()):
-            column = cells.labels[rows, j].copy()
+            column = cells.labels[rows, j]
             if info.kind == "number":
                 column = np.where(is_cell, column.view(np.float64), np.nan)
-            columns[name] = torch.from_numpy(column)
+            columns[name] = self._kept(column)
         return {
             "keys": torch.from_numpy(cells.keys[rows].copy()),
             "labels": columns,
-            "weight": torch.from_numpy(is_cell.astype(np.float32)),
+            "weight": self._kept(is_cell.astype(np.float32)),
         }
+
+    def _kept(self, array: NDArray[Any]) -> torch.Tensor:
+        """A small array as a tensor that shares no memory with it."""
+        if self._pinned is None:
+            return torch.from_numpy(array.copy())
+        memory = self._pinned.take(array.nbytes).view(array.dtype).reshape(array.shape)
+        memory[...] = array
+        return as_tensor(memory)
 
     def _outputs(self, shapes: list[tuple[int, int]], kinds: list[Any]) -> list[NDArray[Any]]:
         """Arrays of these shapes and kinds, in one buffer of the pool."""

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from scshards.base import seeds
@@ -25,6 +24,7 @@ from scshards.shards.manifest import LabelInfo
 from scshards.streaming.collate.base import Cells, CollatorBase
 from scshards.streaming.collate.device import Layout, RaggedBatch
 from scshards.streaming.collate.options import CollateOptions
+from scshards.streaming.collate.pinned import as_tensor
 
 AnyBatch = Batch | GenerateBatch | PackedBatch | RaggedBatch
 
@@ -51,6 +51,9 @@ class Collator(CollatorBase):
         Whether to make `RaggedBatch`, which becomes one of the others on its device.
     tokens_per_batch
         How many tokens a `PackedBatch` has; None makes no such.
+    pin_memory
+        Whether batches, but not their keys, lie in page-locked memory, which `to(device,
+        non_blocking=True)` copies from while the host goes on; None: where there is a CUDA device.
 
     Attributes
     ----------
@@ -60,7 +63,7 @@ class Collator(CollatorBase):
     Raises
     ------
     ConfigError
-        For options that make no sense with these values or labels.
+        For options that make no sense with these values or labels, or pin_memory=True without a device.
     """
 
     def __init__(
@@ -73,8 +76,9 @@ class Collator(CollatorBase):
         *,
         device_collate: bool = False,
         tokens_per_batch: int | None = None,
+        pin_memory: bool | None = False,
     ) -> None:
-        super().__init__(options, vocab, kind, seed, labels, tokens_per_batch)
+        super().__init__(options, vocab, kind, seed, labels, tokens_per_batch, pin_memory)
         self._is_for_device = device_collate
 
     def collate(
@@ -166,7 +170,7 @@ class Collator(CollatorBase):
         first = 0
         for i, length in enumerate(lengths):
             end = first + rows * length
-            each = (torch.from_numpy(x[first:end].reshape(rows, length)) for x in flat)
+            each = (as_tensor(x[first:end].reshape(rows, length)) for x in flat)
             genes, values, targets, is_masked, is_pad = each
             yield Batch(
                 genes=genes,
@@ -186,14 +190,14 @@ class Collator(CollatorBase):
         options = self.options
         for x, fill in zip(out, (self._pad_id, *[options.pad_value] * 2, False, True), strict=True):
             x[0, at[-1] :] = fill
-        genes, values, targets, is_masked, is_pad = (torch.from_numpy(x[0, :total]) for x in out)
+        genes, values, targets, is_masked, is_pad = (as_tensor(x[0, :total]) for x in out)
         return PackedBatch(
             genes=genes,
             values=values,
             targets=targets,
             is_masked=is_masked,
             is_pad=is_pad,
-            cu_seqlens=torch.from_numpy(at.astype(np.int32)),
+            cu_seqlens=self._kept(at.astype(np.int32)),
             max_seqlen=options.max_length,
             **self._about(cells),
         )
@@ -230,7 +234,7 @@ class Collator(CollatorBase):
         draws, scratch = self._draw_keys(cells.epoch), self._scratch()
         status = fill_generated(*cells.members, cells.rules, draws, split, scratch, *out)
         self._check(status, cells.keys)
-        tensors = list(map(torch.from_numpy, out))
+        tensors = list(map(as_tensor, out))
         return GenerateBatch(
             known_genes=tensors[0],
             known_values=tensors[1],
@@ -265,12 +269,12 @@ class Collator(CollatorBase):
             np.copyto(narrow[0], wide, casting="unsafe")
         masks = seeds.draws(int(draws.mark), cells.members[3]).view(np.int64)
         return RaggedBatch(
-            genes=torch.from_numpy(small[0][0]),
-            values=torch.from_numpy(small[1][0]),
-            starts=torch.from_numpy(at.astype(np.int32)),
-            leads=torch.from_numpy(cells.members[4]),
-            draws=torch.from_numpy(masks),
-            marks=torch.from_numpy(np.packbits(is_marked[: total * has_marks], bitorder="little")),
+            genes=as_tensor(small[0][0]),
+            values=as_tensor(small[1][0]),
+            starts=self._kept(at.astype(np.int32)),
+            leads=self._kept(cells.members[4]),
+            draws=self._kept(masks),
+            marks=self._kept(np.packbits(is_marked[: total * has_marks], bitorder="little")),
             layout=Layout(
                 length=cells.length,
                 n_unknown=n_unknown,

@@ -12,7 +12,9 @@ references there is. A new file is moved into place when it is complete; a proce
 at most a file in `new`, which is removed when room is made. Of two processes that fetch the same, both
 do, and the first one's stays.
 
-What is in the cache is not trusted: read.fetch, which is the only caller, compares checksums before a
+Users may share a folder: what another user's files do not allow is left, and said once. A file of
+another size than is asked for was cut, and is removed or replaced; a count in `used` that is lost or
+damaged is made anew from the files. What is in the cache is not trusted: read.fetch, which is the only caller, compares checksums before a
 chunk goes in and each time after it comes out.
 """
 
@@ -39,6 +41,9 @@ LEAST_BYTES = 1 << 28
 _BLOCK = 4096
 _KEPT_SHARE = 0.9
 """Of the size, what stays when room is made: that is looked for once in a while, not for each file."""
+
+_CHECK = 0x5C5A_4D1E_0F33_9A67
+"""What the count of bytes is written again with, so that a damaged one is known."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -77,7 +82,7 @@ class NodeCache:
         self._damaged = 0
         self._new, self._used = self.folder / "new", self.folder / "used"
         self._counting = threading.Lock()
-        self._keeps = True
+        self._keeps, self._is_denied = True, False
         try:
             self._new.mkdir(parents=True, exist_ok=True)
             with self._locked():
@@ -93,28 +98,32 @@ class NodeCache:
         """Fill `out` with what has that name and as many bytes; False when it is not there."""
         try:
             with self._path(name).open("rb", buffering=0) as f:
-                if os.fstat(f.fileno()).st_size != len(out):
-                    return False
                 done = 0
-                while done < len(out):
+                is_whole = os.fstat(f.fileno()).st_size == len(out)
+                while is_whole and done < len(out):
                     n = f.readinto(out[done:])
-                    if not n:
-                        return False
-                    done += n
-                os.utime(f.fileno())  # it was used just now
+                    is_whole, done = n > 0, done + n
+                if is_whole:
+                    with contextlib.suppress(PermissionError):
+                        os.utime(f.fileno())  # it was used just now
         except FileNotFoundError:
+            return False
+        except PermissionError:
+            self._denied(self._path(name))
             return False
         except OSError as e:
             self._fails("read", e)
             return False
-        return True
+        if not is_whole:
+            self.drop(name, len(out))
+        return is_whole
 
     def put(self, name: str, data: memoryview) -> None:
         """Keep a copy, unless there is one.
 
         A disk that is full or fails is told of in one line; nothing is kept then until `begin`.
         """
-        if not self._keeps or self._path(name).exists():
+        if not self._keeps or _size(self._path(name)) == len(data):
             return
         temporary = self._new / uuid.uuid4().hex
         room = _rounded(len(data))
@@ -134,13 +143,16 @@ class NodeCache:
                 done = 0
                 while done < len(data):
                     done += f.write(data[done:])
-                self._publish(temporary, self._path(name), room)
+                self._publish(temporary, self._path(name), len(data))
             except OSError as e:
                 self._release(temporary, room)
-                self._fails("written", e)
+                if isinstance(e, PermissionError):
+                    self._denied(self._path(name))
+                else:
+                    self._fails("written", e)
 
-    def drop(self, name: str) -> None:
-        """Remove what was found to be damaged."""
+    def drop(self, name: str, size: int) -> None:
+        """Remove what was found to be damaged; it had `size` bytes when it was put there."""
         with self._counting:
             self._damaged += 1
             is_first = self._damaged == 1
@@ -150,7 +162,10 @@ class NodeCache:
         try:
             # Another process may have been faster.
             with contextlib.suppress(FileNotFoundError):
-                self._release(path, _rounded(path.stat().st_size))
+                # If it is shorter now, it may have been counted since.
+                self._release(path, _rounded(min(size, path.stat().st_size)))
+        except PermissionError:
+            self._denied(path)
         except OSError as e:
             self._fails("cleaned", e)
 
@@ -167,6 +182,8 @@ class NodeCache:
         used = os.open(self._used, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(used, fcntl.LOCK_EX)
+            if _read_count(used) is None:
+                _write_count(used, self._counted())
             yield used
         finally:
             os.close(used)
@@ -175,22 +192,24 @@ class NodeCache:
         """Count `room` bytes as used, making room for them; False when there can't be any."""
         if _count(used, 0) + room > self.size:
             total = self._evict(int(self.size * _KEPT_SHARE) - room)
-            os.pwrite(used, total.to_bytes(8, "little"), 0)
+            _write_count(used, total)
             if total + room > self.size:
                 return False
         _count(used, room)
         return True
 
-    def _publish(self, temporary: Path, path: Path, room: int) -> None:
-        """Put a file that is complete in its place, if there is none."""
+    def _publish(self, temporary: Path, path: Path, size: int) -> None:
+        """Put a file that is complete in its place, if there is none of its size."""
         path.parent.mkdir(exist_ok=True)
         # Locked, or who counts what there is might meet it twice, or not at all.
         with self._locked() as used:
-            if path.exists():
+            there = _size(path)
+            if there == size:
                 temporary.unlink()
-                _count(used, -room)
             else:
                 temporary.rename(path)
+            if there is not None:
+                _count(used, -_rounded(min(size, there)))
 
     def _release(self, path: Path, room: int) -> None:
         """Remove a file and count its `room` bytes as free again."""
@@ -203,46 +222,74 @@ class NodeCache:
 
         What is there is counted anew, so that what a killed process had reserved is free again.
         """
-        alive = self._remove_dead()
-        times, sizes = [], []
-        for entry in self._entries():
-            with contextlib.suppress(FileNotFoundError):
-                stat = entry.stat()
+        total, times, sizes = self._remove_dead(), [], []
+        for folder, stat, _ in self._files():
+            total += _rounded(stat.st_size)
+            if self._may_remove(folder):
                 times.append(stat.st_mtime_ns)
                 sizes.append(_rounded(stat.st_size))
-        total = alive + sum(sizes)
         order = np.argsort(np.array(times, np.int64))
         freed = np.cumsum(np.array(sizes, np.int64)[order])
         last = min(int(np.searchsorted(freed, total - wanted)), len(order) - 1)
         newest = times[order[last]] if times else 0
-        for entry in self._entries():
+        for folder, stat, path in self._files():
             if total <= wanted:
                 break
-            with contextlib.suppress(FileNotFoundError):
-                stat = entry.stat()
-                if stat.st_mtime_ns <= newest:
-                    Path(entry.path).unlink()
+            if stat.st_mtime_ns <= newest and self._may_remove(folder):
+                try:
+                    path.unlink(missing_ok=True)
+                except PermissionError:
+                    self._denied(path)
+                else:
                     total -= _rounded(stat.st_size)
         return total
 
-    def _entries(self) -> Iterator[os.DirEntry[str]]:
-        """All files that are in place."""
+    def _may_remove(self, folder: str) -> bool:
+        """Whether files of a folder may be removed: another user may have made it for himself."""
+        may = os.access(folder, os.W_OK | os.X_OK)
+        if not may:
+            self._denied(Path(folder))
+        return may
+
+    def _files(self) -> Iterator[tuple[str, os.stat_result, Path]]:
+        """All files that are in place: the folder, what is said of the file, and it."""
         for folder in os.scandir(self.folder):
             if folder.is_dir() and folder.name != self._new.name:
-                yield from os.scandir(folder.path)
+                for entry in os.scandir(folder.path):
+                    with contextlib.suppress(FileNotFoundError):
+                        yield folder.path, entry.stat(), Path(entry.path)
+
+    def _counted(self) -> int:
+        """Bytes in use, from the files there are. The lock is held."""
+        return self._remove_dead() + sum(_rounded(stat.st_size) for _, stat, _ in self._files())
 
     def _remove_dead(self) -> int:
         """Remove what killed writers have left; the bytes of those that live. The lock is held."""
         alive = 0
         for path in self._new.iterdir():
-            with contextlib.suppress(FileNotFoundError), path.open("rb") as f:
-                try:
+            try:
+                with path.open("rb") as f:
+                    size = os.fstat(f.fileno()).st_size
                     fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    alive += _rounded(os.fstat(f.fileno()).st_size)
-                else:
                     path.unlink()
+            except FileNotFoundError:
+                continue
+            except BlockingIOError:
+                alive += _rounded(size)
+            except PermissionError:
+                alive += _rounded(_size(path) or 0)
         return alive
+
+    def _denied(self, path: Path) -> None:
+        with self._counting:
+            is_first, self._is_denied = not self._is_denied, True
+        if is_first:
+            _log.warning(
+                "%s: another user's, who does not let this one read or replace it; such files are left, "
+                "and what they hold is streamed (a group whose files are written with umask 002 shares "
+                "a cache)",
+                path,
+            )
 
     def _fails(self, what: str, error: OSError) -> None:
         with self._counting:
@@ -265,9 +312,27 @@ def open_cache(folder: str | os.PathLike[str] | None, size: int | str | None) ->
 
 def _count(used: int, change: int) -> int:
     """Change the number of bytes in use, in the file that says it; the number afterwards."""
-    total = max(0, int.from_bytes(os.pread(used, 8, 0), "little") + change)
-    os.pwrite(used, total.to_bytes(8, "little"), 0)
+    total = max(0, (_read_count(used) or 0) + change)
+    _write_count(used, total)
     return total
+
+
+def _read_count(used: int) -> int | None:
+    """The bytes in use; None when the file that says it is new or damaged."""
+    total, check = np.frombuffer(os.pread(used, 16, 0).ljust(16, b"\0"), "<u8").tolist()
+    return int(total) if total ^ check == _CHECK else None
+
+
+def _write_count(used: int, total: int) -> None:
+    os.pwrite(used, np.array([total, total ^ _CHECK], "<u8").tobytes(), 0)
+
+
+def _size(path: Path) -> int | None:
+    """The bytes of a file, None when there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def _rounded(size: int) -> int:

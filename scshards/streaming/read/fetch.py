@@ -139,7 +139,7 @@ class ChunkFetcher:
             if hashlib.sha256(data).hexdigest() == info.index_sha256:
                 self._clock.count(cached=1)
                 return bytes(data)
-            self._cache.drop(info.index_sha256)
+            self._cache.drop(info.index_sha256, len(data))
         for _ in range(1 + READS_AGAIN):
             storage.read_into(info.index_path, 0, [memoryview(data)], self._stop)
             if hashlib.sha256(data).hexdigest() == info.index_sha256:
@@ -239,7 +239,7 @@ class ChunkFetcher:
         try:
             return self._opened(shard, chunk, stored)
         except BAD:
-            self._cache.drop(name)
+            self._cache.drop(name, len(stored))
             return None
 
     def _receive(self, shard: int, first: int, parts: Sequence[Chunk]) -> None:

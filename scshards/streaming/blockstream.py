@@ -92,7 +92,8 @@ class BlockStream:
         self._clock = StageClock()
         self._fetcher, self._quarantine = ChunkFetcher(shards, self._clock, cache), quarantine
         shards.read_indexes_by(self._fetcher.index)
-        self._choice = choice_of(shards, choosing, seed)
+        quarantine.begin(epoch)
+        self._choice = quarantine.choosing(lambda: choice_of(shards, choosing, seed))
         self._order = Order(
             self._choice.parts,
             by_domain=choosing.domain_by is not None,

@@ -161,6 +161,11 @@ class Appearances:
             return in_passes(weights)
         return in_passes(self._resampling.copies(shard, weights))
 
+    def of_any(self, shard: int, cells: int) -> Passes:
+        """As many appearances as a shard has, of its `cells` in turn, where nobody can tell of which."""
+        n = int(self.of_shard[shard])
+        return in_passes((n + np.arange(cells)[::-1]) // max(cells, 1))
+
 
 class Choice:
     """How often each cell of a split appears.

@@ -137,13 +137,14 @@ def plan(root: str) -> Figures:
     opened = time.perf_counter()
     planned = loader.plan()
     runs = 0
-    for lane in range(planned.lanes):
-        first = planned.lane_start(lane)
-        runs += len(planned.runs(first, first + planned.lane_cells(lane)))
+    for stretch in planned.stretches:
+        runs += len(planned.runs(stretch, 0, stretch.cells))
     share = Share(
         begin=0, end=planned.cells, rank=0, world_size=1, batch_size=64, lanes=planned.lanes
     )
-    assert len(share.my_lanes()) == planned.lanes and runs >= len(planned.order)
+    assert len(share.my_lanes()) == planned.lanes and runs >= sum(
+        len(line.shards) for line in planned.lines
+    )
     return {
         "open, s": opened - begin,
         "plan, s": time.perf_counter() - opened,

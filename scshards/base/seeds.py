@@ -61,3 +61,9 @@ def uniforms(key: int, counters: NDArray[np.integer]) -> NDArray[np.float64]:
 def permutation(key: int, n: int) -> NDArray[np.int64]:
     """A permutation of range(n), int64: the order of n draws, ties by index."""
     return np.argsort(draws(key, np.arange(n)), kind="stable").astype(np.int64)
+
+
+def golden(n: int) -> NDArray[np.uint64]:
+    """n multiples of the golden ratio, modulo 1 = 2^64: any of them in a row are spread evenly."""
+    with np.errstate(over="ignore"):
+        return np.arange(n, dtype=np.uint64) * np.uint64(GOLDEN)

@@ -14,7 +14,11 @@ from numpy.typing import NDArray
 from scshards.kernels.cache import inlined, kernel
 from scshards.kernels.members import draw
 
-_AT_ONCE = 1 << 20
+AT_ONCE = 1 << 20
+"""Emissions that are worked out at a time."""
+
+EPOCH = 1 << 62
+"""How long an epoch lasts, in the time by which cells are due."""
 
 FILLED, NEXT_INPUT, EMITTED = 0, 1, 2
 """Places in a buffer's state: cells in it, the next input cell, cells emitted so far."""
@@ -43,8 +47,8 @@ def some_of_order(
     slots, state = new_state(min(buffer, max(cells, 1)))
     out = np.empty(len(emissions), np.int64)
     done = 0
-    for begin in range(0, int(emissions[-1]) + 1 if len(emissions) else 0, _AT_ONCE):
-        some = np.empty(min(_AT_ONCE, cells - begin), np.int64)
+    for begin in range(0, int(emissions[-1]) + 1 if len(emissions) else 0, AT_ONCE):
+        some = np.empty(min(AT_ONCE, cells - begin), np.int64)
         _emit(slots, state, cells, np.uint64(key), len(some), some)
         end = int(np.searchsorted(emissions, begin + len(some)))
         out[done:end] = some[emissions[done:end] - begin]
@@ -84,3 +88,44 @@ def _emit(slots, state, cells, key, count, out):
             filled -= 1
             slots[r] = slots[filled]
     state[0], state[1], state[2] = filled, following, emitted
+
+
+@kernel
+def take_turns(cells, due, every, states, count, out):
+    """Which stretches the next `count` emissions of a lane are of.
+
+    cells, due, every [stretches]: of each, its cells, when the first is due, and the time from one to
+    the next. Counts in states [stretches, 3]; out[:count] become the stretches, as far as there is room.
+    """
+    filler, whole, done = 0, np.int64(0), np.int64(0)
+    for k in range(len(cells)):
+        whole += cells[k]
+        done += states[k, EMITTED]
+        if cells[k] > cells[filler]:
+            filler = k
+    step = EPOCH // max(whole, 1)
+    now = done * step
+    for i in range(count):
+        now += step
+        k = turn(due, every, cells, states, 0, len(cells), filler, now)
+        states[k, EMITTED] += 1
+        if i < len(out):
+            out[i] = k
+
+
+@inlined
+def turn(due, every, cells, states, first, end, filler, now):
+    """Whose turn it is among the stretches [first, end) of a lane, at a time.
+
+    Of the cells that are due by then, that which is due first (of the earlier stretch, if at once); else
+    one of the `filler`, the largest stretch, for which it does not matter; else what is due next.
+    """
+    best, when = np.int64(-1), np.int64(0)
+    for k in range(first, end):
+        if k != filler and states[k, EMITTED] < cells[k]:
+            at = due[k] + states[k, EMITTED] * every[k]
+            if best < 0 or at < when:
+                best, when = k, at
+    if states[filler, EMITTED] < cells[filler] and (best < 0 or when >= now):
+        return filler
+    return best

@@ -21,13 +21,11 @@ from scshards.base import seeds
 from scshards.base.errors import ConfigError
 from scshards.base.progress import Progress
 from scshards.base.text import did_you_mean
-from scshards.kernels.buffers import some_of_order
 from scshards.report.entropy import entropy, expected_entropy
 from scshards.report.mix_options import MixOptions
 from scshards.shards.index import OBS_PREFIX
 from scshards.shards.shardlist import SOURCE, ShardList
 from scshards.streaming.order.choose import scan
-from scshards.streaming.order.plan import EpochPlan
 from scshards.streaming.order.state import Order
 from scshards.streaming.order.strata import Appearances, Choice, ChoiceOptions
 
@@ -139,7 +137,9 @@ def mix(
     shards = ShardList([root], split, storage_options)
     names = _columns(shards, by)
     weights = None if o.balanced is None else {o.balanced: "balanced"}
-    choice = Choice(shards, ChoiceOptions(where=o.where, weights=weights), o.seed)
+    choice = Choice(
+        shards, ChoiceOptions(where=o.where, weights=weights), o.seed, stratified=o.shuffle
+    )
     order = Order(
         choice.parts,
         by_domain=False,
@@ -163,10 +163,10 @@ def mix(
     appearances = order.appearances(0, position)
     plan = order.plan(0, position, appearances)
     positions = steps[:, None] * order.global_batch + np.arange(order.global_batch)
-    line = _line(plan, positions.reshape(-1))
+    cells = plan.cells_at(positions.reshape(-1))
     columns = list(dict.fromkeys((*names.values(), *choice.columns)))
     with Progress("mix", len(shards.shards), "indexes", shown=progress) as shown:
-        codes, counts = _look_up(shards, names, columns, appearances, plan, line, shown)
+        codes, counts = _look_up(shards, names, columns, appearances, cells, shown)
     found = []
     for name in names:
         code_SG = codes[name].reshape(positions.shape)
@@ -218,52 +218,46 @@ def _spread(wanted: int, steps: int, key: int) -> NDArray[np.int64]:
     return edges[:-1] + (seeds.uniforms(key, np.arange(wanted)) * room).astype(np.int64)
 
 
-def _line(plan: EpochPlan, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where on the line the cells at these positions of the epoch lie; positions ascend."""
-    out = np.empty(len(positions), np.int64)
-    lanes = positions % plan.lanes
-    for lane in np.unique(lanes).tolist():
-        mine = np.flatnonzero(lanes == lane)
-        of_lane = some_of_order(
-            plan.lane_cells(lane), plan.buffer, plan.lane_key(lane), positions[mine] // plan.lanes
-        )
-        out[mine] = plan.lane_start(lane) + of_lane
-    return out
-
-
 def _look_up(
     shards: ShardList,
     names: Mapping[str, str],
     columns: Sequence[str],
-    appearances: Appearances,
-    plan: EpochPlan,
-    line: NDArray[np.int64],
+    appearances: Sequence[Appearances],
+    cells: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
     shown: Progress,
 ) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.int64]]]:
-    """{name: the code of each cell on the line, + 1}, {name: the epoch's cells by code + 1}."""
-    along = np.searchsorted(plan.starts, line, side="right") - 1
-    shard_of = plan.order[along]
-    place_of = line - plan.starts[along] + plan.firsts[along]
+    """{name: the code of each cell, + 1}, {name: the epoch's cells by code + 1}.
+
+    `cells` as EpochPlan.cells_at has them.
+    """
+    stratum_of, shard_of, place_of = cells
     by_shard = np.argsort(shard_of, kind="stable")
     bounds = np.searchsorted(shard_of[by_shard], np.arange(len(shards.shards) + 1))
+    strata_of: dict[int, list[int]] = {}
+    for i, each in enumerate(appearances):
+        for shard in each.stratum.shards.tolist():
+            strata_of.setdefault(shard, []).append(i)
     sizes = {
         n: len(shards.labels[n].categories if c != SOURCE else shards.sources)
         for n, c in names.items()
     }
     counts = {n: np.zeros(sizes[n] + 1, np.int64) for n in names}
-    codes = {n: np.empty(len(line), np.int64) for n in names}
+    codes = {n: np.empty(len(shard_of), np.int64) for n in names}
     lock = threading.Lock()
 
     def look(shard: int, table: Mapping[str, NDArray[Any]]) -> None:
-        wanted = by_shard[bounds[shard] : bounds[shard + 1]]
-        cells = None if appearances.is_every_cell else appearances.passes(shard, table).cells
-        for name, column in names.items():
-            code = table[column].astype(np.int64) + 1
-            code = code if cells is None else code[cells]
-            codes[name][wanted] = code[place_of[wanted]]
-            counted = np.bincount(code, minlength=len(counts[name]))
-            with lock:
-                counts[name] += counted
+        in_shard = by_shard[bounds[shard] : bounds[shard + 1]]
+        for stratum in strata_of.get(shard, ()):
+            each = appearances[stratum]
+            wanted = in_shard[stratum_of[in_shard] == stratum]
+            cells = None if each.is_every_cell(shard) else each.passes(shard, table).cells
+            for name, column in names.items():
+                code = table[column].astype(np.int64) + 1
+                code = code if cells is None else code[cells]
+                codes[name][wanted] = code[place_of[wanted]]
+                counted = np.bincount(code, minlength=len(counts[name]))
+                with lock:
+                    counts[name] += counted
         with lock:
             shown.add(1)
 

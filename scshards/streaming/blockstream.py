@@ -7,6 +7,7 @@ What a batch is made of a block is the caller's business. Called by streaming.lo
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -27,7 +28,9 @@ from scshards.streaming.read.cache import NodeCache
 from scshards.streaming.read.fetch import LOCAL_READS, REMOTE_READS, ChunkFetcher
 from scshards.streaming.stages import StageClock, Stages
 
-STATE_VERSION = 2
+_log = logging.getLogger(__name__)
+
+STATE_VERSION = 3
 _AHEAD = 16
 """Batches made before they are asked for: about 1 MB each."""
 
@@ -92,8 +95,7 @@ class BlockStream:
         self._clock = StageClock()
         self._fetcher, self._quarantine = ChunkFetcher(shards, self._clock, cache), quarantine
         shards.read_indexes_by(self._fetcher.index)
-        quarantine.begin(epoch)
-        self._choice = quarantine.choosing(lambda: choice_of(shards, choosing, seed))
+        self._choice = choice_of(shards, choosing, seed, stratified=shuffle)
         self._order = Order(
             self._choice.parts,
             by_domain=choosing.domain_by is not None,
@@ -130,6 +132,7 @@ class BlockStream:
                 where=shards.name(),
                 advice="use a smaller batch_size, or drop_last=False for evaluation",
             )
+        self._look_for_small_domains(choosing)
 
     @property
     def cells(self) -> int:
@@ -215,6 +218,7 @@ class BlockStream:
             When iteration has begun, or the state is of another shard set, seed, order or collation.
         """
         self._refuse_while_running("load_state_dict")
+        state = self._of_this_version(state)
         self._check_state(state)
         self._position = self._order.load(state)
 
@@ -282,6 +286,38 @@ class BlockStream:
                 f"{what} was called while the loader is being iterated",
                 advice="finish or close the running iterator first",
             )
+
+    def _look_for_small_domains(self, choosing: ChoiceOptions) -> None:
+        """Say which domains have no batch in any epoch, as they are smaller than a global one."""
+        least = self.global_batch if self.drop_last else 1
+        small = {name: n for name, n in self._choice.domains.items() if n < least}
+        if not small:
+            return
+        said = ", ".join(f"{'(missing)' if d is None else d} ({n})" for d, n in small.items())
+        what = (
+            f"{len(small)} of {len(self._choice.domains)} domains of {choosing.domain_by!r} never come, "
+            f"with fewer cells than one global batch of {self.global_batch}: {said}"
+        )
+        advice = "use a smaller batch_size, or leave their cells out with where"
+        if choosing.on_small_domain == "raise":
+            raise ConfigError(what, where=self._shards.name(), advice=advice)
+        if self.rank == 0:
+            _log.warning("%s: %s: %s", self._shards.name(), what, advice)
+
+    def _of_this_version(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A state of version 2, whose order no one reads any more, as one of the epoch after its own."""
+        epoch = state.get("epoch")
+        if state.get("version") != 2 or type(epoch) is not int or epoch < 0:
+            return state
+        at = state.get("position")
+        is_begun = any(at) if isinstance(at, list) else bool(at)
+        begin = self._order.begin(epoch + is_begun)
+        _log.warning(
+            "the state is of version 2, whose order is another: reading goes on at epoch %d's begin",
+            begin.epoch,
+        )
+        new = {"version": STATE_VERSION, "stratify": None, **self._order.state(begin)}
+        return {**state, **new}
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         """StateError unless a state is one of a stream like this, naming what differs."""

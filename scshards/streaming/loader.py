@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from scshards.base.access import Access
 from scshards.base.errors import ConfigError, FormatError
@@ -88,6 +88,12 @@ class CellLoader(BlockStream):
         How many cells an epoch has, repeated ones counted each time; None for as many as are chosen.
     domain_by
         A label of categories: each batch, over all ranks, has cells of one of them only.
+    on_small_domain
+        What becomes of domains that never come, with fewer cells than a global batch: "warn" says
+        which, "raise" refuses them.
+    stratify
+        A label of categories: each has its share of any batches in a row, as the sets of a blend have
+        theirs anyway, and the additions to a set. For shards that are sorted by it.
     threads
         Threads that shuffle and collate.
     retries, timeout
@@ -121,6 +127,8 @@ class CellLoader(BlockStream):
         weights: WeightsOption | None = None,
         epoch_cells: int | None = None,
         domain_by: str | None = None,
+        on_small_domain: Literal["warn", "raise"] = "warn",
+        stratify: str | None = None,
         max_length: int = 1200,
         objective: Objective = "mask",
         mask_ratio: float | Sequence[float] | None = None,
@@ -162,6 +170,8 @@ class CellLoader(BlockStream):
             weights=weights,
             epoch_cells=epoch_cells,
             domain_by=domain_by,
+            on_small_domain=on_small_domain,
+            stratify=stratify,
             shares=tuple(root.values()) if isinstance(root, Mapping) else None,
         )
         shards = ShardList(

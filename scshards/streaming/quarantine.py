@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +22,6 @@ OnBadShard = Literal["raise", "quarantine"]
 
 BAD = (FormatError, MissingDataError)
 """Errors that are about the bytes of a shard set, and not about the way to them."""
-
-Chosen = TypeVar("Chosen")
 
 _log = logging.getLogger(__name__)
 
@@ -93,27 +90,7 @@ class Quarantine:
         """An epoch, or the rest of one, is read from now on: what was bad may have been mended."""
         with self._lock:
             self._epoch = epoch
-            left_out = self._shards.left_out
-            self._cells = {k: v for k, v in self._cells.items() if k[0] in left_out}
-
-    def choosing(self, choose: Callable[[], Chosen]) -> Chosen:
-        """choose(), without the shards whose indexes it finds to be bad: they are lost for all epochs.
-
-        Raises
-        ------
-        ScshardsError
-            As `lose`.
-        """
-        while True:
-            try:
-                return choose()
-            except BAD:
-                bad = self._shards.bad_indexes()
-                if not bad:
-                    raise
-                for shard, error in bad.items():
-                    self.lose(shard, None, np.arange(self._shards.cells[shard]), error)
-                    self._shards.leave_out(shard)
+            self._cells.clear()
 
     def is_lost(self, shard: int, chunk: int | None) -> bool:
         """Whether a chunk (None: a shard's index) was bad in this epoch already."""

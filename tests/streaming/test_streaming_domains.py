@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +39,16 @@ def counts(known: Known) -> list[int]:
 
 
 def turns(sizes: list[int], batch: int, seed: int, epoch: int, drop_last: bool) -> list[int]:
-    """Whose turn it is, step by step: drawn by the batches that each domain has left."""
-    at, order = [0] * len(sizes), []
+    """Whose turn it is, step by step: of the domain whose next batch's middle is due first."""
     key = seeds.key(seed, "turns", epoch)
-    while True:
-        left = [
-            (n - a) // batch if drop_last else -(-(n - a) // batch)
-            for n, a in zip(sizes, at, strict=True)
-        ]
-        tickets = [d for d, n in enumerate(left) for _ in range(n)]
-        if not tickets:
-            return order
-        draw = seeds.mix64(key + (sum(at) + 1) * seeds.GOLDEN)
-        d = tickets[((draw >> 32) * len(tickets)) >> 32]
-        order.append(d)
-        at[d] = min(at[d] + batch, sizes[d])
+    ties = [seeds.mix64(key + (d + 1) * seeds.GOLDEN) for d in range(len(sizes))]
+    order = sorted(range(len(sizes)), key=lambda d: ties[d])
+    due = []
+    for rank, d in enumerate(order):
+        n = sizes[d] // batch if drop_last else -(-sizes[d] // batch)
+        due += [(Fraction(2 * i * batch + batch, 2 * sizes[d]), order[rank], d) for i in range(n)]
+    place = {d: order[d] for d in range(len(sizes))}
+    return [d for _, _, d in sorted((t, place[d], d) for t, _, d in due)]
 
 
 def domains_of(one: CellLoader) -> list[int]:
@@ -74,11 +70,34 @@ def test_turns_are_those_of_the_rule(known: Known, drop_last: bool, epoch: int) 
     assert domains_of(one) == want
 
 
-def test_turns_come_by_what_is_left(tmp_path: Path) -> None:
-    """A domain of a tenth of the cells has about a tenth of the batches of each stretch."""
-    sizes = [900, 100]
-    first = Counter(tuple(turns(sizes, 10, 0, e, True)[:20]).count(1) for e in range(200))
-    assert 1.6 < sum(n * k for n, k in first.items()) / 200 < 2.4
+def test_each_domain_has_its_share_of_any_batches_in_a_row(tmp_path: Path) -> None:
+    donors = np.array([0] * 6000 + [1] * 2400 + [2] * 1500 + [-1] * 100)
+    known = make_set(tmp_path, [5000, 5000], longest=3, donors=donors)
+    found = np.array(domains_of(loader(known, batch_size=10, lanes=16)))
+    for d, share in enumerate((0.6, 0.24, 0.15, 0.01)):
+        of_domain = np.concatenate(([0], np.cumsum(found == d)))
+        for window in (10, 100, 400):
+            counts = of_domain[window:] - of_domain[:-window]
+            assert np.abs(counts - share * window).max() <= 2  # batches, whatever the window
+
+
+def test_domains_that_never_come_are_named(known: Known, caplog: pytest.LogCaptureFixture) -> None:
+    sizes = counts(known)
+    batch = sorted(sizes)[1] + 1
+    small = [d for d in range(4) if sizes[d] < batch]
+    loader(known, batch_size=batch)
+    (line,) = [r.getMessage() for r in caplog.records]
+    assert "2 of 4 domains of 'donor' never come" in line
+    for d in small:
+        assert f"{['a', 'b', 'c', '(missing)'][d]} ({sizes[d]})" in line
+    with pytest.raises(ConfigError, match="2 of 4 domains"):
+        loader(known, batch_size=batch, on_small_domain="raise")
+    caplog.clear()
+    loader(known, batch_size=batch, drop_last=False, on_small_domain="raise")
+    loader(known, batch_size=batch, rank=1, world_size=2, on_small_domain="warn", drop_last=False)
+    assert not caplog.records
+    with pytest.raises(ConfigError, match="on_small_domain is 'warn' or 'raise'"):
+        loader(known, on_small_domain="skip")
 
 
 def test_a_global_batch_is_of_one_domain_on_all_ranks(known: Known) -> None:

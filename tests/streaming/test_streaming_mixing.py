@@ -82,7 +82,7 @@ def test_some_of_a_lane_is_a_part_of_all_of_it(cells, buffer, data):
 
 
 def test_a_long_lane_is_replayed_in_parts(monkeypatch):
-    monkeypatch.setattr("scshards.kernels.buffers._AT_ONCE", 7)
+    monkeypatch.setattr("scshards.kernels.buffers.AT_ONCE", 7)
     wanted = np.array([0, 6, 7, 20, 48, 49])
     assert some_of_order(50, 8, 3, wanted).tolist() == lane_order(50, 8, 3)[wanted].tolist()
 

@@ -70,7 +70,7 @@ def test_a_difference_is_what_lay_between():
 def test_a_loader_counts_its_cells_batches_reads_and_bytes(tmp_path):
     make_set(tmp_path, [70, 31], n_genes=30)
     loader = CellLoader(tmp_path, batch_size=10, lanes=1, shuffle_buffer=16, drop_last=False)
-    (again,) = {s for s, _, _ in loader.plan().runs(0, 1)}
+    (again,) = {s for s, _, _ in loader.plan().lines[0].runs(0, 1)}
     seen = sum(int(batch.weight.sum()) for batch in loader)
     found = loader.stages()
     assert (seen, found.cells, found.batches) == (101, 101, 11)

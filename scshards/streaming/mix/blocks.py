@@ -8,7 +8,7 @@ Called by streaming.mix.reading, on one thread at a time.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from scshards.streaming.mix.lanes import Lanes
 from scshards.streaming.mix.store import CellStore
 from scshards.streaming.order.plan import EpochPlan, Share
 from scshards.streaming.read.source import CellSource
+from scshards.streaming.stages import StageClock
 
 BLOCK_CELLS = 512
 """About how many cells a block has: enough to make Python's share small, few enough to start soon."""
@@ -52,10 +53,11 @@ def blocks(
     plan: EpochPlan,
     share: Share,
     batches: int,
-    source: CellSource,
+    sources: Sequence[CellSource],
     store: CellStore,
     fetchers: Executor,
     block_cells: int,
+    clock: StageClock,
 ) -> Iterator[Block]:
     """The blocks of a rank's share, `batches` batches in all, of about `block_cells` cells each.
 
@@ -64,14 +66,14 @@ def blocks(
 
     Raises whatever reading a chunk raises.
     """
-    lanes = Lanes(plan, share, source, store, fetchers)
+    lanes = Lanes(plan, share, sources, store, fetchers, clock)
     per_block = max(1, block_cells // share.batch_size)
     begin = share.begin
     count = 1
     while batches:
         count = min(count, per_block, batches)
         end = min(share.end, begin + count * share.global_batch)
-        with source.clock.time("deal"):
+        with clock.time("deal"):
             rows, taken = lanes.deal(begin, end, count * share.batch_size)
             cells = store.look(rows)
         yield Block(
@@ -90,9 +92,9 @@ def blocks(
         count *= 2
 
 
-def new_store(shards: ShardList, lanes: int, buffered: int, columns: int) -> CellStore:
-    """A store with room for what a rank's lanes, their buffers and its blocks hold at a time."""
+def new_store(shards: ShardList, stretches: int, buffered: int, columns: int) -> CellStore:
+    """A store with room for what a rank's stretches, their buffers and its blocks hold at a time."""
     chunk = max((int(s.chunks.cells.max(initial=1)) for s in shards.shards), default=1)
-    # Of each lane, besides its buffer, the chunk that it uses up and, half of the time, the next one.
-    at_a_time = buffered + lanes * 3 * chunk // 2 + _BLOCKS * BLOCK_CELLS
+    # Of each, besides its buffer, the chunk that it uses up and, half of the time, the next one.
+    at_a_time = buffered + stretches * 3 * chunk // 2 + _BLOCKS * BLOCK_CELLS
     return CellStore(at_a_time, shards.cell_bytes * 9 // 8 + 64, columns)

@@ -89,26 +89,31 @@ class EpochReader:
         share = order.share(part, position)
         appearances = order.appearances(part, position)
         plan = order.plan(part, position, appearances)
-        source = CellSource(
-            self._shards,
-            self._indexes,
-            self._fetcher,
-            appearances,
-            plan.order,
-            2 * plan.lanes,
-            self._quarantine,
-            self._clock,
-        )
-        if appearances.needs_index:
+        sources = [
+            CellSource(
+                self._shards,
+                self._indexes,
+                self._fetcher,
+                each,
+                line.shards,
+                2 * plan.lanes,
+                self._quarantine,
+                self._clock,
+            )
+            for each, line in zip(appearances, plan.lines, strict=True)
+        ]
+        if self._choice.columns:
             # All at once: lane after lane, each would have to wait for its own.
-            list(fetchers.map(source.look_up, _begun(plan, share)))
-        return blocks(plan, share, batches, source, self._store, fetchers, block_cells)
+            list(fetchers.map(lambda at: sources[at[0]].look_up(at[1]), _begun(plan, share)))
+        return blocks(
+            plan, share, batches, sources, self._store, fetchers, block_cells, self._clock
+        )
 
     def _prepare(self, order: Order, position: Position) -> None:
         if self._indexes is None or self._store is None:
             labels = tuple(self._shards.labels)
-            # A shard of each lane, and the next one of those that come to the end of theirs.
-            kept = sum(position.lanes) * 5 // 4 + 2
+            # A shard of each stretch, and the next one of those that come to the end of theirs.
+            kept = order.stretches(position) * 5 // 4 + 2
             self._indexes = IndexCache(
                 self._shards, labels, self._choice.columns, kept, self._clock
             )
@@ -117,13 +122,14 @@ class EpochReader:
         self._store.clear()
 
 
-def _begun(plan: EpochPlan, share: Share) -> list[int]:
-    """The shards that the rank's lanes read first: most cells of a replayed buffer lie there too."""
-    shards: dict[int, None] = {}
+def _begun(plan: EpochPlan, share: Share) -> list[tuple[int, int]]:
+    """(stratum, shard) that the rank's lanes read first: most cells of replayed buffers lie there."""
+    found: dict[tuple[int, int], None] = {}
     for lane in share.my_lanes():
-        at = share.emissions(lane, share.begin)
-        first = max(0, at - plan.buffer)
-        end = min(plan.lane_cells(lane), at + plan.buffer + 1)
-        line = plan.lane_start(lane)
-        shards |= dict.fromkeys(shard for shard, _, _ in plan.runs(line + first, line + end))
-    return list(shards)
+        emissions = min(share.emissions(lane, share.begin), plan.lane_cells(lane))
+        emitted = plan.turns(lane, emissions)
+        for stretch, at in zip(plan.of_lane(lane), emitted, strict=True):
+            first = max(0, at - stretch.buffer)
+            end = min(stretch.cells, at + stretch.buffer + 1)
+            found |= {(stretch.stratum, s): None for s, _, _ in plan.runs(stretch, first, end)}
+    return list(found)

@@ -87,9 +87,11 @@ def scan(
     shards: ShardList,
     columns: Sequence[str],
     look: Callable[[int, dict[str, NDArray[Any]]], Found],
+    which: Sequence[int] | None = None,
 ) -> list[Found]:
-    """look(shard, columns of its index) of every shard, several at once, in order."""
-    return _in_threads(lambda s: look(s, shards.index(s, columns)), range(len(shards.shards)))
+    """look(shard, columns of its index) of every shard, or of these, several at once, in order."""
+    every = range(len(shards.shards)) if which is None else which
+    return _in_threads(lambda s: look(s, shards.index(s, columns)), every)
 
 
 def column_name(shards: ShardList, name: str, option: str) -> str:

@@ -1,16 +1,21 @@
 """The order of an epoch, on integers alone: which cell comes at which position, and to which rank.
 
-    shards, permuted, laid in a ring:   |--7--|---2---|-5-|------0------| ...      the line, N cells,
-    cut open at a cell drawn              ^ from here on, round to here
-    cut into K lanes, equal to one cell: |lane 2|lane 0|lane K-1| ... |lane 1|     in a drawn order
-    each lane read in order through a shuffle buffer (kernels.buffers)
+    strata: cells whose share of any stretch of the epoch is to be exact (a set of a blend, an addition)
+    of each, shards, permuted, laid in a ring: |--7--|---2---|-5-|------0------| ...    its line
+    cut open at a cell drawn                     ^ from here on, round to here
+    K lanes of N cells in all, equal to within one cell; each has stretches of some strata's lines:
+        few strata:  one of each of them         many:  the lanes of a group share them out
+    a lane emits cells of its stretches, each out of a shuffle buffer, as they are due (kernels.buffers)
     position p = the (p // K)-th cell that lane p % K emits
     rank r of W takes the positions p = r mod W; global batch t is W * batch_size positions in a row
 
+Cell c of a stretch of n is due at (c + u) / n of the epoch, with phases u that are spread evenly over
+the lanes: a stratum's share of any positions in a row is that of the epoch, to within a few cells.
+
 When W divides K a rank has whole lanes. When it does not (an epoch resumed on another world size) it
 reads more lanes and keeps its share, and the next epoch takes lanes that fit. Either way each position
-goes to exactly one rank, and the state of an epoch is one integer: positions consumed. Called by
-streaming.order.state; streaming.mix.lanes asks it where a lane's cells lie.
+goes to exactly one rank, and the state of an epoch is one integer: positions consumed. Read by
+order.state; mix.lanes asks where a lane's cells lie.
 """
 
 from __future__ import annotations
@@ -18,61 +23,34 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base import seeds
+from scshards.kernels.buffers import AT_ONCE, EMITTED, EPOCH, some_of_order, take_turns
+
+_U64 = (1 << 64) - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EpochPlan:
-    """The line of an epoch and its lanes.
+class Line:
+    """The cells of a stratum, shard after shard.
 
     Attributes
     ----------
-    order
-        int64 [runs]: shard ordinals along the line; that in which the line was cut open comes first and
-        last.
+    shards
+        int64 [runs]: shard ordinals along the line; that in which it was cut open comes first and last.
     starts
         int64 [runs + 1]: where each of them begins on the line.
     firsts
-        int64 [runs]: the first of the shard's cells that lies there.
-    lanes
-        K.
-    lane_starts
-        int64 [lanes]: where each lane begins on the line.
-    buffer
-        Cells in the shuffle buffer of one lane; 1 keeps the line's order.
-    seed, epoch
-        What the lanes' shuffle keys are made of.
+        int64 [runs]: the first of the shard's cells, of those in the stratum, that lies there.
     """
 
-    order: NDArray[np.int64]
+    shards: NDArray[np.int64]
     starts: NDArray[np.int64]
     firsts: NDArray[np.int64]
-    lanes: int
-    lane_starts: NDArray[np.int64]
-    buffer: int
-    seed: int
-    epoch: int
-
-    @property
-    def cells(self) -> int:
-        """N, the cells of the epoch."""
-        return int(self.starts[-1])
-
-    def lane_cells(self, lane: int) -> int:
-        """How many cells a lane has: N // K, and one more in the first N % K lanes."""
-        return self.cells // self.lanes + (lane < self.cells % self.lanes)
-
-    def lane_start(self, lane: int) -> int:
-        """Where a lane begins on the line."""
-        return int(self.lane_starts[lane])
-
-    def lane_key(self, lane: int) -> int:
-        """The key of the lane's shuffle buffer."""
-        return seeds.key(self.seed, "lane", self.epoch, lane)
 
     def runs(self, start: int, stop: int) -> list[tuple[int, int, int]]:
         """The line [start, stop) as (shard ordinal, first cell, end cell) in order."""
@@ -82,14 +60,150 @@ class EpochPlan:
             end = min(stop, int(self.starts[i + 1]))
             if end > start:
                 base = int(self.starts[i]) - int(self.firsts[i])
-                out.append((int(self.order[i]), start - base, end - base))
+                out.append((int(self.shards[i]), start - base, end - base))
             start = end
             i += 1
         return out
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stretch:
+    """What a lane reads of a stratum: `cells` of its line, from `start` on.
+
+    Attributes
+    ----------
+    lane, stratum, start, cells
+        As they say; cells is above 0.
+    buffer
+        Cells in its shuffle buffer; 1 keeps the line's order.
+    key
+        Of its shuffle buffer.
+    due, every
+        When its first cell is due, and the time from one to the next, in an epoch that lasts EPOCH.
+    """
+
+    lane: int
+    stratum: int
+    start: int
+    cells: int
+    buffer: int
+    key: int
+    due: int
+    every: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochPlan:
+    """The lines of an epoch and the lanes that read them.
+
+    Attributes
+    ----------
+    lines
+        One of each stratum.
+    stretches
+        Of lane 0, of lane 1, and so on; in a lane by stratum.
+    lanes
+        K.
+    epoch
+        Which one.
+    """
+
+    lines: tuple[Line, ...]
+    stretches: tuple[Stretch, ...]
+    lanes: int
+    epoch: int
+
+    @cached_property
+    def cells(self) -> int:
+        """N, the cells of the epoch."""
+        return sum(int(line.starts[-1]) for line in self.lines)
+
+    @cached_property
+    def firsts(self) -> list[int]:
+        """[lanes + 1]: where each lane's stretches begin among all."""
+        counts = np.bincount([s.lane for s in self.stretches], minlength=self.lanes)
+        return [0, *np.cumsum(counts).tolist()]
+
+    def lane_cells(self, lane: int) -> int:
+        """How many cells a lane has: N // K, and one more in the first N % K lanes."""
+        return self.cells // self.lanes + (lane < self.cells % self.lanes)
+
+    def of_lane(self, lane: int) -> tuple[Stretch, ...]:
+        """The stretches of a lane."""
+        return self.stretches[self.firsts[lane] : self.firsts[lane + 1]]
+
+    def runs(self, stretch: Stretch, first: int, stop: int) -> list[tuple[int, int, int]]:
+        """The cells [first, stop) of a stretch, as `Line.runs`."""
+        return self.lines[stretch.stratum].runs(stretch.start + first, stretch.start + stop)
+
+    def turns(self, lane: int, emissions: int) -> list[int]:
+        """How many of a lane's first emissions are of each of its stretches."""
+        mine = self.of_lane(lane)
+        if len(mine) == 1:
+            return [emissions]
+        states = np.zeros((len(mine), 3), np.int64)
+        take_turns(*_times(mine), states, emissions, np.empty(0, np.int64))
+        counts: list[int] = states[:, EMITTED].tolist()
+        return counts
+
+    def cells_at(
+        self, positions: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Which cells come at these positions, int64 [P], which ascend: stratum, shard, and which of its
+        cells that are in the stratum, each int64 [P]. Its memory does not grow with the epoch."""
+        found = np.empty((3, len(positions)), np.int64)
+        for lane in np.unique(positions % self.lanes).tolist():
+            at = np.flatnonzero(positions % self.lanes == lane)
+            turn, own = self._turns_of(lane, positions[at] // self.lanes)
+            for i, stretch in enumerate(self.of_lane(lane)):
+                mine = np.flatnonzero(turn == i)
+                inputs = some_of_order(stretch.cells, stretch.buffer, stretch.key, own[mine])
+                line, where = self.lines[stretch.stratum], stretch.start + inputs
+                run = np.searchsorted(line.starts, where, side="right") - 1
+                cells = where - line.starts[run] + line.firsts[run]
+                found[:, at[mine]] = np.full(len(mine), stretch.stratum), line.shards[run], cells
+        return found[0], found[1], found[2]
+
+    def _turns_of(
+        self, lane: int, emissions: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of these emissions of a lane, which ascend: the stretch, and its how manieth."""
+        mine = self.of_lane(lane)
+        if len(mine) == 1:
+            return np.zeros(len(emissions), np.int64), emissions
+        states, times = np.zeros((len(mine), 3), np.int64), _times(mine)
+        turns, own = np.empty(len(emissions), np.int64), np.empty(len(emissions), np.int64)
+        done = 0
+        for begin in range(0, int(emissions[-1]) + 1, AT_ONCE):
+            some = np.empty(min(AT_ONCE, self.lane_cells(lane) - begin), np.int64)
+            before = states[:, EMITTED].copy()
+            take_turns(*times, states, len(some), some)
+            end = int(np.searchsorted(emissions, begin + len(some)))
+            which = emissions[done:end] - begin
+            turns[done:end] = some[which]
+            for i, count in enumerate(before.tolist()):
+                is_own = turns[done:end] == i
+                own[done:end][is_own] = (count + np.cumsum(some == i) - 1)[which[is_own]]
+            done = end
+        return turns, own
+
+
+def _times(
+    stretches: Sequence[Stretch],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """cells, due and every of stretches, as kernels.buffers takes them."""
+    of_each = np.array([(s.cells, s.due, s.every) for s in stretches], np.int64).reshape(-1, 3)
+    cells, due, every = np.ascontiguousarray(of_each.T)
+    return cells, due, every
+
+
+StratumCells = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""The shards of a stratum and how many of its cells each has (where cells appear more or less than once,
+how often they do together), both int64 [shards]."""
+
+
 def plan_epoch(
-    shard_cells: Sequence[int] | NDArray[np.integer],
+    strata: Sequence[StratumCells],
     *,
     seed: int,
     epoch: int,
@@ -97,62 +211,129 @@ def plan_epoch(
     shuffle: bool,
     shuffle_buffer: int,
 ) -> EpochPlan:
-    """The plan of an epoch from the number of cells of each shard.
+    """The plan of an epoch.
 
     Parameters
     ----------
-    shard_cells
-        In manifest order; where cells appear more or less than once, how often they do together.
+    strata
+        One, where shuffle is False.
     lanes
         K, at least 1.
     shuffle
-        False keeps the shards and lanes in order and every lane's buffer at one cell.
+        False keeps the shards and lanes in order and every stretch's buffer at one cell.
     shuffle_buffer
-        Cells over all lanes together; each lane has its K-th part, at least 1.
+        Cells over all stretches together; each has its part, at least 1.
     """
-    cells = np.asarray(shard_cells, np.int64)
-    order = shard_order(len(cells), seed=seed, epoch=epoch, shuffle=shuffle)
-    sizes = cells[order]
-    firsts = np.zeros(len(cells), np.int64)
-    n = int(sizes.sum())
-    along = np.arange(lanes)
-    if shuffle and n:
-        opened = (
-            int(seeds.draws(seeds.key(seed, "open", epoch), np.zeros(1, np.int64))[0]) * n >> 64
-        )
-        order, sizes, firsts = _opened(order, sizes, opened)
-        along = seeds.permutation(seeds.key(seed, "lanes", epoch), lanes)
-    # Of lane k, cells N // K, and one more in the first N % K; laid out in the drawn order.
-    lengths = (n // lanes + (np.arange(lanes) < n % lanes))[along]
-    lane_starts = np.empty(lanes, np.int64)
-    lane_starts[along] = np.cumsum(lengths) - lengths
-    return EpochPlan(
-        order=order,
-        starts=np.concatenate(([0], np.cumsum(sizes))),
-        firsts=firsts,
-        lanes=lanes,
-        lane_starts=lane_starts,
-        buffer=max(1, shuffle_buffer // lanes) if shuffle else 1,
-        seed=seed,
-        epoch=epoch,
+    assert shuffle or len(strata) == 1
+    seeds_of = [stratum_seed(seed, i, len(strata)) for i in range(len(strata))]
+    lines = tuple(
+        _line(shards, cells, one, epoch, shuffle)
+        for (shards, cells), one in zip(strata, seeds_of, strict=True)
     )
+    sizes = [int(line.starts[-1]) for line in lines]
+    n = sum(sizes)
+    turn = lanes // groups(lanes, len(strata)) * seeds.GOLDEN
+    order = seeds.permutation(seeds.key(seed, "strata", epoch), len(strata)).tolist()
+    stretches: list[Stretch] = []
+    for stratum, pieces in enumerate(_dealt(sizes, lanes, order)):
+        one = seeds_of[stratum]
+        along = np.arange(len(pieces))
+        if shuffle:
+            along = seeds.permutation(seeds.key(one, "lanes", epoch), len(pieces))
+        lengths = np.array([cells for _, cells in pieces], np.int64)[along]
+        starts = np.empty(len(pieces), np.int64)
+        starts[along] = np.cumsum(lengths) - lengths
+        phase = seeds.key(one, "phase", epoch)
+        for (lane, cells), start in zip(pieces, starts.tolist(), strict=True):
+            every = EPOCH // cells
+            stretches.append(
+                Stretch(
+                    lane=lane,
+                    stratum=stratum,
+                    start=start,
+                    cells=cells,
+                    buffer=max(1, shuffle_buffer * cells // n) if shuffle else 1,
+                    key=seeds.key(one, "lane", epoch, lane),
+                    due=(phase + lane * turn & _U64) * every >> 64,
+                    every=every,
+                )
+            )
+    stretches.sort(key=lambda s: (s.lane, s.stratum))
+    return EpochPlan(lines=lines, stretches=tuple(stretches), lanes=lanes, epoch=epoch)
 
 
-def _opened(
-    order: NDArray[np.int64], sizes: NDArray[np.int64], at: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """The ring of shards cut open before its cell `at`: shards, their cells, the first of each."""
-    ends = np.cumsum(sizes)
-    i = int(np.searchsorted(ends, at, side="right"))
-    before = at - int(ends[i] - sizes[i])
-    tail = [i] if before else []
-    turned = np.concatenate((np.arange(i, len(order)), np.arange(i), tail)).astype(np.int64)
-    cells, firsts = sizes[turned], np.zeros(len(turned), np.int64)
-    cells[0] -= before
-    firsts[0] = before
-    if before:
-        cells[-1] = before
-    return order[turned], cells, firsts
+def stratum_seed(seed: int, stratum: int, strata: int) -> int:
+    """What the order of a stratum is made of: of the only one, the seed itself."""
+    return seed if strata == 1 else seeds.key(seed, "stratum", stratum)
+
+
+def groups(lanes: int, strata: int) -> int:
+    """How many groups lanes are in; a group has its part of every stratum.
+
+    As many as there are lanes, so that each lane has a stretch of each stratum, where stretches (a chunk
+    of each is in memory) stay below twice the lanes; with many strata one group.
+    """
+    most = lanes // max(1, strata - 1)
+    return max(d for d in range(1, max(1, min(lanes, most)) + 1) if lanes % d == 0)
+
+
+def most_stretches(lanes: int, strata: int) -> int:
+    """The stretches of an epoch, at most: each stratum but the first begins one more in each group."""
+    return lanes + groups(lanes, strata) * (strata - 1)
+
+
+def _dealt(sizes: Sequence[int], lanes: int, order: Sequence[int]) -> list[list[tuple[int, int]]]:
+    """Of each stratum, the lanes that read it and how many cells each.
+
+    All cells, stratum after stratum, are dealt to the lanes one by one in turn. What the lanes of a
+    group have got is laid end to end and cut into these lanes.
+    """
+    out: list[list[tuple[int, int]]] = [[] for _ in sizes]
+    g = groups(lanes, len(sizes))
+    # Neighbours in this order are far apart among the lanes, and so in time as among ranks.
+    filled = np.argsort(seeds.golden(lanes), kind="stable")
+    group_of = np.empty(lanes, np.int64)
+    group_of[filled] = np.arange(lanes) % g
+    ends = np.cumsum([sizes[s] for s in order])
+    before = np.concatenate(([0], ends))[:, None] - np.arange(lanes) - 1
+    of_lane = np.diff(before // lanes, axis=0)  # [strata, lanes]
+    room = of_lane.sum(axis=0).tolist()
+    of_group = [np.bincount(group_of, n, g).astype(np.int64).tolist() for n in of_lane]
+    for group in range(g):
+        its_lanes = iter(filled[group::g].tolist())
+        lane = next(its_lanes)
+        for stratum, of_groups in zip(order, of_group, strict=True):
+            left = of_groups[group]
+            while left:
+                while not room[lane]:
+                    lane = next(its_lanes)
+                cells = min(left, room[lane])
+                out[stratum].append((lane, cells))
+                left -= cells
+                room[lane] -= cells
+    return out
+
+
+def _line(
+    shards: NDArray[np.int64], cells: NDArray[np.int64], seed: int, epoch: int, shuffle: bool
+) -> Line:
+    """The shards in the order of an epoch, the ring of them cut open."""
+    order = shard_order(len(shards), seed=seed, epoch=epoch, shuffle=shuffle)
+    shards, sizes = shards[order], cells[order]
+    firsts = np.zeros(len(shards), np.int64)
+    n = int(sizes.sum())
+    if shuffle and n:
+        at = int(seeds.draws(seeds.key(seed, "open", epoch), np.zeros(1, np.int64))[0]) * n >> 64
+        ends = np.cumsum(sizes)
+        i = int(np.searchsorted(ends, at, side="right"))
+        before = at - int(ends[i] - sizes[i])
+        turned = np.concatenate((np.arange(i, len(shards)), np.arange(i + (before > 0))))
+        shards, sizes, firsts = shards[turned], sizes[turned], firsts[turned]
+        sizes[0] -= before
+        firsts[0] = before
+        if before:
+            sizes[-1] = before
+    return Line(shards=shards, starts=np.concatenate(([0], np.cumsum(sizes))), firsts=firsts)
 
 
 def shard_order(shards: int, *, seed: int, epoch: int, shuffle: bool) -> NDArray[np.int64]:

@@ -1,7 +1,7 @@
 """The order of a split's epochs, and how far a pass through one has come.
 
     parts --plan, share--> a line, lanes and a rank's share for each
-    turns: whose batch comes next; with domains drawn by how many batches each has left
+    turns: whose batch comes next; with domains that of the one whose batch is due first
 
 An Order never changes: all it says is a function of a Position, small integers that never change either.
 A turn is a function of the positions consumed, so whoever knows these knows all that is to come.
@@ -10,14 +10,23 @@ Called by streaming.blockstream, which makes states of positions and reads what 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import islice
 from typing import Any
 
 from scshards.base import seeds
 from scshards.base.errors import StateError
-from scshards.streaming.order.plan import EpochPlan, Share, fitting_lanes, plan_epoch, steps
+from scshards.streaming.order.plan import (
+    EpochPlan,
+    Share,
+    fitting_lanes,
+    most_stretches,
+    plan_epoch,
+    steps,
+)
 from scshards.streaming.order.strata import Appearances, Part
 
 
@@ -129,36 +138,56 @@ class Order:
         """Of each batch that is left, in order: its part, and where the pass stands after it."""
         at = list(position.consumed)
         left = self.left(position)
-        key = seeds.key(self._seed, "turns", position.epoch)
-        for _ in range(sum(left)):
-            part = 0
-            if len(left) > 1:
-                part = self._turn(left, seeds.mix64(key + (sum(at) + 1) * seeds.GOLDEN))
+        drawn = seeds.permutation(seeds.key(self._seed, "turns", position.epoch), len(left))
+        ties = drawn.tolist() if self._shuffle else range(len(left))
+        waiting = [
+            (self._due(part, at[part]), ties[part], part) for part, n in enumerate(left) if n
+        ]
+        heapq.heapify(waiting)
+        while waiting:
+            _, tie, part = waiting[0]
             at[part] = min(at[part] + self.global_batch, self._parts[part].positions)
             left[part] -= 1
             yield part, replace(position, consumed=tuple(at))
+            if left[part]:
+                heapq.heapreplace(waiting, (self._due(part, at[part]), tie, part))
+            else:
+                heapq.heappop(waiting)
 
-    def appearances(self, part: int, position: Position) -> Appearances:
-        """How often the cells of a part appear in this epoch."""
-        return self._parts[part].appearances(position.epoch, shuffle=self._shuffle)
+    def appearances(self, part: int, position: Position) -> list[Appearances]:
+        """How often the cells of each stratum of a part appear in this epoch."""
+        strata = self._parts[part].strata
+        return [s.appearances(position.epoch, shuffle=self._shuffle) for s in strata]
 
-    def plan(self, part: int, position: Position, appearances: Appearances) -> EpochPlan:
+    def plan(self, part: int, position: Position, appearances: Sequence[Appearances]) -> EpochPlan:
         """The order of a part, on integers."""
-        one = self._parts[part]
         return plan_epoch(
-            appearances.of_shard,
-            seed=one.seed,
+            [(a.stratum.shards, a.of_shard) for a in appearances],
+            seed=self._parts[part].seed,
             epoch=position.epoch,
             lanes=position.lanes[part],
             shuffle=self._shuffle,
             shuffle_buffer=self._buffer(part),
         )
 
+    def stretches(self, position: Position) -> int:
+        """How many stretches all lanes read at a time, at most."""
+        return sum(
+            most_stretches(k, len(p.strata))
+            for k, p in zip(position.lanes, self._parts, strict=True)
+        )
+
     def held(self, position: Position) -> tuple[int, int]:
-        """How many lanes this rank reads, and the cells in their buffers at most."""
-        lanes = [len(self.share(part, position).my_lanes()) for part in range(len(self._parts))]
-        buffers = [self._buffer(part) // k + 1 for part, k in enumerate(position.lanes)]
-        return sum(lanes), sum(n * b for n, b in zip(lanes, buffers, strict=True))
+        """How many stretches this rank reads at a time, and the cells in their buffers, at most."""
+        stretches = cells = 0
+        for part, (lanes, one) in enumerate(zip(position.lanes, self._parts, strict=True)):
+            mine, most = (
+                len(self.share(part, position).my_lanes()),
+                most_stretches(lanes, len(one.strata)),
+            )
+            stretches += -(-most * mine // lanes)
+            cells += -(-(self._buffer(part) + most) * mine // lanes)
+        return stretches, cells
 
     def share(self, part: int, position: Position) -> Share:
         """This rank's share of what is left of a part."""
@@ -222,14 +251,12 @@ class Order:
             return self.begin(epoch)
         return Position(epoch=epoch, lanes=tuple(lanes), consumed=tuple(at))
 
-    def _turn(self, left: Sequence[int], draw: int) -> int:
-        """A part, drawn by the batches that it has left; without shuffle the first that has one."""
-        at = (draw >> 32) * sum(left) >> 32 if self._shuffle else 0
-        for part, n in enumerate(left):
-            if at < n:
-                return part
-            at -= n
-        raise AssertionError("a turn when nothing is left")
+    def _due(self, part: int, consumed: int) -> Fraction:
+        """When a part's next batch is due: where its middle lies in the part. Without shuffle, one part
+        after the other."""
+        if not self._shuffle:
+            return Fraction(part)
+        return Fraction(2 * consumed + self.global_batch, 2 * self._parts[part].positions)
 
     def _buffer(self, part: int) -> int:
         """Cells in the shuffle buffers of all lanes of a part."""

@@ -1,18 +1,22 @@
-"""What an epoch is made of: how often each cell appears, in one part or in one for each domain.
+"""What an epoch is made of: parts that take turns, strata whose shares are exact, appearances of cells.
 
-    where, take --choice--> cells that may appear --weights--> copies of each --domain_by--> parts
+    where, take --choose--> cells that may appear --weights--> copies of each
+    --domain_by--> parts: batches are of one of them
+    --sets, additions, stratify--> strata: each keeps its share of every stretch of a part
 
-A part has its own order and its own positions; without domains there is one. Parts know sums for each
-shard, never cells: which cells of a shard appear is worked out when its index is read. Called by
-streaming.loader (options, parts), streaming.order.state (orders) and streaming.read.source (passes).
+A stratum has its own order and its own positions; without options all cells of a set that was packed
+at once are one. Strata know sums for each shard, never cells: which cells of a shard appear is worked
+out when its index is read. Read by order.state (orders) and read.source (passes).
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -26,7 +30,8 @@ from scshards.shards.index import OBS_PREFIX
 from scshards.shards.shardlist import SOURCE, ShardList
 from scshards.streaming.order.choose import Chosen, choose, scan
 from scshards.streaming.order.copies import Passes, Resampling, in_passes, resample
-from scshards.streaming.order.plan import shard_order
+from scshards.streaming.order.origins import one_origin, origins
+from scshards.streaming.order.plan import shard_order, stratum_seed
 from scshards.streaming.order.weights import (
     CellWeights,
     WeightsOption,
@@ -35,7 +40,11 @@ from scshards.streaming.order.weights import (
     check_weights,
 )
 
+_log = logging.getLogger(__name__)
+
 _MAX_POSITIONS = (1 << 31) - 1
+_MANY_TIMES = 4
+"""So many strata in a shard, on average, are worth a line: each reads the shard's chunks for itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +53,7 @@ class ChoiceOptions:
 
     Attributes
     ----------
-    where, take, weights, epoch_cells, domain_by
+    where, take, weights, epoch_cells, domain_by, stratify, on_small_domain
         See CellLoader.
     shares
         Of each set of a blend; None when there is one set.
@@ -55,6 +64,8 @@ class ChoiceOptions:
     weights: WeightsOption | None = None
     epoch_cells: int | None = None
     domain_by: str | None = None
+    stratify: str | None = None
+    on_small_domain: Literal["warn", "raise"] = "warn"
     shares: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -62,6 +73,8 @@ class ChoiceOptions:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or not 1 <= value <= _MAX_POSITIONS):
                 raise ConfigError(f"{name} is a whole number of at least 1, not {value!r}")
+        if self.on_small_domain not in ("warn", "raise"):
+            raise ConfigError(f"on_small_domain is 'warn' or 'raise', not {self.on_small_domain!r}")
         if self.where is not None:
             parse(self.where, option="where")
         if self.weights is not None:
@@ -85,31 +98,33 @@ class ChoiceOptions:
             "weights": weights,
             "epoch_cells": self.epoch_cells,
             "domain_by": self.domain_by,
+            "stratify": self.stratify,
             "blend": None if self.shares is None else list(self.shares),
         }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    """Cells that are dealt in an order of their own.
+class Stratum:
+    """Cells that keep their share of every stretch of an epoch, in an order of their own.
 
     Attributes
     ----------
-    domain
-        The category that they share; None when there is one part, or for cells without a value.
-    code
-        Its code, -1 for cells without a value.
+    name
+        What they have in common: where they came from, and the category of `stratify`.
     seed
-        What its order is made of.
+        What their order is made of.
     positions
-        Its appearances of cells in an epoch, the same in every epoch.
+        Their appearances in an epoch, the same in every epoch.
+    shards
+        int64 [shards]: those with such cells, ascending.
     """
 
-    domain: str | None
-    code: int
+    name: str
     seed: int
     positions: int
+    shards: NDArray[np.int64]
     _sums: NDArray[np.int64]
+    _kind: _Kind
     _choice: Choice
 
     def appearances(self, epoch: int, *, shuffle: bool) -> Appearances:
@@ -122,25 +137,50 @@ class Part:
         return Appearances(self, self._choice, drawn.appearances, drawn)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """What batches are made of: with domains, the cells of one of them.
+
+    Attributes
+    ----------
+    domain
+        The category that they share; None when there is one part, or for cells without a value.
+    seed
+        What its order is made of.
+    strata
+        In no order that means anything; none when there are no cells.
+    positions
+        Appearances of cells in an epoch, the same in every epoch.
+    """
+
+    domain: str | None
+    seed: int
+    strata: tuple[Stratum, ...]
+    positions: int
+
+
 @dataclass(frozen=True, slots=True)
 class Appearances:
-    """How often the cells of a part appear in one epoch.
+    """How often the cells of a stratum appear in one epoch.
 
     Attributes
     ----------
     of_shard
-        int64 [shards]: appearances of each shard's cells together.
+        int64 [shards of the stratum]: appearances of each shard's cells together.
     """
 
-    part: Part
+    stratum: Stratum
     _choice: Choice
     of_shard: NDArray[np.int64]
     _resampling: Resampling | None
 
-    @property
-    def is_every_cell(self) -> bool:
-        """Whether each cell of each shard appears once, in order."""
-        return self._choice.is_every_cell
+    def count(self, shard: int) -> int:
+        """How often the cells of a shard that are in the stratum appear together."""
+        return int(self.of_shard[np.searchsorted(self.stratum.shards, shard)])
+
+    def is_every_cell(self, shard: int) -> bool:
+        """Whether each cell of a shard appears once, in order."""
+        return self._choice.is_every_cell and shard not in self._choice.origins.cuts
 
     @property
     def repeats(self) -> bool:
@@ -155,16 +195,15 @@ class Appearances:
     def passes(self, shard: int, table: Mapping[str, NDArray[Any]]) -> Passes:
         """Which cell each appearance is, from the shard's values of `Choice.columns`."""
         weights = self._choice.weights_of(shard, table)
-        if self._choice.domain_column is not None:
-            weights = weights * (table[self._choice.domain_column] == self.part.code)
+        weights = weights * (self._choice.kinds(shard, table, len(weights)) == self.stratum._kind)
         if self._resampling is None:
             return in_passes(weights)
-        return in_passes(self._resampling.copies(shard, weights))
+        at = int(np.searchsorted(self.stratum.shards, shard))
+        return in_passes(self._resampling.copies(at, weights))
 
-    def of_any(self, shard: int, cells: int) -> Passes:
-        """As many appearances as a shard has, of its `cells` in turn, where nobody can tell of which."""
-        n = int(self.of_shard[shard])
-        return in_passes((n + np.arange(cells)[::-1]) // max(cells, 1))
+
+_Kind = int
+"""What tells the strata apart: domain, origin and category of `stratify` in one number."""
 
 
 class Choice:
@@ -178,15 +217,19 @@ class Choice:
         What was asked for.
     seed
         Of all orders and copies.
+    stratified
+        False where cells keep the order of the shards: then all are one stratum.
 
     Attributes
     ----------
     parts
         One, or one for each domain that has a position.
+    domains
+        {domain: its positions} with `domain_by`, those without a position too.
     columns
         Index columns that `Appearances.passes` needs.
-    domain_column
-        The one of them that tells domains apart.
+    origins
+        Where cells came from.
     resamples
         Whether cells may appear more than once.
     is_every_cell
@@ -198,17 +241,26 @@ class Choice:
         When the options do not fit the shards.
     """
 
-    def __init__(self, shards: ShardList, options: ChoiceOptions, seed: int) -> None:
+    def __init__(
+        self, shards: ShardList, options: ChoiceOptions, seed: int, *, stratified: bool
+    ) -> None:
+        if options.stratify is not None and not stratified:
+            raise ConfigError(
+                "stratify orders cells, and shuffle=False keeps the order of the shards",
+                where="stratify",
+                advice="leave one of them out",
+            )
         self._shards = shards
         self._chosen: Chosen = choose(shards, options.where, options.take)
         cells = int(self._chosen.cells.sum())
         if options.resamples and not cells:
             raise ConfigError(f"the split {shards.split!r} has no cells", where=shards.name())
         self.resamples = options.resamples
-        self.domain_column = _domain_column(shards, options.domain_by)
-        self.is_every_cell = (
-            self._chosen.is_all and not self.resamples and self.domain_column is None
-        )
+        self._domain_column = _column(shards, options.domain_by, "domain_by")
+        self._stratum_column = _column(shards, options.stratify, "stratify")
+        told_apart = [c for c in (self._domain_column, self._stratum_column) if c]
+        self.is_every_cell = self._chosen.is_all and not self.resamples and not told_apart
+        self.origins = origins(shards) if stratified else one_origin(shards)
         self._weights: CellWeights | None = None
         if self.resamples:
             self._weights = cell_weights(
@@ -219,7 +271,8 @@ class Choice:
                 options.epoch_cells or cells,
             )
         column = None if self._weights is None else self._weights.column
-        self.columns = tuple(c for c in dict.fromkeys((column, self.domain_column)) if c)
+        self.columns = tuple(c for c in dict.fromkeys((column, *told_apart)) if c)
+        self.domains: dict[str | None, int] = {}
         self.parts = self._parts(seed, options.epoch_cells or cells)
 
     def weights_of(self, shard: int, table: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
@@ -232,82 +285,150 @@ class Choice:
         values = None if column is None else table[column]
         return self._weights.of(int(self._shards.set_of[shard]), values, n) * mask
 
-    def _parts(self, seed: int, positions: int) -> tuple[Part, ...]:
-        if self.domain_column is None:
-            sums = self._sums()
-            return (
-                Part(
-                    domain=None, code=-1, seed=seed, positions=positions, _sums=sums, _choice=self
-                ),
+    def kinds(
+        self, shard: int, table: Mapping[str, NDArray[Any]], n: int
+    ) -> NDArray[np.int64] | _Kind:
+        """Which stratum each of a shard's n cells is in, int64 [n], or that of all of them."""
+        kinds: NDArray[np.int64] | _Kind = int(self.origins.of_shard[shard])
+        if shard in self.origins.cuts:
+            kinds = np.concatenate(
+                [np.full(end - first, o) for o, first, end in self.origins.cuts[shard]]
             )
-        name = self.domain_column.removeprefix(OBS_PREFIX)
-        info = self._shards.label(name)
+        for column in (self._stratum_column, self._domain_column):
+            count = 1 if column is None else len(self._categories(column)) + 1
+            codes = 0 if column is None else table[column].astype(np.int64) % count
+            kinds = kinds * count + codes
+        return kinds
+
+    def _categories(self, column: str) -> tuple[str, ...]:
+        info = self._shards.label(column.removeprefix(OBS_PREFIX))
         assert info is not None
-        names = [*info.categories, None]
-        of_domain = self._sums_of_domains(len(names))
+        return info.categories
+
+    def _parts(self, seed: int, positions: int) -> tuple[Part, ...]:
+        found = self._sums()
+        if self._domain_column is None:
+            return (self._part(found, None, seed, positions),)
+        names = [*self._categories(self._domain_column), None]
+        of_domain: list[dict[_Kind, _Sums]] = [{} for _ in names]
+        for kind, sums in found.items():
+            of_domain[kind % len(names)][kind] = sums
         parts = []
-        total, before, seen = sum(map(int, of_domain.sum(axis=1))), 0, 0
-        for code, (domain, sums) in enumerate(zip(names, of_domain, strict=True)):
-            before += int(sums.sum())
-            # The part of the positions that is the part of the weights, rounded where domains meet.
-            mine = before * positions // max(total, 1) - seen
-            seen += mine
+        for name, kinds, mine in zip(
+            names, of_domain, _shares(list(map(_total, of_domain)), positions), strict=True
+        ):
+            if kinds:
+                self.domains[name] = mine
             if mine:
-                tag = -1 if domain is None else domain
-                parts.append(
-                    Part(
-                        domain=domain,
-                        code=-1 if domain is None else code,
-                        seed=seeds.key(seed, "domain", tag),
-                        positions=mine,
-                        _sums=sums.copy(),
-                        _choice=self,
-                    )
-                )
+                key = seeds.key(seed, "domain", -1 if name is None else name)
+                parts.append(self._part(kinds, name, key, mine))
         return tuple(parts)
 
-    def _sums(self) -> NDArray[np.int64]:
-        """int64 [shards]: the weights of each shard's cells together."""
-        if self._weights is None:
-            return self._chosen.cells
-        if self._weights.sums is not None:
-            return self._weights.sums
-        return np.array(
-            scan(self._shards, self.columns, lambda s, t: self.weights_of(s, t).sum()), np.int64
+    def _part(
+        self, kinds: Mapping[_Kind, _Sums], domain: str | None, seed: int, positions: int
+    ) -> Part:
+        each = _shares([_total({k: s}) for k, s in kinds.items()], positions)
+        shared = [(k, s, n) for (k, s), n in zip(kinds.items(), each, strict=True) if n]
+        strata = tuple(
+            Stratum(
+                name=self._name(kind),
+                seed=stratum_seed(seed, i, len(shared)),
+                positions=n,
+                shards=np.array(sums[0], np.int64),
+                _sums=np.array(sums[1], np.int64),
+                _kind=kind,
+                _choice=self,
+            )
+            for i, (kind, sums, n) in enumerate(shared)
         )
+        return Part(domain=domain, seed=seed, strata=strata, positions=positions)
 
-    def _sums_of_domains(self, domains: int) -> NDArray[np.int64]:
-        """int64 [domains, shards]; the last domain is that of the cells without a value."""
-        assert self.domain_column is not None
-        column = self.domain_column
+    def _name(self, kind: _Kind) -> str:
+        if self._domain_column is not None:
+            kind //= len(self._categories(self._domain_column)) + 1
+        if self._stratum_column is None:
+            return self.origins.names[kind]
+        names = [*self._categories(self._stratum_column), "(missing)"]
+        origin, code = divmod(kind, len(names))
+        return ": ".join(x for x in (self.origins.names[origin], names[code]) if x)
 
-        def look(shard: int, table: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
-            out = np.zeros(domains, np.int64)
-            np.add.at(out, table[column], self.weights_of(shard, table))
-            return out
+    def _sums(self) -> dict[_Kind, _Sums]:
+        """The weights of each stratum's cells, shard by shard; strata in the order of their numbers."""
+        told_apart = self._domain_column is not None or self._stratum_column is not None
+        known = self._chosen.cells if self._weights is None else self._weights.sums
 
-        return np.ascontiguousarray(np.stack(scan(self._shards, self.columns, look), axis=1))
+        def look(shard: int, table: Mapping[str, NDArray[Any]]) -> list[tuple[_Kind, int]]:
+            weights = self.weights_of(shard, table)
+            kinds = np.broadcast_to(self.kinds(shard, table, len(weights)), len(weights))
+            each, which = np.unique(kinds, return_inverse=True)
+            sums = np.zeros(len(each), np.int64)
+            np.add.at(sums, which, weights)
+            return list(zip(each.tolist(), sums.tolist(), strict=True))
+
+        every = range(len(self._shards.shards))
+        cut = self.origins.cuts
+        looked_at = [s for s in every if told_apart or known is None or s in cut]
+        looked = dict(
+            zip(looked_at, scan(self._shards, self.columns, look, looked_at), strict=True)
+        )
+        out: dict[_Kind, _Sums] = {}
+        for shard in every:
+            alone = (
+                None
+                if known is None
+                else [(self.origins.of_shard[shard].item(), int(known[shard]))]
+            )
+            for kind, total in looked.get(shard, alone) or ():
+                if total:
+                    shards, sums = out.setdefault(kind, ([], []))
+                    shards.append(shard)
+                    sums.append(total)
+        times = sum(len(shards) for shards, _ in out.values()) / max(1, len(every))
+        if self._stratum_column is not None and times > _MANY_TIMES:
+            _log.warning(
+                "%s: a shard has cells of %.0f categories of stratify on average, and its chunks are "
+                "read once for each: leave stratify out where shards are shuffled",
+                self._shards.name(),
+                times,
+            )
+        return dict(sorted(out.items()))
+
+
+_Sums = tuple[list[int], list[int]]
+"""Shards, and the sum of the weights of each."""
+
+
+def _total(kinds: Mapping[_Kind, _Sums]) -> int:
+    return sum(sum(sums) for _, sums in kinds.values())
+
+
+def _shares(totals: list[int], positions: int) -> list[int]:
+    """The part of the positions that is the part of the weights, rounded where they meet."""
+    ends = np.cumsum([0, *totals], dtype=object)
+    bounds = [end * positions // max(ends[-1], 1) for end in ends]
+    return [b - a for a, b in pairwise(bounds)]
 
 
 _CHOICES: WeakValueDictionary[str, Choice] = WeakValueDictionary()
 
 
-def choice_of(shards: ShardList, options: ChoiceOptions, seed: int) -> Choice:
+def choice_of(shards: ShardList, options: ChoiceOptions, seed: int, *, stratified: bool) -> Choice:
     """The choice of these options; one that is still in use somewhere is not made again.
 
     A DataLoader's workers make a loader for each epoch, and what a choice reads of the indexes, which
     are told by their checksums, does not change.
     """
     asked = [shards.fingerprint(), *(s.index_sha256 for s in shards.shards)]
-    asked += [repr(shards.labels), repr(options.state()), str(seed)]
+    asked += [repr(shards.labels), repr(options.state()), f"{seed} {stratified}"]
     key = hashlib.sha256("\n".join(asked).encode()).hexdigest()
     made = _CHOICES.get(key)
     if made is None:
-        made = _CHOICES[key] = Choice(shards, options, seed)
+        made = _CHOICES[key] = Choice(shards, options, seed, stratified=stratified)
     return made
 
 
-def _domain_column(shards: ShardList, name: str | None) -> str | None:
+def _column(shards: ShardList, name: str | None, option: str) -> str | None:
+    """The index column of an option that names categories."""
     if name is None:
         return None
     known = [c for c, info in shards.labels.items() if info.kind == "category"]
@@ -315,7 +436,7 @@ def _domain_column(shards: ShardList, name: str | None) -> str | None:
     if name not in known:
         raise ConfigError(
             f"the cells of the shard set have no category {name!r}",
-            where=f"{shards.name()}: domain_by",
+            where=f"{shards.name()}: {option}",
             advice=did_you_mean(name, known),
         )
     return OBS_PREFIX + name

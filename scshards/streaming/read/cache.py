@@ -14,8 +14,8 @@ do, and the first one's stays.
 
 Users may share a folder: what another user's files do not allow is left, and said once. A file of
 another size than is asked for was cut, and is removed or replaced; a count in `used` that is lost or
-damaged is made anew from the files. What is in the cache is not trusted: read.fetch, which is the only
-caller, compares checksums before a chunk goes in and each time after it comes out.
+damaged is made anew from the files. What is in the cache is not trusted: read.fetch, which is the only caller, compares checksums before a
+chunk goes in and each time after it comes out.
 """
 
 from __future__ import annotations

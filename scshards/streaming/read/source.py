@@ -1,4 +1,4 @@
-"""The cells of a part of an epoch, chunk by chunk: checked bytes, and where each cell lies in them.
+"""The cells of a stratum, chunk by chunk: checked bytes, and where each cell lies in them.
 
     appearance of a shard's cells --streaming.order.copies--> cell --index--> chunk, place in it
 
@@ -55,18 +55,18 @@ class CellBytes:
 
 
 class CellSource:
-    """Reads the cells of one part.
+    """Reads the cells of one stratum.
 
     Parameters
     ----------
     shards
         What to read.
     indexes, fetcher
-        Where indexes and chunks come from; parts share them.
+        Where indexes and chunks come from; strata share them.
     appearances
         Which cells, and how often each.
     order
-        int64: the shards along the part's line; the next one is looked up ahead of need.
+        int64: the shards along the stratum's line; the next one is looked up ahead of need.
     passes_kept
         For how many shards it stays in memory which cells appear.
     quarantine
@@ -89,9 +89,7 @@ class CellSource:
         self._list, self._indexes, self.fetcher = shards, indexes, fetcher
         self._appearances, self._quarantine, self.clock = appearances, quarantine, clock
         self.columns = (*indexes.columns, *([COPY_COLUMN] if appearances.repeats else []))
-        # Those without an appearance are never read.
-        along = order[appearances.of_shard[order] > 0].tolist()
-        self._next = dict(pairwise(along))
+        self._next = dict(pairwise(order.tolist()))
         self._passes: OrderedDict[int, Passes] = OrderedDict()
         self._kept = passes_kept
         self._lock = threading.Lock()
@@ -99,7 +97,7 @@ class CellSource:
     def pieces(self, shard: int, first: int, end: int) -> list[tuple[int, int, int, int]]:
         """Appearances [first, end) of a shard's cells as (shard, chunk, first, end), chunk by chunk."""
         bounds = np.cumsum(self._list.shards[shard].chunks.cells)
-        if self._appearances.is_every_cell:
+        if self._appearances.is_every_cell(shard):
             at = int(np.searchsorted(bounds, first, side="right"))
             last = int(np.searchsorted(bounds, end - 1, side="right"))
             chunks = np.arange(at, last + 1)
@@ -131,33 +129,28 @@ class CellSource:
         ChecksumError, FormatError, StorageError
             Naming the shard and the chunk.
         """
-        index, error = self._index(shard)
-        if index is None:
-            self.fetcher.skip(shard, chunk)
-            loaded = self._lost(shard, None, first, end, error)
-        else:
-            try:
+        bad, error = None, None
+        loaded: CellBytes | None = None
+        try:
+            if self._quarantine.is_lost(shard, None):
+                self.fetcher.skip(shard, chunk)
+            else:
+                index = self._indexes.of(shard)
+                bad = chunk
                 loaded = self._read(index, shard, chunk, first, end)
-            except BAD as e:
-                loaded = self._lost(shard, chunk, first, end, e)
+        except BAD as e:
+            error = e
+        if loaded is None:
+            loaded = self._lost(shard, bad, first, end, error)
         # From the middle of a shard on: whoever deals is not to wait for the next one's index.
-        if 2 * end > self._appearances.of_shard[shard] and shard in self._next:
+        if 2 * end > self._appearances.count(shard) and shard in self._next:
             self.look_up(self._next[shard])
         return loaded
-
-    def _index(self, shard: int) -> tuple[ShardIndex | None, ScshardsError | None]:
-        """A shard's index, or None and why there is none, unless that was said before."""
-        if self._quarantine.is_lost(shard, None):
-            return None, None
-        try:
-            return self._indexes.of(shard), None
-        except BAD as e:
-            return None, e
 
     def _read(self, index: ShardIndex, shard: int, chunk: int, first: int, end: int) -> CellBytes:
         data = self.fetcher.fetch(shard, chunk)
         cells: slice | NDArray[np.int32] = slice(first, end)
-        if not self._appearances.is_every_cell:
+        if not self._appearances.is_every_cell(shard):
             passes = self.passes(shard)
             cells = passes.cells[first:end]
         starts = index.starts[cells] - self._list.chunk_starts(shard)[1][chunk]
@@ -179,7 +172,7 @@ class CellSource:
         self, shard: int, chunk: int | None, first: int, end: int, error: ScshardsError | None
     ) -> CellBytes:
         cells: NDArray[np.integer] = np.arange(first, end)
-        if not self._appearances.is_every_cell:
+        if not self._appearances.is_every_cell(shard):
             cells = self.passes(shard).cells[first:end]
         self._quarantine.lose(shard, chunk, cells, error)
         n = end - first
@@ -197,17 +190,13 @@ class CellSource:
             self.passes(shard)
 
     def passes(self, shard: int) -> Passes:
-        """Which cell each appearance of a shard's cells is; where its index is lost, as many of any."""
+        """Which cell each appearance of a shard's cells is."""
         with self._lock:
             if shard in self._passes:
                 self._passes.move_to_end(shard)
                 return self._passes[shard]
-        index, error = self._index(shard) if self._appearances.needs_index else (None, None)
-        if index is None and self._appearances.needs_index:
-            # Its cells will be lost, at the places that they have: only their number matters.
-            self._quarantine.lose(shard, None, np.zeros(0, np.int64), error)
-            return self._appearances.of_any(shard, self._list.shards[shard].cells)
-        made = self._appearances.passes(shard, {} if index is None else index.chosen_by)
+        table = self._indexes.of(shard).chosen_by if self._appearances.needs_index else {}
+        made = self._appearances.passes(shard, table)
         with self._lock:
             self._passes[shard] = made
             while len(self._passes) > self._kept:

@@ -68,9 +68,6 @@ class Storage:
             with translated(self._shown):
                 self._fs, self._root = _file_system(self.url, self.options.options_for(self.url))
                 self._ranges = Ranges(self._fs, self._requests)
-            for fs in (self._fs, self._ranges.fs):
-                # A listing that was cached before somebody else wrote would hide new files.
-                fs.use_listings_cache = False
         self._root = self._root.rstrip("/") or "/"
 
     def at(self, path: str) -> str:
@@ -383,17 +380,25 @@ def redact(url: str) -> str:
 
 
 def _file_system(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
-    """The fsspec file system of an address, and the address within it."""
+    """The fsspec file system of an address, and the address within it.
+
+    It is none that other code of the process has, whose listings and options stay its own; of those that
+    hold connections, our storages with the same options share one.
+    """
     import fsspec
 
     protocol, _, rest = url.partition("://")
     try:
         if "::" in protocol or any("://" in part for part in rest.split("::")[1:]):
-            fs, root = fsspec.core.url_to_fs(url, **options)
+            fs, root = fsspec.core.url_to_fs(url, **{**options, "skip_instance_cache": True})
         else:
             # Not url_to_fs: it would take a key with :: in it for a chain of file systems.
             cls = fsspec.get_filesystem_class(protocol)
-            fs = cls(**(cls._get_kwargs_from_urls(url) | dict(options)))
+            # A listing that was cached before somebody else wrote would hide new files. fsspec keeps
+            # the file systems of an event loop by their options.
+            shared = getattr(cls, "async_impl", False)
+            own = {"use_listings_cache": False} if shared else {"skip_instance_cache": True}
+            fs = cls(**(cls._get_kwargs_from_urls(url) | dict(options) | own))
             root = cls._strip_protocol(url)
     except (ValueError, ImportError, TypeError) as e:
         raise StorageError(

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from scshards.base.errors import ConfigError, MissingDataError, OutputExistsError, StorageError
@@ -334,3 +335,24 @@ def test_who_comes_between_looking_and_writing_wins(
         store.replace("m", old, b"ours")
     assert len(asked) == 1 and ("IfMatch" if old else "IfNoneMatch") in asked[0]
     assert store.read("m") == b"theirs"
+
+
+def test_file_systems_of_other_code_stay_as_they_are(s3, tmp_path: Path) -> None:
+    others = fsspec.filesystem("s3", **s3.options)
+    root = s3.url.removeprefix("s3://")
+    others.pipe_file(f"{root}/a", b"1")
+    others.ls(root)
+    before, listed = dict(vars(others)), dict(others.dircache)
+    assert listed
+    store = Storage(s3.url, s3.options)
+    store.write("b", b"2")
+    assert store.list() == ["a", "b"] and store.read("b") == b"2" and store.size("a") == 1
+    assert fsspec.filesystem("s3", **s3.options) is others
+    assert dict(vars(others)) == before and dict(others.dircache) == listed
+    # Connections are used again all the same.
+    again = Storage(f"{s3.url}/deeper", s3.options)
+    assert again._fs is store._fs and again._ranges.fs is store._ranges.fs
+    memory = fsspec.filesystem("memory")
+    before = dict(vars(memory))
+    Storage("memory://x/y").write("a", b"1")
+    assert fsspec.filesystem("memory") is memory and dict(vars(memory)) == before

@@ -1,4 +1,4 @@
-"""scGPT's value bins, as pure numpy: what `kernels.bins` is compared with.
+"""scGPT's value bins, as pure numpy: what `kernels.cells` is compared with.
 
 Source: `binning` and `_digitize` of scGPT's preprocess.py. Bin 0 means unexpressed; expressed values
 get 1 .. n_bins - 1 by the quantiles of the cell's own expressed values. Two ways to break ties exist

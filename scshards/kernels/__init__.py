@@ -2,11 +2,15 @@
 
     tokens     rows of a matrix -> tokens              rows        rows of a matrix -> members
     writing    members, labels, tar headers            members     bytes of a member -> arrays
-    cells      a member -> the tokens of a row         decode, bins, draws: parts of that
-    masked, generate, ragged: rows of batches          lanes, buffers, store, copies: which cell when
+    cells      members -> the tokens of rows           finish      rows: masked, split, marked
+    bits       draws, bits of words                    lanes, buffers, store, copies: which cell when
     cache      where what was compiled is kept         vectors     in the compiler's own terms
 
-Read first: cache.py, then members.py. Who checks what, as nothing is compiled with bounds checks:
+Read first: cache.py, then members.py. Compiling is what a first batch waits for, so what is rare
+(logarithms, large counts, unexpressed genes) is a kernel of its own, compiled when it is met. Kernels
+are plain: few functions, loops in place of slices that are assigned, no numpy functions.
+
+Who checks what, as nothing is compiled with bounds checks:
 
 * Bytes, places and values from outside are the kernel's to check, before it uses them. What it finds
   ends in a status (0 is good) and the place where it stopped, of which the caller makes an error.

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from scshards.kernels.bits import draw
 from scshards.kernels.cache import inlined, kernel
-from scshards.kernels.members import draw
 
 AT_ONCE = 1 << 20
 """Emissions that are worked out at a time."""

@@ -1,9 +1,14 @@
-"""One member -> the gene tokens of a row, compiled: decode, values, sample, unexpressed genes.
+"""Members -> the tokens of rows: decoded, sampled, valued. What becomes of rows is in kernels.finish.
 
-Every objective starts from here; what becomes of the tokens is in masked_kernels (masked rows),
-generate_kernels (known and unknown genes) and ragged_kernels (rows for the device). Every draw is a
-function of (epoch's key, cell, gene or counter), so a cell is the same in any batch, on any thread and
-after a resume. They release the GIL. Called by those and by streaming.collate.base.
+    read_cells     nearly all cells: counts below 65,536, as bins or as they are
+    read_others    cells that it leaves: floats, and counts that are larger
+    scale_rows     log1p of counts, or counts scaled to a sum
+    add_zeros      unexpressed genes behind the others
+
+The last three are compiled when they are first needed. Every draw is a function of (epoch's key, cell,
+gene or counter), so a cell is the same in any batch, on any thread and after a resume. All go through
+the cells of a block, whose `fields` [cells, MEMBER_FIELDS] are what `members.measure_members` found; the
+tokens of cell b go to `genes` and `values` from at[b] on. Called by streaming.collate.
 """
 
 from __future__ import annotations
@@ -13,31 +18,38 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.kernels.bins import TABLE, bin_sorted, bin_table, tied_bin
+from scshards.kernels.bits import choose, count_ones, draw, take, trailing_zeros
 from scshards.kernels.cache import inlined, inner, kernel
-from scshards.kernels.decode import LARGE, read_genes, read_small_counts
-from scshards.kernels.draws import choose, take
 from scshards.kernels.members import (
     BAD_COUNT,
-    MEMBER_FIELDS,
+    BAD_VALUE,
+    BAD_VARINT,
+    ID_TOO_LARGE,
     OK,
+    copy_bytes,
     decode_counts,
-    draw,
-    parse_member,
+    decode_genes,
+    next_gene,
 )
-from scshards.kernels.tokens import count_ones, trailing_zeros
-from scshards.kernels.vectors import SQUEEZED, can_squeeze, copy, prefetch, squeeze
+from scshards.kernels.vectors import (
+    COUNTS,
+    GENES,
+    SQUEEZED,
+    can_squeeze,
+    equal,
+    squeeze,
+    sum_up,
+)
 
-LINE = 64
-"""Bytes that a processor's cache takes at a time."""
+LARGE = 100
+"""Not a fault: a count that does not fit in 16 bits."""
 
 SLACK = SQUEEZED
-"""Elements behind a row that `read_cell` may write to before whoever called it does."""
+"""Elements behind the last row that `read_cells` may write to."""
 
-BEHIND = 128
-"""Elements behind a cell's genes and counts that are read and written with them; no one uses them."""
-
-_U64 = np.uint64
+_TABLE = 1 << 16
+_BLOCK = 64
+_U8, _U16, _U64 = np.uint8, np.uint16, np.uint64
 _SQUEEZED_BITS = _U64((1 << SQUEEZED) - 1)
 
 
@@ -56,12 +68,6 @@ class CellRules(NamedTuple):
         float64: of the bin edges; empty: no bins.
     ties
         Whether to draw among equal edges.
-    target_sum
-        What the counts of a cell are scaled to add up to; 0 leaves them as they are.
-    as_log
-        Whether log1p is taken of them.
-    n_zeros, gene_ids
-        Unexpressed genes of a row; int32: the tokens they are drawn from.
     """
 
     n_tokens: int
@@ -70,10 +76,6 @@ class CellRules(NamedTuple):
     kept: int
     quantiles: NDArray[np.float64]
     ties: bool
-    target_sum: float
-    as_log: bool
-    n_zeros: int
-    gene_ids: NDArray[np.int32]
 
 
 class DrawKeys(NamedTuple):
@@ -86,264 +88,501 @@ class DrawKeys(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Work space of one thread."""
+    """Work space of one thread.
 
-    fields: NDArray[np.int64]
+    Attributes
+    ----------
+    ids, small
+        int32 and uint16 [tokens + 128]: of a whole cell.
+    picked
+        uint16 [tokens + 128]: the counts that were sampled.
+    bits
+        uint64: a bit for each token of a row, or of the vocabulary.
+    table, below
+        int32 [65,536]: of a count, the edges at or below it and those below it.
+    edges
+        float64 [edges].
+    """
+
     ids: NDArray[np.int32]
     small: NDArray[np.uint16]
-    counts: NDArray[np.uint64]
-    floats: NDArray[np.float32]
+    picked: NDArray[np.uint16]
     bits: NDArray[np.uint64]
-    expressed: NDArray[np.uint64]
-    places: NDArray[np.int32]
-    tables: NDArray[np.int32]
+    table: NDArray[np.int32]
+    below: NDArray[np.int32]
     edges: NDArray[np.float64]
-    scaled: NDArray[np.float32]
-    row_genes: NDArray[np.int32]
-    row_small: NDArray[np.uint16]
-    row_values: NDArray[np.float32]
 
 
 def new_scratch(rules: CellRules, n_leads: int) -> Scratch:
     """Work space for cells of up to n_tokens genes behind n_leads other tokens."""
-    n = rules.n_tokens
-    words = (n + n_leads + 63) // 64
+    room = rules.n_tokens + 128
     return Scratch(
-        fields=np.zeros(MEMBER_FIELDS, np.int64),
-        ids=np.empty(n + BEHIND, np.int32),
-        small=np.empty(n + BEHIND, np.uint16),
-        counts=np.empty(n, np.uint64),
-        floats=np.empty(n, np.float32),
-        bits=np.zeros(words, np.uint64),
-        expressed=np.zeros(words, np.uint64),
-        places=np.empty(n, np.int32),
-        tables=np.zeros((2, TABLE), np.int32),
+        ids=np.zeros(room, np.int32),
+        small=np.zeros(room, np.uint16),
+        picked=np.zeros(room, np.uint16),
+        bits=np.zeros((room + n_leads) // 64 + 1, np.uint64),
+        table=np.zeros(_TABLE, np.int32),
+        below=np.zeros(_TABLE, np.int32),
         edges=np.zeros(len(rules.quantiles)),
-        scaled=np.zeros(64, np.float32),
-        row_genes=np.empty(n + BEHIND, np.int32),
-        row_small=np.empty(n + BEHIND, np.uint16),
-        row_values=np.empty(n + BEHIND, np.float32),
     )
 
 
 @kernel
-def count_genes(src, starts, sizes, fields, n_genes):
-    """Genes of each member into `n_genes`; returns (status, member) of the first bad one."""
-    for b in range(len(starts)):
-        # Each lies somewhere else in memory: the next ones are on their way while this one is read.
-        prefetch(src, starts[min(b + 8, len(starts) - 1)])
-        n_genes[b] = 0
-        if sizes[b] > 0:
-            status = parse_member(src, starts[b], starts[b] + sizes[b], fields)
-            if status != OK:
-                return status, b
-            n_genes[b] = fields[0]
-    return OK, -1
+def read_cells(src, fields, cells, at, rules, keys, scratch, genes, values, totals, is_left):
+    """The expressed genes of each cell in ascending order, sampled to `rules.room`, and their values.
 
-
-@inner
-def read_ahead(src, start, size):
-    """Ask for the bytes of a cell that is read soon."""
-    for at in range(start, start + size, LINE):
-        prefetch(src, at)
-
-
-@inner
-def read_cell(src, start, size, cell, rules, keys, scratch, genes, values):
-    """The tokens of the member src[start:start + size] with the key `cell`.
-
-    Its expressed genes in ascending order, sampled to `rules.room`, then the unexpressed ones, in
-    ascending order and of value 0, into `genes` and `values`, behind which up to SLACK elements may be
-    written to as well. Returns (status, tokens).
+    Up to SLACK elements behind a row are written to as well. `totals` (uint64) [cells], unless it is
+    empty, becomes the sum of each cell's counts. is_left[b] says that the cell is left to `read_others`.
+    Returns (status, cell) of the first bad one.
     """
-    fields, ids, small, floats = scratch.fields, scratch.ids, scratch.small, scratch.floats
-    is_small = False
-    status = parse_member(src, start, start + size, fields)
-    if status == OK and fields[0] > rules.n_tokens:
-        status = BAD_COUNT
-    if status != OK:
-        return status, np.int64(0)
-    n = fields[0]
-    status = read_genes(src, fields[1], fields[2], n, rules.n_tokens, ids)
-    if status == OK:
-        if rules.as_counts:
-            status = read_small_counts(src, fields[3], fields[4], n, small)
-            is_small = status == OK
-        if not is_small and status in (OK, LARGE):
-            status = _read_values(
-                src, fields[3], fields[4], n, rules.as_counts, scratch.counts, floats
-            )
-    if status != OK:
-        return status, np.int64(0)
-    k = min(n, rules.room)
-    kept = k if k == n else min(rules.kept, k)
-    if k < n:
-        choose(n - kept, k - kept, draw(keys.sample, cell), scratch.bits)
-    if is_small:
-        copy(ids, 0, kept, genes, 0)
-        copy(small, 0, kept, scratch.row_small, 0)
-        if k < n:
-            _pick(
-                scratch.bits, n - kept, ids[kept:], small[kept:], genes[kept:],
-                scratch.row_small[kept:],
-            )  # fmt: skip
-        _small_values(n, k, rules, draw(keys.tie, cell), scratch, genes, values)
-    else:
-        _large_values(n, k, kept, rules, draw(keys.tie, cell), scratch, genes, values)
-    if rules.n_zeros > 0:
-        more = _put_zeros(n, draw(keys.zeros, cell), rules, scratch, genes[k:])
-        values[k : k + more] = 0
-        k += more
-    return OK, k
-
-
-@inner
-def mark_some(n, count, key, bits):
-    """Set `count` of n bits, each set of as many with the same chance; count <= n."""
-    if count < n:
-        choose(n, count, key, bits)
-    else:
-        bits[: (n + 63) >> 6] = ~_U64(0)
-
-
-@inlined
-def is_set(bits, j):
-    """Whether bit j is set."""
-    return (bits[j >> 6] >> _U64(j & 63)) & _U64(1) != 0
-
-
-@inner
-def _read_values(src, start, end, n, as_counts, counts, floats):
-    """Values into `floats` (float32), and counts into `counts` (uint64) as well."""
-    if as_counts:
-        status = decode_counts(src, start, end, n, counts)
+    ids, small, picked, bits = scratch.ids, scratch.small, scratch.picked, scratch.bits
+    for b in range(len(fields)):
+        n, cell, to = fields[b, 0], cells[b], at[b]
+        status = np.int64(BAD_COUNT)
+        if n <= rules.n_tokens:
+            status = read_genes(src, fields[b, 1], fields[b, 2], n, rules.n_tokens, ids)
         if status == OK:
+            status = read_counts(src, fields[b, 3], fields[b, 4], n, small)
+        is_left[b] = status == LARGE
+        if is_left[b]:
+            continue
+        if status != OK:
+            return status, b
+        k, first = n, n
+        if n > rules.room:
+            k = np.int64(rules.room)
+            first = np.int64(rules.kept)
+            choose(n - first, k - first, draw(keys.sample, cell), bits)
+        for j in range(first):
+            genes[to + j] = ids[j]
+            picked[j] = small[j]
+        if k < n:
+            _pick(bits, n, first, ids, small, genes, to + first, picked)
+        if len(totals) > 0:
+            total = _U64(0)
             for j in range(n):
-                floats[j] = counts[j]
-        return status
-    if end - start != 4 * n:
-        return BAD_COUNT
-    stored = src[start:end].view(np.float32)
-    for j in range(n):
-        floats[j] = stored[j]
-    return OK
+                total += _U64(small[j])
+            totals[b] = total
+        if len(rules.quantiles) == 0:
+            for i in range(k):
+                values[to + i] = picked[i]
+            continue
+        if n > 0:
+            _fill_table(n, rules.quantiles, small, scratch.table, scratch.below, scratch.edges)
+        table = scratch.table
+        if rules.ties:
+            base = draw(keys.tie, cell)
+            for i in range(k):
+                c = picked[i]
+                values[to + i] = _tied_bin(table[c], scratch.below[c], base, genes[to + i])
+        else:
+            for i in range(k):
+                values[to + i] = table[picked[i]]
+    return OK, np.int64(-1)
 
 
 @inner
-def _pick(bits, n, ids, small, genes, counts):
-    """Of n genes and their counts, those with a set bit, in order.
+def read_genes(src, start, end, n, limit, out):
+    """Delta LEB128 ids of src[start:end] into out[:n]; exactly n, ascending, below `limit`.
 
-    Up to SLACK more are written behind the last, read from up to BEHIND behind n.
+    Nearly every varint is one byte long, so a vector of bytes without a continuation bit is as many ids;
+    where there is one, it goes on byte by byte, with the faults of `members.decode_genes`. What is
+    behind out[:n] may be written to as well.
+    """
+    p, j = np.int64(start), np.int64(0)
+    total = np.int64(0)
+    while j < n:
+        if p + GENES <= end and 0 < j <= len(out) - GENES:
+            odd, last = sum_up(src, p, out, j, total)
+            if odd == 0 and j + GENES <= n:
+                total = last
+                if total >= limit:
+                    return ID_TOO_LARGE
+                p += GENES
+                j += GENES
+                continue
+            plain = trailing_zeros(_U64(odd))
+            plain = plain if plain < GENES else np.int64(GENES)
+            plain = plain if plain < n - j else n - j
+            if plain > 0:
+                p += plain
+                j += plain
+                total = np.int64(out[j - 1])
+                if total >= limit:
+                    return ID_TOO_LARGE
+                if j == n:
+                    break
+        total, p = next_gene(src, p, end, total, j == 0, limit)
+        if p < 0:
+            return -p
+        out[j] = total
+        j += 1
+    return OK if p == end else BAD_COUNT
+
+
+@inner
+def read_counts(src, start, end, n, out):
+    """LEB128 counts of src[start:end] into out[:n] (uint16); LARGE when one does not fit.
+
+    Blocks that hold a byte each are copied by vector instructions, which a loop without branches
+    is compiled to. What is behind out[:n] may be written to as well.
+    """
+    p, j = np.int64(start), np.int64(0)
+    while j < n:
+        if n - j >= _BLOCK and end - p >= _BLOCK:
+            # The uppermost bit says that there is more than a byte, or (of c - 1) that it is a zero.
+            odd, q, o = _U8(0), _U64(p), _U64(j)
+            for k in range(_BLOCK):
+                c = src[q + _U64(k)]
+                odd = _U8(odd | c | _U8(c - _U8(1)))
+                out[o + _U64(k)] = c
+            if odd < _U8(128):
+                p += _BLOCK
+                j += _BLOCK
+                continue
+        # On to the next count that is longer, or to as many as were looked at.
+        for _ in range(_BLOCK):
+            if j == n:
+                break
+            if p >= end:
+                return BAD_VARINT
+            c = np.int64(src[p])
+            p += 1
+            if c == 0:
+                return BAD_VALUE
+            if c < 128:
+                out[j] = c
+                j += 1
+                continue
+            c &= 127
+            shift = np.int64(7)
+            while True:
+                if p >= end:
+                    return BAD_VARINT
+                if shift > 14:
+                    return LARGE
+                e = np.int64(src[p])
+                p += 1
+                c |= (e & 127) << shift
+                shift += 7
+                if e < 128:
+                    break
+            if e == 0:
+                return BAD_VARINT
+            if c > 65535:
+                return LARGE
+            out[j] = c
+            j += 1
+            break
+    return OK if p == end else BAD_COUNT
+
+
+@inner
+def _pick(bits, n, first, ids, small, genes, to, counts):
+    """Of the genes and counts first:n, those with a set bit, in order, to genes[to:], counts[first:].
+
+    Up to SLACK more are written behind the last, read from up to 64 behind n.
     """
     k = np.int64(0)
     if can_squeeze():
-        for w in range((n + 63) >> 6):
+        for w in range((n - first + 63) >> 6):
             word = bits[w]
-            for at in range(w << 6, (w + 1) << 6, SQUEEZED):
-                squeeze(word, ids, at, genes, k)
-                squeeze(word, small, at, counts, k)
+            begin = first + (w << 6)
+            for at in range(begin, begin + 64, SQUEEZED):
+                squeeze(word, ids, at, genes, to + k)
+                squeeze(word, small, at, counts, first + k)
                 k += count_ones(word & _SQUEEZED_BITS)
                 word >>= _U64(SQUEEZED)
         return
     # Four at a time: words hold different numbers of them, and guessing each number wrong would take
     # longer than the reading.
-    for w in range((n + 63) >> 6):
+    for w in range((n - first + 63) >> 6):
         word = bits[w]
-        first = np.uint32(w << 6)
+        begin = first + (w << 6)
         end = k + count_ones(word)
         while k < end:
             for t in range(4):
-                j = first + np.uint32(trailing_zeros(word))
+                j = _U64(begin + trailing_zeros(word))
                 word &= word - _U64(1)
-                genes[k + t] = ids[j]
-                counts[k + t] = small[j]
+                genes[_U64(to + k + t)] = ids[j]
+                counts[_U64(first + k + t)] = small[j]
             k += 4
         k = end
 
 
 @inner
-def _small_values(n, k, rules, base, scratch, genes, values):
-    """`values` of the counts scratch.row_small[:k]; the whole cell's are scratch.small[:n]."""
-    counts = scratch.row_small
-    if len(rules.quantiles) > 0 and n > 0:
-        bin_table(n, rules.quantiles, scratch.small, scratch.tables, scratch.edges)
-        at_or_below, below = scratch.tables[0], scratch.tables[1]
-        if rules.ties:
-            for i in range(k):
-                c = counts[i]
-                values[i] = tied_bin(at_or_below[c], below[c], True, base, genes[i])
-        else:
-            for i in range(k):
-                values[i] = at_or_below[counts[i]]
-        return
-    if rules.as_log or rules.target_sum > 0:
-        total = _U64(0)
-        for j in range(n):
-            total += _U64(scratch.small[j])
-        # Most counts are small, and a logarithm takes longer than all else that is done to a gene.
-        known = scratch.scaled
-        for c in range(len(known)):
-            known[c] = _scaled(np.float64(c), total, rules)
-        for i in range(k):
-            c = counts[i]
-            values[i] = known[c] if c < len(known) else _scaled(np.float64(c), total, rules)
-        return
-    for i in range(k):
-        values[i] = counts[i]
+def _fill_table(n, quantiles, small, at_or_below, below, edges):
+    """Of each count c of small[:n]: the edges at or below it, and those below it.
 
-
-@inner
-def _large_values(n, k, kept, rules, base, scratch, genes, values):
-    """`genes` and `values` of a cell whose values are not all below 65,536."""
-    places, floats = scratch.places, scratch.floats
-    for j in range(kept):
-        places[j] = j
-    if k < n:
-        take(scratch.bits, n - kept, places[kept:])
-        for j in range(kept, k):
-            places[j] += kept
-    if len(rules.quantiles) > 0 and n > 0:
-        bin_sorted(
-            n, rules.as_counts, rules.quantiles, rules.ties, base, scratch.ids, scratch.counts,
-            floats, scratch.edges,
-        )  # fmt: skip
-    for i in range(k):
-        genes[i] = scratch.ids[places[i]]
-        values[i] = floats[places[i]]
-    if rules.as_log or rules.target_sum > 0:
-        total = _U64(0)
-        for j in range(n):
-            total += scratch.counts[j]
-        for i in range(k):
-            c = np.float64(scratch.counts[places[i]])
-            values[i] = _scaled(c, total, rules)
-
-
-@inner
-def _scaled(c, total, rules):
-    """A count scaled so that its cell's `total` becomes target_sum, and log1p of it."""
-    if rules.target_sum > 0 and total > 0:
-        c *= rules.target_sum / np.float64(total)
-    return np.log1p(c) if rules.as_log else c
-
-
-@inner
-def _put_zeros(n, base, rules, scratch, genes):
-    """Draw distinct tokens of `rules.gene_ids` that are not among the cell's n; how many."""
-    ids, expressed, chosen = scratch.ids, scratch.expressed, scratch.bits
-    among = len(rules.gene_ids)
-    count = max(0, min(rules.n_zeros, among - n))
-    expressed[:] = 0
-    chosen[:] = 0
+    Edges come from walking the histogram, equal to numpy.quantile's linear method value for value.
+    Bin 0 means unexpressed; expressed values get 1 .. n_bins - 1 by the quantiles of the cell's own
+    expressed values. Two ways to break ties exist in scGPT's history: its pretraining code gives the
+    highest bin of a run of equal edges ("high"), its releases since 0.1.6 draw one of them ("random").
+    """
+    # In the type of the counts, and without max(): so it is compiled to vector instructions.
+    highest = _U16(0)
     for j in range(n):
-        expressed[ids[j] >> 6] |= _U64(1) << _U64(ids[j] & 63)
-    left = count
-    i = np.int64(0)
-    while left > 0:
-        t = rules.gene_ids[np.int64(((draw(base, i) >> _U64(32)) * _U64(among)) >> _U64(32))]
-        i += 1
-        bit = _U64(1) << _U64(t & 63)
-        if (expressed[t >> 6] | chosen[t >> 6]) & bit == 0:
-            chosen[t >> 6] |= bit
-            left -= 1
-    return take(chosen, rules.n_tokens, genes)
+        highest = small[j] if small[j] > highest else highest
+    top = np.int64(highest)
+    for x in range(top + 1):
+        at_or_below[x] = 0
+    # Most counts are 1, 2 or 3, and additions to one place wait for each other: those up to 6 are
+    # counted by comparing whole vectors.
+    ones = twos = threes = fours = fives = sixes = np.int64(0)
+    whole = n - n % COUNTS
+    for j in range(0, whole, COUNTS):
+        a, b, c = equal(small, j, 1), equal(small, j, 2), equal(small, j, 3)
+        d, e, f = equal(small, j, 4), equal(small, j, 5), equal(small, j, 6)
+        ones += count_ones(_U64(a))
+        twos += count_ones(_U64(b))
+        threes += count_ones(_U64(c))
+        fours += count_ones(_U64(d))
+        fives += count_ones(_U64(e))
+        sixes += count_ones(_U64(f))
+        others = _U64(a | b | c | d | e | f) ^ _U64((1 << COUNTS) - 1)
+        while others:
+            at_or_below[small[j + trailing_zeros(others)]] += 1
+            others &= others - _U64(1)
+    for j in range(whole, n):
+        at_or_below[small[j]] += 1
+    for c, times in ((1, ones), (2, twos), (3, threes), (4, fours), (5, fives), (6, sixes)):
+        if times > 0:
+            at_or_below[c] += times
+    x = np.int64(0)
+    seen = np.int64(at_or_below[0])
+    for k in range(len(quantiles)):
+        position = (n - 1) * quantiles[k]
+        at = np.int64(position)
+        while seen <= at:
+            x += 1
+            seen += at_or_below[x]
+        after = x
+        if at + 1 < n and seen <= at + 1:
+            after += 1
+            while at_or_below[after] == 0:
+                after += 1
+        edges[k] = _between(np.float64(x), np.float64(after), position - at)
+    lower = np.int64(0)
+    for x in range(top + 1):
+        if at_or_below[x] > 0:
+            while lower < len(edges) and edges[lower] < x:
+                lower += 1
+            upper = lower
+            while upper < len(edges) and edges[upper] <= x:
+                upper += 1
+            below[x] = lower
+            at_or_below[x] = upper
+
+
+@kernel
+def read_others(
+    src, fields, cells, at, rules, keys, scratch, room, scale, genes, values, is_left
+):  # fmt: skip
+    """As `read_cells`, of the cells that `is_left` names: whole numbers of any size, or float32.
+
+    `scale`: target_sum and as_log of `scale_rows`, which passes these cells by.
+    """
+    ids, bits, places, edges = scratch.ids, scratch.bits, room.places, scratch.edges
+    for b in range(len(fields)):
+        if not is_left[b]:
+            continue
+        n, cell, to = fields[b, 0], cells[b], at[b]
+        status = np.int64(BAD_COUNT)
+        if n <= rules.n_tokens:
+            status = decode_genes(src, fields[b, 1], fields[b, 2], n, rules.n_tokens, ids)
+        if status == OK:
+            status = _read_numbers(src, fields[b, 3], fields[b, 4], n, rules.as_counts, room)
+        if status != OK:
+            return status, b
+        k, first = n, n
+        if n > rules.room:
+            k, first = np.int64(rules.room), np.int64(rules.kept)
+            choose(n - first, k - first, draw(keys.sample, cell), bits)
+            take(bits, n - first, places, first)
+        for i in range(k):
+            p = np.int64(i) if i < first else first + places[i]
+            places[i] = p
+            genes[to + i] = ids[p]
+            values[to + i] = np.float32(room.counts[p]) if rules.as_counts else room.floats[p]
+        if scale[0] > 0 or scale[1]:
+            total = _U64(0)
+            for j in range(n):
+                total += room.counts[j]
+            for i in range(k):
+                c = np.float64(room.counts[places[i]])
+                values[to + i] = _scaled(c, total, scale[0], scale[1])
+        if n == 0 or len(rules.quantiles) == 0:
+            continue
+        for j in range(n):
+            room.numbers[j] = np.float64(room.counts[j]) if rules.as_counts else room.floats[j]
+        _sort(room.bits, n, room.spare, room.tally)
+        ordered = room.numbers
+        for q in range(len(edges)):
+            position = (n - 1) * rules.quantiles[q]
+            a = np.int64(position)
+            z = a + 1 if a + 1 < n else a
+            edges[q] = _between(ordered[a], ordered[z], position - a)
+        base = draw(keys.tie, cell)
+        for i in range(k):
+            p = places[i]
+            x = np.float64(room.counts[p]) if rules.as_counts else np.float64(room.floats[p])
+            at_or_below = _edges_below(edges, x, True)
+            values[to + i] = at_or_below
+            if rules.ties:
+                below = _edges_below(edges, x, False)
+                values[to + i] = _tied_bin(at_or_below, below, base, ids[p])
+    return OK, np.int64(-1)
+
+
+class OthersRoom(NamedTuple):
+    """Work space of `read_others`: [tokens] each, `bits` (uint64) being those of `numbers` (float64)."""
+
+    places: NDArray[np.int32]
+    counts: NDArray[np.uint64]
+    floats: NDArray[np.float32]
+    numbers: NDArray[np.float64]
+    bits: NDArray[np.uint64]
+    spare: NDArray[np.uint64]
+    tally: NDArray[np.int64]
+
+
+def others_room(n_tokens: int) -> OthersRoom:
+    """Room for cells of up to so many genes."""
+    numbers = np.zeros(n_tokens)
+    return OthersRoom(
+        places=np.zeros(n_tokens, np.int32),
+        counts=np.zeros(n_tokens, np.uint64),
+        floats=np.zeros(n_tokens, np.float32),
+        numbers=numbers,
+        bits=numbers.view(np.uint64),
+        spare=np.zeros(n_tokens, np.uint64),
+        tally=np.zeros(256, np.int64),
+    )
+
+
+@kernel
+def scale_rows(fields, room, at, totals, target_sum, as_log, values, is_left):
+    """Counts scaled so that a cell's total becomes `target_sum`, unless it is 0; log1p, if as_log."""
+    # Most counts are small, and a logarithm takes longer than all else that is done to a gene.
+    known = np.empty(64, np.float32)
+    for b in range(len(fields)):
+        if is_left[b]:
+            continue
+        for c in range(len(known)):
+            known[c] = _scaled(np.float64(c), totals[b], target_sum, as_log)
+        for i in range(at[b], at[b] + min(fields[b, 0], room)):
+            c = np.int64(values[i])
+            if c < len(known):
+                values[i] = known[c]
+            else:
+                values[i] = _scaled(np.float64(c), totals[b], target_sum, as_log)
+
+
+@kernel
+def add_zeros(src, fields, cells, at, tokens, rules, gene_ids, key, ids, bits, genes, values):
+    """Behind a cell's expressed genes, as many others as make it tokens[b], of value 0.
+
+    They are drawn from `gene_ids` (int32) and ascend; none is among all the cell's genes, of which
+    `read_cells` found that they are right. bits: uint64 [2, words] of the vocabulary.
+    """
+    for b in range(len(fields)):
+        n = fields[b, 0]
+        begin = at[b] + min(n, rules.room)
+        left = at[b] + tokens[b] - begin
+        if left == 0:
+            continue
+        decode_genes(src, fields[b, 1], fields[b, 2], n, rules.n_tokens, ids)
+        expressed, chosen = bits[0], bits[1]
+        for w in range(len(chosen)):
+            expressed[w] = chosen[w] = 0
+        for j in range(n):
+            expressed[ids[j] >> 6] |= _U64(1) << _U64(ids[j] & 63)
+        base = draw(key, cells[b])
+        i = np.int64(0)
+        while left > 0:
+            t = gene_ids[np.int64(((draw(base, i) >> _U64(32)) * _U64(len(gene_ids))) >> _U64(32))]
+            i += 1
+            bit = _U64(1) << _U64(t & 63)
+            if (expressed[t >> 6] | chosen[t >> 6]) & bit == 0:
+                chosen[t >> 6] |= bit
+                left -= 1
+        end = take(chosen, rules.n_tokens, genes, begin)
+        for j in range(begin, end):
+            values[j] = 0
+
+
+@inlined
+def _scaled(c, total, target_sum, as_log):
+    """A count scaled so that its cell's `total` becomes target_sum, and log1p of it."""
+    if target_sum > 0 and total > 0:
+        c *= target_sum / np.float64(total)
+    return np.log1p(c) if as_log else c
+
+
+@inner
+def _read_numbers(src, start, end, n, as_counts, room):
+    """Values into room.counts, or else room.floats, which are above 0 and finite."""
+    if as_counts:
+        return decode_counts(src, start, end, n, room.counts)
+    if end - start != 4 * n:
+        return BAD_COUNT
+    copy_bytes(src, start, 4 * n, room.floats, 0)
+    for j in range(n):
+        # NaN fails every comparison.
+        if not (room.floats[j] > 0 and room.floats[j] < np.inf):
+            return BAD_VALUE
+    return OK
+
+
+@inner
+def _sort(words, n, spare, tally):
+    """Sort words[:n] by their bytes, from the lowest: positive floats have the order of their bits."""
+    for shift in range(0, 64, 8):
+        for d in range(256):
+            tally[d] = 0
+        for j in range(n):
+            tally[(words[j] >> _U64(shift)) & _U64(255)] += 1
+        if tally[(words[0] >> _U64(shift)) & _U64(255)] == n:
+            continue
+        total = np.int64(0)
+        for d in range(256):
+            times = tally[d]
+            tally[d] = total
+            total += times
+        for j in range(n):
+            d = (words[j] >> _U64(shift)) & _U64(255)
+            spare[tally[d]] = words[j]
+            tally[d] += 1
+        for j in range(n):
+            words[j] = spare[j]
+
+
+@inner
+def _edges_below(edges, x, or_at):
+    """How many of the ascending edges are below x, or at it."""
+    low, high = np.int64(0), np.int64(len(edges))
+    while low < high:
+        middle = (low + high) >> 1
+        if edges[middle] < x or (or_at and edges[middle] == x):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@inlined
+def _tied_bin(at_or_below, below, base, gene):
+    """The bin of a value that equals some edges: a draw among them."""
+    if at_or_below == below:
+        return np.float32(at_or_below)
+    # In (0, 1], so that a value equal to the lowest edge never gets bin 0, "unexpressed".
+    u = ((draw(base, gene) >> _U64(11)) + _U64(1)) * (1.0 / 9007199254740992.0)
+    return np.float32(np.ceil(u * (at_or_below - below) + below))
+
+
+@inlined
+def _between(a, b, t):
+    """numpy's linear interpolation, rounding included."""
+    if t >= 0.5:
+        return b - (b - a) * (1 - t)
+    return a + (b - a) * t

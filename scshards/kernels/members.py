@@ -21,32 +21,18 @@ BAD_VARINT = 2
 BAD_ORDER = 3
 ID_TOO_LARGE = 4
 BAD_COUNT = 5
+BAD_VALUE = 6
 
 MEMBER_FIELDS = 6
 """What `parse_member` fills: n, genes start and end, values start and end, labels start (or -1)."""
 
 _U64 = np.uint64
-_GOLDEN = _U64(0x9E3779B97F4A7C15)
 
 # The field names of a member as msgpack strings.
 N = np.frombuffer(b"\xa1n", np.uint8)
 GENES = np.frombuffer(b"\xa5genes", np.uint8)
 VALUES = np.frombuffer(b"\xa6values", np.uint8)
 LABELS = np.frombuffer(b"\xa6labels", np.uint8)
-
-
-@inlined
-def mix64(x):
-    """The SplitMix64 finalizer; the twin of base.seeds.mix64."""
-    x = (x ^ (x >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> _U64(27))) * _U64(0x94D049BB133111EB)
-    return x ^ (x >> _U64(31))
-
-
-@inlined
-def draw(key, counter):
-    """64 random bits; the twin of base.seeds.draws."""
-    return mix64(key + (_U64(counter) + _U64(1)) * _GOLDEN)
 
 
 @kernel
@@ -137,6 +123,8 @@ def next_gene(src, p, end, previous, is_first, limit):
             shift += 7
             if e < 128:
                 break
+        if e == 0:
+            return previous, np.int64(-BAD_VARINT)
     if c == 0 and not is_first:
         return previous, np.int64(-BAD_ORDER)
     if previous + c >= limit:
@@ -167,6 +155,10 @@ def decode_counts(src, start, end, n, out):
                 shift += 7
                 if e < 128:
                     break
+            if e == 0:
+                return BAD_VARINT
+        if c == 0:
+            return BAD_VALUE
         out[j] = c
     return OK if p == end else BAD_COUNT
 
@@ -247,6 +239,8 @@ def _read_uint(src, p, end):
     value = np.int64(0)
     for k in range(width):
         value = (value << 8) | np.int64(src[p + 1 + k])
+    if value < 128 or (width > 1 and value >> (4 * width) == 0):
+        return np.int64(0), np.int64(-1)
     return value, np.int64(p + 1 + width)
 
 
@@ -263,7 +257,7 @@ def _match(src, p, end, name):
 
 @inner
 def _read_bin(src, p, end):
-    """Bounds of a msgpack bin's bytes, or (-1, -1)."""
+    """Bounds of the bytes of a msgpack bin whose head is as short as can be, or (-1, -1)."""
     if p >= end:
         return np.int64(-1), np.int64(-1)
     width = 0
@@ -279,6 +273,6 @@ def _read_bin(src, p, end):
     for k in range(width):
         size = (size << 8) | np.int64(src[p + 1 + k])
     a = p + 1 + width
-    if a + size > end:
+    if a + size > end or (width > 1 and size >> (4 * width) == 0):
         return np.int64(-1), np.int64(-1)
     return np.int64(a), np.int64(a + size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from scshards.kernels.cache import inner, kernel
-from scshards.kernels.vectors import copy
+from scshards.kernels.members import copy_bytes
 
 CLASSES = 8 * 64
 PLACES, TAIL, USED, STATE = 0, 1, 2, 3
@@ -53,7 +53,7 @@ def put(
             at[place], rooms[place] = state[TAIL], room
             state[TAIL] += room
         state[USED] += rooms[place]
-        copy(src, starts[i], size, arena, at[place])
+        copy_bytes(src, starts[i], size, arena, at[place])
         sizes[place], keys[place] = size, in_keys[i]
         for j in range(labels.shape[1]):
             labels[place, j] = in_labels[i, j]
@@ -105,7 +105,7 @@ def pack(
         if is_free[place]:
             rooms[place] = 0
         else:
-            copy(arena, at[place], sizes[place], new_arena, tail)
+            copy_bytes(arena, at[place], sizes[place], new_arena, tail)
             tail += rooms[place]
     state[TAIL] = tail
 

@@ -7,10 +7,9 @@ marks them (`spread`); then the bit set is read, which gives the tokens in ascen
 
 from __future__ import annotations
 
-import numba as nb
-import numba.extending
 import numpy as np
 
+from scshards.kernels.bits import count_ones, trailing_zeros
 from scshards.kernels.cache import inner
 
 NEGATIVE, NAN, INFINITE, FRACTION, HUGE, UNFIT, NO_COLUMN, REPEATED = 1, 2, 3, 4, 5, 6, 7, 8
@@ -131,26 +130,3 @@ def _fault(v, largest, counts):
     if not counts:
         return UNFIT
     return HUGE if v > largest else FRACTION
-
-
-@nb.extending.intrinsic
-def trailing_zeros(typing_context, word):
-    """The place of the lowest set bit of a uint64, as int64; 64 when there is none.
-
-    One instruction of the processor, which numba gives no other way to.
-    """
-
-    def generate(context, builder, signature, arguments):
-        return builder.cttz(arguments[0], context.get_constant(nb.types.boolean, 0))
-
-    return nb.types.int64(nb.types.uint64), generate
-
-
-@nb.extending.intrinsic
-def count_ones(typing_context, word):
-    """How many bits of a uint64 are set, as int64: one instruction too."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.ctpop(arguments[0])
-
-    return nb.types.int64(nb.types.uint64), generate

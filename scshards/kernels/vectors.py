@@ -10,10 +10,10 @@ from __future__ import annotations
 import numba as nb
 import numba.extending
 
-GENES, COUNTS, FLAGS, SQUEEZED = 16, 32, 64, 16
-"""Elements that `sum_up`; `widen`, `equal` and `above`; `hide`; and `squeeze` take at a time."""
+GENES, COUNTS, SQUEEZED = 16, 32, 16
+"""Elements that `sum_up`, `equal` and `squeeze` take at a time."""
 
-_INT, _FLOAT = nb.types.int64, nb.types.float32
+_INT = nb.types.int64
 
 
 @nb.extending.intrinsic
@@ -54,32 +54,18 @@ def sum_up(typing_context, src, p, out, j, total):
 
 
 @nb.extending.intrinsic
-def widen(typing_context, src, p, out, j):
-    """src[p:p + COUNTS] into out[j:j + COUNTS] (uint16); a bit for each byte with a continuation bit."""
+def equal(typing_context, values, j, x):
+    """A bit for each of values[j:j + COUNTS] (uint16) that is x."""
 
     def generate(context, builder, signature, arguments):
         from llvmlite import ir
 
-        src, p, out, j = arguments
-        bytes_ = _load(context, builder, signature.args[0], src, p, COUNTS)
-        odd = builder.icmp_signed("<", bytes_, ir.Constant(bytes_.type, [0] * COUNTS))
-        wide = builder.zext(bytes_, ir.VectorType(ir.IntType(16), COUNTS))
-        _store(context, builder, signature.args[2], out, j, wide)
-        return _bits(builder, odd)
+        values, j, x = arguments
+        found = _load(context, builder, signature.args[0], values, j, COUNTS)
+        wanted = _fill(builder, builder.trunc(x, ir.IntType(16)), COUNTS)
+        return _bits(builder, builder.icmp_unsigned("==", found, wanted))
 
-    return _INT(src, _INT, out, _INT), generate
-
-
-@nb.extending.intrinsic
-def equal(typing_context, values, j, x):
-    """A bit for each of values[j:j + COUNTS] (uint16) that is x."""
-    return _compare("==", values)
-
-
-@nb.extending.intrinsic
-def above(typing_context, values, j, x):
-    """A bit for each of values[j:j + COUNTS] (uint16) that is more than x."""
-    return _compare(">", values)
+    return _INT(values, _INT, _INT), generate
 
 
 @nb.extending.intrinsic
@@ -125,92 +111,9 @@ def squeeze(typing_context, word, values, j, out, k):
     return nb.types.void(nb.types.uint64, values, _INT, out, _INT), generate
 
 
-@nb.extending.intrinsic
-def hide(typing_context, word, targets, at, hidden, values, is_hidden):
-    """Of FLAGS elements from `at` on: values = hidden where the bit of `word` is set, else targets.
-
-    targets, values: float32; is_hidden: bool, made of the bits.
-    """
-
-    def generate(context, builder, signature, arguments):
-        from llvmlite import ir
-
-        word, targets, at, hidden, values, is_hidden = arguments
-        flags = builder.bitcast(word, ir.VectorType(ir.IntType(1), FLAGS))
-        bytes_ = builder.zext(flags, ir.VectorType(ir.IntType(8), FLAGS))
-        _store(context, builder, signature.args[5], is_hidden, at, bytes_)
-        shown = _load(context, builder, signature.args[1], targets, at, FLAGS)
-        chosen = builder.select(flags, _fill(builder, hidden, FLAGS), shown)
-        _store(context, builder, signature.args[4], values, at, chosen)
-        return context.get_dummy_value()
-
-    return nb.types.void(nb.types.uint64, targets, _INT, _FLOAT, values, is_hidden), generate
-
-
-@nb.extending.intrinsic
-def copy(typing_context, src, start, count, out, at):
-    """out[at:at + count] = src[start:start + count], of one type, by memcpy.
-
-    Of a slice numba makes a loop of its own, several times as slow.
-    """
-
-    def generate(context, builder, signature, arguments):
-        from llvmlite import ir
-        from numba.core import cgutils
-        from numba.np.arrayobj import make_array
-
-        src, start, count, out, at = arguments
-        source = make_array(signature.args[0])(context, builder, src).data
-        target = make_array(signature.args[3])(context, builder, out).data
-        size = context.get_abi_sizeof(source.type.pointee)
-        cgutils.raw_memcpy(
-            builder,
-            builder.gep(target, [at]),
-            builder.gep(source, [start]),
-            count,
-            ir.Constant(ir.IntType(64), size),
-        )
-        return context.get_dummy_value()
-
-    return nb.types.void(src, _INT, _INT, out, _INT), generate
-
-
-@nb.extending.intrinsic
-def prefetch(typing_context, array, at):
-    """Ask for the line of the processor's cache that an element lies in; it need not exist."""
-
-    def generate(context, builder, signature, arguments):
-        from llvmlite import ir
-        from numba.np.arrayobj import make_array
-
-        array, at = arguments
-        data = make_array(signature.args[0])(context, builder, array).data
-        line = builder.bitcast(builder.gep(data, [at]), ir.IntType(8).as_pointer())
-        number = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [line.type, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [line.type], kind)
-        # To be read, soon but not at once, as data.
-        builder.call(function, [line, _lane(0), _lane(2), _lane(1)])
-        return context.get_dummy_value()
-
-    return nb.types.void(array, _INT), generate
-
-
 def _has_compress(context):
     """Of what numba compiles for, and keeps its cache by: processor and features."""
     return "+avx512f" in context.codegen().magic_tuple()[2].split(",")
-
-
-def _compare(sign, values):
-    def generate(context, builder, signature, arguments):
-        from llvmlite import ir
-
-        values, j, x = arguments
-        found = _load(context, builder, signature.args[0], values, j, COUNTS)
-        wanted = _fill(builder, builder.trunc(x, ir.IntType(16)), COUNTS)
-        return _bits(builder, builder.icmp_unsigned(sign, found, wanted))
-
-    return _INT(values, _INT, _INT), generate
 
 
 def _load(context, builder, kind, array, at, lanes):

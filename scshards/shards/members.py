@@ -50,6 +50,7 @@ STATUS = {
     kernels.BAD_ORDER: "gene ids do not ascend",
     kernels.ID_TOO_LARGE: "a gene id is outside the vocabulary",
     kernels.BAD_COUNT: "the number of genes or values differs from n",
+    kernels.BAD_VALUE: "a value is 0, negative, infinite or not a number",
 }
 """What a kernel's status code means."""
 
@@ -179,6 +180,7 @@ def decode_rows(
         int64 [cells]: OK or a key of STATUS; then the cell's genes and values mean nothing.
     """
     n = len(starts)
+    src = read_only(src)
     fields = np.zeros((n, kernels.MEMBER_FIELDS), np.int64)
     status = np.zeros(n, np.int64)
     kernels.measure_members(src, starts, sizes, fields, status)
@@ -195,6 +197,9 @@ def decode_rows(
         stored = np.empty(4 * len(genes), np.uint8)
         kernels.gather_slices(src, fields[:, 3], 4 * fields[:, 0], np.arange(n), stored)
         values = stored.view("<f4").astype(np.float32, copy=False)
+        wrong = np.flatnonzero(~((values > 0) & (values < np.inf)))
+        cells = np.searchsorted(indptr, wrong, side="right") - 1
+        status[cells[status[cells] == kernels.OK]] = kernels.BAD_VALUE
     rows = TokenRows(indptr, genes, values)
     return rows, fields, status
 
@@ -259,6 +264,8 @@ def decode_cell(
     else:
         check_status(kernels.OK if v1 - v0 == 4 * n else kernels.BAD_COUNT, where)
         values = np.frombuffer(payload, "<f4", n, v0).astype(np.float32)
+        is_right = bool(((values > 0) & (values < np.inf)).all())
+        check_status(kernels.OK if is_right else kernels.BAD_VALUE, where)
     found: Mapping[str, Any] = _labels(payload, labels_at, where)
     if labels is not None:
         found = _named(found, labels, where)
@@ -271,6 +278,13 @@ def decode_labels(payload: bytes, *, where: object = None) -> dict[str, int | fl
     fields = np.zeros(kernels.MEMBER_FIELDS, np.int64)
     check_status(kernels.parse_member(src, 0, len(src), fields), where)
     return _labels(payload, int(fields[-1]), where)
+
+
+def read_only(src: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A view that can't be written to: kernels are compiled for such, and once again for others."""
+    view = src.view()
+    view.flags.writeable = False
+    return view
 
 
 def check_status(status: int, where: object) -> None:

@@ -18,10 +18,10 @@ from scshards.base.errors import FormatError
 from scshards.cells.batch import KEY_ROW_BITS, format_key
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
-from scshards.kernels.cells import CellRules, DrawKeys, Scratch, count_genes, new_scratch
-from scshards.kernels.members import OK
+from scshards.kernels import cells as kernels
+from scshards.kernels.members import MEMBER_FIELDS, OK, measure_members
 from scshards.shards.manifest import LabelInfo
-from scshards.shards.members import STATUS
+from scshards.shards.members import STATUS, read_only
 from scshards.streaming.collate.lead_tokens import LeadTokens, gene_ids
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.collate.packing import fitting_room
@@ -42,8 +42,12 @@ class Cells(NamedTuple):
 
     Attributes
     ----------
-    members
-        data, starts, sizes, the keys that draws are made by, and the leading tokens.
+    data, fields
+        The bytes of the members, and where the parts of each are: `members.measure_members`.
+    drawn_by
+        int64 [B]: the keys that draws are made by.
+    leads
+        int32 [B, tokens]: the leading tokens.
     keys
         As in the shards.
     labels
@@ -60,13 +64,16 @@ class Cells(NamedTuple):
         The share of genes that is hidden.
     """
 
-    members: tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
+    data: NDArray[np.uint8]
+    fields: NDArray[np.int64]
+    drawn_by: NDArray[np.int64]
+    leads: NDArray[np.int32]
     keys: NDArray[np.int64]
     labels: NDArray[np.int64]
     is_cell: NDArray[np.bool_]
     tokens: NDArray[np.int64]
     length: int
-    rules: CellRules
+    rules: kernels.CellRules
     ratio: float
     epoch: int
 
@@ -91,20 +98,18 @@ class CollatorBase:
         self.vocab = self._leads.vocab
         self._pad_id = vocab.pad_id
         self._cls_value = options.pad_value if options.cls_value is None else options.cls_value
-        self._rules = CellRules(
+        self._rules = kernels.CellRules(
             n_tokens=len(vocab),
             as_counts=kind == "counts",
             room=options.room,
             kept=options.kept_genes,
             quantiles=np.linspace(0, 1, options.n_bins - 1) if options.has_bins else np.zeros(0),
             ties=options.tie_break == "random",
-            target_sum=float(options.target_sum or 0),
-            as_log=options.values == "log1p",
-            n_zeros=options.include_zero_genes,
-            gene_ids=gene_ids(vocab),
         )
+        self._scale = (float(options.target_sum or 0), options.values == "log1p")
+        self._gene_ids = gene_ids(vocab)
         self._seed, self._packed_tokens = seed, tokens_per_batch
-        self._epoch_keys: tuple[int, DrawKeys] | None = None
+        self._epoch_keys: tuple[int, kernels.DrawKeys] | None = None
         self._local = threading.local()
         self._pinned = pinned_memory(pin_memory)
         self._buffers = self._pinned or BufferPool()
@@ -121,16 +126,23 @@ class CollatorBase:
         copies: NDArray[np.int64] | None,
     ) -> Cells:
         """The cells of a batch; parameters as of Collator.collate."""
-        scratch = self._scratch()
-        n_genes = np.empty(len(starts), np.int64)
-        self._check(count_genes(data, starts, sizes, scratch.fields, n_genes), keys)
+        data = read_only(data)
+        fields = np.zeros((len(starts), MEMBER_FIELDS), np.int64)
+        status = np.zeros(len(starts), np.int64)
+        measure_members(data, starts, sizes, fields, status)
+        for bad in np.flatnonzero((status != OK) & (sizes > 0)):
+            self._check((int(status[bad]), int(bad)), keys)
+        n_genes = fields[:, 0].copy()
         rules = self._rules
         if self._packed_tokens is not None:
             rules = self._packed_rules(n_genes, sizes > 0, self._packed_tokens)
         tokens = self._tokens(n_genes, sizes > 0, rules)
         drawn_by = keys if copies is None else keys + copies * _COPY_STEP
         return Cells(
-            members=(data, starts, sizes, drawn_by, self._leads.ids(labels)),
+            data=data,
+            fields=fields,
+            drawn_by=drawn_by,
+            leads=self._leads.ids(labels),
             keys=keys,
             labels=labels,
             is_cell=sizes > 0,
@@ -141,21 +153,69 @@ class CollatorBase:
             epoch=epoch,
         )
 
+    def _read(
+        self,
+        cells: Cells,
+        at: NDArray[np.int64],
+        genes: NDArray[np.int32],
+        values: NDArray[np.float32],
+    ) -> None:
+        """The genes and values of cell b, without leading tokens, into flat arrays from at[b] on.
+
+        What is behind them, up to SLACK elements, may be written to as well.
+        """
+        src, fields, rules = cells.data, cells.fields, cells.rules
+        keys, scratch = self._draw_keys(cells.epoch), self._scratch()
+        is_scaled = any(self._scale)
+        totals = np.zeros(len(fields) if is_scaled else 0, np.uint64)
+        is_left = np.ones(len(fields), np.bool_)
+        if rules.as_counts:
+            status = kernels.read_cells(
+                src,
+                fields,
+                cells.drawn_by,
+                at,
+                rules,
+                keys,
+                scratch,
+                genes,
+                values,
+                totals,
+                is_left,
+            )
+            self._check(status, cells.keys)
+        if is_left.any():
+            room = kernels.others_room(rules.n_tokens)
+            status = kernels.read_others(
+                src, fields, cells.drawn_by, at, rules, keys, scratch, room, self._scale, genes, values,
+                is_left,
+            )  # fmt: skip
+            self._check(status, cells.keys)
+        if is_scaled:
+            kernels.scale_rows(fields, rules.room, at, totals, *self._scale, values, is_left)
+        if self.options.include_zero_genes:
+            tokens = cells.tokens - self.options.n_leads
+            bits = np.zeros((2, (rules.n_tokens + 63) // 64), np.uint64)
+            kernels.add_zeros(
+                src, fields, cells.drawn_by, at, tokens, rules, self._gene_ids, keys.zeros, scratch.ids,
+                bits, genes, values,
+            )  # fmt: skip
+
     def _packed_rules(
         self, n_genes: NDArray[np.int64], is_cell: NDArray[np.bool_], tokens: int
-    ) -> CellRules:
+    ) -> kernels.CellRules:
         """With as much room for each cell as all of them need to fit together."""
         others = self._tokens(n_genes, is_cell, self._rules._replace(room=0))
         room = fitting_room(n_genes, self._rules.room, tokens - int(others.sum()))
         return self._rules._replace(room=room)
 
     def _tokens(
-        self, n_genes: NDArray[np.int64], is_cell: NDArray[np.bool_], rules: CellRules
+        self, n_genes: NDArray[np.int64], is_cell: NDArray[np.bool_], rules: kernels.CellRules
     ) -> NDArray[np.int64]:
         """Tokens of each row, without padding."""
         genes = np.minimum(n_genes, rules.room)
-        if rules.n_zeros:
-            genes += np.clip(len(rules.gene_ids) - n_genes, 0, rules.n_zeros)
+        if self.options.include_zero_genes:
+            genes += np.clip(len(self._gene_ids) - n_genes, 0, self.options.include_zero_genes)
         return self.options.n_leads + genes * is_cell
 
     def _length(self, longest: int) -> int:
@@ -208,12 +268,12 @@ class CollatorBase:
             for a, n, kind, shape in zip(starts, used, kinds, shapes, strict=False)
         ]
 
-    def _draw_keys(self, epoch: int) -> DrawKeys:
+    def _draw_keys(self, epoch: int) -> kernels.DrawKeys:
         known = self._epoch_keys
         if known is None or known[0] != epoch:
             names = ("sample", "tie", "zeros", _MARK[self.options.objective])
             keys = (np.uint64(seeds.key(self._seed, name, epoch)) for name in names)
-            self._epoch_keys = known = (epoch, DrawKeys(*keys))
+            self._epoch_keys = known = (epoch, kernels.DrawKeys(*keys))
         return known[1]
 
     def _check(self, result: tuple[int, int], keys: NDArray[np.int64]) -> None:
@@ -227,8 +287,8 @@ class CollatorBase:
                 advice="run scshards verify on the shard set",
             )
 
-    def _scratch(self) -> Scratch:
+    def _scratch(self) -> kernels.Scratch:
         if not hasattr(self._local, "scratch"):
-            self._local.scratch = new_scratch(self._rules, self.options.n_leads)
-        scratch: Scratch = self._local.scratch
+            self._local.scratch = kernels.new_scratch(self._rules, self.options.n_leads)
+        scratch: kernels.Scratch = self._local.scratch
         return scratch

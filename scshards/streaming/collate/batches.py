@@ -15,11 +15,9 @@ from scshards.base import seeds
 from scshards.cells.batch import Batch, GenerateBatch, PackedBatch
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
+from scshards.kernels.bits import DIGITS
 from scshards.kernels.cells import SLACK
-from scshards.kernels.draws import DIGITS
-from scshards.kernels.generate import SplitRules, fill_generated
-from scshards.kernels.masked import MaskRules, fill_masked
-from scshards.kernels.ragged import MarkRules, fill_ragged
+from scshards.kernels.finish import MaskRules, SplitRules, mark_genes, mask_rows, split_rows
 from scshards.shards.manifest import LabelInfo
 from scshards.streaming.collate.base import Cells, CollatorBase
 from scshards.streaming.collate.device import Layout, RaggedBatch
@@ -204,19 +202,26 @@ class Collator(CollatorBase):
 
     def _fill_masked(self, cells: Cells, at: NDArray[np.int64], out: list[NDArray[Any]]) -> None:
         """Fill genes, values, targets, is_masked and is_pad: cell b's from at[b] to at[b + 1]."""
+        options, genes, values, targets, is_masked, is_pad = (
+            self.options,
+            *(x.reshape(-1) for x in out),
+        )
+        self._read(cells, at[:-1] + options.n_leads, genes, targets)
         mask = MaskRules(
             share=_share(cells.ratio),
-            ratio=cells.ratio,
-            exact=self.options.exact_mask,
+            ratio=float(cells.ratio),
+            exact=bool(options.exact_mask),
             pad_id=self._pad_id,
-            cls_value=self._cls_value,
-            pad_value=self.options.pad_value,
-            mask_value=self.options.mask_value,
+            cls_value=float(self._cls_value),
+            pad_value=float(options.pad_value),
+            mask_value=float(options.mask_value),
         )
-        draws, scratch = self._draw_keys(cells.epoch), self._scratch()
-        flat = [x.reshape(-1) for x in out]
-        status = fill_masked(*cells.members, at, cells.rules, draws, mask, scratch, *flat)
-        self._check(status, cells.keys)
+        key, bits = self._draw_keys(cells.epoch).mark, self._scratch().bits
+        first = options.n_leads + options.kept_genes
+        mask_rows(
+            cells.drawn_by, cells.tokens, cells.leads, at, first, key, mask, bits, genes, values,
+            targets, is_masked, is_pad,
+        )  # fmt: skip
 
     def _generated(self, cells: Cells) -> GenerateBatch:
         n_unknown, at_least = self._split(cells.length, cells.ratio)
@@ -225,15 +230,18 @@ class Collator(CollatorBase):
         known, unknown = (rows, cells.length - n_unknown), (rows, n_unknown)
         out = self._outputs([known] * 3 + [unknown] * 3, kinds + kinds)
         split = SplitRules(
-            ratio=cells.ratio,
+            ratio=float(cells.ratio),
             at_least=at_least,
             pad_id=self._pad_id,
-            cls_value=self._cls_value,
-            pad_value=self.options.pad_value,
+            cls_value=float(self._cls_value),
+            pad_value=float(self.options.pad_value),
         )
-        draws, scratch = self._draw_keys(cells.epoch), self._scratch()
-        status = fill_generated(*cells.members, cells.rules, draws, split, scratch, *out)
-        self._check(status, cells.keys)
+        at, genes, values = self._flat(cells)
+        key, bits = self._draw_keys(cells.epoch).mark, self._scratch().bits
+        tokens, kept = cells.tokens - self.options.n_leads, self.options.kept_genes
+        split_rows(
+            cells.drawn_by, tokens, cells.leads, at, kept, key, split, bits, genes, values, *out
+        )
         tensors = list(map(as_tensor, out))
         return GenerateBatch(
             known_genes=tensors[0],
@@ -250,31 +258,28 @@ class Collator(CollatorBase):
         options = self.options
         is_split = options.objective == "generate"
         n_unknown, at_least = self._split(cells.length, cells.ratio) if is_split else (None, 0)
-        at = np.zeros(len(cells.keys) + 1, np.int64)
-        np.cumsum(cells.tokens - options.n_leads, out=at[1:])
-        # At least one of each: a place that is read of and not used.
-        total = max(1, int(at[-1]))
-        (genes, values), is_marked = self._flat(total), np.zeros(total, np.bool_)
-        genes[at[-1] :], values[at[-1] :] = 0, 0
+        at, genes, values = self._flat(cells)
+        total = len(genes)
         has_marks = is_split or options.exact_mask
-        mark = MarkRules(marks=has_marks, ratio=cells.ratio, at_least=at_least)
-        draws, scratch = self._draw_keys(cells.epoch), self._scratch()
-        status = fill_ragged(
-            *cells.members[:4], at, cells.rules, draws, mark, scratch, genes, values, is_marked
-        )
-        self._check(status, cells.keys)
+        is_marked = np.zeros(total if has_marks else 0, np.bool_)
+        key = self._draw_keys(cells.epoch).mark
+        if has_marks:
+            mark_genes(
+                cells.drawn_by, np.diff(at), at, options.kept_genes, key, float(cells.ratio), at_least,
+                self._scratch().bits, is_marked,
+            )  # fmt: skip
         kinds = [np.uint16 if len(self.vocab) <= 1 << 16 else np.int32, self._small_kind(values)]
         small = self._outputs([(1, total)] * 2, kinds)
         for wide, narrow in zip((genes, values), small, strict=True):
             np.copyto(narrow[0], wide, casting="unsafe")
-        masks = seeds.draws(int(draws.mark), cells.members[3]).view(np.int64)
+        masks = seeds.draws(int(key), cells.drawn_by).view(np.int64)
         return RaggedBatch(
             genes=as_tensor(small[0][0]),
             values=as_tensor(small[1][0]),
             starts=self._kept(at.astype(np.int32)),
-            leads=self._kept(cells.members[4]),
+            leads=self._kept(cells.leads),
             draws=self._kept(masks),
-            marks=self._kept(np.packbits(is_marked[: total * has_marks], bitorder="little")),
+            marks=self._kept(np.packbits(is_marked, bitorder="little")),
             layout=Layout(
                 length=cells.length,
                 n_unknown=n_unknown,
@@ -297,12 +302,21 @@ class Collator(CollatorBase):
         whole = self._rules.as_counts and options.values != "log1p" and not options.target_sum
         return np.uint16 if whole and values.max() < 1 << 16 else np.float32
 
-    def _flat(self, total: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """This thread's room for so many genes and values."""
-        if len(getattr(self._local, "genes", ())) < total:
-            self._local.genes = np.empty(total * 5 // 4, np.int32)
-            self._local.values = np.zeros(total * 5 // 4, np.float32)
-        return self._local.genes[:total], self._local.values[:total]
+    def _flat(
+        self, cells: Cells
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+        """The genes and values of all cells, one after another, and where each begins, in room of this
+        thread; at least one of each: a place that is read of and not used."""
+        at = np.zeros(len(cells.keys) + 1, np.int64)
+        np.cumsum(cells.tokens - self.options.n_leads, out=at[1:])
+        end = int(at[-1])
+        if len(getattr(self._local, "genes", ())) < end + SLACK:
+            self._local.genes = np.empty((end + SLACK) * 5 // 4, np.int32)
+            self._local.values = np.zeros((end + SLACK) * 5 // 4, np.float32)
+        genes, values = self._local.genes, self._local.values
+        self._read(cells, at[:-1], genes[: end + SLACK], values[: end + SLACK])
+        genes[end], values[end] = 0, 0
+        return at, genes[: max(end, 1)], values[: max(end, 1)]
 
     def _split(self, length: int, ratio: float) -> tuple[int, int]:
         """Columns of the unknown part, and how many genes a cell that has any gives at least.
@@ -317,5 +331,5 @@ class Collator(CollatorBase):
 
 
 def _share(ratio: float) -> int:
-    """A ratio below 1 as a chance of `draw_kernels.chances`."""
+    """A ratio below 1 as a chance of `kernels.bits.chances`."""
     return min(round(ratio * (1 << DIGITS)), (1 << DIGITS) - 1)

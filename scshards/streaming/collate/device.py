@@ -18,7 +18,7 @@ from torch import Tensor
 
 from scshards.base import seeds
 from scshards.cells.batch import Batch, CellBatch, GenerateBatch
-from scshards.kernels.draws import DIGITS
+from scshards.kernels.bits import DIGITS
 
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
@@ -173,7 +173,7 @@ class _Rows:
 
 
 def _chances(keys_B: Tensor, share: int, columns_L: Tensor) -> Tensor:
-    """A bit for each place of each row: `draw_kernels.chances` for many keys at a time, int64 [B, L]."""
+    """A bit for each place of each row: `kernels.bits.chances` for many keys at a time, int64 [B, L]."""
     words = torch.arange((len(columns_L) + 63) // 64, device=keys_B.device)
     bits_BW = torch.zeros(len(keys_B), len(words), dtype=torch.int64, device=keys_B.device)
     if share:

@@ -19,7 +19,6 @@ import asyncio
 import concurrent.futures
 import contextlib
 import re
-import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
@@ -37,7 +36,8 @@ from scshards.base.remote import (
     translated,
     version,
 )
-from scshards.base.retry import Limit, Requests, Retry, Stopped
+from scshards.base.retry import Limit, Requests, Retry
+from scshards.base.threads import LOOK_S, Stop, Stopped
 
 CONNECTIONS = 64
 """Connections to a store that a process keeps at most, unless its options say otherwise."""
@@ -46,8 +46,6 @@ BLOCK_BYTES, BLOCKS = 1 << 22, 8
 """An open file is read in blocks of so many bytes, of which it keeps so many."""
 
 _PIECE, _HEAD = 1 << 20, 1 << 12
-_LOOK_S = 0.5
-"""How often a waiting read looks whether it was given up."""
 
 _NOT_FROM_THERE = 416
 """HTTP's answer to a range that begins after the end."""
@@ -143,7 +141,7 @@ class Ranges:
         parts: Sequence[memoryview] | None = None,
         *,
         etag: str | None = None,
-        stop: threading.Event | None = None,
+        stop: Stop | None = None,
     ) -> Read:
         """Ask for a part of an object until all of it is there, or the object has ended; see Read."""
         read = Read(path, where, start, end, parts, etag)
@@ -151,7 +149,7 @@ class Ranges:
             self._requests.ask(where, lambda limit: self._go_on(read, limit, stop), stop)
         return read
 
-    def _go_on(self, read: Read, limit: Limit, stop: threading.Event | None) -> None:
+    def _go_on(self, read: Read, limit: Limit, stop: Stop | None) -> None:
         had = read.got
         try:
             if self._receive is None:
@@ -167,12 +165,12 @@ class Ranges:
             if read.got > had:
                 limit.got_on()
 
-    def _wait(self, work: Coroutine[Any, Any, None], stop: threading.Event | None = None) -> None:
+    def _wait(self, work: Coroutine[Any, Any, None], stop: Stop | None = None) -> None:
         """Run it on the file system's loop until it has ended, or `stop` was set."""
         job = asyncio.run_coroutine_threadsafe(work, self.fs.loop)
         try:
             if stop is not None:
-                while not concurrent.futures.wait([job], _LOOK_S).done:
+                while not concurrent.futures.wait([job], LOOK_S).done:
                     if stop.is_set():
                         raise Stopped
             job.result()

@@ -20,6 +20,7 @@ from typing import TypeVar
 from scshards.base.errors import ConfigError, StorageError
 from scshards.base.progress import counted
 from scshards.base.remote import temporary
+from scshards.base.threads import Stop, Stopped
 
 Got = TypeVar("Got")
 
@@ -73,10 +74,6 @@ class Retry:
         return max(sum(map(self.wait, range(self.retries))), 2 * self.timeout)
 
 
-class Stopped(Exception):
-    """A read was given up because nobody waits for it any more. No user sees it."""
-
-
 class Limit:
     """Until when one request is tried again."""
 
@@ -116,9 +113,7 @@ class Requests:
         self._told_at = -LINE_EVERY_S
         self._lock = threading.Lock()
 
-    def ask(
-        self, where: str, call: Callable[[Limit], Got], stop: threading.Event | None = None
-    ) -> Got:
+    def ask(self, where: str, call: Callable[[Limit], Got], stop: Stop | None = None) -> Got:
         """What `call` returns, which is given the limit of this request, and may be called again.
 
         Parameters

@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import stat
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -23,6 +22,7 @@ from scshards.base.errors import MissingDataError, OutputExistsError, StorageErr
 from scshards.base.files import TEMPORARY, publish
 from scshards.base.remote import answer_of, translated, version
 from scshards.base.retry import Requests
+from scshards.base.threads import Stop
 
 if TYPE_CHECKING:
     from scshards.base.ranges import Ranges
@@ -160,7 +160,7 @@ class Storage:
         path: str,
         start: int,
         parts: Sequence[memoryview],
-        stop: threading.Event | None = None,
+        stop: Stop | None = None,
     ) -> None:
         """Fill buffers (bytes, writable), one after another, from byte `start` of a file.
 

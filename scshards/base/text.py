@@ -1,11 +1,16 @@
-"""Texts: the one rule by which numbers name genes, cells, categories and splits; the nearest name."""
+"""Texts: the rule by which numbers name genes, cells, categories and splits; nearest names; sizes."""
 
 from __future__ import annotations
 
 import difflib
 import numbers
+import re
 from collections.abc import Iterable
 from typing import Any
+
+from scshards.base.errors import ConfigError
+
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
 def text_of(value: Any) -> str:
@@ -36,3 +41,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         return "did you mean " + " or ".join(repr(n) for n in near) + "?"
     shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
     return f"known names: {shown}"
+
+
+def size_of(size: int | str) -> int:
+    """Bytes: a number of them, or text such as "200 GB".
+
+    Raises
+    ------
+    ConfigError
+        For a text that is no size.
+    """
+    if isinstance(size, int):
+        return size
+    said = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]b)?\s*", size.lower())
+    if said is None:
+        raise ConfigError(
+            f"{size!r} is no size", advice='give a number of bytes, or text such as "200 GB"'
+        )
+    return int(float(said[1]) * _UNITS[said[2] or ""])

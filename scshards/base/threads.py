@@ -1,4 +1,4 @@
-"""Work on threads of this process, whose results come in order.
+"""Work on threads of this process: results in order, and threads that end when nobody waits for them.
 
 Kernels, decompression, checksums and reads let go of the interpreter, so that threads use the cores
 there are, and what they have made need not be copied to another process.
@@ -7,14 +7,20 @@ there are, and what they have made need not be copied to another process.
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+LOOK_S = 0.2
+"""How often a thread that waits looks whether anybody still wants what it waits for."""
 
 
 def all_cores() -> int:
@@ -55,3 +61,108 @@ def read_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
         while (item := coming.result()) is not None:
             coming = thread.submit(next, items, None)
             yield item
+
+
+class Stopped(Exception):
+    """Work was given up because nobody waits for it any more. No user sees it."""
+
+
+class Stop:
+    """Tells threads that nobody waits for their work any more.
+
+    `set` takes no lock: a finalizer may call it, whichever thread it runs on and whatever it interrupts.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._queues: list[SimpleQueue[Any]] = []
+
+    def is_set(self) -> bool:
+        """Whether work is to end."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Let work end."""
+        self._is_set = True
+        for queue in self._queues:
+            queue.put(None)
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep so long, or until work is to end; whether it is."""
+        until = time.monotonic() + seconds
+        while not self._is_set and (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, LOOK_S))
+        return self._is_set
+
+
+class Job(Future[Result]):
+    """A future whose result nobody waits for once `stop` was set."""
+
+    def __init__(self, stop: Stop) -> None:
+        super().__init__()
+        self._stop = stop
+
+    def result(self, timeout: float | None = None) -> Result:
+        """As a future's, without a time limit; Stopped when work is to end."""
+        while True:
+            try:
+                return super().result(LOOK_S)
+            except TimeoutError:
+                if self.done():
+                    return super().result()
+            if self._stop.is_set():
+                raise Stopped
+
+
+class Jobs(Executor):
+    """Runs jobs on threads of its own, which end when `stop` is set and what they are at has ended.
+
+    Nobody ever waits for them, not even the end of the process: a store may hang.
+
+    Parameters
+    ----------
+    workers
+        How many threads at most.
+    name
+        What theirs begin with.
+    stop
+        Says when they end. What was not begun then ends in Stopped.
+    """
+
+    def __init__(self, workers: int, name: str, stop: Stop) -> None:
+        self._workers, self._name, self._stop = workers, name, stop
+        self._queue: SimpleQueue[Any] = SimpleQueue()
+        self._started = 0
+        self._lock = threading.Lock()
+        stop._queues.append(self._queue)
+
+    def submit(self, function: Callable[..., Result], /, *args: Any, **named: Any) -> Job[Result]:
+        """Run function(*args, **named) when a thread is free."""
+        job: Job[Result] = Job(self._stop)
+        self._queue.put((job, function, args, named))
+        with self._lock:
+            is_new = self._started < self._workers
+            number = self._started
+            self._started += is_new
+        if is_new:
+            name = f"{self._name}-{number}"
+            threading.Thread(
+                target=_run, args=(self._queue, self._stop), name=name, daemon=True
+            ).start()
+        return job
+
+
+def _run(queue: SimpleQueue[Any], stop: Stop) -> None:
+    """What a thread of Jobs does. While it waits it refers to no job, and so to nobody's objects."""
+    while (item := queue.get()) is not None:
+        job, function, args, named = item
+        del item
+        if job.set_running_or_notify_cancel():
+            try:
+                if stop.is_set():
+                    raise Stopped
+                job.set_result(function(*args, **named))
+            except BaseException as e:
+                job.set_exception(e)
+        del job, function, args, named
+    queue.put(None)  # for the thread beside it

@@ -160,8 +160,10 @@ class ShardList:
         codes = {name: code for code, name in enumerate(names)}
         return codes, np.array([codes[s.name] for s in self.sources], np.int32)
 
-    def index(self, shard: int, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """Columns of a shard's index, as they are in the sets read as one.
+    def index(
+        self, shard: int, columns: Sequence[str], data: bytes | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Columns of a shard's index, as they are in the sets read as one; `data`: its bytes, if known.
 
         Raises
         ------
@@ -170,9 +172,8 @@ class ShardList:
         """
         of_source = OBS_PREFIX + SOURCE
         if of_source in columns and SOURCE not in self.labels:
-            found = self.index(
-                shard, [SOURCE, *(c for c in columns if c not in (SOURCE, of_source))]
-            )
+            others = (c for c in columns if c not in (SOURCE, of_source))
+            found = self.index(shard, [SOURCE, *others], data)
             return found | {of_source: self._named_sources[1][found[SOURCE]]}
         number = int(self.set_of[shard])
         shardset, info, codes = self.shardsets[number], self.shards[shard], self._codes[number]
@@ -180,7 +181,8 @@ class ShardList:
         has = [
             c for c in columns if not c.startswith(OBS_PREFIX) or c.removeprefix(OBS_PREFIX) in own
         ]
-        table = shardset.index(info, has, self._index_bytes(shard)) if has else {}
+        data = self._index_bytes(shard) if has and data is None else data
+        table = shardset.index(info, has, data) if has else {}
         out: dict[str, NDArray[Any]] = {}
         for column in columns:
             if column not in table:

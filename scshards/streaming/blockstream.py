@@ -8,19 +8,22 @@ What a batch is made of a block is the caller's business. Called by streaming.lo
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Self
 
 from scshards.base.errors import ConfigError, StateError
+from scshards.base.text import size_of
+from scshards.base.threads import Jobs, Stop
 from scshards.cells.tokenizer import ValueKind
 from scshards.shards.manifest import LabelInfo, SourceInfo
 from scshards.shards.shardlist import ShardList
 from scshards.streaming.mix.blocks import Block
 from scshards.streaming.mix.reading import EpochReader
 from scshards.streaming.order.plan import EpochPlan
-from scshards.streaming.order.state import Order
+from scshards.streaming.order.state import Order, Position
 from scshards.streaming.order.strata import ChoiceOptions, choice_of
 from scshards.streaming.pipeline import Made, in_order
 from scshards.streaming.quarantine import LostCells, Quarantine
@@ -31,8 +34,16 @@ from scshards.streaming.stages import StageClock, Stages
 _log = logging.getLogger(__name__)
 
 STATE_VERSION = 3
-_AHEAD = 16
-"""Batches made before they are asked for: about 1 MB each."""
+AHEAD = 16
+"""Batches made before they are asked for, unless options say otherwise: about 1 MB each."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stand:
+    """Where a stream stands: after which batch the trainer is, and where the next pass begins."""
+
+    at: Position
+    following: Position
 
 
 class BlockStream:
@@ -50,7 +61,8 @@ class BlockStream:
         Keeps what is read, for all processes of the node.
     quarantine
         Decides over chunks and indexes that are bad.
-    seed, epoch, rank, world_size, batch_size, lanes, shuffle, shuffle_buffer, drop_last, threads
+    seed, epoch, fixed_epoch, rank, world_size, batch_size, lanes, shuffle, shuffle_buffer, drop_last, \
+    threads, prefetch
         As CellLoader's.
 
     Raises
@@ -77,6 +89,8 @@ class BlockStream:
         shuffle_buffer: int,
         drop_last: bool,
         threads: int,
+        fixed_epoch: bool = False,
+        prefetch: int | str = AHEAD,
     ) -> None:
         for name, value in (
             ("batch_size", batch_size),
@@ -86,17 +100,17 @@ class BlockStream:
         ):
             if value < 1:
                 raise ConfigError(f"{name} is at least 1, not {value}")
-        if epoch < 0:
-            raise ConfigError(f"epoch is at least 0, not {epoch}")
+        self._ahead, self._ahead_bytes = _prefetched(prefetch)
         self.shardset, self.split = shards.shardsets[0], shards.split
         self.rank, self.world_size = rank, world_size
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
-        self._shards, self._threads = shards, threads
+        self._shards, self._threads, self._cache = shards, threads, cache
+        self._fixed_epoch = fixed_epoch
         self._clock = StageClock()
-        self._fetcher, self._quarantine = ChunkFetcher(shards, self._clock, cache), quarantine
-        shards.read_indexes_by(self._fetcher.index)
+        self._quarantine = quarantine
+        shards.read_indexes_by(ChunkFetcher(shards, self._clock, cache).index)
         self._choice = choice_of(shards, choosing, seed, stratified=shuffle)
-        self._order = Order(
+        self.order = Order(
             self._choice.parts,
             by_domain=choosing.domain_by is not None,
             seed=seed,
@@ -108,8 +122,6 @@ class BlockStream:
             shuffle_buffer=shuffle_buffer,
             drop_last=drop_last,
         )
-        # Replaced as a whole, so that whoever asks from another thread sees one or the other.
-        self._position = self._order.begin(epoch)
         # What a state has to agree on, besides where it stands.
         self._asked: dict[str, Any] = {
             "version": STATE_VERSION,
@@ -121,8 +133,13 @@ class BlockStream:
             **making,
             **choosing.state(),
         }
-        self._running = False
-        self._reader = EpochReader(shards, self._choice, self._fetcher, quarantine, self._clock)
+        self._reader = EpochReader(shards, self._choice, self._clock)
+        # The passes that somebody holds, the one begun last behind the others.
+        self._passes: list[weakref.ref[Pass[Any]]] = []
+        if epoch < 0:
+            raise ConfigError(f"epoch is at least 0, not {epoch}")
+        begin = self.order.begin(epoch)
+        self._stand = _Stand(begin, begin)
         if drop_last and not len(self):
             most = max((p.positions for p in self._choice.parts), default=0)
             whose = "" if choosing.domain_by is None else "the largest domain of "
@@ -137,12 +154,12 @@ class BlockStream:
     @property
     def cells(self) -> int:
         """Cells of an epoch, those that appear several times counted each time."""
-        return self._order.cells
+        return self.order.cells
 
     @property
     def rank_cells(self) -> int:
         """Those of an epoch that this rank gets when none is dropped."""
-        return self._order.rank_cells
+        return self.order.rank_cells
 
     @property
     def sources(self) -> tuple[SourceInfo, ...]:
@@ -162,17 +179,27 @@ class BlockStream:
     @property
     def global_batch(self) -> int:
         """Cells in a batch over all ranks."""
-        return self._order.global_batch
+        return self.order.global_batch
 
     @property
     def epoch(self) -> int:
-        """The epoch that is being read, or that the next iteration reads."""
-        return self._position.epoch
+        """The epoch of the pass that runs, or of the one that comes next."""
+        return self._here().epoch
 
     @property
     def lanes(self) -> int:
         """The lanes of this epoch, of all domains together."""
-        return sum(self._position.lanes)
+        return sum(self._here().lanes)
+
+    @property
+    def batches_left(self) -> int:
+        """Batches that are left on every rank of the pass that runs, or of the one that comes next."""
+        return self.order.steps(self._here())
+
+    @property
+    def reads_over_network(self) -> bool:
+        """Whether whoever reads it gets every byte over a network: no cache of the node keeps them."""
+        return self._cache is None and not self._shards.is_local
 
     @property
     def retried(self) -> int:
@@ -186,106 +213,114 @@ class BlockStream:
 
     @property
     def dropped_cells(self) -> int:
-        """Cells that this iteration leaves out because they do not fill a global batch."""
-        return self._order.dropped(self._position)
+        """Cells that this pass leaves out because they do not fill a global batch."""
+        return self.order.dropped(self._here())
 
     def __len__(self) -> int:
-        """Batches that iterating now yields on every rank: a whole epoch's, or what is left of one."""
-        return self._order.steps(self._position)
+        """Batches of a whole epoch, the same number on every rank and in every epoch."""
+        return self.order.steps(self.order.begin(0))
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin with this epoch next. Without it, each iteration goes on to the following epoch."""
-        self._refuse_while_running("set_epoch")
+        """Let the next pass be of this epoch. Without it, each is of the one after the last begun.
+
+        An epoch that a loaded state is in the middle of goes on there: trainers who resume name it too.
+        """
         if epoch < 0:
             raise ConfigError(f"epoch is at least 0, not {epoch}")
-        if epoch != self.epoch:
-            self._position = self._order.begin(epoch)
+        following = self._stand.following
+        if following.is_begin or following.epoch != epoch:
+            following = self.order.begin(epoch)
+        self._stand = _Stand(following, following)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands after the batches handed out: plain JSON, the same on all ranks."""
-        return self._asked | self._order.state(self._position)
+        """Where the stream stands after the batches handed out: plain JSON, the same on all ranks.
+
+        Of two passes at once it tells how far the one begun last is, and after a pass that was broken
+        off how far that one was. Any thread may ask, at any time.
+        """
+        return self.state_after(0)
 
     def state_after(self, batches: int) -> dict[str, Any]:
         """The state when so many more batches were handed out, for whoever counts them elsewhere."""
-        return self._asked | self._order.state(self._order.after(self._position, batches))
+        stand = self._stand
+        is_last = not stand.at.is_begin and not self.order.steps(stand.at)
+        return self.state_of(stand.following if is_last else stand.at, batches)
+
+    def state_of(self, position: Position, batches: int = 0) -> dict[str, Any]:
+        """The state so many batches after a position."""
+        return self._asked | self.order.state(self._after(position, batches))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state was taken, on this world and batch size.
+        """Let the next pass go on where a state was taken, on this world and batch size.
 
         Raises
         ------
         StateError
-            When iteration has begun, or the state is of another shard set, seed, order or collation.
+            When the state is of another shard set, seed, order or collation.
         """
-        self._refuse_while_running("load_state_dict")
+        at = self.position_of(state)
+        self._stand = _Stand(at, at)
+
+    def position_of(self, state: Mapping[str, Any]) -> Position:
+        """Where a state was taken, of a stream like this one; see `load_state_dict`."""
         state = self._of_this_version(state)
         self._check_state(state)
-        self._position = self._order.load(state)
+        return self._after(self.order.load(state), 0)
 
     def plan(self, part: int = 0) -> EpochPlan:
         """The order of the epoch, on integers; with domains that of one of them."""
-        at = self._position
-        return self._order.plan(part, at, self._order.appearances(part, at))
+        at = self._here()
+        return self.order.plan(part, at, self.order.appearances(part, at))
 
     def stages(self) -> Stages:
         """Where time went, and what was read and made, since the loader was made."""
         return self._clock.total()
 
     def stream(
-        self, make: Callable[[Block, range], Iterator[Made]], *, first: int = 0, step: int = 1
-    ) -> Iterator[Made]:
-        """What `make` makes of the batches first, first + step, ... of those that are left.
+        self,
+        make: Callable[[Block, range], Iterator[Made]],
+        *,
+        begin: Position | None = None,
+        first: int = 0,
+        step: int = 1,
+    ) -> Pass[Made]:
+        """A pass over what `make` makes of the batches first, first + step, ... from a position on.
 
         Iterating is `stream` with the collator and every batch; streaming.dataset asks for a worker's.
         """
-        self._refuse_while_running("iter")
-        self._running = True
-        begin = self._position
-        turns = self._order.turns(begin)
-        taken = 0
-        try:
-            for i, made in enumerate(self._batches(make, first, step)):
-                # Counted before the trainer sees it: a state taken while it works on this batch
-                # goes on with the next one.
-                done = first + i * step + 1
-                for _, self._position in islice(turns, done - taken):
-                    taken += 1
-                yield made
-            self._position = self._order.begin(begin.epoch + 1)
-        finally:
-            # Whoever counts batches leaves after the last one without asking whether there are more.
-            self._position = self._order.after(self._position, 0)
-            self._running = False
+        passed = Pass(self, make, begin or self._stand.following, first, step)
+        self._passes = [p for p in self._passes if p() is not None]
+        self._passes.append(weakref.ref(passed))
+        return passed
 
-    def _batches(
-        self, make: Callable[[Block, range], Iterator[Made]], first: int, step: int
-    ) -> Iterator[Made]:
-        at = self._position
-        self._quarantine.begin(at.epoch)
-        self._fetcher.open(self._order.held(at)[0])
-        n_fetchers = LOCAL_READS if self._shards.is_local else REMOTE_READS
-        fetchers = ThreadPoolExecutor(n_fetchers, "scshards-fetch")
-        try:
-            dealt = self._reader.blocks(self._order, at, fetchers)
-            made = in_order(
-                dealt,
-                make,
-                threads=self._threads,
-                ahead=_AHEAD,
-                first=first,
-                step=step,
-                closing=self._fetcher.close,
-            )
-            yield from self._clock.waiting(made)
-        finally:
-            fetchers.shutdown(wait=True, cancel_futures=True)
+    def close(self) -> None:
+        """End the passes that run and their threads: they have no next batch."""
+        for each in self._passes:
+            passed = each()
+            if passed is not None:
+                passed.close()
 
-    def _refuse_while_running(self, what: str) -> None:
-        if self._running:
-            raise StateError(
-                f"{what} was called while the loader is being iterated",
-                advice="finish or close the running iterator first",
-            )
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _latest(self) -> Pass[Any] | None:
+        """The pass begun last, if somebody holds it."""
+        return self._passes[-1]() if self._passes else None
+
+    def _here(self) -> Position:
+        """Where the pass that runs is, or the next one begins."""
+        latest = self._latest()
+        return self._stand.following if latest is None or latest.is_over else latest.position
+
+    def _after(self, position: Position, batches: int) -> Position:
+        """Where the stream is so many batches later; never behind the last batch of an epoch."""
+        after = self.order.after(position, batches)
+        if self._fixed_epoch and after.epoch != position.epoch:
+            return self.order.begin(position.epoch)
+        return after
 
     def _look_for_small_domains(self, choosing: ChoiceOptions) -> None:
         """Say which domains have no batch in any epoch, as they are smaller than a global one."""
@@ -311,12 +346,12 @@ class BlockStream:
             return state
         at = state.get("position")
         is_begun = any(at) if isinstance(at, list) else bool(at)
-        begin = self._order.begin(epoch + is_begun)
+        begin = self.order.begin(epoch + is_begun)
         _log.warning(
             "the state is of version 2, whose order is another: reading goes on at epoch %d's begin",
             begin.epoch,
         )
-        new = {"version": STATE_VERSION, "stratify": None, **self._order.state(begin)}
+        new = {"version": STATE_VERSION, "stratify": None, **self.order.state(begin)}
         return {**state, **new}
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
@@ -336,6 +371,98 @@ class BlockStream:
                     where=self._shards.name(),
                     advice="make the loader as it was made when the state was taken",
                 )
+
+
+class Pass(Iterator[Made]):
+    """A pass through an epoch, or the rest of one; its threads end when it does or nobody holds it.
+
+    Attributes
+    ----------
+    position
+        Where it is, after the batches that it has handed out.
+    is_over
+        Whether it has no next batch.
+    """
+
+    def __init__(
+        self,
+        stream: BlockStream,
+        make: Callable[[Block, range], Iterator[Made]],
+        begin: Position,
+        first: int,
+        step: int,
+    ) -> None:
+        self._stream, self._step = stream, step
+        self._ahead = first + 1  # batches of the epoch up to the next one that is handed out
+        self._begin = self.position = begin
+        self._turns = stream.order.turns(begin)
+        self.is_over = False
+        stop = Stop()
+        n_fetchers = LOCAL_READS if stream._shards.is_local else REMOTE_READS
+        dealt = stream._reader.blocks(
+            stream.order,
+            begin,
+            ChunkFetcher(
+                stream._shards,
+                stream._clock,
+                stream._cache,
+                stop=stop,
+                lanes=stream.order.held(begin)[0],
+            ),
+            stream._quarantine.begin(begin.epoch),
+            Jobs(n_fetchers, "scshards-fetch", stop),
+        )
+        self._batches = in_order(
+            dealt,
+            make,
+            threads=stream._threads,
+            ahead=stream._ahead,
+            ahead_bytes=stream._ahead_bytes,
+            first=first,
+            step=step,
+            stop=stop,
+        )
+
+    def __next__(self) -> Made:
+        try:
+            with self._stream._clock.time("wait"):
+                made = next(self._batches)
+        except BaseException as e:
+            if isinstance(e, StopIteration) and not self.is_over:
+                self._stands(None)
+            self.is_over = True
+            raise
+        # Counted before the trainer sees it: a state taken while it works on this batch goes on with
+        # the next one.
+        *_, (_, self.position) = islice(self._turns, self._ahead)
+        self._ahead = self._step
+        self._stands(self.position)
+        return made
+
+    def _stands(self, at: Position | None) -> None:
+        """Tell the stream where the trainer is; None: where the next pass begins."""
+        stream, stand = self._stream, self._stream._stand
+        following = stand.following
+        if following is self._begin:  # nothing of this pass was handed out before
+            following = stream.order.begin(self._begin.epoch + (not stream._fixed_epoch))
+        is_told = stream._latest() is self
+        stream._stand = _Stand((at or following) if is_told else stand.at, following)
+
+    def close(self) -> None:
+        """End its threads; there is no next batch then."""
+        self.is_over = True
+        self._batches.close()
+
+
+def _prefetched(prefetch: int | str) -> tuple[int | None, int | None]:
+    """Batches made ahead, or their bytes."""
+    if isinstance(prefetch, str):
+        return None, size_of(prefetch)
+    if prefetch < 1:
+        raise ConfigError(
+            f"prefetch is a number of batches from 1 on, or bytes such as '64 MB', not {prefetch}"
+        )
+    return prefetch, None
 
 
 def _difference(name: str, state: Any, own: Any) -> str:

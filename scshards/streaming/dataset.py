@@ -10,6 +10,7 @@ threads need no copies of anything, is the faster one. Called by users.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from multiprocessing.context import get_spawning_popen
@@ -19,14 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
-from scshards.base.errors import StateError
+from scshards.base.errors import ConfigError, StateError
 from scshards.cells.batch import KEY_ROW_BITS, Batch, GenerateBatch, format_key
 from scshards.cells.tokenizer import ValueKind
 from scshards.shards.members import decode_cell
 from scshards.streaming.loader import CellLoader, topology
 from scshards.streaming.mix.blocks import Block
-from scshards.streaming.ship import ship_whole
-from scshards.streaming.workers import SharedEpoch, worker_place
+from scshards.streaming.order.state import Position
+from scshards.streaming.workers import SharedEpoch, ship_whole, worker_place
 
 Sample = Batch | GenerateBatch | dict[str, Any]
 
@@ -35,8 +36,9 @@ class CellDataset(IterableDataset[Sample]):
     """A split of a shard set for `torch.utils.data.DataLoader`, with any number of workers.
 
     Over all ranks and workers each cell comes once an epoch, except those that `drop_last` leaves out,
-    and all ranks take the same number of batches. Each iteration reads the next epoch, also with new
-    or persistent workers.
+    and all ranks take the same number of batches. Each iteration is a pass from its beginning, as of
+    CellLoader: the next epoch, the one that `set_epoch` named, or always the same with
+    `fixed_epoch=True`, also with new or persistent workers.
 
     Parameters
     ----------
@@ -65,12 +67,16 @@ class CellDataset(IterableDataset[Sample]):
         **options: Any,
     ) -> None:
         super().__init__()
+        if as_cells and options.get("transform") is not None:
+            raise ConfigError(
+                "transform is of batches: leave it out with as_cells=True",
+                advice="a DataLoader's collate_fn does it",
+            )
         self._root, self._as_cells = root, as_cells
         self._options = {"threads": 1} | options
         self._epochs = SharedEpoch()
         # Of this process alone: what it opened is nothing for a worker.
-        self._here: tuple[int, CellLoader, dict[str, Any]] | None = None
-        self._idle: tuple[int, CellLoader] | None = None
+        self._here: tuple[int, CellLoader] | None = None
         self._epochs.set(self._loader().epoch)
 
     def __len__(self) -> int:
@@ -102,10 +108,11 @@ class CellDataset(IterableDataset[Sample]):
         StateError
             For more batches than an epoch has.
         """
-        loader = self._at(self._loader(), self._epochs.latest())
-        if not 0 <= batches <= len(loader):
-            raise StateError(f"{batches} batches were received of {len(loader)} in this iteration")
-        return loader.state_after(batches)
+        loader, position = self._loader(), self._position(self._epochs.latest())
+        left = loader.order.steps(position)
+        if not 0 <= batches <= left:
+            raise StateError(f"{batches} batches were received of {left} in this iteration")
+        return loader.state_of(position, batches)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Let the next iteration go on where a state was taken, as CellLoader.load_state_dict.
@@ -118,15 +125,15 @@ class CellDataset(IterableDataset[Sample]):
         if get_worker_info() is not None:
             raise StateError("a state is loaded in the main process", advice="not in a worker")
         loader = self._loader()
-        loader.load_state_dict(state)
-        self._epochs.set(loader.epoch, loader.state_dict())
+        position = loader.position_of(state)
+        self._epochs.set(position.epoch, loader.state_of(position))
 
     def __iter__(self) -> Iterator[Sample]:
         # Not a generator: all workers are to agree on the epoch before any of them is asked for a batch.
         return _Iteration(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__ | {"_here": None, "_idle": None}
+        state = self.__dict__ | {"_here": None}
         if get_spawning_popen() is not None:
             # A worker that starts anew does not know its rank.
             rank, world_size = self._place()
@@ -136,68 +143,51 @@ class CellDataset(IterableDataset[Sample]):
     def _place(self) -> tuple[int, int]:
         return topology(self._options.get("rank"), self._options.get("world_size"))
 
-    def _make(self) -> CellLoader:
-        return CellLoader(self._root, **self._options)
-
     def _loader(self) -> CellLoader:
-        """A loader that is never iterated, of this process and its place among the ranks."""
+        """The loader of this process and its place among the ranks."""
         if self._here is not None and self._here[0] == os.getpid():
-            _, loader, fresh = self._here
+            loader = self._here[1]
             if (loader.rank, loader.world_size) == self._place():
-                loader.load_state_dict(fresh)
                 return loader
-        loader = self._make()
-        self._here = (os.getpid(), loader, loader.state_dict())
+        loader = CellLoader(self._root, **self._options)
+        self._here = (os.getpid(), loader)
         return loader
 
-    def _take(self) -> CellLoader:
-        """A loader to iterate: the one that read the last epoch in this process, or a new one."""
-        idle, self._idle = self._idle, None
-        if idle is None or idle[0] != os.getpid():
-            return self._make()
-        loader = idle[1]
-        return loader if (loader.rank, loader.world_size) == self._place() else self._make()
-
-    def _give_back(self, loader: CellLoader) -> None:
-        self._idle = (os.getpid(), loader)
-
-    def _at(self, loader: CellLoader, epoch: int) -> CellLoader:
-        """The loader at the begin of the epoch, or where a loaded state goes on with it."""
-        state = self._epochs.state()
-        if state is not None and state["epoch"] == epoch:
-            loader.load_state_dict(state)
-        else:
-            loader.set_epoch(epoch)
-        return loader
+    def _position(self, iteration: int) -> Position:
+        """Where an iteration begins, which is told by the epoch that it has where none is fixed."""
+        loader, state = self._loader(), self._epochs.state()
+        if state is not None and state["epoch"] == iteration:
+            return loader.position_of(state)
+        is_fixed = self._options.get("fixed_epoch", False)
+        return loader.order.begin(self._epochs.first if is_fixed else iteration)
 
 
 class _Iteration(Iterator[Sample]):
     """One worker's part of an epoch; `state_dict` is what torchdata's StatefulDataLoader asks for."""
 
     def __init__(self, dataset: CellDataset) -> None:
-        self._dataset = dataset
+        self._dataset, self._loader = dataset, dataset._loader()
         self._worker, self._workers = worker_place()
+        if self._workers > 1 and self._loader.reads_over_network:
+            raise ConfigError(
+                f"each of {self._workers} workers would get every byte of this rank over the network",
+                where=self._loader.shardset.storage.at(""),
+                advice="give cache_dir and cache_size, take num_workers=1, or use CellLoader, whose "
+                "threads share what they read",
+            )
         self._is_worker = get_worker_info() is not None
-        self._begin(dataset._at(dataset._take(), dataset._epochs.begin()), 0, 0)
+        self._begin(dataset._position(dataset._epochs.begin()), 0, 0)
 
-    def _begin(self, loader: CellLoader, batches: int, cells: int) -> None:
-        """After so many batches, and then cells, of what the loader gives this worker."""
-        self._start = loader.state_dict()
-        self._loader: CellLoader | None = None
-        self._batches, self._cells = batches, cells
+    def _begin(self, start: Position, batches: int, cells: int) -> None:
+        """After so many batches, and then cells, of what this worker gives from a position on."""
+        self._start, self._batches, self._cells = start, batches, cells
         self._open: list[dict[str, Any]] | None = None
-        self._stream: Iterator[Any] = iter(())
-        if batches * self._workers < len(loader):
-            loader.load_state_dict(loader.state_after(batches * self._workers))
-            rows = _Rows(loader)
-            make = rows.decoded if self._dataset._as_cells else loader.collate
-            self._loader = loader
-            self._stream = loader.stream(make, first=self._worker, step=self._workers)
+        self._stream: Iterator[Any] | None = None
 
     def __next__(self) -> Sample:
         if not self._dataset._as_cells:
-            batch: Batch | GenerateBatch = self._next_made()
-            if self._is_worker:
+            batch = self._next_made()
+            if self._is_worker and dataclasses.is_dataclass(batch):
                 ship_whole(type(batch))
             self._batches += 1
             return batch
@@ -210,18 +200,23 @@ class _Iteration(Iterator[Sample]):
         return self._open[self._cells - 1]
 
     def _next_made(self) -> Any:
-        try:
-            return next(self._stream)
-        except StopIteration:
-            if self._loader is not None:
-                self._dataset._give_back(self._loader)
-                self._loader = None
-            raise
+        if self._stream is None:  # made when it is needed: a state may say where it begins
+            loader, done = self._loader, self._batches * self._workers
+            if done >= loader.order.steps(self._start):
+                raise StopIteration
+            rows = _Rows(loader)
+            self._stream = loader.stream(
+                rows.decoded if self._dataset._as_cells else loader.collate,
+                begin=loader.order.after(self._start, done),
+                first=self._worker,
+                step=self._workers,
+            )
+        return next(self._stream)
 
     def state_dict(self) -> dict[str, Any]:
         """What this worker has handed out since `start`, a state of the loader."""
         return {
-            "start": self._start,
+            "start": self._loader.state_of(self._start),
             "worker": self._worker,
             "workers": self._workers,
             "batches": self._batches,
@@ -237,10 +232,9 @@ class _Iteration(Iterator[Sample]):
                 f"{self._workers}",
                 advice="use as many workers, or CellDataset.state_after, which fits any number",
             )
-        loader = self._dataset._take()
-        loader.load_state_dict(state["start"])
-        self._dataset._epochs.begin_at(loader.epoch)
-        self._begin(loader, state["batches"], state["cells"])
+        start = self._loader.position_of(state["start"])
+        self._dataset._epochs.begin_at(start.epoch)
+        self._begin(start, state["batches"], state["cells"])
 
 
 class _Rows:

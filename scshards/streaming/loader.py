@@ -1,7 +1,7 @@
 """CellLoader: a shard set's cells as masked, padded batches, in an order that is exact at any scale.
 
     for epoch in range(10):
-        for batch in loader:            # one epoch, or the rest of one after load_state_dict
+        for batch in loader:            # the next epoch, or the rest of one after load_state_dict
             ...
             state = loader.state_dict() # small JSON; valid on any world and batch size
 
@@ -12,14 +12,14 @@ few batches ahead; the order is that of streaming.order.plan whatever their numb
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NoReturn
 
 from scshards.base.access import Access
 from scshards.base.errors import ConfigError, FormatError
 from scshards.cells.vocab import Vocab
 from scshards.shards.shardlist import ShardList
-from scshards.streaming.blockstream import BlockStream
+from scshards.streaming.blockstream import AHEAD, BlockStream, Pass
 from scshards.streaming.collate.batches import AnyBatch, Collator
 from scshards.streaming.collate.options import (
     CollateOptions,
@@ -94,8 +94,14 @@ class CellLoader(BlockStream):
     stratify
         A label of categories: each has its share of any batches in a row, as the sets of a blend have
         theirs anyway, and the additions to a set. For shards that are sorted by it.
+    fixed_epoch
+        Whether every pass is of the same epoch, with the same cells and masks, as evaluation wants it.
     threads
         Threads that shuffle and collate.
+    transform
+        A function on a batch, which runs in these threads; iterating yields what it returns.
+    prefetch
+        What is made before it is asked for: a number of batches, or bytes as text, such as "64 MB".
     retries, timeout
         How often a remote read is tried again, with growing waits, and after how many seconds without
         an answer, or without more of it, a request has failed; see base.retry. None: as an Access
@@ -152,6 +158,9 @@ class CellLoader(BlockStream):
         shuffle_buffer: int = 8192,
         drop_last: bool = True,
         threads: int = 2,
+        fixed_epoch: bool = False,
+        transform: Callable[[Any], Any] | None = None,
+        prefetch: int | str = AHEAD,
         pad_value: float = -2.0,
         mask_value: float = -1.0,
         cls_value: float | None = None,
@@ -219,7 +228,10 @@ class CellLoader(BlockStream):
             shuffle_buffer=shuffle_buffer,
             drop_last=drop_last,
             threads=threads,
+            fixed_epoch=fixed_epoch,
+            prefetch=prefetch,
         )
+        self._transform = transform
         self._repeats = choosing.resamples
         self._collator = Collator(
             options,
@@ -257,11 +269,24 @@ class CellLoader(BlockStream):
         """The tokens of all batches: the shard set's, and those of conditions that it lacks."""
         return self._collator.vocab
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Pass[Any]:
         return self.stream(self.collate)
 
-    def collate(self, block: Block, wanted: range) -> Iterator[AnyBatch]:
-        """These batches of a block, in order; those that lie next to each other at once if they can."""
+    def __getitem__(self, _: Any) -> NoReturn:
+        # What torch's DataLoader asks of a dataset.
+        raise ConfigError(
+            "a CellLoader is no dataset: it makes batches by itself, on threads, and is iterated",
+            advice="write `for batch in CellLoader(...)` without a DataLoader, or give the DataLoader "
+            "a CellDataset and batch_size=None",
+        )
+
+    def collate(self, block: Block, wanted: range) -> Iterator[Any]:
+        """These batches of a block, in order, as `transform` leaves them."""
+        made = self._made(block, wanted)
+        return made if self._transform is None else map(self._transform, made)
+
+    def _made(self, block: Block, wanted: range) -> Iterator[AnyBatch]:
+        """These batches; those that lie next to each other at once if they can."""
         at_once = _AT_ONCE if wanted.step == 1 and self._collator.makes_several else 1
         for begin in range(0, len(wanted), at_once):
             some = wanted[begin : begin + at_once]

@@ -3,20 +3,32 @@
     for batch in in_order(blocks, make, threads=2, ahead=16): ...
 
 Each thread takes the next block, one thread at a time, and makes its batches while another deals the
-block after it. `make` has all batches of a block before it, and may make several of them at once. Called
-by streaming.blockstream.
+block after it. `make` has all batches of a block before it, and may make several of them at once.
+
+    user --holds--> Batches --holds--> _Line (blocks, batches that wait, what each thread is at)
+                                         ^ a thread has it only while it works, and waits without it
+
+So whoever drops the iterator, in a cycle or not, leaves nothing that holds it: its finalizer raises a
+flag, and threads look for that several times a second. Called by streaming.blockstream.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-from collections.abc import Callable, Generator, Iterator
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from scshards.base.threads import LOOK_S, Stop
 from scshards.streaming.mix.blocks import Block
 
 Made = TypeVar("Made")
+
+_END_S = 1.0
+"""How long who closes an iterator waits for its threads at most."""
 
 
 def in_order(
@@ -24,11 +36,12 @@ def in_order(
     make: Callable[[Block, range], Iterator[Made]],
     *,
     threads: int,
-    ahead: int,
+    ahead: int | None,
+    ahead_bytes: int | None = None,
     first: int = 0,
     step: int = 1,
-    closing: Callable[[], None] = lambda: None,
-) -> Generator[Made, None, None]:
+    stop: Stop | None = None,
+) -> Batches[Made]:
     """What make(block, batches) gives for the batches of each block, in order.
 
     Parameters
@@ -38,33 +51,63 @@ def in_order(
     make
         Gives one thing for each of these batches of the block. Called by several threads at once.
     threads
-        How many.
-    ahead
-        Batches that are made before they are asked for.
+        How many; they begin at once.
+    ahead, ahead_bytes
+        Batches that are made before they are asked for; or, where that is None, about how many bytes of
+        them, counted by the largest one so far. One is made in any case.
     first, step
         Only the batches first, first + step, ... of all are made; first is less than step. `make` is
         asked for those of a block, by their numbers in it.
-    closing
-        Called when nobody takes batches any more, so that `blocks` waits for nothing from then on.
+    stop
+        Set when nobody takes batches any more: `blocks` is to wait for nothing from then on.
 
     Raises
     ------
     Whatever `blocks` or `make` raises, in place of the batch where it happened; nothing comes after it.
     """
-    line: _Line[Made] = _Line(blocks, make, ahead, first, step)
-    workers = [
-        threading.Thread(target=line.work, name=f"scshards-stream-{i}", daemon=True)
-        for i in range(threads)
-    ]
-    for worker in workers:
-        worker.start()
-    try:
-        yield from line.take()
-    finally:
-        line.stop()
-        closing()
-        for worker in workers:
-            worker.join()
+    assert 0 <= first < step and (ahead is None) != (ahead_bytes is None)
+    line = _Line(blocks, make, threads, (ahead, ahead_bytes), first, step, stop or Stop())
+    return Batches(line, threads)
+
+
+class Batches(Iterator[Made]):
+    """An iterator over batches; its threads end when it is at its end, closed, or dropped."""
+
+    def __init__(self, line: _Line[Made], threads: int) -> None:
+        self._line = line
+        self._threads = [
+            threading.Thread(
+                target=_run,
+                args=(weakref.ref(line), i, line.stop, line.changed),
+                name=f"scshards-stream-{i}",
+                daemon=True,
+            )
+            for i in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __next__(self) -> Made:
+        try:
+            return self._line.take()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the threads, without waiting for a store that hangs; there is no next batch then."""
+        self._line.stop.set()
+        with self._line.changed:
+            self._line.changed.notify_all()
+        until = time.monotonic() + _END_S
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, until - time.monotonic()))
+
+    def __del__(self) -> None:
+        # On whichever thread, in the middle of anything: it may neither wait nor take a lock.
+        if "_line" in self.__dict__:
+            self._line.stop.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,35 +122,30 @@ class _Line(Generic[Made]):
         self,
         blocks: Iterator[Block],
         make: Callable[[Block, range], Iterator[Made]],
-        ahead: int,
+        threads: int,
+        ahead: tuple[int | None, int | None],
         first: int,
         step: int,
+        stop: Stop,
     ) -> None:
-        assert 0 <= first < step
-        self._blocks, self._make, self._ahead = blocks, make, ahead * step
+        self._blocks, self._make = blocks, make
+        self._ahead, self._ahead_bytes = ahead
         self._first, self._step = first, step
         self._dealing = threading.Lock()
-        self._changed = threading.Condition()
+        self.changed, self.stop = threading.Condition(), stop
         self._made: dict[int, Made | _Fault] = {}
+        self._largest = 1  # bytes of a batch
         self._dealt = 0  # batches of all blocks so far
         self._next = first  # the batch that is taken next
-        self._is_over = self._is_stopped = False
+        self._is_over = False
         self._broken: BaseException | None = None
+        # What each thread does: it yields the number of a batch that there is no room for yet.
+        self.work: list[Iterator[int] | None] = [self._work() for _ in range(threads)]
 
-    def work(self) -> None:
-        """What each thread does."""
-        try:
-            self._work()
-        except BaseException as e:
-            # Nobody else would hear of it, and the taker would wait for ever.
-            with self._changed:
-                self._broken = e
-                self._changed.notify_all()
-
-    def _work(self) -> None:
+    def _work(self) -> Iterator[int]:
         while True:
             with self._dealing:
-                if self._is_over or self._is_stopped:
+                if self._is_over or self.stop.is_set():
                     return
                 first = self._dealt
                 try:
@@ -117,65 +155,102 @@ class _Line(Generic[Made]):
                     block = None
                 if block is None:
                     self._is_over = True
-                    with self._changed:
-                        self._changed.notify_all()
+                    with self.changed:
+                        self.changed.notify_all()
                     return
                 self._dealt += block.batches
-            if not self._make_all(block, first):
-                return
+            yield from self._make_all(block, first)
             block.free()
 
-    def _make_all(self, block: Block, first: int) -> bool:
-        """Put the batches of a block, the first of which is batch `first`; False when stopped."""
+    def _make_all(self, block: Block, first: int) -> Iterator[int]:
+        """Put the batches of a block, the first of which is batch `first`."""
         wanted = range(self._wanted(first) - first, block.batches, self._step)
         making = self._make(block, wanted)
         for i in wanted:
-            if not self._wait_for_room(first + i):
-                return False
+            while not self.has_room(first + i):
+                yield first + i
             try:
                 made: Made | _Fault = next(making)
             except BaseException as e:
                 self._put(first + i, _Fault(e))
                 break  # nobody takes what comes after it
             self._put(first + i, made)
-        return True
 
-    def take(self) -> Iterator[Made]:
-        """The batches in order."""
-        while True:
-            with self._changed:
-                while self._next not in self._made:
-                    if self._broken is not None:
-                        raise self._broken
-                    if self._is_over and self._next >= self._dealt:
-                        return
-                    self._changed.wait()
-                made = self._made.pop(self._next)
-                self._next += self._step
-                self._changed.notify_all()
-            if isinstance(made, _Fault):
-                raise made.error
-            yield made
+    def take(self) -> Made:
+        """The next batch; StopIteration behind the last one, and when all is to end."""
+        with self.changed:
+            while self._next not in self._made or self.stop.is_set():
+                if self._broken is not None:
+                    raise self._broken
+                if self.stop.is_set() or (self._is_over and self._next >= self._dealt):
+                    raise StopIteration
+                self.changed.wait(LOOK_S)
+            made = self._made.pop(self._next)
+            self._next += self._step
+            self.changed.notify_all()
+        if isinstance(made, _Fault):
+            raise made.error
+        return made
 
-    def stop(self) -> None:
-        """Let all threads end after what they are at."""
-        with self._changed:
-            self._is_stopped = True
-            self._changed.notify_all()
+    def has_room(self, index: int) -> bool:
+        """Whether this batch may be made; the one that is taken next always may."""
+        ahead = self._ahead
+        if ahead is None:
+            assert self._ahead_bytes is not None
+            ahead = max(1, self._ahead_bytes // self._largest)
+        return index < self._next + ahead * self._step
+
+    def break_off(self, error: BaseException) -> None:
+        """A thread has ended: nobody else would hear of it, and the taker would wait for ever."""
+        with self.changed:
+            self._broken = error
+            self.changed.notify_all()
 
     def _wanted(self, index: int) -> int:
         """The first batch from `index` on that is to be made."""
         return index + (self._first - index) % self._step
 
-    def _wait_for_room(self, index: int) -> bool:
-        with self._changed:
-            # The batch that is taken next has room always, so that nobody waits for ever.
-            while index >= self._next + self._ahead and not self._is_stopped:
-                self._changed.wait()
-            return not self._is_stopped
-
     def _put(self, index: int, made: Made | _Fault) -> None:
-        with self._changed:
+        size = 0 if self._ahead_bytes is None else _size(made)
+        with self.changed:
             self._made[index] = made
+            self._largest = max(self._largest, size)
             if index == self._next:
-                self._changed.notify_all()
+                self.changed.notify_all()
+
+
+def _run(
+    whole: weakref.ref[_Line[Any]], number: int, stop: Stop, changed: threading.Condition
+) -> None:
+    """What a thread does: its work, as long as there is room for batches, somebody, and more of it."""
+    while (line := whole()) is not None:
+        work = line.work[number]
+        assert work is not None
+        try:
+            index = None if stop.is_set() else next(work, None)
+        except BaseException as e:
+            index = None
+            line.break_off(e)
+        if index is None:
+            # Closed here and let go, so that what it holds does not wait for the garbage collector.
+            line.work[number] = None
+            return
+        del work, line
+        with changed:
+            line = whole()
+            if line is not None and not line.has_room(index):
+                line = None
+                changed.wait(LOOK_S)
+
+
+def _size(made: Any) -> int:
+    """Bytes of the tensors and arrays in it."""
+    if hasattr(made, "nbytes"):
+        return int(made.nbytes)
+    if isinstance(made, Mapping):
+        return sum(map(_size, made.values()))
+    if isinstance(made, list | tuple):
+        return sum(map(_size, made))
+    if dataclasses.is_dataclass(made):
+        return sum(_size(getattr(made, field.name)) for field in dataclasses.fields(made))
+    return 0

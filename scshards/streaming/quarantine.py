@@ -7,6 +7,7 @@ streaming.loader.
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from dataclasses import dataclass
@@ -86,11 +87,11 @@ class Quarantine:
         with self._lock:
             return list(self._lost.values())
 
-    def begin(self, epoch: int) -> None:
-        """An epoch, or the rest of one, is read from now on: what was bad may have been mended."""
-        with self._lock:
-            self._epoch = epoch
-            self._cells.clear()
+    def begin(self, epoch: int) -> Quarantine:
+        """What decides over a pass through an epoch: what was bad in others may have been mended."""
+        made = copy.copy(self)
+        made._epoch, made._cells = epoch, {}
+        return made
 
     def is_lost(self, shard: int, chunk: int | None) -> bool:
         """Whether a chunk (None: a shard's index) was bad in this epoch already."""

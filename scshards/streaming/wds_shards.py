@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset
 
 from scshards.base import seeds
 from scshards.base.errors import ConfigError
+from scshards.base.threads import Stop
 from scshards.cells.tokenizer import ValueKind
 from scshards.shards.shardlist import ShardList
 from scshards.streaming.read.cache import open_cache
@@ -96,8 +97,8 @@ class Open:
         shards = ShardList([self._root], self._split, self._options)
         places = {shards.at(i): i for i in range(len(shards.shards))}
         cache = open_cache(self._cache_dir, self._cache_size)
-        fetcher = ChunkFetcher(shards, StageClock(), cache)
-        fetcher.open(lanes=1)
+        stop = Stop()
+        fetcher = ChunkFetcher(shards, StageClock(), cache, stop=stop)
         try:
             for sample in data:
                 if sample["url"] not in places:
@@ -110,7 +111,7 @@ class Open:
                 chunks = len(shards.shards[shard].chunks.stored)
                 yield sample | {"stream": _ShardFile(fetcher, shard, chunks)}
         finally:
-            fetcher.close()
+            stop.set()
 
 
 class _ShardFile(io.RawIOBase):

@@ -1,20 +1,27 @@
-"""Which epoch the workers of a DataLoader read: one for all workers of an iteration, then the next.
+"""What the workers of a DataLoader need: to agree on the epoch, and to send batches in one piece.
 
 Workers are copies of the dataset in other processes: they are told of epochs and states, and agree on
 them, through a MB of shared memory. Nothing is locked: every number is written at once, and
 workers that begin at the same time come to the same answer.
+
+torch sends every tensor by a file of its own, and the dozen of a batch cost more time than making it:
+so a batch goes in one piece of shared memory, and the main process only unpickles. Called by
+streaming.dataset.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from scshards.base import seeds
@@ -24,6 +31,10 @@ _WORKERS = 1024
 _STATE_BYTES = 1 << 20
 """A state has two numbers for each domain, and there may be ten thousands of these."""
 _EPOCH_BITS = 24
+_ALIGN = 64
+
+_Place = tuple[torch.dtype, torch.Size, int]
+"""Of a tensor in the shared memory: its type, its shape, and the byte where it begins."""
 
 # int64 [...]: the first epoch, bytes of the state, a slot for each worker, the state.
 _FIRST, _SIZE, _SLOTS = 0, 1, 2
@@ -90,7 +101,7 @@ class SharedEpoch:
         elif len(used):
             epoch = max(_epoch(s) for s in used) + 1
         else:
-            epoch = int(self._numbers()[_FIRST])
+            epoch = self.first
         self._write(worker, key, epoch)
         return epoch
 
@@ -103,8 +114,13 @@ class SharedEpoch:
         """The epoch that was begun last, or that the first iteration will read."""
         slots = self._numbers()[_SLOTS:_STATE]
         if not self.is_begun:
-            return int(self._numbers()[_FIRST])
+            return self.first
         return max(_epoch(s) for s in slots[slots != 0])
+
+    @property
+    def first(self) -> int:
+        """The epoch that `set` was given."""
+        return int(self._numbers()[_FIRST])
 
     @property
     def is_begun(self) -> bool:
@@ -140,5 +156,57 @@ class SharedEpoch:
         self._numbers()[_SLOTS + worker] = key << _EPOCH_BITS | (epoch + 1)
 
 
+def ship_whole(kind: type[Any]) -> None:
+    """Let this process send dataclasses of this kind, which hold tensors and dicts of tensors, whole."""
+    ForkingPickler.register(kind, _packed)
+
+
 def _epoch(slot: np.int64) -> int:
     return (int(slot) & ((1 << _EPOCH_BITS) - 1)) - 1
+
+
+def _packed(batch: Any) -> tuple[Any, tuple[Any, ...]]:
+    places: dict[str, Any] = {}
+    tensors: list[tuple[Tensor, _Place]] = []
+    end = 0
+
+    def place(value: Any) -> Any:
+        nonlocal end
+        if isinstance(value, dict):
+            return {name: place(v) for name, v in value.items()}
+        if not isinstance(value, Tensor):
+            return _Plain(value)
+        begin = -(-end // _ALIGN) * _ALIGN
+        end = begin + value.numel() * value.element_size()
+        found = (value.dtype, value.shape, begin)
+        tensors.append((value, found))
+        return found
+
+    for field in dataclasses.fields(batch):
+        places[field.name] = place(getattr(batch, field.name))
+    flat = torch.empty(end, dtype=torch.uint8).share_memory_()
+    for tensor, where in tensors:
+        _view(flat, where).copy_(tensor)
+    return _unpacked, (type(batch), flat, places)
+
+
+def _unpacked(kind: type[Any], flat: Tensor, places: dict[str, Any]) -> Any:
+    def take(where: Any) -> Any:
+        if isinstance(where, dict):
+            return {name: take(w) for name, w in where.items()}
+        return where.value if isinstance(where, _Plain) else _view(flat, where)
+
+    return kind(**{name: take(where) for name, where in places.items()})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Plain:
+    """What is no tensor."""
+
+    value: Any
+
+
+def _view(flat: Tensor, where: _Place) -> Tensor:
+    kind, shape, begin = where
+    size = shape.numel() * kind.itemsize
+    return flat[begin : begin + size].view(kind).view(shape)

@@ -276,7 +276,7 @@ class ShardCells(Cells):
                 yield self._with_domains(batch)
                 begin += len(batch)
         finally:
-            stream.close()  # type: ignore[attr-defined]  # ends the loader's threads
+            stream.close()
 
     def _with_domains(self, batch: Batch) -> Batch:
         if self._domains is None:

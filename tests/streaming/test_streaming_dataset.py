@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pickle
 from collections.abc import Iterator
 from itertools import islice
@@ -126,6 +127,36 @@ def test_spawned_workers(known: Known) -> None:
     assert same(list(loader), batches_of(known, epoch=2)[10:])
 
 
+@pytest.mark.parametrize("k", [0, 2])
+def test_a_fixed_epoch_is_the_same_in_every_iteration(known: Known, k: int) -> None:
+    data = dataset(known, fixed_epoch=True, epoch=3)
+    loader = workers(data, k)
+    whole = batches_of(known, epoch=3)
+    list(islice(loader, 2))
+    assert same(list(loader), whole) and same(list(loader), whole)
+    data.load_state_dict(CellLoader(known.root, **OPTIONS, epoch=3).state_after(10))
+    assert same(list(loader), whole[10:])
+    assert data.state_after(15) == CellLoader(known.root, **OPTIONS, epoch=3).state_dict()
+    assert same(list(loader), whole)
+    data.set_epoch(5)
+    assert same(list(loader) + list(loader), batches_of(known, epoch=5) * 2)
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_transform_runs_where_batches_are_made(known: Known, k: int) -> None:
+    data = dataset(known, transform=transformed)
+    found = list(workers(data, k))
+    expected = batches_of(known)
+    assert [x for x, _ in found] == [b.keys.tolist() for b in expected]
+    assert all((pid == os.getpid()) == (k == 0) for _, pid in found)
+    with pytest.raises(ConfigError, match="transform"):
+        dataset(known, as_cells=True, transform=transformed)
+
+
+def transformed(batch: Batch) -> tuple[list[int], int]:
+    return batch.keys.tolist(), os.getpid()
+
+
 def test_without_workers_epochs_follow_too(known: Known) -> None:
     data = dataset(known)
     left = iter(data)
@@ -215,11 +246,16 @@ def test_a_bad_shard_is_named_in_the_main_process(tmp_path: Path) -> None:
     iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
-def test_from_s3_in_forked_workers(s3: Any) -> None:
+def test_from_s3_in_forked_workers(s3: Any, tmp_path: Path) -> None:
     """The main process has a connection of its own, which its workers must not use."""
     make_set(Path("unused"), [20, 17], url=f"{s3.url}/set")
     data = CellDataset(f"{s3.url}/set", batch_size=4, lanes=4, drop_last=False)
     next(iter(data))
+    assert sorted(keys(list(workers(data, 1)))) == list(range(37))
+    with pytest.raises(ConfigError, match="each of 2 workers would get every byte"):
+        next(iter(workers(data, 2)))
+    cached = {"cache_dir": tmp_path, "cache_size": "1 GB"}
+    data = CellDataset(f"{s3.url}/set", batch_size=4, lanes=4, drop_last=False, **cached)
     loader = workers(data, 2)
     assert [sorted(keys(list(loader))) for _ in range(2)] == [list(range(37))] * 2
 

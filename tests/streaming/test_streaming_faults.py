@@ -264,21 +264,23 @@ def test_who_stops_iterating_does_not_wait_for_a_store_that_hangs(remote: str, s
         proxy.requests.clear()
         proxy.share = lambda path: "stall"
         batches = iter(reading)
-        over_with = threading.Event()
+        asked, over_with = threading.Event(), threading.Event()
 
         def interrupt() -> None:
             """As Ctrl-C does: the exception comes in whoever waits for a batch.
 
             Python loses one that comes while it collects garbage: as a person would, it is asked again.
             """
+            asked.wait()
             while not proxy.requests:
                 time.sleep(0.02)
-            while not over_with.is_set():
+            while not over_with.wait(0.5):
                 os.kill(os.getpid(), signal.SIGINT)
                 over_with.wait(10)
 
+        threading.Thread(target=interrupt).start()
         with pytest.raises(KeyboardInterrupt):
-            threading.Thread(target=interrupt).start()
+            asked.set()
             try:
                 next(batches)
             finally:

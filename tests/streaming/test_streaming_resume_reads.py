@@ -56,7 +56,7 @@ def test_the_first_batch_waits_for_its_own_cells(
     known: Known, position: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = [b.keys.tolist() for b in resumed(known, position)]
-    monkeypatch.setattr("scshards.streaming.blockstream.ThreadPoolExecutor", OnDemand)
+    monkeypatch.setattr("scshards.streaming.blockstream.Jobs", OnDemand)
     one = resumed(known, position)
     read: list[int] = []
 
@@ -79,7 +79,7 @@ def test_the_first_batch_waits_for_its_own_cells(
 def test_reads_are_asked_for_in_the_order_of_need(
     known: Known, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scshards.streaming.blockstream.ThreadPoolExecutor", OnDemand)
+    monkeypatch.setattr("scshards.streaming.blockstream.Jobs", OnDemand)
     one = CellLoader(known.root, batch_size=1, lanes=1, shuffle_buffer=160, threads=1)
     one.load_state_dict(one.state_dict() | {"position": 400})
     done: list[list[int]] = []

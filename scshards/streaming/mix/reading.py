@@ -9,6 +9,7 @@ Called by streaming.blockstream; runs on one thread at a time.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from concurrent.futures import Executor
 
@@ -26,7 +27,7 @@ from scshards.streaming.stages import StageClock
 
 
 class EpochReader:
-    """Reads the epochs of a loader; indexes and memory stay from one to the next.
+    """Reads the epochs of a loader; indexes stay from one to the next.
 
     Parameters
     ----------
@@ -34,45 +35,60 @@ class EpochReader:
         What is read.
     choice
         How often cells appear.
-    fetcher
-        Where chunks come from.
-    quarantine
-        Decides over chunks and indexes that are bad.
     clock
         Where time and bytes are counted.
     """
 
-    def __init__(
+    def __init__(self, shards: ShardList, choice: Choice, clock: StageClock) -> None:
+        self._shards, self._choice, self._clock = shards, choice, clock
+        self._indexes: IndexCache | None = None  # made when an epoch is read first
+
+    def blocks(
         self,
-        shards: ShardList,
-        choice: Choice,
+        order: Order,
+        position: Position,
         fetcher: ChunkFetcher,
         quarantine: Quarantine,
-        clock: StageClock,
-    ) -> None:
-        self._shards, self._choice, self._clock = shards, choice, clock
-        self._fetcher, self._quarantine = fetcher, quarantine
-        # Made when an epoch is read first.
-        self._indexes: IndexCache | None = None
-        self._store: CellStore | None = None
+        fetchers: Executor,
+    ) -> Iterator[Block]:
+        """The blocks of this rank's share of what is left of the epoch.
 
-    def blocks(self, order: Order, position: Position, fetchers: Executor) -> Iterator[Block]:
-        """The blocks of this rank's share of what is left of the epoch; `fetchers` runs the reads.
+        Parameters
+        ----------
+        order, position
+            Which cells.
+        fetcher
+            Where chunks come from.
+        quarantine
+            Decides over chunks and indexes that are bad.
+        fetchers
+            Runs the reads.
 
         Raises
         ------
         Whatever reading a chunk raises.
         """
-        self._prepare(order, position)
+        labels = tuple(self._shards.labels)
+        if self._indexes is None:
+            # A shard of each stretch, and the next one of those that come to the end of theirs.
+            kept = order.stretches(position) * 5 // 4 + 2
+            self._indexes = IndexCache(
+                self._shards, labels, self._choice.columns, kept, self._clock
+            )
+        columns = len(labels) + self._choice.resamples
+        store = new_store(self._shards, *order.held(position), columns)
+        part_of = functools.partial(
+            self._part, order, position, self._indexes, fetcher, quarantine, store, fetchers
+        )
         left = order.left(position)
         if len(left) == 1:
-            yield from self._part(order, position, 0, left[0], BLOCK_CELLS, fetchers)
+            yield from part_of(0, left[0], BLOCK_CELLS)
             return
         begin = sum(position.consumed)
         streams: dict[int, Iterator[Block]] = {}
         for part, after in order.turns(position):
             if part not in streams:
-                streams[part] = self._part(order, position, part, left[part], 1, fetchers)
+                streams[part] = part_of(part, left[part], 1)
             yield dataclasses.replace(next(streams[part]), begin=begin)
             begin = sum(after.consumed)
 
@@ -80,24 +96,27 @@ class EpochReader:
         self,
         order: Order,
         position: Position,
+        indexes: IndexCache,
+        fetcher: ChunkFetcher,
+        quarantine: Quarantine,
+        store: CellStore,
+        fetchers: Executor,
         part: int,
         batches: int,
         block_cells: int,
-        fetchers: Executor,
     ) -> Iterator[Block]:
-        assert self._indexes is not None and self._store is not None
         share = order.share(part, position)
         appearances = order.appearances(part, position)
         plan = order.plan(part, position, appearances)
         sources = [
             CellSource(
                 self._shards,
-                self._indexes,
-                self._fetcher,
+                indexes,
+                fetcher,
                 each,
                 line.shards,
                 2 * plan.lanes,
-                self._quarantine,
+                quarantine,
                 self._clock,
             )
             for each, line in zip(appearances, plan.lines, strict=True)
@@ -105,21 +124,7 @@ class EpochReader:
         if self._choice.columns:
             # All at once: lane after lane, each would have to wait for its own.
             list(fetchers.map(lambda at: sources[at[0]].look_up(at[1]), _begun(plan, share)))
-        return blocks(
-            plan, share, batches, sources, self._store, fetchers, block_cells, self._clock
-        )
-
-    def _prepare(self, order: Order, position: Position) -> None:
-        if self._indexes is None or self._store is None:
-            labels = tuple(self._shards.labels)
-            # A shard of each stretch, and the next one of those that come to the end of theirs.
-            kept = order.stretches(position) * 5 // 4 + 2
-            self._indexes = IndexCache(
-                self._shards, labels, self._choice.columns, kept, self._clock
-            )
-            columns = len(labels) + self._choice.resamples
-            self._store = new_store(self._shards, *order.held(position), columns)
-        self._store.clear()
+        return blocks(plan, share, batches, sources, store, fetchers, block_cells, self._clock)
 
 
 def _begun(plan: EpochPlan, share: Share) -> list[tuple[int, int]]:

@@ -14,8 +14,8 @@ do, and the first one's stays.
 
 Users may share a folder: what another user's files do not allow is left, and said once. A file of
 another size than is asked for was cut, and is removed or replaced; a count in `used` that is lost or
-damaged is made anew from the files. What is in the cache is not trusted: read.fetch, which is the only caller, compares checksums before a
-chunk goes in and each time after it comes out.
+damaged is made anew from the files. What is in the cache is not trusted: read.fetch, which is the only
+caller, compares checksums before a chunk goes in and each time after it comes out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import errno
 import fcntl
 import logging
 import os
-import re
 import threading
 import uuid
 from collections.abc import Iterator
@@ -34,6 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from scshards.base.errors import ConfigError
+from scshards.base.text import size_of
 
 LEAST_BYTES = 1 << 28
 """A smaller cache would hold a few chunks of each lane, and evict them before they are read again."""
@@ -46,7 +46,6 @@ _CHECK = 0x5C5A_4D1E_0F33_9A67
 """What the count of bytes is written again with, so that a damaged one is known."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +72,7 @@ class NodeCache:
     def __init__(
         self, folder: str | os.PathLike[str], size: int | str, *, least: int = LEAST_BYTES
     ) -> None:
-        self.folder, self.size = Path(folder).expanduser().absolute() / "v1", _bytes(size)
+        self.folder, self.size = Path(folder).expanduser().absolute() / "v1", size_of(size)
         if self.size < least:
             raise ConfigError(
                 f"cache_size is at least {least:,} bytes, not {self.size:,}",
@@ -337,14 +336,3 @@ def _size(path: Path) -> int | None:
 
 def _rounded(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
-
-
-def _bytes(size: int | str) -> int:
-    if isinstance(size, int):
-        return size
-    said = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]b)?\s*", size.lower())
-    if said is None:
-        raise ConfigError(
-            f"{size!r} is no size", advice='give a number of bytes, or text such as "200 GB"'
-        )
-    return int(float(said[1]) * _UNITS[said[2] or ""])

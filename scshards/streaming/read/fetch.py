@@ -19,13 +19,13 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ChecksumError, MissingDataError, ScshardsError
-from scshards.base.retry import Stopped
+from scshards.base.threads import Job, Jobs, Stop
 from scshards.shards.shardlist import ShardList
 from scshards.shards.tar import open_chunk
 from scshards.streaming.quarantine import BAD
@@ -62,29 +62,32 @@ class ChunkFetcher:
         Where the time and the bytes are counted.
     cache
         Where bytes are looked for first, and kept.
+    stop
+        Set when what is under way is to be given up: whoever waits for it gets Stopped.
+    lanes
+        How many share requests and memory for what is read ahead.
     """
 
     def __init__(
-        self, shards: ShardList, clock: StageClock, cache: NodeCache | None = None
+        self,
+        shards: ShardList,
+        clock: StageClock,
+        cache: NodeCache | None = None,
+        *,
+        stop: Stop | None = None,
+        lanes: int = 1,
     ) -> None:
         self._shards, self._clock, self._cache = shards, clock, cache
         self._buffers = BufferPool()
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._reads: ThreadPoolExecutor | None = None
-        self._run = self._ahead = 1
-        self._phase = itertools.count()
-        self._coming: dict[tuple[int, int], list[Future[Chunk | ScshardsError]]] = {}
-
-    def open(self, lanes: int) -> None:
-        """Begin to read ahead for so many lanes, which share requests and memory; `close` ends it."""
-        self._stop = threading.Event()
+        self._stop = stop or Stop()
         self._run = max(1, min(RUN_CHUNKS, AHEAD_CHUNKS // max(1, lanes)))
         self._ahead = -(-REMOTE_READS * self._run // max(1, lanes))
         self._phase = itertools.count()
         if self._cache is not None:
             self._cache.begin()
-        self._reads = ThreadPoolExecutor(REMOTE_READS, "scshards-read")
+        self._reads = Jobs(REMOTE_READS, "scshards-read", self._stop)
+        self._coming: dict[tuple[int, int], list[Job[Chunk | ScshardsError]]] = {}
 
     def announced(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
         """The pieces of a lane, which are read some chunks ahead of whoever takes them.
@@ -113,7 +116,7 @@ class ChunkFetcher:
         ChecksumError, FormatError, StorageError
             Naming the shard and the chunk.
         Stopped
-            When the fetcher was closed meanwhile.
+            When the fetcher's `stop` was set meanwhile.
         """
         future = self._take(shard, chunk)
         found = future.result() if future is not None else self._read(shard, [chunk])[0]
@@ -152,26 +155,15 @@ class ChunkFetcher:
             advice="restore it from a good copy, or pack the shard set again",
         )
 
-    def close(self) -> None:
-        """Give up what is under way: whoever waits for it gets Stopped."""
-        self._stop.set()
-        if self._reads is not None:
-            self._reads.shutdown(wait=True, cancel_futures=True)
-        with self._lock:
-            self._coming.clear()
-
     def _announce(self, shard: int, chunks: Sequence[int]) -> None:
-        assert self._reads is not None
-        if self._stop.is_set():
-            raise Stopped
-        futures: list[Future[Chunk | ScshardsError]] = [Future() for _ in chunks]
+        futures: list[Job[Chunk | ScshardsError]] = [Job(self._stop) for _ in chunks]
         with self._lock:
             for chunk, future in zip(chunks, futures, strict=True):
                 self._coming.setdefault((shard, chunk), []).append(future)
         job = self._reads.submit(self._read, shard, chunks)
         job.add_done_callback(functools.partial(_hand_on, futures=futures))
 
-    def _take(self, shard: int, chunk: int) -> Future[Chunk | ScshardsError] | None:
+    def _take(self, shard: int, chunk: int) -> Job[Chunk | ScshardsError] | None:
         """The oldest announcement of a chunk."""
         with self._lock:
             waiting = self._coming.get((shard, chunk), [])
@@ -267,10 +259,10 @@ class ChunkFetcher:
 
 
 def _hand_on(
-    job: Future[list[Chunk | ScshardsError]], futures: Sequence[Future[Chunk | ScshardsError]]
+    job: Future[list[Chunk | ScshardsError]], futures: Sequence[Job[Chunk | ScshardsError]]
 ) -> None:
     """Give each chunk of a read that has ended, or why there is none, to whoever waits for it."""
-    error = Stopped() if job.cancelled() else job.exception()
+    error = job.exception()
     if error is not None:
         for future in futures:
             future.set_exception(error)

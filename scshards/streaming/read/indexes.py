@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,8 +74,8 @@ class IndexCache:
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
 
-    def of(self, shard: int) -> ShardIndex:
-        """The index of a shard.
+    def of(self, shard: int, read: Callable[[int], bytes]) -> ShardIndex:
+        """The index of a shard, whose bytes `read` gives when it is not kept.
 
         Raises
         ------
@@ -87,7 +87,7 @@ class IndexCache:
                 self._indexes.move_to_end(shard)
                 return self._indexes[shard]
         with self._clock.time("index"):
-            made = self._read(shard)
+            made = self._made(shard, read(shard))
         self._clock.count(reads=1, bytes=self._shards.shards[shard].index_bytes)
         with self._lock:
             self._indexes[shard] = made
@@ -95,10 +95,10 @@ class IndexCache:
                 self._indexes.popitem(last=False)
         return made
 
-    def _read(self, shard: int) -> ShardIndex:
+    def _made(self, shard: int, data: bytes) -> ShardIndex:
         names = [OBS_PREFIX + c for c in self.columns]
         wanted = ["offset", "size", "source", "row", *names, *self._chosen_by]
-        table = self._shards.index(shard, list(dict.fromkeys(wanted)))
+        table = self._shards.index(shard, list(dict.fromkeys(wanted)), data)
         labels = np.empty((len(table["row"]), len(names)), np.int64)
         for j, name in enumerate(names):
             labels[:, j] = _as_bits(table[name])

@@ -135,7 +135,7 @@ class CellSource:
             if self._quarantine.is_lost(shard, None):
                 self.fetcher.skip(shard, chunk)
             else:
-                index = self._indexes.of(shard)
+                index = self._indexes.of(shard, self.fetcher.index)
                 bad = chunk
                 loaded = self._read(index, shard, chunk, first, end)
         except BAD as e:
@@ -195,7 +195,11 @@ class CellSource:
             if shard in self._passes:
                 self._passes.move_to_end(shard)
                 return self._passes[shard]
-        table = self._indexes.of(shard).chosen_by if self._appearances.needs_index else {}
+        table = (
+            self._indexes.of(shard, self.fetcher.index).chosen_by
+            if self._appearances.needs_index
+            else {}
+        )
         made = self._appearances.passes(shard, table)
         with self._lock:
             self._passes[shard] = made

@@ -20,8 +20,7 @@ from scshards.base.threads import Jobs, Stop
 from scshards.cells.tokenizer import ValueKind
 from scshards.shards.manifest import LabelInfo, SourceInfo
 from scshards.shards.shardlist import ShardList
-from scshards.streaming.mix.blocks import Block
-from scshards.streaming.mix.reading import EpochReader
+from scshards.streaming.mix.blocks import Block, EpochReader
 from scshards.streaming.order.plan import EpochPlan
 from scshards.streaming.order.state import Order, Position
 from scshards.streaming.order.strata import ChoiceOptions, choice_of
@@ -29,6 +28,7 @@ from scshards.streaming.pipeline import Made, in_order
 from scshards.streaming.quarantine import LostCells, Quarantine
 from scshards.streaming.read.cache import NodeCache
 from scshards.streaming.read.fetch import LOCAL_READS, REMOTE_READS, ChunkFetcher
+from scshards.streaming.read.indexes import IndexCache
 from scshards.streaming.stages import StageClock, Stages
 
 _log = logging.getLogger(__name__)
@@ -100,6 +100,8 @@ class BlockStream:
         ):
             if value < 1:
                 raise ConfigError(f"{name} is at least 1, not {value}")
+        if epoch < 0:
+            raise ConfigError(f"epoch is at least 0, not {epoch}")
         self._ahead, self._ahead_bytes = _prefetched(prefetch)
         self.shardset, self.split = shards.shardsets[0], shards.split
         self.rank, self.world_size = rank, world_size
@@ -133,11 +135,12 @@ class BlockStream:
             **making,
             **choosing.state(),
         }
-        self._reader = EpochReader(shards, self._choice, self._clock)
+        # Of shards, one for each stretch, and the next one of those that come to the end of theirs.
+        kept = self.order.stretches(self.order.begin(epoch)) * 5 // 4 + 2
+        columns = self._choice.columns
+        self._indexes = IndexCache(shards, tuple(shards.labels), columns, kept, self._clock)
         # The passes that somebody holds, the one begun last behind the others.
         self._passes: list[weakref.ref[Pass[Any]]] = []
-        if epoch < 0:
-            raise ConfigError(f"epoch is at least 0, not {epoch}")
         begin = self.order.begin(epoch)
         self._stand = _Stand(begin, begin)
         if drop_last and not len(self):
@@ -399,21 +402,25 @@ class Pass(Iterator[Made]):
         self.is_over = False
         stop = Stop()
         n_fetchers = LOCAL_READS if stream._shards.is_local else REMOTE_READS
-        dealt = stream._reader.blocks(
-            stream.order,
-            begin,
-            ChunkFetcher(
+        reader = EpochReader(
+            shards=stream._shards,
+            choice=stream._choice,
+            order=stream.order,
+            position=begin,
+            indexes=stream._indexes,
+            fetcher=ChunkFetcher(
                 stream._shards,
                 stream._clock,
                 stream._cache,
                 stop=stop,
                 lanes=stream.order.held(begin)[0],
             ),
-            stream._quarantine.begin(begin.epoch),
-            Jobs(n_fetchers, "scshards-fetch", stop),
+            fetchers=Jobs(n_fetchers, "scshards-fetch", stop),
+            quarantine=stream._quarantine.begin(begin.epoch),
+            clock=stream._clock,
         )
         self._batches = in_order(
-            dealt,
+            reader.blocks(),
             make,
             threads=stream._threads,
             ahead=stream._ahead,

@@ -22,7 +22,7 @@ from scshards.cells.batch import format_key
 from scshards.cells.vocab import Vocab
 from scshards.shards.chunks import read_cells
 from scshards.shards.index import OBS_PREFIX, check_bounds, read_index
-from scshards.shards.manifest import MANIFEST, VOCAB, LabelInfo, Manifest, ShardInfo
+from scshards.shards.manifest import MANIFEST, VOCAB, LabelInfo, Manifest, ShardInfo, seal_holds
 
 _KEY = re.compile(r"(\d{1,6})-(\d{1,10})")
 _PLACE = ("source", "row", "offset", "size", "n_genes")
@@ -71,7 +71,7 @@ class ShardSet:
     ------
     StorageError
         When there is no manifest: nothing was packed there, or packing did not finish.
-    FormatError
+    ChecksumError, FormatError
         When the manifest is damaged or of another version.
     """
 
@@ -89,6 +89,12 @@ class ShardSet:
                 advice="check the address; if packing was interrupted, pack it again",
             )
         self.manifest = Manifest.from_json(manifest, where=self.storage.at(MANIFEST))
+        if not seal_holds(manifest):
+            raise ChecksumError(
+                "the manifest's bytes are not those that were written: its own checksum is of others",
+                where=self.storage.at(MANIFEST),
+                advice="restore it from a good copy, or pack again; it is not to be edited by hand",
+            )
         self.manifest_sha256 = hashlib.sha256(manifest).hexdigest()
 
     @cached_property

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from pack_support import counts, quiet_pack, tree_sums, vocab_of, write
 
 from scshards import PackOptions, ShardSet, verify
-from scshards.base.errors import ConfigError
+from scshards.base.errors import ChecksumError, ConfigError
 from scshards.cli.verify import command
 from scshards.packing.pack import append
 from scshards.packing.reshard import ReshardOptions, reshard
@@ -128,7 +128,7 @@ def test_both_files_and_the_manifest(made: tuple[list[Path], Path]) -> None:
     assert done.repaired == {} and set(done.left) == {shard.path, shard.index_path}
     text = (root / "manifest.json").read_text()
     (root / "manifest.json").write_text(text.replace('"seed": 0', '"seed": 1'))
-    with pytest.raises(ConfigError, match="manifest or the vocabulary"):
+    with pytest.raises(ChecksumError, match="manifest"):
         mend(root, inputs)
 
 

@@ -86,6 +86,19 @@ def test_a_damaged_manifest(known: Known) -> None:
     assert caught.value.where == str(known.root / MANIFEST)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"seed": 0', '"seed": 1'), ('"seed": 0', '"seed":  0'), (',\n "sha256": "', ',\n "sha": "'), ("}\n", "}")],
+)  # fmt: skip
+def test_a_manifest_whose_seal_does_not_hold(known: Known, old: str, new: str) -> None:
+    path = known.root / MANIFEST
+    head, _, tail = path.read_text().rpartition(old)
+    path.write_text(head + new + tail)
+    with pytest.raises(ChecksumError, match="manifest") as caught:
+        ShardSet(known.root)
+    assert caught.value.where == str(path) and "good copy" in str(caught.value)
+
+
 def test_the_wrong_vocabulary(known: Known) -> None:
     other = Vocab([*known.vocab.tokens[1:], known.vocab.tokens[0]])
     Storage(known.root).write(VOCAB, other.to_json())

@@ -11,19 +11,25 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import ConfigError, VocabError
+from scshards.base.errors import (
+    ConfigError,
+    FormatError,
+    MissingDataError,
+    ScshardsError,
+    VocabError,
+)
 from scshards.base.storage import Storage
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
 from scshards.shards import Compression
-from scshards.shards.index import OBS_PREFIX
+from scshards.shards.index import OBS_PREFIX, OWN_COLUMNS
 from scshards.shards.manifest import LabelInfo, ShardInfo, SourceInfo
 from scshards.shards.shardset import ShardSet
 
@@ -93,6 +99,8 @@ class ShardList:
         self._index_bytes: Callable[[int], bytes] = lambda shard: self.storage(shard).read(
             self.shards[shard].index_path
         )
+        self._bad: dict[int, ScshardsError] = {}
+        self._left_out: set[int] = set()
         self._codes = [_code_maps(s, self.labels) for s in self.shardsets]
         # Sums of whole tables, for each chunk that is read, take as long as reading it.
         self._chunk_starts = lru_cache(_KNOWN_STARTS)(lambda shard: _starts(self.shards[shard]))
@@ -119,8 +127,12 @@ class ShardList:
         return raw // max(int(self.cells.sum()), 1) + 1
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of what the stream is made of: the manifest's, or one of those of all sets."""
+        """SHA-256 (hex) of what the stream is made of: the manifest's, or one of those of all sets.
+
+        Without a shard that was left out it is another stream.
+        """
         each = [s.manifest.fingerprint(self.split) for s in self.shardsets]
+        each += [f"without {shard}" for shard in sorted(self._left_out)]
         return each[0] if len(each) == 1 else hashlib.sha256("\n".join(each).encode()).hexdigest()
 
     def storage(self, shard: int) -> Storage:
@@ -146,6 +158,21 @@ class ShardList:
     def read_indexes_by(self, read: Callable[[int], bytes]) -> None:
         """Let this function read the bytes of a shard's index from now on."""
         self._index_bytes = read
+
+    @property
+    def left_out(self) -> Set[int]:
+        """Shards that are read as if they had no cells."""
+        return self._left_out
+
+    def leave_out(self, shard: int) -> None:
+        """Read a shard as if it had no cells; `cells` and `fingerprint` change."""
+        self._left_out.add(shard)
+        self.cells[shard] = 0
+
+    def bad_indexes(self) -> dict[int, ScshardsError]:
+        """The shards whose indexes were found to be bad since this was asked last, and how."""
+        bad, self._bad = self._bad, {}
+        return bad
 
     def label(self, name: str) -> LabelInfo | None:
         """A label; SOURCE, which no label need be, has the names of the inputs for categories."""
@@ -181,14 +208,21 @@ class ShardList:
         has = [
             c for c in columns if not c.startswith(OBS_PREFIX) or c.removeprefix(OBS_PREFIX) in own
         ]
-        data = self._index_bytes(shard) if has and data is None else data
-        table = shardset.index(info, has, data) if has else {}
+        table: Mapping[str, NDArray[Any]] = {}
+        if shard in self._left_out:
+            table = {c: np.empty(0, OWN_COLUMNS.get(c, np.int32)) for c in has}
+        elif has:
+            try:
+                table = shardset.index(info, has, self._index_bytes(shard) if data is None else data)
+            except (FormatError, MissingDataError) as e:
+                self._bad[shard] = e
+                raise
         out: dict[str, NDArray[Any]] = {}
         for column in columns:
             if column not in table:
                 is_number = self.labels[column.removeprefix(OBS_PREFIX)].kind == "number"
                 missing, kind = (np.nan, np.float64) if is_number else (-1, np.int32)
-                out[column] = np.full(info.cells, missing, kind)
+                out[column] = np.full(self.cells[shard], missing, kind)
                 continue
             values = table[column]
             if column == SOURCE and self._first_source[number]:

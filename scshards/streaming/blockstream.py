@@ -109,9 +109,11 @@ class BlockStream:
         self._shards, self._threads, self._cache = shards, threads, cache
         self._fixed_epoch = fixed_epoch
         self._clock = StageClock()
-        self._quarantine = quarantine
+        self._quarantine = quarantine.begin(epoch)
         shards.read_indexes_by(ChunkFetcher(shards, self._clock, cache).index)
-        self._choice = choice_of(shards, choosing, seed, stratified=shuffle)
+        self._choice = self._quarantine.choosing(
+            lambda: choice_of(shards, choosing, seed, stratified=shuffle)
+        )
         self.order = Order(
             self._choice.parts,
             by_domain=choosing.domain_by is not None,

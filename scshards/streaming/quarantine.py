@@ -10,8 +10,9 @@ from __future__ import annotations
 import copy
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ OnBadShard = Literal["raise", "quarantine"]
 
 BAD = (FormatError, MissingDataError)
 """Errors that are about the bytes of a shard set, and not about the way to them."""
+
+Chosen = TypeVar("Chosen")
 
 _log = logging.getLogger(__name__)
 
@@ -89,9 +92,29 @@ class Quarantine:
 
     def begin(self, epoch: int) -> Quarantine:
         """What decides over a pass through an epoch: what was bad in others may have been mended."""
-        made = copy.copy(self)
-        made._epoch, made._cells = epoch, {}
+        made, left_out = copy.copy(self), self._shards.left_out
+        made._epoch = epoch
+        made._cells = {k: mask for k, mask in self._cells.items() if k[0] in left_out}
         return made
+
+    def choosing(self, choose: Callable[[], Chosen]) -> Chosen:
+        """choose(), without the shards whose indexes it finds to be bad: they are lost for all epochs.
+
+        Raises
+        ------
+        ScshardsError
+            As `lose`.
+        """
+        while True:
+            try:
+                return choose()
+            except BAD:
+                bad = self._shards.bad_indexes()
+                if not bad:
+                    raise
+                for shard, error in bad.items():
+                    self.lose(shard, None, np.arange(self._shards.cells[shard]), error)
+                    self._shards.leave_out(shard)
 
     def is_lost(self, shard: int, chunk: int | None) -> bool:
         """Whether a chunk (None: a shard's index) was bad in this epoch already."""

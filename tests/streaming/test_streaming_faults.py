@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import threading
 import time
@@ -15,11 +16,18 @@ import pytest
 from faults import FLIP, FaultProxy
 from shardsets import Known, make_set
 
-from scshards.base.errors import ChecksumError, ConfigError, FormatError, MissingDataError
+from scshards.base.errors import (
+    ChecksumError,
+    ConfigError,
+    FormatError,
+    MissingDataError,
+    StateError,
+)
 from scshards.base.storage import Storage
 from scshards.shards import tar
 from scshards.streaming.loader import CellLoader
 from scshards.streaming.read.cache import LEAST_BYTES
+from scshards.streaming.read.fetch import ChunkFetcher
 
 SIZES = [150, 1, 80, 120]
 CELLS = sum(SIZES)
@@ -187,6 +195,59 @@ def test_options_are_checked(good: Known, wrong: dict) -> None:
         loader(good.root, **wrong)
 
 
+CHOICES = [
+    {"where": "age > 30"},
+    {"weights": {"donor": "balanced"}, "epoch_cells": 500},
+    {"domain_by": "donor"},
+    {"where": "n_genes > 2", "take": 100, "domain_by": "donor"},
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_an_index_that_is_bad_when_cells_are_chosen(
+    good: Known, bad: Path, choice: dict, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone, _ = damage_index(bad)
+    with pytest.raises(ChecksumError, match=r"000002\.parquet"):
+        loader(bad, **choice)
+    with pytest.raises(FormatError, match="max_bad_cells=79"):
+        loader(bad, on_bad_shard="quarantine", max_bad_cells=79, **choice)
+    caplog.clear()
+    reading = loader(bad, on_bad_shard="quarantine", **choice)
+    (entry,) = reading.lost
+    assert (entry.chunk, entry.cells) == (None, 80) and "000002.tar" in entry.shard and entry.reason
+    assert [r.levelno for r in caplog.records] == [logging.WARNING]
+    found = [k for batch in keys(reading) for k in batch if k >= 0]
+    assert found and not set(found) & gone
+    if "weights" not in choice and "take" not in choice:
+        # Nothing else is missing: without choosing by indexes, one can tell which cells would be there.
+        whole = [k for batch in keys(loader(good.root, **choice)) for k in batch if k >= 0]
+        assert sorted(found) == sorted(set(whole) - gone)
+    assert len(keys(reading)) == len(reading) and len(reading.lost) == 1
+    # Whoever goes on with the index restored would meet other cells: a state says so.
+    with pytest.raises(StateError, match="fingerprint"):
+        loader(good.root, **choice).load_state_dict(reading.state_dict())
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("lanes", [1, 6])
+def test_an_index_that_goes_bad_after_cells_were_chosen(
+    good: Known, bad: Path, choice: dict, lanes: int
+) -> None:
+    for world, rank in [(1, 0), (2, 1)]:
+        at = {"lanes": lanes if world == 1 else 6, "rank": rank, "world_size": world}
+        whole = keys(loader(good.root, **at, **choice))
+        shutil.copytree(good.root, bad, dirs_exist_ok=True)
+        lenient = loader(bad, on_bad_shard="quarantine", **at, **choice)
+        strict = loader(bad, **at, **choice)
+        gone, _ = damage_index(bad)
+        assert keys(lenient) == [[-1 if k in gone else k for k in batch] for batch in whole]
+        (entry,) = lenient.lost
+        assert entry.chunk is None and "000002.tar" in entry.shard
+        with pytest.raises(ChecksumError, match=r"000002\.parquet"):
+            list(strict)
+
+
 # --- over a network --------------------------------------------------------------------------
 
 
@@ -217,6 +278,31 @@ def test_bits_that_flip_on_their_way_are_read_again(good: Known, remote: str, s3
         # One bit of each answer is wrong, so of chunks that come together only one is.
         assert 0 < sum(x.cells for x in lost.lost) <= 80
         assert all("000002" in x.shard for x in lost.lost)
+
+
+@pytest.mark.parametrize("choice", [{}, *CHOICES])
+@pytest.mark.parametrize("fault", ["404", FLIP])
+def test_no_chunk_waits_for_an_index_that_is_bad(
+    good: Known, remote: str, s3, choice: dict, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: list[dict] = []
+    close = ChunkFetcher.close
+
+    def noted(fetcher: ChunkFetcher) -> None:
+        waiting.append(dict(fetcher._coming))
+        close(fetcher)
+
+    monkeypatch.setattr(ChunkFetcher, "close", noted)
+    whole = keys(loader(good.root, **choice))
+    with FaultProxy(s3.options["endpoint_url"], share=0.0) as proxy:
+        reading = over(proxy, s3, remote, on_bad_shard="quarantine", **choice)
+        if fault == FLIP:
+            proxy.share = lambda path: FLIP if path.endswith("000002.parquet") else None
+        else:
+            Storage(f"{s3.url}/set").remove("train/000002.parquet")
+        gone = set(range(151, 231))
+        assert keys(reading) == [[-1 if k in gone else k for k in batch] for batch in whole]
+    assert waiting[-1] == {}
 
 
 @pytest.mark.parametrize("lanes", [1, 6, 300])

@@ -201,6 +201,11 @@ class Appearances:
         at = int(np.searchsorted(self.stratum.shards, shard))
         return in_passes(self._resampling.copies(at, weights))
 
+    def of_any(self, shard: int, cells: int) -> Passes:
+        """As many appearances as a shard has, of its `cells` in turn, where nobody can tell of which."""
+        n = self.count(shard)
+        return in_passes((n + np.arange(cells)[::-1]) // max(cells, 1))
+
 
 _Kind = int
 """What tells the strata apart: domain, origin and category of `stratify` in one number."""

@@ -129,23 +129,28 @@ class CellSource:
         ChecksumError, FormatError, StorageError
             Naming the shard and the chunk.
         """
-        bad, error = None, None
-        loaded: CellBytes | None = None
-        try:
-            if self._quarantine.is_lost(shard, None):
-                self.fetcher.skip(shard, chunk)
-            else:
-                index = self._indexes.of(shard, self.fetcher.index)
-                bad = chunk
+        index, error = self._index(shard)
+        if index is None:
+            self.fetcher.skip(shard, chunk)
+            loaded = self._lost(shard, None, first, end, error)
+        else:
+            try:
                 loaded = self._read(index, shard, chunk, first, end)
-        except BAD as e:
-            error = e
-        if loaded is None:
-            loaded = self._lost(shard, bad, first, end, error)
+            except BAD as e:
+                loaded = self._lost(shard, chunk, first, end, e)
         # From the middle of a shard on: whoever deals is not to wait for the next one's index.
         if 2 * end > self._appearances.count(shard) and shard in self._next:
             self.look_up(self._next[shard])
         return loaded
+
+    def _index(self, shard: int) -> tuple[ShardIndex | None, ScshardsError | None]:
+        """A shard's index, or None and why there is none, unless that was said before."""
+        if self._quarantine.is_lost(shard, None):
+            return None, None
+        try:
+            return self._indexes.of(shard, self.fetcher.index), None
+        except BAD as e:
+            return None, e
 
     def _read(self, index: ShardIndex, shard: int, chunk: int, first: int, end: int) -> CellBytes:
         data = self.fetcher.fetch(shard, chunk)
@@ -190,17 +195,17 @@ class CellSource:
             self.passes(shard)
 
     def passes(self, shard: int) -> Passes:
-        """Which cell each appearance of a shard's cells is."""
+        """Which cell each appearance of a shard's cells is; where its index is lost, as many of any."""
         with self._lock:
             if shard in self._passes:
                 self._passes.move_to_end(shard)
                 return self._passes[shard]
-        table = (
-            self._indexes.of(shard, self.fetcher.index).chosen_by
-            if self._appearances.needs_index
-            else {}
-        )
-        made = self._appearances.passes(shard, table)
+        index, error = self._index(shard) if self._appearances.needs_index else (None, None)
+        if index is None and self._appearances.needs_index:
+            # Its cells will be lost, at the places that they have: only their number matters.
+            self._quarantine.lose(shard, None, np.zeros(0, np.int64), error)
+            return self._appearances.of_any(shard, self._list.shards[shard].cells)
+        made = self._appearances.passes(shard, {} if index is None else index.chosen_by)
         with self._lock:
             self._passes[shard] = made
             while len(self._passes) > self._kept:

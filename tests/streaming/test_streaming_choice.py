@@ -579,10 +579,12 @@ def test_lost_cells_keep_their_places(tmp_path: Path) -> None:
     assert all(len(set(b.labels["donor"][b.weight > 0].tolist())) <= 1 for b in domains)
 
 
-def test_no_choice_goes_by_a_bad_index(tmp_path: Path) -> None:
+def test_a_choice_names_a_bad_index_or_goes_without_its_shard(tmp_path: Path) -> None:
     made = make_set(tmp_path, SIZES, seed=12)  # of which no choice is in use
     path = tmp_path / "train" / "000003.parquet"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     for options in ({"where": "age > 30"}, {"weights": "age"}, {"domain_by": "donor"}):
-        with pytest.raises(FormatError, match="index"):
-            loader(made, on_bad_shard="quarantine", max_bad_cells=1000, **options)
+        with pytest.raises(FormatError, match=r"index(.|\n)*000003\.parquet"):
+            loader(made, **options)
+        reading = loader(made, on_bad_shard="quarantine", max_bad_cells=1000, **options)
+        assert [(x.chunk, x.cells) for x in reading.lost] == [(None, SIZES[3])]

@@ -213,7 +213,9 @@ class ShardList:
             table = {c: np.empty(0, OWN_COLUMNS.get(c, np.int32)) for c in has}
         elif has:
             try:
-                table = shardset.index(info, has, self._index_bytes(shard) if data is None else data)
+                table = shardset.index(
+                    info, has, self._index_bytes(shard) if data is None else data
+                )
             except (FormatError, MissingDataError) as e:
                 self._bad[shard] = e
                 raise

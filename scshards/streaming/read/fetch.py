@@ -7,8 +7,8 @@
 A lane's pieces are announced ahead of need, so that a store has many requests to answer at a time even
 where a rank reads few lanes, and chunks that follow each other come in one request. A checksum is
 compared before anything behind this module sees a byte. What fails the comparison is read again, as it
-may have been spoiled on its way, and is an error when it stays wrong. Called by streaming.read.source and
-streaming.blockstream.
+may have been spoiled on its way, and is an error when it stays wrong. Called by streaming.read.source
+and streaming.blockstream.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from scshards import Batch, CellDataset, ShardSet
+from scshards import Batch, CellDataset, CollateOptions, ShardSet
 from scshards.model.config import ModelConfig
 from scshards.model.loss import masked_squared_error
 from scshards.model.transformer import CellModel
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     args = parser.parse_args()
 
-    options = {"batch_size": args.batch_size, "max_length": 200}
+    options = {"batch_size": args.batch_size, "collate": CollateOptions(max_length=200)}
     train = CellDataset(args.root, split="train", **options)
     # Evaluation: every cell once, in one order; rows that fill up the last batch have weight 0.
     valid = CellDataset(args.root, split="valid", shuffle=False, drop_last=False, **options)

@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from scshards import Batch, CellLoader, ShardSet
+from scshards import Batch, CellLoader, CollateOptions, ShardSet
 from scshards.model.config import ModelConfig
 from scshards.model.loss import masked_squared_error
 from scshards.model.transformer import CellModel
@@ -78,7 +78,8 @@ class Cells(pl.LightningDataModule):
 
     def __init__(self, root: str, batch_size: int) -> None:
         super().__init__()
-        self.root, self.options = root, {"batch_size": batch_size, "max_length": 200}
+        self.root = root
+        self.options = {"batch_size": batch_size, "collate": CollateOptions(max_length=200)}
 
     def train_dataloader(self) -> Resumable:
         return Resumable(CellLoader(self.root, split="train", **self.options))

@@ -16,7 +16,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
-from scshards import CellDataset, ShardSet
+from scshards import CellDataset, CollateOptions, ShardSet
 from scshards.model.config import ModelConfig
 from scshards.model.loss import masked_squared_error
 from scshards.model.transformer import CellModel
@@ -32,7 +32,8 @@ def main() -> None:
     args = parser.parse_args()
 
     # Batches are made in the workers: batch_size goes to the dataset, None to the DataLoader.
-    dataset = CellDataset(args.root, batch_size=args.batch_size, max_length=200)
+    options = {"batch_size": args.batch_size, "collate": CollateOptions(max_length=200)}
+    dataset = CellDataset(args.root, **options)
     loader = DataLoader(
         dataset,
         batch_size=None,
@@ -62,7 +63,7 @@ def main() -> None:
     received = len(loader) // 2
     first = [b.keys.tolist() for b in islice(loader, received)]
     text = json.dumps(dataset.state_after(received))
-    again = CellDataset(args.root, batch_size=args.batch_size, max_length=200)
+    again = CellDataset(args.root, **options)
     again.load_state_dict(json.loads(text))  # on any number of ranks and workers
     rest = [b.keys.tolist() for b in DataLoader(again, batch_size=None, num_workers=1)]
     seen = {k for keys in first + rest for k in keys}

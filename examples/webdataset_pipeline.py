@@ -12,6 +12,7 @@ import argparse
 
 import webdataset
 
+from scshards import CollateOptions
 from scshards.streaming import wds
 
 
@@ -37,7 +38,7 @@ def main() -> None:
         .shuffle(1000)
         .compose(
             wds.Where(args.root, args.where),
-            wds.Collate(args.root, batch_size=16, max_length=200),
+            wds.Collate(args.root, batch_size=16, collate=CollateOptions(max_length=200)),
         )
     )
     loader = webdataset.WebLoader(batches, batch_size=None, num_workers=args.workers)

@@ -31,19 +31,25 @@ if TYPE_CHECKING:
     from scshards.shards.members import decode_cell as decode_cell
     from scshards.shards.shardset import ShardSet as ShardSet
     from scshards.sources.vocabulary import build_vocab as build_vocab
+    from scshards.streaming.collate.options import CollateOptions as CollateOptions
     from scshards.streaming.dataset import CellDataset as CellDataset
     from scshards.streaming.loader import CellLoader as CellLoader
+    from scshards.streaming.order.options import ChoiceOptions as ChoiceOptions
+    from scshards.streaming.read.options import ReadOptions as ReadOptions
 
 _HOME = {
     "Batch": "cells.batch",
     "Cell": "shards.members",
     "CellDataset": "streaming.dataset",
     "CellLoader": "streaming.loader",
+    "ChoiceOptions": "streaming.order.options",
+    "CollateOptions": "streaming.collate.options",
     "ExportOptions": "exporting.options",
     "GenerateBatch": "cells.batch",
     "PackOptions": "packing.options",
     "PackPlan": "packing.dry_run",
     "PackedBatch": "cells.batch",
+    "ReadOptions": "streaming.read.options",
     "ReshardOptions": "packing.options",
     "ScshardsError": "base.errors",
     "ShardSet": "shards.shardset",

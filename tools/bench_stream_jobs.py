@@ -20,15 +20,16 @@ from scshards.base.memory import peak_bytes, resident_bytes
 Figures = dict[str, float]
 
 
-def epoch(root: str, options: dict[str, Any], pinned: bool) -> Figures:
+def epoch(root: str, threads: int, n_bins: int, pinned: bool) -> Figures:
     """An epoch of a shard set, after a first batch that loaded the kernels."""
     if pinned:
         _pin()
-    from scshards.streaming.loader import CellLoader
+    from scshards import CellLoader, CollateOptions, ReadOptions
 
     before = _memory_of_imports()
     start = time.perf_counter()
-    loader = CellLoader(root, **options)
+    collate, read = CollateOptions(n_bins=n_bins), ReadOptions(threads=threads)
+    loader = CellLoader(root, collate=collate, read=read)
     first = iter(loader)
     next(first)
     first_batch = time.perf_counter() - start
@@ -215,10 +216,10 @@ def ranged_gets(url: str, connections: int, chunks: int) -> Figures:
 
 def compile_kernels(root: str) -> None:
     """A batch of each kind that is measured, so that numba's cache has every kernel."""
-    from scshards.streaming.loader import CellLoader
+    from scshards import CellLoader, CollateOptions
 
     for n_bins in (0, 51):
-        batches = iter(CellLoader(root, n_bins=n_bins))
+        batches = iter(CellLoader(root, collate=CollateOptions(n_bins=n_bins)))
         next(batches)
         batches.close()
 

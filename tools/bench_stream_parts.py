@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import bench_stream_jobs as jobs
 from bench_process import in_process
@@ -33,8 +32,10 @@ def speed(data: Data, runs: int) -> Part:
     """An epoch of ten times the cells, so that its beginning and end weigh as they do in training."""
     long, short = str(data.repeated(10 * data.cells)), str(data.own)
 
-    def epoch(root: str, pinned: bool = False, **options: Any) -> Callable[[], Figures]:
-        return partial(in_process, jobs.epoch, root, options, pinned)
+    def epoch(
+        root: str, *, threads: int, n_bins: int = 51, pinned: bool = False
+    ) -> Callable[[], Figures]:
+        return partial(in_process, jobs.epoch, root, threads, n_bins, pinned)
 
     def stock(do_binning: bool, in_memory: bool = False) -> Callable[[], Figures]:
         cells = min(data.cells, STOCK_CELLS)

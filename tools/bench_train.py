@@ -130,14 +130,14 @@ def _config(settings: list[str], root: str) -> tuple[Any, Any]:
 
 def _packed_tokens(root: str, config: Any) -> int:
     """Tokens in which nearly every batch of this size fits: 5% above the longest of the first ones."""
-    from scshards.streaming.loader import CellLoader
+    from scshards import CellLoader, CollateOptions
 
-    batches = iter(
-        CellLoader(root, batch_size=config.run.batch_size, max_length=config.data.max_length)
-    )
+    max_length = config.collate.max_length
+    collate = CollateOptions(max_length=max_length)
+    batches = iter(CellLoader(root, batch_size=config.run.batch_size, collate=collate))
     most = max(int((~next(batches).is_pad).sum()) for _ in range(20))
     batches.close()
-    return min(config.run.batch_size * config.data.max_length, -(-most * 105 // 100 // 256) * 256)
+    return min(config.run.batch_size * max_length, -(-most * 105 // 100 // 256) * 256)
 
 
 def _warm(folder: str) -> None:

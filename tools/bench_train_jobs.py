@@ -136,7 +136,7 @@ def _batches(stock: str, config: Any, model: Any) -> Iterator[Any]:
     for batch in stock_batches(
         Path(stock),
         n_tokens=GENES,
-        max_length=config.data.max_length,
+        max_length=config.collate.max_length,
         batch_size=config.run.batch_size,
         do_binning=True,
     ):

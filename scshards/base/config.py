@@ -3,7 +3,7 @@
     file.toml --read_toml--> dict --override(["a.b=c"])--> dict --build(cls)--> frozen dataclass
 
 A config class is a frozen, keyword-only dataclass beside what it configures and checks itself in
-`__post_init__`, raising ConfigError. Called by train and the command line.
+`__post_init__`, raising ConfigError; Options is a base for those. Called by train and the command line.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import tomllib
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from scshards.base.errors import ConfigError
 from scshards.base.records import Damaged, from_tree
+from scshards.base.text import did_you_mean
 
 T = TypeVar("T")
 
@@ -76,6 +77,34 @@ def build(cls: type[T], tables: Mapping[str, Any], where: str = "config") -> T:
     except Damaged as e:
         at = f"{where}.{e.at}" if e.at else where
         raise ConfigError(e.what, where=at, advice=e.advice) from None
+
+
+class Options:
+    """What frozen dataclasses of options inherit: their fields are told by name and of their types.
+
+    Raises
+    ------
+    ConfigError
+        For a name that is no field, with the nearest that is one, or a value of another type.
+    """
+
+    def __new__(cls, *args: Any, **given: Any) -> Self:
+        known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        for name in given:
+            if name not in known:
+                raise ConfigError(
+                    f"{cls.__name__} has no {name!r}", advice=did_you_mean(name, known)
+                )
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        conform(self)
+
+    def changes(self) -> dict[str, Any]:
+        """What is not as by default, without what a repr leaves out."""
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        of = {f.name: (getattr(self, f.name), f.default) for f in fields if f.repr}
+        return {name: value for name, (value, default) in of.items() if value != default}
 
 
 def conform(config: Any) -> None:

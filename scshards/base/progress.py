@@ -211,7 +211,11 @@ def styled(text: str, code: str, stream: TextIO) -> str:
 
 def counted(n: int, units: str) -> str:
     """A number with its unit, which is given in plural: `1 input`, `2,000 inputs`."""
-    one = re.sub("ies$", "y", units) if units.endswith("ies") else re.sub("(?<=x)es$|s$", "", units)
+    one = (
+        re.sub("ies$", "y", units)
+        if units.endswith("ies")
+        else re.sub("(?<=[xh])es$|s$", "", units)
+    )
     return f"{n:,} {one if n == 1 else units}"
 
 

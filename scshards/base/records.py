@@ -5,8 +5,8 @@
     tree = to_tree(record)            and back, ready for json.dumps
 
 Annotations: str, int, float, bool, None, Literal, Any, unions, tuples, lists, dicts and dataclasses of
-these. More is said of a field by Annotated: Count and Share (bounds), At (its place in the tree, where
-that is not its name), Form (functions that read and write it). A class may check itself in
+these. More is said of a field by Annotated: Count, Positive and Share (bounds), At (its place in the
+tree, where that is not its name), Form (functions that read and write it). A class may check itself in
 `__post_init__`, and raise Damaged there. base.config makes options of TOML by the same reader.
 
 Damaged says `splits.train.shards[3].cells: ...`; whoever knows the file makes an error of that. Own code
@@ -89,6 +89,7 @@ class Form:
 
 
 Count = Annotated[int, Within(0, _MOST)]
+Positive = Annotated[int, Within(1, _MOST)]
 Share = Annotated[float, Within(0, 1)]
 
 
@@ -301,6 +302,7 @@ def _literal(allowed: tuple[Any, ...], value: Any) -> Any:
 
 
 def _number(kind: type, within: Within | None, value: Any) -> Any:
+    value = _of_python(value)
     is_one = type(value) is int and -_MOST <= value <= _MOST
     is_one = is_one or (kind is float and type(value) is float)
     if is_one and (within is None or within.least <= value <= within.most):
@@ -319,8 +321,16 @@ def _number_of(name: Any) -> int:
 
 
 def _exactly(kind: type, words: str, value: Any) -> Any:
+    value = _of_python(value)
     if type(value) is not kind:
         raise Damaged(f"{words} is needed, not {shown(value)}")
+    return value
+
+
+def _of_python(value: Any) -> Any:
+    """A scalar of numpy as Python has it."""
+    if type(value) not in (int, float, str, bool) and getattr(value, "shape", None) == ():
+        return value.item()
     return value
 
 

@@ -51,8 +51,8 @@ def size_of(size: int | str) -> int:
     ConfigError
         For a text that is no size.
     """
-    if isinstance(size, int):
-        return size
+    if not isinstance(size, str):
+        return int(size)
     said = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]b)?\s*", size.lower())
     if said is None:
         raise ConfigError(

@@ -10,6 +10,7 @@ attributes, subscripts and `@` never do, so an expression can't reach a Python o
 from __future__ import annotations
 
 import ast
+import keyword
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ class Where:
     ----------
     text
         As it was given.
+    canonical
+        The same for all texts that differ only in blanks, quotes, needless brackets or signs for `and`
+        and `or`; it parses to itself.
     columns
         The columns it names, in order of appearance.
     compared
@@ -50,6 +54,7 @@ class Where:
     """
 
     text: str
+    canonical: str
     columns: tuple[str, ...]
     compared: tuple[tuple[str, str | int | float], ...]
     option: str
@@ -168,12 +173,18 @@ def parse(text: str, *, option: str = "--where") -> Where:
         name.id = _placeholder(columns.index(column))
     if not columns:
         raise refused("it names no column of obs")
+    query, compared = ast.unparse(tree), tuple(_comparisons(tree, columns))
+    for name in names:
+        column = columns[int(name.id[len(_COLUMN) : -1])]
+        is_plain = column.isascii() and column.isidentifier() and not keyword.iskeyword(column)
+        name.id = column if is_plain else f"`{column}`"
     return Where(
         text=text,
+        canonical=ast.unparse(tree),
         columns=tuple(columns),
-        compared=tuple(_comparisons(tree, columns)),
+        compared=compared,
         option=option,
-        _query=ast.unparse(tree),
+        _query=query,
     )
 
 
@@ -181,9 +192,12 @@ _QUOTED = "_scshards_quoted_"
 """What a quoted name is called until it is parsed, before its number."""
 
 
+_COLUMN = "_column_"
+
+
 def _placeholder(number: int) -> str:
     """What a column is called inside pandas, so that its own name can be anything."""
-    return f"_column_{number}_"
+    return f"{_COLUMN}{number}_"
 
 
 def _comparisons(tree: ast.AST, columns: list[str]) -> list[tuple[str, str | int | float]]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from scshards.base.progress import Table, duration
 from scshards.cli.command import Command, Result
-from scshards.cli.options import option, store_options
+from scshards.cli.options import build, option, options, store_options
+from scshards.streaming.collate.options import CollateOptions
+from scshards.streaming.order.options import ChoiceOptions
+from scshards.streaming.read.options import THREADS, ReadOptions
 
 if TYPE_CHECKING:
     from scshards.report.bench import BenchReport
@@ -24,13 +28,19 @@ if TYPE_CHECKING:
 )
 @option("--split", default="train", help="The cells to stream.")
 @option("--seconds", default=10.0, help="How long to measure; with --demand, as long once more.")
-@option("--threads", default=2, help="Threads that make batches.")
 @option("--batch-size", default=64, help="Cells of a batch, of each rank.")
-@option("--max-length", default=1200, help="Tokens of a cell at most.")
-@option("--n-bins", default=51, help="Bins of values; 0 leaves values alone.")
+@options(ChoiceOptions)
+@options(CollateOptions, only="max_length n_bins include_zero_genes tokens_per_batch")
+@options(ReadOptions, only="lanes shuffle_buffer threads cache_dir cache_size")
 @store_options
 def command(
-    root: str, demand: float | None, seconds: float, progress: bool, **chosen: Any
+    root: str,
+    demand: float | None,
+    split: str,
+    seconds: float,
+    batch_size: int,
+    progress: bool,
+    **chosen: Any,
 ) -> Result:
     """Measure how fast the shard set ROOT streams on this machine, and where the time goes.
 
@@ -40,14 +50,25 @@ def command(
     from scshards.report.bench import bench
     from scshards.streaming.loader import CellLoader
 
+    collate, read = build(CollateOptions, chosen), build(ReadOptions, chosen)
+    choose = build(ChoiceOptions, chosen)
+    size = None if collate.tokens_per_batch is not None else batch_size
+    make = partial(
+        CellLoader, root, split=split, batch_size=size, choose=choose, collate=collate, read=read,
+        rank=0, world_size=1,
+    )  # fmt: skip
     report = bench(
-        lambda: CellLoader(root, rank=0, world_size=1, **chosen),
+        make,
         seconds=seconds,
         demand=demand,
         progress=progress,
     )
-    first = "batches of {batch_size} cells of at most {max_length:,} tokens, threads: {threads}"
-    return Result(report.tables(), [first.format(**chosen), *_parts(report)])
+    batches = f"{batch_size} cells" if size else f"{collate.tokens_per_batch:,} tokens, cells"
+    first = (
+        f"batches of {batches} of at most {collate.max_length:,} tokens, threads: "
+        f"{read.threads or THREADS}"
+    )
+    return Result(report.tables(), [first, *_parts(report)])
 
 
 _CORES = "more --threads help as long as there are idle cores"

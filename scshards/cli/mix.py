@@ -11,6 +11,8 @@ from scshards.base.progress import Table, counted
 from scshards.cli.command import Command, Result
 from scshards.cli.options import build, options, store_options
 from scshards.report.mix_options import MixOptions
+from scshards.streaming.order.options import BALANCED, ChoiceOptions
+from scshards.streaming.read.options import ReadOptions
 
 if TYPE_CHECKING:
     from scshards.report.mixing import MixReport
@@ -24,6 +26,8 @@ class MixRun(MixOptions):
     ----------
     by
         Labels of categories, or source. Without it, all labels of categories.
+    balanced
+        Draw the values of this label equally often.
     split
         The cells to stream.
     plot
@@ -31,6 +35,7 @@ class MixRun(MixOptions):
     """
 
     by: tuple[str, ...] = ()
+    balanced: str | None = None
     split: str = "train"
     plot: str | None = None
 
@@ -38,8 +43,10 @@ class MixRun(MixOptions):
 @click.command("mix", cls=Command)
 @click.argument("root")
 @options(MixRun)
+@options(ChoiceOptions, only="where take epoch_cells")
+@options(ReadOptions, only="lanes shuffle_buffer")
 @store_options
-def command(root: str, storage_options: Any, progress: bool, **chosen: Any) -> Result:
+def command(root: str, progress: bool, **chosen: Any) -> Result:
     """Show how well batches of the shard set ROOT mix its labels, before anything is trained.
 
     The order is the one that training with these options would read, worked out on integers; only the
@@ -48,17 +55,24 @@ def command(root: str, storage_options: Any, progress: bool, **chosen: Any) -> R
     """
     from scshards.report.mixing import mix
 
-    o = build(MixRun, chosen)
-    report = mix(root, o.by, o, split=o.split, storage_options=storage_options, progress=progress)
+    o, read = build(MixRun, chosen), build(ReadOptions, chosen)
+    if o.balanced is not None:
+        chosen["weights"] = {o.balanced: BALANCED}
+    choose = build(ChoiceOptions, chosen)
+    report = mix(root, o.by, o, split=o.split, choose=choose, read=read, progress=progress)
     tree: dict[str, Any] = {name: getattr(report, name) for name in OF_ALL}
     tree["columns"] = [{name: getattr(m, name) for name in OF_COLUMNS} for m in report.columns]
-    buffer = f"a shuffle buffer of {o.shuffle_buffer:,}" if o.shuffle else "no shuffle"
+    buffer = f"a shuffle buffer of {read.shuffle_buffer:,}" if o.shuffle else "no shuffle"
     first = (
         f"{report.sampled:,} of {counted(report.steps, 'steps')} of an epoch of "
         f"{counted(report.cells, 'cells')}: batches of {o.batch_size} on "
-        f"{counted(o.world_size, 'ranks')}, {counted(o.lanes, 'lanes')}, {buffer}"
+        f"{counted(o.world_size, 'ranks')}, {counted(read.lanes, 'lanes')}, {buffer}"
     )
-    parts: list[str | Table] = [first, _table(report), _advice(report, o)]
+    parts: list[str | Table] = [
+        first,
+        _table(report),
+        _advice(report, o.shuffle, read.shuffle_buffer),
+    ]
     if o.plot is not None:
         from scshards.report import mixing_plot
 
@@ -86,7 +100,7 @@ def _table(report: MixReport) -> Table:
     return Table(header, rows, more=("all cells",))
 
 
-def _advice(report: MixReport, options: MixOptions) -> str:
+def _advice(report: MixReport, shuffle: bool, shuffle_buffer: int) -> str:
     """What the figures mean, and what can be done, in plain words."""
     if all(m.score is None for m in report.columns):
         return "all cells are of one category: there is nothing to mix"
@@ -95,7 +109,7 @@ def _advice(report: MixReport, options: MixOptions) -> str:
         return "batches mix as well as batches drawn at random"
     how = "badly" if report.worst < FAIR else "less than batches drawn at random would"
     text = f"{', '.join(bad)}: batches mix {how}, "
-    if not options.shuffle:
+    if not shuffle:
         return text + "because cells are read in the order of the shards: leave out --no-shuffle"
     if not report.is_packed_shuffled:
         return text + (
@@ -103,6 +117,6 @@ def _advice(report: MixReport, options: MixOptions) -> str:
             "reshard --shuffle` makes a shuffled set of them; a larger --shuffle-buffer helps somewhat"
         )
     return text + (
-        f"with a shuffle buffer of {options.shuffle_buffer:,} of {report.cells:,} cells: make "
+        f"with a shuffle buffer of {shuffle_buffer:,} of {report.cells:,} cells: make "
         "--shuffle-buffer or --lanes larger"
     )

@@ -37,7 +37,9 @@ GROUPS = {
     "on_bad_input same_names allow_repeats queries:FILE release:DATE index:DIR offline",
     "Genes": "vocab:FILE gene_column:COL id_column:COL strip_versions allow_mixed min_match:SHARE "
     "min_cells:N",
-    "Cells": "splits:NAME split:NAME shuffle seed:N where:EXPR unique:COL min_genes:N max_genes:N "
+    "Cells": "splits:NAME split:NAME shuffle seed:N where:EXPR take:N weights:COL "
+    "epoch_cells:CELLS domain_by:LABEL stratify:LABEL on_small_domain unique:COL min_genes:N "
+    "max_genes:N "
     "min_counts:X partitions:I domain_column:COL max_length:N balanced:LABEL by:COL,COL",
     "Labels and splits": "obs:COL,COL max_categories:N valid_fraction:SHARE test_fraction:SHARE "
     "split_by:COL split_file:FILE one_split",
@@ -45,9 +47,11 @@ GROUPS = {
     "cells_per_shard:N max_cells:N compression hf_card column:COL key:NAME probabilities plot:FILE "
     "embeddings:FILE colors:COL dry_run",
     "Training and batches": "task config:FILE settings:KEY=VALUE demand:CELLS seconds:S epoch:N "
-    "batches:N batch_size:N world_size:N lanes:N shuffle_buffer:CELLS n_bins:N",
+    "batches:N batch_size:N tokens_per_batch:N world_size:N lanes:N shuffle_buffer:CELLS n_bins:N "
+    "include_zero_genes:N",
     "Work": "workers:N threads:N device:NAME precision:NAME share:I/N finish restart quick "
-    "repair repair_from:ROOT2 dask:ADDRESS scratch:DIR storage_options:JSON|@FILE retries:N timeout:S",
+    "repair repair_from:ROOT2 dask:ADDRESS scratch:DIR cache_dir:DIR cache_size:SIZE "
+    "storage_options:JSON|@FILE retries:N timeout:S",
     "Shown": "cell_key:KEY cells:N batch sources wide as_json no_progress quiet verbose help",
 }
 """{part of the help: its options, in this order, each with what its value is called}."""
@@ -286,7 +290,7 @@ def _attributes(hint: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:
         is_required = field.default_factory is dataclasses.MISSING
         attrs = {"required": True} if is_required else {}
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        (hint,) = (h for h in typing.get_args(hint) if h is not type(None))
+        hint = typing.get_args(hint)[0]  # what a command takes comes first
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return attrs | {"type": click.Choice(inner)}

@@ -86,11 +86,12 @@ def _shown(value: Any) -> str:
 
 def _batch(root: str, split: str, cells: int, storage_options: Any) -> Result:
     from scshards.streaming.loader import CellLoader
+    from scshards.streaming.read.options import ReadOptions
 
+    read = ReadOptions(threads=1, storage_options=storage_options)
     loader = CellLoader(
-        root, split=split, batch_size=cells, drop_last=False, rank=0, world_size=1, threads=1,
-        storage_options=storage_options,
-    )  # fmt: skip
+        root, split=split, batch_size=cells, read=read, drop_last=False, rank=0, world_size=1
+    )
     batch = next(iter(loader))
     names = ("genes", "values", "targets", "is_masked", "is_pad", "keys", "weight")
     arrays = {name: getattr(batch, name) for name in names}

@@ -25,9 +25,12 @@ from scshards.report.entropy import entropy, expected_entropy
 from scshards.report.mix_options import MixOptions
 from scshards.shards.index import OBS_PREFIX
 from scshards.shards.shardlist import SOURCE, ShardList
+from scshards.streaming.options import check_parts
 from scshards.streaming.order.choose import scan
+from scshards.streaming.order.options import ChoiceOptions
 from scshards.streaming.order.state import Order
-from scshards.streaming.order.strata import Appearances, Choice, ChoiceOptions
+from scshards.streaming.order.strata import Appearances, Choice
+from scshards.streaming.read.options import ReadOptions
 
 LOW = 0.05
 """The share of batches that are worse than a column's `low`."""
@@ -112,19 +115,22 @@ def mix(
     options: MixOptions | None = None,
     *,
     split: str = "train",
-    storage_options: Mapping[str, Any] | None = None,
+    choose: ChoiceOptions = ChoiceOptions(),  # noqa: B008  # it is frozen
+    read: ReadOptions = ReadOptions(),  # noqa: B008
     progress: bool = True,
 ) -> MixReport:
     """Entropies of labels in some batches of an epoch, as CellLoader would make them.
 
     Parameters
     ----------
-    root, split, storage_options
+    root, split
         The shard set.
     by
         Labels of categories, or "source"; none takes all labels of categories, or else "source".
     options
         See MixOptions.
+    choose, read
+        As CellLoader's; of `read`, what decides over the order, and how the store is reached.
 
     Raises
     ------
@@ -134,12 +140,12 @@ def mix(
         When an index can't be read.
     """
     o = options or MixOptions()
-    shards = ShardList([root], split, storage_options)
+    check_parts(choose=choose, read=read)
+    if choose.domain_by is not None:
+        raise ConfigError("batches of one domain each have nothing to mix", where="domain_by")
+    shards = ShardList([root], split, read.access)
     names = _columns(shards, by)
-    weights = None if o.balanced is None else {o.balanced: "balanced"}
-    choice = Choice(
-        shards, ChoiceOptions(where=o.where, weights=weights), o.seed, stratified=o.shuffle
-    )
+    choice = Choice(shards, choose, o.seed, stratified=o.shuffle)
     order = Order(
         choice.parts,
         by_domain=False,
@@ -147,9 +153,9 @@ def mix(
         rank=0,
         world_size=o.world_size,
         batch_size=o.batch_size,
-        lanes=o.lanes,
+        lanes=read.lanes,
         shuffle=o.shuffle,
-        shuffle_buffer=o.shuffle_buffer,
+        shuffle_buffer=read.shuffle_buffer,
         drop_last=True,
     )
     position = order.begin(o.epoch)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Self
@@ -21,9 +21,11 @@ from scshards.cells.tokenizer import ValueKind
 from scshards.shards.manifest import LabelInfo, SourceInfo
 from scshards.shards.shardlist import ShardList
 from scshards.streaming.mix.blocks import Block, EpochReader
+from scshards.streaming.options import renewed
+from scshards.streaming.order.options import ChoiceOptions
 from scshards.streaming.order.plan import EpochPlan
 from scshards.streaming.order.state import Order, Position
-from scshards.streaming.order.strata import ChoiceOptions, choice_of
+from scshards.streaming.order.strata import choice_of
 from scshards.streaming.pipeline import Made, in_order
 from scshards.streaming.quarantine import LostCells, Quarantine
 from scshards.streaming.read.cache import NodeCache
@@ -34,8 +36,6 @@ from scshards.streaming.stages import StageClock, Stages
 _log = logging.getLogger(__name__)
 
 STATE_VERSION = 3
-AHEAD = 16
-"""Batches made before they are asked for, unless options say otherwise: about 1 MB each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ class BlockStream:
     ----------
     shards
         What is read.
-    choosing
-        Which cells, and how often.
+    choosing, shares
+        Which cells, and how often; the share of each set of a blend, or None.
     making
         How batches are made of them, as plain JSON: a state has to agree on it.
     cache
@@ -75,6 +75,7 @@ class BlockStream:
         self,
         shards: ShardList,
         choosing: ChoiceOptions,
+        shares: Sequence[float] | None,
         making: Mapping[str, Any],
         cache: NodeCache | None,
         quarantine: Quarantine,
@@ -89,17 +90,11 @@ class BlockStream:
         shuffle_buffer: int,
         drop_last: bool,
         threads: int,
-        fixed_epoch: bool = False,
-        prefetch: int | str = AHEAD,
+        fixed_epoch: bool,
+        prefetch: int | str,
     ) -> None:
-        for name, value in (
-            ("batch_size", batch_size),
-            ("lanes", lanes),
-            ("shuffle_buffer", shuffle_buffer),
-            ("threads", threads),
-        ):
-            if value < 1:
-                raise ConfigError(f"{name} is at least 1, not {value}")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is at least 1, not {batch_size}")
         if epoch < 0:
             raise ConfigError(f"epoch is at least 0, not {epoch}")
         self._ahead, self._ahead_bytes = _prefetched(prefetch)
@@ -112,7 +107,7 @@ class BlockStream:
         self._quarantine = quarantine.begin(epoch)
         shards.read_indexes_by(ChunkFetcher(shards, self._clock, cache).index)
         self._choice = self._quarantine.choosing(
-            lambda: choice_of(shards, choosing, seed, stratified=shuffle)
+            lambda: choice_of(shards, choosing, seed, shares, stratified=shuffle)
         )
         self.order = Order(
             self._choice.parts,
@@ -136,6 +131,7 @@ class BlockStream:
             "shuffle_buffer": shuffle_buffer,
             **making,
             **choosing.state(),
+            "blend": None if shares is None else list(shares),
         }
         # Of shards, one for each stretch, and the next one of those that come to the end of theirs.
         kept = self.order.stretches(self.order.begin(epoch)) * 5 // 4 + 2
@@ -356,19 +352,21 @@ class BlockStream:
             "the state is of version 2, whose order is another: reading goes on at epoch %d's begin",
             begin.epoch,
         )
-        new = {"version": STATE_VERSION, "stratify": None, **self.order.state(begin)}
+        new = {"version": STATE_VERSION, **self.order.state(begin)}
         return {**state, **new}
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         """StateError unless a state is one of a stream like this, naming what differs."""
-        known = self.state_dict()
+        known, state = self.state_dict(), renewed(state)
         is_same_version = state.get("version", STATE_VERSION) == STATE_VERSION
-        if is_same_version and set(state) != set(known):
+        if is_same_version and not set(known) <= set(state):
             raise StateError(
                 "this is not the state of a CellLoader",
                 where=f"keys {sorted(state)}",
                 advice=f"a state has the keys {sorted(known)}",
             )
+        if is_same_version and (unknown := sorted(set(state) - set(known))):
+            raise _unknown(unknown)
         for name, own in self._asked.items():
             if state.get(name) != own:
                 raise StateError(
@@ -465,18 +463,21 @@ class Pass(Iterator[Made]):
 
 def _prefetched(prefetch: int | str) -> tuple[int | None, int | None]:
     """Batches made ahead, or their bytes."""
-    if isinstance(prefetch, str):
-        return None, size_of(prefetch)
-    if prefetch < 1:
-        raise ConfigError(
-            f"prefetch is a number of batches from 1 on, or bytes such as '64 MB', not {prefetch}"
-        )
-    return prefetch, None
+    return (None, size_of(prefetch)) if isinstance(prefetch, str) else (prefetch, None)
+
+
+def _unknown(names: Sequence[str]) -> StateError:
+    return StateError(
+        f"the state says what this version does not know: {', '.join(names)}",
+        advice="load it with the version that wrote it, or a newer one",
+    )
 
 
 def _difference(name: str, state: Any, own: Any) -> str:
     """What differs, down to the one option of several."""
     if isinstance(own, Mapping) and isinstance(state, Mapping):
-        key = next(k for k in (*own, *state) if state.get(k) != own.get(k))
+        if unknown := [f"{name}.{key}" for key in state if key not in own]:
+            raise _unknown(unknown)
+        key = next(k for k in own if k not in state or state[k] != own[k])
         return _difference(f"{name}.{key}", state.get(key), own.get(key))
     return f"{name}: {state!r} instead of {own!r}"

@@ -27,6 +27,7 @@ from scshards.shards.members import decode_cell
 from scshards.streaming.loader import CellLoader, topology
 from scshards.streaming.mix.blocks import Block
 from scshards.streaming.order.state import Position
+from scshards.streaming.read.options import ReadOptions
 from scshards.streaming.workers import SharedEpoch, ship_whole, worker_place
 
 Sample = Batch | GenerateBatch | dict[str, Any]
@@ -50,8 +51,8 @@ class CellDataset(IterableDataset[Sample]):
         ids), `values` (uint64 counts or float32 [n]) and `labels` ({column: code or number}). Give
         the DataLoader the batch_size of the dataset then, and batches are those of CellLoader too.
     options
-        All else is passed to CellLoader. `threads`, of each worker, is 1 here unless given. Rank and
-        world size are taken from torch.distributed when iteration begins, unless given.
+        All else is passed to CellLoader. ReadOptions' `threads`, of each worker, is 1 here unless given.
+        Rank and world size are taken from torch.distributed when iteration begins, unless given.
 
     Raises
     ------
@@ -73,7 +74,17 @@ class CellDataset(IterableDataset[Sample]):
                 advice="a DataLoader's collate_fn does it",
             )
         self._root, self._as_cells = root, as_cells
-        self._options = {"threads": 1} | options
+        read = options.get("read", ReadOptions())
+        if isinstance(read, ReadOptions):
+            if read.pin_memory:
+                raise ConfigError(
+                    "workers can't pin memory for the process that takes their batches",
+                    where="pin_memory",
+                    advice="leave it out, and give DataLoader(pin_memory=True)",
+                )
+            threads = 1 if read.threads is None else read.threads
+            read = dataclasses.replace(read, threads=threads, pin_memory=False)
+        self._options = options | {"read": read}
         self._epochs = SharedEpoch()
         # Of this process alone: what it opened is nothing for a worker.
         self._here: tuple[int, CellLoader] | None = None

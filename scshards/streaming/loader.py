@@ -11,29 +11,26 @@ few batches ahead; the order is that of streaming.order.plan whatever their numb
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Never, NoReturn
 
-from scshards.base.access import Access
+from scshards.base.config import Options
 from scshards.base.errors import ConfigError, FormatError
+from scshards.base.progress import counted
 from scshards.cells.vocab import Vocab
 from scshards.shards.shardlist import ShardList
-from scshards.streaming.blockstream import AHEAD, BlockStream, Pass
+from scshards.streaming.blockstream import BlockStream, Pass
 from scshards.streaming.collate.batches import AnyBatch, Collator
-from scshards.streaming.collate.options import (
-    CollateOptions,
-    Objective,
-    PadTo,
-    TieBreak,
-    ValueStyle,
-)
+from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.collate.packing import cells_per_batch
 from scshards.streaming.mix.blocks import Block
-from scshards.streaming.order.strata import ChoiceOptions
-from scshards.streaming.order.weights import WeightsOption
-from scshards.streaming.quarantine import OnBadShard, Quarantine
+from scshards.streaming.options import check_parts, refuse
+from scshards.streaming.order.options import ChoiceOptions
+from scshards.streaming.quarantine import Quarantine
 from scshards.streaming.read.cache import open_cache
+from scshards.streaming.read.options import THREADS, ReadOptions
 
 _AT_ONCE = 8
 """Batches of a block that are made by one call, at most: more would only take memory."""
@@ -42,8 +39,9 @@ _AT_ONCE = 8
 class CellLoader(BlockStream):
     """Streams a split of a shard set; iterating yields the batches of `cells.batch`.
 
-    `Batch`; `GenerateBatch` with objective="generate"; `PackedBatch` with tokens_per_batch; with
-    device_collate=True `RaggedBatch` (streaming.collate.device), which `to(device)` makes one of these.
+    `Batch`; with CollateOptions(objective="generate") `GenerateBatch`, with tokens_per_batch
+    `PackedBatch`, with device_collate `RaggedBatch` (streaming.collate.device), which `to(device)` makes
+    one of these.
 
     Parameters
     ----------
@@ -52,74 +50,37 @@ class CellLoader(BlockStream):
     split
         Which split to read.
     batch_size
-        Cells in a batch on each rank; None for 64, or what fits into tokens_per_batch.
-    max_length, objective, mask_ratio, exact_mask, values, n_bins, tie_break, target_sum, \
-    include_zero_genes, conditions, keep_first, pad_to, pad_value, mask_value, cls_value
-        See CollateOptions.
+        Cells in a batch on each rank; None for 64, or what fits into `collate.tokens_per_batch`.
+    choose
+        Which cells, and how often each comes in an epoch.
+    collate
+        What a batch is made of: its length, what is hidden, bins, padding, packing.
+    read
+        How shards are read and shuffled: lanes, buffers, threads, a cache, credentials, bad shards.
     seed, epoch
         With the shard set they decide order, samples, masks and ties.
-    rank, world_size
-        Which share to read; None takes them from torch.distributed when it is initialised, else 0
-        and 1.
-    lanes
-        K of streaming.order.plan. World sizes that divide it get the same global batches; another world
-        size takes the largest multiple of itself that fits.
     shuffle
-        False reads the cells in the order of the shards, lane by lane in turn; with lanes=1, in order.
-    shuffle_buffer
-        Cells in the shuffle buffers of all lanes, and so of all ranks, together.
-    tokens_per_batch
-        Packs cells one behind another into `PackedBatch` of so many tokens; see collate.packing.
-    device_collate
-        False makes whole batches here. True makes small ones, about a fifth of the bytes, that are
-        widened, masked and padded on the device: the same bits.
+        False reads the cells in the order of the shards, lane by lane in turn; with one lane, in order.
     drop_last
         True (training) drops the cells that do not fill a global batch, less than one of them. False
         (evaluation) gives every cell once and fills the last batch up with rows of weight 0.
-    where
-        An expression over the columns of the indexes (labels by the text of their categories, n_genes,
-        total, source): only cells for which it is true. Evaluated once, here.
-    take
-        Only so many of these cells, the same in every run and epoch; fewer are a part of more.
-    weights
-        How often cells appear in an epoch: {column: "balanced"}, {column: {category: weight}} or the
-        name of a column of numbers; streaming.order.copies has the rule. None: each cell once.
-    epoch_cells
-        How many cells an epoch has, repeated ones counted each time; None for as many as are chosen.
-    domain_by
-        A label of categories: each batch, over all ranks, has cells of one of them only.
-    on_small_domain
-        What becomes of domains that never come, with fewer cells than a global batch: "warn" says
-        which, "raise" refuses them.
-    stratify
-        A label of categories: each has its share of any batches in a row, as the sets of a blend have
-        theirs anyway, and the additions to a set. For shards that are sorted by it.
+    rank, world_size
+        Which share to read; None takes them from torch.distributed when it is initialised, else 0
+        and 1.
     fixed_epoch
         Whether every pass is of the same epoch, with the same cells and masks, as evaluation wants it.
-    threads
-        Threads that shuffle and collate.
     transform
-        A function on a batch, which runs in these threads; iterating yields what it returns.
-    prefetch
-        What is made before it is asked for: a number of batches, or bytes as text, such as "64 MB".
-    retries, timeout
-        How often a remote read is tried again, with growing waits, and after how many seconds without
-        an answer, or without more of it, a request has failed; see base.retry. None: as an Access
-        in `storage_options` says, else 14 and 30.
-    cache_dir, cache_size
-        A folder on a local disk that keeps what was read, shared by the processes of a node, and the
-        bytes it may hold: a number, or text such as "200 GB". None keeps nothing.
-    on_bad_shard, max_bad_cells
-        What becomes of a chunk or an index that stays bad when it was read again. "raise" raises the
-        error. "quarantine" logs it, gives rows of weight 0 in place of its cells, and raises when more
-        than max_bad_cells are lost in an epoch on this rank.
-    storage_options
-        Passed to the file system.
+        A function on a batch, which runs in the loader's threads; iterating yields what it returns.
+
+    Attributes
+    ----------
+    options
+        {"choose": ..., "collate": ..., "read": ...}: the option classes that it was made with.
 
     Raises
     ------
     ConfigError
-        For an option out of range, an unknown split, or fewer cells than one global batch.
+        For an option out of range, an unknown split or option, or fewer cells than one global batch.
     """
 
     def __init__(
@@ -128,120 +89,61 @@ class CellLoader(BlockStream):
         *,
         split: str = "train",
         batch_size: int | None = None,
-        where: str | None = None,
-        take: int | None = None,
-        weights: WeightsOption | None = None,
-        epoch_cells: int | None = None,
-        domain_by: str | None = None,
-        on_small_domain: Literal["warn", "raise"] = "warn",
-        stratify: str | None = None,
-        max_length: int = 1200,
-        objective: Objective = "mask",
-        mask_ratio: float | Sequence[float] | None = None,
-        exact_mask: bool = False,
-        values: ValueStyle = "bins",
-        n_bins: int = 51,
-        tie_break: TieBreak = "high",
-        target_sum: float | None = None,
-        include_zero_genes: int = 0,
-        conditions: Sequence[str] = (),
-        keep_first: int | None = None,
-        pad_to: PadTo = "longest",
-        tokens_per_batch: int | None = None,
-        device_collate: bool = False,
+        choose: ChoiceOptions = ChoiceOptions(),  # noqa: B008  # it is frozen
+        collate: CollateOptions = CollateOptions(),  # noqa: B008
+        read: ReadOptions = ReadOptions(),  # noqa: B008
         seed: int = 0,
         epoch: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
         rank: int | None = None,
         world_size: int | None = None,
-        lanes: int = 64,
-        shuffle: bool = True,
-        shuffle_buffer: int = 8192,
-        drop_last: bool = True,
-        threads: int = 2,
         fixed_epoch: bool = False,
         transform: Callable[[Any], Any] | None = None,
-        prefetch: int | str = AHEAD,
-        pad_value: float = -2.0,
-        mask_value: float = -1.0,
-        cls_value: float | None = None,
-        retries: int | None = None,
-        timeout: float | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        cache_size: int | str | None = None,
-        on_bad_shard: OnBadShard = "raise",
-        max_bad_cells: int = 10_000,
-        storage_options: Mapping[str, Any] | None = None,
+        **unknown: Never,
     ) -> None:
+        if unknown:
+            refuse(unknown, inspect.signature(CellLoader).parameters)
+        check_parts(choose=choose, collate=collate, read=read)
         rank, world_size = topology(rank, world_size)
-        choosing = ChoiceOptions(
-            where=where,
-            take=take,
-            weights=weights,
-            epoch_cells=epoch_cells,
-            domain_by=domain_by,
-            on_small_domain=on_small_domain,
-            stratify=stratify,
-            shares=tuple(root.values()) if isinstance(root, Mapping) else None,
-        )
-        shards = ShardList(
-            list(root) if isinstance(root, Mapping) else [root],
-            split,
-            Access.of(storage_options).changed(retries=retries, timeout=timeout),
-        )
-        options = CollateOptions(
-            max_length=max_length,
-            objective=objective,
-            mask_ratio=tuple(mask_ratio) if isinstance(mask_ratio, Sequence) else mask_ratio,
-            exact_mask=exact_mask,
-            values=values,
-            n_bins=n_bins,
-            tie_break=tie_break,
-            target_sum=target_sum,
-            include_zero_genes=include_zero_genes,
-            conditions=tuple(conditions),
-            keep_first=keep_first,
-            pad_to=pad_to,
-            pad_value=pad_value,
-            mask_value=mask_value,
-            cls_value=cls_value,
-        )
-        if tokens_per_batch is not None:
-            if device_collate:
-                raise ConfigError(
-                    "packed batches are whole when they are made: leave device_collate out"
-                )
+        shards = ShardList(list(root) if isinstance(root, Mapping) else [root], split, read.access)
+        if collate.tokens_per_batch is not None:
             mean_genes = sum(s.tokens for s in shards.shards) / max(1, int(shards.cells.sum()))
-            batch_size = cells_per_batch(tokens_per_batch, options, mean_genes, batch_size)
+            tokens = collate.tokens_per_batch
+            batch_size = cells_per_batch(tokens, collate, mean_genes, batch_size)
         super().__init__(
             shards,
-            choosing,
-            {"collate": options.state()},
-            open_cache(cache_dir, cache_size),
-            Quarantine(shards, on_bad_shard, max_bad_cells),
+            choose,
+            tuple(root.values()) if isinstance(root, Mapping) else None,
+            {"collate": collate.state()},
+            open_cache(read.cache_dir, read.cache_size),
+            Quarantine(shards, read.on_bad_shard, read.max_bad_cells),
             seed=seed,
             epoch=epoch,
             rank=rank,
             world_size=world_size,
             batch_size=64 if batch_size is None else batch_size,
-            lanes=lanes,
+            lanes=read.lanes,
             shuffle=shuffle,
-            shuffle_buffer=shuffle_buffer,
+            shuffle_buffer=read.shuffle_buffer,
             drop_last=drop_last,
-            threads=threads,
+            threads=THREADS if read.threads is None else read.threads,
             fixed_epoch=fixed_epoch,
-            prefetch=prefetch,
+            prefetch=read.prefetch,
         )
         self._transform = transform
-        self._repeats = choosing.resamples
+        self.options: dict[str, Options] = {"choose": choose, "collate": collate, "read": read}
+        self._others = {
+            "seed": seed,
+            "shuffle": shuffle,
+            "drop_last": drop_last,
+            "fixed_epoch": fixed_epoch,
+            "transform": transform,
+        }
         self._collator = Collator(
-            options,
-            shards.vocab,
-            shards.value_kind,
-            seed,
-            shards.labels,
-            device_collate=device_collate,
-            tokens_per_batch=tokens_per_batch,
-        )
+            collate, shards.vocab, shards.value_kind, seed, shards.labels,
+            pin_memory=read.pin_memory,
+        )  # fmt: skip
 
     @classmethod
     def blend(cls, roots: Mapping[str, float], /, **options: Any) -> CellLoader:
@@ -253,7 +155,7 @@ class CellLoader(BlockStream):
             {root: weight}: a set's share is its weight by the sum of all. The sets share vocabulary and
             kind of values; `sources` and `labels` are those of all together.
         options
-            CellLoader's. `weights` count within each set, the others over all sets.
+            CellLoader's. ChoiceOptions' `weights` count within each set, its others over all sets.
 
         Raises
         ------
@@ -268,6 +170,22 @@ class CellLoader(BlockStream):
     def vocab(self) -> Vocab:
         """The tokens of all batches: the shard set's, and those of conditions that it lacks."""
         return self._collator.vocab
+
+    def __repr__(self) -> str:
+        """What a person wants to know: what is read by whom, and options that are not as by default."""
+        ranks = counted(self.world_size, "ranks")
+        lines = [
+            f"CellLoader of {self._shards.name()}, split {self.split!r}",
+            f"{counted(self.cells, 'cells')} an epoch, {counted(len(self), 'batches')} of "
+            f"{self.batch_size} cells on each of {ranks}; this is rank {self.rank}",
+        ]
+        defaults = inspect.signature(CellLoader).parameters
+        others = {n: v for n, v in self._others.items() if v != defaults[n].default}
+        tables = {"": others} | {n: o.changes() for n, o in self.options.items()}
+        for name, table in tables.items():
+            said = ", ".join(f"{option}={value!r}" for option, value in table.items())
+            lines += [f"{name}: {said}" if name else said] if table else []
+        return "\n  ".join(lines)
 
     def __iter__(self) -> Pass[Any]:
         return self.stream(self.collate)
@@ -305,7 +223,7 @@ class CellLoader(BlockStream):
         """So many batches of a block, from one on."""
         rows = slice(first * self.batch_size, (first + batches) * self.batch_size)
         sizes = block.sizes[rows]
-        copies = block.labels[rows, -1] if self._repeats else None
+        copies = block.labels[rows, -1] if self._choice.resamples else None
         with self._clock.time("collate"):
             made = self._collator.collate_several(
                 batches,

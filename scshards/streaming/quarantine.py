@@ -12,15 +12,14 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import ConfigError, FormatError, MissingDataError, ScshardsError
+from scshards.base.errors import FormatError, MissingDataError, ScshardsError
 from scshards.shards.shardlist import ShardList
-
-OnBadShard = Literal["raise", "quarantine"]
+from scshards.streaming.read.options import OnBadShard
 
 BAD = (FormatError, MissingDataError)
 """Errors that are about the bytes of a shard set, and not about the way to them."""
@@ -66,18 +65,9 @@ class Quarantine:
         "raise": the error goes up. "quarantine": it is logged, and cells are lost, up to a limit.
     limit
         Cells that may be lost in an epoch, on each rank.
-
-    Raises
-    ------
-    ConfigError
-        For another mode or a limit below 0.
     """
 
     def __init__(self, shards: ShardList, mode: OnBadShard, limit: int) -> None:
-        if mode not in get_args(OnBadShard):
-            raise ConfigError(f"on_bad_shard is 'raise' or 'quarantine', not {mode!r}")
-        if limit < 0:
-            raise ConfigError(f"max_bad_cells is at least 0, not {limit}")
         self._shards, self._mode, self._limit = shards, mode, limit
         self._lost: dict[tuple[int, int, int | None], LostCells] = {}
         self._cells: dict[tuple[int, int | None], NDArray[np.bool_]] = {}

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Never
 
 import numpy as np
 import webdataset
@@ -32,7 +32,9 @@ from scshards.shards.members import EXTENSION, decode_cell, decode_labels
 from scshards.shards.shardset import ShardSet
 from scshards.streaming.collate.batches import AnyBatch, Collator
 from scshards.streaming.collate.options import CollateOptions
+from scshards.streaming.collate.packing import cells_per_batch
 from scshards.streaming.dataset import decoded
+from scshards.streaming.options import check_parts, refuse
 from scshards.streaming.wds_shards import Open as Open
 from scshards.streaming.wds_shards import Sample as Sample
 from scshards.streaming.wds_shards import Shards as Shards
@@ -183,8 +185,8 @@ class Collate:
         Of masks, samples and ties.
     drop_last
         Whether cells that do not fill a batch are left out at the end of what a worker reads.
-    options
-        See CollateOptions.
+    collate
+        What a batch is made of; batches of `tokens_per_batch` have `batch_size` cells too.
 
     Raises
     ------
@@ -199,14 +201,19 @@ class Collate:
         *,
         seed: int = 0,
         drop_last: bool = False,
+        collate: CollateOptions = CollateOptions(),  # noqa: B008  # it is frozen
         storage_options: Mapping[str, Any] | None = None,
-        **options: Any,
+        **unknown: Never,
     ) -> None:
+        refuse(unknown, ("collate", "seed", "drop_last"))
         if batch_size < 1:
             raise ConfigError(f"batch_size is at least 1, not {batch_size}")
+        check_parts(collate=collate)
+        if collate.tokens_per_batch is not None:
+            cells_per_batch(collate.tokens_per_batch, collate, 0.0, batch_size)
         self._root, self._storage_options = root, storage_options
         self._batch_size, self._seed, self._drop_last = batch_size, seed, drop_last
-        self._options = CollateOptions(**options)
+        self._options = collate
         self._epochs = SharedEpoch()
 
     def set_epoch(self, epoch: int) -> None:

@@ -34,6 +34,7 @@ from scshards.sources.rows import Source, missing_column
 from scshards.streaming.collate.batches import Collator
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.loader import CellLoader
+from scshards.streaming.read.options import ReadOptions
 from scshards.train.apply_options import EmbedOptions
 from scshards.train.classes import LabelNames
 
@@ -229,7 +230,7 @@ class ShardCells(Cells):
         self.splits = known if wanted == ALL else [wanted]
         for split in self.splits:
             self.shardset.shards(split)  # refuses what is none, naming those that there are
-        if self.shardset.manifest.value_kind == "float" and not collate.n_bins:
+        if self.shardset.manifest.value_kind == "float" and not collate.has_bins:
             raise SourceError(
                 "the model was trained on counts as they are, and these shards hold fractions",
                 where=self.name,
@@ -260,11 +261,10 @@ class ShardCells(Cells):
             seed=self._seed,
             rank=0,
             world_size=1,
-            lanes=1,
             shuffle=False,
             drop_last=False,
-            storage_options=self._storage_options,
-            **self._collate.state(),
+            collate=self._collate,
+            read=ReadOptions(lanes=1, storage_options=self._storage_options),
         )
         loader.load_state_dict(loader.state_dict() | {"position": begin})
         stream = iter(loader)
@@ -340,7 +340,7 @@ def _kind(cells: Source, options: CollateOptions) -> ValueKind:
     """Counts when the matrix holds whole numbers. Bins go by rank, so they take fractions too."""
     values = cells.sample(1 << 16)
     whole = values.dtype.kind in "iub" or bool((values == np.floor(values)).all())
-    if not whole and not options.n_bins:
+    if not whole and not options.has_bins:
         raise SourceError(
             "the model was trained on counts as they are, and this matrix holds fractions",
             where=f"{cells.name}, {cells.matrix_name}",

@@ -17,10 +17,9 @@ from scshards.base.errors import ConfigError
 from scshards.cells.batch import KEY_ROW_BITS as ROW_BITS
 from scshards.cells.batch import Batch, format_key
 from scshards.streaming.loader import CellLoader
+from scshards.streaming.options import PARTS, by_part
 from scshards.train.compat_data import SeqDataset
 from scshards.train.compat_tokens import random_mask_value
-
-_THREADS = 2
 
 
 def prepare_dataloader(
@@ -70,7 +69,7 @@ def prepare_dataloader(
     split
         Of a shard set.
     options
-        More of CellLoader's for a shard set.
+        More for a shard set: CellLoader's, and fields of ChoiceOptions, CollateOptions and ReadOptions.
 
     Raises
     ------
@@ -103,24 +102,26 @@ def prepare_dataloader(
     if per_seq_batch_sample and batch_column is None:
         raise ConfigError("per_seq_batch_sample needs batch_column")
     shuffles = shuffle or (per_seq_batch_sample and intra_domain_shuffle)
+    asked: dict[str, Any] = {
+        "threads": num_workers or None,
+        "domain_by": batch_column if per_seq_batch_sample else None,
+        "objective": "none",
+        "max_length": config.max_seq_len,
+        "n_bins": config.n_bins,
+        "pad_value": float(config.pad_value),
+        "mask_value": float(config.mask_value),
+        "cls_value": 0.0,
+    } | options
+    tables, of_loader = by_part(asked)
+    parts: dict[str, Any] = {part: PARTS[part](**table) for part, table in tables.items()}
     loader = CellLoader(
         data_pt,
         split=split,
         batch_size=batch_size,
         shuffle=shuffles,
         drop_last=drop_last,
-        threads=num_workers or _THREADS,
-        domain_by=batch_column if per_seq_batch_sample else None,
-        objective="none",
-        **{
-            "max_length": config.max_seq_len,
-            "n_bins": config.n_bins,
-            "pad_value": float(config.pad_value),
-            "mask_value": float(config.mask_value),
-            "cls_value": 0.0,
-            "seed": int(getattr(config, "seed", 0)),
-        }
-        | options,
+        **{"seed": int(getattr(config, "seed", 0))} | of_loader,
+        **parts,
     )
     return StreamLoader(loader, config, batch_column, celltype_column, again=not shuffles)
 

@@ -10,17 +10,19 @@ RUN/config.json. Called by the loop, `evaluate` and the command line.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from scshards.base.access import Access
 from scshards.base.config import build, override, read_toml
 from scshards.base.errors import ConfigError
-from scshards.streaming.order.strata import ChoiceOptions
-from scshards.streaming.quarantine import OnBadShard
+from scshards.base.records import Damaged, Form, from_tree, shown, to_tree
+from scshards.base.text import did_you_mean
+from scshards.streaming.collate.options import CollateOptions
+from scshards.streaming.options import FIELDS, PARTS, by_part
+from scshards.streaming.order.options import ChoiceOptions
+from scshards.streaming.read.options import ReadOptions
 from scshards.train.config_model import ModelSettings, tables_of
 from scshards.train.config_run import OptimSettings, RunSettings, check
 from scshards.train.config_task import TaskSettings
@@ -53,79 +55,58 @@ MAY_CHANGE = frozenset(
 """Keys that a resumed run may set anew: none of them changes which batch a step sees, if all is well."""
 
 
+_ELSEWHERE = {
+    "objective": "task.objective says what is hidden",
+    "storage_options": "give --storage-options; credentials are in no config",
+    "conditions": "models do not learn tokens of conditions yet",
+    "device_collate": "a step takes whole batches: leave it out",
+}
+"""{field of a loader's options: why it is no key of [data]}."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """How cells become batches; the names are those of `CellLoader`."""
+    """Which cells are trained on, what a batch is made of, and how shards are read.
 
-    max_length: int = 1200
-    """Tokens per cell, `<cls>` included; longer cells are sampled anew in every epoch."""
-    mask_ratio: float | tuple[float, ...] | None = None
-    """The share of values, or of genes, that the model has to predict; of several, one is drawn for
-    each batch. None: 0.4 of values, 0.25, 0.5 or 0.75 of genes."""
-    tokens_per_batch: int | None = None
-    """Packs the cells of a rank's batch one behind another into so many tokens, without padding
-    between them; None: they lie side by side. On CUDA in bf16 there is a kernel for it."""
-    include_zero_genes: int = 0
-    """Unexpressed genes that each cell gets, with the value 0."""
-    n_bins: int = 51
-    """Bins per cell (bin 0 is zero); 0 leaves the counts as they are."""
-    tie_break: Literal["high", "random"] = "high"
-    """Which bin equal values get: the highest, or a random one of those they span."""
-    pad_value: float = -2.0
-    mask_value: float = -1.0
-    lanes: int = 64
-    """Readers that an epoch is dealt to; world sizes that divide it see the same global batches."""
-    shuffle_buffer: int = 8192
-    where: str | None = None
-    """Train on the cells for which it is true: "tissue == 'blood'". Evaluations see all cells."""
-    take: int | None = None
-    """Of these, train on so many: the same ones in every run."""
-    weights: str | dict[str, Any] | None = None
-    """How often a training cell comes in an epoch, as CellLoader has it: {cell_type = "balanced"}."""
-    epoch_cells: int | None = None
-    """Cells of an epoch, repeated ones counted each time; None: as many as are trained on."""
-    threads: int = 2
-    retries: int | None = None
-    """How often a read over a network is tried again; None: as --retries says."""
-    timeout: float | None = None
-    """Seconds without an answer, or more of it, after which a request has failed; None: as --timeout."""
-    cache_dir: str | None = None
-    """A folder on a local disk that keeps what was read, for all ranks of a node."""
-    cache_size: str | int | None = None
-    """How much it may hold: bytes, or as in "200 GB"."""
-    on_bad_shard: OnBadShard = "raise"
-    """"quarantine" trains on without the cells of chunks that stay bad."""
-    max_bad_cells: int = 10_000
-    """With more of them in an epoch, on a rank, training stops."""
+    In a config, [data] has the fields of all three classes side by side: `data.where`,
+    `data.max_length`, `data.lanes`, ... Evaluations see all cells, whatever `choose` says.
+    """
+
+    choose: ChoiceOptions = field(default_factory=ChoiceOptions)
+    collate: CollateOptions = field(default_factory=CollateOptions)
+    read: ReadOptions = field(default_factory=ReadOptions)
 
     def __post_init__(self) -> None:
-        check(self.max_length >= 2, "data.max_length", "must be at least 2 (<cls> and one gene)")
-        ratios = self.mask_ratio if isinstance(self.mask_ratio, tuple) else (self.mask_ratio,)
+        c = self.collate
         check(
-            bool(ratios) and all(r is None or 0 < r < 1 for r in ratios),
+            all(ratio > 0 for ratio in c.ratios),
             "data.mask_ratio",
             "must lie between 0 and 1, e.g. 0.4",
         )
-        check(
-            0 <= self.include_zero_genes < self.max_length - 1,
-            "data.include_zero_genes",
-            "must be at least 0 and leave room for an expressed gene in data.max_length",
-        )
-        check(self.n_bins == 0 or self.n_bins >= 3, "data.n_bins", "must be 0 or at least 3")
-        check(self.lanes >= 1, "data.lanes", "must be at least 1")
-        check(self.shuffle_buffer >= 1, "data.shuffle_buffer", "must be at least 1")
-        check(self.threads >= 1, "data.threads", "must be at least 1")
-        check(self.max_bad_cells >= 0, "data.max_bad_cells", "must be at least 0")
-        check(
-            (self.cache_dir is None) == (self.cache_size is None),
-            "data.cache_dir",
-            "is given together with data.cache_size, or neither is",
-        )
-        Access().changed(retries=self.retries, timeout=self.timeout)  # refuses what can't be
-        # Refuses what is no choice whatever the shard set holds.
-        ChoiceOptions(
-            where=self.where, take=self.take, weights=self.weights, epoch_cells=self.epoch_cells
-        )
+        check(c.n_bins == 0 or c.n_bins >= 3, "data.n_bins", "must be 0 or at least 3")
+
+    @classmethod
+    def of(cls, table: Any) -> DataSettings:
+        """Those of the table [data]; Damaged or ConfigError for what it can't be."""
+        if not isinstance(table, Mapping):
+            raise Damaged(f"a table is needed, not {shown(table)}")
+        tables, others = by_part(table)
+        for name in (*others, *(n for n in _ELSEWHERE if n in table)):
+            why = _ELSEWHERE.get(name) or did_you_mean(name, FIELDS.keys() - _ELSEWHERE)
+            raise Damaged(f"unknown key {name!r:.60}", advice=why)
+        try:
+            parts: dict[str, Any] = {part: from_tree(PARTS[part], tables[part]) for part in PARTS}
+            return cls(**parts)
+        except ConfigError as e:
+            at = None if e.where is None else f"data.{e.where.removeprefix('data.')}"
+            raise ConfigError(e.what, where=at, advice=e.advice) from None
+
+    def table(self) -> dict[str, Any]:
+        """The table [data]: all that `of` takes."""
+        tables: dict[str, Any] = {}
+        for options in (self.choose, self.collate, self.read):
+            tables |= to_tree(options)
+        return {name: value for name, value in tables.items() if name not in _ELSEWHERE}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,19 +114,16 @@ class TrainConfig:
     """Everything that a run is told, apart from where the shards are and where to write."""
 
     task: TaskSettings = field(default_factory=TaskSettings)
-    data: DataSettings = field(default_factory=DataSettings)
+    data: Annotated[DataSettings, Form(DataSettings.of, DataSettings.table)] = field(
+        default_factory=DataSettings
+    )
     model: ModelSettings = field(default_factory=ModelSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
     def __post_init__(self) -> None:
-        d = self.data
+        d = self.collate
         if d.tokens_per_batch is not None:
-            check(
-                self.task.objective == "mask",
-                "data.tokens_per_batch",
-                'packs whole cells, and task.objective="generate" splits them: leave it out',
-            )
             check(
                 self.run.micro_batch is None,
                 "data.tokens_per_batch",
@@ -153,7 +131,7 @@ class TrainConfig:
             )
         if self.model.value_style == "category":
             check(
-                d.n_bins > 0 and (d.pad_value, d.mask_value) == (d.n_bins, d.n_bins + 1),
+                d.has_bins and (d.pad_value, d.mask_value) == (d.n_bins, d.n_bins + 1),
                 "model.value_style",
                 f"category wants bins, data.pad_value={d.n_bins} and data.mask_value={d.n_bins + 1}: "
                 "every value is a row of a table",
@@ -164,6 +142,22 @@ class TrainConfig:
             "data.mask_value",
             "pad_value and mask_value must be negative and differ, so that no count equals them",
         )
+
+    @property
+    def collate(self) -> CollateOptions:
+        """What a batch is made of, with what the task hides."""
+        task, given = self.task, self.data.collate
+        try:
+            if not task.masks:
+                return replace(given, objective="none", mask_ratio=None)
+            return replace(given, objective=task.objective)
+        except ConfigError as e:
+            hides = f"task.objective={task.objective!r}" if task.masks else f"the task {task.name}"
+            raise ConfigError(
+                f"data.{e.where} does not go with {hides}: {e.what}",
+                where=f"data.{e.where}",
+                advice=e.advice,
+            ) from None
 
     @classmethod
     def read(cls, file: str | Path | None = None, settings: Iterable[str] = ()) -> TrainConfig:
@@ -182,7 +176,7 @@ class TrainConfig:
 
     def tables(self) -> dict[str, Any]:
         """The resolved config as plain nested dicts, ready for JSON."""
-        return dataclasses.asdict(self)
+        return to_tree(self)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the whole run."""
@@ -218,7 +212,8 @@ class TrainConfig:
 
     def check_lanes(self, world_size: int) -> None:
         """ConfigError when a new run's lanes are not the same number on each rank; says which fit."""
-        lanes, more = self.data.lanes, self.data.lanes % world_size
+        lanes = self.data.read.lanes
+        more = lanes % world_size
         if not more:
             return
         fit = " or ".join(str(n) for n in (lanes - more, lanes - more + world_size) if n)

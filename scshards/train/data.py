@@ -6,16 +6,21 @@ Called by the loop, evaluate and the baselines.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from scshards.cells.batch import Batch
 from scshards.shards.shardset import ShardSet
 from scshards.streaming.loader import CellLoader
-from scshards.train.config import DataSettings, TrainConfig
+from scshards.streaming.order.options import ChoiceOptions
+from scshards.train.config import TrainConfig
 from scshards.train.setup import Ranks
 
 VALID_SEED = 0
 """Seeds the masks of every evaluation, so that runs of any seed are compared on the same values."""
+
+NOTHING_HIDDEN = {"objective": "none", "mask_ratio": None, "exact_mask": False}
+"""Of CollateOptions, what shows whole cells."""
 
 
 def train_loader(
@@ -32,18 +37,14 @@ def train_loader(
         split="train",
         batch_size=rank_batch,
         seed=config.run.seed,
-        **_shape(config),
+        choose=replace(
+            data.choose,
+            where=_where(config, data.choose.where),
+            domain_by=_domain_by(config),
+        ),
+        collate=config.collate,
+        read=replace(data.read, storage_options=storage_options),
         **_place(ranks),
-        tokens_per_batch=data.tokens_per_batch,
-        lanes=data.lanes,
-        shuffle_buffer=data.shuffle_buffer,
-        where=_where(config, data.where),
-        take=data.take,
-        weights=data.weights,
-        epoch_cells=data.epoch_cells,
-        domain_by=_domain_by(config),
-        **_reading(data),
-        storage_options=storage_options,
     )
 
 
@@ -55,25 +56,27 @@ def once_loader(
     batch_size: int,
     *,
     storage_options: Mapping[str, Any] | None = None,
-    **other: Any,
+    choose: Mapping[str, Any] | None = None,
+    collate: Mapping[str, Any] | None = None,
 ) -> CellLoader:
     """Every cell of a split that the task has use for, once, with the masks all evaluations share.
 
-    `other` are options of CellLoader that are to be otherwise.
+    `choose` and `collate` are fields of ChoiceOptions and CollateOptions that are to be otherwise.
     """
-    options = {
-        "seed": VALID_SEED,
-        **_shape(config),
+    own = ChoiceOptions(where=_where(config), domain_by=_domain_by(config))
+    padded = replace(config.collate, tokens_per_batch=None)
+    return CellLoader(
+        root,
+        split=split,
+        batch_size=batch_size,
+        seed=VALID_SEED,
+        choose=replace(own, **(choose or {})),
+        collate=replace(padded, **(collate or {})),
+        read=replace(config.data.read, storage_options=storage_options),
+        shuffle=False,
+        drop_last=False,
         **_place(ranks),
-        "lanes": config.data.lanes,
-        "where": _where(config),
-        "domain_by": _domain_by(config),
-        **_reading(config.data),
-        "shuffle": False,
-        "drop_last": False,
-        "storage_options": storage_options,
-    }
-    return CellLoader(root, split=split, batch_size=batch_size, **(options | other))
+    )
 
 
 def has_split(shardset: ShardSet, split: str) -> bool:
@@ -85,20 +88,6 @@ def endless(loader: CellLoader) -> Generator[Batch]:
     """The rest of this epoch, then one epoch after the other; close it to end the loader's threads."""
     while True:
         yield from loader
-
-
-def _shape(config: TrainConfig) -> dict[str, Any]:
-    data = config.data
-    shape: dict[str, Any] = {
-        "objective": config.task.objective if config.task.masks else "none",
-        "max_length": data.max_length,
-        "n_bins": data.n_bins,
-        "tie_break": data.tie_break,
-        "include_zero_genes": data.include_zero_genes,
-        "pad_value": data.pad_value,
-        "mask_value": data.mask_value,
-    }
-    return shape | ({"mask_ratio": data.mask_ratio} if config.task.masks else {})
 
 
 def _where(config: TrainConfig, own: str | None = None) -> str | None:
@@ -113,19 +102,9 @@ def _where(config: TrainConfig, own: str | None = None) -> str | None:
 
 def _domain_by(config: TrainConfig) -> str | None:
     task = config.task
-    return task.domain if task.name == "integrate" and task.domain_norm else None
-
-
-def _reading(data: DataSettings) -> dict[str, Any]:
-    return {
-        "threads": data.threads,
-        "retries": data.retries,
-        "timeout": data.timeout,
-        "cache_dir": data.cache_dir,
-        "cache_size": data.cache_size,
-        "on_bad_shard": data.on_bad_shard,
-        "max_bad_cells": data.max_bad_cells,
-    }
+    if task.name == "integrate" and task.domain_norm:
+        return task.domain
+    return config.data.choose.domain_by
 
 
 def _place(ranks: Ranks) -> dict[str, Any]:

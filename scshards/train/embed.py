@@ -93,6 +93,10 @@ def embedding_result(options: EmbedOptions, d_model: int) -> Result:
     )
 
 
+_OWN = ("tie_break", "include_zero_genes", "values", "target_sum", "cls_value", "keep_first")
+"""What runs of ours keep of a cell's look that scGPT has no word for."""
+
+
 def collate_options(args: Mapping[str, Any], options: EmbedOptions) -> CollateOptions:
     """How the model of these args.json was trained to see cells, with nothing hidden.
 
@@ -112,14 +116,10 @@ def collate_options(args: Mapping[str, Any], options: EmbedOptions) -> CollateOp
         "objective": "none",
     }
     own: Any = args
-    for name in (
-        "scshards",
-        "config",
-        "data",
-    ):  # where runs of ours keep what scGPT has no word for
+    for name in ("scshards", "config", "data"):
         own = own.get(name) if isinstance(own, Mapping) else None
     if isinstance(own, Mapping):
-        settings |= {k: own[k] for k in ("tie_break", "include_zero_genes") if k in own}
+        settings |= {k: own[k] for k in _OWN if k in own}
     try:
         return build(CollateOptions, settings, "args.json")
     except ConfigError as e:

@@ -23,7 +23,7 @@ from scshards.streaming.loader import CellLoader
 from scshards.train.baselines import baseline_errors, gene_means
 from scshards.train.classes import read_classes, read_domains
 from scshards.train.config import TrainConfig
-from scshards.train.data import has_split, once_loader
+from scshards.train.data import NOTHING_HIDDEN, has_split, once_loader
 from scshards.train.folder import RunFolder
 from scshards.train.integration_cells import IntegrationMetrics
 from scshards.train.labels import codes_in, column
@@ -266,9 +266,10 @@ class _Evaluated:
         longest = 1 + max(s.max_genes for s in manifest.splits["train"])
         whole = self.loader(
             "train",
-            max_length=longest + self.config.data.include_zero_genes,
-            objective="none",
-            mask_ratio=None,
+            collate={
+                **NOTHING_HIDDEN,
+                "max_length": longest + self.config.collate.include_zero_genes,
+            },
         )
         shown = self.shown and here.is_main
         with Progress("gene means", manifest.cells("train"), shown=shown) as progress:

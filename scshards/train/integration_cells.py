@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from scshards.streaming.loader import CellLoader
 from scshards.train.config import TrainConfig
-from scshards.train.data import once_loader
+from scshards.train.data import NOTHING_HIDDEN, once_loader
 from scshards.train.integration import most_variable, need_sklearn, principal_components, scores
 from scshards.train.setup import Ranks
 from scshards.train.tasks import Task
@@ -56,8 +56,7 @@ class IntegrationMetrics:
         self._ranks, self._label, self._domain = ranks, task.label, task.domain
         known = " and ".join(f"`{c}` == `{c}`" for c in (task.label, task.domain) if c)
 
-        def loader(**options: Any) -> CellLoader:
-            shared = {"objective": "none", "mask_ratio": None, "where": known}
+        def loader(take: int | None = None, **collate: Any) -> CellLoader:
             return once_loader(
                 root,
                 config,
@@ -65,7 +64,8 @@ class IntegrationMetrics:
                 split,
                 batch_size,
                 storage_options=storage_options,
-                **(shared | options),
+                choose={"where": known, "take": take},
+                collate=NOTHING_HIDDEN | collate,
             )
 
         n = min(task.metric_cells, loader().cells)

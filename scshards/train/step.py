@@ -183,7 +183,7 @@ class Stepper:
                 advice.append('run.parallel="fsdp2"')
             raise ScshardsError(
                 f"out of memory: a forward pass of {len(micro)} cells of up to "
-                f"{self._config.data.max_length} tokens does not fit",
+                f"{self._config.collate.max_length} tokens does not fit",
                 where=str(self._ranks.device),
                 advice=f"use {', '.join(advice)}; the same command goes on from the latest checkpoint",
             ) from e

@@ -19,7 +19,6 @@ from scshards.model.config import ModelConfig
 from scshards.model.scgpt import VOCAB, load_weights
 from scshards.model.transformer import CellModel
 from scshards.shards.shardset import ShardSet
-from scshards.streaming.collate.options import CollateOptions
 from scshards.train.classes import (
     CLASSES,
     DOMAINS,
@@ -40,6 +39,8 @@ from scshards.train.tasks_pretrain import GenerateTask, MaskTask
 MIN_SHARED = 0.5
 """With fewer of the shard set's tokens in the checkpoint's vocabulary, names do not match at all."""
 
+_INPUT_STYLE = {"log1p": "log_normed"}
+"""scGPT's words for values that are no bins; others are "normed_raw"."""
 _CLASS_HEAD = ("cls_decoder.",)
 _DOMAIN_PARTS = ("batch_encoder.", "dsbn.", "grad_reverse_discriminator.")
 
@@ -105,12 +106,10 @@ class TaskPlan:
 
     def args(self, step: int) -> dict[str, Any]:
         """What args.json says about the training, in scGPT's words, and where in it the model is."""
-        config = self.config
-        objective = config.task.objective if config.task.masks else "none"
-        ratios = CollateOptions(objective=objective, mask_ratio=config.data.mask_ratio).ratios
+        config, c = self.config, self.config.collate
         return {
-            "input_style": "binned" if config.data.n_bins else "normed_raw",
-            "mask_ratio": list(ratios) if len(ratios) > 1 else sum(ratios),
+            "input_style": "binned" if c.has_bins else _INPUT_STYLE.get(c.values, "normed_raw"),
+            "mask_ratio": list(c.ratios) if len(c.ratios) > 1 else sum(c.ratios),
             "batch_size": config.run.batch_size,
             "lr": config.optim.lr,
             "seed": config.run.seed,
@@ -253,7 +252,7 @@ def _shared_tokens(config: TrainConfig, vocab: Vocab) -> list[str]:
 def _shape(
     config: TrainConfig, vocab: Vocab, classes: Column | None, domains: Column | None
 ) -> ModelConfig:
-    m, d, t = config.model, config.data, config.task
+    m, d, t = config.model, config.collate, config.task
     integrates = t.name == "integrate"
     return ModelConfig(
         n_tokens=len(vocab),
@@ -266,7 +265,7 @@ def _shape(
         mvc=m.mvc,
         pad_value=d.pad_value,
         mask_value=d.mask_value,
-        n_bins=d.n_bins,
+        n_bins=d.n_bins if d.has_bins else 0,
         max_length=d.max_length,
         value_style=m.value_style,
         cell_style=m.cell_style,

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from loaders import loader_of
 from s3_start import S3
 from shardsets import Known, make_set
 
 from scshards.base.errors import ConfigError
 from scshards.cli.show import command
-from scshards.streaming.loader import CellLoader
 
 
 def run(*args: object) -> Result:
@@ -59,7 +59,7 @@ def test_one_cell_and_its_json(known: Known) -> None:
 
 def test_a_batch_is_the_loaders(known: Known) -> None:
     text = run(known.root, "--batch", "-n", 3).stdout
-    loader = CellLoader(known.root, batch_size=3, drop_last=False, rank=0, world_size=1)
+    loader = loader_of(known.root, batch_size=3, drop_last=False, rank=0, world_size=1)
     batch: Any = next(iter(loader))
     shape = " x ".join(map(str, batch.genes.shape))
     assert re.search(rf"^genes +{shape} +int32 ", text, re.M)

@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loaders import loader_of
 from shardsets import Known, encode_cell, make_set
 
 from scshards.base.errors import ChecksumError, FormatError, MissingDataError, ScshardsError
@@ -27,7 +28,6 @@ from scshards.shards.manifest import Manifest
 from scshards.shards.members import decode_cell
 from scshards.streaming.collate.batches import Collator
 from scshards.streaming.collate.options import CollateOptions
-from scshards.streaming.loader import CellLoader
 
 GENES = 300
 VOCAB = Vocab([f"g{i}" for i in range(GENES)]).with_specials()
@@ -207,11 +207,11 @@ def test_an_index_that_lies(tmp_path: Path, column: str, values: Any) -> None:
     known = make_set(tmp_path / "set", [N, 12])
     lying(known, column, values)
     with pytest.raises(FormatError) as caught:
-        list(CellLoader(known.root, batch_size=4, lanes=3))
+        list(loader_of(known.root, batch_size=4, lanes=3))
     assert "000000" in str(caught.value)
     found = [
         key
-        for batch in CellLoader(
+        for batch in loader_of(
             known.root, batch_size=4, lanes=3, on_bad_shard="quarantine", drop_last=False
         )
         for key in batch.keys.tolist()
@@ -234,7 +234,7 @@ def test_an_index_of_another_length(tmp_path: Path) -> None:
     changed = dataclasses.replace(manifest, splits={"train": (swapped, second)})
     storage.write("manifest.json", changed.to_json())
     with pytest.raises(FormatError, match="12 rows for 30 cells"):
-        list(CellLoader(known.root, batch_size=4, lanes=3))
+        list(loader_of(known.root, batch_size=4, lanes=3))
 
 
 # --- files that changed ----------------------------------------------------------------------
@@ -257,10 +257,10 @@ def test_truncation_and_flipped_bits_anywhere(tmp_path: Path, part: str, compres
         path.write_bytes(whole[:at])
         refused(known, MissingDataError, path)
     path.write_bytes(whole)
-    assert len(list(CellLoader(known.root, batch_size=17, lanes=1))) == 1
+    assert len(list(loader_of(known.root, batch_size=17, lanes=1))) == 1
 
 
 def refused(known: Known, error: type[ScshardsError], path: Path) -> None:
     with pytest.raises(error) as caught:
-        list(CellLoader(known.root, batch_size=17, lanes=1, shuffle=False, threads=1))
+        list(loader_of(known.root, batch_size=17, lanes=1, shuffle=False, threads=1))
     assert path.name in str(caught.value)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from loaders import loader_of
 from pack_support import counts, quiet_pack, read_back, tree_sums, vocab_of, write
 
-from scshards import CellLoader, ShardSet, verify
+from scshards import ShardSet, verify
 from scshards.base.errors import (
     ConfigError,
     OutputExistsError,
@@ -71,7 +72,7 @@ def test_the_cells_are_those_of_one_pack_and_old_files_stay(tmp_path: Path, path
     root = tmp_path / "set"
     first = quiet_pack(paths[:1], root, vocab_of(GENES), **OPTIONS)
     old = ShardSet(root)
-    loader = CellLoader(root, batch_size=4, n_bins=0, lanes=2, drop_last=False)
+    loader = loader_of(root, batch_size=4, n_bins=0, lanes=2, drop_last=False)
     batches = iter(loader)
     next(batches)
     before = tree_sums(root)

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from scshards import CellLoader
+from scshards import CellLoader, CollateOptions, ReadOptions
 
 SAVE_EVERY = 3
 BATCHES = {4: 4, 2: 6, 3: 5}
@@ -29,7 +29,11 @@ def main(root: str, out: Path, attempt: int, killed: int, step: int, point: str)
     distributed.init_process_group("gloo", timeout=timedelta(seconds=600))
     rank, world = distributed.get_rank(), distributed.get_world_size()
     loader = CellLoader(
-        root, batch_size=BATCHES[world], lanes=8, shuffle_buffer=64, epoch=2, max_length=10
+        root,
+        batch_size=BATCHES[world],
+        collate=CollateOptions(max_length=10),
+        read=ReadOptions(lanes=8, shuffle_buffer=64),
+        epoch=2,
     )
     assert (loader.rank, loader.world_size) == (rank, world)
     state = out / "state.json"

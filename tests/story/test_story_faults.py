@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 from faults import FAULTS, FLIP, FaultProxy
+from loaders import loader_of
 from shardsets import Known, make_set
 
 from scshards.base.errors import ScshardsError
 from scshards.base.storage import Storage
 from scshards.shards import tar
-from scshards.streaming.loader import CellLoader
 from scshards.streaming.read.cache import LEAST_BYTES
 
 PATIENCE = {"retries": 20, "timeout": 1.0}
@@ -40,7 +40,7 @@ def made(folder: Path, url: str, cells: int, shards: int, compression: str) -> K
 
 def epoch_of(known: Known, rank: int, root: Path | str, **options: object) -> list:
     return list(
-        CellLoader(
+        loader_of(
             root, batch_size=16, lanes=4, shuffle_buffer=128, drop_last=False, rank=rank,
             world_size=2, n_bins=0, mask_ratio=0.0, max_length=64, **options,
         )
@@ -121,7 +121,7 @@ def test_errors_hold_no_secrets(s3, tmp_path: Path, caplog) -> None:
                 options["endpoint_url"] = proxy.url
                 with pytest.raises(ScshardsError) as caught:
                     if share:
-                        loader = CellLoader(
+                        loader = loader_of(
                             f"{s3.url}/set", batch_size=8, retries=1, timeout=0.3,
                             storage_options=options, lanes=2,
                         )  # fmt: skip
@@ -129,7 +129,7 @@ def test_errors_hold_no_secrets(s3, tmp_path: Path, caplog) -> None:
                         proxy.share = lambda path, kind=kind: kind if "train/" in path else None
                         list(loader)
                     else:
-                        CellLoader(f"{s3.url}/set", retries=1, storage_options=options)
+                        loader_of(f"{s3.url}/set", retries=1, storage_options=options)
             error = caught.value
             texts += [str(error), repr(error), "".join(traceback.format_exception(error))]
     assert len(known.genes) == 64 and len(texts) > 20

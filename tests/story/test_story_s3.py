@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from loaders import loader_of
 
 from scshards import CellLoader, PackOptions, ShardSet, Vocab, verify
 from scshards.base.errors import ChecksumError, OutputExistsError, ScshardsError, StorageError
@@ -70,7 +71,7 @@ def command(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
 def streamed(root: str, split: str, vocab: Vocab) -> dict[int, np.ndarray]:
     """{row: counts} of all cells of a split, as the loader gives them."""
     found: dict[int, np.ndarray] = {}
-    loader = CellLoader(
+    loader = loader_of(
         root, split=split, batch_size=8, n_bins=0, mask_ratio=0.0, max_length=GENES + 1,
         drop_last=False, lanes=4, shuffle_buffer=16,
     )  # fmt: skip
@@ -151,7 +152,7 @@ def test_a_changed_object_is_found(s3, h5ad, vocab) -> None:
     assert not report.ok
     assert any(fault.shard == shard for fault in report.faults)
     with pytest.raises(ChecksumError) as caught:
-        list(CellLoader(root, batch_size=8))
+        list(loader_of(root, batch_size=8))
     assert shard in str(caught.value)
 
 
@@ -190,7 +191,7 @@ def test_secrets_given_as_options_are_never_written(s3, h5ad, vocab, tmp_path: P
     everything = b"".join(Storage(root).read(name) for name in Storage(root).list())
     assert s3.options["secret"].encode() not in everything
     with pytest.raises(StorageError) as caught:
-        CellLoader(root, storage_options=s3.options | {"secret": "wr0ng+s3cret"})
+        loader_of(root, storage_options=s3.options | {"secret": "wr0ng+s3cret"})
     assert "access denied" in str(caught.value) and "wr0ng" not in str(caught.value)
 
 

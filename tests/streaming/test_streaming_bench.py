@@ -6,6 +6,7 @@ import dataclasses
 import json
 
 import pytest
+from loaders import loader_of
 from shardsets import make_set
 
 from scshards.base.errors import ConfigError
@@ -55,7 +56,7 @@ def clock(monkeypatch):
 
 def test_what_a_batch_holds_is_counted(root):
     taken = Taken()
-    batches = list(CellLoader(root, batch_size=100, drop_last=False))
+    batches = list(loader_of(root, batch_size=100, drop_last=False))
     for batch in batches:
         taken.add(batch)
     # The last batch has 60 rows that hold no cell, only <cls>.
@@ -67,7 +68,7 @@ def test_what_a_batch_holds_is_counted(root):
 
 def test_a_report_adds_up(root):
     CellLoader(root)  # nothing of what follows is its first
-    report = bench(lambda: CellLoader(root, batch_size=16), seconds=0.5, progress=False)
+    report = bench(lambda: loader_of(root, batch_size=16), seconds=0.5, progress=False)
     assert report.seconds >= 0.5
     assert report.cells == 16 * report.batches > 0
     assert report.cells_per_s == report.cells / report.seconds

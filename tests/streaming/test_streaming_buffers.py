@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from loaders import loader_of
 from shardsets import make_set
 
-from scshards.streaming.loader import CellLoader
 from scshards.streaming.read.pool import BufferPool
 
 
@@ -100,7 +100,7 @@ def test_threads_never_share_a_buffer() -> None:
 
 def test_memory_of_batches_that_were_kept_is_given_back(tmp_path: Path) -> None:
     make_set(tmp_path, [1500, 1500], n_genes=400, longest=300)
-    loader = CellLoader(tmp_path, batch_size=8, lanes=4, pad_to="max", max_length=301)
+    loader = loader_of(tmp_path, batch_size=8, lanes=4, pad_to="max", max_length=301)
 
     def traced() -> int:
         gc.collect()

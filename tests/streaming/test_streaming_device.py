@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loaders import loader_of
 from plain_collator import chances
 from shardsets import encode_cell, make_set
 
@@ -20,7 +21,6 @@ from scshards.shards.manifest import LabelInfo
 from scshards.streaming.collate.batches import Collator
 from scshards.streaming.collate.device import RaggedBatch, _chances, _draw
 from scshards.streaming.collate.options import CollateOptions
-from scshards.streaming.loader import CellLoader
 
 VOCAB = Vocab([f"g{i}" for i in range(500)]).with_specials()
 LABELS = {"donor": LabelInfo(kind="category", categories=("a", "b"))}
@@ -66,7 +66,9 @@ def both(
     keys = rng.integers(0, 2**50, len(members))
     args = (data, np.cumsum(sizes) - sizes, sizes, keys, labels, 3, int(rng.integers(1000)))
     made = [
-        Collator(options, vocab, kind, 9, LABELS, device_collate=d).collate(*args)
+        Collator(dataclasses.replace(options, device_collate=d), vocab, kind, 9, LABELS).collate(
+            *args
+        )
         for d in (False, True)
     ]
     assert not isinstance(made[0], RaggedBatch) and isinstance(made[1], RaggedBatch)
@@ -158,8 +160,8 @@ def test_draws_are_those_of_the_cpu(keys: list[int], share: int) -> None:
 def test_a_loader_of_them(tmp_path: Any, chosen: dict[str, Any], threads: int) -> None:
     make_set(tmp_path, [60, 33, 90], longest=30)
     same = {"batch_size": 8, "lanes": 12, "shuffle_buffer": 48, "drop_last": False, **chosen}
-    plain = CellLoader(tmp_path, threads=threads, **same)
-    ragged = CellLoader(tmp_path, threads=threads, device_collate=True, **same)
+    plain = loader_of(tmp_path, threads=threads, **same)
+    ragged = loader_of(tmp_path, threads=threads, device_collate=True, **same)
     # Where a batch is finished does not change what it is: a state goes from one to the other.
     ragged.load_state_dict(plain.state_dict())
     for here, other in zip(plain, ragged, strict=True):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loaders import loader_of
 from shardsets import Known, make_set
 
 from scshards.streaming.loader import CellLoader
@@ -35,7 +36,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Known]:
 
 
 def loader(known: Known, **options: Any) -> CellLoader:
-    return CellLoader(known.root, **{"threads": 1, "max_length": 20, **options})
+    return loader_of(known.root, **{"threads": 1, "max_length": 20, **options})
 
 
 def rank_loaders(known: Known, world: int, **options: Any) -> list[CellLoader]:
@@ -177,6 +178,6 @@ def test_the_order_is_of_the_cells_not_of_their_address(
     known = sets["unequal"]
     shutil.copytree(known.root, tmp_path / "elsewhere")
     here = loader(known, batch_size=4)
-    there = CellLoader(tmp_path / "elsewhere", threads=1, max_length=20, batch_size=4)
+    there = loader_of(tmp_path / "elsewhere", threads=1, max_length=20, batch_size=4)
     there.load_state_dict(here.state_dict())
     assert cells_of(here) == cells_of(there)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faults import FLIP, FaultProxy
+from loaders import loader_of
 from shardsets import Known, make_set
 
 from scshards.base.errors import (
@@ -52,7 +53,7 @@ def bad(good: Known, tmp_path: Path) -> Path:
 
 def loader(root: Path | str, **options: object) -> CellLoader:
     usual = {"batch_size": 8, "shuffle_buffer": 48, "lanes": 6, "drop_last": False, "epoch": 3}
-    return CellLoader(root, **usual | options)
+    return loader_of(root, **usual | options)
 
 
 def keys(of: CellLoader) -> list[list[int]]:

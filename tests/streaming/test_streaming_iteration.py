@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from faults import FaultProxy
+from loaders import loader_of
 from shardsets import Known, make_set
 from torch.utils.data import DataLoader
 
@@ -33,7 +34,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
 
 
 def loader(known: Known, **options: Any) -> CellLoader:
-    return CellLoader(known.root, **{"batch_size": 4, "shuffle_buffer": 48, "lanes": 12, **options})
+    return loader_of(known.root, **{"batch_size": 4, "shuffle_buffer": 48, "lanes": 12, **options})
 
 
 def keys(batches: Any) -> list[list[int]]:
@@ -353,7 +354,7 @@ def test_threads_end_while_a_store_hangs(s3: Any, drop: str) -> None:
         return "stall" if hangs.is_set() and "/train/" in path else None
 
     with FaultProxy(s3.options["endpoint_url"], share=fault, stall_s=600) as proxy:
-        one = CellLoader(
+        one = loader_of(
             f"{s3.url}/set",
             batch_size=4,
             lanes=8,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loaders import loader_of
 from shardsets import Known, make_set
 
 from scshards.base.errors import ChecksumError, ConfigError, ScshardsError, StateError, StorageError
@@ -25,7 +26,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
 
 
 def loader(known: Known, **options: object) -> CellLoader:
-    return CellLoader(known.root, **{"batch_size": 4, "shuffle_buffer": 48, "lanes": 12, **options})
+    return loader_of(known.root, **{"batch_size": 4, "shuffle_buffer": 48, "lanes": 12, **options})
 
 
 def global_batches(

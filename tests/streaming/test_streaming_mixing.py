@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loaders import in_parts, loader_of
 from shardsets import make_set
 from test_streaming_entropy import plainly
 
@@ -13,24 +16,22 @@ from scshards.base.errors import ConfigError
 from scshards.kernels.buffers import lane_order, some_of_order
 from scshards.report.mix_options import MixOptions
 from scshards.report.mixing import mix
-from scshards.streaming.loader import CellLoader
+from scshards.streaming.order.options import ChoiceOptions
+from scshards.streaming.read.options import ReadOptions
 
 
-def loaded(root, o: MixOptions) -> list[list[list[int]]]:
+def loaded(root, o: MixOptions, flat: dict[str, Any]) -> list[list[list[int]]]:
     """The donors of each rank's batches, by step."""
     loaders = [
-        CellLoader(
+        loader_of(
             root,
             batch_size=o.batch_size,
             rank=rank,
             world_size=o.world_size,
-            lanes=o.lanes,
             shuffle=o.shuffle,
-            shuffle_buffer=o.shuffle_buffer,
             seed=o.seed,
             epoch=o.epoch,
-            where=o.where,
-            weights=o.balanced and {o.balanced: "balanced"},
+            **flat,
         )
         for rank in range(o.world_size)
     ]
@@ -45,22 +46,23 @@ def root(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "o",
+    ("o", "flat"),
     [
-        MixOptions(batch_size=16),
-        MixOptions(batch_size=16, shuffle_buffer=64, lanes=8, seed=5, epoch=3),
-        MixOptions(batch_size=7, world_size=3, lanes=6, shuffle_buffer=30),
-        MixOptions(batch_size=5, world_size=4, lanes=6),
-        MixOptions(batch_size=9, world_size=2, shuffle=False, lanes=2),
-        MixOptions(batch_size=2, shuffle=False, lanes=1),
-        MixOptions(batch_size=10, where="donor != 'a'"),
-        MixOptions(batch_size=10, world_size=2, balanced="donor", lanes=4),
+        (MixOptions(batch_size=16), {}),
+        (MixOptions(batch_size=16, seed=5, epoch=3), {"shuffle_buffer": 64, "lanes": 8}),
+        (MixOptions(batch_size=7, world_size=3), {"lanes": 6, "shuffle_buffer": 30}),
+        (MixOptions(batch_size=5, world_size=4), {"lanes": 6}),
+        (MixOptions(batch_size=9, world_size=2, shuffle=False), {"lanes": 2}),
+        (MixOptions(batch_size=2, shuffle=False), {"lanes": 1}),
+        (MixOptions(batch_size=10), {"where": "donor != 'a'", "take": 200}),
+        (MixOptions(batch_size=10), {"epoch_cells": 900}),
+        (MixOptions(batch_size=10, world_size=2), {"weights": {"donor": "balanced"}, "lanes": 4}),
     ],
     ids=repr,
 )
-def test_every_batch_is_one_that_the_loader_makes(root, o):
-    report = mix(root, ["donor"], o, progress=False)
-    steps = loaded(root, o)
+def test_every_batch_is_one_that_the_loader_makes(root, o, flat):
+    report = mix(root, ["donor"], o, **in_parts(flat), progress=False)
+    steps = loaded(root, o, flat)
     assert (report.steps, report.sampled) == (len(steps), len(steps))
     of_ranks = report.columns[0]
     assert of_ranks.cells == o.batch_size
@@ -112,8 +114,8 @@ def test_a_set_in_order_mixes_badly_and_its_shuffled_twin_well(tmp_path):
     for name, donors in (("order", in_order), ("shuffled", mixed_up)):
         root = make_set(tmp_path / name, [500] * 6, donors=donors, longest=2).root
         for buffer in (64, 3000):
-            o = MixOptions(batch_size=32, lanes=2, shuffle_buffer=buffer)
-            scores[name, buffer] = mix(root, ["donor"], o, progress=False).worst
+            o, read = MixOptions(batch_size=32), ReadOptions(lanes=2, shuffle_buffer=buffer)
+            scores[name, buffer] = mix(root, ["donor"], o, read=read, progress=False).worst
     assert scores["order", 64] < 0.6 < scores["order", 3000] < 1.01
     assert scores["shuffled", 64] > 0.97 and scores["shuffled", 3000] > 0.97
 
@@ -139,6 +141,8 @@ def test_what_has_no_categories_is_refused(root, by, message):
 def test_too_few_cells_and_wrong_options_are_refused(root):
     with pytest.raises(ConfigError, match="fewer than one global batch of 1200"):
         mix(root, options=MixOptions(batch_size=300, world_size=4), progress=False)
-    for wrong in ({"batch_size": 0}, {"lanes": -1}, {"batches": 0}, {"epoch": -1}):
-        with pytest.raises(ConfigError, match="at least"):
+    for wrong in ({"batch_size": 0}, {"world_size": -1}, {"batches": 0}, {"epoch": -1}):
+        with pytest.raises(ConfigError, match="whole number from"):
             MixOptions(**wrong)
+    with pytest.raises(ConfigError, match="nothing to mix"):
+        mix(root, choose=ChoiceOptions(domain_by="donor"), progress=False)

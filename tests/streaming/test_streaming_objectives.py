@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loaders import loader_of
 from plain_collator import PlainCell, PlainCollator
 from shardsets import Known, encode_cell, make_set
 
@@ -319,9 +320,9 @@ def test_conditions_that_cant_be(conditions: tuple[str, ...], said: str) -> None
         ({"target_sum": 1e4}, "bins"),
         ({"values": "log1p", "target_sum": 0.0}, "target_sum"),
         ({"include_zero_genes": -1}, "include_zero_genes"),
-        ({"include_zero_genes": 10, "max_length": 11}, "max_length is at least 12"),
-        ({"conditions": ("a", "b"), "max_length": 3}, "max_length is at least 4"),
-        ({"conditions": ("a",), "keep_first": 1}, "keep_first is at least 2"),
+        ({"include_zero_genes": 10, "max_length": 11}, "at least 12(.|\n)*max_length"),
+        ({"conditions": ("a", "b"), "max_length": 3}, "at least 4(.|\n)*max_length"),
+        ({"conditions": ("a",), "keep_first": 1}, "at least 2(.|\n)*keep_first"),
         ({"keep_first": 1200}, "keep_first"),
         ({"pad_to": 0}, "pad_to"),
         ({"pad_to": "shortest"}, "pad_to"),
@@ -344,7 +345,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
 
 
 def loader(known: Known, **options: object) -> CellLoader:
-    return CellLoader(known.root, **{"batch_size": 4, "shuffle_buffer": 48, "lanes": 12, **options})
+    return loader_of(known.root, **{"batch_size": 4, "shuffle_buffer": 48, "lanes": 12, **options})
 
 
 def same(a: Batch | GenerateBatch, b: Batch | GenerateBatch) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loaders import loader_of
 from shardsets import Known, encode_cell, make_set
 
 from scshards.base.errors import ConfigError
@@ -35,7 +37,7 @@ def pair(
     sizes = np.array([len(m) for m in members], np.int64)
     data = np.frombuffer(b"".join(members) or b"\0", np.uint8)
     args = (data, np.cumsum(sizes) - sizes, sizes, np.arange(len(sizes)), np.zeros((len(sizes), 0), np.int64), 1)  # fmt: skip
-    packed = Collator(options, VOCAB, "counts", 3, tokens_per_batch=total).collate(*args)
+    packed = Collator(replace(options, tokens_per_batch=total), VOCAB, "counts", 3).collate(*args)
     assert isinstance(packed, PackedBatch)
     return packed, Collator(padded, VOCAB, "counts", 3).collate(*args)
 
@@ -103,7 +105,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
 
 def loader(known: Known, **options: Any) -> CellLoader:
     given = {"tokens_per_batch": 100, "lanes": 12, "shuffle_buffer": 48, "max_length": 25}
-    return CellLoader(known.root, **given | options)
+    return loader_of(known.root, **given | options)
 
 
 def same(a: PackedBatch, b: PackedBatch) -> bool:

@@ -60,12 +60,11 @@ def test_the_same_bits_in_blocks_of_the_allocator(
         [index["obs.donor"].astype(np.int64), index["obs.age"].view(np.int64)], axis=1
     )
     several, options = kind.get("several", 1), {k: v for k, v in kind.items() if k != "several"}
-    objective = options.pop("objective", "mask")
 
     def batches() -> list[Any]:
         collator = Collator(
-            CollateOptions(max_length=20, objective=objective), shardset.vocab, "counts", 0,
-            shardset.manifest.labels, pin_memory=None, **options,
+            CollateOptions(max_length=20, **options), shardset.vocab, "counts", 0,
+            shardset.manifest.labels, pin_memory=None,
         )  # fmt: skip
         cells = [index["offset"][:16], index["size"][:16].astype(np.int64), index["row"][:16]]
         return collator.collate_several(several, data, *cells, labels[:16], 0)

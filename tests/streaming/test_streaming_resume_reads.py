@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import pytest
+from loaders import loader_of
 from shardsets import Known, make_set
 
 from scshards.streaming.loader import CellLoader
@@ -46,7 +47,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
 
 
 def resumed(known: Known, position: int, **options: Any) -> CellLoader:
-    one = CellLoader(known.root, batch_size=8, lanes=4, shuffle_buffer=160, threads=1, **options)
+    one = loader_of(known.root, batch_size=8, lanes=4, shuffle_buffer=160, threads=1, **options)
     one.load_state_dict(one.state_dict() | {"position": position})
     return one
 
@@ -80,7 +81,7 @@ def test_reads_are_asked_for_in_the_order_of_need(
     known: Known, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scshards.streaming.blockstream.Jobs", OnDemand)
-    one = CellLoader(known.root, batch_size=1, lanes=1, shuffle_buffer=160, threads=1)
+    one = loader_of(known.root, batch_size=1, lanes=1, shuffle_buffer=160, threads=1)
     one.load_state_dict(one.state_dict() | {"position": 400})
     done: list[list[int]] = []
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from loaders import loader_of
 from shardsets import make_set
 
 from scshards.base.errors import FormatError
@@ -34,7 +35,7 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def loader(root: Path, **options: Any) -> CellLoader:
-    return CellLoader(root, batch_size=7, drop_last=False, lanes=4, threads=1, **options)
+    return loader_of(root, batch_size=7, drop_last=False, lanes=4, threads=1, **options)
 
 
 def digest(batches: Any) -> str:
@@ -98,7 +99,9 @@ def test_padded_batches_of_one_ratio_are_made_at_once() -> None:
     several = CollateOptions(mask_ratio=(0.25, 0.5))
     assert not Collator(several, vocab, "counts", 0, labels).makes_several
     assert not Collator(CollateOptions(objective="generate"), vocab, "counts", 0).makes_several
-    assert not Collator(CollateOptions(), vocab, "counts", 0, tokens_per_batch=64).makes_several
+    assert not Collator(
+        CollateOptions(max_length=20, tokens_per_batch=64), vocab, "counts", 0
+    ).makes_several
 
 
 @pytest.mark.slow

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loaders import blend_of, loader_of
 from pack_support import counts, quiet_pack, vocab_of, write
 
-from scshards import CellLoader
 from scshards.base.errors import ConfigError
 
 SIZES = {"lung": 40, "gut": 20, "heart": 12}
@@ -28,7 +28,7 @@ def root(tmp_path: Path) -> Path:
 
 def batches(*roots: Any, **options: Any) -> list[Counter[str]]:
     """The inputs that the cells of each batch are of."""
-    loader = CellLoader(
+    loader = loader_of(
         *roots, **({"batch_size": 4, "n_bins": 0, "lanes": 2, "drop_last": False} | options)
     )
     names = [s.name for s in loader.sources]
@@ -78,7 +78,7 @@ def test_sets_that_share_names(root: Path, tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("2.h5ad\tgut\n1.h5ad\tother\n")
     other = tmp_path / "other"
     quiet_pack(tmp_path / "l.txt", other, vocab_of(8))
-    loader = CellLoader.blend({str(root): 1, str(other): 1}, where="source == 'gut'", batch_size=4,
+    loader = blend_of({str(root): 1, str(other): 1}, where="source == 'gut'", batch_size=4,
                               n_bins=0, lanes=2, drop_last=False)  # fmt: skip
     ordinals = {int(k) >> 40 for b in loader for k, w in zip(b.keys, b.weight, strict=True) if w}
     assert ordinals == {1, 3}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 
 import pytest
+from loaders import loader_of
 from shardsets import make_set
 
-from scshards.streaming.loader import CellLoader
 from scshards.streaming.stages import Span, StageClock, Stages
 
 
@@ -69,7 +69,7 @@ def test_a_difference_is_what_lay_between():
 
 def test_a_loader_counts_its_cells_batches_reads_and_bytes(tmp_path):
     make_set(tmp_path, [70, 31], n_genes=30)
-    loader = CellLoader(tmp_path, batch_size=10, lanes=1, shuffle_buffer=16, drop_last=False)
+    loader = loader_of(tmp_path, batch_size=10, lanes=1, shuffle_buffer=16, drop_last=False)
     (again,) = {s for s, _, _ in loader.plan().lines[0].runs(0, 1)}
     seen = sum(int(batch.weight.sum()) for batch in loader)
     found = loader.stages()
@@ -86,7 +86,7 @@ def test_a_loader_counts_its_cells_batches_reads_and_bytes(tmp_path):
 
 def test_a_slow_stage_is_seen_in_its_own_place(tmp_path, time, monkeypatch):
     make_set(tmp_path, [64])
-    loader = CellLoader(tmp_path, batch_size=8)
+    loader = loader_of(tmp_path, batch_size=8)
     collate = loader._collator.collate_several
     calls = []
 
@@ -102,7 +102,7 @@ def test_a_slow_stage_is_seen_in_its_own_place(tmp_path, time, monkeypatch):
 
 def test_who_takes_batches_waits_for_them(tmp_path, monkeypatch):
     make_set(tmp_path, [64])
-    loader = CellLoader(tmp_path, batch_size=8)
+    loader = loader_of(tmp_path, batch_size=8)
     collate, enter, waiting = loader._collator.collate_several, Span.__enter__, threading.Event()
     before = loader.stages()
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loaders import blend_of, loader_of
 from pack_support import counts, quiet_pack, vocab_of, write
 from shardsets import Known, make_set
 
@@ -61,7 +62,7 @@ def test_a_blends_shares(two: tuple[Known, Known], share: float, world: int) -> 
 
     def make(**place: int) -> CellLoader:
         options = {**OPTIONS, "batch_size": batch, "epoch_cells": 16_000}
-        return CellLoader.blend(roots, **options, **place)
+        return blend_of(roots, **options, **place)
 
     keys = keys_of(*ranks_of(make, world))
     of_second = keys >> 40 == 1
@@ -91,7 +92,7 @@ def test_a_set_that_grew_three_times(tmp_path: Path, shuffle: bool) -> None:
     root = grown(tmp_path / "set", sizes, shuffle=shuffle, cells_per_shard=700)
     for world in (1, 4):
         options = {**OPTIONS, "batch_size": BATCH // world}
-        ranks = [CellLoader(root, **options, rank=r, world_size=world) for r in range(world)]
+        ranks = [loader_of(root, **options, rank=r, world_size=world) for r in range(world)]
         keys = keys_of(*ranks)
         assert len(set(keys.tolist())) == 7000
         for source, n in enumerate(sizes):
@@ -104,13 +105,13 @@ def test_sets_that_were_merged_one_behind_another(tmp_path: Path) -> None:
     roots = [grown(tmp_path / f"set{i}", [n], cells_per_shard=900) for i, n in enumerate(sizes)]
     options = ReshardOptions(workers=1, cells_per_shard=700, shuffle=False)
     merge([str(r) for r in roots], tmp_path / "all", options, progress=False)
-    one = CellLoader(tmp_path / "all", **OPTIONS)
+    one = loader_of(tmp_path / "all", **OPTIONS)
     keys = keys_of(one)
     assert len(set(keys.tolist())) == 6000
     for source, n in enumerate(sizes):
         assert furthest(keys >> 40 == source, n / 6000, BATCH) <= 12
     # With an option that chooses cells, those of a shard that is cut are told apart as well.
-    half = keys_of(CellLoader(tmp_path / "all", **OPTIONS, take=5000))
+    half = keys_of(loader_of(tmp_path / "all", **OPTIONS, take=5000))
     assert len(set(half.tolist())) == 5000
     for source in range(3):
         of_source = half >> 40 == source
@@ -121,7 +122,7 @@ def test_sets_that_were_merged_and_shuffled_are_as_that_shuffle_left_them(tmp_pa
     roots = [grown(tmp_path / f"set{i}", [n]) for i, n in enumerate([600, 400])]
     options = ReshardOptions(workers=1, shuffle=True)
     merge([str(r) for r in roots], tmp_path / "all", options, progress=False)
-    one = CellLoader(tmp_path / "all", **OPTIONS)
+    one = loader_of(tmp_path / "all", **OPTIONS)
     assert len(one.plan().lines) == 1
     assert len(set(keys_of(one).tolist())) == 1000
 
@@ -133,7 +134,7 @@ def test_stratify_gives_each_category_its_share(tmp_path: Path) -> None:
     known = make_set(tmp_path, [1100, 900, 2000, 1000, 1000], longest=2, donors=donors)
     donor = np.array([known.donor[k] for k in range(6000)])
     for options in ({"stratify": "donor"}, {}):
-        one = CellLoader(known.root, **{**OPTIONS, "shuffle_buffer": 16, "lanes": 4}, **options)
+        one = loader_of(known.root, **{**OPTIONS, "shuffle_buffer": 16, "lanes": 4}, **options)
         keys = keys_of(one)
         assert sorted(keys.tolist()) == list(range(6000))
         off = [furthest(donor[keys] == d, n / 6000, BATCH) for d, n in sizes.items()]
@@ -141,9 +142,9 @@ def test_stratify_gives_each_category_its_share(tmp_path: Path) -> None:
     names = [s.name for s in one._choice.parts[0].strata]
     assert len(names) == 1
     with pytest.raises(ConfigError, match="shuffle=False keeps the order"):
-        CellLoader(known.root, stratify="donor", shuffle=False)
+        loader_of(known.root, stratify="donor", shuffle=False)
     with pytest.raises(ConfigError, match="no category 'doner'"):
-        CellLoader(known.root, stratify="doner")
+        loader_of(known.root, stratify="doner")
 
 
 def test_stratify_by_what_lies_in_every_shard_says_what_it_costs(
@@ -152,13 +153,13 @@ def test_stratify_by_what_lies_in_every_shard_says_what_it_costs(
     categories = tuple("abcdefgh")
     known = make_set(tmp_path, [300, 300], longest=2, categories=categories)
     with caplog.at_level(logging.WARNING):
-        CellLoader(known.root, **OPTIONS, stratify="donor")
+        loader_of(known.root, **OPTIONS, stratify="donor")
     assert "of 9 categories of stratify" in caplog.text
 
 
 def test_shares_within_domains(two: tuple[Known, Known]) -> None:
     roots = {str(two[0].root): 3, str(two[1].root): 1}
-    one = CellLoader.blend(roots, **OPTIONS, domain_by="donor", epoch_cells=8000, drop_last=False)
+    one = blend_of(roots, **OPTIONS, domain_by="donor", epoch_cells=8000, drop_last=False)
     donors: dict[int, list[int]] = {}
     for batch in one:
         (donor,) = set(batch.labels["donor"][batch.weight > 0].tolist())
@@ -196,9 +197,7 @@ def test_everything_exact_stays_so(two: tuple[Known, Known], data: st.DataObject
     batch = 8
 
     def make(world: int, rank: int, size: int) -> CellLoader:
-        return CellLoader.blend(
-            roots, **{**options, "batch_size": size, "rank": rank, "world_size": world}
-        )
+        return blend_of(roots, **{**options, "batch_size": size, "rank": rank, "world_size": world})
 
     whole = [b.keys.tolist() for b in make(1, 0, batch)]
     for world in (2, 4):
@@ -222,9 +221,9 @@ def test_a_state_of_version_2_goes_on_at_the_next_epoch(
     two: tuple[Known, Known], caplog: pytest.LogCaptureFixture
 ) -> None:
     root = two[0].root
-    state = CellLoader(root, **OPTIONS, epoch=3).state_after(7)
+    state = loader_of(root, **OPTIONS, epoch=3).state_after(7)
     old = {k: v for k, v in state.items() if k != "stratify"} | {"version": 2}
-    one = CellLoader(root, **OPTIONS)
+    one = loader_of(root, **OPTIONS)
     with caplog.at_level(logging.WARNING):
         one.load_state_dict(old)
     (line,) = [r.getMessage() for r in caplog.records]
@@ -233,7 +232,7 @@ def test_a_state_of_version_2_goes_on_at_the_next_epoch(
     # Of an epoch that was not begun nothing is lost.
     one.load_state_dict({**old, "position": 0})
     assert one.epoch == 3
-    domains = CellLoader(root, **OPTIONS, domain_by="donor")
+    domains = loader_of(root, **OPTIONS, domain_by="donor")
     state = domains.state_after(7)
     old = {k: v for k, v in state.items() if k != "stratify"} | {"version": 2}
     domains.load_state_dict(old)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from loaders import loader_of
 from shardsets import Known, make_set
 
 from scshards import decode_cell
@@ -17,7 +18,7 @@ from scshards.base.errors import ChecksumError, ConfigError, FormatError
 from scshards.base.storage import Storage
 from scshards.cells.batch import Batch
 from scshards.streaming import wds
-from scshards.streaming.loader import CellLoader
+from scshards.streaming.collate.options import CollateOptions
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded"),
@@ -77,7 +78,7 @@ def test_the_stages_in_stock_pipelines(known: Known) -> None:
         webdataset.pipelinefilter(webdataset.tariterators.tar_file_expander)(),
         webdataset.pipelinefilter(webdataset.tariterators.group_by_keys)(),
         webdataset.shuffle(50),
-        wds.Collate(known.root, 16, drop_last=True, **COLLATE),
+        wds.Collate(known.root, 16, drop_last=True, collate=CollateOptions(**COLLATE)),
     )
     batches = list(own)
     assert [len(b) for b in batches] == [16] * 3
@@ -103,7 +104,7 @@ def test_each_cell_comes_once_over_ranks_and_workers(
 
 
 def test_each_epoch_has_another_order_and_other_masks(known: Known) -> None:
-    collate = wds.Collate(known.root, 100, **COLLATE)
+    collate = wds.Collate(known.root, 100, collate=CollateOptions(**COLLATE))
     cells = wds.pipeline(known.root, decode=False).compose(collate)
     epochs = [next(iter(cells)) for _ in range(4)]
     assert len({tuple(b.keys.tolist()) for b in epochs}) > 1
@@ -131,12 +132,12 @@ def rows_of(batch: Batch) -> dict[int, list[list[float]]]:
 
 @pytest.mark.parametrize("decode", [False, True])
 def test_batches_hold_what_the_loader_makes_of_the_same_cells(known: Known, decode: bool) -> None:
-    collate = wds.Collate(known.root, 32, seed=7, **COLLATE)
+    collate = wds.Collate(known.root, 32, seed=7, collate=CollateOptions(**COLLATE))
     collate.set_epoch(3)
     found: dict[int, Any] = {}
     for batch in wds.pipeline(known.root, decode=decode).compose(collate):
         found |= rows_of(batch)
-    loader = CellLoader(
+    loader = loader_of(
         known.root, batch_size=9, seed=7, epoch=3, drop_last=False, lanes=4, **COLLATE
     )
     expected: dict[int, Any] = {}
@@ -191,8 +192,8 @@ def test_mistakes_are_explained(known: Known, tmp_path: Path) -> None:
             wds.Where(known.root, where)
     with pytest.raises(ConfigError, match="batch_size"):
         wds.Collate(known.root, 0)
-    with pytest.raises(ConfigError, match="mask_ratio"):
-        wds.Collate(known.root, mask_ratio=2)
+    with pytest.raises(ConfigError, match="mask_ratio is a field of CollateOptions"):
+        wds.Collate(known.root, mask_ratio=0.2)
     with pytest.raises(ConfigError, match="split 'test'"):
         wds.pipeline(known.root, split="test")
     with pytest.raises(FormatError, match="decoded already"):

@@ -13,6 +13,7 @@ import anndata
 import numpy as np
 import pytest
 import torch
+from loaders import loader_of
 from plain_bins import bin_values
 
 from scshards.base.errors import ConfigError, ScshardsError
@@ -20,7 +21,6 @@ from scshards.cells.vocab import Vocab
 from scshards.model.transformer import CellModel
 from scshards.packing.options import PackOptions
 from scshards.packing.pack import pack
-from scshards.streaming.loader import CellLoader
 from scshards.train import compat
 from scshards.train.compat_model import batch_of
 
@@ -390,7 +390,7 @@ def test_a_shard_set_gives_the_dictionaries_as_it_streams(shards: str) -> None:
     first, second = list(valid), list(valid)
     assert all(torch.equal(a[k], b[k]) for a, b in zip(first, second, strict=True) for k in a)
 
-    own = CellLoader(shards, batch_size=8, mask_ratio=0.5, max_length=30, lanes=1)
+    own = loader_of(shards, batch_size=8, mask_ratio=0.5, max_length=30, lanes=1)
     given = next(iter(compat.prepare_dataloader(own, 8, batch_column="donor")))
     assert "celltype_labels" not in given and bool((given["values"] == -1).any())
 
@@ -413,12 +413,12 @@ def test_a_stream_that_can_t_be_is_refused(shards: str) -> None:
                 )
             )
     assert "000000-0000000004" in str(e.value)
-    loader = CellLoader(shards, batch_size=8, objective="generate", max_length=30, lanes=1)
+    loader = loader_of(shards, batch_size=8, objective="generate", max_length=30, lanes=1)
     with pytest.raises(ConfigError, match="GenerateBatch"):
         next(iter(compat.prepare_dataloader(loader, 8)))
     with pytest.raises(ConfigError, match="batch_size=8"):
         compat.prepare_dataloader(loader, 16)
-    unmasked = CellLoader(shards, batch_size=8, objective="none", max_length=30, lanes=1)
+    unmasked = loader_of(shards, batch_size=8, objective="none", max_length=30, lanes=1)
     with pytest.raises(ConfigError, match="hides no value"):
         next(iter(compat.prepare_dataloader(unmasked, 8)))
 

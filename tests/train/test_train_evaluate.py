@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from loaders import loader_of
 from train_support import small_config
 
 from scshards.base.errors import ConfigError
 from scshards.model.scgpt import load_model
 from scshards.shards.shardset import ShardSet
-from scshards.streaming.loader import CellLoader
 from scshards.train.evaluate import evaluate_run
 from scshards.train.loop import train
 from scshards.train.metrics import read_metrics
@@ -29,7 +29,7 @@ def _by_hand(shards: str, run: str) -> dict[str, float]:
     """The three errors, cell by cell in plain Python from one big batch of each split."""
     vocab = ShardSet(shards).vocab
     sums, counts = defaultdict(float), defaultdict(int)
-    whole = CellLoader(shards, split="train", shuffle=False, drop_last=False, batch_size=400)
+    whole = loader_of(shards, split="train", shuffle=False, drop_last=False, batch_size=400)
     (batch,) = whole
     for genes, values in zip(batch.genes.tolist(), batch.targets.tolist(), strict=True):
         for g, v in zip(genes[1:], values[1:], strict=True):
@@ -38,7 +38,7 @@ def _by_hand(shards: str, run: str) -> dict[str, float]:
                 counts[g] += 1
     overall = sum(sums.values()) / sum(counts.values())
 
-    (batch,) = CellLoader(
+    (batch,) = loader_of(
         shards, split="valid", max_length=30, shuffle=False, drop_last=False, batch_size=200
     )
     model = load_model(run).model

@@ -46,7 +46,7 @@ def test_every_config_is_read_and_commented(file):
 def test_the_published_hyper_parameters():
     """Those of the args.json of scGPT_human, and its number of parameters."""
     config = TrainConfig.read(CONFIGS / "scgpt_51m.toml")
-    o, r, d = config.optim, config.run, config.data
+    o, r, d = config.optim, config.run, config.collate
     assert (o.name, o.lr, o.betas, o.weight_decay) == ("adam", 1e-4, (0.9, 0.999), 0.0)
     assert (o.warmup_steps, o.schedule, r.epochs) == (10_000, "cosine", 6)
     assert r.batch_size == 16 * 32

@@ -10,12 +10,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from finetune_support import FINE, GENES, pack_cells
+from loaders import loader_of
 
 from scshards.base.errors import ConfigError
 from scshards.cli import main
 from scshards.model.scgpt import load_model
 from scshards.shards.shardset import ShardSet
-from scshards.streaming.loader import CellLoader
 from scshards.train.classes import read_classes, read_domains
 from scshards.train.config import TrainConfig
 from scshards.train.evaluate import Annotation, Evaluation, evaluate_run
@@ -72,7 +72,7 @@ def test_annotation_against_the_loaded_model_and_the_cells_one_by_one(cells, ann
     found = evaluate_run(str(annotated), cells, batch_size=16, device="cpu", shown=False)
     assert isinstance(found, Annotation)
     model = load_model(str(annotated)).model
-    loader = CellLoader(
+    loader = loader_of(
         cells, split="valid", objective="none", max_length=60, shuffle=False, drop_last=False,
         batch_size=1,
     )  # fmt: skip

@@ -88,7 +88,6 @@ class CollatorBase:
         kind: ValueKind,
         seed: int,
         labels: Mapping[str, LabelInfo] | None,
-        tokens_per_batch: int | None,
         pin_memory: bool | None,
     ) -> None:
         options.check_kind(kind)
@@ -108,7 +107,7 @@ class CollatorBase:
         )
         self._scale = (float(options.target_sum or 0), options.values == "log1p")
         self._gene_ids = gene_ids(vocab)
-        self._seed, self._packed_tokens = seed, tokens_per_batch
+        self._seed, self._packed_tokens = seed, options.tokens_per_batch
         self._epoch_keys: tuple[int, kernels.DrawKeys] | None = None
         self._local = threading.local()
         self._pinned = pinned_memory(pin_memory)

@@ -45,10 +45,6 @@ class Collator(CollatorBase):
         Of masks, samples, ties and all other draws.
     labels
         The label columns that come with each member, in order.
-    device_collate
-        Whether to make `RaggedBatch`, which becomes one of the others on its device.
-    tokens_per_batch
-        How many tokens a `PackedBatch` has; None makes no such.
     pin_memory
         Whether batches, but not their keys, lie in page-locked memory, which `to(device,
         non_blocking=True)` copies from while the host goes on; None: where there is a CUDA device.
@@ -72,12 +68,10 @@ class Collator(CollatorBase):
         seed: int,
         labels: Mapping[str, LabelInfo] | None = None,
         *,
-        device_collate: bool = False,
-        tokens_per_batch: int | None = None,
         pin_memory: bool | None = False,
     ) -> None:
-        super().__init__(options, vocab, kind, seed, labels, tokens_per_batch, pin_memory)
-        self._is_for_device = device_collate
+        super().__init__(options, vocab, kind, seed, labels, pin_memory)
+        self._is_for_device = options.device_collate
 
     def collate(
         self,

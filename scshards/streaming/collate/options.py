@@ -2,59 +2,76 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
 
+from scshards.base.config import Options
 from scshards.base.errors import ConfigError
-from scshards.cells.tokenizer import ValueKind
+from scshards.base.records import Count, Positive
+
+if TYPE_CHECKING:
+    from scshards.cells.tokenizer import ValueKind
 
 Objective = Literal["mask", "generate", "none"]
 ValueStyle = Literal["bins", "log1p", "counts"]
-PadTo = Literal["longest", "max"] | int
+PadTo = Literal["longest", "max"] | Positive
 TieBreak = Literal["high", "random"]
+
+_NO_STATE = ("tokens_per_batch", "device_collate")
+"""What may differ where a state is loaded: how many cells a batch has, and where it is finished."""
 
 _DEFAULT_RATIOS = {"mask": (0.4,), "generate": (0.25, 0.5, 0.75), "none": ()}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CollateOptions:
-    """How cells become a batch.
+@dataclass(frozen=True, kw_only=True)
+class CollateOptions(Options):
+    """What a batch is made of: `CellLoader(..., collate=...)`.
 
     Attributes
     ----------
     max_length
-        Tokens of a row at most, `<cls>` included; a longer cell is sampled without replacement.
+        Tokens of a cell at most, `<cls>` included. Longer cells are sampled anew in every epoch.
     objective
-        "mask": some values are hidden (`Batch`). "generate": genes are split into known and unknown
-        ones (`GenerateBatch`). "none": nothing is hidden, for embedding (`Batch`).
+        What is hidden. mask: some values (`Batch`). generate: genes are split into known and unknown
+        ones (`GenerateBatch`). none: nothing, for embedding (`Batch`).
     mask_ratio
-        The share of genes masked, or unknown; a list: one of them drawn for each batch. None: 0.4 for
-        "mask", [0.25, 0.5, 0.75] for "generate".
+        The share of genes masked, or unknown; of several, one is drawn for each batch. Without it, 0.4
+        with "mask" and 0.25, 0.5 or 0.75 with "generate".
     exact_mask
-        False masks each gene by a draw of its own; True masks int(n * ratio) of a cell's n genes.
+        Mask int(n * ratio) of a cell's n genes, in place of each gene by a draw of its own.
     values
-        "bins": scGPT's value bins. "log1p": log(1 + count). "counts": the values as they are stored.
+        What a gene's value is. bins: scGPT's value bins. log1p: log(1 + count). counts: as it is stored.
     n_bins
-        Of "bins": how many, 0 (unexpressed) included; `n_bins=0` means values="counts".
+        How many bins there are, 0 (unexpressed) included; 0 bins leave values as they are stored.
     tie_break
-        Which bin equal values get: "high" (scGPT's pretraining) or "random" (its releases).
+        Which bin equal values get. high: the highest (scGPT's pretraining). random: a random one of
+        those they span (its releases).
     target_sum
-        Of "log1p" and "counts": the counts of each cell are scaled to add up to it; None: they aren't.
+        Of "log1p" and "counts": the counts of each cell are scaled to add up to it. Without it, they
+        aren't.
     include_zero_genes
         Unexpressed genes that each cell gets, with the value 0.
     conditions
         Label columns whose categories come as tokens right behind `<cls>`.
     keep_first
-        Tokens of a row, from the first on, that are never sampled away, masked or unknown; None: `<cls>`
-        and the conditions. More are the cell's first genes.
+        Tokens of a row, from the first on, that are never sampled away, masked or unknown. Without it,
+        `<cls>` and the conditions; more are the cell's first genes.
     pad_to
-        How long rows are: as the "longest" of the batch, always max_length ("max"), or the longest
-        rounded up to a multiple of this, at most max_length.
-    pad_value, mask_value
-        What the model sees at padding and where masked.
+        How long rows are: as the "longest" of the batch, always `max_length` ("max"), or the longest
+        rounded up to a multiple of this number, at most `max_length`.
+    pad_value
+        What the model sees as the value of padding.
+    mask_value
+        What the model sees where a value is masked.
     cls_value
-        What it sees at `<cls>` and the conditions; None for pad_value, as in scGPT's pretraining.
+        What the model sees as the value of `<cls>` and the conditions. Without it `pad_value`, as in
+        scGPT's pretraining.
+    tokens_per_batch
+        Pack cells one behind another into batches of so many tokens (`PackedBatch`), without padding
+        between them. Without it, they lie side by side.
+    device_collate
+        Make small batches, about a fifth of the bytes (`RaggedBatch`), that `to(device)` widens, masks
+        and pads there: the same bits.
     """
 
     max_length: int = 1200
@@ -62,34 +79,42 @@ class CollateOptions:
     mask_ratio: float | tuple[float, ...] | None = None
     exact_mask: bool = False
     values: ValueStyle = "bins"
-    n_bins: int = 51
+    n_bins: Count = 51
     tie_break: TieBreak = "high"
     target_sum: float | None = None
-    include_zero_genes: int = 0
+    include_zero_genes: Count = 0
     conditions: tuple[str, ...] = ()
     keep_first: int | None = None
     pad_to: PadTo = "longest"
     pad_value: float = -2.0
     mask_value: float = -1.0
     cls_value: float | None = None
+    tokens_per_batch: int | None = None
+    device_collate: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("mask_ratio", "conditions"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-        self._check_choices()
+        super().__post_init__()
+        if self.exact_mask and self.objective != "mask":
+            raise ConfigError(
+                f"exact_mask is of objective='mask', and the objective is {self.objective!r}",
+                where="exact_mask",
+                advice="leave it out; unknown genes are always an exact number",
+            )
         self._check_ratios()
         self._check_lengths()
-        if self.n_bins != 0 and self.n_bins < 2:
-            raise ConfigError(f"n_bins is 0 (values as they are) or at least 2, not {self.n_bins}")
+        if self.n_bins == 1:
+            raise ConfigError("it is 0 (values as they are) or at least 2, not 1", where="n_bins")
         if self.target_sum is not None:
             if not 0 < self.target_sum < float("inf"):
-                raise ConfigError(f"target_sum is above 0, not {self.target_sum}")
+                raise ConfigError(f"it is above 0, not {self.target_sum}", where="target_sum")
             if self.has_bins:
                 raise ConfigError(
                     "target_sum does not change bins: they go by the order of a cell's own counts",
+                    where="target_sum",
                     advice="leave target_sum out, or use values='log1p' or values='counts'",
                 )
+        if self.tokens_per_batch is not None:
+            self._check_packing(self.tokens_per_batch)
 
     @property
     def has_bins(self) -> bool:
@@ -118,10 +143,15 @@ class CollateOptions:
         """Expressed genes of a row at most."""
         return self.max_length - self.n_leads - self.include_zero_genes
 
+    @property
+    def least_tokens(self) -> int:
+        """Tokens of a cell with one gene, beside those that are never left out."""
+        return self.max_length - self.room + self.kept_genes + 1
+
     def state(self) -> dict[str, Any]:
-        """The options as plain JSON, for a loader's state."""
-        tables = dataclasses.asdict(self)
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in tables.items()}
+        """What a loader's state has to agree on, ready for JSON."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NO_STATE}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def check_kind(self, kind: ValueKind) -> None:
         """Raise ConfigError for what can't be done with values of that kind."""
@@ -141,50 +171,63 @@ class CollateOptions:
                 advice=advice,
             )
 
-    def _check_choices(self) -> None:
-        for name, value, allowed in (
-            ("objective", self.objective, ("mask", "generate", "none")),
-            ("values", self.values, ("bins", "log1p", "counts")),
-            ("tie_break", self.tie_break, ("high", "random")),
+    def _check_packing(self, tokens: int) -> None:
+        for is_wrong, what, advice in (
+            (
+                self.objective == "generate",
+                "tokens_per_batch packs whole cells, and objective='generate' splits them",
+                "use objective='mask' or 'none', or leave tokens_per_batch out",
+            ),
+            (
+                self.pad_to != "longest",
+                "packed cells are not padded: leave pad_to out",
+                None,
+            ),
+            (
+                self.device_collate,
+                "packed batches are whole when they are made: leave device_collate out",
+                None,
+            ),
+            (
+                tokens < self.least_tokens,
+                f"it is at least {self.least_tokens}, one cell with one gene, not {tokens}",
+                None,
+            ),
         ):
-            if value not in allowed:
-                choices = ", ".join(map(repr, allowed))
-                raise ConfigError(f"{name} is one of {choices}, not {value!r}")
-        if self.pad_to not in ("longest", "max") and (
-            not isinstance(self.pad_to, int) or self.pad_to < 1
-        ):
-            raise ConfigError(f"pad_to is 'longest', 'max' or a multiple, not {self.pad_to!r}")
-        if self.exact_mask and self.objective != "mask":
-            raise ConfigError(
-                f"exact_mask is of objective='mask', and the objective is {self.objective!r}",
-                advice="leave it out; unknown genes are always an exact number",
-            )
+            if is_wrong:
+                raise ConfigError(what, where="tokens_per_batch", advice=advice)
 
     def _check_ratios(self) -> None:
         if self.objective == "none":
             if self.mask_ratio is not None:
-                raise ConfigError("objective='none' hides nothing: leave mask_ratio out")
+                raise ConfigError(
+                    "objective='none' hides nothing: leave mask_ratio out", where="mask_ratio"
+                )
             return
         if not self.ratios:
-            raise ConfigError("mask_ratio is a ratio or a list of them, and the list is empty")
+            raise ConfigError(
+                "it is a ratio or a list of them, and the list is empty", where="mask_ratio"
+            )
         for ratio in self.ratios:
             if not 0 <= ratio < 1 or (ratio == 0 and self.objective == "generate"):
                 low = "(0" if self.objective == "generate" else "[0"
-                raise ConfigError(f"mask_ratio is in {low}, 1), not {ratio}")
+                raise ConfigError(f"it is in {low}, 1), not {ratio}", where="mask_ratio")
 
     def _check_lengths(self) -> None:
-        if self.include_zero_genes < 0:
-            raise ConfigError(f"include_zero_genes is at least 0, not {self.include_zero_genes}")
         if len(set(self.conditions)) != len(self.conditions):
-            raise ConfigError(f"a column is twice in conditions: {', '.join(self.conditions)}")
+            raise ConfigError(
+                f"a column is twice in it: {', '.join(self.conditions)}", where="conditions"
+            )
         if self.room < 1:
             raise ConfigError(
-                f"max_length is at least {self.max_length - self.room + 1}, not {self.max_length}: "
+                f"it is at least {self.max_length - self.room + 1}, not {self.max_length}: "
                 f"{self.n_leads} for <cls> and conditions, {self.include_zero_genes} for unexpressed "
-                "genes, and one gene"
+                "genes, and one gene",
+                where="max_length",
             )
         if not 0 <= self.kept_genes < self.room:
             raise ConfigError(
-                f"keep_first is at least {self.n_leads} (<cls> and conditions are always kept) and "
-                f"below {self.n_leads + self.room}, not {self.keep_first}"
+                f"it is at least {self.n_leads} (<cls> and conditions are always kept) and below "
+                f"{self.n_leads + self.room}, not {self.keep_first}",
+                where="keep_first",
             )

@@ -16,14 +16,14 @@ from scshards.streaming.collate.options import CollateOptions
 
 
 def cells_per_batch(
-    tokens_per_batch: int, options: CollateOptions, mean_genes: float, wanted: int | None
+    tokens: int, options: CollateOptions, mean_genes: float, wanted: int | None
 ) -> int:
     """Cells of a packed batch.
 
     Parameters
     ----------
-    tokens_per_batch
-        Tokens of a batch, padding at its end included.
+    tokens
+        Of a batch, padding at its end included: `tokens_per_batch` of the options.
     mean_genes
         Expressed genes of a cell, on average.
     wanted
@@ -33,27 +33,16 @@ def cells_per_batch(
     Raises
     ------
     ConfigError
-        When the options can't be packed, or when that many cells could not have a gene each.
+        When that many cells could not have a gene each.
     """
-    if options.objective == "generate":
-        raise ConfigError(
-            "tokens_per_batch packs whole cells, and objective='generate' splits them",
-            advice="use objective='mask' or 'none', or leave tokens_per_batch out",
-        )
-    if options.pad_to != "longest":
-        raise ConfigError("packed cells are not padded: leave pad_to out")
-    least = options.max_length - options.room + options.kept_genes + 1
-    if tokens_per_batch < least:
-        raise ConfigError(
-            f"tokens_per_batch is at least {least}, one cell with one gene, not {tokens_per_batch}"
-        )
+    least = options.least_tokens
     if wanted is None:
         typical = options.max_length - options.room + min(mean_genes, options.room)
-        return max(1, int(tokens_per_batch / max(typical, least)))
-    if wanted * least > tokens_per_batch:
+        return max(1, int(tokens / max(typical, least)))
+    if wanted * least > tokens:
         raise ConfigError(
             f"{wanted} cells need {wanted * least} tokens for one gene each, and tokens_per_batch "
-            f"is {tokens_per_batch}",
+            f"is {tokens}",
             advice="use a smaller batch_size, or leave it out",
         )
     return wanted

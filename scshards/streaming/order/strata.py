@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -25,82 +25,19 @@ from numpy.typing import NDArray
 from scshards.base import seeds
 from scshards.base.errors import ConfigError
 from scshards.base.text import did_you_mean
-from scshards.base.where import parse
 from scshards.shards.index import OBS_PREFIX
 from scshards.shards.shardlist import SOURCE, ShardList
 from scshards.streaming.order.choose import Chosen, choose, scan
 from scshards.streaming.order.copies import Passes, Resampling, in_passes, resample
+from scshards.streaming.order.options import ChoiceOptions
 from scshards.streaming.order.origins import one_origin, origins
 from scshards.streaming.order.plan import shard_order, stratum_seed
-from scshards.streaming.order.weights import (
-    CellWeights,
-    WeightsOption,
-    cell_weights,
-    check_shares,
-    check_weights,
-)
+from scshards.streaming.order.weights import CellWeights, cell_weights, check_shares
 
 _log = logging.getLogger(__name__)
 
-_MAX_POSITIONS = (1 << 31) - 1
 _MANY_TIMES = 4
 """So many strata in a shard, on average, are worth a line: each reads the shard's chunks for itself."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChoiceOptions:
-    """Which cells, and how often; the names are those of CellLoader.
-
-    Attributes
-    ----------
-    where, take, weights, epoch_cells, domain_by, stratify, on_small_domain
-        See CellLoader.
-    shares
-        Of each set of a blend; None when there is one set.
-    """
-
-    where: str | None = None
-    take: int | None = None
-    weights: WeightsOption | None = None
-    epoch_cells: int | None = None
-    domain_by: str | None = None
-    stratify: str | None = None
-    on_small_domain: Literal["warn", "raise"] = "warn"
-    shares: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("take", "epoch_cells"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or not 1 <= value <= _MAX_POSITIONS):
-                raise ConfigError(f"{name} is a whole number of at least 1, not {value!r}")
-        if self.on_small_domain not in ("warn", "raise"):
-            raise ConfigError(f"on_small_domain is 'warn' or 'raise', not {self.on_small_domain!r}")
-        if self.where is not None:
-            parse(self.where, option="where")
-        if self.weights is not None:
-            check_weights(self.weights)
-        if self.shares is not None:
-            check_shares(self.shares)
-
-    @property
-    def resamples(self) -> bool:
-        """Whether a cell may appear more than once, or not at all, in an epoch."""
-        return any(x is not None for x in (self.weights, self.epoch_cells, self.shares))
-
-    def state(self) -> dict[str, Any]:
-        """What a state has to agree on, ready for JSON."""
-        weights = self.weights
-        if isinstance(weights, Mapping):
-            weights = {c: dict(r) if isinstance(r, Mapping) else r for c, r in weights.items()}
-        return {
-            "where": self.where,
-            "take": self.take,
-            "weights": weights,
-            "epoch_cells": self.epoch_cells,
-            "domain_by": self.domain_by,
-            "stratify": self.stratify,
-            "blend": None if self.shares is None else list(self.shares),
-        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,6 +159,8 @@ class Choice:
         What was asked for.
     seed
         Of all orders and copies.
+    shares
+        Of each set of a blend; None when there is one set.
     stratified
         False where cells keep the order of the shards: then all are one stratum.
 
@@ -247,8 +186,16 @@ class Choice:
     """
 
     def __init__(
-        self, shards: ShardList, options: ChoiceOptions, seed: int, *, stratified: bool
+        self,
+        shards: ShardList,
+        options: ChoiceOptions,
+        seed: int,
+        shares: Sequence[float] | None = None,
+        *,
+        stratified: bool,
     ) -> None:
+        if shares is not None:
+            check_shares(shares)
         if options.stratify is not None and not stratified:
             raise ConfigError(
                 "stratify orders cells, and shuffle=False keeps the order of the shards",
@@ -258,9 +205,9 @@ class Choice:
         self._shards = shards
         self._chosen: Chosen = choose(shards, options.where, options.take)
         cells = int(self._chosen.cells.sum())
-        if options.resamples and not cells:
+        self.resamples = options.resamples or shares is not None
+        if self.resamples and not cells:
             raise ConfigError(f"the split {shards.split!r} has no cells", where=shards.name())
-        self.resamples = options.resamples
         self._domain_column = _column(shards, options.domain_by, "domain_by")
         self._stratum_column = _column(shards, options.stratify, "stratify")
         told_apart = [c for c in (self._domain_column, self._stratum_column) if c]
@@ -272,7 +219,7 @@ class Choice:
                 shards,
                 self._chosen,
                 options.weights,
-                options.shares,
+                shares,
                 options.epoch_cells or cells,
             )
         column = None if self._weights is None else self._weights.column
@@ -417,18 +364,25 @@ def _shares(totals: list[int], positions: int) -> list[int]:
 _CHOICES: WeakValueDictionary[str, Choice] = WeakValueDictionary()
 
 
-def choice_of(shards: ShardList, options: ChoiceOptions, seed: int, *, stratified: bool) -> Choice:
+def choice_of(
+    shards: ShardList,
+    options: ChoiceOptions,
+    seed: int,
+    shares: Sequence[float] | None,
+    *,
+    stratified: bool,
+) -> Choice:
     """The choice of these options; one that is still in use somewhere is not made again.
 
     A DataLoader's workers make a loader for each epoch, and what a choice reads of the indexes, which
     are told by their checksums, does not change.
     """
     asked = [shards.fingerprint(), *(s.index_sha256 for s in shards.shards)]
-    asked += [repr(shards.labels), repr(options.state()), f"{seed} {stratified}"]
+    asked += [repr(shards.labels), repr(options.state()), repr((seed, shares, stratified))]
     key = hashlib.sha256("\n".join(asked).encode()).hexdigest()
     made = _CHOICES.get(key)
     if made is None:
-        made = _CHOICES[key] = Choice(shards, options, seed, stratified=stratified)
+        made = _CHOICES[key] = Choice(shards, options, seed, shares, stratified=stratified)
     return made
 
 

@@ -25,37 +25,21 @@ from scshards.shards.index import OBS_PREFIX
 from scshards.shards.shardlist import ShardList
 from scshards.streaming.order.choose import Chosen, check_category, column_name, scan
 from scshards.streaming.order.copies import MAX_SCALE
-
-BALANCED = "balanced"
+from scshards.streaming.order.options import (
+    BALANCED,
+    WEIGHTS_ADVICE,
+    WeightsOption,
+    is_weight,
+)
 
 _Counts = tuple[NDArray[Any] | None, NDArray[np.int64]]
 """Values of some cells, and how many of them have each."""
-
-WeightsOption = str | Mapping[str, str | Mapping[str, float]]
-
-
-def check_weights(weights: WeightsOption) -> None:
-    """ConfigError for what is no `weights` whatever the shard set holds."""
-    if isinstance(weights, str):
-        return
-    if not isinstance(weights, Mapping) or len(weights) != 1:
-        raise ConfigError("weights takes one column", where="weights", advice=_ADVICE)
-    ((column, rule),) = weights.items()
-    if not isinstance(column, str) or not (isinstance(rule, Mapping) or rule == BALANCED):
-        raise ConfigError(f"{rule!r} is no rule for weights", where="weights", advice=_ADVICE)
-    if isinstance(rule, Mapping):
-        for category, weight in rule.items():
-            if not _is_weight(weight):
-                raise ConfigError(
-                    f"{weight!r} is no weight: a number of at least 0",
-                    where=f"weights: {category}",
-                )
 
 
 def check_shares(shares: Sequence[float]) -> None:
     """ConfigError unless all shares of a blend are above 0."""
     for share in shares:
-        if not _is_weight(share) or not share:
+        if not is_weight(share) or not share:
             raise ConfigError(f"{share!r} is no share of a blend: a number above 0", where="blend")
 
 
@@ -218,24 +202,11 @@ def _column(shards: ShardList, weights: WeightsOption) -> str:
     if is_category != (rule is not None):
         kind = "categories" if is_category else "numbers"
         raise ConfigError(
-            f"the column {name!r} holds {kind}", where=f"{shards.name()}: weights", advice=_ADVICE
+            f"the column {name!r} holds {kind}",
+            where=f"{shards.name()}: weights",
+            advice=WEIGHTS_ADVICE,
         )
     if isinstance(rule, Mapping):
         for category in rule:
             check_category(shards, name, category, "weights")
     return column
-
-
-def _is_weight(value: object) -> bool:
-    return (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and value >= 0
-    )
-
-
-_ADVICE = (
-    f'for example {{"cell_type": "{BALANCED}"}}, {{"cell_type": {{"B cell": 2.0}}}}, or the name of a '
-    "column of numbers"
-)

@@ -1,0 +1,111 @@
+"""The options of a loader: which class each of them is a field of, and what is said of one that is none.
+
+    ChoiceOptions   choose=     which cells, how often               streaming.order.options
+    CollateOptions  collate=    what a batch is made of              streaming.collate.options
+    ReadOptions     read=       how shards are read and shuffled     streaming.read.options
+
+Called by streaming.loader, streaming.blockstream and train.config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from scshards.base.config import Options
+from scshards.base.errors import ConfigError
+from scshards.base.text import did_you_mean
+from scshards.streaming.collate.options import CollateOptions
+from scshards.streaming.order.options import ChoiceOptions
+from scshards.streaming.read.options import ReadOptions
+
+PARTS: dict[str, type[Options]] = {
+    "choose": ChoiceOptions,
+    "collate": CollateOptions,
+    "read": ReadOptions,
+}
+"""{keyword of CellLoader: its class}."""
+
+FIELDS = {f.name: (part, f) for part, cls in PARTS.items() for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+"""{option: (keyword of the class that it is a field of, the field)}."""
+
+
+def check_parts(**given: Any) -> None:
+    """ConfigError unless `choose`, `collate` and `read` are of their classes."""
+    for part, value in given.items():
+        if not isinstance(value, PARTS[part]):
+            raise ConfigError(
+                f"{part} is a {PARTS[part].__name__}, not {type(value).__name__}",
+                where=part,
+                advice=f"write {part}={PARTS[part].__name__}(...)",
+            )
+
+
+def refuse(given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """ConfigError for keywords of CellLoader that are none: where each is a field, or what is near.
+
+    Parameters
+    ----------
+    given
+        What is no keyword.
+    known
+        Those that there are.
+    """
+    for name in given:
+        if name not in FIELDS:
+            raise ConfigError(
+                f"a loader has no option {name!r}", advice=did_you_mean(name, [*known, *FIELDS])
+            )
+    if not given:
+        return
+    homes: dict[str, list[str]] = {}
+    for name in given:
+        homes.setdefault(FIELDS[name][0], []).append(name)
+    said = [
+        f"{', '.join(names)} {'is a field' if len(names) == 1 else 'are fields'} of "
+        f"{PARTS[part].__name__}"
+        for part, names in homes.items()
+    ]
+    written = [
+        f"{part}={PARTS[part].__name__}({', '.join(_written(n, given[n]) for n in names)})"
+        for part, names in homes.items()
+    ]
+    raise ConfigError("; ".join(said), advice="write " + ", ".join(written))
+
+
+def by_part(
+    given: Mapping[str, Any],
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Options that were given flat: {keyword of their class: those of its fields}, and the others."""
+    tables: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
+    for name in given.keys() & FIELDS.keys():
+        tables[FIELDS[name][0]][name] = given[name]
+    return tables, {name: value for name, value in given.items() if name not in FIELDS}
+
+
+def renewed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A loader's state with options as this version writes them: what it lacks is as by default.
+
+    What this version does not know stays as it is, and so does what is no option at all.
+    """
+    out = dict(state) | _renewed(ChoiceOptions, state)
+    if isinstance(state.get("collate"), Mapping):
+        out["collate"] = dict(state["collate"]) | _renewed(CollateOptions, state["collate"])
+    return out
+
+
+def _renewed(
+    cls: type[ChoiceOptions] | type[CollateOptions], table: Mapping[str, Any]
+) -> dict[str, Any]:
+    names = cls().state()
+    try:
+        return cls(**{name: table[name] for name in names if name in table}).state()
+    except ConfigError:
+        return {}
+
+
+def _written(name: str, value: Any) -> str:
+    """An option as it stands in code; nothing of what a repr leaves out."""
+    shown = repr(value) if FIELDS[name][1].repr else "..."
+    return f"{name}={shown if len(shown) <= 60 else '...'}"

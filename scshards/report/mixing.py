@@ -1,8 +1,10 @@
 """How well batches mix the cells of a shard set, before anything is trained: from indexes alone.
 
-    some batches of an epoch --streaming.order.state, kernels.buffers, on integers--> their cells' places
-    --indexes--> label codes --> entropy of each batch, beside that of a batch drawn at random
+    windows of some batches in a row --order.state, order.plan, on integers--> their cells' places
+    --indexes--> label codes --> entropy of each window, beside that of as many cells drawn at random
+    order.plan --> how each stratum's share goes along the epoch
 
+A batch that mixes well says little of a stretch of training: ten in a row may all hold the same donors.
 No byte of a cell is read. Called by `scshards mix`.
 """
 
@@ -28,57 +30,97 @@ from scshards.shards.shardlist import SOURCE, ShardList
 from scshards.streaming.options import check_parts
 from scshards.streaming.order.choose import scan
 from scshards.streaming.order.options import ChoiceOptions
+from scshards.streaming.order.plan import EpochPlan
 from scshards.streaming.order.state import Order
 from scshards.streaming.order.strata import Appearances, Choice
 from scshards.streaming.read.options import ReadOptions
 
 LOW = 0.05
-"""The share of batches that are worse than a column's `low`."""
+"""The share of windows that are worse than a column's `low`."""
+
+WINDOWS = (1, 10, 100, 1000)
+"""Global batches in a row, whose cells are looked at together."""
+
+WINDOW_CELLS = 4096
+"""Of a window of several batches so many cells are looked at, at most, spread over it."""
+
+STRETCHES = 100
+"""Parts of an epoch for which shares of strata are told, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mixed:
-    """The entropies, in bits, of a column in batches of one size.
+    """The entropies, in bits, of a column in windows of one size.
 
     Attributes
     ----------
     column
         A label, or "source".
+    window
+        Batches in a row.
     cells
-        Of each batch.
+        That are looked at of each window.
     categories
         That occur in the epoch; cells without a value are one of them.
     whole
         Entropy of the whole epoch.
     ideal
-        Mean entropy of a batch of that size drawn at random, without replacement.
+        Mean entropy of as many cells drawn at random, without replacement.
     steps
-        int64 [batches]: the step of each batch.
-    batches
-        float64 [batches]: the entropy of each.
+        int64 [windows]: the first step of each window.
+    entropies
+        float64 [windows].
     """
 
     column: str
+    window: int
     cells: int
     categories: int
     whole: float
     ideal: float
     steps: NDArray[np.int64] = field(repr=False)
-    batches: NDArray[np.float64] = field(repr=False)
+    entropies: NDArray[np.float64] = field(repr=False)
 
     @property
     def mean(self) -> float:
-        return float(self.batches.mean())
+        return float(self.entropies.mean())
 
     @property
     def low(self) -> float:
-        """The entropy that one batch in twenty does not reach."""
-        return float(np.quantile(self.batches, LOW))
+        """The entropy that one window in twenty does not reach."""
+        return float(np.quantile(self.entropies, LOW))
 
     @property
     def score(self) -> float | None:
         """The mean against the ideal: 1 is as good as drawn at random; None when nothing can vary."""
         return self.mean / self.ideal if self.ideal > 0 else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drift:
+    """How a stratum's share of the batches goes along the epoch.
+
+    Attributes
+    ----------
+    stratum
+        Its name: where its cells came from, and their category of `stratify`.
+    share
+        Of the whole epoch.
+    shares
+        float64 [stretches]: of equal parts of the epoch, in order.
+    """
+
+    stratum: str
+    share: float
+    shares: NDArray[np.float64] = field(repr=False)
+
+    @property
+    def low(self) -> float:
+        return float(self.shares.min())
+
+    @property
+    def high(self) -> float:
+        return float(self.shares.max())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,11 +132,13 @@ class MixReport:
     cells, steps
         Of the epoch.
     sampled
-        How many global batches were looked at.
+        How many global batches were looked at one by one.
     is_packed_shuffled
         Whether pack or reshard shuffled the cells of all sources together.
     columns
-        In batches of one rank; with more ranks, in global batches too.
+        By column: with more ranks than one, in batches of one rank; then in windows of global batches.
+    drift
+        Of each stratum, where there are several.
     """
 
     cells: int
@@ -102,15 +146,16 @@ class MixReport:
     sampled: int
     is_packed_shuffled: bool
     columns: tuple[Mixed, ...]
+    drift: tuple[Drift, ...] = ()
 
     @property
     def worst(self) -> float:
-        """The lowest score of a column; 1 when no column can vary."""
+        """The lowest score of a column and window; 1 when no column can vary."""
         return min((m.score for m in self.columns if m.score is not None), default=1.0)
 
 
 def mix(
-    root: str | os.PathLike[str],
+    root: str | os.PathLike[str] | Mapping[str, float],
     by: Sequence[str] = (),
     options: MixOptions | None = None,
     *,
@@ -119,12 +164,12 @@ def mix(
     read: ReadOptions = ReadOptions(),  # noqa: B008
     progress: bool = True,
 ) -> MixReport:
-    """Entropies of labels in some batches of an epoch, as CellLoader would make them.
+    """Entropies of labels in windows of batches of an epoch, as CellLoader would make them.
 
     Parameters
     ----------
     root, split
-        The shard set.
+        The shard set, or {root: share} of a blend.
     by
         Labels of categories, or "source"; none takes all labels of categories, or else "source".
     options
@@ -143,9 +188,11 @@ def mix(
     check_parts(choose=choose, read=read)
     if choose.domain_by is not None:
         raise ConfigError("batches of one domain each have nothing to mix", where="domain_by")
-    shards = ShardList([root], split, read.access)
+    roots = root if isinstance(root, Mapping) else {os.fspath(root): 1.0}
+    shards = ShardList(list(roots), split, read.access)
     names = _columns(shards, by)
-    choice = Choice(shards, choose, o.seed, stratified=o.shuffle)
+    shares = list(roots.values()) if isinstance(root, Mapping) else None
+    choice = Choice(shards, choose, o.seed, shares, stratified=o.shuffle)
     order = Order(
         choice.parts,
         by_domain=False,
@@ -165,34 +212,64 @@ def mix(
             where=shards.name(),
             advice="use a smaller batch size or fewer ranks",
         )
-    steps = _spread(o.batches, order.steps(position), seeds.key(o.seed, "mix"))
+    n_steps, batch = order.steps(position), order.global_batch
     appearances = order.appearances(0, position)
     plan = order.plan(0, position, appearances)
-    positions = steps[:, None] * order.global_batch + np.arange(order.global_batch)
-    cells = plan.cells_at(positions.reshape(-1))
+    windows = {w: _window(w, batch, n_steps, o) for w in WINDOWS if w == 1 or w <= n_steps}
+    every = np.unique(np.concatenate([at.reshape(-1) for _, at in windows.values()]))
     columns = list(dict.fromkeys((*names.values(), *choice.columns)))
     with Progress("mix", len(shards.shards), "indexes", shown=progress) as shown:
-        codes, counts = _look_up(shards, names, columns, appearances, cells, shown)
+        codes, counts = _look_up(shards, names, columns, appearances, plan.cells_at(every), shown)
     found = []
     for name in names:
-        code_SG = codes[name].reshape(positions.shape)
-        found.append(_mixed(name, code_SG, counts[name], steps))
-        if o.world_size > 1:
-            # A rank has every world_size-th position.
-            of_ranks = np.swapaxes(code_SG.reshape(len(steps), o.batch_size, o.world_size), 1, 2)
-            one = _mixed(
-                name,
-                of_ranks.reshape(-1, o.batch_size),
-                counts[name],
-                np.repeat(steps, o.world_size),
-            )
-            found.insert(-1, one)
+        for window, (steps, positions) in windows.items():
+            code_WC = codes[name][np.searchsorted(every, positions)]
+            if window == 1 and o.world_size > 1:
+                # A rank has every world_size-th position.
+                by_rank = code_WC.reshape(len(steps), o.batch_size, o.world_size)
+                of_ranks = np.swapaxes(by_rank, 1, 2).reshape(-1, o.batch_size)
+                steps_of_ranks = np.repeat(steps, o.world_size)
+                found.append(_mixed(name, 1, of_ranks, counts[name], steps_of_ranks))
+            found.append(_mixed(name, window, code_WC, counts[name], steps))
     return MixReport(
         cells=order.cells,
-        steps=order.steps(position),
-        sampled=len(steps),
-        is_packed_shuffled=bool(shards.shardsets[0].manifest.options.get("shuffle", False)),
+        steps=n_steps,
+        sampled=len(windows[1][0]),
+        is_packed_shuffled=all(
+            bool(s.manifest.options.get("shuffle", False)) for s in shards.shardsets
+        ),
         columns=tuple(found),
+        drift=_drift(plan, [a.stratum.name for a in appearances], n_steps, batch),
+    )
+
+
+def _window(
+    window: int, batch: int, steps: int, o: MixOptions
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first steps of windows spread over the epoch, [W], and the positions looked at, [W, cells].
+
+    They do not overlap, and positions ascend.
+    """
+    key = seeds.key(o.seed, "mix") if window == 1 else seeds.key(o.seed, "mix", window)
+    slots = steps // window
+    first = _spread(min(o.batches, slots), slots, key) * window
+    size = window * batch
+    wanted = size if window == 1 else min(size, WINDOW_CELLS)
+    inside = [_spread(wanted, size, seeds.key(key, int(f))) for f in first]
+    return first, first[:, None] * batch + np.stack(inside)
+
+
+def _drift(plan: EpochPlan, names: Sequence[str], steps: int, batch: int) -> tuple[Drift, ...]:
+    if len(names) < 2:
+        return ()
+    stretches = min(STRETCHES, steps)
+    bounds = np.arange(stretches + 1) * steps // stretches * batch
+    of_each = np.diff(plan.strata_before(bounds), axis=0)  # [stretches, strata]
+    shares = of_each / np.diff(bounds)[:, None]
+    sizes = [int(line.starts[-1]) for line in plan.lines]
+    return tuple(
+        Drift(stratum=name, share=n / plan.cells, shares=shares[:, i])
+        for i, (name, n) in enumerate(zip(names, sizes, strict=True))
     )
 
 
@@ -216,7 +293,7 @@ def _columns(shards: ShardList, by: Sequence[str]) -> dict[str, str]:
 
 
 def _spread(wanted: int, steps: int, key: int) -> NDArray[np.int64]:
-    """Steps, ascending: all, or one at random of each of `wanted` stretches of equal length."""
+    """Numbers below `steps`, ascending: all, or one at random of each of `wanted` equal stretches."""
     if wanted >= steps:
         return np.arange(steps)
     edges = np.arange(wanted + 1) * steps // wanted
@@ -272,16 +349,21 @@ def _look_up(
 
 
 def _mixed(
-    name: str, codes_SB: NDArray[np.int64], counts: NDArray[np.int64], steps: NDArray[np.int64]
+    name: str,
+    window: int,
+    codes_WC: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    steps: NDArray[np.int64],
 ) -> Mixed:
-    cells = codes_SB.shape[1]
-    in_batch = [np.unique(row, return_counts=True)[1] for row in codes_SB]
+    cells = codes_WC.shape[1]
+    in_window = [np.unique(row, return_counts=True)[1] for row in codes_WC]
     return Mixed(
         column=name,
+        window=window,
         cells=cells,
         categories=int(np.count_nonzero(counts)),
         whole=float(entropy(counts)),
         ideal=expected_entropy(counts, cells),
         steps=steps,
-        batches=np.array([entropy(c) for c in in_batch]),
+        entropies=np.array([entropy(c) for c in in_window]),
     )

@@ -37,7 +37,7 @@ def test_a_well_mixed_set(mixed_up):
     )
     row = next(line.split() for line in result.stdout.splitlines() if line.startswith("donor"))
     assert row[1] == "4" and float(row[-1]) > 97
-    assert "mix as well as batches drawn at random" in result.stdout
+    assert "mix as well as cells drawn at random" in result.stdout
     assert "indexes" in result.stderr
 
 
@@ -62,9 +62,11 @@ def test_json_and_the_options_that_reach_it(in_order):
     args = ("--json", "--batch-size", 8, "--world-size", 2, "--batches", 20, "--seed", 1)
     tree = json.loads(run(in_order, *args, "--by", "source, donor").stdout)
     assert (tree["sampled"], tree["steps"], tree["cells"]) == (20, 75, 1200)
-    assert [(m["column"], m["cells"]) for m in tree["columns"]] == [
-        ("source", 8), ("source", 16), ("donor", 8), ("donor", 16),
-    ]  # fmt: skip
+    assert [(m["column"], m["window"], m["cells"]) for m in tree["columns"]] == [
+        (column, *window)
+        for column in ("source", "donor")
+        for window in ((1, 8), (1, 16), (10, 160))
+    ]
     assert tree["columns"][0]["score"] is None
     fewer = json.loads(run(in_order, "--json", "--where", "donor != 'a'").stdout)
     assert (fewer["cells"], fewer["columns"][0]["categories"]) == (800, 2)
@@ -75,9 +77,33 @@ def test_json_and_the_options_that_reach_it(in_order):
         run(in_order, *split)
 
 
+def test_stretches_that_do_not_mix_are_not_called_well_mixed(tmp_path):
+    donors = np.repeat(np.arange(60), 40)
+    root = make_set(
+        tmp_path, [240] * 10, donors=donors, categories=tuple(f"d{i}" for i in range(60)), longest=2
+    ).root
+    args = (root, "--batch-size", 8, "--lanes", 8, "--shuffle-buffer", 128)
+    text = run(*args).stdout
+    assert "donor: 10 batches in a row mix" in text and "as well as" not in text
+    rows = [line.split() for line in text.splitlines() if line.startswith("donor ")]
+    assert [row[2:4] for row in rows] == [["1", "8"], ["10", "80"], ["100", "800"]]
+    assert "as well as cells drawn at random" in run(*args, "--stratify", "donor").stdout
+
+
+def test_shares_of_strata(in_order):
+    tree = json.loads(run(in_order, "--stratify", "donor", "--batch-size", 8, "--json").stdout)
+    assert [d["stratum"].rpartition(": ")[2] for d in tree["drift"]] == ["a", "b", "c"]
+    for each in tree["drift"]:
+        assert each["share"] == pytest.approx(1 / 3, abs=1e-3) and len(each["shares"]) == 100
+        assert each["low"] == min(each["shares"])
+    text = run(in_order, "--stratify", "donor", "--batch-size", 8).stdout
+    assert "% of the epoch" in text and "33.33" in text
+    assert "% of the epoch" not in run(in_order).stdout
+
+
 def test_a_picture(in_order, tmp_path):
     out = tmp_path / "mix.png"
-    result = run(in_order, "--plot", out, "--json")
+    result = run(in_order, "--plot", out, "--json", "--stratify", "donor")
     assert out.read_bytes().startswith(b"\x89PNG")
     assert json.loads(result.stdout)["columns"]
     with pytest.raises(StorageError, match="can't be written"):

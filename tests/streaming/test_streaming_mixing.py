@@ -16,6 +16,7 @@ from scshards.base.errors import ConfigError
 from scshards.kernels.buffers import lane_order, some_of_order
 from scshards.report.mix_options import MixOptions
 from scshards.report.mixing import mix
+from scshards.streaming.loader import CellLoader
 from scshards.streaming.order.options import ChoiceOptions
 from scshards.streaming.read.options import ReadOptions
 
@@ -67,13 +68,60 @@ def test_every_batch_is_one_that_the_loader_makes(root, o, flat):
     of_ranks = report.columns[0]
     assert of_ranks.cells == o.batch_size
     expected = [plainly(batch) for step in steps for batch in step]
-    np.testing.assert_allclose(of_ranks.batches, expected, atol=1e-12)
+    np.testing.assert_allclose(of_ranks.entropies, expected, atol=1e-12)
     assert of_ranks.mean == pytest.approx(np.mean(expected))
-    assert len(report.columns) == 1 + (o.world_size > 1)
-    whole = report.columns[-1]
-    assert whole.cells == o.batch_size * o.world_size
-    together = [plainly([d for batch in step for d in batch]) for step in steps]
-    np.testing.assert_allclose(whole.batches, together, atol=1e-12)
+    in_windows = report.columns[o.world_size > 1 :]
+    assert [m.window for m in in_windows] == [w for w in (1, 10, 100) if w <= len(steps)]
+    for mixed in in_windows:
+        assert mixed.cells == mixed.window * o.batch_size * o.world_size
+        assert len(mixed.steps) == len(steps) // mixed.window
+        together = [
+            plainly([d for step in steps[s : s + mixed.window] for batch in step for d in batch])
+            for s in mixed.steps.tolist()
+        ]
+        np.testing.assert_allclose(mixed.entropies, together, atol=1e-12)
+
+
+def test_of_long_windows_so_many_cells_are_looked_at(tmp_path, monkeypatch):
+    root = make_set(tmp_path, [500] * 6, donors=np.repeat([0, 1, 2], 1000), longest=2).root
+    o = MixOptions(batch_size=10)
+    monkeypatch.setattr("scshards.report.mixing.WINDOW_CELLS", 50)
+    of = {m.window: m for m in mix(root, ["donor"], o, progress=False).columns}
+    assert {w: m.cells for w, m in of.items()} == {1: 10, 10: 50, 100: 50}
+    assert of[100].mean == pytest.approx(of[100].ideal, abs=0.1)
+
+
+def test_batches_may_mix_where_stretches_do_not(tmp_path):
+    """Ten batches in a row held 62 donors of 184, and each batch as many as one drawn at random."""
+    donors = np.repeat(np.arange(184), 60)
+    categories = tuple(f"d{i}" for i in range(184))
+    root = make_set(tmp_path, [1104] * 10, donors=donors, categories=categories, longest=2).root
+    o = MixOptions(batch_size=32)
+    report = mix(root, ["donor"], o, read=ReadOptions(lanes=32, shuffle_buffer=512), progress=False)
+    score = {m.window: m.score for m in report.columns}
+    assert score[1] > 0.95 and score[10] < 0.9
+    assert report.worst == min(score.values())
+    stratified = mix(root, ["donor"], o, choose=ChoiceOptions(stratify="donor"), progress=False)
+    assert min(m.score for m in stratified.columns) > 0.99
+
+
+def test_shares_drift_as_the_loader_makes_them(tmp_path):
+    roots = {
+        str(make_set(tmp_path / f"{i}", [700, 300], longest=2, seed=i).root): share
+        for i, share in enumerate((0.7, 0.3))
+    }
+    choose, o = ChoiceOptions(epoch_cells=3000), MixOptions(batch_size=10)
+    report = mix(roots, ["donor"], o, choose=choose, progress=False)
+    assert [d.stratum for d in report.drift] == list(roots)
+    keys = np.concatenate([b.keys.numpy() for b in CellLoader(roots, batch_size=10, choose=choose)])
+    for i, drift in enumerate(report.drift):
+        of_set = (keys >> 40 == i).reshape(100, 30).mean(axis=1)
+        np.testing.assert_allclose(drift.shares, of_set)
+        assert drift.share == pytest.approx((0.7, 0.3)[i], abs=1e-3)
+        assert drift.low == of_set.min() and drift.high == of_set.max()
+        assert drift.high - drift.low < 0.2
+    (alone,) = [mix(root, ["donor"], o, progress=False).drift for root in [next(iter(roots))]]
+    assert alone == ()
 
 
 @given(cells=st.integers(1, 300), buffer=st.integers(1, 40), data=st.data())
@@ -93,9 +141,9 @@ def test_a_sample_is_spread_over_the_epoch(root):
     every = mix(root, ["donor"], MixOptions(batch_size=4), progress=False).columns[0]
     some = mix(root, ["donor"], MixOptions(batch_size=4, batches=10), progress=False)
     assert (some.sampled, some.steps) == (10, 100)
-    (mixed,) = some.columns
+    mixed = some.columns[0]
     assert np.all(np.arange(10) * 10 <= mixed.steps) and np.all(mixed.steps < np.arange(1, 11) * 10)
-    np.testing.assert_array_equal(mixed.batches, every.batches[mixed.steps])
+    np.testing.assert_array_equal(mixed.entropies, every.entropies[mixed.steps])
 
 
 def test_the_whole_is_that_of_the_set(root):

@@ -164,6 +164,18 @@ class EpochPlan:
                 found[:, at[mine]] = np.full(len(mine), stretch.stratum), line.shards[run], cells
         return found[0], found[1], found[2]
 
+    def strata_before(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Cells of each stratum before these positions, which ascend, int64 [positions, strata]."""
+        out = np.zeros((len(positions), len(self.lines)), np.int64)
+        for lane in range(self.lanes):
+            mine = self.of_lane(lane)
+            states, times = np.zeros((len(mine), 3), np.int64), _times(mine)
+            emissions = np.clip(-((lane - positions) // self.lanes), 0, self.lane_cells(lane))
+            for i, count in enumerate(np.diff(emissions, prepend=0).tolist()):
+                take_turns(*times, states, count, np.empty(0, np.int64))
+                np.add.at(out[i], [s.stratum for s in mine], states[:, EMITTED])
+        return out
+
     def _turns_of(
         self, lane: int, emissions: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -213,9 +213,9 @@ def test_numbers_of_cells_that_are_not_chosen_may_be_anything(known: Known) -> N
     total = sum(known.age[i] for i in chosen)
     assert set(copies) <= set(chosen) and sum(copies.values()) == 500
     assert all(abs(copies[i] - 500 * known.age[i] / total) < 1 + 1e-6 for i in chosen)
-    odd = CellWeights(column="x", _tables=(np.zeros(0),), _factors=(0.5,), _top=10)
+    odd = CellWeights(column="x", tables=None, scales=(5.0,), top=10)
     values = np.array([np.nan, np.inf, -np.inf, -1.0, 0.0, 1e-9, 1.0, 2.0, 1e300])
-    assert odd.of(0, values, 9).tolist() == [0, 0, 0, 0, 0, 1, 5, 10, 10]
+    assert odd.of(0, values).tolist() == [0, 0, 0, 0, 0, 1, 5, 10, 10]
 
 
 def test_a_missing_number_is_no_weight(known: Known, other: Known) -> None:

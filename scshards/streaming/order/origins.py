@@ -37,8 +37,8 @@ class Origins:
     cuts: Mapping[int, list[tuple[int, int, int]]]
 
 
-def origins(shards: ShardList) -> Origins:
-    """The origins of a split's cells, set by set, addition by addition.
+def origins(shards: ShardList, *, additions: bool) -> Origins:
+    """The origins of a split's cells, set by set and, if asked for, addition by addition.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def origins(shards: ShardList) -> Origins:
         names.append(shardset.storage.at(""))
         begins.append((bounds[number], 0))
         manifest = shardset.manifest
-        for added in manifest.options.get("added", ()):
+        for added in manifest.options.get("added", ()) if additions else ():
             source = int(added["first_source"])
             begin = _begin(shards, range(bounds[number], bounds[number + 1]), first_source + source)
             if begin is not None and begin > begins[-1]:
@@ -61,11 +61,6 @@ def origins(shards: ShardList) -> Origins:
                 begins.append(begin)
         first_source += len(manifest.sources)
     return _origins(names, begins, shards.cells)
-
-
-def one_origin(shards: ShardList) -> Origins:
-    """All cells as of one origin."""
-    return Origins(names=("",), of_shard=np.zeros(len(shards.shards), np.int64), cuts={})
 
 
 def _begin(shards: ShardList, among: range, source: int) -> tuple[int, int] | None:

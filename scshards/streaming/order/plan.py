@@ -227,8 +227,6 @@ def plan_epoch(
 
     Parameters
     ----------
-    strata
-        One, where shuffle is False.
     lanes
         K, at least 1.
     shuffle
@@ -236,7 +234,6 @@ def plan_epoch(
     shuffle_buffer
         Cells over all stretches together; each has its part, at least 1.
     """
-    assert shuffle or len(strata) == 1
     seeds_of = [stratum_seed(seed, i, len(strata)) for i in range(len(strata))]
     lines = tuple(
         _line(shards, cells, one, epoch, shuffle)
@@ -245,7 +242,9 @@ def plan_epoch(
     sizes = [int(line.starts[-1]) for line in lines]
     n = sum(sizes)
     turn = lanes // groups(lanes, len(strata)) * seeds.GOLDEN
-    order = seeds.permutation(seeds.key(seed, "strata", epoch), len(strata)).tolist()
+    order = list(range(len(strata)))
+    if shuffle:
+        order = seeds.permutation(seeds.key(seed, "strata", epoch), len(strata)).tolist()
     stretches: list[Stretch] = []
     for stratum, pieces in enumerate(_dealt(sizes, lanes, order)):
         one = seeds_of[stratum]

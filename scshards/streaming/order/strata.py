@@ -15,7 +15,8 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from fractions import Fraction
+from itertools import accumulate, pairwise
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -29,10 +30,10 @@ from scshards.shards.index import OBS_PREFIX
 from scshards.shards.shardlist import SOURCE, ShardList
 from scshards.streaming.order.choose import Chosen, choose, scan
 from scshards.streaming.order.copies import Passes, Resampling, in_passes, resample
-from scshards.streaming.order.options import ChoiceOptions
-from scshards.streaming.order.origins import one_origin, origins
+from scshards.streaming.order.options import ChoiceOptions, is_weight
+from scshards.streaming.order.origins import origins
 from scshards.streaming.order.plan import shard_order, stratum_seed
-from scshards.streaming.order.weights import CellWeights, cell_weights, check_shares
+from scshards.streaming.order.weights import CellWeights, cell_weights
 
 _log = logging.getLogger(__name__)
 
@@ -162,7 +163,7 @@ class Choice:
     shares
         Of each set of a blend; None when there is one set.
     stratified
-        False where cells keep the order of the shards: then all are one stratum.
+        False where cells keep the order of the shards: then those of a set are one stratum.
 
     Attributes
     ----------
@@ -194,8 +195,10 @@ class Choice:
         *,
         stratified: bool,
     ) -> None:
-        if shares is not None:
-            check_shares(shares)
+        for share in shares or ():
+            if not is_weight(share) or not share:
+                what = f"{share!r} is no share of a blend: a number above 0"
+                raise ConfigError(what, where="blend")
         if options.stratify is not None and not stratified:
             raise ConfigError(
                 "stratify orders cells, and shuffle=False keeps the order of the shards",
@@ -212,20 +215,16 @@ class Choice:
         self._stratum_column = _column(shards, options.stratify, "stratify")
         told_apart = [c for c in (self._domain_column, self._stratum_column) if c]
         self.is_every_cell = self._chosen.is_all and not self.resamples and not told_apart
-        self.origins = origins(shards) if stratified else one_origin(shards)
+        self.origins = origins(shards, additions=stratified)
         self._weights: CellWeights | None = None
-        if self.resamples:
-            self._weights = cell_weights(
-                shards,
-                self._chosen,
-                options.weights,
-                shares,
-                options.epoch_cells or cells,
-            )
-        column = None if self._weights is None else self._weights.column
-        self.columns = tuple(c for c in dict.fromkeys((column, *told_apart)) if c)
+        positions = options.epoch_cells or cells
+        if options.weights is not None:
+            self._weights = cell_weights(shards, self._chosen, options.weights, positions)
+            told_apart.append(self._weights.column)
+        self.columns = tuple(dict.fromkeys(told_apart))
+        self._shares = shares
         self.domains: dict[str | None, int] = {}
-        self.parts = self._parts(seed, options.epoch_cells or cells)
+        self.parts = self._parts(seed, positions)
 
     def weights_of(self, shard: int, table: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
         """The integer weights of a shard's cells; without weights 1 for each cell that is chosen."""
@@ -233,9 +232,8 @@ class Choice:
         mask = self._chosen.mask(shard, n)
         if self._weights is None:
             return mask.astype(np.int64)
-        column = self._weights.column
-        values = None if column is None else table[column]
-        return self._weights.of(int(self._shards.set_of[shard]), values, n) * mask
+        values = table[self._weights.column]
+        return self._weights.of(int(self._shards.set_of[shard]), values) * mask
 
     def kinds(
         self, shard: int, table: Mapping[str, NDArray[Any]], n: int
@@ -259,27 +257,50 @@ class Choice:
 
     def _parts(self, seed: int, positions: int) -> tuple[Part, ...]:
         found = self._sums()
+        weights = self._weights_of(found)
         if self._domain_column is None:
-            return (self._part(found, None, seed, positions),)
+            return (self._part(found, weights, None, seed, positions),)
         names = [*self._categories(self._domain_column), None]
         of_domain: list[dict[_Kind, _Sums]] = [{} for _ in names]
         for kind, sums in found.items():
             of_domain[kind % len(names)][kind] = sums
         parts = []
-        for name, kinds, mine in zip(
-            names, of_domain, _shares(list(map(_total, of_domain)), positions), strict=True
-        ):
+        totals = [sum((weights[k] for k in kinds), Fraction()) for kinds in of_domain]
+        for name, kinds, mine in zip(names, of_domain, _dealt(totals, positions), strict=True):
             if kinds:
                 self.domains[name] = mine
             if mine:
                 key = seeds.key(seed, "domain", -1 if name is None else name)
-                parts.append(self._part(kinds, name, key, mine))
+                parts.append(self._part(kinds, weights, name, key, mine))
         return tuple(parts)
 
+    def _weights_of(self, found: Mapping[_Kind, _Sums]) -> dict[_Kind, Fraction]:
+        """What each stratum weighs: its cells; in a blend, the part of its set's share that they are."""
+        totals = {kind: Fraction(sum(sums)) for kind, (_, sums) in found.items()}
+        set_of = {kind: int(self._shards.set_of[shards[0]]) for kind, (shards, _) in found.items()}
+        wholes = [Fraction() for _ in self._shards.shardsets]
+        for kind, total in totals.items():
+            wholes[set_of[kind]] += total
+        for number, whole in enumerate(wholes):
+            if self.resamples and not whole:
+                raise ConfigError(
+                    "no chosen cell has a weight above 0",
+                    where=f"{self._shards.shardsets[number].storage.at('')}: weights",
+                )
+        if self._shares is None:
+            return totals
+        factors = [Fraction(float(s)) / w for s, w in zip(self._shares, wholes, strict=True)]
+        return {kind: total * factors[set_of[kind]] for kind, total in totals.items()}
+
     def _part(
-        self, kinds: Mapping[_Kind, _Sums], domain: str | None, seed: int, positions: int
+        self,
+        kinds: Mapping[_Kind, _Sums],
+        weights: Mapping[_Kind, Fraction],
+        domain: str | None,
+        seed: int,
+        positions: int,
     ) -> Part:
-        each = _shares([_total({k: s}) for k, s in kinds.items()], positions)
+        each = _dealt([weights[kind] for kind in kinds], positions)
         shared = [(k, s, n) for (k, s), n in zip(kinds.items(), each, strict=True) if n]
         strata = tuple(
             Stratum(
@@ -306,8 +327,6 @@ class Choice:
 
     def _sums(self) -> dict[_Kind, _Sums]:
         """The weights of each stratum's cells, shard by shard; strata in the order of their numbers."""
-        told_apart = self._domain_column is not None or self._stratum_column is not None
-        known = self._chosen.cells if self._weights is None else self._weights.sums
 
         def look(shard: int, table: Mapping[str, NDArray[Any]]) -> list[tuple[_Kind, int]]:
             weights = self.weights_of(shard, table)
@@ -318,19 +337,12 @@ class Choice:
             return list(zip(each.tolist(), sums.tolist(), strict=True))
 
         every = range(len(self._shards.shards))
-        cut = self.origins.cuts
-        looked_at = [s for s in every if told_apart or known is None or s in cut]
-        looked = dict(
-            zip(looked_at, scan(self._shards, self.columns, look, looked_at), strict=True)
-        )
+        which = [s for s in every if self.columns or s in self.origins.cuts]
+        looked = dict(zip(which, scan(self._shards, self.columns, look, which), strict=True))
         out: dict[_Kind, _Sums] = {}
         for shard in every:
-            alone = (
-                None
-                if known is None
-                else [(self.origins.of_shard[shard].item(), int(known[shard]))]
-            )
-            for kind, total in looked.get(shard, alone) or ():
+            whole = (int(self.origins.of_shard[shard]), int(self._chosen.cells[shard]))
+            for kind, total in looked.get(shard, [whole]):
                 if total:
                     shards, sums = out.setdefault(kind, ([], []))
                     shards.append(shard)
@@ -350,14 +362,10 @@ _Sums = tuple[list[int], list[int]]
 """Shards, and the sum of the weights of each."""
 
 
-def _total(kinds: Mapping[_Kind, _Sums]) -> int:
-    return sum(sum(sums) for _, sums in kinds.values())
-
-
-def _shares(totals: list[int], positions: int) -> list[int]:
-    """The part of the positions that is the part of the weights, rounded where they meet."""
-    ends = np.cumsum([0, *totals], dtype=object)
-    bounds = [end * positions // max(ends[-1], 1) for end in ends]
+def _dealt(weights: Sequence[Fraction], positions: int) -> list[int]:
+    """Positions dealt out by weights, rounded where they meet."""
+    ends = list(accumulate(weights, initial=Fraction()))
+    bounds = [end * positions // (ends[-1] or 1) for end in ends]
     return [b - a for a, b in pairwise(bounds)]
 
 

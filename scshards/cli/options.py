@@ -226,11 +226,11 @@ def spelled(error: E, context: click.Context) -> E:
     return error
 
 
-def field_texts(cls: type) -> dict[str, str]:
+def field_texts(cls: type, section: str = "Attributes") -> dict[str, str]:
     """{field: its entry under "Attributes"} of a dataclass and those that it extends."""
     texts: dict[str, str] = {}
     for of in reversed(cls.__mro__[:-1]):
-        _, _, entries = inspect.cleandoc(of.__doc__ or "").partition("Attributes\n----------\n")
+        _, _, entries = inspect.cleandoc(of.__doc__ or "").partition(f"{section}\n----------\n")
         for names, text in re.findall(r"^(\w.*)\n((?: .*\n?|\n)+)", entries, re.M):
             said = " ".join(text.split())
             as_in = re.fullmatch(r"As in (\w+)\.(.*)", said)

@@ -30,6 +30,9 @@ from scshards.train.config_task import TaskSettings
 MAY_CHANGE = frozenset(
     {
         "data.threads",
+        "data.prefetch",
+        "data.pin_memory",
+        "data.on_small_domain",
         "data.retries",
         "data.timeout",
         "data.cache_dir",
@@ -128,6 +131,13 @@ class TrainConfig:
                 self.run.micro_batch is None,
                 "data.tokens_per_batch",
                 "packed batches are not cut: leave run.micro_batch out",
+            )
+        by = self.data.choose.domain_by
+        if self.task.name == "integrate" and self.task.domain_norm:
+            check(
+                by in (None, self.task.domain),
+                "data.domain_by",
+                f"batches are of one domain of task.domain={self.task.domain!r} each: leave it out",
             )
         if self.model.value_style == "category":
             check(

@@ -40,7 +40,7 @@ def train_loader(
         choose=replace(
             data.choose,
             where=_where(config, data.choose.where),
-            domain_by=_domain_by(config),
+            domain_by=_domain_by(config) or data.choose.domain_by,
         ),
         collate=config.collate,
         read=replace(data.read, storage_options=storage_options),
@@ -102,9 +102,7 @@ def _where(config: TrainConfig, own: str | None = None) -> str | None:
 
 def _domain_by(config: TrainConfig) -> str | None:
     task = config.task
-    if task.name == "integrate" and task.domain_norm:
-        return task.domain
-    return config.data.choose.domain_by
+    return task.domain if task.name == "integrate" and task.domain_norm else None
 
 
 def _place(ranks: Ranks) -> dict[str, Any]:

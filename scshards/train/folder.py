@@ -59,13 +59,15 @@ class RunFolder:
                     advice="give a new folder with -o",
                 )
             return {}
-        return self.refuse_other(self.config().tables(), config, self.path)
+        return self.refuse_other(self.read("config.json")["config"], config, self.path)
 
     @staticmethod
     def refuse_other(
         old: dict[str, Any], config: TrainConfig, where: object
     ) -> dict[str, tuple[Any, Any]]:
         """What `config` changes of the tables `old`; ConfigError for what may not change."""
+        # An older version's lacks keys, which were as they are by default.
+        old = build(TrainConfig, old, str(where)).tables()
         changed = differences(old, config.tables())
         fixed = {k: v for k, v in changed.items() if k not in MAY_CHANGE}
         if fixed:

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from scshards.base.errors import ConfigError, OutputExistsError
+from scshards.streaming.collate.options import CollateOptions
+from scshards.streaming.options import FIELDS
+from scshards.streaming.read.options import ReadOptions
 from scshards.train.config import MAY_CHANGE, TrainConfig
 from scshards.train.folder import RunFolder
 
@@ -42,6 +47,81 @@ def test_file_and_settings_make_one_config(tmp_path):
 def test_a_wrong_setting_is_refused_with_what_is_right(setting, said):
     with pytest.raises(ConfigError) as e:
         TrainConfig.read(None, [setting])
+    assert said in str(e.value)
+
+
+# [data] as the version before the option classes wrote it into config.json.
+OLD = {
+    "max_length": 300, "mask_ratio": [0.25, 0.5], "tokens_per_batch": None, "include_zero_genes": 3,
+    "n_bins": 51, "tie_break": "random", "pad_value": -2.0, "mask_value": -1.0, "lanes": 32,
+    "shuffle_buffer": 100, "where": "n_genes>5", "take": None, "weights": {"donor": {"b": 2, "a": 1}},
+    "epoch_cells": 70, "threads": 2, "retries": None, "timeout": None, "cache_dir": "/tmp/x",
+    "cache_size": "1 GB", "on_bad_shard": "raise", "max_bad_cells": 10000,
+}  # fmt: skip
+
+
+def test_an_older_config_is_the_same_run(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    settings = [
+        "data.max_length=300", "data.mask_ratio=[0.25, 0.5]", "data.include_zero_genes=3",
+        "data.tie_break=random", "data.lanes=32", "data.shuffle_buffer=100", "data.where=n_genes > 5",
+        "data.weights={donor={a=1, b=2.0}}", "data.epoch_cells=70", "data.cache_dir=/tmp/x",
+        "data.cache_size=1 GB",
+    ]  # fmt: skip
+    config = TrainConfig.read(None, settings)
+    folder.claim(config, "shards")
+    path = tmp_path / "run" / "config.json"
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps(written | {"config": written["config"] | {"data": OLD}}))
+    assert set(folder.check(config)) <= {"data.threads"}
+    assert folder.config().data.choose == config.data.choose
+    with pytest.raises(ConfigError, match=r"data.tie_break is 'random' there, 'high' now"):
+        folder.check(TrainConfig.read(None, [*settings, "data.tie_break=high"]))
+
+
+def test_what_the_loader_can_do_can_be_set(tmp_path):
+    settings = [
+        "data.values=log1p", "data.target_sum=1e4", "data.exact_mask=true", "data.cls_value=0",
+        "data.keep_first=3", "data.pad_to=64", "data.prefetch=64 MB", "data.pin_memory=false",
+        "data.stratify=donor", "data.domain_by=donor", "data.on_small_domain=raise",
+    ]  # fmt: skip
+    config = TrainConfig.read(None, settings)
+    assert config.collate == CollateOptions(
+        values="log1p", target_sum=1e4, exact_mask=True, cls_value=0.0, keep_first=3, pad_to=64
+    )
+    assert config.data.read == ReadOptions(prefetch="64 MB", pin_memory=False)
+    assert config.data.choose.stratify == "donor"
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(config, "shards")
+    assert folder.config() == config and folder.check(config) == {}
+
+
+def test_every_option_of_a_loader_is_a_key_or_says_why_not():
+    keys = set(TrainConfig().tables()["data"])
+    for name in FIELDS.keys() - keys:
+        with pytest.raises(ConfigError, match=f"unknown key {name!r}(.|\\n)*to do: "):
+            TrainConfig.read(None, [f"data.{name}=1"])
+    assert FIELDS.keys() - keys == {"objective", "storage_options", "device_collate", "conditions"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["data.exact_mask=true", "task.objective=generate"], "does not go with task.objective"),
+        (["data.exact_mask=true", "task.name=annotate", "task.label=x"], "the task annotate"),
+        (["data.target_sum=10"], "data.target_sum"),
+        (
+            ["data.domain_by=a", "task.name=integrate", "task.domain=b"],
+            "one domain of task.domain='b'",
+        ),
+        (["data.values=counts", "model.value_style=category"], "wants bins"),
+        (["data.max_lenght=3"], "did you mean 'max_length'"),
+        (["data.objective=none"], "task.objective says"),
+    ],
+)
+def test_contradictions_are_refused(settings, said):
+    with pytest.raises(ConfigError) as e:
+        TrainConfig.read(None, settings)
     assert said in str(e.value)
 
 

@@ -13,7 +13,6 @@ from scshards.base.errors import ConfigError
 from scshards.cli.bench import STAGES, command
 from scshards.kernels import cells
 from scshards.report.bench import WORK
-from scshards.streaming.collate import base
 
 
 def run(*args):
@@ -47,8 +46,8 @@ def test_a_demand_that_can_be_met_and_one_that_cannot(root):
 
 def test_compiling_is_told_apart_from_streaming(root, monkeypatch):
     run(root, "--seconds", "0.1", "--batch-size", 8)  # all else is compiled or loaded
-    fresh = nb.njit(nogil=True)(cells.count_genes.py_func)
-    monkeypatch.setattr(base, "count_genes", fresh)
+    fresh = nb.njit(nogil=True)(cells.read_cells.py_func)
+    monkeypatch.setattr(cells, "read_cells", fresh)
     text = run(root, "--seconds", "0.1", "--batch-size", 8).stdout
     assert "for kernels to be compiled, which happens once" in " ".join(text.split())
 

@@ -15,6 +15,7 @@ from loaders import loader_of
 from scshards.base.errors import ConfigError
 from scshards.cli import main
 from scshards.model.scgpt import load_model
+from scshards.shards.manifest import Manifest
 from scshards.shards.shardset import ShardSet
 from scshards.train.classes import read_classes, read_domains
 from scshards.train.config import TrainConfig
@@ -101,9 +102,8 @@ def test_classes_go_by_name_and_not_by_code(annotated, tmp_path):
     manifest = Path(other) / "manifest.json"
     text = manifest.read_text()
     assert '"k0"' in text and '"k1"' in text
-    manifest.write_text(
-        text.replace('"k0"', '"swap"').replace('"k1"', '"k0"').replace('"swap"', '"k1"')
-    )
+    text = text.replace('"k0"', '"swap"').replace('"k1"', '"k0"').replace('"swap"', '"k1"')
+    manifest.write_bytes(Manifest.from_json(text).to_json())
     swapped = evaluate_run(str(annotated), other, device="cpu", shown=False)
     assert first.accuracy > 0.9
     # What is called k0 is k1 and the other way about: both are wrong now, k2 is as right as before.

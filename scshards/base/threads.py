@@ -6,13 +6,14 @@ there are, and what they have made need not be copied to another process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -104,14 +105,13 @@ class Job(Future[Result]):
 
     def result(self, timeout: float | None = None) -> Result:
         """As a future's, without a time limit; Stopped when work is to end."""
-        while True:
+        while not self._stop.is_set():
             try:
                 return super().result(LOOK_S)
             except TimeoutError:
                 if self.done():
                     return super().result()
-            if self._stop.is_set():
-                raise Stopped
+        raise Stopped
 
 
 class Jobs(Executor):
@@ -137,9 +137,12 @@ class Jobs(Executor):
         stop._queues.append(self._queue)
 
     def submit(self, function: Callable[..., Result], /, *args: Any, **named: Any) -> Job[Result]:
-        """Run function(*args, **named) when a thread is free."""
+        """Run function(*args, **named) when a thread is free; Stopped when work is to end."""
         job: Job[Result] = Job(self._stop)
         self._queue.put((job, function, args, named))
+        if self._stop.is_set():  # perhaps no thread is left to take it
+            _drop_all(self._queue)
+            raise Stopped
         with self._lock:
             is_new = self._started < self._workers
             number = self._started
@@ -152,16 +155,24 @@ class Jobs(Executor):
         return job
 
 
+def _drop_all(queue: SimpleQueue[Any]) -> None:
+    """Let go of all jobs that wait, whose threads are to end."""
+    with contextlib.suppress(Empty):
+        while True:
+            queue.get_nowait()
+    queue.put(None)
+
+
 def _run(queue: SimpleQueue[Any], stop: Stop) -> None:
     """What a thread of Jobs does. While it waits it refers to no job, and so to nobody's objects."""
     while (item := queue.get()) is not None:
         job, function, args, named = item
         del item
-        if job.set_running_or_notify_cancel():
+        # Once `stop` is set a job has no end: its error would hold all who wait for it, in a ring.
+        if job.set_running_or_notify_cancel() and not stop.is_set():
             try:
-                if stop.is_set():
-                    raise Stopped
-                job.set_result(function(*args, **named))
+                with contextlib.suppress(Stopped):
+                    job.set_result(function(*args, **named))
             except BaseException as e:
                 job.set_exception(e)
         del job, function, args, named

@@ -21,6 +21,7 @@ from scshards.cells.tokenizer import ValueKind
 from scshards.shards.manifest import LabelInfo, SourceInfo
 from scshards.shards.shardlist import ShardList
 from scshards.streaming.mix.blocks import Block, EpochReader
+from scshards.streaming.mix.store import CellStores
 from scshards.streaming.options import renewed
 from scshards.streaming.order.options import ChoiceOptions
 from scshards.streaming.order.plan import EpochPlan
@@ -31,6 +32,7 @@ from scshards.streaming.quarantine import LostCells, Quarantine
 from scshards.streaming.read.cache import NodeCache
 from scshards.streaming.read.fetch import LOCAL_READS, REMOTE_READS, ChunkFetcher
 from scshards.streaming.read.indexes import IndexCache
+from scshards.streaming.read.pool import BufferPool
 from scshards.streaming.stages import StageClock, Stages
 
 _log = logging.getLogger(__name__)
@@ -105,6 +107,7 @@ class BlockStream:
         self._fixed_epoch = fixed_epoch
         self._clock = StageClock()
         self._quarantine = quarantine.begin(epoch)
+        self._buffers, self._stores = BufferPool(), CellStores()
         shards.read_indexes_by(ChunkFetcher(shards, self._clock, cache).index)
         self._choice = self._quarantine.choosing(
             lambda: choice_of(shards, choosing, seed, shares, stratified=shuffle)
@@ -408,10 +411,12 @@ class Pass(Iterator[Made]):
             order=stream.order,
             position=begin,
             indexes=stream._indexes,
+            stores=stream._stores,
             fetcher=ChunkFetcher(
                 stream._shards,
                 stream._clock,
                 stream._cache,
+                buffers=stream._buffers,
                 stop=stop,
                 lanes=stream.order.held(begin)[0],
             ),

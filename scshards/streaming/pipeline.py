@@ -103,6 +103,7 @@ class Batches(Iterator[Made]):
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, until - time.monotonic()))
+        self._line.let_go()
 
     def __del__(self) -> None:
         # On whichever thread, in the middle of anything: it may neither wait nor take a lock.
@@ -199,6 +200,12 @@ class _Line(Generic[Made]):
             assert self._ahead_bytes is not None
             ahead = max(1, self._ahead_bytes // self._largest)
         return index < self._next + ahead * self._step
+
+    def let_go(self) -> None:
+        """Free what was read and made: who has closed an iterator may hold it for long."""
+        with self.changed:
+            self._blocks = iter(())
+            self._made.clear()
 
     def break_off(self, error: BaseException) -> None:
         """A thread has ended: nobody else would hear of it, and the taker would wait for ever."""

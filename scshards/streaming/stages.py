@@ -14,12 +14,9 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Generator, Iterator
-from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
-Made = TypeVar("Made")
 Stage = Literal["fetch", "check", "index", "store", "input", "deal", "collate", "wait"]
 
 
@@ -89,16 +86,6 @@ class StageClock:
     def time(self, stage: Stage) -> Span:
         """A context manager: the time in it is this stage's."""
         return Span(self, stage)
-
-    def waiting(self, made: Generator[Made, None, None]) -> Iterator[Made]:
-        """The same things in the same order; the time until each of them is counted as "wait"."""
-        with closing(made):
-            while True:
-                with self.time("wait"):
-                    each = next(made, None)
-                if each is None:
-                    return
-                yield each
 
     def count(
         self, *, reads: int = 0, bytes: int = 0, cached: int = 0, cells: int = 0, batches: int = 0

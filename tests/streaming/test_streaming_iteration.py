@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from scshards.base.errors import ConfigError
 from scshards.cells.batch import Batch
 from scshards.streaming.loader import CellLoader
+from scshards.streaming.mix.store import CellStore
 from scshards.streaming.read.fetch import ChunkFetcher
 
 STEPS = 50
@@ -267,6 +268,31 @@ def test_prefetch_of_batches_and_of_bytes(
 def test_a_prefetch_that_is_none_is_refused(known: Known, prefetch: Any) -> None:
     with pytest.raises(ConfigError):
         loader(known, prefetch=prefetch)
+
+
+def test_memory_is_that_of_the_pass_before(known: Known, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also without the garbage collector, and where passes were broken off or their iterators are kept."""
+    made = []
+
+    class Counted(CellStore):
+        def __init__(self, *args: Any) -> None:
+            made.append(1)
+            super().__init__(*args)
+
+    monkeypatch.setattr("scshards.streaming.mix.store.CellStore", Counted)
+    gc.disable()
+    one = loader(known)
+    kept = []
+    for i in range(20):
+        kept.append(iter(one))
+        next(kept[-1])
+        if i % 2:
+            kept[-1].close()
+        else:
+            list(kept[-1])
+        assert eventually(lambda: not own_threads())
+    gc.enable()
+    assert len(made) == 1
 
 
 # When threads end.

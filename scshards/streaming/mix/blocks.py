@@ -8,6 +8,7 @@ A collator (collate.batches) makes batches of them. Runs on one thread at a time
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from scshards.shards.shardlist import ShardList
 from scshards.streaming.mix.lanes import Lanes
-from scshards.streaming.mix.store import CellStore
+from scshards.streaming.mix.store import CellStore, CellStores
 from scshards.streaming.order.plan import EpochPlan, Share
 from scshards.streaming.order.state import Order, Position
 from scshards.streaming.order.strata import Choice
@@ -66,6 +67,8 @@ class EpochReader:
         Which cells.
     indexes, fetcher, fetchers
         Where indexes and chunks come from, and what runs the reads.
+    stores
+        Where memory for cells comes from.
     quarantine
         Decides over chunks and indexes that are bad.
     clock
@@ -77,6 +80,7 @@ class EpochReader:
     order: Order
     position: Position
     indexes: IndexCache
+    stores: CellStores
     fetcher: ChunkFetcher
     fetchers: Executor
     quarantine: Quarantine
@@ -127,29 +131,31 @@ class EpochReader:
         if self.choice.columns:
             # All at once: lane after lane, each would have to wait for its own.
             list(self.fetchers.map(lambda at: sources[at[0]].look_up(at[1]), _begun(plan, share)))
-        lanes = Lanes(plan, share, sources, store, self.fetchers, self.clock)
-        per_block = max(1, block_cells // share.batch_size)
-        begin, count = share.begin, 1
-        while batches:
-            count = min(count, per_block, batches)
-            end = min(share.end, begin + count * share.global_batch)
-            with self.clock.time("deal"):
-                rows, taken = lanes.deal(begin, end, count * share.batch_size)
-                cells = store.look(rows)
-            yield Block(
-                data=cells.data,
-                starts=cells.starts,
-                sizes=cells.sizes,
-                keys=cells.keys,
-                labels=cells.labels,
-                batches=count,
-                epoch=plan.epoch,
-                begin=begin,
-                free=functools.partial(store.free, taken),
-            )
-            batches -= count
-            begin += count * share.global_batch
-            count *= 2
+        with contextlib.closing(
+            Lanes(plan, share, sources, store, self.fetchers, self.clock)
+        ) as lanes:
+            per_block = max(1, block_cells // share.batch_size)
+            begin, count = share.begin, 1
+            while batches:
+                count = min(count, per_block, batches)
+                end = min(share.end, begin + count * share.global_batch)
+                with self.clock.time("deal"):
+                    rows, taken = lanes.deal(begin, end, count * share.batch_size)
+                    cells = store.look(rows)
+                yield Block(
+                    data=cells.data,
+                    starts=cells.starts,
+                    sizes=cells.sizes,
+                    keys=cells.keys,
+                    labels=cells.labels,
+                    batches=count,
+                    epoch=plan.epoch,
+                    begin=begin,
+                    free=functools.partial(store.free, taken),
+                )
+                batches -= count
+                begin += count * share.global_batch
+                count *= 2
 
     def _store(self) -> CellStore:
         """Room for what this rank's stretches, their buffers and the blocks hold at a time."""
@@ -159,7 +165,7 @@ class EpochReader:
         # Of each, besides its buffer, the chunk that it uses up and, half of the time, the next one.
         at_a_time = buffered + stretches * 3 * chunk // 2 + _BLOCKS * BLOCK_CELLS
         columns = len(self.shards.labels) + self.choice.resamples
-        return CellStore(at_a_time, self.shards.cell_bytes * 9 // 8 + 64, columns)
+        return self.stores.take(at_a_time, self.shards.cell_bytes * 9 // 8 + 64, columns)
 
 
 def _begun(plan: EpochPlan, share: Share) -> list[tuple[int, int]]:

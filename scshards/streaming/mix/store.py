@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.kernels import store as kernels
+from scshards.streaming.read.pool import references
 from scshards.streaming.read.source import CellBytes
 
 
@@ -130,6 +131,29 @@ class CellStore:
             arena, at,
         )  # fmt: skip
         self._arena, self._at = arena, at
+
+
+class CellStores:
+    """The stores of a loader's passes: that of one whose threads have ended is used again."""
+
+    def __init__(self) -> None:
+        self._stores: list[CellStore] = []
+        self._alone = references([object()], 0)
+        self._lock = threading.Lock()
+
+    def take(self, cells: int, cell_bytes: int, columns: int) -> CellStore:
+        """A store that nobody uses, or a new one; see there. It is free when nobody refers to it."""
+        with self._lock:
+            stores = self._stores
+            free = [i for i in range(len(stores)) if references(stores, i) == self._alone]
+            if free:
+                stores[free[0]].clear()
+            else:
+                free = [len(stores)]
+                stores.append(CellStore(cells, cell_bytes, columns))
+            taken = stores[free[0]]
+            self._stores = [s for i, s in enumerate(stores) if i not in free[1:]]
+            return taken
 
 
 def _with_reserve(used: int) -> int:

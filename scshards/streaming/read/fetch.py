@@ -62,6 +62,8 @@ class ChunkFetcher:
         Where the time and the bytes are counted.
     cache
         Where bytes are looked for first, and kept.
+    buffers
+        Where memory for chunks comes from; several fetchers may share it.
     stop
         Set when what is under way is to be given up: whoever waits for it gets Stopped.
     lanes
@@ -74,11 +76,12 @@ class ChunkFetcher:
         clock: StageClock,
         cache: NodeCache | None = None,
         *,
+        buffers: BufferPool | None = None,
         stop: Stop | None = None,
         lanes: int = 1,
     ) -> None:
         self._shards, self._clock, self._cache = shards, clock, cache
-        self._buffers = BufferPool()
+        self._buffers = buffers or BufferPool()
         self._lock = threading.Lock()
         self._stop = stop or Stop()
         self._run = max(1, min(RUN_CHUNKS, AHEAD_CHUNKS // max(1, lanes)))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +29,7 @@ class BufferPool:
     """
 
     def __init__(self) -> None:
-        self._alone = _references([np.empty(0, np.uint8)], 0)
+        self._alone = references([np.empty(0, np.uint8)], 0)
         self._arenas: list[NDArray[np.uint8]] = []
         self._lock = threading.Lock()
         self._takes = self._in_use = self._largest = 0
@@ -53,7 +55,7 @@ class BufferPool:
 
     def _free(self) -> list[int]:
         """The places of buffers that nobody looks at."""
-        return [i for i in range(len(self._arenas)) if _references(self._arenas, i) == self._alone]
+        return [i for i in range(len(self._arenas)) if references(self._arenas, i) == self._alone]
 
     def _trim(self, free: list[int]) -> None:
         """End a stretch of takes: the oldest of too many go, and what is far too large."""
@@ -68,7 +70,10 @@ class BufferPool:
         return len(self._arenas)
 
 
-def _references(arenas: list[NDArray[np.uint8]], i: int) -> int:
-    # A view of an array, and a view of that, refers to the array that owns the memory; a tensor that is
-    # made of a view keeps the view.
-    return sys.getrefcount(arenas[i])
+def references(held: Sequence[Any], i: int) -> int:
+    """How many refer to one of the things in a list; the same number for all to which only that does.
+
+    A view of an array, and a view of that, refers to the array that owns the memory; a tensor that is
+    made of a view keeps the view.
+    """
+    return sys.getrefcount(held[i])

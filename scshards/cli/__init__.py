@@ -34,6 +34,7 @@ COMMANDS = {
     "show": "Show cells of a shard set, or a batch, as a person reads them.",
     "bench": "Measure how fast a shard set streams.",
     "mix": "Show how well batches mix, before any training.",
+    "warm": "Compile all loops beforehand, for an image or a node.",
     "train": "Train a model on a shard set.",
     "evaluate": "Measure a model on held-out cells, beside the baselines.",
     "embed": "Write a model's cell embeddings into an h5ad file.",

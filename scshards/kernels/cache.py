@@ -7,8 +7,8 @@
 Numba's own cache looks at the file of a kernel alone: after an edit of a loop from another file, built
 into it, the kernel would go on as it was compiled before. Here one folder holds everything, and its
 name is a hash of all that goes in: every file with kernels, numba's version, the processor, and whether
-bounds are checked. It is in the user's cache, or in SCSHARDS_CACHE_DIR, never beside the source, which
-may be read-only.
+bounds are checked. It is in the user's cache, or in SCSHARDS_CACHE, never beside the source, which may
+be read-only; where there is no home, among temporary files. `scshards warm` fills it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import logging
 import os
 import pickle
 import shutil
+import stat
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -63,9 +65,40 @@ def folder() -> Path:
     features = llvmlite.binding.get_host_cpu_features().flatten()
     asked = [getattr(config, name) for name in ("CPU_NAME", "CPU_FEATURES", "BOUNDSCHECK")]
     digest.update(repr((nb.__version__, processor, features, asked)).encode())
-    chosen = os.environ.get("SCSHARDS_CACHE_DIR")
-    root = Path(chosen) if chosen else platformdirs.user_cache_path("scshards")
-    return root.absolute() / "kernels" / digest.hexdigest()[:24]
+    return _root().absolute() / "kernels" / digest.hexdigest()[:24]
+
+
+def _root() -> Path:
+    """SCSHARDS_CACHE, the user's cache, or where that can't be, a folder among temporary files."""
+    chosen = os.environ.get("SCSHARDS_CACHE")
+    if chosen:
+        return Path(chosen)
+    usual = platformdirs.user_cache_path("scshards")
+    try:
+        usual.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(usual, os.W_OK):
+            return usual
+        why = "it can't be written to"
+    except OSError as e:
+        why = e.strerror or str(e)
+    temporary = Path(tempfile.gettempdir()) / f"scshards-{os.getuid()}"
+    with contextlib.suppress(OSError):
+        temporary.mkdir(mode=0o700)
+    # What is in it is run: it has to be ours alone, not laid there by somebody else.
+    with contextlib.suppress(OSError):
+        about = temporary.lstat()
+        if not (
+            stat.S_ISDIR(about.st_mode)
+            and about.st_uid == os.getuid()
+            and not about.st_mode & 0o077
+        ):
+            temporary = usual
+    if temporary != usual:
+        _log.warning(
+            "compiled kernels are kept in %s, as %s is no place for them (%s); SCSHARDS_CACHE chooses "
+            "another one", temporary, usual, why,
+        )  # fmt: skip
+    return temporary
 
 
 class _Locator(caching._CacheLocator):
@@ -126,17 +159,21 @@ class _Kept(caching.FunctionCache):
         except OSError as e:
             warnings.warn(
                 f"compiled kernels can't be kept, so that every process compiles them anew: {e}; set "
-                "SCSHARDS_CACHE_DIR to a folder that can be written",
+                "SCSHARDS_CACHE to a folder that can be written",
                 stacklevel=2,
             )
 
 
 @functools.cache
 def _say_once() -> None:
-    """A line by which nobody waits for the compiler without being told."""
+    """A line by which nobody waits for the compiler without being told.
+
+    Numba asks for what is kept under its lock, so that of several threads one says it.
+    """
     _log.warning(
-        "compiling kernels, which takes up to a minute, once: they are kept in %s", folder()
-    )
+        "compiling kernels, for some ten seconds, once: they are kept in %s (scshards warm makes them "
+        "all beforehand)", folder(),
+    )  # fmt: skip
 
 
 def _forget(here: Path) -> None:

@@ -12,6 +12,7 @@ import numba as nb
 import numba.extending
 import numpy as np
 from numba.core import cgutils
+from numpy.typing import NDArray
 
 from scshards.kernels.cache import inlined, inner, kernel
 
@@ -33,6 +34,13 @@ N = np.frombuffer(b"\xa1n", np.uint8)
 GENES = np.frombuffer(b"\xa5genes", np.uint8)
 VALUES = np.frombuffer(b"\xa6values", np.uint8)
 LABELS = np.frombuffer(b"\xa6labels", np.uint8)
+
+
+def read_only(src: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A view that can't be written to: kernels are compiled for such, and once again for others."""
+    view = src.view()
+    view.flags.writeable = False
+    return view
 
 
 @kernel

@@ -180,7 +180,7 @@ def decode_rows(
         int64 [cells]: OK or a key of STATUS; then the cell's genes and values mean nothing.
     """
     n = len(starts)
-    src = read_only(src)
+    src = kernels.read_only(src)
     fields = np.zeros((n, kernels.MEMBER_FIELDS), np.int64)
     status = np.zeros(n, np.int64)
     kernels.measure_members(src, starts, sizes, fields, status)
@@ -278,13 +278,6 @@ def decode_labels(payload: bytes, *, where: object = None) -> dict[str, int | fl
     fields = np.zeros(kernels.MEMBER_FIELDS, np.int64)
     check_status(kernels.parse_member(src, 0, len(src), fields), where)
     return _labels(payload, int(fields[-1]), where)
-
-
-def read_only(src: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A view that can't be written to: kernels are compiled for such, and once again for others."""
-    view = src.view()
-    view.flags.writeable = False
-    return view
 
 
 def check_status(status: int, where: object) -> None:

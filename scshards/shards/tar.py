@@ -22,6 +22,7 @@ from xxhash import xxh64_intdigest
 from scshards.base.errors import ChecksumError, FormatError
 from scshards.cells.batch import format_key
 from scshards.kernels import writing as write_kernels
+from scshards.kernels.members import read_only
 from scshards.shards import Compression
 from scshards.shards.members import EXTENSION
 
@@ -105,7 +106,7 @@ def write_members(
     The closing blocks are written every time.
     """
     write_kernels.write_members(
-        payload,
+        read_only(payload),
         np.ascontiguousarray(starts, np.int64),
         np.ascontiguousarray(sizes, np.int64),
         _template(),

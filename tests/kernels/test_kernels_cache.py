@@ -34,7 +34,7 @@ def copy(tmp_path: Path) -> Path:
 
 def bound(copy: Path, kept: Path, **more: str) -> tuple[int, bool, Path, str]:
     """What a kernel returns, whether it was compiled, where it is kept, and what was said."""
-    environment = os.environ | {"PYTHONPATH": str(copy), "SCSHARDS_CACHE_DIR": str(kept)} | more
+    environment = os.environ | {"PYTHONPATH": str(copy), "SCSHARDS_CACHE": str(kept)} | more
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
@@ -65,6 +65,34 @@ def test_an_edit_in_another_file_is_seen(copy: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "kept/kernels").iterdir())) == 2
     assert first[2].stat().st_mode & 0o777 == 0o700
     assert not list(copy.rglob("*.nb?")), "nothing is kept beside the source"
+
+
+def test_an_edit_of_a_draw_is_seen_in_what_is_drawn(copy: Path, tmp_path: Path) -> None:
+    """A loop that another file's kernel is built from: numba's own cache goes on with the old one."""
+    program = """
+import numpy as np
+from scshards.kernels.finish import MaskRules, mask_rows
+mask = MaskRules(1 << 15, 0.5, False, 0, 0.0, 0.0, 0.0)
+floats, out = np.zeros((2, 400), np.float32), np.zeros((2, 400), np.bool_)
+mask_rows(
+    np.arange(4), np.full(4, 100), np.zeros((4, 1), np.int32), np.arange(5) * 100, 0, np.uint64(7), mask,
+    np.zeros(9, np.uint64), np.zeros(400, np.int32), *floats, *out
+)
+out = out[0]
+print(out.sum())
+"""
+
+    def marked() -> int:
+        environment = os.environ | {
+            "PYTHONPATH": str(copy),
+            "SCSHARDS_CACHE": str(tmp_path / "kept"),
+        }
+        command = [sys.executable, "-B", "-c", program]
+        return int(subprocess.check_output(command, cwd=copy, env=environment, timeout=600))
+
+    assert 150 < marked() < 250
+    edit(copy / "scshards/kernels/bits.py", "    if share == 0:\n", "    if share >= 0:\n")
+    assert marked() == 0
 
 
 def test_a_folder_for_each_processor_and_for_bounds_checks(copy: Path, tmp_path: Path) -> None:
@@ -100,8 +128,7 @@ if sys.argv[1:]:  # what was not kept can be compiled after that
     for argument in ([], ["more"]):
         done = subprocess.run(
             [sys.executable, str(tmp_path / "program.py"), *argument],
-            env=os.environ
-            | {"PYTHONPATH": str(PACKAGE.parent), "SCSHARDS_CACHE_DIR": str(tmp_path)},
+            env=os.environ | {"PYTHONPATH": str(PACKAGE.parent), "SCSHARDS_CACHE": str(tmp_path)},
             capture_output=True,
             text=True,
             timeout=600,
@@ -129,7 +156,7 @@ def test_without_a_place_kernels_run_all_the_same(copy: Path, tmp_path: Path) ->
     (tmp_path / "file").write_text("")
     value, compiled, _, said = bound(copy, tmp_path / "file")
     assert (value, compiled) == (79, True)
-    assert said.count("SCSHARDS_CACHE_DIR") == 1 and "Not a directory" in said
+    assert said.count("SCSHARDS_CACHE") == 1 and "Not a directory" in said
 
 
 @pytest.mark.parametrize("kind", ["nbi", "nbc"])
@@ -143,9 +170,56 @@ def test_what_a_power_cut_leaves_is_compiled_again(copy: Path, tmp_path: Path, k
 
 
 def test_by_default_it_is_in_the_user_s_cache(copy: Path, tmp_path: Path) -> None:
-    more = {"SCSHARDS_CACHE_DIR": "", "XDG_CACHE_HOME": str(tmp_path / "user")}
+    more = {"SCSHARDS_CACHE": "", "XDG_CACHE_HOME": str(tmp_path / "user")}
     folder = bound(copy, tmp_path, **more)[2]
     assert folder.parent == tmp_path / "user/scshards/kernels" and list(folder.iterdir())
+
+
+def test_without_a_home_it_is_among_temporary_files(copy: Path, tmp_path: Path) -> None:
+    """Nor beside the source: an installation may be read-only."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "temporary").mkdir()
+    more = {
+        "SCSHARDS_CACHE": "", "XDG_CACHE_HOME": "", "HOME": str(tmp_path / "file"),
+        "TMPDIR": str(tmp_path / "temporary"),
+    }  # fmt: skip
+    for path in [*copy.rglob("*"), copy]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    value, compiled, folder, said = bound(copy, tmp_path, **more)
+    own = tmp_path / "temporary" / f"scshards-{os.getuid()}"
+    assert (value, compiled, folder.parent) == (79, True, own / "kernels")
+    assert said.count(f"are kept in {own}, as") == 1 and "Not a directory" in said
+    assert own.stat().st_mode & 0o777 == 0o700
+    assert bound(copy, tmp_path, **more)[:3] == (79, False, folder)
+    # What somebody else may write to is not run.
+    own.chmod(0o777)
+    value, compiled, folder, said = bound(copy, tmp_path, **more)
+    assert (value, compiled) == (79, True) and own not in folder.parents
+    assert "SCSHARDS_CACHE" in said
+    for path in [copy, *copy.rglob("*")]:
+        path.chmod(0o755)
+
+
+def test_two_threads_say_it_once(copy: Path, tmp_path: Path) -> None:
+    program = """
+import threading
+import numpy as np
+from scshards.kernels import members, rows
+loops = [lambda: rows.member_bound(1, 0), lambda: members.measure_members(
+    np.zeros(1, np.uint8), np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros((1, 6), np.int64),
+    np.zeros(1, np.int64))] * 2
+threads = [threading.Thread(target=loop) for loop in loops]
+for t in threads: t.start()
+for t in threads: t.join()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": str(copy), "SCSHARDS_CACHE": str(tmp_path / "kept")},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0 and done.stderr.count("compiling kernels") == 1, done.stderr
 
 
 def test_folders_that_nobody_adds_to_go(copy: Path, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_the_same_bits_without_wide_vectors(tmp_path: Path) -> None:
     environment = os.environ | {
         "NUMBA_CPU_NAME": "x86-64" if os.uname().machine == "x86_64" else "generic",
         "NUMBA_CPU_FEATURES": "",
-        "SCSHARDS_CACHE_DIR": str(tmp_path / "cache"),
+        "SCSHARDS_CACHE": str(tmp_path / "cache"),
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
     done = subprocess.run(

@@ -19,9 +19,9 @@ from scshards.cells.batch import KEY_ROW_BITS, format_key
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
 from scshards.kernels import cells as kernels
-from scshards.kernels.members import MEMBER_FIELDS, OK, measure_members
+from scshards.kernels.members import MEMBER_FIELDS, OK, measure_members, read_only
 from scshards.shards.manifest import LabelInfo
-from scshards.shards.members import STATUS, read_only
+from scshards.shards.members import STATUS
 from scshards.streaming.collate.lead_tokens import LeadTokens, gene_ids
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.collate.packing import fitting_room
@@ -100,8 +100,8 @@ class CollatorBase:
         self._rules = kernels.CellRules(
             n_tokens=len(vocab),
             as_counts=kind == "counts",
-            room=options.room,
-            kept=options.kept_genes,
+            room=int(options.room),
+            kept=int(options.kept_genes),
             quantiles=np.linspace(0, 1, options.n_bins - 1) if options.has_bins else np.zeros(0),
             ties=options.tie_break == "random",
         )

@@ -48,6 +48,7 @@ lanes.deal                i8[] i8[] i8[] i8[] i8[] i8[] u8[] i8[] i8[] i8[]
                           i8[]
 lanes.first_needed        u8 i8[] i8 i8[]
 buffers._emit             i8[] i8[] i8 u8 i8 i8[]
+buffers.take_turns        i8[] i8[] i8[] i8[,] i8 i8[]
 rows.member_bound         i8 i8
 rows.pack_rows            i8[] i4[] VALUES[] f8 i8[] i8 u4[] b1 Limits u1[]
                           i8[] u8[] u8[] u4[] u8[] u1[] i8 i8[] i8[] f8[] i1[]

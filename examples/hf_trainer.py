@@ -54,7 +54,7 @@ class ForMaskedValues(nn.Module):
                 targets=targets,
                 is_masked=is_masked,
                 is_pad=is_pad,
-                keys=torch.full((len(genes),), -1),
+                key=torch.full((len(genes),), -1),
                 labels={},
                 weight=weight,
             )

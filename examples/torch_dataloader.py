@@ -61,11 +61,11 @@ def main() -> None:
 
     # A state: workers are ahead of the training loop, so the loop says how many batches it has received.
     received = len(loader) // 2
-    first = [b.keys.tolist() for b in islice(loader, received)]
+    first = [b.key.tolist() for b in islice(loader, received)]
     text = json.dumps(dataset.state_after(received))
     again = CellDataset(args.root, **options)
     again.load_state_dict(json.loads(text))  # on any number of ranks and workers
-    rest = [b.keys.tolist() for b in DataLoader(again, batch_size=None, num_workers=1)]
+    rest = [b.key.tolist() for b in DataLoader(again, batch_size=None, num_workers=1)]
     seen = {k for keys in first + rest for k in keys}
     print(
         f"epoch 2: {len(first)} + {len(rest)} batches after a resume, {len(seen)} cells, none twice"

@@ -35,7 +35,7 @@ def epoch(root: str, threads: int, n_bins: int, pinned: bool) -> Figures:
     first_batch = time.perf_counter() - start
     first.close()
     loader.set_epoch(1)
-    seconds, processor, cells = _timed(len(batch.keys) for batch in loader)
+    seconds, processor, cells = _timed(len(batch.key) for batch in loader)
     return {
         "cells/s": cells / seconds,
         "µs of processor a cell": 1e6 * processor / cells,
@@ -94,7 +94,7 @@ def memory(root: str, cells: int, epochs: int) -> Figures:
     streamed = 0
     for _ in range(epochs):
         for batch in loader:
-            streamed += len(batch.keys)
+            streamed += len(batch.key)
             if streamed >= cells:
                 break
     return {
@@ -167,7 +167,7 @@ def remote_epoch(root: str, url: str) -> Figures:
 
     compile_kernels(root)
     loader = CellLoader(url)
-    seconds, processor, cells = _timed(len(batch.keys) for batch in loader)
+    seconds, processor, cells = _timed(len(batch.key) for batch in loader)
     read = loader.stages().bytes
     return {
         "MB/s": read / seconds / 1e6,

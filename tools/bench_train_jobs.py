@@ -115,7 +115,7 @@ def same_model(model: Any) -> float:
         targets=values,
         is_masked=genes != 98,
         is_pad=genes == 98,
-        keys=torch.arange(3),
+        key=torch.arange(3),
         labels={},
         weight=torch.ones(3),
     )
@@ -162,7 +162,7 @@ def _flops(batch: Any, model: Any) -> tuple[int, int]:
             targets=targets,
             is_masked=is_masked,
             is_pad=genes == model.pad_id,
-            keys=torch.arange(len(genes)),
+            key=torch.arange(len(genes)),
             labels={},
             weight=torch.ones(len(genes)),
         )

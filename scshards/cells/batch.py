@@ -12,7 +12,7 @@ ascending id, and padding. Imports no torch: it only holds tensors.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_FIRST = 3
+"""How many values of a column `print` shows."""
 
 KEY_ROW_BITS = 40
 """A cell's key is `source << 40 | row`: the ordinal of its source and its row in that source."""
@@ -36,48 +39,114 @@ def split_keys(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.i
     return keys >> KEY_ROW_BITS, keys & ((1 << KEY_ROW_BITS) - 1)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CellBatch:
-    """What batches of every kind say about their cells."""
+class Labels(dict[str, Any]):
+    """Columns of labels by name, and of what categories their codes are.
 
-    keys: Tensor
+    Attributes
+    ----------
+    categories
+        {column: its categories, none for numbers}; left behind where a batch goes to another process.
+    """
+
+    def __init__(
+        self, columns: Mapping[str, Tensor], categories: Mapping[str, Sequence[str]]
+    ) -> None:
+        super().__init__(columns)
+        self.categories = categories
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+    def text(self, name: str) -> list[str]:
+        """A column's values in words: the category of each code, "-" where there is none."""
+        known = self.categories[name]
+        if not _is_here(self[name]):
+            return []
+        if not known:
+            return [f"{value:g}" for value in self[name].tolist()]
+        return [known[code] if code >= 0 else "-" for code in self[name].tolist()]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class CellBatch:
+    """What batches of every kind say about their cells.
+
+    `batch["genes"]` is `batch.genes`, and `model(**batch)` gives all fields by name. It is no Mapping
+    for all that: its length is that of its cells, and `values` are theirs.
+    """
+
+    key: Tensor
     labels: dict[str, Tensor]
     weight: Tensor
 
     def __len__(self) -> int:
-        return int(self.keys.shape[0])
+        return int(self.key.shape[0])
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.__dataclass_fields__
+
+    __iter__ = None  # or whoever asks for its items by their places would be given none
+
+    def keys(self) -> list[str]:
+        """The names of the fields."""
+        return list(self.__dataclass_fields__)
+
+    def items(self) -> list[tuple[str, Any]]:
+        """The fields by name."""
+        return [(name, getattr(self, name)) for name in self.keys()]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """A field, `default` where a batch has none of that name."""
+        return dict(self.items()).get(name, default)
+
+    def __repr__(self) -> str:
+        about = {
+            name: _shown(value) for name, value in self.items() if name not in ("key", "labels")
+        }
+        about["key"] = f"{_shown(self.key)} {_first(self.cell_keys)}" if _is_here(self.key) else ""
+        for name, column in self.labels.items():
+            texts = self.labels.text(name) if isinstance(self.labels, Labels) else ()
+            about[f"labels[{name!r}]"] = f"{_shown(column)} {_first(texts)}".rstrip()
+        lines = (f"    {name:<20}{said}" for name, said in about.items())
+        return "\n".join([f"{type(self).__name__} of {len(self)} cells", *lines])
 
     def to(self, device: Any, *, non_blocking: bool = False) -> Self:
-        """The batch on another device; `keys` stay where they are."""
+        """The batch on another device; `key` stays where it is."""
 
-        fields = [f.name for f in dataclasses.fields(self) if f.name != "keys"]
+        fields = [name for name in self.keys() if name != "key"]
         return self._each(fields, lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """The batch in page-locked memory; `DataLoader(pin_memory=True)` asks for it."""
-        return self._each([f.name for f in dataclasses.fields(self)], lambda t: t.pin_memory())
+        return self._each(self.keys(), lambda t: t.pin_memory())
 
     def _each(self, fields: Sequence[str], change: Callable[[Tensor], Tensor]) -> Self:
         """The batch with the tensors of some fields changed."""
 
         def changed(value: Any) -> Any:
             if isinstance(value, dict):
-                return {k: changed(v) for k, v in value.items()}
+                made = {k: changed(v) for k, v in value.items()}
+                return Labels(made, value.categories) if isinstance(value, Labels) else made
             return change(value) if hasattr(value, "to") else value
 
-        return dataclasses.replace(self, **{name: changed(getattr(self, name)) for name in fields})
+        return dataclasses.replace(self, **{name: changed(self[name]) for name in fields})
 
     @property
     def cell_keys(self) -> list[str]:
         """The keys as the shards spell them, `SSSSSS-RRRRRRRRRR`."""
         return [
             format_key(k >> KEY_ROW_BITS, k & ((1 << KEY_ROW_BITS) - 1))
-            for k in self.keys.tolist()
+            for k in self.key.tolist()
             if k >= 0
         ]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Batch(CellBatch):
     """Padded, masked cells.
 
@@ -94,7 +163,7 @@ class Batch(CellBatch):
         bool [B, L]: where the model has to predict. Never `<cls>`, conditions or padding.
     is_pad
         bool [B, L]: padding. `<cls>` is not.
-    keys
+    key
         int64 [B]: the cell's key (`source << 40 | row`), -1 in rows that only fill up a batch.
     labels
         {column: [B]}: int64 codes of the manifest's categories, -1 when missing; float64 for
@@ -115,7 +184,7 @@ class Batch(CellBatch):
         return {"gene": self.genes.long(), "expr": self.targets, "masked_expr": self.values}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class PackedBatch(CellBatch):
     """Masked cells one behind another, T tokens in all; every batch of a loader has the same shapes.
 
@@ -130,7 +199,7 @@ class PackedBatch(CellBatch):
         attention wants them. No cell has the padding, so such attention leaves it as it was.
     max_seqlen
         The most tokens that a cell of any batch can have.
-    keys, labels, weight
+    key, labels, weight
         As in Batch, [B]. A row of weight 0 has `<cls>` and conditions alone.
     """
 
@@ -143,7 +212,7 @@ class PackedBatch(CellBatch):
     max_seqlen: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class GenerateBatch(CellBatch):
     """Cells whose genes are split: from the known ones the model predicts the unknown ones.
 
@@ -163,7 +232,7 @@ class GenerateBatch(CellBatch):
         bool [B, G]. All the rest is to be predicted.
     ratio
         The share of genes that is unknown, the same for the whole batch.
-    keys, labels, weight
+    key, labels, weight
         As in Batch.
     """
 
@@ -189,3 +258,23 @@ class GenerateBatch(CellBatch):
 def format_key(source: int, row: int) -> str:
     """A cell's key as text: six digits of source ordinal, ten of source row."""
     return f"{source:06d}-{row:010d}"
+
+
+def _is_here(value: Any) -> bool:
+    """Whether a tensor has values that can be looked at."""
+    return bool(value.device.type != "meta")
+
+
+def _shown(value: Any) -> str:
+    """A tensor's type, shape and device, and of what is true or false the share; else the value."""
+    if not hasattr(value, "dtype"):
+        return str(value)
+    kind, where = str(value.dtype).removeprefix("torch."), str(value.device)
+    said = f"{kind} {list(value.shape)}{'' if where == 'cpu' else f' on {where}'}"
+    if kind == "bool" and value.numel() and _is_here(value):
+        said += f", {value.float().mean().item():.1%} true"
+    return said
+
+
+def _first(texts: Sequence[str]) -> str:
+    return ", ".join([*texts[:_FIRST], *(["..."] if len(texts) > _FIRST else [])])

@@ -93,7 +93,7 @@ def _batch(root: str, split: str, cells: int, storage_options: Any) -> Result:
         root, split=split, batch_size=cells, read=read, drop_last=False, rank=0, world_size=1
     )
     batch = next(iter(loader))
-    names = ("genes", "values", "targets", "is_masked", "is_pad", "keys", "weight")
+    names = ("genes", "values", "targets", "is_masked", "is_pad", "key", "weight")
     arrays = {name: getattr(batch, name) for name in names}
     arrays |= {f"labels[{name!r}]": values for name, values in batch.labels.items()}
     rows = [

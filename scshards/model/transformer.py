@@ -255,7 +255,7 @@ def _known(batch: GenerateBatch) -> Batch:
         targets=batch.known_values,
         is_masked=torch.zeros_like(batch.known_is_pad),
         is_pad=batch.known_is_pad,
-        keys=batch.keys,
+        key=batch.key,
         labels=batch.labels,
         weight=batch.weight,
     )

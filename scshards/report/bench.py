@@ -170,7 +170,7 @@ class Taken:
 
     def add(self, batch: Batch) -> None:
         is_pad_BL = batch.is_pad.numpy()
-        self.cells += int(np.count_nonzero(batch.keys.numpy() >= 0))
+        self.cells += int(np.count_nonzero(batch.key.numpy() >= 0))
         self.batches += 1
         self.tokens += is_pad_BL.size - int(np.count_nonzero(is_pad_BL))
         self.padded_tokens += is_pad_BL.size

@@ -312,7 +312,7 @@ def rows_of(batch: Batch, rows: slice) -> Batch:
     return dataclasses.replace(
         batch,
         **{name: getattr(batch, name)[rows, :width] for name in names},
-        keys=batch.keys[rows],
+        key=batch.key[rows],
         labels={k: v[rows] for k, v in batch.labels.items()},
         weight=batch.weight[rows],
     )

@@ -198,7 +198,7 @@ class StreamLoader:
 
     def _dictionary(self, batch: Batch, epoch: int) -> dict[str, Tensor]:
         is_cell = batch.weight > 0
-        keys = batch.keys[is_cell]
+        keys = batch.key[is_cell]
         targets = batch.targets[is_cell]
         out = {
             "gene_ids": batch.genes[is_cell].long(),

@@ -185,7 +185,7 @@ def batch_of(src: Tensor, values: Tensor, src_key_padding_mask: Tensor) -> Batch
         targets=values.float(),
         is_masked=torch.zeros_like(src_key_padding_mask),
         is_pad=src_key_padding_mask,
-        keys=torch.arange(len(src)),
+        key=torch.arange(len(src)),
         labels={},
         weight=torch.ones(len(src), device=src.device),
     )

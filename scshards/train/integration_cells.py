@@ -95,7 +95,7 @@ class IntegrationMetrics:
                 vectors_BD = task.run(batch.to(self._ranks.device), None).cell_embeddings
                 unit_BD = torch.nn.functional.normalize(vectors_BD, dim=1).cpu().numpy()
                 rows = (batch.weight > 0).numpy()
-                found.append((batch.keys.numpy()[rows], unit_BD[rows], self._codes(batch, rows)))
+                found.append((batch.key.numpy()[rows], unit_BD[rows], self._codes(batch, rows)))
         every = self._ranks.gather([np.concatenate(parts) for parts in zip(*found, strict=True)])
         if not self._ranks.is_main:
             return {}
@@ -113,7 +113,7 @@ class IntegrationMetrics:
             is_gene = ~batch.is_pad.numpy() & rows[:, None]
             is_gene[:, 0] = False
             at, places = np.nonzero(is_gene)
-            keys = batch.keys.numpy()
+            keys = batch.key.numpy()
             tokens = (keys[at], batch.genes.numpy()[at, places], batch.targets.numpy()[at, places])
             found.append((keys[rows], self._codes(batch, rows), *tokens))
         mine = [np.concatenate(parts) for parts in zip(*found, strict=True)]

@@ -36,7 +36,7 @@ def cut(batch: AnyBatch, rows: int) -> Iterator[AnyBatch]:
     for i in range(0, len(batch), rows):
         r = slice(i, i + rows)
         pieces: dict[str, Any] = {
-            "keys": batch.keys[r],
+            "key": batch.key[r],
             "labels": {k: v[r] for k, v in batch.labels.items()},
             "weight": batch.weight[r],
         }

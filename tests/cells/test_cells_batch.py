@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
-from scshards.cells.batch import KEY_ROW_BITS, Batch, format_key
+from scshards.cells.batch import KEY_ROW_BITS, Batch, Labels, format_key
 
 
 @pytest.fixture
@@ -18,7 +22,7 @@ def batch() -> Batch:
         targets=torch.ones(3, 4),
         is_masked=torch.zeros(3, 4, dtype=torch.bool),
         is_pad=torch.zeros(3, 4, dtype=torch.bool),
-        keys=torch.tensor([5, 2 << KEY_ROW_BITS | 7, -1]),
+        key=torch.tensor([5, 2 << KEY_ROW_BITS | 7, -1]),
         labels={"donor": torch.tensor([0, 1, -1])},
         weight=torch.tensor([1.0, 1.0, 0.0]),
     )
@@ -42,7 +46,7 @@ def test_to_moves_everything_but_the_keys(batch: Batch) -> None:
         if field.name == "labels":
             assert value["donor"].device.type == "meta"
         else:
-            assert (value.device.type == "meta") == (field.name != "keys")
+            assert (value.device.type == "meta") == (field.name != "key")
     assert batch.genes.device.type == "cpu"
 
 
@@ -55,6 +59,71 @@ def test_pinned_memory_holds_all_tensors(batch: Batch, monkeypatch: pytest.Monke
         if field.name == "labels":
             a, b = a["donor"], b["donor"]
         assert b.dtype == torch.float64 and torch.equal(b, a.double() + 1)
+
+
+def test_a_batch_is_a_mapping_of_its_fields(batch: Batch) -> None:
+    names = [f.name for f in dataclasses.fields(Batch)]
+    assert batch.keys() == names and len(batch) == 3
+    assert batch["genes"] is batch.genes and batch.get("n") is None and batch.get("n", 1) == 1
+    assert "weight" in batch and "n" not in batch and 0 not in batch
+    assert all(value is getattr(batch, name) for name, value in batch.items())
+    for name in ("to", "n", 0):
+        with pytest.raises(KeyError):
+            batch[name]
+    # Lightning looks for its size in what is iterable, or in a dataclass.
+    assert not isinstance(batch, Iterable | Mapping)
+    with pytest.raises(TypeError):
+        iter(batch)
+
+    def model(genes: torch.Tensor, values: torch.Tensor, **others: object) -> list[str]:
+        assert genes is batch.genes and values is batch.values
+        return sorted(others)
+
+    assert model(**batch) == sorted(set(names) - {"genes", "values"})
+    made = Batch(**{**batch, "weight": batch.weight * 2})
+    assert made.weight.tolist() == [2, 2, 0]
+
+
+def test_accelerate_moves_a_batch_by_its_own_rule(batch: Batch) -> None:
+    """accelerate.utils.send_to_device, in a few words; transformers' Trainer takes what it gives."""
+
+    def send_to_device(data: Any, device: str) -> Any:
+        if isinstance(data, torch.Tensor) or hasattr(data, "to"):
+            try:
+                return data.to(device, non_blocking=True)
+            except TypeError:
+                return data.to(device)
+        raise TypeError
+
+    moved = send_to_device(batch, "meta")
+    assert isinstance(moved, Batch) and moved.genes.device.type == "meta"
+
+
+def test_torch_pins_a_batch_as_a_batch(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t, *_: t + 1)
+    found = pin_memory(batch)
+    assert isinstance(found, Batch) and torch.equal(found.key, batch.key + 1)
+
+
+def test_what_a_person_sees(batch: Batch) -> None:
+    labels = Labels(
+        {"donor": batch.labels["donor"], "age": torch.tensor([30.5, 41.0, float("nan")])},
+        {"donor": ("ann", "bob"), "age": ()},
+    )
+    masked = batch.is_masked.clone()
+    masked[0, 1:3] = True
+    shown = dataclasses.replace(batch, labels=labels, is_masked=masked)
+    lines = [line.split(maxsplit=1) for line in repr(shown).splitlines()[1:]]
+    said = {name: rest for name, rest in lines}
+    assert repr(shown).startswith("Batch of 3 cells\n")
+    assert said["genes"] == "int32 [3, 4]" and said["is_masked"] == "bool [3, 4], 16.7% true"
+    assert said["is_pad"] == "bool [3, 4], 0.0% true"
+    assert said["key"] == "int64 [3] 000000-0000000005, 000002-0000000007"
+    assert said["labels['donor']"] == "int64 [3] ann, bob, -"
+    assert said["labels['age']"] == "float32 [3] 30.5, 41, nan"
+    moved = shown.to("meta")
+    assert moved.labels.categories == labels.categories and "on meta" in repr(moved)
+    assert "ann" not in repr(pickle.loads(pickle.dumps(shown)))  # noqa: S301
 
 
 def test_frozen(batch: Batch) -> None:

@@ -214,7 +214,7 @@ def test_an_index_that_lies(tmp_path: Path, column: str, values: Any) -> None:
         for batch in loader_of(
             known.root, batch_size=4, lanes=3, on_bad_shard="quarantine", drop_last=False
         )
-        for key in batch.keys.tolist()
+        for key in batch.key.tolist()
         if key >= 0
     ]
     assert set(range(N, N + 12)) <= set(found) <= set(range(N + 12))

@@ -27,7 +27,7 @@ def as_batch(
         targets=values_BL if targets_BL is None else targets_BL,
         is_masked=torch.zeros_like(is_pad_BL) if is_masked_BL is None else is_masked_BL,
         is_pad=is_pad_BL,
-        keys=torch.arange(n),
+        key=torch.arange(n),
         labels={},
         weight=torch.ones(n),
     )
@@ -51,7 +51,7 @@ def golden_generate(io: dict[str, Tensor]) -> GenerateBatch:
         unknown_targets=io["in_gen_expr_target"],
         unknown_is_pad=io["in_gen_is_pad"],
         ratio=0.4,
-        keys=torch.arange(6),
+        key=torch.arange(6),
         labels={},
         weight=torch.ones(6),
     )
@@ -67,7 +67,7 @@ def split_batch(known: Batch, unknown: Batch) -> GenerateBatch:
         unknown_targets=unknown.values,
         unknown_is_pad=unknown.is_pad,
         ratio=0.5,
-        keys=known.keys,
+        key=known.key,
         labels={},
         weight=known.weight,
     )
@@ -90,7 +90,7 @@ def packed_batch(batch: Batch, n_tokens: int, max_seqlen: int) -> PackedBatch:
         is_pad=torch.arange(n_tokens) >= ends[-1],
         cu_seqlens=torch.cat([torch.zeros(1), ends]).int(),
         max_seqlen=max_seqlen,
-        keys=batch.keys,
+        key=batch.key,
         labels=batch.labels,
         weight=batch.weight,
     )

@@ -50,7 +50,7 @@ def main(root: str, out: Path, attempt: int, killed: int, step: int, point: str)
     with (out / f"keys-{attempt}-{rank}.jsonl").open("w") as log:
         for done, batch in enumerate(loader, 1):
             die_at("received")
-            print(json.dumps(batch.keys.tolist()), file=log, flush=True)
+            print(json.dumps(batch.key.tolist()), file=log, flush=True)
             die_at("logged")
             distributed.all_reduce(torch.ones(1))  # the step of a training run
             if rank == 0 and done % SAVE_EVERY == 0:

@@ -110,7 +110,7 @@ import lightning_training as example
 
 class Watched(example.MaskedValues):
     def training_step(self, batch, i):
-        took(self.global_step, batch.keys)
+        took(self.global_step, batch.key)
         return super().training_step(batch, i)
 
 example.MaskedValues = Watched
@@ -126,7 +126,7 @@ import hf_trainer as example
 as_inputs, keys = example.as_inputs, []
 
 def watched(batch):
-    keys[:] = [batch.keys]
+    keys[:] = [batch.key]
     return as_inputs(batch)
 
 class Watched(example.CellTrainer):

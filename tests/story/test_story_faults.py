@@ -59,9 +59,9 @@ def soak(known: Known, proxy: FaultProxy, s3, **options: object) -> None:
     plain = [epoch_of(known, rank, known.root) for rank in range(2)]
     seen: list[int] = []
     for batches, wanted in zip(ranks, plain, strict=True):
-        assert [b.keys.tolist() for b in batches] == [b.keys.tolist() for b in wanted]
+        assert [b.key.tolist() for b in batches] == [b.key.tolist() for b in wanted]
         for batch in batches:
-            for i, key in enumerate(batch.keys.tolist()):
+            for i, key in enumerate(batch.key.tolist()):
                 if key >= 0:
                     seen.append(key)
                     is_gene = ~batch.is_pad[i]

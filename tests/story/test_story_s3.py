@@ -81,8 +81,8 @@ def streamed(root: str, split: str, vocab: Vocab) -> dict[int, np.ndarray]:
                 row = np.zeros(GENES)
                 genes = batch.genes[i][~batch.is_pad[i]][1:].numpy()
                 row[genes] = batch.targets[i][~batch.is_pad[i]][1:].numpy()
-                assert int(batch.keys[i]) not in found
-                found[int(batch.keys[i])] = row
+                assert int(batch.key[i]) not in found
+                found[int(batch.key[i])] = row
     return found
 
 

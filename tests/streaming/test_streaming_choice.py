@@ -55,7 +55,7 @@ def blend(*shares: tuple[Known, Any], **options: Any) -> CellLoader:
 
 def seen(one: CellLoader) -> Counter[int]:
     """How often each cell came in an epoch."""
-    return Counter(k for batch in one for k in batch.keys.tolist() if k >= 0)
+    return Counter(k for batch in one for k in batch.key.tolist() if k >= 0)
 
 
 def resampled(
@@ -271,7 +271,7 @@ def test_a_copy_has_another_sample_and_other_masks(tmp_path: Path) -> None:
     plain = loader(made, max_length=40, batch_size=5, n_bins=0, lanes=1)
     (batch,), (first,) = one, plain
     rows: dict[int, list[int]] = {}
-    for i, key in enumerate(batch.keys.tolist()):
+    for i, key in enumerate(batch.key.tolist()):
         rows.setdefault(key, []).append(i)
     assert {len(r) for r in rows.values()} == {3}
     for key, of_cell in rows.items():
@@ -281,7 +281,7 @@ def test_a_copy_has_another_sample_and_other_masks(tmp_path: Path) -> None:
             genes = batch.genes[i, 1:][~batch.is_pad[i, 1:]].tolist()
             assert set(genes) <= set(made.genes[key].tolist()) and len(genes) == 39
         # One of them is what the cell is when it comes once.
-        alone = first.keys.tolist().index(key)
+        alone = first.key.tolist().index(key)
         assert sum(torch.equal(batch.genes[i], first.genes[alone]) for i in of_cell) == 1
 
 
@@ -295,17 +295,17 @@ def test_copies_on_a_device_packed_and_split(tmp_path: Path) -> None:
         there = ragged.to("cpu")
         genes = "genes" if objective == "mask" else "known_genes"
         assert torch.equal(getattr(here, genes), getattr(there, genes))
-        assert here.keys.tolist() == there.keys.tolist()
+        assert here.key.tolist() == there.key.tolist()
         rows = {
             (k, tuple(g))
-            for k, g in zip(here.keys.tolist(), getattr(here, genes).tolist(), strict=True)
+            for k, g in zip(here.key.tolist(), getattr(here, genes).tolist(), strict=True)
         }
         assert len(rows) == 18 and set(Counter(k for k, _ in rows).values()) == {3}
     (packed,) = loader(made, tokens_per_batch=40 * 18, **options)
     at = packed.cu_seqlens.tolist()
     cells = {
         (k, tuple(packed.genes[a:b].tolist()))
-        for k, a, b in zip(packed.keys.tolist(), at, at[1:], strict=False)
+        for k, a, b in zip(packed.key.tolist(), at, at[1:], strict=False)
     }
     assert len(cells) == 18
 
@@ -314,7 +314,7 @@ def test_copies_lie_apart(tmp_path: Path) -> None:
     """The second time a cell comes is a pass over its shard later, not a batch later."""
     made = make_set(tmp_path, [400], longest=2)
     one = loader(made, epoch_cells=1200, lanes=1, shuffle_buffer=20)
-    keys = [k for b in one for k in b.keys.tolist()]
+    keys = [k for b in one for k in b.key.tolist()]
     places: dict[int, list[int]] = {}
     for p, key in enumerate(keys):
         places.setdefault(key, []).append(p)
@@ -344,7 +344,7 @@ def test_labels_of_a_blend_are_united(known: Known, other: Known) -> None:
     codes = {-1: -1, 0: 3, 1: 1}
     for batch in one:
         for key, donor, age in zip(
-            batch.keys.tolist(), batch.labels["donor"], batch.labels["age"], strict=True
+            batch.key.tolist(), batch.labels["donor"], batch.labels["age"], strict=True
         ):
             if key >> 40 == 1:
                 assert donor == codes[other.donor[key & ROW]] and age.isnan()
@@ -427,7 +427,7 @@ def test_interrupted_anywhere_and_resumed_on_any_world(known: Known, data: st.Da
         for one in loaders:
             iterator = iter(one)
             for _ in range(stop):
-                got.update(k for k in next(iterator).keys.tolist() if k >= 0)
+                got.update(k for k in next(iterator).key.tolist() if k >= 0)
             states.append(one.state_dict())
             iterator.close()
         assert all(s == states[0] for s in states)
@@ -444,7 +444,7 @@ def test_threads_and_resume_change_nothing(known: Known, options: dict[str, Any]
         assert all(
             torch.equal(a.genes, b.genes)
             and torch.equal(a.values, b.values)
-            and a.keys.tolist() == b.keys.tolist()
+            and a.key.tolist() == b.key.tolist()
             for a, b in zip(whole, loader(known, **options, threads=threads), strict=True)
         )
     first = loader(known, **options)
@@ -458,7 +458,7 @@ def test_threads_and_resume_change_nothing(known: Known, options: dict[str, Any]
     second = loader(known, **options)
     second.load_state_dict(state)
     assert all(
-        torch.equal(a.values, b.values) and a.keys.tolist() == b.keys.tolist()
+        torch.equal(a.values, b.values) and a.key.tolist() == b.key.tolist()
         for a, b in zip(whole[stop:], second, strict=True)
     )
 
@@ -469,7 +469,7 @@ def test_epochs_differ_and_drop_less_than_a_batch(known: Known, options: dict[st
     dropped = one.dropped_cells
     domains = 4 if "domain_by" in options else 1
     assert 0 <= dropped < 4 * domains
-    epochs = [[k for b in one for k in b.keys.tolist()] for _ in range(4)]
+    epochs = [[k for b in one for k in b.key.tolist()] for _ in range(4)]
     assert len({tuple(e) for e in epochs}) == 4
     assert {len(e) for e in epochs} == {one.cells - dropped}
 
@@ -559,8 +559,8 @@ def test_from_a_store(known: Known, s3: Any, tmp_path: Path, options: dict[str, 
         root, **LANES, drop_last=False, cache_dir=tmp_path / "cache", cache_size="1GB", **options
     )
     for epoch in range(2):
-        here = [b.keys.tolist() for b in loader(known, **options, epoch=epoch)]
-        assert [b.keys.tolist() for b in there] == here
+        here = [b.key.tolist() for b in loader(known, **options, epoch=epoch)]
+        assert [b.key.tolist() for b in there] == here
 
 
 def test_lost_cells_keep_their_places(tmp_path: Path) -> None:
@@ -574,8 +574,8 @@ def test_lost_cells_keep_their_places(tmp_path: Path) -> None:
     one = loader(made, weights={"donor": "balanced"}, epoch_cells=400, **options)
     lost = range(94, 184)
     for a, b in zip(whole, one, strict=True):
-        assert [-1 if k in lost else k for k in a.keys.tolist()] == b.keys.tolist()
-        assert b.weight.tolist() == [float(k not in lost and k >= 0) for k in a.keys.tolist()]
+        assert [-1 if k in lost else k for k in a.key.tolist()] == b.key.tolist()
+        assert b.weight.tolist() == [float(k not in lost and k >= 0) for k in a.key.tolist()]
     domains = list(loader(made, domain_by="donor", **options))
     assert all(len(set(b.labels["donor"][b.weight > 0].tolist())) <= 1 for b in domains)
 

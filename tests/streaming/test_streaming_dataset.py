@@ -73,7 +73,7 @@ def equal(x: Any, y: Any) -> bool:
 
 
 def keys(batches: list[Batch]) -> list[int]:
-    return [k for b in batches for k in b.keys.tolist() if k >= 0]
+    return [k for b in batches for k in b.key.tolist() if k >= 0]
 
 
 @pytest.mark.parametrize(("world", "k"), [(1, 0), (1, 3), (2, 2), (3, 1), (1, 26)])
@@ -147,14 +147,14 @@ def test_transform_runs_where_batches_are_made(known: Known, k: int) -> None:
     data = dataset(known, transform=transformed)
     found = list(workers(data, k))
     expected = batches_of(known)
-    assert [x for x, _ in found] == [b.keys.tolist() for b in expected]
+    assert [x for x, _ in found] == [b.key.tolist() for b in expected]
     assert all((pid == os.getpid()) == (k == 0) for _, pid in found)
     with pytest.raises(ConfigError, match="transform"):
         dataset(known, as_cells=True, transform=transformed)
 
 
 def transformed(batch: Batch) -> tuple[list[int], int]:
-    return batch.keys.tolist(), os.getpid()
+    return batch.key.tolist(), os.getpid()
 
 
 def test_without_workers_epochs_follow_too(known: Known) -> None:
@@ -314,7 +314,7 @@ def test_the_state_of_a_worker(
     """What torchdata's StatefulDataLoader does in each worker, in one process."""
 
     def names(samples: Iterator[Any]) -> list[Any]:
-        return [s["__key__"] if as_cells else s.keys.tolist() for s in samples]
+        return [s["__key__"] if as_cells else s.key.tolist() for s in samples]
 
     for worker in range(3):
         in_worker(monkeypatch, worker, 3)

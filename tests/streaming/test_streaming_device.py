@@ -173,5 +173,5 @@ def test_a_loader_of_them(tmp_path: Any, chosen: dict[str, Any], threads: int) -
 def test_the_same_bits_on_a_gpu(chosen: dict[str, Any]) -> None:
     here, ragged = both([900, 30, None, 0], CollateOptions(max_length=300, **chosen), vocab=Vocab([f"g{i}" for i in range(60_000)]).with_specials())  # fmt: skip
     moved = ragged.to("cuda", non_blocking=True)
-    assert moved.weight.device.type == "cuda" and moved.keys.device.type == "cpu"
+    assert moved.weight.device.type == "cuda" and moved.key.device.type == "cpu"
     assert_same(here, moved)

@@ -112,7 +112,7 @@ def test_a_global_batch_is_of_one_domain_on_all_ranks(known: Known) -> None:
         for step in zip(*ranks, strict=True):
             codes = {c for b in step for c in b.labels["donor"][b.weight > 0].tolist()}
             assert len(codes) == 1
-            seen += [k for b in step for k in b.keys.tolist() if k >= 0]
+            seen += [k for b in step for k in b.key.tolist() if k >= 0]
         assert sorted(seen) == list(range(200))
 
 
@@ -123,9 +123,9 @@ def test_the_same_global_batches_on_one_rank_and_on_two(known: Known) -> None:
     state = two[0].state_dict() | {"position": [2] * 4}
     for other in (one, *two):
         other.load_state_dict(state)
-    whole = [b.keys.tolist() for b in one]
+    whole = [b.key.tolist() for b in one]
     halves = [
-        np.stack([b.keys.numpy() for b in step], 1).ravel().tolist()
+        np.stack([b.key.numpy() for b in step], 1).ravel().tolist()
         for step in zip(*two, strict=True)
     ]
     assert whole == halves
@@ -135,7 +135,7 @@ def test_the_order_within_a_domain_is_that_of_its_cells_alone(known: Known) -> N
     one = loader(known, drop_last=False, seed=7)
     keys: dict[int, list[int]] = {d: [] for d in range(4)}
     for batch in one:
-        of_cells = batch.keys[batch.weight > 0].tolist()
+        of_cells = batch.key[batch.weight > 0].tolist()
         keys[DOMAINS.index(known.donor[of_cells[0]])] += of_cells
     for d, name in enumerate(["a", "b", "c"]):
         n = counts(known)[d]
@@ -148,7 +148,7 @@ def test_the_order_within_a_domain_is_that_of_its_cells_alone(known: Known) -> N
             shuffle_buffer=48 * n // 200,
             drop_last=False,
         )
-        assert [k for b in alone for k in b.keys.tolist() if k >= 0] == keys[d]
+        assert [k for b in alone for k in b.key.tolist() if k >= 0] == keys[d]
 
 
 def test_what_is_dropped_and_what_is_filled_up(known: Known) -> None:
@@ -166,7 +166,7 @@ def test_what_is_dropped_and_what_is_filled_up(known: Known) -> None:
 
 def test_without_shuffle_domain_after_domain(known: Known) -> None:
     one = loader(known, shuffle=False, lanes=1, drop_last=False)
-    keys = [k for b in one for k in b.keys.tolist() if k >= 0]
+    keys = [k for b in one for k in b.key.tolist() if k >= 0]
     assert keys == [k for d in DOMAINS for k in range(200) if known.donor[k] == d]
 
 
@@ -175,7 +175,7 @@ def test_without_shuffle_domain_after_domain(known: Known) -> None:
 def test_each_state_goes_on_as_the_rest_of_the_epoch(known: Known, data: st.DataObject) -> None:
     """Not only the same cells: the same turns and batches, when the world is the same."""
     stop = data.draw(st.integers(0, 51), label="stop")
-    whole = [b.keys.tolist() for b in loader(known, drop_last=False)]
+    whole = [b.key.tolist() for b in loader(known, drop_last=False)]
     assert len(whole) == 51
     first = loader(known, drop_last=False)
     iterator = iter(first)
@@ -187,8 +187,8 @@ def test_each_state_goes_on_as_the_rest_of_the_epoch(known: Known, data: st.Data
     second = loader(known, drop_last=False)
     second.load_state_dict(state)
     if stop == 51:
-        whole, stop = [b.keys.tolist() for b in loader(known, drop_last=False, epoch=1)], 0
-    assert [b.keys.tolist() for b in second] == whole[stop:]
+        whole, stop = [b.key.tolist() for b in loader(known, drop_last=False, epoch=1)], 0
+    assert [b.key.tolist() for b in second] == whole[stop:]
 
 
 def test_damaged_states(known: Known) -> None:

@@ -44,7 +44,7 @@ def rank_loaders(known: Known, world: int, **options: Any) -> list[CellLoader]:
 
 
 def cells_of(one: CellLoader) -> list[int]:
-    return [k for batch in one for k in batch.keys.tolist() if k >= 0]
+    return [k for batch in one for k in batch.key.tolist() if k >= 0]
 
 
 @settings(max_examples=60)
@@ -82,7 +82,7 @@ def test_each_cell_once_over_all_ranks(
         assert len(batches) == steps and {len(b) for b in batches} <= {batch}
         if drop_last:
             assert all(b.weight.min() == 1 for b in batches)
-        seen.update(k for b in batches for k in b.keys.tolist() if k >= 0)
+        seen.update(k for b in batches for k in b.key.tolist() if k >= 0)
     assert set(seen.values()) <= {1} and set(seen) <= set(range(n))
     assert len(seen) == (steps * whole if drop_last else n)
 
@@ -118,7 +118,7 @@ def test_any_change_of_topology_at_any_step(sets: dict[str, Known], data: st.Dat
         for one in ranks:
             iterator = iter(one)
             for _ in range(stop):
-                seen.update(k for k in next(iterator).keys.tolist() if k >= 0)
+                seen.update(k for k in next(iterator).key.tolist() if k >= 0)
             states.append(one.state_dict())
             iterator.close()
         assert all(s == states[0] for s in states)
@@ -151,7 +151,7 @@ def test_a_cells_sample_and_masks_do_not_depend_on_who_reads_it(sets: dict[str, 
         found = {}
         for one in ranks:
             for batch in one:
-                for i, key in enumerate(batch.keys.tolist()):
+                for i, key in enumerate(batch.key.tolist()):
                     n = int((~batch.is_pad[i]).sum())
                     found[key] = (
                         tuple(batch.genes[i, :n].tolist()),

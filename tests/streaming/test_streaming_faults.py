@@ -57,7 +57,7 @@ def loader(root: Path | str, **options: object) -> CellLoader:
 
 
 def keys(of: CellLoader) -> list[list[int]]:
-    return [batch.keys.tolist() for batch in of]
+    return [batch.key.tolist() for batch in of]
 
 
 def shard_file(root: Path, shard: int) -> Path:
@@ -119,11 +119,11 @@ def test_lost_cells_leave_gaps_and_no_other_cell_moves(
         reading = loader(bad, on_bad_shard="quarantine", **options)
         assert len(reading) == len(whole)
         found = list(reading)
-        assert [b.keys.tolist() for b in found] == [
+        assert [b.key.tolist() for b in found] == [
             [-1 if k in gone else k for k in batch] for batch in whole
         ]
         for batch in found:
-            empty = batch.keys.numpy() < 0
+            empty = batch.key.numpy() < 0
             assert (batch.weight.numpy() == ~empty).all()
             assert batch.is_pad[empty][:, 1:].all()
             assert (batch.labels["donor"][empty] == -1).all()
@@ -185,7 +185,7 @@ def test_a_state_does_not_tell_of_what_was_lost(good: Known, bad: Path) -> None:
         for of in (resumed, mended):
             of.load_state_dict(json.loads(json.dumps(reading.state_dict())))
         for a, b in zip(resumed, mended, strict=True):
-            assert ((a.keys == b.keys) | (a.keys == -1)).all()
+            assert ((a.key == b.key) | (a.key == -1)).all()
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def loader(known: Known, **options: Any) -> CellLoader:
 
 
 def keys(batches: Any) -> list[list[int]]:
-    return [b.keys.tolist() for b in batches]
+    return [b.key.tolist() for b in batches]
 
 
 def epoch(known: Known, number: int) -> list[list[int]]:
@@ -70,7 +70,7 @@ def test_each_iteration_is_a_pass_from_its_beginning(known: Known) -> None:
     assert keys(one) == epoch(known, 1)
     assert keys(b for _, b in zip(range(10), one, strict=False)) == epoch(known, 2)[:10]
     for batch in one:
-        assert batch.keys.tolist() == epoch(known, 3)[0]
+        assert batch.key.tolist() == epoch(known, 3)[0]
         break
     assert one.epoch == 4
     assert keys(one) == epoch(known, 4)
@@ -97,7 +97,7 @@ def test_the_length_never_changes_and_what_is_left_counts_down(known: Known) -> 
 
 
 def bits(batches: Any) -> list[Any]:
-    return [(b.keys.tolist(), b.values.tolist(), b.is_masked.tolist()) for b in batches]
+    return [(b.key.tolist(), b.values.tolist(), b.is_masked.tolist()) for b in batches]
 
 
 def test_a_fixed_epoch_is_the_same_in_every_pass(known: Known) -> None:
@@ -185,7 +185,7 @@ def test_two_iterators_at_once_are_both_right(known: Known) -> None:
     first = iter(one)
     assert keys(itertools.islice(first, 5)) == epoch(known, 0)[:5]
     second = iter(one)
-    found = [(a.keys.tolist(), b.keys.tolist()) for a, b in itertools.islice(zip(first, second), 9)]  # noqa: B905
+    found = [(a.key.tolist(), b.key.tolist()) for a, b in itertools.islice(zip(first, second), 9)]  # noqa: B905
     assert [a for a, _ in found] == epoch(known, 0)[5:14]
     assert [b for _, b in found] == epoch(known, 1)[:9]
     state = one.state_dict()
@@ -194,7 +194,7 @@ def test_two_iterators_at_once_are_both_right(known: Known) -> None:
     assert one.state_dict() == state
     assert keys(second) == epoch(known, 1)[9:]
     assert one.state_dict() == loader(known, epoch=2).state_dict()
-    assert [a.keys.tolist() == b.keys.tolist() for a, b in zip(one, one, strict=True)] == (
+    assert [a.key.tolist() == b.key.tolist() for a, b in zip(one, one, strict=True)] == (
         [True] * STEPS
     )
 
@@ -225,9 +225,9 @@ def test_transform_runs_in_the_threads_and_its_errors_come_in_their_place(known:
 
     def transform(batch: Batch) -> tuple[Any, int]:
         names.add(threading.current_thread().name.rpartition("-")[0])
-        if batch.keys.tolist() == epoch_0[11]:
+        if batch.key.tolist() == epoch_0[11]:
             raise ValueError("a batch that it does not like")
-        return batch.keys, len(batch)
+        return batch.key, len(batch)
 
     epoch_0 = epoch(known, 0)
     found = []
@@ -248,7 +248,7 @@ def test_prefetch_of_batches_and_of_bytes(
     options = {"pad_to": "max", "max_length": 16, "threads": several}
     if prefetch == "bytes":
         b = next(iter(loader(known, **options)))
-        tensors = (b.genes, b.values, b.targets, b.is_masked, b.is_pad, b.keys, b.weight)
+        tensors = (b.genes, b.values, b.targets, b.is_masked, b.is_pad, b.key, b.weight)
         size = sum(t.nbytes for t in (*tensors, *b.labels.values()))
         prefetch = f"{3.5 * size / 1000} kB"
 
@@ -438,4 +438,4 @@ def test_the_trainers_thread_may_be_interrupted(known: Known) -> None:
         next(iterator)
     assert list(iterator) == []
     assert eventually(lambda: not own_threads())
-    assert torch.is_tensor(next(iter(loader(known))).keys)
+    assert torch.is_tensor(next(iter(loader(known))).key)

@@ -39,13 +39,13 @@ def global_batches(
     ]
     assert len({len(b) for b in ranks}) == 1
     return [
-        np.stack([b.keys.numpy() for b in step], 1).ravel().tolist()
+        np.stack([b.key.numpy() for b in step], 1).ravel().tolist()
         for step in zip(*ranks, strict=True)
     ]
 
 
 def same(a: Batch, b: Batch) -> bool:
-    names = ("genes", "values", "targets", "is_masked", "is_pad", "keys", "weight")
+    names = ("genes", "values", "targets", "is_masked", "is_pad", "key", "weight")
     return all(torch.equal(getattr(a, n), getattr(b, n)) for n in names) and all(
         torch.equal(a.labels[k], b.labels[k]) for k in a.labels
     )
@@ -94,7 +94,7 @@ def test_interrupted_anywhere_and_resumed_on_any_world(known: Known, data: st.Da
         for one in loaders:
             iterator = iter(one)
             for _ in range(stop):
-                seen += [k for k in next(iterator).keys.tolist() if k >= 0]
+                seen += [k for k in next(iterator).key.tolist() if k >= 0]
             states.append(one.state_dict())
             iterator.close()
         assert all(s == states[0] for s in states)
@@ -139,8 +139,8 @@ def test_who_counts_batches_need_not_ask_for_one_more(known: Known) -> None:
         taken = [next(iterator) for _ in range(len(one))]
         assert one.epoch == epoch
         assert one.state_dict() == loader(known, epoch=epoch + 1).state_dict()
-        assert [b.keys.tolist() for b in taken] == [
-            b.keys.tolist() for b in loader(known, epoch=epoch)
+        assert [b.key.tolist() for b in taken] == [
+            b.key.tolist() for b in loader(known, epoch=epoch)
         ]
         iterator.close()
         assert (one.epoch, one.batches_left, len(one)) == (epoch + 1, 50, 50)
@@ -156,15 +156,15 @@ def test_threads_change_nothing(known: Known, threads: int) -> None:
 
 def test_epochs_differ_and_set_epoch_goes_back(known: Known) -> None:
     one = loader(known)
-    epochs = [[b.keys.tolist() for b in one] for _ in range(3)]
+    epochs = [[b.key.tolist() for b in one] for _ in range(3)]
     assert one.epoch == 3 and epochs[0] != epochs[1] != epochs[2] != epochs[0]
     one.set_epoch(1)
-    assert [b.keys.tolist() for b in one] == epochs[1]
+    assert [b.key.tolist() for b in one] == epochs[1]
 
 
 def test_contents_and_labels(known: Known) -> None:
     for batch in loader(known, n_bins=0, mask_ratio=0, drop_last=False, batch_size=7):
-        for i, key in enumerate(batch.keys.tolist()):
+        for i, key in enumerate(batch.key.tolist()):
             if key < 0:
                 assert (
                     batch.weight[i] == 0
@@ -186,7 +186,7 @@ def test_other_encodings(tmp_path: Path, kind: str, compression: str) -> None:
     made = make_set(tmp_path, [30, 50], kind=kind, compression=compression)
     seen = {}
     for batch in loader(made, n_bins=0, mask_ratio=0, drop_last=False):
-        for i, key in enumerate(batch.keys.tolist()):
+        for i, key in enumerate(batch.key.tolist()):
             seen[key] = batch.targets[i, 1:][~batch.is_pad[i, 1:]].numpy()
     for key, values in made.values.items():
         assert np.array_equal(seen[key], values.astype(np.float32))
@@ -196,7 +196,7 @@ def test_many_chunks_and_a_small_arena(tmp_path: Path) -> None:
     """Cells of very unequal size over several chunks, a buffer larger than a chunk, resumed midway."""
     made = make_set(tmp_path, [900, 700], n_genes=4000, longest=3000, seed=1)
     whole = list(loader(made, shuffle_buffer=600, lanes=2, batch_size=50))
-    assert sorted(k for b in whole for k in b.keys.tolist()) == list(range(1600))
+    assert sorted(k for b in whole for k in b.key.tolist()) == list(range(1600))
     half = loader(made, shuffle_buffer=600, lanes=2, batch_size=50)
     iterator = iter(half)
     for _ in range(17):
@@ -208,7 +208,7 @@ def test_many_chunks_and_a_small_arena(tmp_path: Path) -> None:
 
 def test_evaluation_in_order(known: Known) -> None:
     batches = list(loader(known, shuffle=False, lanes=1, drop_last=False, batch_size=64))
-    assert [k for b in batches for k in b.keys.tolist()] == [*range(200), *[-1] * 56]
+    assert [k for b in batches for k in b.key.tolist()] == [*range(200), *[-1] * 56]
     assert batches[-1].weight.sum() == 8
 
 
@@ -218,7 +218,7 @@ def test_few_cells_many_lanes_and_ranks(tmp_path: Path) -> None:
         keys = [
             k for r in range(world)
             for b in loader(made, rank=r, world_size=world, lanes=64, batch_size=2, drop_last=False)
-            for k in b.keys.tolist() if k >= 0
+            for k in b.key.tolist() if k >= 0
         ]  # fmt: skip
         assert sorted(keys) == [0, 1, 2]
 

@@ -350,7 +350,7 @@ def loader(known: Known, **options: object) -> CellLoader:
 
 def same(a: Batch | GenerateBatch, b: Batch | GenerateBatch) -> bool:
     x, y = fields(a), fields(b)
-    return torch.equal(a.keys, b.keys) and all(np.array_equal(x[n], y[n]) for n in (*x, *y))
+    return torch.equal(a.key, b.key) and all(np.array_equal(x[n], y[n]) for n in (*x, *y))
 
 
 EVERYTHING = [

@@ -109,15 +109,15 @@ def loader(known: Known, **options: Any) -> CellLoader:
 
 
 def same(a: PackedBatch, b: PackedBatch) -> bool:
-    return all(torch.equal(getattr(a, f), getattr(b, f)) for f in (*FIELDS, "cu_seqlens", "keys"))
+    return all(torch.equal(getattr(a, f), getattr(b, f)) for f in (*FIELDS, "cu_seqlens", "key"))
 
 
 def test_shapes_never_change_and_ranks_stay_in_step(known: Known) -> None:
     ranks = [list(loader(known, rank=r, world_size=3, drop_last=False)) for r in range(3)]
     assert len({len(batches) for batches in ranks}) == 1
-    shapes = {(b.genes.shape, b.cu_seqlens.shape, b.keys.shape) for own in ranks for b in own}
+    shapes = {(b.genes.shape, b.cu_seqlens.shape, b.key.shape) for own in ranks for b in own}
     assert len(shapes) == 1
-    keys = [k for own in ranks for b in own for k in b.keys.tolist() if k >= 0]
+    keys = [k for own in ranks for b in own for k in b.key.tolist() if k >= 0]
     assert sorted(keys) == list(range(200))
     real = sum(int((~b.is_pad).sum()) for own in ranks[:1] for b in own[:-1])
     assert real > 0.8 * 100 * (len(ranks[0]) - 1)
@@ -140,7 +140,7 @@ def test_the_same_bits_for_any_threads_and_after_a_resume(known: Known, threads:
 
 def test_a_packed_batch_moves_whole(known: Known) -> None:
     moved = next(iter(loader(known))).to("meta")
-    assert moved.cu_seqlens.device.type == "meta" and moved.keys.device.type == "cpu"
+    assert moved.cu_seqlens.device.type == "meta" and moved.key.device.type == "cpu"
 
 
 @pytest.mark.parametrize(

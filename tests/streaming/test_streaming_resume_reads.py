@@ -56,7 +56,7 @@ def resumed(known: Known, position: int, **options: Any) -> CellLoader:
 def test_the_first_batch_waits_for_its_own_cells(
     known: Known, position: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = [b.keys.tolist() for b in resumed(known, position)]
+    expected = [b.key.tolist() for b in resumed(known, position)]
     monkeypatch.setattr("scshards.streaming.blockstream.Jobs", OnDemand)
     one = resumed(known, position)
     read: list[int] = []
@@ -65,7 +65,7 @@ def test_the_first_batch_waits_for_its_own_cells(
         for batch in one.collate(block, wanted):
             # On the only thread: nothing was dealt after this block.
             read.append(sum(job.done for job in OnDemand.jobs))
-            yield list(batch.keys.tolist())
+            yield list(batch.key.tolist())
 
     stream = one.stream(make)
     found = [next(stream)]

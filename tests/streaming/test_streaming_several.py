@@ -22,7 +22,7 @@ from scshards.streaming.collate.batches import Collator
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.loader import CellLoader
 
-FIELDS = ("genes", "values", "targets", "is_masked", "is_pad", "keys", "weight")
+FIELDS = ("genes", "values", "targets", "is_masked", "is_pad", "key", "weight")
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -69,7 +69,7 @@ def test_the_same_as_one_by_one(tmp_path: Path, options: dict[str, Any]) -> None
 
 def test_batches_before_a_bad_cell_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_set(tmp_path / "set", [100])
-    expected = [b.keys.tolist() for b in loader(tmp_path / "set")]
+    expected = [b.key.tolist() for b in loader(tmp_path / "set")]
     bad = expected[5][3]
     one = loader(tmp_path / "set")
     collate = one.collate
@@ -86,7 +86,7 @@ def test_batches_before_a_bad_cell_come(tmp_path: Path, monkeypatch: pytest.Monk
     seen = []
     with pytest.raises(FormatError, match=f"cell 000000-{bad & (2**40 - 1):010d}"):
         for batch in one.stream(spoiled):
-            seen.append(batch.keys.tolist())
+            seen.append(batch.key.tolist())
     assert seen == expected[:5]
 
 

@@ -33,7 +33,7 @@ def batches(*roots: Any, **options: Any) -> list[Counter[str]]:
     )
     names = [s.name for s in loader.sources]
     return [
-        Counter(names[int(k) >> 40] for k, w in zip(b.keys, b.weight, strict=True) if w)
+        Counter(names[int(k) >> 40] for k, w in zip(b.key, b.weight, strict=True) if w)
         for b in loader
     ]
 
@@ -80,5 +80,5 @@ def test_sets_that_share_names(root: Path, tmp_path: Path) -> None:
     quiet_pack(tmp_path / "l.txt", other, vocab_of(8))
     loader = blend_of({str(root): 1, str(other): 1}, where="source == 'gut'", batch_size=4,
                               n_bins=0, lanes=2, drop_last=False)  # fmt: skip
-    ordinals = {int(k) >> 40 for b in loader for k, w in zip(b.keys, b.weight, strict=True) if w}
+    ordinals = {int(k) >> 40 for b in loader for k, w in zip(b.key, b.weight, strict=True) if w}
     assert ordinals == {1, 3}

@@ -29,7 +29,7 @@ OPTIONS: dict[str, Any] = {"batch_size": BATCH, "shuffle_buffer": 256, "lanes": 
 
 def keys_of(*ranks: CellLoader) -> np.ndarray:
     """The keys of an epoch in the order of positions, of all ranks together."""
-    each = [np.concatenate([b.keys.numpy() for b in rank]) for rank in ranks]
+    each = [np.concatenate([b.key.numpy() for b in rank]) for rank in ranks]
     return np.stack(each, axis=1).reshape(-1)
 
 
@@ -163,7 +163,7 @@ def test_shares_within_domains(two: tuple[Known, Known]) -> None:
     donors: dict[int, list[int]] = {}
     for batch in one:
         (donor,) = set(batch.labels["donor"][batch.weight > 0].tolist())
-        donors.setdefault(donor, []).extend(batch.keys[batch.weight > 0].tolist())
+        donors.setdefault(donor, []).extend(batch.key[batch.weight > 0].tolist())
     assert len(donors) == 4 and sum(map(len, donors.values())) == 8000
     for keys in donors.values():
         of_second = np.array(keys) >> 40 == 1
@@ -199,21 +199,21 @@ def test_everything_exact_stays_so(two: tuple[Known, Known], data: st.DataObject
     def make(world: int, rank: int, size: int) -> CellLoader:
         return blend_of(roots, **{**options, "batch_size": size, "rank": rank, "world_size": world})
 
-    whole = [b.keys.tolist() for b in make(1, 0, batch)]
+    whole = [b.key.tolist() for b in make(1, 0, batch)]
     for world in (2, 4):
         ranks = [make(world, r, batch // world) for r in range(world)]
         if "domain_by" in options:  # small domains have other lanes for other worlds
             assert len({len(r) for r in ranks}) == 1
             continue
         for step, expected in zip(zip(*ranks, strict=True), whole, strict=True):
-            assert sorted(k for b in step for k in b.keys.tolist()) == sorted(expected)
+            assert sorted(k for b in step for k in b.key.tolist()) == sorted(expected)
     stop = data.draw(st.integers(0, len(whole) - 1), label="stop")
     state = json.loads(json.dumps(make(1, 0, batch).state_after(stop)))
     world = data.draw(st.sampled_from([1, 2, 3, 5]), label="world")
     ranks = [make(world, r, 3) for r in range(world)]
     for rank in ranks:
         rank.load_state_dict(state)
-    rest = [k for step in zip(*ranks, strict=True) for b in step for k in b.keys.tolist() if k >= 0]
+    rest = [k for step in zip(*ranks, strict=True) for b in step for k in b.key.tolist() if k >= 0]
     assert sorted(rest) == sorted(k for keys in whole[stop:] for k in keys if k >= 0)
 
 

@@ -82,7 +82,7 @@ def test_the_stages_in_stock_pipelines(known: Known) -> None:
     )
     batches = list(own)
     assert [len(b) for b in batches] == [16] * 3
-    keys = torch.cat([b.keys for b in batches]).tolist()
+    keys = torch.cat([b.key for b in batches]).tolist()
     assert len(set(keys)) == 48 and min(keys) >= 41 and keys != sorted(keys)
 
 
@@ -97,7 +97,7 @@ def test_each_cell_comes_once_over_ranks_and_workers(
         cells = wds.pipeline(known.root, decode=False).compose(wds.Collate(known.root, 8))
         options = {"multiprocessing_context": "fork", "timeout": 600} if workers else {}
         loader = webdataset.WebLoader(cells, batch_size=None, num_workers=workers, **options)
-        found = [k for batch in loader for k in batch.keys.tolist()]
+        found = [k for batch in loader for k in batch.key.tolist()]
         assert 0 < len(found) < 100
         seen += found
     assert sorted(seen) == list(range(100))
@@ -107,22 +107,22 @@ def test_each_epoch_has_another_order_and_other_masks(known: Known) -> None:
     collate = wds.Collate(known.root, 100, collate=CollateOptions(**COLLATE))
     cells = wds.pipeline(known.root, decode=False).compose(collate)
     epochs = [next(iter(cells)) for _ in range(4)]
-    assert len({tuple(b.keys.tolist()) for b in epochs}) > 1
-    masks = [b.is_masked[b.keys.argsort()] for b in epochs]
+    assert len({tuple(b.key.tolist()) for b in epochs}) > 1
+    masks = [b.is_masked[b.key.argsort()] for b in epochs]
     assert not any(torch.equal(masks[i], masks[j]) for i in range(4) for j in range(i))
     cells.set_epoch(2)
     again = next(iter(cells))
-    assert torch.equal(again.keys, epochs[2].keys)
+    assert torch.equal(again.key, epochs[2].key)
     assert torch.equal(again.values, epochs[2].values)
     other = wds.pipeline(known.root, decode=False, seed=1)
     orders = [[row(s) for s in other] for _ in range(4)]
-    assert orders != [b.keys.tolist() for b in epochs]
+    assert orders != [b.key.tolist() for b in epochs]
 
 
 def rows_of(batch: Batch) -> dict[int, list[list[float]]]:
     """{key: the row's tokens without padding}."""
     out = {}
-    for i, key in enumerate(batch.keys.tolist()):
+    for i, key in enumerate(batch.key.tolist()):
         real = ~batch.is_pad[i]
         fields = (batch.genes, batch.values, batch.targets, batch.is_masked)
         out[key] = [f[i][real].tolist() for f in fields]

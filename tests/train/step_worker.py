@@ -32,7 +32,7 @@ def tasks() -> dict[str, tuple[Task, Batch | GenerateBatch]]:
         unknown_targets=whole.targets[:, half:],
         unknown_is_pad=whole.is_pad[:, half:],
         ratio=0.5,
-        keys=whole.keys,
+        key=whole.key,
         labels=whole.labels,
         weight=whole.weight,
     )

@@ -62,7 +62,7 @@ def plain(checkpoint: Path, path: Path) -> np.ndarray:
         nowhere = torch.zeros(1, len(genes), dtype=torch.bool)
         batch = Batch(
             genes=torch.tensor([genes]), values=torch.tensor([values]), targets=torch.tensor([values]),
-            is_masked=nowhere, is_pad=nowhere, keys=torch.zeros(1), labels={}, weight=torch.ones(1),
+            is_masked=nowhere, is_pad=nowhere, key=torch.zeros(1), labels={}, weight=torch.ones(1),
         )  # fmt: skip
         with torch.no_grad():
             logits = model(batch).class_logits[0].double().numpy()

@@ -97,7 +97,7 @@ def plain(
                     targets=values_BL,
                     is_masked=nowhere_BL,
                     is_pad=nowhere_BL,
-                    keys=torch.zeros(1, dtype=torch.int64),
+                    key=torch.zeros(1, dtype=torch.int64),
                     labels={},
                     weight=torch.ones(1),
                 ),

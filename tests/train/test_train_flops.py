@@ -32,7 +32,7 @@ def full_batch() -> Batch:
         targets=targets,
         is_masked=is_masked,
         is_pad=torch.zeros(B, L, dtype=torch.bool),
-        keys=torch.arange(B),
+        key=torch.arange(B),
         labels={},
         weight=torch.ones(B),
     )
@@ -76,7 +76,7 @@ def test_unknown_genes_skip_the_keys_and_the_projection_that_they_do_not_have(ce
         unknown_targets=torch.ones(B, g),
         unknown_is_pad=torch.zeros(B, g, dtype=torch.bool),
         ratio=0.4,
-        keys=torch.arange(B),
+        key=torch.arange(B),
         labels={},
         weight=torch.ones(B),
     )
@@ -133,7 +133,7 @@ def test_padding_is_no_work():
         is_pad=torch.cat([torch.zeros(sum(lengths)), torch.ones(spare)]).bool(),
         cu_seqlens=torch.tensor([0, *lengths]).cumsum(0).int(),
         max_seqlen=50,
-        keys=batch.keys,
+        key=batch.key,
         labels={},
         weight=batch.weight,
     )
@@ -150,7 +150,7 @@ def test_unknown_genes_attend_to_the_known_ones_and_themselves():
         unknown_targets=torch.zeros(2, 5),
         unknown_is_pad=torch.arange(5) >= unknown[:, None],
         ratio=0.5,
-        keys=torch.arange(2),
+        key=torch.arange(2),
         labels={},
         weight=torch.ones(2),
     )

@@ -42,7 +42,7 @@ def test_both_parts_of_a_generate_batch_are_widened():
         unknown_targets=unknown.targets[:, 1:],
         unknown_is_pad=unknown.is_pad[:, 1:],
         ratio=0.5,
-        keys=known.keys,
+        key=known.key,
         labels={},
         weight=known.weight,
     )

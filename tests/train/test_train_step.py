@@ -75,7 +75,7 @@ def test_pieces_are_the_batch_without_needless_padding():
     batch = small_batch(7)
     pieces = list(cut(batch, 3))
     assert [len(p) for p in pieces] == [3, 3, 1]
-    assert torch.cat([p.keys for p in pieces]).equal(batch.keys)
+    assert torch.cat([p.key for p in pieces]).equal(batch.key)
     for i, p in enumerate(pieces):
         width = p.genes.shape[1]
         assert not p.is_pad[:, width - 1].all()

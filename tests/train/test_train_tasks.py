@@ -50,7 +50,7 @@ def _generated(n: int, weight: list[float] | None = None) -> GenerateBatch:
         unknown_targets=batch.targets[:, width:],
         unknown_is_pad=batch.is_pad[:, width:],
         ratio=0.5,
-        keys=batch.keys,
+        key=batch.key,
         labels=batch.labels,
         weight=batch.weight,
     )
@@ -76,7 +76,7 @@ def _masked_batch(io: dict[str, torch.Tensor], **labels: torch.Tensor) -> Batch:
         targets=io["in_targets"].float(),
         is_masked=io["in_is_masked"].bool(),
         is_pad=io["in_is_pad"].bool(),
-        keys=torch.arange(n),
+        key=torch.arange(n),
         labels=labels,
         weight=torch.ones(n),
     )
@@ -103,7 +103,7 @@ def test_the_three_generate_losses_are_the_references():
         unknown_targets=io["in_gen_expr_target"].float(),
         unknown_is_pad=io["in_gen_is_pad"].bool(),
         ratio=0.5,
-        keys=torch.arange(n),
+        key=torch.arange(n),
         labels={},
         weight=torch.ones(n),
     )
@@ -272,7 +272,7 @@ def _packed(batch: Batch) -> PackedBatch:
         **pick,
         cu_seqlens=torch.cat((torch.zeros(1), lengths.cumsum(0))).int(),
         max_seqlen=int(lengths.max()),
-        keys=batch.keys,
+        key=batch.key,
         labels=batch.labels,
         weight=batch.weight,
     )

@@ -71,7 +71,7 @@ def small_batch(n: int, seed: int = 0, weight: list[float] | None = None) -> Bat
         targets=targets,
         is_masked=is_masked,
         is_pad=genes == PAD,
-        keys=torch.arange(n) + (7 << 40),
+        key=torch.arange(n) + (7 << 40),
         labels={"batch": torch.arange(n)},
         weight=torch.tensor(weight or [1.0] * n),
     )

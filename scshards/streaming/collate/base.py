@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from scshards.base import seeds
 from scshards.base.errors import FormatError
-from scshards.cells.batch import KEY_ROW_BITS, format_key
+from scshards.cells.batch import KEY_ROW_BITS, Labels, format_key
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
 from scshards.kernels import cells as kernels
@@ -93,6 +93,7 @@ class CollatorBase:
         options.check_kind(kind)
         self.options = options
         self._labels = dict(labels or {})
+        self._categories = {name: info.categories for name, info in self._labels.items()}
         self._leads = LeadTokens(vocab, options.conditions, self._labels)
         self.vocab = self._leads.vocab
         self._pad_id = vocab.pad_id
@@ -235,7 +236,7 @@ class CollatorBase:
         return ratios[int(draw >> np.uint64(32)) * len(ratios) >> 32]
 
     def _about(self, cells: Cells, rows: slice = _ALL) -> dict[str, Any]:
-        """keys, labels and weight of a batch: these rows of the cells."""
+        """key, labels and weight of a batch: these rows of the cells."""
         is_cell = cells.is_cell[rows]
         columns: dict[str, torch.Tensor] = {}
         for j, (name, info) in enumerate(self._labels.items()):
@@ -244,8 +245,8 @@ class CollatorBase:
                 column = np.where(is_cell, column.view(np.float64), np.nan)
             columns[name] = self._kept(column)
         return {
-            "keys": torch.from_numpy(cells.keys[rows].copy()),
-            "labels": columns,
+            "key": torch.from_numpy(cells.keys[rows].copy()),
+            "labels": Labels(columns, self._categories),
             "weight": self._kept(is_cell.astype(np.float32)),
         }
 

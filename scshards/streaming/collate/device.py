@@ -54,7 +54,7 @@ class Layout:
     mask_value: float
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class RaggedBatch(CellBatch):
     """Cells of different length, T genes in all, not yet padded or masked.
 
@@ -74,7 +74,7 @@ class RaggedBatch(CellBatch):
         uint8 [T / 8]: a bit for each gene that is hidden; empty where the device draws them.
     layout
         What rows are to look like.
-    keys, labels, weight
+    key, labels, weight
         As in Batch.
     """
 
@@ -87,15 +87,15 @@ class RaggedBatch(CellBatch):
     layout: Layout
 
     def to(self, device: Any, *, non_blocking: bool = False) -> Batch | GenerateBatch:  # type: ignore[override]
-        """The batch on a device; `keys` stay where they are."""
+        """The batch on a device; `key` stays where it is."""
 
         def move(t: Tensor) -> Tensor:
             return t.to(device, non_blocking=non_blocking)
 
         rows = _Rows(self, move)
         about = {
-            "keys": self.keys,
-            "labels": {name: move(t) for name, t in self.labels.items()},
+            "key": self.key,
+            "labels": self._each(["labels"], move).labels,
             "weight": move(self.weight),
         }
         return rows.masked(about) if self.layout.n_unknown is None else rows.split(about)

@@ -112,7 +112,7 @@ def test_shares_drift_as_the_loader_makes_them(tmp_path):
     choose, o = ChoiceOptions(epoch_cells=3000), MixOptions(batch_size=10)
     report = mix(roots, ["donor"], o, choose=choose, progress=False)
     assert [d.stratum for d in report.drift] == list(roots)
-    keys = np.concatenate([b.keys.numpy() for b in loader_of(roots, batch_size=10, choose=choose)])
+    keys = np.concatenate([b.key.numpy() for b in loader_of(roots, batch_size=10, choose=choose)])
     for i, drift in enumerate(report.drift):
         of_set = (keys >> 40 == i).reshape(100, 30).mean(axis=1)
         np.testing.assert_allclose(drift.shares, of_set)

@@ -120,10 +120,10 @@ def prepare_dataloader(
         batch_size=batch_size,
         shuffle=shuffles,
         drop_last=drop_last,
-        **{"seed": int(getattr(config, "seed", 0))} | of_loader,
+        **{"seed": int(getattr(config, "seed", 0)), "fixed_epoch": not shuffles} | of_loader,
         **parts,
     )
-    return StreamLoader(loader, config, batch_column, celltype_column, again=not shuffles)
+    return StreamLoader(loader, config, batch_column, celltype_column)
 
 
 class StreamLoader:
@@ -141,8 +141,6 @@ class StreamLoader:
         `mask_ratio`, `mask_value` and `pad_value`, for a loader that hides nothing.
     batch_column, celltype_column
         As of prepare_dataloader.
-    again
-        Whether each pass is the first epoch again.
     """
 
     def __init__(
@@ -151,10 +149,8 @@ class StreamLoader:
         config: Any = None,
         batch_column: str | None = None,
         celltype_column: str | None = None,
-        *,
-        again: bool = False,
     ) -> None:
-        self.loader, self._config, self._again = loader, config, again
+        self.loader, self._config = loader, config
         self._hides = loader.state_dict()["collate"]["objective"] == "mask"
         self._columns = {"batch_labels": batch_column, "celltype_labels": celltype_column}
         for column in self._columns.values():
@@ -171,10 +167,9 @@ class StreamLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        if self._again:
-            self.loader.set_epoch(0)
-        epoch = self.loader.epoch
-        for batch in self.loader:
+        batches = iter(self.loader)
+        epoch = batches.position.epoch
+        for batch in batches:
             if not isinstance(batch, Batch):
                 raise ConfigError(
                     f"the loader makes a {type(batch).__name__}, and scGPT's dictionaries hold whole, "
@@ -185,7 +180,7 @@ class StreamLoader:
             yield self._dictionary(batch, epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin with this epoch next."""
+        """Let the next pass be of this epoch; see CellLoader."""
         self.loader.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
@@ -193,7 +188,7 @@ class StreamLoader:
         return self.loader.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state was taken."""
+        """Let the next pass go on where a state was taken."""
         self.loader.load_state_dict(state)
 
     def _dictionary(self, batch: Batch, epoch: int) -> dict[str, Tensor]:

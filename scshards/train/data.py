@@ -59,7 +59,7 @@ def once_loader(
     choose: Mapping[str, Any] | None = None,
     collate: Mapping[str, Any] | None = None,
 ) -> CellLoader:
-    """Every cell of a split that the task has use for, once, with the masks all evaluations share.
+    """Every cell of a split that the task has use for, once a pass, with the masks of all evaluations.
 
     `choose` and `collate` are fields of ChoiceOptions and CollateOptions that are to be otherwise.
     """
@@ -75,6 +75,7 @@ def once_loader(
         read=replace(config.data.read, storage_options=storage_options),
         shuffle=False,
         drop_last=False,
+        fixed_epoch=True,
         **_place(ranks),
     )
 

@@ -140,7 +140,6 @@ def validate(
     task.eval()
     # Statistics of batch norm: those that the best model is written with.
     ranks.share(task.buffers())
-    loader.set_epoch(0)
     terms = tuple(task.terms)
     sums = torch.zeros(len(terms), dtype=torch.float64, device=ranks.device)
     counts, n_cells = dict.fromkeys(terms, 0), 0
@@ -274,7 +273,6 @@ class _Evaluated:
         shown = self.shown and here.is_main
         with Progress("gene means", manifest.cells("train"), shown=shown) as progress:
             means = gene_means(whole, len(self.shardset.vocab), here, progress)
-        scored.set_epoch(0)
         by_gene, by_cell, n = baseline_errors(scored, means, here)
         assert n == score.n, "the model and the baselines were scored on other values"
         return Evaluation(

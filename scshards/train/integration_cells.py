@@ -88,7 +88,6 @@ class IntegrationMetrics:
             self._pca = self._of_pca()
         task.eval()
         found = []
-        self._loader.set_epoch(0)
         with torch.no_grad(), self._ranks.autocast():
             for batch in self._loader:
                 # Through the whole forward pass, which is what wrappers of several ranks know.
@@ -107,7 +106,6 @@ class IntegrationMetrics:
 
     def _of_pca(self) -> dict[str, Any]:
         found = []
-        self._plain.set_epoch(0)
         for batch in self._plain:
             rows = (batch.weight > 0).numpy()
             is_gene = ~batch.is_pad.numpy() & rows[:, None]

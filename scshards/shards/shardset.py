@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import operator
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from scshards.base.errors import ChecksumError, ConfigError, FormatError, Storag
 from scshards.base.storage import Storage
 from scshards.base.text import did_you_mean
 from scshards.base.threads import in_order
-from scshards.cells.batch import format_key
+from scshards.cells.batch import KEY_ROW_BITS, format_key
 from scshards.cells.vocab import Vocab
 from scshards.shards.chunks import read_cells
 from scshards.shards.index import OBS_PREFIX, check_bounds, read_index
@@ -133,23 +134,28 @@ class ShardSet:
         m = self.manifest
         return checked_index(self.storage, shard, columns, m.labels, len(m.sources), data)
 
-    def cell(self, key: str) -> NamedCell:
-        """The cell of a key, such as ``"000002-0000001234"``.
+    def cell(self, key: str | SupportsIndex) -> NamedCell:
+        """The cell of a key: as text, such as ``"000002-0000001234"``, or a number of `batch.key`.
 
         Indexes are read until one has it, some at a time; of its shard only the chunk that holds it.
 
         Raises
         ------
         ConfigError
-            When the text is no key, or the set has no such cell.
+            When it is no key, or the set has no such cell.
         """
-        match = _KEY.fullmatch(key)
-        if match is None:
-            raise ConfigError(
-                f"{key!r} is no key of a cell",
-                advice="it is the input's number, a hyphen and the row, such as 000002-0000001234",
+        source, row = _read_key(key)
+        sources, name = self.manifest.sources, format_key(source, row)
+        if not (source < len(sources) and row < sources[source].rows):
+            last = f"row {sources[source].rows - 1}" if source < len(sources) else len(sources) - 1
+            what = (
+                f"{sources[source].name} ends with"
+                if source < len(sources)
+                else "the last source is"
             )
-        source, row = int(match[1]), int(match[2])
+            raise ConfigError(
+                f"no cell has the key {name}", where=self.storage.at(""), advice=f"{what} {last}"
+            )
         shards = [(split, s) for split, infos in self.manifest.splits.items() for s in infos]
 
         def look(at: tuple[str, ShardInfo]) -> tuple[str, ShardInfo, dict[str, NDArray[Any]]]:
@@ -161,10 +167,10 @@ class ShardSet:
                 if len(found):
                     return next(self._cells(split, shard, index, found[:1]))
         raise ConfigError(
-            f"no cell has the key {key}",
+            f"no cell has the key {name}",
             where=self.storage.at(""),
-            advice=f"the sources are numbered from 0 to {len(self.manifest.sources) - 1}; the cell may "
-            "have been dropped when it was packed",
+            advice=f"{sources[source].name} has such a row, which was dropped when it was packed: "
+            "scshards info says how many, and why",
         )
 
     def cells(self, split: str, n: int) -> Iterator[NamedCell]:
@@ -207,6 +213,23 @@ class ShardSet:
                         for name, info in m.labels.items()
                     },
                 )
+
+
+def _read_key(key: str | SupportsIndex) -> tuple[int, int]:
+    """The source and the row of a key."""
+    if isinstance(key, str):
+        match = _KEY.fullmatch(key)
+        if match is not None:
+            return int(match[1]), int(match[2])
+    else:
+        number = operator.index(key)
+        if number >= 0:
+            return number >> KEY_ROW_BITS, number & ((1 << KEY_ROW_BITS) - 1)
+    raise ConfigError(
+        f"{key!r} is no key of a cell",
+        advice="it is the input's number, a hyphen and the row, such as 000002-0000001234, or a "
+        "number of batch.key, which is -1 in rows without a cell",
+    )
 
 
 def checked_index(

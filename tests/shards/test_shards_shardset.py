@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from shardsets import Known, make_set
 
 from scshards import ShardSet, Vocab, decode_cell
 from scshards.base.errors import ChecksumError, ConfigError, FormatError, StorageError
 from scshards.base.storage import Storage
 from scshards.shards import Compression
-from scshards.shards.manifest import MANIFEST, VOCAB
+from scshards.shards.manifest import MANIFEST, VOCAB, Manifest
 from scshards.shards.tar import open_chunk
 
 
@@ -155,6 +156,8 @@ def test_a_cell_by_its_key(tmp_path: Path, compression: Compression, kind: str) 
     shards = ShardSet(known.root)
     for row in range(8):
         cell = shards.cell(f"000000-{row:010d}")
+        for number in (row, np.int64(row), torch.tensor([row])[0]):
+            assert shards.cell(number).key == cell.key
         assert (cell.key, cell.split, cell.source) == (f"000000-{row:010d}", "train", "made")
         assert cell.shard == shards.shards("train")[row // 5].path
         assert cell.genes == tuple(known.vocab.tokens[g] for g in known.genes[row])
@@ -163,9 +166,24 @@ def test_a_cell_by_its_key(tmp_path: Path, compression: Compression, kind: str) 
         assert cell.labels == {"donor": "abc"[donor] if donor >= 0 else None, "age": known.age[row]}
     assert [c.key for c in shards.cells("train", 7)] == [f"000000-{i:010d}" for i in range(7)]
     assert len(list(shards.cells("train", 99))) == 8
-    for key, what in (("000000-0000000008", "no cell has"), ("3", "no key"), ("0-1-2", "no key")):
+    for key, what in (
+        ("000000-0000000008", "000000-0000000008(.|\n)*made ends with row 7"),
+        (8, "000000-0000000008(.|\n)*made ends with row 7"),
+        (3 << 40, "000003-0000000000(.|\n)*the last source is 0"),
+        ("3", "no key"), ("0-1-2", "no key"), (-1, "no key"),
+    ):  # fmt: skip
         with pytest.raises(ConfigError, match=what):
             shards.cell(key)
+
+
+def test_a_cell_that_was_dropped(tmp_path: Path) -> None:
+    known = make_set(tmp_path / "set", [5])
+    path = known.root / MANIFEST
+    manifest = Manifest.from_json(path.read_bytes())
+    source = dataclasses.replace(manifest.sources[0], rows=6, dropped={"few genes": 1})
+    path.write_bytes(dataclasses.replace(manifest, sources=(source,)).to_json())
+    with pytest.raises(ConfigError, match=r"000000-0000000005(.|\n)*dropped"):
+        ShardSet(known.root).cell(5)
 
 
 def test_a_cell_is_read_by_its_chunk_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

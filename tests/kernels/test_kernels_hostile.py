@@ -6,7 +6,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import shardsets
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,9 +29,12 @@ from scshards.base.errors import ChecksumError, FormatError, MissingDataError, S
 from scshards.base.storage import Storage
 from scshards.cells.vocab import Vocab
 from scshards.shards.manifest import Manifest
-from scshards.shards.members import decode_cell
+from scshards.shards.members import decode_cell, encode_rows
+from scshards.streaming import wds
 from scshards.streaming.collate.batches import Collator
 from scshards.streaming.collate.options import CollateOptions
+from scshards.streaming.dataset import CellDataset
+from scshards.streaming.loader import CellLoader
 
 GENES = 300
 VOCAB = Vocab([f"g{i}" for i in range(GENES)]).with_specials()
@@ -141,6 +148,97 @@ def vars_of(batch: Any) -> dict[str, torch.Tensor]:
 def test_spoiled_members_are_refused_by_name_or_are_cells(name: str) -> None:
     refused = sum(attack(name, seed) for seed in range(120))
     assert 40 < refused < 120
+
+
+THOUSANDS = """
+import sys
+sys.path[:0] = sys.argv[1:]
+from test_kernels_hostile import OPTIONS, attack
+found = {name: sum(attack(name, 1000 + seed) for seed in range(2000)) for name in OPTIONS}
+assert all(800 < refused < 2000 for refused in found.values()), found
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("boundscheck", ["0", "1"])
+def test_spoiled_members_by_the_thousand(boundscheck: str) -> None:
+    """With bounds checks, reading beside a member is an IndexError, and not a lucky guess."""
+    here = Path(__file__).parent
+    subprocess.run(
+        [sys.executable, "-c", THOUSANDS, str(here), str(here.parent)],
+        env=os.environ | {"NUMBA_BOUNDSCHECK": boundscheck},
+        timeout=1700,
+        check=True,
+    )
+
+
+def written(n: bytes, genes: bytes, values: bytes) -> bytes:
+    """A member, its bytes as they are given."""
+    bins = (bytes([0xC4, len(b)]) + b for b in (genes, values))
+    return b"\x83\xa1n" + n + b"\xa5genes" + next(bins) + b"\xa6values" + next(bins)
+
+
+def floats(*values: float) -> bytes:
+    return np.array(values, "<f4").tobytes()
+
+
+MANY = 70
+NOT_SECTION_4 = {
+    "a count of 0": ("counts", written(b"\x01", b"\x03", b"\x00")),
+    "a count of 0 among many": (
+        "counts", written(bytes([MANY]), b"\x01" * MANY, b"\x01" * 65 + b"\x00" + b"\x01" * 4),
+    ),
+    "an overlong count": ("counts", written(b"\x01", b"\x03", b"\x81\x00")),
+    "an overlong count of 0": ("counts", written(b"\x01", b"\x03", b"\x80\x00")),
+    "an overlong large count": ("counts", written(b"\x01", b"\x03", b"\xff\xff\xff\xff\x80\x00")),
+    "an overlong first id": ("counts", written(b"\x01", b"\x83\x00", b"\x01")),
+    "an overlong gap": ("counts", written(b"\x02", b"\x03\x83\x00", b"\x01\x01")),
+    "a gap of 0": ("counts", written(b"\x02", b"\x03\x00", b"\x01\x01")),
+    "n in two bytes": ("counts", written(b"\xcc\x01", b"\x03", b"\x01")),
+    "n in three bytes": ("counts", written(b"\xcd\x00\x01", b"\x03", b"\x01")),
+    "n in five bytes": ("counts", written(b"\xce\x00\x00\x00\x01", b"\x03", b"\x01")),
+    "a long head of a bin": (
+        "counts", b"\x83\xa1n\x01\xa5genes\xc5\x00\x01\x03\xa6values\xc4\x01\x01",
+    ),
+    "NaN": ("float", written(b"\x02", b"\x03\x01", floats(1.5, float("nan")))),
+    "a negative float": ("float", written(b"\x02", b"\x03\x01", floats(-3, 1))),
+    "a float of 0": ("float", written(b"\x01", b"\x03", floats(0))),
+    "an infinite float": ("float", written(b"\x01", b"\x03", floats(float("inf")))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_SECTION_4)
+def test_what_format_1_forbids_is_refused_wherever_it_is_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, member = NOT_SECTION_4[name]
+    with pytest.raises(FormatError):
+        decode_cell(member, kind=kind)  # type: ignore[arg-type]
+    for how, (options, its_kind) in OPTIONS.items():
+        if its_kind == kind:
+            with pytest.raises(FormatError, match="cell 000000-0000000007"):
+                collated(COLLATORS[how], [a_member(random.Random(0), kind, 7), member], [1, 7])
+                pytest.fail(f"{options} takes it")
+
+    def encoded(*args: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The last cell of a shard is that member."""
+        payload, ends = encode_rows(*args)
+        head = payload[: ends[-2]]
+        ends[-1] = len(head) + len(member)
+        return np.concatenate([head, np.frombuffer(member, np.uint8)]), ends
+
+    monkeypatch.setattr(shardsets, "encode_rows", encoded)
+    root = make_set(tmp_path / "set", [6], kind=kind, n_genes=80, columns=()).root
+    for read in (
+        lambda: list(CellLoader(root, batch_size=2)),
+        lambda: list(CellDataset(root, batch_size=2)),
+        lambda: list(CellDataset(root, batch_size=2, as_cells=True)),
+        lambda: list(wds.pipeline(root)),
+        lambda: list(wds.pipeline(root, decode=False).compose(wds.Collate(root, 2))),
+    ):
+        with pytest.raises(FormatError):
+            read()
 
 
 @settings(max_examples=150)

@@ -32,6 +32,7 @@ from scshards.sources.open import open_source
 from scshards.sources.options import GENES_ALONE
 from scshards.sources.rows import Source, missing_column
 from scshards.streaming.collate.batches import Collator
+from scshards.streaming.collate.lead_tokens import LeadTokens
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.loader import CellLoader
 from scshards.streaming.read.options import ReadOptions
@@ -115,6 +116,13 @@ class SourceCells(Cells):
     ) -> None:
         if options.split is not None:
             raise ConfigError("only a shard set has splits", where=url, advice="leave --split out")
+        if collate.conditions:
+            named = ",".join(collate.conditions)
+            raise SourceError(
+                f"the model is told {named} of each cell, by the categories of a shard set's labels",
+                where=url,
+                advice=f"give a shard set that was packed with --obs {named}",
+            )
         self.source = open_source(
             url,
             gene_column=options.gene_column,
@@ -237,7 +245,9 @@ class ShardCells(Cells):
                 advice="pack the counts",
             )
         self.parts = tuple(self.shardset.manifest.cells(s) for s in self.splits)
-        self._tokens = _token_table(self.shardset.vocab, vocab, self.name)
+        labels = self.shardset.manifest.labels
+        theirs = LeadTokens(self.shardset.vocab, collate.conditions, labels).vocab
+        self._tokens = _token_table(theirs, vocab, self.name)
         self.columns = self.matched = len(self.shardset.vocab)
         self._column, self._domains = "", domains
         if domains is not None:

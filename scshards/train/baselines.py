@@ -46,12 +46,17 @@ def gene_means(loader: CellLoader, n_tokens: int, ranks: Ranks, progress: Progre
     return GeneMeans(means, overall)
 
 
-def baseline_errors(loader: CellLoader, means: GeneMeans, ranks: Ranks) -> tuple[float, float, int]:
-    """Mean squared errors of the gene-mean and the cell-mean baseline, and the values scored."""
+def baseline_errors(
+    loader: CellLoader, means: GeneMeans, ranks: Ranks, n_leads: int = 1
+) -> tuple[float, float, int]:
+    """Mean squared errors of the gene-mean and the cell-mean baseline, and the values scored.
+
+    `n_leads` tokens of each row, `<cls>` and conditions, are no genes.
+    """
     by_gene = by_cell = 0.0
     n = 0
     for batch in loader:
-        asked, genes, values, seen, seen_values = _asked_and_seen(batch)
+        asked, genes, values, seen, seen_values = _asked_and_seen(batch, n_leads)
         n_seen = seen.sum(axis=1)
         own = np.where(
             n_seen > 0, (seen_values * seen).sum(axis=1) / np.maximum(n_seen, 1), means.overall
@@ -63,12 +68,12 @@ def baseline_errors(loader: CellLoader, means: GeneMeans, ranks: Ranks) -> tuple
     return by_gene / max(total, 1), by_cell / max(total, 1), int(total)
 
 
-def _asked_and_seen(batch: Batch | GenerateBatch) -> tuple[NDArray[Any], ...]:
+def _asked_and_seen(batch: Batch | GenerateBatch, n_leads: int) -> tuple[NDArray[Any], ...]:
     """Where values are asked for, the genes and values there; where values are seen, and those."""
     if isinstance(batch, GenerateBatch):
         is_cell = (batch.weight.numpy() > 0)[:, None]
         seen = ~batch.known_is_pad.numpy() & is_cell
-        seen[:, 0] = False
+        seen[:, :n_leads] = False
         return (
             ~batch.unknown_is_pad.numpy() & is_cell,
             batch.unknown_genes.numpy().astype(np.int64),
@@ -76,13 +81,15 @@ def _asked_and_seen(batch: Batch | GenerateBatch) -> tuple[NDArray[Any], ...]:
             seen,
             batch.known_values.numpy().astype(np.float64),
         )
-    is_gene, genes, values = _genes(batch)
+    is_gene, genes, values = _genes(batch, n_leads)
     masked = batch.is_masked.numpy() & is_gene
     return masked, genes, values, is_gene & ~masked, values
 
 
-def _genes(batch: Batch) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float64]]:
-    """Where genes are (not `<cls>`, padding or a row that only fills up), ids and true values."""
+def _genes(
+    batch: Batch, n_leads: int = 1
+) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float64]]:
+    """Where genes are (no leading tokens, padding or rows that only fill up), ids and true values."""
     is_gene = ~batch.is_pad.numpy() & (batch.weight.numpy() > 0)[:, None]
-    is_gene[:, 0] = False
+    is_gene[:, :n_leads] = False
     return is_gene, batch.genes.numpy().astype(np.int64), batch.targets.numpy().astype(np.float64)

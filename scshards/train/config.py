@@ -61,7 +61,6 @@ MAY_CHANGE = frozenset(
 _ELSEWHERE = {
     "objective": "task.objective says what is hidden",
     "storage_options": "give --storage-options; credentials are in no config",
-    "conditions": "models do not learn tokens of conditions yet",
     "device_collate": "a step takes whole batches: leave it out",
 }
 """{field of a loader's options: why it is no key of [data]}."""

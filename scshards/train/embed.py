@@ -93,7 +93,9 @@ def embedding_result(options: EmbedOptions, d_model: int) -> Result:
     )
 
 
-_OWN = ("tie_break", "include_zero_genes", "values", "target_sum", "cls_value", "keep_first")
+_OWN = (
+    "tie_break", "include_zero_genes", "values", "target_sum", "cls_value", "keep_first", "conditions",
+)  # fmt: skip
 """What runs of ours keep of a cell's look that scGPT has no word for."""
 
 

@@ -29,7 +29,7 @@ from scshards.train.integration_cells import IntegrationMetrics
 from scshards.train.labels import codes_in, column
 from scshards.train.setup import Ranks, ranks
 from scshards.train.tasks import Task
-from scshards.train.tasks_setup import make_task
+from scshards.train.tasks_setup import make_task, model_vocab
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +207,7 @@ def evaluate_run(
         if not has_split(shardset, split):
             raise ConfigError(f"the split {split!r} has no cells", where=root)
         loaded = load_model(str(run.path))
-        _check_vocab(loaded.vocab, shardset.vocab.to_dict(), folder, root)
+        _check_vocab(loaded.vocab, model_vocab(config, shardset).to_dict(), folder, root)
         e = _Evaluated(config, root, split, batch_size, shardset, here, storage_options, shown)
         model = loaded.model.to(here.device)
         annotates = config.task.name == "annotate"
@@ -267,13 +267,15 @@ class _Evaluated:
             "train",
             collate={
                 **NOTHING_HIDDEN,
+                "conditions": (),
+                "keep_first": None,
                 "max_length": longest + self.config.collate.include_zero_genes,
             },
         )
         shown = self.shown and here.is_main
         with Progress("gene means", manifest.cells("train"), shown=shown) as progress:
-            means = gene_means(whole, len(self.shardset.vocab), here, progress)
-        by_gene, by_cell, n = baseline_errors(scored, means, here)
+            means = gene_means(whole, len(scored.vocab), here, progress)
+        by_gene, by_cell, n = baseline_errors(scored, means, here, self.config.collate.n_leads)
         assert n == score.n, "the model and the baselines were scored on other values"
         return Evaluation(
             split=self.split,

@@ -76,6 +76,8 @@ class IntegrationMetrics:
             take=n,
             max_length=max(longest, 2),
             include_zero_genes=0,
+            conditions=(),
+            keep_first=None,
             values="log1p" if as_counts else "counts",
             target_sum=TARGET_SUM if as_counts else None,
             n_bins=51 if as_counts else 0,

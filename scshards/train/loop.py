@@ -91,7 +91,7 @@ def train(
         total = config.total_steps(steps_per_epoch)
         warmup(config.optim, total)  # both refuse to be longer than the run
         decay(config.optim, total)
-        vocab = loader.shardset.vocab
+        vocab = plan.vocab
         valid = measure = None
         if has_split(loader.shardset, "valid"):
             valid = once_loader(

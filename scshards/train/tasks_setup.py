@@ -19,6 +19,7 @@ from scshards.model.config import ModelConfig
 from scshards.model.scgpt import VOCAB, load_weights
 from scshards.model.transformer import CellModel
 from scshards.shards.shardset import ShardSet
+from scshards.streaming.collate.lead_tokens import LeadTokens
 from scshards.train.classes import (
     CLASSES,
     DOMAINS,
@@ -155,7 +156,7 @@ def plan_task(config: TrainConfig, shardset: ShardSet) -> TaskPlan:
         assert classes is not None
         check_several(classes, "classes", "task.label", shardset)
         notes += _of(classes, "classes")
-    vocab = shardset.vocab
+    vocab = model_vocab(config, shardset)
     notes += _shared_tokens(config, vocab)
     return TaskPlan(
         config=config,
@@ -165,6 +166,11 @@ def plan_task(config: TrainConfig, shardset: ShardSet) -> TaskPlan:
         domains=domains,
         notes=tuple(notes),
     )
+
+
+def model_vocab(config: TrainConfig, shardset: ShardSet) -> Vocab:
+    """The tokens that a model of these cells embeds: the shard set's, and those of the conditions."""
+    return LeadTokens(shardset.vocab, config.collate.conditions, shardset.manifest.labels).vocab
 
 
 def make_task(t: TaskSettings, model: CellModel, codes: Sequence[int] | None = None) -> Task:

@@ -101,7 +101,7 @@ def test_every_option_of_a_loader_is_a_key_or_says_why_not():
     for name in FIELDS.keys() - keys:
         with pytest.raises(ConfigError, match=f"unknown key {name!r}(.|\\n)*to do: "):
             TrainConfig.read(None, [f"data.{name}=1"])
-    assert FIELDS.keys() - keys == {"objective", "storage_options", "device_collate", "conditions"}
+    assert FIELDS.keys() - keys == {"objective", "storage_options", "device_collate"}
 
 
 @pytest.mark.parametrize(

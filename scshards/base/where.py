@@ -3,6 +3,10 @@
     parse(text) -> Where      its .columns are what has to be read
     Where.mask({column: values}) -> bool per cell
 
+A missing value equals nothing and is neither less nor more: `==`, `<` and `in` are false of it, `!=`
+and `not in` are true, and `not` turns each around. Where a column is a truth by itself, a missing one is
+false. So it is whatever a column's type, in an AnnData's obs as in a shard set.
+
 What reaches pandas is rebuilt from a syntax tree of names, constants, comparisons and arithmetic; calls,
 attributes, subscripts and `@` never do, so an expression can't reach a Python object.
 """
@@ -87,7 +91,7 @@ class Where:
                 )
 
     def mask(self, obs: Mapping[str, Any], n_rows: int, *, where: object = None) -> NDArray[Any]:
-        """Which cells the expression is true for, bool [n_rows]; missing values are not true.
+        """Which cells the expression is true for, bool [n_rows].
 
         Parameters
         ----------
@@ -103,10 +107,10 @@ class Where:
         """
         import pandas as pd
 
-        frame = pd.DataFrame(
-            {_placeholder(i): obs[c] for i, c in enumerate(self.columns)},
-            index=pd.RangeIndex(n_rows),
-        )
+        found: dict[str, Any] = {}
+        for i, column in enumerate(self.columns):
+            found[_placeholder(i)], found[_placeholder(i, compared=True)] = _plain(obs[column])
+        frame = pd.DataFrame(found, index=pd.RangeIndex(n_rows))
         try:
             result = frame.eval(
                 self._query, engine="python", parser="pandas", local_dict={}, global_dict={}
@@ -124,11 +128,12 @@ class Where:
                 where=f"{where}: {self.option}",
                 advice=_EXAMPLE,
             )
-        return result.fillna(False).to_numpy(bool)
+        return result.to_numpy(bool)
 
     def _named(self, message: str) -> str:
         for i, column in reversed(list(enumerate(self.columns))):
             message = message.replace(_placeholder(i), column)
+            message = message.replace(_placeholder(i, compared=True), column)
         return message
 
 
@@ -166,16 +171,23 @@ def parse(text: str, *, option: str = "--where") -> Where:
             raise refused(f"{node.value!r} is no text or number")
     # ast.walk goes by depth; names are numbered in the order in which they stand.
     names = [n for n in ast.walk(tree) if isinstance(n, ast.Name)]
+    numbers: dict[ast.Name, int] = {}
     for name in sorted(names, key=lambda n: (n.lineno, n.col_offset)):
         column = quoted[int(name.id[len(_QUOTED) :])] if name.id.startswith(_QUOTED) else name.id
         if column not in columns:
             columns.append(column)
-        name.id = _placeholder(columns.index(column))
+        numbers[name] = columns.index(column)
+        name.id = _placeholder(numbers[name])
     if not columns:
         raise refused("it names no column of obs")
-    query, compared = ast.unparse(tree), tuple(_comparisons(tree, columns))
-    for name in names:
-        column = columns[int(name.id[len(_COLUMN) : -1])]
+    compared = tuple(_comparisons(tree, columns))
+    for node in ast.walk(tree):
+        for side in (node.left, *node.comparators) if isinstance(node, ast.Compare) else ():
+            if isinstance(side, ast.Name):
+                side.id = _placeholder(numbers[side], compared=True)
+    query = ast.unparse(tree)
+    for name, number in numbers.items():
+        column = columns[number]
         is_plain = column.isascii() and column.isidentifier() and not keyword.iskeyword(column)
         name.id = column if is_plain else f"`{column}`"
     return Where(
@@ -195,9 +207,31 @@ _QUOTED = "_scshards_quoted_"
 _COLUMN = "_column_"
 
 
-def _placeholder(number: int) -> str:
+def _placeholder(number: int, *, compared: bool = False) -> str:
     """What a column is called inside pandas, so that its own name can be anything."""
-    return f"{_COLUMN}{number}_"
+    return f"_compared_{number}_" if compared else f"_column_{number}_"
+
+
+def _plain(values: Any) -> tuple[Any, Any]:
+    """A column as a truth or a number, and as what is compared.
+
+    pandas' NA makes a comparison neither true nor false: it becomes what numpy has for missing.
+    """
+    import pandas as pd
+
+    values = values.array if isinstance(values, pd.Series) else values
+    dtype: Any = getattr(values, "dtype", None)
+    if getattr(dtype, "na_value", None) is not pd.NA:
+        return values, values
+    if isinstance(dtype, pd.StringDtype):
+        texts = values.to_numpy(object, na_value=None)
+        return texts, texts
+    kind = dtype.numpy_dtype
+    if not values.isna().any():
+        plain = values.to_numpy(kind)
+        return plain, plain
+    numbers = values.to_numpy(float, na_value=float("nan"))
+    return (values.to_numpy(bool, na_value=False) if kind.kind == "b" else numbers), numbers
 
 
 def _comparisons(tree: ast.AST, columns: list[str]) -> list[tuple[str, str | int | float]]:

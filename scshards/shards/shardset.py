@@ -145,17 +145,16 @@ class ShardSet:
             When it is no key, or the set has no such cell.
         """
         source, row = _read_key(key)
-        sources, name = self.manifest.sources, format_key(source, row)
-        if not (source < len(sources) and row < sources[source].rows):
-            last = f"row {sources[source].rows - 1}" if source < len(sources) else len(sources) - 1
-            what = (
-                f"{sources[source].name} ends with"
-                if source < len(sources)
-                else "the last source is"
-            )
-            raise ConfigError(
-                f"no cell has the key {name}", where=self.storage.at(""), advice=f"{what} {last}"
-            )
+        sources = self.manifest.sources
+
+        def absent(advice: str) -> ConfigError:
+            what = f"no cell has the key {format_key(source, row)}"
+            return ConfigError(what, where=self.storage.at(""), advice=advice)
+
+        if source >= len(sources):
+            raise absent(f"the last source is {len(sources) - 1}")
+        if row >= sources[source].rows:
+            raise absent(f"{sources[source].name} ends with row {sources[source].rows - 1}")
         shards = [(split, s) for split, infos in self.manifest.splits.items() for s in infos]
 
         def look(at: tuple[str, ShardInfo]) -> tuple[str, ShardInfo, dict[str, NDArray[Any]]]:
@@ -166,11 +165,9 @@ class ShardSet:
                 found = np.flatnonzero((index["source"] == source) & (index["row"] == row))
                 if len(found):
                     return next(self._cells(split, shard, index, found[:1]))
-        raise ConfigError(
-            f"no cell has the key {name}",
-            where=self.storage.at(""),
-            advice=f"{sources[source].name} has such a row, which was dropped when it was packed: "
-            "scshards info says how many, and why",
+        raise absent(
+            f"{sources[source].name} has such a row, which was dropped when it was packed: scshards info"
+            " says how many, and why"
         )
 
     def cells(self, split: str, n: int) -> Iterator[NamedCell]:

@@ -57,6 +57,51 @@ def test_masks(text: str, want: str) -> None:
     assert mask(text) == [c == "1" for c in want]
 
 
+MISSING = {
+    "category": pd.Categorical(["a", None, "b"]),
+    "objects": np.array(["a", None, "b"], object),
+    "objects with NaN": np.array(["a", np.nan, "b"], object),
+    "string": pd.array(["a", None, "b"], dtype="string"),
+    "float64": np.array([1, np.nan, 2]),
+    "Float64": pd.array([1, None, 2], dtype="Float64"),
+    "Int64": pd.array([1, None, 2], dtype="Int64"),
+    "series": pd.Series([1, None, 2], dtype="Int32"),
+    "boolean": pd.array([True, None, False], dtype="boolean"),
+}
+RULE = {
+    "x == A": "100", "x != A": "011", "not x == A": "011", "not x != A": "100",
+    "x in [A]": "100", "x not in [A]": "011", "not x in [A]": "011", "not x not in [A]": "100",
+    "x == x": "101", "x != x": "010", "A == x": "100", "x != A and n == 2": "010",
+    "x == A or n == 2": "110", "x in [A, B]": "101", "x not in [A, B]": "010",
+}  # fmt: skip
+ORDER = {
+    "x < 2": "100",
+    "x >= 2": "001",
+    "not x < 2": "011",
+    "0 < x < 2": "100",
+    "x + 1 > 2": "001",
+}
+
+
+@pytest.mark.parametrize("column", MISSING)
+def test_a_missing_value_equals_nothing(column: str) -> None:
+    """One rule for all types of columns."""
+    values = MISSING[column]
+    is_number = not isinstance(values, pd.Categorical) and values.dtype.kind in "fi"
+    a, b = ("True", "False") if column == "boolean" else ("1", "2") if is_number else ("'a'", "'b'")
+    for rule, want in (RULE | (ORDER if is_number else {})).items():
+        where = parse(rule.replace("A", a).replace("B", b))
+        found = where.mask({"x": values, "n": np.array([1, 2, 3])}, 3)
+        assert found.tolist() == [c == "1" for c in want], rule
+
+
+def test_a_missing_truth_is_false() -> None:
+    column = {"x": MISSING["boolean"], "n": np.ones(3)}
+    rules = {"x": "100", "not x": "011", "x and n == 1": "100", "x or n == 1": "111"}
+    for rule, want in rules.items():
+        assert parse(rule).mask(column, 3).tolist() == [c == "1" for c in want], rule
+
+
 @given(st.integers(-1, 6), st.sampled_from(["<", "<=", ">", ">=", "==", "!="]), st.booleans())
 def test_masks_are_those_of_pandas(bound: int, sign: str, both: bool) -> None:
     text = f"n {sign} {bound}" + (" and ok or score > 0" if both else "")

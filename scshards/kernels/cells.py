@@ -138,6 +138,8 @@ def read_cells(src, fields, cells, at, rules, keys, scratch, genes, values, tota
     ids, small, picked, bits = scratch.ids, scratch.small, scratch.picked, scratch.bits
     for b in range(len(fields)):
         n, cell, to = fields[b, 0], cells[b], at[b]
+        # Unsigned: numba adds a test for negative places otherwise.
+        start = _U64(to)
         status = np.int64(BAD_COUNT)
         if n <= rules.n_tokens:
             status = read_genes(src, fields[b, 1], fields[b, 2], n, rules.n_tokens, ids)
@@ -165,7 +167,7 @@ def read_cells(src, fields, cells, at, rules, keys, scratch, genes, values, tota
             totals[b] = total
         if len(rules.quantiles) == 0:
             for i in range(k):
-                values[to + i] = picked[i]
+                values[start + _U64(i)] = picked[_U64(i)]
             continue
         if n > 0:
             _fill_table(n, rules.quantiles, small, scratch.table, scratch.below, scratch.edges)
@@ -177,7 +179,7 @@ def read_cells(src, fields, cells, at, rules, keys, scratch, genes, values, tota
                 values[to + i] = _tied_bin(table[c], scratch.below[c], base, genes[to + i])
         else:
             for i in range(k):
-                values[to + i] = table[picked[i]]
+                values[start + _U64(i)] = table[picked[_U64(i)]]
     return OK, np.int64(-1)
 
 

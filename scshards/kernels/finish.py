@@ -75,17 +75,18 @@ def mask_rows(
         for w in range((n - drawn + 63) >> 6):
             word = bits[w]
             begin = _U64(a + drawn + (w << 6))
-            for j in range(min(64, n - drawn - (w << 6))):
-                is_hit = (word >> _U64(j)) & _U64(1) != 0
-                at_j = begin + _U64(j)
-                is_masked[at_j] = is_hit
-                values[at_j] = hidden if is_hit else targets[at_j]
+            for j in range(_U64(min(64, n - drawn - (w << 6)))):
+                is_hit = (word >> j) & _U64(1) != 0
+                is_masked[begin + j] = is_hit
+                values[begin + j] = hidden if is_hit else targets[begin + j]
         for j in range(a, a + shown):
             is_masked[j] = False
             values[j] = targets[j]
-        for j in range(a, a + n):
+        # Unsigned: numba adds a test for negative places otherwise.
+        begin, padding, end = _U64(a), _U64(a + n), _U64(at[b + 1])
+        for j in range(begin, padding):
             is_pad[j] = False
-        for j in range(a + n, at[b + 1]):
+        for j in range(padding, end):
             genes[j] = mask.pad_id
             values[j] = pad_value
             targets[j] = pad_value

@@ -117,7 +117,7 @@ def main() -> None:
     # Evaluation: every cell once, in one order; rows that fill up the last batch have weight 0.
     valid = CellDataset(args.root, split="valid", shuffle=False, drop_last=False, **options)
     vocab = ShardSet(args.root).vocab
-    shape = {"d_model": 32, "n_heads": 4, "d_hid": 32, "n_layers": 2, "dropout": 0.0}
+    shape = {"d_model": 32, "n_heads": 4, "d_hid": 32, "n_layers": 2, "dropout": 0.0, "mvc": False}
     model = ForMaskedValues(ModelConfig(n_tokens=len(vocab), pad_id=vocab.pad_id, **shape))
 
     trainer = CellTrainer(

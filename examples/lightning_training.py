@@ -10,9 +10,7 @@ Lightning keeps what a loader's `state_dict()` gives in its checkpoints and hand
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -51,28 +49,6 @@ class MaskedValues(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=3e-3)
 
 
-class Resumable:
-    """A CellLoader whose length stays that of a whole epoch.
-
-    CellLoader's own is what is left after a resume; Lightning counts from the epoch's begin.
-    """
-
-    def __init__(self, loader: CellLoader) -> None:
-        self.loader, self.steps = loader, len(loader)
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self.loader)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.loader.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.loader.load_state_dict(state)
-
-
 class Cells(pl.LightningDataModule):
     """The loaders; made in the hooks, when Lightning has set up the ranks."""
 
@@ -81,12 +57,12 @@ class Cells(pl.LightningDataModule):
         self.root = root
         self.options = {"batch_size": batch_size, "collate": CollateOptions(max_length=200)}
 
-    def train_dataloader(self) -> Resumable:
-        return Resumable(CellLoader(self.root, split="train", **self.options))
+    def train_dataloader(self) -> CellLoader:
+        return CellLoader(self.root, split="train", **self.options)
 
     def val_dataloader(self) -> CellLoader:
-        # In one order, every cell once, whatever is left over.
-        once = {"shuffle": False, "drop_last": False}
+        # Every cell once, whatever is left over, with the same masks in every evaluation.
+        once = {"shuffle": False, "drop_last": False, "fixed_epoch": True}
         return CellLoader(self.root, split="valid", **self.options, **once)
 
 
@@ -100,7 +76,7 @@ def main() -> None:
 
     cells = Cells(args.root, args.batch_size)
     vocab = ShardSet(args.root).vocab
-    shape = {"d_model": 32, "n_heads": 4, "d_hid": 32, "n_layers": 2, "dropout": 0.0}
+    shape = {"d_model": 32, "n_heads": 4, "d_hid": 32, "n_layers": 2, "dropout": 0.0, "mvc": False}
     model = MaskedValues(ModelConfig(n_tokens=len(vocab), pad_id=vocab.pad_id, **shape))
     # The state of the training stream is in every checkpoint, wherever in an epoch it is taken.
     checkpoints = ModelCheckpoint(args.out, save_last=True, every_n_train_steps=10)

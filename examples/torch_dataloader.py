@@ -42,7 +42,7 @@ def main() -> None:
         pin_memory=torch.cuda.is_available(),
     )
     vocab = ShardSet(args.root).vocab
-    shape = {"d_model": 32, "n_heads": 4, "d_hid": 32, "n_layers": 2, "dropout": 0.0}
+    shape = {"d_model": 32, "n_heads": 4, "d_hid": 32, "n_layers": 2, "dropout": 0.0, "mvc": False}
     model = CellModel(ModelConfig(n_tokens=len(vocab), pad_id=vocab.pad_id, **shape))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 

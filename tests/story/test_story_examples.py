@@ -9,12 +9,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 
 from scshards import PackOptions, ShardSet, Vocab
 from scshards.packing.pack import pack
@@ -90,6 +92,56 @@ def test_webdataset_pipeline(shards: Path) -> None:
     assert f"stock webdataset: {sum(s.tokens for s in manifest.splits['train'])} values" in said
     half = sum(s.cells for s in manifest.splits["train"][::2])
     assert f"every second shard: {half} cells" in said
+
+
+LOOP = """
+import json, os, sys
+sys.path.insert(0, sys.argv.pop(1))
+log, stop = sys.argv.pop(1) + os.environ.get("RANK", "0"), int(sys.argv.pop(1))
+import loop as example
+
+class Watched(example.CellLoader):
+    def __iter__(self):
+        for step, batch in enumerate(super().__iter__(), 1):
+            if step == stop:
+                os._exit(9)
+            state = self.state_dict()
+            with open(log, "a") as file:
+                print(json.dumps([self.epoch, state["position"], batch.key.tolist()]), file=file)
+            yield batch
+
+example.CellLoader = Watched
+example.main()
+"""
+
+
+def test_a_loop_of_ones_own_goes_on_with_other_processes(shards: Path, tmp_path: Path) -> None:
+    """Two processes that crash, one that ends the epoch, two again."""
+    cells = train_cells(shards)
+    (tmp_path / "loop.py").write_text(LOOP)
+    many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
+    options = [shards, "-o", tmp_path / "run", "--batch-size", BATCH, "--save-every", 3]
+
+    def log(name: str) -> list[list[Any]]:
+        lines = [f.read_text().splitlines() for f in sorted(tmp_path.glob(f"{name}?"))]
+        return [json.loads(line) for of_rank in lines for line in of_rank]
+
+    def script(name: str, stop: int) -> list[Any]:
+        return [tmp_path / "loop.py", EXAMPLES, tmp_path / name, stop]
+
+    run(*many, *script("a", 6), *options, code=1)
+    saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert (saved["step"], saved["stream"]["position"]) == (3, 6 * BATCH)
+    said = run(*script("b", -1), *options, "--epochs", 1)
+    steps = 3 + (cells - 6 * BATCH) // BATCH
+    assert f"epoch 1, step {steps}: " in said
+    kept = [keys for _, at, keys in log("a") if at <= 6 * BATCH] + [k for *_, k in log("b")]
+    seen = [k for keys in kept for k in keys]
+    assert len(seen) == len(set(seen)) == cells // BATCH * BATCH
+    said = run(*many, *script("c", -1), *options)
+    assert f"epoch 2, step {steps + cells // (2 * BATCH)}: " in said
+    seen = [k for *_, keys in log("c") for k in keys]
+    assert len(seen) == len(set(seen)) == cells // (2 * BATCH) * 2 * BATCH
 
 
 CRASH = """

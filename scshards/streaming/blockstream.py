@@ -8,6 +8,7 @@ What a batch is made of a block is the caller's business. Called by streaming.lo
 from __future__ import annotations
 
 import logging
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -154,6 +155,8 @@ class BlockStream:
                 advice="use a smaller batch_size, or drop_last=False for evaluation",
             )
         self._look_for_small_domains(choosing)
+        if shuffle and rank == 0:
+            _look_for_order(shards, shuffle_buffer)
 
     @property
     def cells(self) -> int:
@@ -464,6 +467,23 @@ class Pass(Iterator[Made]):
         """End its threads; there is no next batch then."""
         self.is_over = True
         self._batches.close()
+
+
+def _look_for_order(shards: ShardList, shuffle_buffer: int) -> None:
+    """Warn, once in a process for each set, of cells that lie in order and are more than buffers mix."""
+    for shardset in shards.shardsets:
+        manifest = shardset.manifest
+        if (
+            manifest.options.get("shuffle") is False
+            and manifest.cells(shards.split) > shuffle_buffer
+        ):
+            warnings.warn(
+                f"{shardset.storage.at('')} was packed without shuffling: cells that lay together in an "
+                f"input come close together, as a shuffle buffer of {shuffle_buffer:,} cells mixes them "
+                "but little; `scshards reshard --shuffle` makes a shuffled set of it, and `scshards "
+                "mix` says how well it mixes",
+                stacklevel=2,
+            )
 
 
 def _prefetched(prefetch: int | str) -> tuple[int | None, int | None]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from shardsets import Known, make_set
 
 from scshards.base.errors import ChecksumError, ConfigError, ScshardsError, StateError, StorageError
 from scshards.cells.batch import Batch
+from scshards.shards.manifest import Manifest
 from scshards.streaming.loader import CellLoader
 
 SIZES = [60, 1, 33, 90, 16]
@@ -282,3 +286,33 @@ def test_a_flipped_bit_is_caught(tmp_path: Path, name: str) -> None:
         list(loader(made))
     path.write_bytes(good)
     assert len(list(loader(made))) == 50
+
+
+@pytest.mark.parametrize(
+    ("packed", "options", "is_told"),
+    [
+        (False, {}, True),
+        (False, {"rank": 0, "world_size": 2}, True),
+        (False, {"rank": 1, "world_size": 2}, False),
+        (False, {"shuffle": False}, False),
+        (False, {"shuffle_buffer": 1000}, False),
+        (True, {}, False),
+        (None, {}, False),
+    ],
+)
+def test_a_set_that_was_packed_in_order_is_told_of_once(
+    tmp_path: Path, packed: bool | None, options: dict[str, Any], is_told: bool
+) -> None:
+    known = make_set(tmp_path, [60, 60])
+    path = known.root / "manifest.json"
+    manifest = Manifest.from_json(path.read_bytes())
+    said = manifest.options if packed is None else {**manifest.options, "shuffle": packed}
+    path.write_bytes(dataclasses.replace(manifest, options=said).to_json())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            loader_of(known.root, **({"batch_size": 8, "lanes": 4, "shuffle_buffer": 32} | options))
+    assert len(caught) == is_told
+    if is_told:
+        text = str(caught[0].message)
+        assert str(known.root) in text and "scshards reshard --shuffle" in text

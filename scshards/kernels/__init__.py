@@ -3,7 +3,7 @@
     tokens     rows of a matrix -> tokens              rows        rows of a matrix -> members
     writing    members, labels, tar headers            members     bytes of a member -> arrays
     cells      members -> the tokens of rows           finish      rows: masked, split, marked
-    bits       draws, bits of words                    lanes, buffers, store, copies: which cell when
+    bits       draws, bits of words                    order, lanes, store: which cell when
     cache      where what was compiled is kept         vectors     in the compiler's own terms
 
 Read first: cache.py, then members.py. Compiling is what a first batch waits for, so what is rare

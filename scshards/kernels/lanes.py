@@ -1,14 +1,14 @@
 """The compiled loop of streaming.mix.lanes: all lanes of a rank, dealt to the rows of a block.
 
-The steps of a lane and of its shuffle buffers are those of kernels.buffers. It releases the GIL.
+The steps of a lane and of its shuffle buffers are those of kernels.order. It releases the GIL.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from scshards.kernels.buffers import EMITTED, FILLED, NEXT_INPUT, pick, turn
 from scshards.kernels.cache import kernel
+from scshards.kernels.order import EMITTED, FILLED, NEXT_INPUT, pick, turn
 
 DONE = -1
 QUEUE = -1

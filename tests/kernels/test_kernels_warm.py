@@ -120,12 +120,11 @@ def test_it_knows_every_kernel_of_a_batch_and_of_pack() -> None:
     """Those that it leaves out are of inputs that few have, and of weights."""
     from scshards.kernels import (
         bits,
-        buffers,
         cells,
-        copies,
         finish,
         lanes,
         members,
+        order,
         rows,
         store,
         writing,
@@ -136,13 +135,13 @@ def test_it_knows_every_kernel_of_a_batch_and_of_pack() -> None:
     listed = {line.split()[0] for line in TYPES.splitlines() if line and line[0] != " "}
     every = {
         f"{module.__name__.rpartition('.')[2]}.{name}"
-        for module in (bits, buffers, cells, copies, finish, lanes, members, rows, store, writing)
+        for module in (bits, cells, finish, lanes, members, order, rows, store, writing)
         for name, kernel in vars(module).items()
         if isinstance(getattr(kernel, "_cache", None), _Kept)
         and kernel.py_func.__module__ == module.__name__
     }
     left_out = {
-        "copies.count_copies", "rows.count_rows", "rows.deal_to_rows",
+        "order.count_copies", "rows.count_rows", "rows.deal_to_rows",
         "rows.sort_by_row", "rows.unshuffle", "store.pack",
     }  # fmt: skip
     assert every - listed == left_out and listed <= every

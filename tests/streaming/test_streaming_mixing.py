@@ -13,7 +13,7 @@ from shardsets import make_set
 from test_streaming_entropy import plainly
 
 from scshards.base.errors import ConfigError
-from scshards.kernels.buffers import lane_order, some_of_order
+from scshards.kernels.order import lane_order, some_of_order
 from scshards.report.mix_options import MixOptions
 from scshards.report.mixing import mix
 from scshards.streaming.order.options import ChoiceOptions
@@ -131,7 +131,7 @@ def test_some_of_a_lane_is_a_part_of_all_of_it(cells, buffer, data):
 
 
 def test_a_long_lane_is_replayed_in_parts(monkeypatch):
-    monkeypatch.setattr("scshards.kernels.buffers.AT_ONCE", 7)
+    monkeypatch.setattr("scshards.kernels.order.AT_ONCE", 7)
     wanted = np.array([0, 6, 7, 20, 48, 49])
     assert some_of_order(50, 8, 3, wanted).tolist() == lane_order(50, 8, 3)[wanted].tolist()
 

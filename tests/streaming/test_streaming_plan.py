@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scshards.base import seeds
-from scshards.kernels.buffers import lane_order, new_state, replay
+from scshards.kernels.order import lane_order, new_state, replay
 from scshards.streaming.order.plan import (
     EpochPlan,
     Share,

@@ -2,7 +2,7 @@
 
     chunks of a lane's stretch --streaming.mix.store--> places --shuffle buffer--> rows of a block
 
-Buffers hold the numbers of places in the store; the steps are those of kernels.buffers. A stretch asks
+Buffers hold the numbers of places in the store; the steps are those of kernels.order. A stretch asks
 for its next chunk when it has used up half of the last one. Where an epoch is resumed, buffers are
 replayed on integers, and what is in them is read in the order in which it is needed.
 """
@@ -20,8 +20,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.kernels.buffers import EPOCH, FILLED, NEXT_INPUT, new_state, replay
 from scshards.kernels.lanes import DONE, QUEUE, deal, first_needed
+from scshards.kernels.order import EPOCH, FILLED, NEXT_INPUT, new_state, replay
 from scshards.streaming.mix.store import CellStore
 from scshards.streaming.order.plan import EpochPlan, Share
 from scshards.streaming.read.source import CellBytes, CellSource

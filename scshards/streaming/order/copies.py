@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base import seeds
-from scshards.kernels.copies import count_copies
+from scshards.kernels.order import count_copies
 
 MAX_SCALE = 1 << 61
 """Bound of a weight times the positions of an epoch, and of the sum of all weights."""

@@ -5,7 +5,7 @@
     cut open at a cell drawn                     ^ from here on, round to here
     K lanes of N cells in all, equal to within one cell; each has stretches of some strata's lines:
         few strata:  one of each of them         many:  the lanes of a group share them out
-    a lane emits cells of its stretches, each out of a shuffle buffer, as they are due (kernels.buffers)
+    a lane emits cells of its stretches, each out of a shuffle buffer, as they are due (kernels.order)
     position p = the (p // K)-th cell that lane p % K emits
     rank r of W takes the positions p = r mod W; global batch t is W * batch_size positions in a row
 
@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base import seeds
-from scshards.kernels.buffers import AT_ONCE, EMITTED, EPOCH, some_of_order, take_turns
+from scshards.kernels.order import AT_ONCE, EMITTED, EPOCH, some_of_order, take_turns
 
 _U64 = (1 << 64) - 1
 
@@ -203,7 +203,7 @@ class EpochPlan:
 def _times(
     stretches: Sequence[Stretch],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """cells, due and every of stretches, as kernels.buffers takes them."""
+    """cells, due and every of stretches, as kernels.order takes them."""
     of_each = np.array([(s.cells, s.due, s.every) for s in stretches], np.int64).reshape(-1, 3)
     cells, due, every = np.ascontiguousarray(of_each.T)
     return cells, due, every

@@ -1,9 +1,9 @@
-"""The shuffle buffer of a lane, as integers: which input cell comes out at which emission.
+"""The order's loops, on integers: turns of a lane's stretches, shuffle buffers, copies of cells.
 
-Emission j draws one of the m cells in the buffer with the lane's key and the counter j, then puts the
-next input cell in its place (or, at the lane's end, the buffer's last). So the order is a function
-of (cells, buffer size, key), and the state at any emission can be replayed without reading a byte.
-Called by streaming.mix.lanes, whose kernel takes the same steps, and by tests.
+A shuffle buffer: emission j draws one of the m cells in the buffer with the stretch's key and the
+counter j, then puts the next input cell in its place (or, at the stretch's end, the buffer's last).
+So the order is a function of (cells, buffer size, key), and the state at any emission can be replayed
+without reading a byte. kernels.lanes takes the same steps with cells. They release the GIL.
 """
 
 from __future__ import annotations
@@ -129,3 +129,16 @@ def turn(due, every, cells, states, first, end, filler, now):
     if states[filler, EMITTED] < cells[filler] and (best < 0 or when >= now):
         return filler
     return best
+
+
+@kernel
+def count_copies(weights, positions, total, remainder, out):
+    """Systematic resampling: of each cell, how many whole `total`s its weight * positions completes.
+
+    Nothing overflows: weight * positions and total are at most 2^61, and remainder is below total.
+    """
+    rest = np.int64(remainder)
+    for i in range(len(weights)):
+        rest += weights[i] * positions
+        out[i] = rest // total
+        rest -= out[i] * total

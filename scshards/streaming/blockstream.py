@@ -96,10 +96,6 @@ class BlockStream:
         fixed_epoch: bool,
         prefetch: int | str,
     ) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is at least 1, not {batch_size}")
-        if epoch < 0:
-            raise ConfigError(f"epoch is at least 0, not {epoch}")
         self._ahead, self._ahead_bytes = _prefetched(prefetch)
         self.shardset, self.split = shards.shardsets[0], shards.split
         self.rank, self.world_size = rank, world_size
@@ -135,7 +131,7 @@ class BlockStream:
             "shuffle_buffer": shuffle_buffer,
             **making,
             **choosing.state(),
-            "blend": None if shares is None else list(shares),
+            "blend": None if shares is None else list(map(float, shares)),
         }
         # Of shards, one for each stretch, and the next one of those that come to the end of theirs.
         kept = self.order.stretches(self.order.begin(epoch)) * 5 // 4 + 2

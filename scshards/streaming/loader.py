@@ -14,11 +14,14 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Never, NoReturn
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Annotated, Any, Never, NoReturn
 
 from scshards.base.config import Options
 from scshards.base.errors import ConfigError, FormatError
 from scshards.base.progress import counted
+from scshards.base.records import Count, Damaged, Form, Positive, shown
 from scshards.cells.vocab import Vocab
 from scshards.shards.shardlist import ShardList
 from scshards.streaming.blockstream import BlockStream, Pass
@@ -34,6 +37,27 @@ from scshards.streaming.read.options import THREADS, ReadOptions
 
 _AT_ONCE = 8
 """Batches of a block that are made by one call, at most: more would only take memory."""
+
+
+def _read_seed(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise Damaged(f"a whole number is needed, not {shown(value)}")
+    return int(value)  # of any size
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Own(Options):
+    """The keywords of CellLoader that are no class of options, apart from `root`."""
+
+    split: str = field(repr=False)
+    batch_size: Positive | None = field(repr=False)
+    rank: Count | None = field(repr=False)
+    world_size: Positive | None = field(repr=False)
+    epoch: Count = field(repr=False)
+    seed: Annotated[int, Form(_read_seed)] = 0
+    shuffle: bool = True
+    drop_last: bool = True
+    fixed_epoch: bool = False
 
 
 class CellLoader(BlockStream):
@@ -105,7 +129,12 @@ class CellLoader(BlockStream):
         if unknown:
             refuse(unknown, inspect.signature(CellLoader).parameters)
         check_parts(choose=choose, collate=collate, read=read)
-        rank, world_size = topology(rank, world_size)
+        own = _Own(
+            split=split, batch_size=batch_size, rank=rank, world_size=world_size, epoch=epoch,
+            seed=seed, shuffle=shuffle, drop_last=drop_last, fixed_epoch=fixed_epoch,
+        )  # fmt: skip
+        rank, world_size = topology(own.rank, own.world_size)
+        batch_size = own.batch_size
         shards = ShardList(list(root) if isinstance(root, Mapping) else [root], split, read.access)
         if collate.tokens_per_batch is not None:
             mean_genes = sum(s.tokens for s in shards.shards) / max(1, int(shards.cells.sum()))
@@ -118,30 +147,23 @@ class CellLoader(BlockStream):
             {"collate": collate.state()},
             open_cache(read.cache_dir, read.cache_size),
             Quarantine(shards, read.on_bad_shard, read.max_bad_cells),
-            seed=seed,
-            epoch=epoch,
+            seed=own.seed,
+            epoch=own.epoch,
             rank=rank,
             world_size=world_size,
             batch_size=64 if batch_size is None else batch_size,
             lanes=read.lanes,
-            shuffle=shuffle,
+            shuffle=own.shuffle,
             shuffle_buffer=read.shuffle_buffer,
-            drop_last=drop_last,
+            drop_last=own.drop_last,
             threads=THREADS if read.threads is None else read.threads,
-            fixed_epoch=fixed_epoch,
+            fixed_epoch=own.fixed_epoch,
             prefetch=read.prefetch,
         )
-        self._transform = transform
+        self._own, self._transform = own, transform
         self.options: dict[str, Options] = {"choose": choose, "collate": collate, "read": read}
-        self._others = {
-            "seed": seed,
-            "shuffle": shuffle,
-            "drop_last": drop_last,
-            "fixed_epoch": fixed_epoch,
-            "transform": transform,
-        }
         self._collator = Collator(
-            collate, shards.vocab, shards.value_kind, seed, shards.labels,
+            collate, shards.vocab, shards.value_kind, own.seed, shards.labels,
             pin_memory=read.pin_memory,
         )  # fmt: skip
 
@@ -179,12 +201,9 @@ class CellLoader(BlockStream):
             f"{counted(self.cells, 'cells')} an epoch, {counted(len(self), 'batches')} of "
             f"{self.batch_size} cells on each of {ranks}; this is rank {self.rank}",
         ]
-        defaults = inspect.signature(CellLoader).parameters
-        others = {n: v for n, v in self._others.items() if v != defaults[n].default}
-        tables = {"": others} | {n: o.changes() for n, o in self.options.items()}
-        for name, table in tables.items():
-            said = ", ".join(f"{option}={value!r}" for option, value in table.items())
-            lines += [f"{name}: {said}" if name else said] if table else []
+        for name, options in {"": self._own, **self.options}.items():
+            said = ", ".join(f"{option}={value!r}" for option, value in options.changes().items())
+            lines += [f"{name}: {said}" if name else said] if said else []
         return "\n  ".join(lines)
 
     def __iter__(self) -> Pass[Any]:

@@ -40,7 +40,7 @@ def main(root: str, out: Path, attempt: int, killed: int, step: int, point: str)
     if state.exists():
         loader.load_state_dict(json.loads(state.read_text())["loader"])
     if rank == 0:
-        told = {"steps": len(loader), "dropped": loader.dropped_cells}
+        told = {"steps": loader.batches_left, "dropped": loader.dropped_cells}
         (out / f"told-{attempt}.json").write_text(json.dumps(told))
 
     def die_at(here: str) -> None:

@@ -241,6 +241,28 @@ def test_keys_that_a_state_has_more_or_less_of(known: Known) -> None:
         loader.load_state_dict({k: v for k, v in state.items() if k != "epoch"})
 
 
+def test_numbers_of_numpy_are_numbers(known: Known) -> None:
+    options: Any = {
+        "seed": np.int64(3), "batch_size": np.int32(4), "epoch": np.uint8(1), "shuffle": np.True_,
+        "rank": np.int64(0), "world_size": np.int64(2), "read": ReadOptions(lanes=np.int16(8)),
+    }  # fmt: skip
+    numpy = CellLoader(known.root, **options)
+    python = CellLoader(
+        known.root, seed=3, batch_size=4, epoch=1, rank=0, world_size=2, read=ReadOptions(lanes=8)
+    )
+    assert json.loads(json.dumps(numpy.state_dict())) == python.state_dict()
+    assert repr(numpy) == repr(python)
+    for name, wrong in (
+        ("seed", 1.5),
+        ("batch_size", 0),
+        ("epoch", -1),
+        ("shuffle", 1),
+        ("rank", -1),
+    ):
+        with pytest.raises(ConfigError, match=name):
+            CellLoader(known.root, **{**options, name: wrong})
+
+
 def test_all_public_names_are_there() -> None:
     for name in scshards.__all__:
         assert getattr(scshards, name) is not None

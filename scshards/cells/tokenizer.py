@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import ScshardsError, SourceError, ValueKindError
 from scshards.cells.vocab import Vocab
-from scshards.kernels import tokens as kernels
+from scshards.kernels import rows as kernels
 
 ValueKind = Literal["counts", "float"]
 

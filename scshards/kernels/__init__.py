@@ -1,7 +1,7 @@
 """Floor 0: all compiled loops; they release the GIL.
 
-    tokens     rows of a matrix -> tokens              rows        rows of a matrix -> members
-    writing    members, labels, tar headers            members     bytes of a member -> arrays
+    rows       rows of a matrix -> members             writing     members, labels, tar headers
+    members    bytes of a member -> arrays             warm        all of them compiled beforehand
     cells      members -> the tokens of rows           finish      rows: masked, split, marked
     bits       draws, bits of words                    order, lanes, store: which cell when
     cache      where what was compiled is kept         vectors     in the compiler's own terms
@@ -15,7 +15,7 @@ Who checks what, as nothing is compiled with bounds checks:
 * Bytes, places and values from outside are the kernel's to check, before it uses them. What it finds
   ends in a status (0 is good) and the place where it stopped, of which the caller makes an error.
 * Where the loop would be slower for it, another kernel of the same file checks first, and the docstring
-  says which: `is_plain` before `spread_plain`, `count_rows` before `sort_by_row`, `measure_members`
+  says which: `_is_plain` before `_spread_plain`, `count_rows` before `sort_by_row`, `measure_members`
   before `decode_members`.
 * Room is the caller's: a docstring says how much each array has, what is not plain is computed
   in one place (`member_bound`, `tokenizer.Workspace`). Too little is a mistake of ours, which a run of

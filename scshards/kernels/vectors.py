@@ -1,8 +1,11 @@
 """Loops over vectors, which numba has no words for: written in the compiler's own terms (LLVM).
 
 They fit any processor: where it has no such wide instructions, LLVM takes several narrow ones. Nothing
-is checked here; callers see to it that there are as many elements. Called by the other compiled
-loops of the stream.
+is checked here; callers see to it that there are as many elements. What each is worth, on an EPYC with
+AVX-512, for a cell of 3,600 genes, beside the best loop that numba was found to compile: `sum_up` 0.85
+microseconds and not 1.68, `squeeze` 0.35 and not 0.70, `equal` 0.44 and not 0.81. Together that is 1.6
+of the 12 that the whole loader takes for a cell. Copies, prefetches, widening and masks were here as
+well, for nothing.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from scshards.base.errors import StateError
 from scshards.base.progress import Progress
 from scshards.model.scgpt import write_folder
 from scshards.shards.shardset import ShardSet
@@ -87,6 +88,12 @@ def train(
         rank_batch, micro_batch = config.rank_batch(here.world_size)
         plan = plan_task(config, ShardSet(root, storage_options))
         loader = train_loader(root, config, here, rank_batch, storage_options)
+        if len({*here.gather(loader.state_dict()["fingerprint"])}) > 1:
+            raise StateError(
+                "ranks have other cells than each other: some found an index bad that others could read",
+                where=root,
+                advice="start again; where it lasts, run scshards verify on the shard set",
+            )
         steps_per_epoch = len(loader)
         total = config.total_steps(steps_per_epoch)
         warmup(config.optim, total)  # both refuse to be longer than the run

@@ -10,13 +10,14 @@ import pytest
 import torch
 from train_support import small_config
 
-from scshards.base.errors import ConfigError
+from scshards.base.errors import ConfigError, StateError
 from scshards.model.scgpt import load_model
 from scshards.train import loop
 from scshards.train.checkpoint import complete, read_tensors
 from scshards.train.config import TrainConfig
 from scshards.train.loop import train
 from scshards.train.metrics import read_metrics
+from scshards.train.setup import Ranks
 from scshards.train.step import Stepper
 
 DROPOUT = "model.dropout=0.1"
@@ -194,6 +195,13 @@ def test_what_can_not_be_trained_leaves_no_folder(shards, tmp_path, monkeypatch)
     with pytest.raises(ConfigError, match="multiple of 7"):
         train(shards, run, small_config("run.micro_batch=7"), shown=False)
     assert not run.exists()
+
+
+def test_ranks_that_found_other_cells_do_not_begin(shards, tmp_path, monkeypatch):
+    """One rank alone found an index bad and went without its shard: their batches would not match."""
+    monkeypatch.setattr(Ranks, "gather", lambda self, thing: [thing, f"another {thing}"])
+    with pytest.raises(StateError, match="other cells than each other"):
+        train(shards, tmp_path / "run", small_config())
 
 
 def test_bf16_and_no_mvc_train_too(shards, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -439,3 +440,14 @@ def test_the_trainers_thread_may_be_interrupted(known: Known) -> None:
     assert list(iterator) == []
     assert eventually(lambda: not own_threads())
     assert torch.is_tensor(next(iter(loader(known))).key)
+
+
+def test_a_process_ends_in_the_middle_of_a_pass(known: Known) -> None:
+    script = (
+        "import sys; from scshards import CellLoader; "
+        "batches = iter(CellLoader(sys.argv[1], batch_size=4)); next(batches)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(known.root)], timeout=300, capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")

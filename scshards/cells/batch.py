@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -45,11 +46,14 @@ class Labels(dict[str, Any]):
     Attributes
     ----------
     categories
-        {column: its categories, none for numbers}; left behind where a batch goes to another process.
+        {column: its categories, none for numbers}; left behind where a batch goes to another process,
+        and where a library makes the dict anew, of tensors on another device: `type(labels)({...})`.
     """
 
     def __init__(
-        self, columns: Mapping[str, Tensor], categories: Mapping[str, Sequence[str]]
+        self,
+        columns: Mapping[str, Tensor],
+        categories: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> None:
         super().__init__(columns)
         self.categories = categories
@@ -109,8 +113,9 @@ class CellBatch:
             name: _shown(value) for name, value in self.items() if name not in ("key", "labels")
         }
         about["key"] = f"{_shown(self.key)} {_first(self.cell_keys)}" if _is_here(self.key) else ""
-        for name, column in self.labels.items():
-            texts = self.labels.text(name) if isinstance(self.labels, Labels) else ()
+        labels = self.labels if isinstance(self.labels, Labels) else Labels(self.labels)
+        for name, column in labels.items():
+            texts = labels.text(name) if name in labels.categories else ()
             about[f"labels[{name!r}]"] = f"{_shown(column)} {_first(texts)}".rstrip()
         lines = (f"    {name:<20}{said}" for name, said in about.items())
         return "\n".join([f"{type(self).__name__} of {len(self)} cells", *lines])

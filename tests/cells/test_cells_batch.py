@@ -99,6 +99,20 @@ def test_accelerate_moves_a_batch_by_its_own_rule(batch: Batch) -> None:
     assert isinstance(moved, Batch) and moved.genes.device.type == "meta"
 
 
+def test_trainers_make_labels_anew_as_they_do_dicts(batch: Batch) -> None:
+    """transformers' Trainer._prepare_input, in a few words, of a batch as a dict."""
+
+    def prepare(data: Any) -> Any:
+        if isinstance(data, Mapping):
+            return type(data)({k: prepare(v) for k, v in data.items()})
+        return data.to("meta") if isinstance(data, torch.Tensor) else data
+
+    labels = Labels({"donor": batch.labels["donor"]}, {"donor": ("ann", "bob")})
+    moved = Batch(**prepare(dict(dataclasses.replace(batch, labels=labels))))
+    assert moved.genes.device.type == moved.labels["donor"].device.type == "meta"
+    assert "labels['donor']" in repr(moved)
+
+
 def test_torch_pins_a_batch_as_a_batch(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t, *_: t + 1)
     found = pin_memory(batch)

@@ -1,7 +1,7 @@
 """PyTorch Lightning trains scshards' model on CellLoader, and resumes in the middle of an epoch.
 
-    python examples/lightning_training.py shards -o run   # pip install "scshards[examples]"
-    python examples/lightning_training.py shards -o run   # the same again goes on after a crash
+    python examples/lightning_training.py shards -o run --devices 2   # pip install "scshards[examples]"
+    python examples/lightning_training.py shards -o run --devices 2   # the same goes on after a crash
 
 Lightning keeps what a loader's `state_dict()` gives in its checkpoints and hands it to
 `load_state_dict()`, so a run goes on with the batch that comes next. Each rank makes its own loaders.
@@ -71,7 +71,10 @@ def main() -> None:
     parser.add_argument("root", help="a shard set with the splits train and valid")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=16, help="cells a process")
+    parser.add_argument(
+        "--devices", default="auto", help="how many: GPUs, or processes without them"
+    )
     args = parser.parse_args()
 
     cells = Cells(args.root, args.batch_size)
@@ -85,7 +88,7 @@ def main() -> None:
         callbacks=[checkpoints],
         # Lightning would put a DistributedSampler into a DataLoader; there is none here to put it in.
         use_distributed_sampler=False,
-        accelerator="auto",
+        devices=args.devices,
         log_every_n_steps=10,
         default_root_dir=args.out,
         logger=False,
@@ -96,8 +99,9 @@ def main() -> None:
     trainer.fit(
         model, datamodule=cells, ckpt_path=last if last.exists() else None, weights_only=True
     )
-    metrics = {k: round(v.item(), 2) for k, v in trainer.callback_metrics.items()}
-    print(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {metrics}")
+    if trainer.is_global_zero:
+        metrics = {k: round(v.item(), 2) for k, v in trainer.callback_metrics.items()}
+        print(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {metrics}")
 
 
 if __name__ == "__main__":

@@ -57,16 +57,26 @@ def needs(*libraries: str) -> pytest.MarkDecorator:
     )
 
 
-def run(*command: object, code: int = 0) -> str:
+def run(*command: object, fails: bool = False, **told: object) -> str:
+    """What a script said on the CPU, or of its failure; it is told things by the environment."""
+    here = {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     done = subprocess.run(
         [sys.executable, "-W", "ignore", *map(str, command)],
         capture_output=True,
         text=True,
         timeout=600,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_OFFLINE": "1"},
+        env=os.environ | here | {name: str(value) for name, value in told.items()},
     )
-    assert done.returncode == code, done.stderr[-3000:]
-    return done.stdout
+    assert (done.returncode != 0) == fails, done.stderr[-3000:]
+    return done.stderr if fails else done.stdout
+
+
+def torchrun(processes: int) -> list[object]:
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
 
 
 def train_cells(shards: Path) -> int:
@@ -94,70 +104,35 @@ def test_webdataset_pipeline(shards: Path) -> None:
     assert f"every second shard: {half} cells" in said
 
 
+WATCH = """
+import hashlib, json, os, sys
+sys.path.insert(0, os.environ["EXAMPLES"])
+log = open(os.environ["LOG"] + os.environ.get("LOCAL_RANK", "0"), "a")
+
+def took(at, keys):
+    if at == int(os.environ["STOP"]):
+        os._exit(9)
+    print(json.dumps([at, keys.tolist()]), file=log, flush=True)
+
+def trained(model):
+    weights = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
+    print(json.dumps(hashlib.sha256(weights).hexdigest()), file=log, flush=True)
+"""
+
 LOOP = """
-import json, os, sys
-sys.path.insert(0, sys.argv.pop(1))
-log, stop = sys.argv.pop(1) + os.environ.get("RANK", "0"), int(sys.argv.pop(1))
 import loop as example
 
 class Watched(example.CellLoader):
     def __iter__(self):
-        for step, batch in enumerate(super().__iter__(), 1):
-            if step == stop:
-                os._exit(9)
-            state = self.state_dict()
-            with open(log, "a") as file:
-                print(json.dumps([self.epoch, state["position"], batch.key.tolist()]), file=file)
+        for batch in super().__iter__():
+            took(self.state_dict()["position"], batch.key)
             yield batch
 
 example.CellLoader = Watched
 example.main()
 """
 
-
-def test_a_loop_of_ones_own_goes_on_with_other_processes(shards: Path, tmp_path: Path) -> None:
-    """Two processes that crash, one that ends the epoch, two again."""
-    cells = train_cells(shards)
-    (tmp_path / "loop.py").write_text(LOOP)
-    many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-    options = [shards, "-o", tmp_path / "run", "--batch-size", BATCH, "--save-every", 3]
-
-    def log(name: str) -> list[list[Any]]:
-        lines = [f.read_text().splitlines() for f in sorted(tmp_path.glob(f"{name}?"))]
-        return [json.loads(line) for of_rank in lines for line in of_rank]
-
-    def script(name: str, stop: int) -> list[Any]:
-        return [tmp_path / "loop.py", EXAMPLES, tmp_path / name, stop]
-
-    run(*many, *script("a", 6), *options, code=1)
-    saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-    assert (saved["step"], saved["stream"]["position"]) == (3, 6 * BATCH)
-    said = run(*script("b", -1), *options, "--epochs", 1)
-    steps = 3 + (cells - 6 * BATCH) // BATCH
-    assert f"epoch 1, step {steps}: " in said
-    kept = [keys for _, at, keys in log("a") if at <= 6 * BATCH] + [k for *_, k in log("b")]
-    seen = [k for keys in kept for k in keys]
-    assert len(seen) == len(set(seen)) == cells // BATCH * BATCH
-    said = run(*many, *script("c", -1), *options)
-    assert f"epoch 2, step {steps + cells // (2 * BATCH)}: " in said
-    seen = [k for *_, keys in log("c") for k in keys]
-    assert len(seen) == len(set(seen)) == cells // (2 * BATCH) * 2 * BATCH
-
-
-CRASH = """
-import json, sys
-sys.path.insert(0, sys.argv.pop(1))
-log, stop = open(sys.argv.pop(1), "a"), int(sys.argv.pop(1))
-
-def took(step, keys):
-    if step == stop:
-        sys.exit(9)
-    print(json.dumps([step, keys.tolist()]), file=log, flush=True)
-"""
-
-LIGHTNING = (
-    CRASH
-    + """
+LIGHTNING = """
 import lightning_training as example
 
 class Watched(example.MaskedValues):
@@ -165,61 +140,118 @@ class Watched(example.MaskedValues):
         took(self.global_step, batch.key)
         return super().training_step(batch, i)
 
+    def on_train_end(self):
+        trained(self)
+
 example.MaskedValues = Watched
 example.main()
 """
-)
 
-TRAINER = (
-    CRASH
-    + """
+TRAINER = """
 import hf_trainer as example
 
-as_inputs, keys = example.as_inputs, []
-
-def watched(batch):
-    keys[:] = [batch.key]
-    return as_inputs(batch)
-
 class Watched(example.CellTrainer):
-    def training_step(self, *args, **options):
-        took(self.state.global_step, keys[0])
-        return super().training_step(*args, **options)
+    def training_step(self, model, inputs, *others):
+        took(self.state.global_step, inputs["key"])
+        return super().training_step(model, inputs, *others)
 
-example.as_inputs, example.CellTrainer = watched, Watched
+    def train(self, **options):
+        done = super().train(**options)
+        trained(self.model)
+        return done
+
+example.CellTrainer = Watched
 example.main()
 """
-)
 
 
-def assert_epochs(log: Path, resumed_at: int, cells: int, epochs: float) -> None:
-    """Steps follow each other over the crash, and each epoch has every cell but the dropped ones once."""
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    crash = next(i for i, (step, _) in enumerate(lines) if i and step <= lines[i - 1][0])
-    assert lines[crash][0] == resumed_at < crash
-    kept = lines[:resumed_at] + lines[crash:]
-    steps = cells // BATCH
-    assert [step for step, _ in kept] == list(range(int(steps * epochs)))
-    for first in range(0, len(kept), steps):
-        keys = [k for _, of_step in kept[first : first + steps] for k in of_step]
-        assert len(set(keys)) == len(keys) == BATCH * min(steps, len(kept) - first)
+def watched(folder: Path, script: str) -> Path:
+    """An example that writes down what each of its processes takes, and stops where it is told to."""
+    (folder / "watched.py").write_text(WATCH + script)
+    return folder / "watched.py"
+
+
+def read(folder: Path, name: str) -> list[list[Any]]:
+    """What each process of an example wrote down."""
+    logs = sorted(folder.glob(f"{name}?"))
+    return [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
+
+
+def test_a_loop_of_ones_own_goes_on_with_other_processes(shards: Path, tmp_path: Path) -> None:
+    """Two processes that crash, one that ends the epoch, two again."""
+    cells, script = train_cells(shards), watched(tmp_path, LOOP)
+    options = [shards, "-o", tmp_path / "run", "--batch-size", BATCH, "--save-every", 3]
+
+    def told(name: str, stop: int = -1) -> dict[str, Any]:
+        return {"EXAMPLES": EXAMPLES, "LOG": tmp_path / name, "STOP": stop}
+
+    run(*torchrun(2), script, *options, fails=True, **told("a", 12 * BATCH))
+    saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert (saved["step"], saved["stream"]["position"]) == (3, 6 * BATCH)
+    said = run(*torchrun(1), script, *options, "--epochs", 1, **told("b"))
+    steps = 3 + (cells - 6 * BATCH) // BATCH
+    assert f"epoch 1, step {steps}: " in said
+    first, rest = read(tmp_path, "a"), read(tmp_path, "b")
+    assert len(first) == 2 and len(rest) == 1
+    kept = [keys for log in first for at, keys in log if at <= 6 * BATCH]
+    seen = [k for keys in kept + [keys for _, keys in rest[0]] for k in keys]
+    assert len(seen) == len(set(seen)) == cells // BATCH * BATCH
+    said = run(*torchrun(2), script, *options, **told("c"))
+    assert f"epoch 2, step {steps + cells // (2 * BATCH)}: " in said
+    seen = [k for log in read(tmp_path, "c") for _, keys in log for k in keys]
+    assert len(seen) == len(set(seen)) == cells // (2 * BATCH) * 2 * BATCH
+
+
+def assert_one_run(logs: list[list[Any]], resumed_at: int, cells: int, epochs: int) -> None:
+    """Steps follow each other over the crash, each epoch has every cell but the dropped ones once, on one
+    of the processes, and these end with one model."""
+    steps = cells // (BATCH * len(logs))
+    kept = []
+    for log in logs:
+        *lines, _ = log
+        crash = next(i for i, (step, _) in enumerate(lines) if i and step <= lines[i - 1][0])
+        assert lines[crash][0] == resumed_at < crash and resumed_at % steps
+        kept.append(lines[:resumed_at] + lines[crash:])
+        assert [step for step, _ in kept[-1]] == list(range(steps * epochs))
+    for first in range(0, steps * epochs, steps):
+        keys = [k for of_rank in kept for _, taken in of_rank[first : first + steps] for k in taken]
+        assert len(set(keys)) == len(keys) == BATCH * steps * len(logs)
+    assert len({log[-1] for log in logs}) == 1
+
+
+PROCESSES = pytest.mark.parametrize("processes", [1, 2])
 
 
 @needs("pytorch_lightning")
-def test_lightning_goes_on_in_the_middle_of_an_epoch(shards: Path, tmp_path: Path) -> None:
-    command = ["-c", LIGHTNING, EXAMPLES, tmp_path / "log"]
+@PROCESSES
+def test_lightning_goes_on_in_the_middle_of_an_epoch(
+    shards: Path, tmp_path: Path, processes: int
+) -> None:
+    told = {"EXAMPLES": EXAMPLES, "LOG": tmp_path / "log"}
     options = [shards, "-o", tmp_path / "run", "--epochs", 3, "--batch-size", BATCH]
-    run(*command, 35, *options, code=9)
-    said = run(*command, -1, *options)
-    assert "epoch 3, step " in said
-    assert_epochs(tmp_path / "log", 30, train_cells(shards), 3)
+    command = [watched(tmp_path, LIGHTNING), *options, "--devices", processes]
+    run(*command, fails=True, **told, STOP=35)
+    assert "epoch 3, step " in run(*command, **told, STOP=-1)
+    logs = read(tmp_path, "log")
+    assert len(logs) == processes
+    assert_one_run(logs, 30, train_cells(shards), 3)
 
 
 @needs("transformers", "accelerate")
-def test_hugging_face_goes_on_in_the_middle_of_an_epoch(shards: Path, tmp_path: Path) -> None:
-    steps = train_cells(shards) // BATCH * 2
-    command = ["-c", TRAINER, EXAMPLES, tmp_path / "log"]
+@PROCESSES
+def test_hugging_face_goes_on_in_the_middle_of_an_epoch(
+    shards: Path, tmp_path: Path, processes: int
+) -> None:
+    told = {"EXAMPLES": EXAMPLES, "LOG": tmp_path / "log"}
+    steps = train_cells(shards) // (BATCH * processes) * 3
     options = [shards, "-o", tmp_path / "run", "--steps", steps, "--batch-size", BATCH]
-    run(*command, 35, *options, code=9)
-    assert f"step {steps}: " in run(*command, -1, *options)
-    assert_epochs(tmp_path / "log", 30, train_cells(shards), 2)
+    script = watched(tmp_path, TRAINER)
+    command = [*(torchrun(processes) if processes > 1 else []), script, *options]
+    run(*command, fails=True, **told, STOP=35)
+    if processes > 1:
+        said = run(script, *options, fails=True, **told, STOP=0)
+        assert "checkpoint-30: go on with as many processes" in said
+    assert f"step {steps}: " in run(*command, **told, STOP=-1)
+    logs = read(tmp_path, "log")
+    assert len(logs) == processes
+    assert_one_run(logs, 30, train_cells(shards), 3)

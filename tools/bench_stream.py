@@ -31,6 +31,9 @@ def main() -> None:
         metavar="PYTHON",
         help="a Python that has annbatch[zarrs]",
     )
+    parser.add_argument(
+        "--beside", type=Path, metavar="TREE", help="another checkout of scshards, measured too"
+    )
     parser.add_argument("--markdown", action="store_true", help="tables for docs/performance.md")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -41,7 +44,7 @@ def main() -> None:
     about = machine("numpy", "numba", "torch", "webdataset")
     if not args.json:
         print(about, flush=True)
-    data = Data(args.cache, args.cells, annbatch_python=args.annbatch)
+    data = Data(args.cache, args.cells, annbatch_python=args.annbatch, beside=args.beside)
     data.warm()
     in_process(jobs.compile_kernels, str(data.own))
     found: dict[str, Part] = {}

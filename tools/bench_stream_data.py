@@ -36,9 +36,14 @@ class Data:
         Folder of as many tars for stock webdataset.
     annbatch
         Where annbatch's own script keeps its collection of the cells, and the Python that runs it.
+    beside
+        Another checkout of scshards that is measured too, or None.
     """
 
-    def __init__(self, folder: Path, cells: int, annbatch_python: str) -> None:
+    def __init__(
+        self, folder: Path, cells: int, annbatch_python: str, beside: Path | None = None
+    ) -> None:
+        self.beside = beside
         self.cells = cells
         self._folder = folder / f"recipe{RECIPE}-{cells}"
         self.own, self.stock = self._folder / "own", self._folder / "stock"

@@ -124,7 +124,6 @@ class EpochReader:
                 line.shards,
                 2 * plan.lanes,
                 self.quarantine,
-                self.clock,
             )
             for each, line in zip(appearances, plan.lines, strict=True)
         ]

@@ -81,8 +81,6 @@ class Part:
 
     Attributes
     ----------
-    domain
-        The category that they share; None when there is one part, or for cells without a value.
     seed
         What its order is made of.
     strata
@@ -91,7 +89,6 @@ class Part:
         Appearances of cells in an epoch, the same in every epoch.
     """
 
-    domain: str | None
     seed: int
     strata: tuple[Stratum, ...]
     positions: int
@@ -259,7 +256,7 @@ class Choice:
         found = self._sums()
         weights = self._weights_of(found)
         if self._domain_column is None:
-            return (self._part(found, weights, None, seed, positions),)
+            return (self._part(found, weights, seed, positions),)
         names = [*self._categories(self._domain_column), None]
         of_domain: list[dict[_Kind, _Sums]] = [{} for _ in names]
         for kind, sums in found.items():
@@ -271,7 +268,7 @@ class Choice:
                 self.domains[name] = mine
             if mine:
                 key = seeds.key(seed, "domain", -1 if name is None else name)
-                parts.append(self._part(kinds, weights, name, key, mine))
+                parts.append(self._part(kinds, weights, key, mine))
         return tuple(parts)
 
     def _weights_of(self, found: Mapping[_Kind, _Sums]) -> dict[_Kind, Fraction]:
@@ -296,7 +293,6 @@ class Choice:
         self,
         kinds: Mapping[_Kind, _Sums],
         weights: Mapping[_Kind, Fraction],
-        domain: str | None,
         seed: int,
         positions: int,
     ) -> Part:
@@ -314,7 +310,7 @@ class Choice:
             )
             for i, (kind, sums, n) in enumerate(shared)
         )
-        return Part(domain=domain, seed=seed, strata=strata, positions=positions)
+        return Part(seed=seed, strata=strata, positions=positions)
 
     def _name(self, kind: _Kind) -> str:
         if self._domain_column is not None:

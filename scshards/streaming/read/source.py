@@ -24,7 +24,6 @@ from scshards.streaming.order.strata import Appearances
 from scshards.streaming.quarantine import BAD, Quarantine
 from scshards.streaming.read.fetch import ChunkFetcher
 from scshards.streaming.read.indexes import IndexCache, ShardIndex
-from scshards.streaming.stages import StageClock
 
 COPY_COLUMN = "copy"
 """What the last column of labels is called where cells may appear more than once."""
@@ -71,8 +70,6 @@ class CellSource:
         For how many shards it stays in memory which cells appear.
     quarantine
         Decides over chunks and indexes that are bad.
-    clock
-        Where time and bytes are counted.
     """
 
     def __init__(
@@ -84,10 +81,9 @@ class CellSource:
         order: NDArray[np.int64],
         passes_kept: int,
         quarantine: Quarantine,
-        clock: StageClock,
     ) -> None:
         self._list, self._indexes, self.fetcher = shards, indexes, fetcher
-        self._appearances, self._quarantine, self.clock = appearances, quarantine, clock
+        self._appearances, self._quarantine = appearances, quarantine
         self.columns = (*indexes.columns, *([COPY_COLUMN] if appearances.repeats else []))
         self._next = dict(pairwise(order.tolist()))
         self._passes: OrderedDict[int, Passes] = OrderedDict()
@@ -200,12 +196,15 @@ class CellSource:
             if shard in self._passes:
                 self._passes.move_to_end(shard)
                 return self._passes[shard]
-        index, error = self._index(shard) if self._appearances.needs_index else (None, None)
-        if index is None and self._appearances.needs_index:
-            # Its cells will be lost, at the places that they have: only their number matters.
-            self._quarantine.lose(shard, None, np.zeros(0, np.int64), error)
-            return self._appearances.of_any(shard, self._list.shards[shard].cells)
-        made = self._appearances.passes(shard, {} if index is None else index.chosen_by)
+        table = {}
+        if self._appearances.needs_index:
+            index, error = self._index(shard)
+            if index is None:
+                # Its cells will be lost, at the places that they have: only their number matters.
+                self._quarantine.lose(shard, None, np.zeros(0, np.int64), error)
+                return self._appearances.of_any(shard, self._list.shards[shard].cells)
+            table = index.chosen_by
+        made = self._appearances.passes(shard, table)
         with self._lock:
             self._passes[shard] = made
             while len(self._passes) > self._kept:

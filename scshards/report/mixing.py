@@ -333,7 +333,8 @@ def _look_up(
         for stratum in strata_of.get(shard, ()):
             each = appearances[stratum]
             wanted = in_shard[stratum_of[in_shard] == stratum]
-            cells = None if each.is_every_cell(shard) else each.passes(shard, table).cells
+            is_whole = each.stratum.choice.is_every_cell(shard)
+            cells = None if is_whole else each.passes(shard, table).cells
             for name, column in names.items():
                 code = table[column].astype(np.int64) + 1
                 code = code if cells is None else code[cells]

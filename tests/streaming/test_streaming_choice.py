@@ -19,9 +19,10 @@ from shardsets import Known, make_set
 
 from scshards.base import seeds
 from scshards.base.errors import ConfigError, FormatError, StateError
+from scshards.kernels.order import count_copies
 from scshards.streaming.loader import CellLoader
-from scshards.streaming.order.copies import MAX_SCALE
-from scshards.streaming.order.weights import CellWeights
+from scshards.streaming.order.choose import MAX_SCALE, whole_weights
+from scshards.streaming.order.strata import in_passes, resample
 
 SIZES = [60, 1, 33, 90, 16]
 ROW = (1 << 40) - 1
@@ -61,7 +62,7 @@ def seen(one: CellLoader) -> Counter[int]:
 def resampled(
     sizes: list[int], weights: list[int], positions: int, seed: int, epoch: int
 ) -> Counter[int]:
-    """The rule of streaming.order.copies with Python's integers: which point of the line falls on which cell."""
+    """The rule of streaming.order.strata with Python's integers: which point of the line falls on which cell."""
     order = seeds.permutation(seeds.key(seed, "shards", epoch), len(sizes)).tolist()
     first = np.cumsum([0, *sizes]).tolist()
     cells = [c for shard in order for c in range(first[shard], first[shard + 1])]
@@ -213,9 +214,8 @@ def test_numbers_of_cells_that_are_not_chosen_may_be_anything(known: Known) -> N
     total = sum(known.age[i] for i in chosen)
     assert set(copies) <= set(chosen) and sum(copies.values()) == 500
     assert all(abs(copies[i] - 500 * known.age[i] / total) < 1 + 1e-6 for i in chosen)
-    odd = CellWeights(column="x", tables=None, scales=(5.0,), top=10)
     values = np.array([np.nan, np.inf, -np.inf, -1.0, 0.0, 1e-9, 1.0, 2.0, 1e300])
-    assert odd.of(0, values).tolist() == [0, 0, 0, 0, 0, 1, 5, 10, 10]
+    assert whole_weights(values, 5.0, 10).tolist() == [0, 0, 0, 0, 0, 1, 5, 10, 10]
 
 
 def test_a_missing_number_is_no_weight(known: Known, other: Known) -> None:
@@ -228,8 +228,6 @@ def test_a_missing_number_is_no_weight(known: Known, other: Known) -> None:
 @given(data=st.data())
 def test_copies_are_those_of_the_rule(data: st.DataObject, tmp_path_factory: Any) -> None:
     """Any weights and any number of cells, on integers; no shard is read."""
-    from scshards.streaming.order.copies import in_passes, resample
-
     sizes = data.draw(st.lists(st.integers(0, 6), min_size=1, max_size=6).filter(any))
     n = sum(sizes)
     weights = data.draw(
@@ -242,14 +240,15 @@ def test_copies_are_those_of_the_rule(data: st.DataObject, tmp_path_factory: Any
     first = np.cumsum([0, *sizes])
     parts = [np.array(weights[a:b], np.int64) for a, b in pairwise(first)]
     order = seeds.permutation(seeds.key(seed, "shards", epoch), len(sizes))
-    drawn = resample(
+    appearances, remainders = resample(
         np.array([p.sum() for p in parts]), order, positions, seeds.key(seed, "copies", epoch)
     )
     got: Counter[int] = Counter()
     for shard, of_cells in enumerate(parts):
-        copies = drawn.copies(shard, of_cells)
+        copies = np.empty(len(of_cells), np.int64)
+        count_copies(of_cells, positions, sum(weights), remainders[shard], copies)
         placed = in_passes(copies)
-        assert len(placed.cells) == drawn.appearances[shard] == copies.sum()
+        assert len(placed.cells) == appearances[shard] == copies.sum()
         # Pass after pass: the c-th appearance of each cell that has one, in order.
         want = [
             (c, i)

@@ -1,4 +1,4 @@
-"""Which cell comes when: choose, weights -> strata -> plan -> state. Integers only; no cell is read.
+"""Which cell comes when: choose -> strata -> plan -> state. Integers only; no cell is read.
 
 Read first: plan.py.
 """

@@ -1,9 +1,12 @@
-"""Which cells of a split may appear at all: `where` and `take`.
+"""Which cells of a split may appear at all, and how much each weighs: `where`, `take` and `weights`.
 
-    where  --columns of all indexes, read once--> a bit for each cell
-    take   --the n cells with the lowest hashes--> a bit for each cell, no index read
+    where    --columns of all indexes, read once--> a bit for each cell
+    take     --the n cells with the lowest hashes--> a bit for each cell, no index read
+    weights  --a column of all indexes, read once--> of each set, a rule from values to whole weights
 
-What is kept is one bit a cell, packed, and how many of each shard are chosen.
+What is kept is one bit a cell, packed, how many of each shard are chosen, and the rules. The largest
+weight of a chosen cell of a set becomes the integer `top`, the others are rounded, those above 0 to 1 at
+least. How much a set weighs in a blend is the business of order.strata.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,9 +27,13 @@ from scshards.base.where import Where, parse
 from scshards.shards.index import OBS_PREFIX
 from scshards.shards.manifest import LabelInfo
 from scshards.shards.shardlist import SOURCE, ShardList
+from scshards.streaming.order.options import WEIGHTS_ADVICE, WeightsOption
 
 INDEX_NUMBERS = ("n_genes", "total", SOURCE)
 """What may be named beside labels; a label of the same name comes first."""
+
+MAX_SCALE = 1 << 61
+"""Bound of a weight times the positions of an epoch, and of the sum of all weights."""
 
 _READERS = 8
 """Indexes that are read at once."""
@@ -37,6 +45,9 @@ _BUCKET_BITS = 12
 Found = TypeVar("Found")
 _Bits = tuple[int, NDArray[np.uint8]]
 """How many cells of a shard are chosen, and which, eight in a byte."""
+
+Rule = Callable[[NDArray[Any]], NDArray[np.int64]]
+"""Of a set, from its cells' values of a column to their whole weights."""
 
 
 class Chosen:
@@ -83,6 +94,73 @@ def choose(shards: ShardList, where: str | None, take: int | None) -> Chosen:
     return chosen
 
 
+def weight_rules(
+    shards: ShardList, chosen: Chosen, weights: WeightsOption, positions: int
+) -> tuple[str, list[Rule]]:
+    """The column that `weights` goes by, which is read from all indexes once, and the rule of each set.
+
+    Parameters
+    ----------
+    positions
+        Of an epoch, which bound the integers.
+
+    Raises
+    ------
+    ConfigError
+        For a column or category that is not there, or a number that is no weight.
+    """
+    column, categories, rule = _weighed(shards, weights)
+    top = MAX_SCALE // max(positions, int(chosen.cells.sum()))
+    n_sets, set_of = len(shards.shardsets), shards.set_of
+
+    def chosen_of(shard: int, table: dict[str, NDArray[Any]]) -> NDArray[Any]:
+        return table[column][chosen.mask(shard, len(table[column]))]
+
+    def counts(shard: int, table: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
+        codes = len(categories) + 1  # -1 is the last one
+        found = chosen_of(shard, table).astype(np.int64)
+        return np.bincount(found % codes, minlength=codes)
+
+    def largest(shard: int, table: dict[str, NDArray[Any]]) -> float:
+        values = chosen_of(shard, table).astype(np.float64)
+        if not (np.isfinite(values) & (values >= 0)).all():
+            name = column.removeprefix(OBS_PREFIX)
+            raise ConfigError(
+                f"{name!r} has values that are no weights: missing, infinite or negative",
+                where=f"{shards.storage(shard).at(shards.shards[shard].index_path)}: weights",
+                advice=f'leave their cells out with where="`{name}` >= 0"',
+            )
+        return float(values.max(initial=0))
+
+    if rule is None:
+        most = np.zeros(n_sets)
+        np.maximum.at(most, set_of, scan(shards, [column], largest))
+        scales = [top / x if x > 0 else 0.0 for x in most]
+        return column, [partial(whole_weights, scale=scale, top=top) for scale in scales]
+    counted = np.zeros((n_sets, len(categories) + 1), np.int64)
+    np.add.at(counted, set_of, np.stack(scan(shards, [column], counts)))
+    rules: list[Rule] = []
+    for in_set in counted:
+        each = 1 / np.maximum(in_set, 1)
+        if isinstance(rule, Mapping):
+            each = np.array([*(float(rule.get(c, 1)) for c in categories), 1.0])
+        each = np.where(in_set > 0, each, 0.0)
+        shares = each / max(each.max(), np.finfo(float).tiny)
+        rules.append(whole_weights(shares, top, top).__getitem__)
+    return column, rules
+
+
+def whole_weights(values: NDArray[Any], scale: float, top: int) -> NDArray[np.int64]:
+    """Values times a scale as whole weights from 1 to top; of what is not above 0, or no number, 0.
+
+    (A cell that is not chosen may have anything.)
+    """
+    scaled = values.astype(np.float64) * scale
+    is_weight = np.isfinite(scaled) & (scaled > 0)
+    rounded = np.minimum(np.rint(np.where(is_weight, scaled, 0)), top)
+    return np.where(is_weight, np.clip(rounded.astype(np.int64), 1, top), 0)
+
+
 def scan(
     shards: ShardList,
     columns: Sequence[str],
@@ -118,6 +196,25 @@ def check_category(shards: ShardList, column: str, value: object, option: str) -
             where=f"{shards.name()}: {option}",
             advice=did_you_mean(str(value), categories),
         )
+
+
+def _weighed(
+    shards: ShardList, weights: WeightsOption
+) -> tuple[str, tuple[str, ...], str | Mapping[str, float] | None]:
+    """The index column of an option that fits the labels, its categories, and what is said of them."""
+    name, rule = (weights, None) if isinstance(weights, str) else next(iter(weights.items()))
+    column, info = column_name(shards, name, "weights"), shards.label(name)
+    is_category = info is not None and info.kind == "category"
+    if is_category != (rule is not None):
+        kind = "categories" if is_category else "numbers"
+        raise ConfigError(
+            f"the column {name!r} holds {kind}",
+            where=f"{shards.name()}: weights",
+            advice=WEIGHTS_ADVICE,
+        )
+    for category in rule if isinstance(rule, Mapping) else ():
+        check_category(shards, name, category, "weights")
+    return column, () if info is None else info.categories, rule
 
 
 def _matching(shards: ShardList, expression: Where) -> Chosen:

@@ -1,21 +1,31 @@
 """What an epoch is made of: parts that take turns, strata whose shares are exact, appearances of cells.
 
-    where, take --choose--> cells that may appear --weights--> copies of each
+    where, take, weights --choose--> a whole weight for each cell
     --domain_by--> parts: batches are of one of them
     --sets, additions, stratify--> strata: each keeps its share of every stretch of a part
+    --systematic resampling--> how often each cell of a stratum appears in an epoch
 
 A stratum has its own order and its own positions; without options all cells of a set that was packed
 at once are one. Strata know sums for each shard, never cells: which cells of a shard appear is worked
 out when its index is read. Read by order.state (orders) and read.source (passes).
+
+Lay the weights of a stratum's cells end to end along the epoch's shards; W is their sum. N positions
+are N points, W / N apart, from an offset u in [0, W) on that is drawn for the epoch: a cell appears once
+for each point that falls on it. In integers: with C the sum of the weights before it, a cell of weight w
+appears floor(((C + w) * N + u) / W) - floor((C * N + u) / W) times. With weights of 0 and 1 and N = W,
+which is what `where` alone amounts to, each chosen cell appears once, whatever u is. The c-th
+appearance of a cell comes in the c-th pass over its shard.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache, cached_property
 from itertools import accumulate, pairwise
 from typing import Any
 from weakref import WeakValueDictionary
@@ -26,19 +36,84 @@ from numpy.typing import NDArray
 from scshards.base import seeds
 from scshards.base.errors import ConfigError
 from scshards.base.text import did_you_mean
+from scshards.kernels.order import count_copies
 from scshards.shards.index import OBS_PREFIX
 from scshards.shards.shardlist import SOURCE, ShardList
-from scshards.streaming.order.choose import Chosen, choose, scan
-from scshards.streaming.order.copies import Passes, Resampling, in_passes, resample
+from scshards.streaming.order.choose import Rule, choose, scan, weight_rules
 from scshards.streaming.order.options import ChoiceOptions, is_weight
-from scshards.streaming.order.origins import origins
 from scshards.streaming.order.plan import shard_order, stratum_seed
-from scshards.streaming.order.weights import CellWeights, cell_weights
 
 _log = logging.getLogger(__name__)
 
 _MANY_TIMES = 4
 """So many strata in a shard, on average, are worth a line: each reads the shard's chunks for itself."""
+
+_Kind = int
+"""What tells the strata apart: origin, category of `stratify` and domain in one number."""
+
+_Sums = tuple[list[int], list[int]]
+"""Shards, and the sum of the weights of each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Passes:
+    """The appearances of a shard's cells, in the order in which they lie on the line.
+
+    Attributes
+    ----------
+    cells
+        int32 [appearances]: which cell of the shard; ascending in each pass.
+    starts
+        int64 [passes + 1]: where each pass over the shard begins.
+    """
+
+    cells: NDArray[np.int32]
+    starts: NDArray[np.int64]
+
+    def copies(self, first: int, end: int) -> NDArray[np.int64]:
+        """The pass of the appearances [first, end), int64: 0 for a cell's first one."""
+        return np.searchsorted(self.starts, np.arange(first, end), side="right") - 1
+
+
+def in_passes(copies: NDArray[np.integer]) -> Passes:
+    """The appearances of cells that appear so many times each."""
+    of_cell = np.repeat(np.arange(len(copies)), copies)
+    first = np.cumsum(copies) - copies
+    passes = np.arange(len(of_cell)) - np.repeat(first, copies)
+    order = np.argsort(passes, kind="stable")
+    return Passes(
+        cells=of_cell[order].astype(np.int32),
+        starts=np.concatenate(([0], np.cumsum(np.bincount(passes)))),
+    )
+
+
+def resample(
+    sums: NDArray[np.int64], order: NDArray[np.int64], positions: int, key: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where an epoch's points fall: appearances of each shard's cells, and C * N + u before them, mod W.
+
+    Parameters
+    ----------
+    sums
+        int64 [shards]: the sum of the weights of each shard's cells.
+    order
+        int64 [shards]: the shards along the line.
+    positions
+        N.
+    key
+        Of the offset u: `draw * W >> 64`.
+    """
+    total = sum(sums.tolist())
+    offset = int(seeds.draws(key, np.zeros(1, np.int64))[0]) * total >> 64
+    appearances, remainders = np.zeros((2, len(sums)), np.int64)
+    # Sums times positions take more than 64 bits; there are as many of these as shards, not cells.
+    seen, before = offset, 0
+    for shard in order.tolist():
+        remainders[shard] = seen % total
+        seen += int(sums[shard]) * positions
+        appearances[shard] = seen // total - before
+        before = seen // total
+    return appearances, remainders
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,43 +130,25 @@ class Stratum:
         Their appearances in an epoch, the same in every epoch.
     shards
         int64 [shards]: those with such cells, ascending.
+    choice
+        That it is of.
     """
 
     name: str
     seed: int
     positions: int
     shards: NDArray[np.int64]
+    choice: Choice
     _sums: NDArray[np.int64]
     _kind: _Kind
-    _choice: Choice
 
     def appearances(self, epoch: int, *, shuffle: bool) -> Appearances:
         """What appears in an epoch."""
-        if not self._choice.resamples:
-            return Appearances(self, self._choice, self._sums, None)
+        if not self.choice.resamples:
+            return Appearances(self, self._sums, None)
         order = shard_order(len(self._sums), seed=self.seed, epoch=epoch, shuffle=shuffle)
         key = seeds.key(self.seed, "copies", epoch)
-        drawn = resample(self._sums, order, self.positions, key)
-        return Appearances(self, self._choice, drawn.appearances, drawn)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    """What batches are made of: with domains, the cells of one of them.
-
-    Attributes
-    ----------
-    seed
-        What its order is made of.
-    strata
-        In no order that means anything; none when there are no cells.
-    positions
-        Appearances of cells in an epoch, the same in every epoch.
-    """
-
-    seed: int
-    strata: tuple[Stratum, ...]
-    positions: int
+        return Appearances(self, *resample(self._sums, order, self.positions, key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,36 +162,24 @@ class Appearances:
     """
 
     stratum: Stratum
-    _choice: Choice
     of_shard: NDArray[np.int64]
-    _resampling: Resampling | None
+    _remainders: NDArray[np.int64] | None
 
     def count(self, shard: int) -> int:
         """How often the cells of a shard that are in the stratum appear together."""
         return int(self.of_shard[np.searchsorted(self.stratum.shards, shard)])
 
-    def is_every_cell(self, shard: int) -> bool:
-        """Whether each cell of a shard appears once, in order."""
-        return self._choice.is_every_cell and shard not in self._choice.origins.cuts
-
-    @property
-    def repeats(self) -> bool:
-        """Whether a cell may appear more than once."""
-        return self._choice.resamples
-
-    @property
-    def needs_index(self) -> bool:
-        """Whether `passes` needs columns of the index."""
-        return bool(self._choice.columns)
-
     def passes(self, shard: int, table: Mapping[str, NDArray[Any]]) -> Passes:
         """Which cell each appearance is, from the shard's values of `Choice.columns`."""
-        weights = self._choice.weights_of(shard, table)
-        weights = weights * (self._choice.kinds(shard, table, len(weights)) == self.stratum._kind)
-        if self._resampling is None:
+        stratum, choice = self.stratum, self.stratum.choice
+        weights = choice.weights(shard, table)
+        weights = weights * (choice.kinds(shard, table) == stratum._kind)
+        if self._remainders is None:
             return in_passes(weights)
-        at = int(np.searchsorted(self.stratum.shards, shard))
-        return in_passes(self._resampling.copies(at, weights))
+        rest = self._remainders[np.searchsorted(stratum.shards, shard)]
+        copies = np.empty(len(weights), np.int64)
+        count_copies(weights, stratum.positions, int(stratum._sums.sum()), rest, copies)
+        return in_passes(copies)
 
     def of_any(self, shard: int, cells: int) -> Passes:
         """As many appearances as a shard has, of its `cells` in turn, where nobody can tell of which."""
@@ -142,8 +187,25 @@ class Appearances:
         return in_passes((n + np.arange(cells)[::-1]) // max(cells, 1))
 
 
-_Kind = int
-"""What tells the strata apart: domain, origin and category of `stratify` in one number."""
+@dataclass(frozen=True)
+class Part:
+    """What batches are made of: with domains, the cells of one of them.
+
+    Attributes
+    ----------
+    seed
+        What its order is made of.
+    strata
+        In no order that means anything; none when there are no cells.
+    """
+
+    seed: int
+    strata: tuple[Stratum, ...]
+
+    @cached_property
+    def positions(self) -> int:
+        """Appearances of cells in an epoch, the same in every epoch."""
+        return sum(s.positions for s in self.strata)
 
 
 class Choice:
@@ -170,12 +232,8 @@ class Choice:
         {domain: its positions} with `domain_by`, those without a position too.
     columns
         Index columns that `Appearances.passes` needs.
-    origins
-        Where cells came from.
     resamples
         Whether cells may appear more than once.
-    is_every_cell
-        Whether nothing at all was asked for.
 
     Raises
     ------
@@ -202,142 +260,127 @@ class Choice:
                 where="stratify",
                 advice="leave one of them out",
             )
-        self._shards = shards
-        self._chosen: Chosen = choose(shards, options.where, options.take)
+        self._shards, self._shares = shards, shares
+        self._chosen = choose(shards, options.where, options.take)
         cells = int(self._chosen.cells.sum())
         self.resamples = options.resamples or shares is not None
         if self.resamples and not cells:
             raise ConfigError(f"the split {shards.split!r} has no cells", where=shards.name())
-        self._domain_column = _column(shards, options.domain_by, "domain_by")
-        self._stratum_column = _column(shards, options.stratify, "stratify")
-        told_apart = [c for c in (self._domain_column, self._stratum_column) if c]
-        self.is_every_cell = self._chosen.is_all and not self.resamples and not told_apart
-        self.origins = origins(shards, additions=stratified)
-        self._weights: CellWeights | None = None
+        self._domain_column, domains = _column(shards, options.domain_by, "domain_by")
+        self._stratum_column, strata = _column(shards, options.stratify, "stratify")
+        self._domains = [*domains, None]
+        self._categories = [*strata, "(missing)" if self._stratum_column else ""]
+        self._origins, begins = _origins(shards, additions=stratified)
+        self._firsts = np.concatenate(([0], np.cumsum(shards.cells)))
+        self._begins = np.array([self._firsts[shard] + first for shard, first in begins])
+        self._cut = {shard for shard, first in begins if first}
+        self._weight_column: str | None = None
+        self._rules: Sequence[Rule] = ()
         positions = options.epoch_cells or cells
         if options.weights is not None:
-            self._weights = cell_weights(shards, self._chosen, options.weights, positions)
-            told_apart.append(self._weights.column)
-        self.columns = tuple(dict.fromkeys(told_apart))
-        self._shares = shares
+            self._weight_column, self._rules = weight_rules(
+                shards, self._chosen, options.weights, positions
+            )
+        named = (self._domain_column, self._stratum_column, self._weight_column)
+        self.columns = tuple(dict.fromkeys(c for c in named if c))
         self.domains: dict[str | None, int] = {}
         self.parts = self._parts(seed, positions)
 
-    def weights_of(self, shard: int, table: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
-        """The integer weights of a shard's cells; without weights 1 for each cell that is chosen."""
-        n = int(self._shards.cells[shard])
-        mask = self._chosen.mask(shard, n)
-        if self._weights is None:
+    def is_every_cell(self, shard: int) -> bool:
+        """Whether each cell of a shard appears once, in order, in one stratum."""
+        is_asked = self.resamples or self.columns or not self._chosen.is_all
+        return not is_asked and shard not in self._cut
+
+    def weights(self, shard: int, table: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+        """The whole weights of a shard's cells; without weights 1 for each cell that is chosen."""
+        mask = self._chosen.mask(shard, int(self._shards.cells[shard]))
+        if self._weight_column is None:
             return mask.astype(np.int64)
-        values = table[self._weights.column]
-        return self._weights.of(int(self._shards.set_of[shard]), values) * mask
+        return self._rules[self._shards.set_of[shard]](table[self._weight_column]) * mask
 
-    def kinds(
-        self, shard: int, table: Mapping[str, NDArray[Any]], n: int
-    ) -> NDArray[np.int64] | _Kind:
-        """Which stratum each of a shard's n cells is in, int64 [n], or that of all of them."""
-        kinds: NDArray[np.int64] | _Kind = int(self.origins.of_shard[shard])
-        if shard in self.origins.cuts:
-            kinds = np.concatenate(
-                [np.full(end - first, o) for o, first, end in self.origins.cuts[shard]]
-            )
-        for column in (self._stratum_column, self._domain_column):
-            count = 1 if column is None else len(self._categories(column)) + 1
-            codes = 0 if column is None else table[column].astype(np.int64) % count
-            kinds = kinds * count + codes
+    def kinds(self, shard: int, table: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+        """Which stratum each of a shard's cells is in, int64 [cells], or [1] where all are in one."""
+        cells = np.arange(self._firsts[shard], self._firsts[shard + 1])
+        cells = cells if shard in self._cut else self._firsts[shard : shard + 1]
+        kinds = np.searchsorted(self._begins, cells, side="right") - 1
+        for column, names in (
+            (self._stratum_column, self._categories),
+            (self._domain_column, self._domains),
+        ):
+            if column is not None:
+                kinds = kinds * len(names) + table[column].astype(np.int64) % len(names)
         return kinds
-
-    def _categories(self, column: str) -> tuple[str, ...]:
-        info = self._shards.label(column.removeprefix(OBS_PREFIX))
-        assert info is not None
-        return info.categories
 
     def _parts(self, seed: int, positions: int) -> tuple[Part, ...]:
         found = self._sums()
-        weights = self._weights_of(found)
-        if self._domain_column is None:
-            return (self._part(found, weights, seed, positions),)
-        names = [*self._categories(self._domain_column), None]
-        of_domain: list[dict[_Kind, _Sums]] = [{} for _ in names]
-        for kind, sums in found.items():
-            of_domain[kind % len(names)][kind] = sums
-        parts = []
+        weights = self._shared(found)
+        of_domain: list[list[_Kind]] = [[] for _ in self._domains]
+        for kind in found:
+            of_domain[kind % len(self._domains)].append(kind)
         totals = [sum((weights[k] for k in kinds), Fraction()) for kinds in of_domain]
-        for name, kinds, mine in zip(names, of_domain, _dealt(totals, positions), strict=True):
-            if kinds:
-                self.domains[name] = mine
-            if mine:
+        parts = []
+        for name, kinds, mine in zip(
+            self._domains, of_domain, _dealt(totals, positions), strict=True
+        ):
+            key = seed
+            if self._domain_column is not None:
                 key = seeds.key(seed, "domain", -1 if name is None else name)
-                parts.append(self._part(kinds, weights, key, mine))
+                self.domains |= {name: mine} if kinds else {}
+            if mine or self._domain_column is None:
+                each = _dealt([weights[kind] for kind in kinds], mine)
+                shared = [(kind, n) for kind, n in zip(kinds, each, strict=True) if n]
+                strata = [
+                    Stratum(
+                        name=self._name(kind),
+                        seed=stratum_seed(key, i, len(shared)),
+                        positions=n,
+                        shards=np.array(found[kind][0], np.int64),
+                        choice=self,
+                        _sums=np.array(found[kind][1], np.int64),
+                        _kind=kind,
+                    )
+                    for i, (kind, n) in enumerate(shared)
+                ]
+                parts.append(Part(key, tuple(strata)))
         return tuple(parts)
 
-    def _weights_of(self, found: Mapping[_Kind, _Sums]) -> dict[_Kind, Fraction]:
+    def _name(self, kind: _Kind) -> str:
+        origin, code = divmod(kind // len(self._domains), len(self._categories))
+        return ": ".join(x for x in (self._origins[origin], self._categories[code]) if x)
+
+    def _shared(self, found: Mapping[_Kind, _Sums]) -> dict[_Kind, Fraction]:
         """What each stratum weighs: its cells; in a blend, the part of its set's share that they are."""
-        totals = {kind: Fraction(sum(sums)) for kind, (_, sums) in found.items()}
         set_of = {kind: int(self._shards.set_of[shards[0]]) for kind, (shards, _) in found.items()}
-        wholes = [Fraction() for _ in self._shards.shardsets]
-        for kind, total in totals.items():
-            wholes[set_of[kind]] += total
-        for number, whole in enumerate(wholes):
+        factors = [Fraction(1)] * len(self._shards.shardsets)
+        for number, shardset in enumerate(self._shards.shardsets):
+            whole = sum(sum(sums) for kind, (_, sums) in found.items() if set_of[kind] == number)
             if self.resamples and not whole:
                 raise ConfigError(
                     "no chosen cell has a weight above 0",
-                    where=f"{self._shards.shardsets[number].storage.at('')}: weights",
+                    where=f"{shardset.storage.at('')}: weights",
                 )
-        if self._shares is None:
-            return totals
-        factors = [Fraction(float(s)) / w for s, w in zip(self._shares, wholes, strict=True)]
-        return {kind: total * factors[set_of[kind]] for kind, total in totals.items()}
-
-    def _part(
-        self,
-        kinds: Mapping[_Kind, _Sums],
-        weights: Mapping[_Kind, Fraction],
-        seed: int,
-        positions: int,
-    ) -> Part:
-        each = _dealt([weights[kind] for kind in kinds], positions)
-        shared = [(k, s, n) for (k, s), n in zip(kinds.items(), each, strict=True) if n]
-        strata = tuple(
-            Stratum(
-                name=self._name(kind),
-                seed=stratum_seed(seed, i, len(shared)),
-                positions=n,
-                shards=np.array(sums[0], np.int64),
-                _sums=np.array(sums[1], np.int64),
-                _kind=kind,
-                _choice=self,
-            )
-            for i, (kind, sums, n) in enumerate(shared)
-        )
-        return Part(seed=seed, strata=strata, positions=positions)
-
-    def _name(self, kind: _Kind) -> str:
-        if self._domain_column is not None:
-            kind //= len(self._categories(self._domain_column)) + 1
-        if self._stratum_column is None:
-            return self.origins.names[kind]
-        names = [*self._categories(self._stratum_column), "(missing)"]
-        origin, code = divmod(kind, len(names))
-        return ": ".join(x for x in (self.origins.names[origin], names[code]) if x)
+            if self._shares is not None:
+                factors[number] = Fraction(float(self._shares[number])) / whole
+        return {kind: sum(sums) * factors[set_of[kind]] for kind, (_, sums) in found.items()}
 
     def _sums(self) -> dict[_Kind, _Sums]:
         """The weights of each stratum's cells, shard by shard; strata in the order of their numbers."""
 
         def look(shard: int, table: Mapping[str, NDArray[Any]]) -> list[tuple[_Kind, int]]:
-            weights = self.weights_of(shard, table)
-            kinds = np.broadcast_to(self.kinds(shard, table, len(weights)), len(weights))
+            weights = self.weights(shard, table)
+            kinds = np.broadcast_to(self.kinds(shard, table), len(weights))
             each, which = np.unique(kinds, return_inverse=True)
             sums = np.zeros(len(each), np.int64)
             np.add.at(sums, which, weights)
             return list(zip(each.tolist(), sums.tolist(), strict=True))
 
         every = range(len(self._shards.shards))
-        which = [s for s in every if self.columns or s in self.origins.cuts]
+        origins = (np.searchsorted(self._begins, self._firsts[:-1], side="right") - 1).tolist()
+        which = [s for s in every if self.columns or s in self._cut]
         looked = dict(zip(which, scan(self._shards, self.columns, look, which), strict=True))
         out: dict[_Kind, _Sums] = {}
         for shard in every:
-            whole = (int(self.origins.of_shard[shard]), int(self._chosen.cells[shard]))
+            whole = (origins[shard], int(self._chosen.cells[shard]))
             for kind, total in looked.get(shard, [whole]):
                 if total:
                     shards, sums = out.setdefault(kind, ([], []))
@@ -352,10 +395,6 @@ class Choice:
                 times,
             )
         return dict(sorted(out.items()))
-
-
-_Sums = tuple[list[int], list[int]]
-"""Shards, and the sum of the weights of each."""
 
 
 def _dealt(weights: Sequence[Fraction], positions: int) -> list[int]:
@@ -390,16 +429,64 @@ def choice_of(
     return made
 
 
-def _column(shards: ShardList, name: str | None, option: str) -> str | None:
-    """The index column of an option that names categories."""
+def _column(shards: ShardList, name: str | None, option: str) -> tuple[str | None, tuple[str, ...]]:
+    """The index column of an option that names categories, and these."""
     if name is None:
-        return None
+        return None, ()
     known = [c for c, info in shards.labels.items() if info.kind == "category"]
     known += [SOURCE] if SOURCE not in shards.labels else []
-    if name not in known:
+    info = shards.label(name)
+    if name not in known or info is None:
         raise ConfigError(
             f"the cells of the shard set have no category {name!r}",
             where=f"{shards.name()}: {option}",
             advice=did_you_mean(name, known),
         )
-    return OBS_PREFIX + name
+    return OBS_PREFIX + name, info.categories
+
+
+def _origins(shards: ShardList, *, additions: bool) -> tuple[list[str], list[tuple[int, int]]]:
+    """Where cells came from: sets and, if asked for, additions (`pack --append`, `scshards merge`).
+
+    Of each origin its name, and the shard and the cell in it from which on cells are of it. An
+    addition's shards follow those that were there before, so that its first cell is found by halving: a
+    few indexes are read, none where nothing was added. Where the cells of several additions lie mixed in
+    every shard, as a merge that shuffles leaves them, they are one origin: their shares are kept by that
+    shuffle.
+    """
+    names: list[str] = []
+    begins: list[tuple[int, int]] = []
+    bounds = np.searchsorted(shards.set_of, np.arange(len(shards.shardsets) + 1)).tolist()
+    first_source = 0
+    for number, shardset in enumerate(shards.shardsets):
+        names.append(shardset.storage.at(""))
+        begins.append((bounds[number], 0))
+        manifest = shardset.manifest
+        for added in manifest.options.get("added", ()) if additions else ():
+            source = int(added["first_source"])
+            begin = _begin(shards, range(bounds[number], bounds[number + 1]), first_source + source)
+            if begin is not None and begin > begins[-1]:
+                names.append(f"{names[-1]}, added with {manifest.sources[source].name}")
+                begins.append(begin)
+        first_source += len(manifest.sources)
+    return names, begins
+
+
+def _begin(shards: ShardList, among: range, source: int) -> tuple[int, int] | None:
+    """The shard, and the cell in it, from which on cells are of this source or a later one.
+
+    None when there are none, or when they lie among those of earlier ones.
+    """
+
+    @cache
+    def sources(shard: int) -> NDArray[np.int64]:
+        return shards.index(shard, [SOURCE])[SOURCE].astype(np.int64)
+
+    with_cells = [s for s in among if shards.cells[s]]
+    low = bisect_left(with_cells, True, key=lambda s: sources(s).max() >= source)
+    if low == len(with_cells):
+        return None
+    is_later = sources(with_cells[low]) >= source
+    at = int(np.argmax(is_later))
+    is_mixed = not is_later[at:].all() or (sources(with_cells[-1]) < source).any()
+    return None if is_mixed else (with_cells[low], at)

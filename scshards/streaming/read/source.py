@@ -1,6 +1,6 @@
 """The cells of a stratum, chunk by chunk: checked bytes, and where each cell lies in them.
 
-    appearance of a shard's cells --streaming.order.copies--> cell --index--> chunk, place in it
+    appearance of a shard's cells --streaming.order.strata--> cell --index--> chunk, place in it
 
 Every cell's place is checked against its chunk's bounds, and the bytes were checked by read.fetch, so
 nothing behind this module meets bytes that were not packed.
@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from scshards.base.errors import FormatError, ScshardsError
 from scshards.kernels.store import are_inside
 from scshards.shards.shardlist import ShardList
-from scshards.streaming.order.copies import Passes
-from scshards.streaming.order.strata import Appearances
+from scshards.streaming.order.strata import Appearances, Passes
 from scshards.streaming.quarantine import BAD, Quarantine
 from scshards.streaming.read.fetch import ChunkFetcher
 from scshards.streaming.read.indexes import IndexCache, ShardIndex
@@ -84,7 +83,8 @@ class CellSource:
     ) -> None:
         self._list, self._indexes, self.fetcher = shards, indexes, fetcher
         self._appearances, self._quarantine = appearances, quarantine
-        self.columns = (*indexes.columns, *([COPY_COLUMN] if appearances.repeats else []))
+        self._choice = appearances.stratum.choice
+        self.columns = (*indexes.columns, *([COPY_COLUMN] if self._choice.resamples else []))
         self._next = dict(pairwise(order.tolist()))
         self._passes: OrderedDict[int, Passes] = OrderedDict()
         self._kept = passes_kept
@@ -93,7 +93,7 @@ class CellSource:
     def pieces(self, shard: int, first: int, end: int) -> list[tuple[int, int, int, int]]:
         """Appearances [first, end) of a shard's cells as (shard, chunk, first, end), chunk by chunk."""
         bounds = np.cumsum(self._list.shards[shard].chunks.cells)
-        if self._appearances.is_every_cell(shard):
+        if self._choice.is_every_cell(shard):
             at = int(np.searchsorted(bounds, first, side="right"))
             last = int(np.searchsorted(bounds, end - 1, side="right"))
             chunks = np.arange(at, last + 1)
@@ -151,7 +151,7 @@ class CellSource:
     def _read(self, index: ShardIndex, shard: int, chunk: int, first: int, end: int) -> CellBytes:
         data = self.fetcher.fetch(shard, chunk)
         cells: slice | NDArray[np.int32] = slice(first, end)
-        if not self._appearances.is_every_cell(shard):
+        if not self._choice.is_every_cell(shard):
             passes = self.passes(shard)
             cells = passes.cells[first:end]
         starts = index.starts[cells] - self._list.chunk_starts(shard)[1][chunk]
@@ -163,7 +163,7 @@ class CellSource:
                 advice="run scshards verify on the shard set",
             )
         labels = index.labels[cells]
-        if self._appearances.repeats:
+        if self._choice.resamples:
             labels = np.column_stack([labels, passes.copies(first, end)])
         return CellBytes(
             data=data, starts=starts, sizes=sizes, keys=index.keys[cells], labels=labels
@@ -173,7 +173,7 @@ class CellSource:
         self, shard: int, chunk: int | None, first: int, end: int, error: ScshardsError | None
     ) -> CellBytes:
         cells: NDArray[np.integer] = np.arange(first, end)
-        if not self._appearances.is_every_cell(shard):
+        if not self._choice.is_every_cell(shard):
             cells = self.passes(shard).cells[first:end]
         self._quarantine.lose(shard, chunk, cells, error)
         n = end - first
@@ -187,7 +187,7 @@ class CellSource:
 
     def look_up(self, shard: int) -> None:
         """Read what `pieces` needs of a shard, so that it does not have to wait for it."""
-        if self._appearances.needs_index:
+        if self._choice.columns:
             self.passes(shard)
 
     def passes(self, shard: int) -> Passes:
@@ -197,7 +197,7 @@ class CellSource:
                 self._passes.move_to_end(shard)
                 return self._passes[shard]
         table = {}
-        if self._appearances.needs_index:
+        if self._choice.columns:
             index, error = self._index(shard)
             if index is None:
                 # Its cells will be lost, at the places that they have: only their number matters.

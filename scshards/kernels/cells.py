@@ -23,33 +23,25 @@ from scshards.kernels.cache import inlined, inner, kernel
 from scshards.kernels.members import (
     BAD_COUNT,
     BAD_VALUE,
-    BAD_VARINT,
-    ID_TOO_LARGE,
+    LARGE,
     OK,
     copy_bytes,
     decode_counts,
     decode_genes,
-    next_gene,
 )
 from scshards.kernels.vectors import (
-    COUNTS,
-    GENES,
+    COMPARED,
     SQUEEZED,
     can_squeeze,
     equal,
     squeeze,
-    sum_up,
 )
-
-LARGE = 100
-"""Not a fault: a count that does not fit in 16 bits."""
 
 SLACK = SQUEEZED
 """Elements behind the last row that `read_cells` may write to."""
 
 _TABLE = 1 << 16
-_BLOCK = 64
-_U8, _U16, _U64 = np.uint8, np.uint16, np.uint64
+_U16, _U64 = np.uint16, np.uint64
 _SQUEEZED_BITS = _U64((1 << SQUEEZED) - 1)
 
 
@@ -142,9 +134,9 @@ def read_cells(src, fields, cells, at, rules, keys, scratch, genes, values, tota
         start = _U64(to)
         status = np.int64(BAD_COUNT)
         if n <= rules.n_tokens:
-            status = read_genes(src, fields[b, 1], fields[b, 2], n, rules.n_tokens, ids)
+            status = decode_genes(src, fields[b, 1], fields[b, 2], n, rules.n_tokens, ids)
         if status == OK:
-            status = read_counts(src, fields[b, 3], fields[b, 4], n, small)
+            status = decode_counts(src, fields[b, 3], fields[b, 4], n, small)
         is_left[b] = status == LARGE
         if is_left[b]:
             continue
@@ -181,102 +173,6 @@ def read_cells(src, fields, cells, at, rules, keys, scratch, genes, values, tota
             for i in range(k):
                 values[start + _U64(i)] = table[picked[_U64(i)]]
     return OK, np.int64(-1)
-
-
-@inner
-def read_genes(src, start, end, n, limit, out):
-    """Delta LEB128 ids of src[start:end] into out[:n]; exactly n, ascending, below `limit`.
-
-    Nearly every varint is one byte long, so a vector of bytes without a continuation bit is as many ids;
-    where there is one, it goes on byte by byte, with the faults of `members.decode_genes`. What is
-    behind out[:n] may be written to as well.
-    """
-    p, j = np.int64(start), np.int64(0)
-    total = np.int64(0)
-    while j < n:
-        if p + GENES <= end and 0 < j <= len(out) - GENES:
-            odd, last = sum_up(src, p, out, j, total)
-            if odd == 0 and j + GENES <= n:
-                total = last
-                if total >= limit:
-                    return ID_TOO_LARGE
-                p += GENES
-                j += GENES
-                continue
-            plain = trailing_zeros(_U64(odd))
-            plain = plain if plain < GENES else np.int64(GENES)
-            plain = plain if plain < n - j else n - j
-            if plain > 0:
-                p += plain
-                j += plain
-                total = np.int64(out[j - 1])
-                if total >= limit:
-                    return ID_TOO_LARGE
-                if j == n:
-                    break
-        total, p = next_gene(src, p, end, total, j == 0, limit)
-        if p < 0:
-            return -p
-        out[j] = total
-        j += 1
-    return OK if p == end else BAD_COUNT
-
-
-@inner
-def read_counts(src, start, end, n, out):
-    """LEB128 counts of src[start:end] into out[:n] (uint16); LARGE when one does not fit.
-
-    Blocks that hold a byte each are copied by vector instructions, which a loop without branches
-    is compiled to. What is behind out[:n] may be written to as well.
-    """
-    p, j = np.int64(start), np.int64(0)
-    while j < n:
-        if n - j >= _BLOCK and end - p >= _BLOCK:
-            # The uppermost bit says that there is more than a byte, or (of c - 1) that it is a zero.
-            odd, q, o = _U8(0), _U64(p), _U64(j)
-            for k in range(_BLOCK):
-                c = src[q + _U64(k)]
-                odd = _U8(odd | c | _U8(c - _U8(1)))
-                out[o + _U64(k)] = c
-            if odd < _U8(128):
-                p += _BLOCK
-                j += _BLOCK
-                continue
-        # On to the next count that is longer, or to as many as were looked at.
-        for _ in range(_BLOCK):
-            if j == n:
-                break
-            if p >= end:
-                return BAD_VARINT
-            c = np.int64(src[p])
-            p += 1
-            if c == 0:
-                return BAD_VALUE
-            if c < 128:
-                out[j] = c
-                j += 1
-                continue
-            c &= 127
-            shift = np.int64(7)
-            while True:
-                if p >= end:
-                    return BAD_VARINT
-                if shift > 14:
-                    return LARGE
-                e = np.int64(src[p])
-                p += 1
-                c |= (e & 127) << shift
-                shift += 7
-                if e < 128:
-                    break
-            if e == 0:
-                return BAD_VARINT
-            if c > 65535:
-                return LARGE
-            out[j] = c
-            j += 1
-            break
-    return OK if p == end else BAD_COUNT
 
 
 @inner
@@ -331,8 +227,8 @@ def _fill_table(n, quantiles, small, at_or_below, below, edges):
     # Most counts are 1, 2 or 3, and additions to one place wait for each other: those up to 6 are
     # counted by comparing whole vectors.
     ones = twos = threes = fours = fives = sixes = np.int64(0)
-    whole = n - n % COUNTS
-    for j in range(0, whole, COUNTS):
+    whole = n - n % COMPARED
+    for j in range(0, whole, COMPARED):
         a, b, c = equal(small, j, 1), equal(small, j, 2), equal(small, j, 3)
         d, e, f = equal(small, j, 4), equal(small, j, 5), equal(small, j, 6)
         ones += count_ones(_U64(a))
@@ -341,7 +237,7 @@ def _fill_table(n, quantiles, small, at_or_below, below, edges):
         fours += count_ones(_U64(d))
         fives += count_ones(_U64(e))
         sixes += count_ones(_U64(f))
-        others = _U64(a | b | c | d | e | f) ^ _U64((1 << COUNTS) - 1)
+        others = _U64(a | b | c | d | e | f) ^ _U64((1 << COMPARED) - 1)
         while others:
             at_or_below[small[j + trailing_zeros(others)]] += 1
             others &= others - _U64(1)

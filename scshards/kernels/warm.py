@@ -23,6 +23,7 @@ TYPES = """
 members.parse_member      u1[r] i8 i8 i8[]
 members.measure_members   u1[r] i8[] i8[] i8[,] i8[]
 members.decode_genes      u1[r] i8 i8 i8 i8 i4[]
+members.decode_counts     u1[r] i8 i8 i8 u2[]
 members.decode_counts     u1[r] i8 i8 i8 u8[]
 members.decode_members    u1[r] i8[,] i8[] i8 i4[] u8[] i8[]
 members.gather_slices     u1[r] i8[:] i8[] i8[] u1[]

@@ -1,9 +1,10 @@
-"""The wide decoders against the plain ones, byte for byte; sampling against counting."""
+"""The decoders of genes and counts against plain Python, byte for byte; sampling against counting."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,7 @@ from plain_collator import chances
 
 from scshards.base import seeds
 from scshards.kernels import bits as draws
-from scshards.kernels import cells as wide
-from scshards.kernels import members as plain
+from scshards.kernels import members
 
 SMALL = st.integers(1, 127)
 
@@ -29,59 +29,96 @@ def leb128(values: list[int]) -> bytes:
     return bytes(out)
 
 
-def genes(decoder: object, data: bytes, n: int, limit: int) -> tuple[int, list[int]]:
-    out = np.zeros(n + 20 * (len(data) % 3), np.int32)  # the vectors fit behind it, or not
+def varint(data: bytes, p: int, most: int) -> tuple[int, int] | None:
+    """The number at data[p] and where it ends; None when it is cut short, overlong or too long."""
+    value = shift = 0
+    for at in range(p, len(data)):
+        value |= (data[at] & 127) << shift
+        if data[at] < 128:
+            overlong = data[at] == 0 and at > p
+            return None if overlong or value >> 64 else (value, at + 1)
+        shift += 7
+        if shift > most:
+            return None
+    return None
+
+
+def read(data: bytes, n: int, most: int, fault: Any) -> tuple[int, list[int]]:
+    """n numbers one after another, and no more; fault(numbers) is asked about each."""
+    found: list[int] = []
+    p = 0
+    for _ in range(n):
+        one = varint(data, p, most)
+        if one is None:
+            return members.BAD_VARINT, []
+        found.append(one[0])
+        p = one[1]
+        if fault(found) != members.OK:
+            return fault(found), []
+    return (members.OK, found) if p == len(data) else (members.BAD_COUNT, [])
+
+
+def check_genes(data: bytes, n: int, limit: int) -> None:
+    def fault(gaps: list[int]) -> int:
+        if gaps[-1] == 0 and len(gaps) > 1:
+            return members.BAD_ORDER
+        return members.ID_TOO_LARGE if sum(gaps) >= limit else members.OK
+
+    status, gaps = read(data, n, 28, fault)
     # Not at the array's begin, nor up to its end.
     src = np.frombuffer(b"\xff" * 3 + data + b"\x01" * 9, np.uint8).copy()
-    status = decoder(src, 3, 3 + len(data), n, limit, out)  # type: ignore[operator]
-    return status, out[:n].tolist() if status == plain.OK else []
+    for behind in (0, 20):  # the vectors fit behind it, or not
+        out = np.zeros(n + behind, np.int32)
+        assert members.decode_genes(src, 3, 3 + len(data), n, limit, out) == status
+        assert status != members.OK or out[:n].tolist() == list(itertools.accumulate(gaps))
 
 
-@given(st.lists(SMALL | st.integers(0, 1 << 33), max_size=60), st.integers(0, 1 << 20))
-def test_genes_as_the_plain_decoder_reads_them(deltas: list[int], limit: int) -> None:
-    data = leb128(deltas)
+@given(
+    st.lists(SMALL | st.integers(0, 1 << 33), max_size=60),
+    st.integers(0, 1 << 20) | st.integers((1 << 31) - 4000, 1 << 31),
+)
+def test_genes_and_their_faults(deltas: list[int], limit: int) -> None:
     for n in {len(deltas), max(len(deltas) - 1, 0), len(deltas) + 1}:
-        assert genes(wide.read_genes, data, n, limit) == genes(plain.decode_genes, data, n, limit)
+        check_genes(leb128(deltas), n, limit)
+
+
+@given(st.lists(SMALL, max_size=60), st.integers(0, 5000))
+def test_ids_up_to_the_largest(deltas: list[int], below: int) -> None:
+    check_genes(leb128([(1 << 31) - below, *deltas]), len(deltas) + 1, 1 << 31)
 
 
 @given(st.binary(max_size=80), st.integers(0, 80), st.integers(1, 1 << 20))
-def test_any_bytes_give_the_same_genes_or_fault(data: bytes, n: int, limit: int) -> None:
-    assert genes(wide.read_genes, data, n, limit) == genes(plain.decode_genes, data, n, limit)
+def test_any_bytes_are_genes_or_a_fault(data: bytes, n: int, limit: int) -> None:
+    check_genes(data, n, limit)
 
 
-def counts(data: bytes, n: int) -> tuple[int, list[int]]:
-    out = np.zeros(n + 20 * (len(data) % 3), np.uint16)
+def check_counts(data: bytes, n: int) -> None:
     src = np.frombuffer(b"\x00" * 5 + data + b"\x80" * 9, np.uint8).copy()
-    status = wide.read_counts(src, 5, 5 + len(data), n, out)
-    return status, out[:n].tolist() if status == plain.OK else []
+    for dtype in (np.uint16, np.uint64):
+
+        def fault(counts: list[int], dtype: Any = dtype) -> int:
+            if counts[-1] == 0:
+                return members.BAD_VALUE
+            return members.LARGE if counts[-1] > np.iinfo(dtype).max else members.OK
+
+        status, counts = read(data, n, 63, fault)
+        out = np.zeros(n, dtype)
+        assert members.decode_counts(src, 5, 5 + len(data), n, out) == status
+        assert status != members.OK or out.tolist() == counts
 
 
-def plain_counts(data: bytes, n: int) -> tuple[int, list[int]]:
-    out = np.zeros(n + 8, np.uint64)
-    status = plain.decode_counts(np.frombuffer(data, np.uint8).copy(), 0, len(data), n, out)
-    return status, out[:n].tolist() if status == plain.OK else []
-
-
-@given(st.lists(SMALL | st.integers(1, 1 << 18), max_size=60))
-def test_counts_or_a_word_that_they_are_large(values: list[int]) -> None:
-    data = leb128(values)
+@given(st.lists(SMALL | st.integers(1, 1 << 18) | st.integers(1, 1 << 65), max_size=200))
+def test_counts_and_their_faults(values: list[int]) -> None:
     for n in {len(values), max(len(values) - 1, 0), len(values) + 1}:
-        found = counts(data, n)
-        if any(v > 65535 for v in values[:n]):
-            assert found[0] == wide.LARGE
-        else:
-            assert found == plain_counts(data, n)
+        check_counts(leb128(values), n)
 
 
-@given(st.binary(max_size=80), st.integers(0, 80))
-def test_any_bytes_give_the_same_counts_or_fault(data: bytes, n: int) -> None:
-    found = counts(data, n)
-    if found[0] == wide.LARGE:
-        # The plain decoder takes over, and sees a count that is large, or a fault.
-        status, values = plain_counts(data, n)
-        assert status != plain.OK or max(values) > 65535
-    else:
-        assert found == plain_counts(data, n)
+@given(
+    st.binary(max_size=80) | st.binary(max_size=9).map(lambda b: b"\x01" * 70 + b),
+    st.integers(0, 80),
+)
+def test_any_bytes_are_counts_or_a_fault(data: bytes, n: int) -> None:
+    check_counts(data, n)
 
 
 def chosen(n: int, k: int, key: int) -> list[int]:

@@ -37,7 +37,7 @@ FLOORS = {
 
 # {library: the modules that may import it}, as patterns over whole module names.
 LIBRARIES = {
-    "torch": r"scshards\.(streaming\.(collate\..*|loader|workers|dataset|ship|wds\w*)|model\..*|train\..*)",
+    "torch": r"scshards\.(streaming\.(collate\..*|loader|dataset|wds\w*)|model\..*|train\..*)",
     "anndata": r"scshards\.(census|sources|exporting|train\.(apply_output|plot))(\..*)?",
     "h5py": r"scshards\.(census|sources|exporting|train\.(apply_output|plot))(\..*)?",
     "zarr": r"scshards\.(sources|train\.(apply_output|plot))(\..*)?",

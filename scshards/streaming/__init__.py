@@ -5,7 +5,7 @@
     mix/       lanes, shuffle buffers, blocks of cells in batch order
     collate/   blocks -> batches: options, padding, packing, what is finished on the device
     options                     which class each option of a loader is a field of
-    loader, dataset, wds        the faces; workers: DataLoader's; quarantine: what stays bad
+    loader, dataset, wds        the faces; quarantine: what stays bad
 
 Read first: loader.py, then order/plan.py.
 """

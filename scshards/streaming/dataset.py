@@ -6,20 +6,32 @@
 Worker w of k makes the batches w, w + k, ... of its rank, and a DataLoader takes one of each worker in
 turn: the batches are those of CellLoader, in the same order, whatever k is. CellLoader itself, whose
 threads need no copies of anything, is the faster one. Called by users.
+
+Workers are copies of the dataset in other processes: they are told of epochs and states, and agree on
+them, through a MB of shared memory. Nothing is locked: every number is written at once, and
+workers that begin at the same time come to the same answer.
+
+torch sends every tensor by a file of its own, and the dozen of a batch cost more time than making it:
+so a batch goes in one piece of shared memory, and the main process only unpickles.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from multiprocessing.context import get_spawning_popen
-from typing import Any
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from scshards.base import seeds
 from scshards.base.errors import ConfigError, StateError
 from scshards.cells.batch import KEY_ROW_BITS, Batch, GenerateBatch, format_key
 from scshards.cells.tokenizer import ValueKind
@@ -28,9 +40,14 @@ from scshards.streaming.loader import CellLoader, topology
 from scshards.streaming.mix.blocks import Block
 from scshards.streaming.order.state import Position
 from scshards.streaming.read.options import ReadOptions
-from scshards.streaming.workers import SharedEpoch, ship_whole, worker_place
 
 Sample = Batch | GenerateBatch | dict[str, Any]
+
+_WORKERS = 1024
+_STATE_BYTES = 1 << 20
+"""A state has two numbers for each domain, and there may be ten thousands of these."""
+_EPOCH_BITS = 24
+_ALIGN = 64
 
 
 class CellDataset(IterableDataset[Sample]):
@@ -178,7 +195,7 @@ class _Iteration(Iterator[Sample]):
 
     def __init__(self, dataset: CellDataset) -> None:
         self._dataset, self._loader = dataset, dataset._loader()
-        self._worker, self._workers = worker_place()
+        self._worker, self._workers = _worker_place()
         if self._workers > 1 and self._loader.reads_over_network:
             raise ConfigError(
                 f"each of {self._workers} workers would get every byte of this rank over the network",
@@ -199,7 +216,7 @@ class _Iteration(Iterator[Sample]):
         if not self._dataset._as_cells:
             batch = self._next_made()
             if self._is_worker and dataclasses.is_dataclass(batch):
-                ship_whole(type(batch))
+                ForkingPickler.register(type(batch), _packed)
             self._batches += 1
             return batch
         if self._open is None:
@@ -215,9 +232,8 @@ class _Iteration(Iterator[Sample]):
             loader, done = self._loader, self._batches * self._workers
             if done >= loader.order.steps(self._start):
                 raise StopIteration
-            rows = _Rows(loader)
             self._stream = loader.stream(
-                rows.decoded if self._dataset._as_cells else loader.collate,
+                partial(_cells, loader) if self._dataset._as_cells else loader.collate,
                 begin=loader.order.after(self._start, done),
                 first=self._worker,
                 step=self._workers,
@@ -248,37 +264,23 @@ class _Iteration(Iterator[Sample]):
         self._begin(start, state["batches"], state["cells"])
 
 
-class _Rows:
-    """Decodes the cells of a block's batches one by one."""
+def _cells(loader: CellLoader, block: Block, wanted: range) -> Iterator[list[dict[str, Any]]]:
+    """The cells of these batches of a block, one by one."""
+    for i in wanted:
+        rows = range(i * loader.batch_size, (i + 1) * loader.batch_size)
+        yield [_cell(loader, block, row) for row in rows if block.sizes[row]]
 
-    def __init__(self, loader: CellLoader) -> None:
-        self._batch_size, self._kind = loader.batch_size, loader.value_kind
-        self._labels = loader.labels
 
-    def decoded(self, block: Block, wanted: range) -> Iterator[list[dict[str, Any]]]:
-        for i in wanted:
-            yield self._batch(block, i)
-
-    def _batch(self, block: Block, i: int) -> list[dict[str, Any]]:
-        out = []
-        for row in range(i * self._batch_size, (i + 1) * self._batch_size):
-            start, size = int(block.starts[row]), int(block.sizes[row])
-            if size:
-                key = _key_text(int(block.keys[row]))
-                member = block.data[start : start + size].tobytes()
-                sample = {"__key__": key, **decoded(member, self._kind, key)}
-                # The codes of a member are those of its set, in a blend not those of all sets.
-                sample["labels"] = self._labels_of(block.labels[row])
-                out.append(sample)
-        return out
-
-    def _labels_of(self, row: NDArray[np.int64]) -> dict[str, int | float]:
-        return {
-            name: int(row[j])
-            if info.kind == "category"
-            else float(row[j : j + 1].view(np.float64)[0])
-            for j, (name, info) in enumerate(self._labels.items())
-        }
+def _cell(loader: CellLoader, block: Block, row: int) -> dict[str, Any]:
+    start, size = int(block.starts[row]), int(block.sizes[row])
+    key = format_key(*divmod(int(block.keys[row]), 1 << KEY_ROW_BITS))
+    member = block.data[start : start + size].tobytes()
+    # The codes of a member are those of its set, in a blend not those of all sets.
+    labels = {
+        name: int(code) if info.kind == "category" else float(code.view(np.float64))
+        for code, (name, info) in zip(block.labels[row], loader.labels.items(), strict=False)
+    }
+    return {"__key__": key, **decoded(member, loader.value_kind, key), "labels": labels}
 
 
 def decoded(member: bytes, kind: ValueKind, key: str) -> dict[str, Any]:
@@ -293,5 +295,148 @@ def decoded(member: bytes, kind: ValueKind, key: str) -> dict[str, Any]:
     return {"genes": cell.genes, "values": cell.values, "labels": cell.labels}
 
 
-def _key_text(key: int) -> str:
-    return format_key(key >> KEY_ROW_BITS, key & ((1 << KEY_ROW_BITS) - 1))
+class SharedEpoch:
+    """Epochs that follow each other, iteration by iteration, in all workers alike.
+
+    A worker's slot holds the epoch that it began last and what tells its iteration from others: torch
+    gives each DataLoader iteration a seed of its own, and workers that persist count.
+
+    Parameters
+    ----------
+    epoch
+        The first one.
+    """
+
+    def __init__(self, epoch: int = 0) -> None:
+        self._slots = torch.zeros(_WORKERS, dtype=torch.int64).share_memory_()
+        self._told = torch.zeros(_STATE_BYTES, dtype=torch.uint8).share_memory_()
+        self._begun = 0  # iterations begun by this process and by those it was copied from
+        self.set(epoch)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for shared in (self._slots, self._told):
+            shared.share_memory_()  # a plain copy is not shared; with a new process, it is already
+
+    def set(self, epoch: int, state: Mapping[str, Any] | None = None) -> None:
+        """Let the next iteration read this epoch, from `state` (small JSON) on if there is one.
+
+        Raises
+        ------
+        ConfigError
+            For an epoch below 0.
+        """
+        if not 0 <= epoch < (1 << _EPOCH_BITS) - 1:
+            raise ConfigError(
+                f"epoch is at least 0 and below {(1 << _EPOCH_BITS) - 1}, not {epoch}"
+            )
+        text = json.dumps([epoch, None if state is None else dict(state)]).encode() + b"\n"
+        if len(text) > _STATE_BYTES:
+            raise StateError(f"a state of {len(text)} bytes is too large for a dataset's workers")
+        self._told.numpy()[: len(text)] = np.frombuffer(text, np.uint8)
+        self._slots.zero_()
+
+    def begin(self) -> int:
+        """The epoch of the iteration that this worker begins now."""
+        worker, workers = _worker_place()
+        if workers > _WORKERS:
+            raise ConfigError(f"at most {_WORKERS} workers can share a dataset, not {workers}")
+        info = get_worker_info()
+        start = os.getpid() if info is None else info.seed - info.id
+        # Of this iteration: equal in all its workers, unlike that of any other.
+        key = seeds.key(start, "iteration", self._begun) >> (_EPOCH_BITS + 1)
+        self._begun += 1
+        begun = self._iterations()
+        of_this = [following - 1 for other, following in begun.values() if other == key]
+        if worker in begun and begun[worker][0] == key:
+            epoch = begun[worker][1]  # the seed of the last iteration was given once more
+        elif of_this:
+            epoch = of_this[0]
+        else:
+            epoch = max((following for _, following in begun.values()), default=self.first)
+        self._slots[worker] = key << _EPOCH_BITS | (epoch + 1)
+        return epoch
+
+    def begin_at(self, epoch: int) -> None:
+        """Change the epoch of the iteration that this worker began last: its own state says so."""
+        worker, _ = _worker_place()
+        key, _ = self._iterations().get(worker, (0, 0))
+        self._slots[worker] = key << _EPOCH_BITS | (epoch + 1)
+
+    def latest(self) -> int:
+        """The epoch that was begun last, or that the first iteration will read."""
+        return max((f - 1 for _, f in self._iterations().values()), default=self.first)
+
+    @property
+    def first(self) -> int:
+        """The epoch that `set` was given."""
+        return int(self._last_set()[0])
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether an iteration began after the last `set`."""
+        return bool(self._iterations())
+
+    def state(self) -> dict[str, Any] | None:
+        """What `set` was given: where its epoch goes on."""
+        found: dict[str, Any] | None = self._last_set()[1]
+        return found
+
+    def _last_set(self) -> list[Any]:
+        found: list[Any] = json.loads(self._told.numpy().tobytes().partition(b"\n")[0])
+        return found
+
+    def _iterations(self) -> dict[int, tuple[int, int]]:
+        """{worker: the key of the iteration that it began last, and the epoch after that one's}."""
+        slots = enumerate(self._slots.tolist())
+        return {worker: divmod(slot, 1 << _EPOCH_BITS) for worker, slot in slots if slot}
+
+
+def _worker_place() -> tuple[int, int]:
+    """The number of this DataLoader worker, and of how many; 0 and 1 outside of a worker."""
+    info = get_worker_info()
+    return (0, 1) if info is None else (info.id, info.num_workers)
+
+
+class _Place(NamedTuple):
+    """Of a tensor in the shared memory: its type, its shape, and the byte where it begins."""
+
+    kind: torch.dtype
+    shape: torch.Size
+    begin: int
+
+
+def _packed(batch: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A dataclass, which holds tensors and dicts of tensors, as pickle takes it: in one piece."""
+    tensors: list[tuple[Tensor, _Place]] = []
+    end = 0
+
+    def place(tensor: Tensor) -> _Place:
+        nonlocal end
+        found = _Place(tensor.dtype, tensor.shape, -(-end // _ALIGN) * _ALIGN)
+        end = found.begin + tensor.nbytes
+        tensors.append((tensor, found))
+        return found
+
+    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    places = _replaced(fields, Tensor, place)
+    flat = torch.empty(end, dtype=torch.uint8).share_memory_()
+    for tensor, where in tensors:
+        _view(flat, where).copy_(tensor)
+    return _unpacked, (type(batch), flat, places)
+
+
+def _unpacked(kind: type[Any], flat: Tensor, places: dict[str, Any]) -> Any:
+    return kind(**_replaced(places, _Place, partial(_view, flat)))
+
+
+def _replaced(value: Any, kind: type[Any], by: Callable[[Any], Any]) -> Any:
+    """A value or a dict of them, with by(x) in place of each x of a kind."""
+    if isinstance(value, dict):
+        return {name: _replaced(v, kind, by) for name, v in value.items()}
+    return by(value) if isinstance(value, kind) else value
+
+
+def _view(flat: Tensor, where: _Place) -> Tensor:
+    size = where.shape.numel() * where.kind.itemsize
+    return flat[where.begin : where.begin + size].view(where.kind).view(where.shape)

@@ -38,12 +38,11 @@ from scshards.shards.shardset import ShardSet
 from scshards.streaming.collate.batches import AnyBatch, Collator
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.collate.packing import cells_per_batch
-from scshards.streaming.dataset import decoded
+from scshards.streaming.dataset import SharedEpoch, decoded
 from scshards.streaming.options import check_parts, refuse
 from scshards.streaming.read.cache import open_cache
 from scshards.streaming.read.fetch import ChunkFetcher
 from scshards.streaming.stages import StageClock
-from scshards.streaming.workers import SharedEpoch
 
 Sample = dict[str, Any]
 """Of webdataset: `__key__`, `__url__` and the member's bytes, `cell.mp`; decoded ones have more."""

@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader
 from scshards.base.errors import ChecksumError, ConfigError, StateError
 from scshards.cells.batch import Batch
 from scshards.streaming import dataset as stream_dataset
-from scshards.streaming import workers as stream_workers
 from scshards.streaming.dataset import CellDataset
 
 SIZES = [60, 1, 33, 90, 16]
@@ -303,8 +302,7 @@ class Info:
 
 
 def in_worker(monkeypatch: pytest.MonkeyPatch, worker: int, workers: int, base: int = 5) -> None:
-    for module in (stream_workers, stream_dataset):
-        monkeypatch.setattr(module, "get_worker_info", lambda: Info(worker, workers, base))
+    monkeypatch.setattr(stream_dataset, "get_worker_info", lambda: Info(worker, workers, base))
 
 
 @pytest.mark.parametrize("as_cells", [False, True])

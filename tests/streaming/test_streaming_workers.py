@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scshards.base.errors import ConfigError, StateError
-from scshards.streaming import workers as module
-from scshards.streaming.workers import SharedEpoch
+from scshards.streaming import dataset as module
+from scshards.streaming.dataset import SharedEpoch
 
 
 class Info:
@@ -80,7 +80,7 @@ def test_copies_and_states() -> None:
     shared.set(5, {"epoch": 5, "position": 9})
     assert shared.state() == {"epoch": 5, "position": 9}
     other = copy.deepcopy(shared)
-    assert other._shared.is_shared()
+    assert other._slots.is_shared()
     assert other.begin() == 5 and other.is_begun and not shared.is_begun
     assert other.state() == shared.state()
     shared.set(6)

@@ -52,8 +52,8 @@ def main() -> None:
         webdataset.SimpleShardList(shards.urls[::2]),
         webdataset.split_by_worker,
         wds.Open(args.root),
-        webdataset.pipelinefilter(webdataset.tariterators.tar_file_expander)(),
-        webdataset.pipelinefilter(webdataset.tariterators.group_by_keys)(),
+        webdataset.tariterators.tar_file_expander,
+        webdataset.tariterators.group_by_keys,
         wds.Decode(shards.value_kind),
     )
     print(f"every second shard: {sum(1 for _ in half)} cells")

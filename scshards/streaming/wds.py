@@ -6,9 +6,9 @@
 
     Shards -> split_by_node -> split_by_worker -> Open -> tar_file_expander -> group_by_keys -> Decode
 
-Lower case is webdataset's. The pipeline has webdataset's
-habits: whole shards go to ranks and workers, so that their steps differ in number, and nothing resumes
-in the middle. CellLoader and CellDataset are exact. Called by users.
+Lower case is webdataset's. The pipeline has webdataset's habits: whole shards go to ranks and workers,
+so that their steps differ in number, and nothing resumes in the middle. CellLoader and CellDataset are
+exact. Called by users.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from itertools import islice
 from typing import Any, Never
 
 import numpy as np
@@ -31,7 +33,6 @@ from scshards.base.threads import Stop
 from scshards.base.where import parse
 from scshards.cells.batch import KEY_ROW_BITS
 from scshards.cells.tokenizer import ValueKind
-from scshards.shards.manifest import LabelInfo
 from scshards.shards.members import EXTENSION, decode_cell, decode_labels
 from scshards.shards.shardlist import ShardList
 from scshards.shards.shardset import ShardSet
@@ -88,8 +89,6 @@ def pipeline(
         False leaves out Decode, which Collate does not need.
     """
     shards = Shards(root, split=split, shuffle=shuffle, seed=seed, storage_options=storage_options)
-    expand = webdataset.pipelinefilter(tar_file_expander)
-    group = webdataset.pipelinefilter(group_by_keys)
     return CellPipeline(
         shards,
         webdataset.split_by_node,
@@ -101,8 +100,8 @@ def pipeline(
             cache_size=cache_size,
             storage_options=storage_options,
         ),
-        expand(),
-        group(),
+        tar_file_expander,
+        group_by_keys,
         Decode(shards.value_kind) if decode else None,
     )
 
@@ -167,24 +166,22 @@ class Open:
         cache_size: int | str | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        open_cache(cache_dir, cache_size)  # a mistake is told here, not in a worker
-        self._root, self._split, self._options = root, split, storage_options
-        self._cache_dir, self._cache_size = cache_dir, cache_size
+        self._shards = partial(ShardList, [root], split, storage_options)
+        self._cache = partial(open_cache, cache_dir, cache_size)
+        self._cache()  # a mistake is told here, not in a worker
 
     def __call__(self, data: Iterable[Sample]) -> Iterator[Sample]:
         # Opened by whoever reads: nothing of it crosses to another process.
-        shards = ShardList([self._root], self._split, self._options)
+        shards, stop = self._shards(), Stop()
         places = {shards.at(i): i for i in range(len(shards.shards))}
-        cache = open_cache(self._cache_dir, self._cache_size)
-        stop = Stop()
-        fetcher = ChunkFetcher(shards, StageClock(), cache, stop=stop)
+        fetcher = ChunkFetcher(shards, StageClock(), self._cache(), stop=stop)
         try:
             for sample in data:
                 if sample["url"] not in places:
                     raise ConfigError(
                         "the shard is not one of this split",
                         where=sample["url"],
-                        advice=f"the split {self._split!r} has those of wds.Shards(...).urls",
+                        advice=f"the split {shards.split!r} has those of wds.Shards(...).urls",
                     )
                 shard = places[sample["url"]]
                 chunks = len(shards.shards[shard].chunks.stored)
@@ -237,14 +234,8 @@ class Where:
         self._expression.check(dict.fromkeys(_NUMBERS) | categories, shards.storage.at(""))
 
     def __call__(self, data: Iterable[Sample]) -> Iterator[Sample]:
-        waiting: list[Sample] = []
-        for sample in data:
-            waiting.append(sample)
-            if len(waiting) == _WHERE_CELLS:
-                yield from self._kept(waiting)
-                waiting = []
-        if waiting:
-            yield from self._kept(waiting)
+        for samples in _some(data, _WHERE_CELLS):
+            yield from self._kept(samples)
 
     def _kept(self, samples: list[Sample]) -> Iterator[Sample]:
         import pandas as pd
@@ -317,43 +308,36 @@ class Collate:
         # A collator has locks and threads' scratch space: each process makes its own.
         shardset = ShardSet(self._root, self._storage_options)
         manifest = shardset.manifest
-        labels = manifest.labels
-        collator = Collator(self._options, shardset.vocab, manifest.value_kind, self._seed, labels)
+        columns = manifest.labels
+        collator = Collator(self._options, shardset.vocab, manifest.value_kind, self._seed, columns)
         epoch = self._epochs.begin()
         position = 0
-        waiting: list[Sample] = []
-        for sample in data:
-            waiting.append(sample)
-            if len(waiting) == self._batch_size:
-                yield _batch(collator, waiting, labels, epoch, position)
-                position += len(waiting)
-                waiting = []
-        if waiting and not self._drop_last:
-            yield _batch(collator, waiting, labels, epoch, position)
+        for samples in _some(data, self._batch_size):
+            if len(samples) < self._batch_size and self._drop_last:
+                return
+            members = [_member(s) for s in samples]
+            sizes = np.array([len(m) for m in members], np.int64)
+            labels = np.zeros((len(samples), len(columns)), np.int64)
+            for j, (name, found) in enumerate(_labels(samples, list(columns)).items()):
+                is_number = columns[name].kind == "number"
+                labels[:, j] = found.astype(np.float64).view(np.int64) if is_number else found
+            yield collator.collate(
+                np.frombuffer(b"".join(members), np.uint8),
+                np.cumsum(sizes) - sizes,
+                sizes,
+                np.array([_key(s["__key__"]) for s in samples], np.int64),
+                labels,
+                epoch,
+                position,
+            )
+            position += len(samples)
 
 
-def _batch(
-    collator: Collator,
-    samples: list[Sample],
-    columns: Mapping[str, LabelInfo],
-    epoch: int,
-    position: int,
-) -> AnyBatch:
-    members = [_member(s) for s in samples]
-    sizes = np.array([len(m) for m in members], np.int64)
-    labels = np.zeros((len(samples), len(columns)), np.int64)
-    for j, (name, found) in enumerate(_labels(samples, list(columns)).items()):
-        is_number = columns[name].kind == "number"
-        labels[:, j] = found.astype(np.float64).view(np.int64) if is_number else found
-    return collator.collate(
-        np.frombuffer(b"".join(members), np.uint8),
-        np.cumsum(sizes) - sizes,
-        sizes,
-        np.array([_key(s["__key__"]) for s in samples], np.int64),
-        labels,
-        epoch,
-        position,
-    )
+def _some(data: Iterable[Sample], most: int) -> Iterator[list[Sample]]:
+    """So many samples at a time, and last what is left."""
+    left = iter(data)
+    while samples := list(islice(left, most)):
+        yield samples
 
 
 def _labels(samples: list[Sample], names: list[str]) -> dict[str, NDArray[Any]]:

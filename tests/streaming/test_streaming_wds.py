@@ -75,8 +75,8 @@ def test_the_stages_in_stock_pipelines(known: Known) -> None:
         webdataset.SimpleShardList(shards.urls[2:]),
         webdataset.split_by_worker,
         wds.Open(known.root),
-        webdataset.pipelinefilter(webdataset.tariterators.tar_file_expander)(),
-        webdataset.pipelinefilter(webdataset.tariterators.group_by_keys)(),
+        webdataset.tariterators.tar_file_expander,
+        webdataset.tariterators.group_by_keys,
         webdataset.shuffle(50),
         wds.Collate(known.root, 16, drop_last=True, collate=CollateOptions(**COLLATE)),
     )

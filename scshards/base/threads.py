@@ -77,6 +77,20 @@ class Stop:
     def __init__(self) -> None:
         self._is_set = False
         self._queues: list[SimpleQueue[Any]] = []
+        self._threads: list[threading.Thread] = []
+
+    def start(self, name: str, target: Callable[..., None], *args: Any) -> None:
+        """Begin a thread that ends when this is set. The end of the process does not wait for it."""
+        thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def join(self, seconds: float) -> None:
+        """Wait so long at most for the threads to end, but not for the one that asks."""
+        until = time.monotonic() + seconds
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, until - time.monotonic()))
 
     def is_set(self) -> bool:
         """Whether work is to end."""
@@ -148,10 +162,7 @@ class Jobs(Executor):
             number = self._started
             self._started += is_new
         if is_new:
-            name = f"{self._name}-{number}"
-            threading.Thread(
-                target=_run, args=(self._queue, self._stop), name=name, daemon=True
-            ).start()
+            self._stop.start(f"{self._name}-{number}", _run, self._queue, self._stop)
         return job
 
 

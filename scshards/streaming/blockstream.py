@@ -12,7 +12,6 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, Self
 
 from scshards.base.errors import ConfigError, StateError
@@ -43,9 +42,11 @@ STATE_VERSION = 3
 
 @dataclass(frozen=True, slots=True)
 class _Stand:
-    """Where a stream stands: after which batch the trainer is, and where the next pass begins."""
+    """Where a stream stands: how many batches after a position the trainer is, and where the next pass
+    begins."""
 
-    at: Position
+    begin: Position
+    batches: int
     following: Position
 
 
@@ -140,7 +141,9 @@ class BlockStream:
         # The passes that somebody holds, the one begun last behind the others.
         self._passes: list[weakref.ref[Pass[Any]]] = []
         begin = self.order.begin(epoch)
-        self._stand = _Stand(begin, begin)
+        self._stand = _Stand(begin, 0, begin)
+        # What `_reached` found last: a position, batches, and where these lead.
+        self._known = (begin, 0, begin)
         if drop_last and not len(self):
             most = max((p.positions for p in self._choice.parts), default=0)
             whose = "" if choosing.domain_by is None else "the largest domain of "
@@ -233,7 +236,7 @@ class BlockStream:
         following = self._stand.following
         if following.is_begin or following.epoch != epoch:
             following = self.order.begin(epoch)
-        self._stand = _Stand(following, following)
+        self._stand = _Stand(following, 0, following)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands after the batches handed out: plain JSON, the same on all ranks.
@@ -246,8 +249,9 @@ class BlockStream:
     def state_after(self, batches: int) -> dict[str, Any]:
         """The state when so many more batches were handed out, for whoever counts them elsewhere."""
         stand = self._stand
-        is_last = not stand.at.is_begin and not self.order.steps(stand.at)
-        return self.state_of(stand.following if is_last else stand.at, batches)
+        at = self._reached(stand.begin, stand.batches)
+        is_last = not at.is_begin and not self.order.steps(at)
+        return self.state_of(stand.following if is_last else at, batches)
 
     def state_of(self, position: Position, batches: int = 0) -> dict[str, Any]:
         """The state so many batches after a position."""
@@ -262,7 +266,7 @@ class BlockStream:
             When the state is of another shard set, seed, order or collation.
         """
         at = self.position_of(state)
-        self._stand = _Stand(at, at)
+        self._stand = _Stand(at, 0, at)
 
     def position_of(self, state: Mapping[str, Any]) -> Position:
         """Where a state was taken, of a stream like this one; see `load_state_dict`."""
@@ -317,6 +321,15 @@ class BlockStream:
         """Where the pass that runs is, or the next one begins."""
         latest = self._latest()
         return self._stand.following if latest is None or latest.is_over else latest.position
+
+    def _reached(self, begin: Position, batches: int) -> Position:
+        """Where a pass is after so many batches from a position on."""
+        known, done, position = self._known
+        if known is not begin or done > batches:
+            done, position = 0, begin
+        position = self.order.reached(position, batches - done)
+        self._known = (begin, batches, position)
+        return position
 
     def _after(self, position: Position, batches: int) -> Position:
         """Where the stream is so many batches later; never behind the last batch of an epoch."""
@@ -383,8 +396,6 @@ class Pass(Iterator[Made]):
 
     Attributes
     ----------
-    position
-        Where it is, after the batches that it has handed out.
     is_over
         Whether it has no next batch.
     """
@@ -397,10 +408,9 @@ class Pass(Iterator[Made]):
         first: int,
         step: int,
     ) -> None:
-        self._stream, self._step = stream, step
-        self._ahead = first + 1  # batches of the epoch up to the next one that is handed out
-        self._begin = self.position = begin
-        self._turns = stream.order.turns(begin)
+        self._stream, self._begin = stream, begin
+        self._handed = 0  # batches of the epoch up to the last one that was handed out
+        self._next, self._step = first + 1, step
         self.is_over = False
         stop = Stop()
         n_fetchers = LOCAL_READS if stream._shards.is_local else REMOTE_READS
@@ -434,30 +444,36 @@ class Pass(Iterator[Made]):
             stop=stop,
         )
 
+    @property
+    def position(self) -> Position:
+        """Where it is, after the batches that it has handed out."""
+        return self._stream._reached(self._begin, self._handed)
+
     def __next__(self) -> Made:
         try:
             with self._stream._clock.time("wait"):
                 made = next(self._batches)
         except BaseException as e:
             if isinstance(e, StopIteration) and not self.is_over:
-                self._stands(None)
+                self._tell(is_end=True)
             self.is_over = True
             raise
         # Counted before the trainer sees it: a state taken while it works on this batch goes on with
         # the next one.
-        *_, (_, self.position) = islice(self._turns, self._ahead)
-        self._ahead = self._step
-        self._stands(self.position)
+        self._handed, self._next = self._next, self._next + self._step
+        self._tell(is_end=False)
         return made
 
-    def _stands(self, at: Position | None) -> None:
-        """Tell the stream where the trainer is; None: where the next pass begins."""
+    def _tell(self, *, is_end: bool) -> None:
+        """Tell the stream where the trainer is; at the end, where the next pass begins."""
         stream, stand = self._stream, self._stream._stand
         following = stand.following
         if following is self._begin:  # nothing of this pass was handed out before
             following = stream.order.begin(self._begin.epoch + (not stream._fixed_epoch))
-        is_told = stream._latest() is self
-        stream._stand = _Stand((at or following) if is_told else stand.at, following)
+        begin, batches = stand.begin, stand.batches
+        if stream._latest() is self:
+            begin, batches = (following, 0) if is_end else (self._begin, self._handed)
+        stream._stand = _Stand(begin, batches, following)
 
     def close(self) -> None:
         """End its threads; there is no next batch then."""

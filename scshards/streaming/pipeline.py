@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,8 +26,8 @@ from scshards.streaming.mix.blocks import Block
 
 Made = TypeVar("Made")
 
-_END_S = 1.0
-"""How long who closes an iterator waits for its threads at most."""
+_END_S, _LAST_S = 1.0, 20.0
+"""How long who closes an iterator waits for its threads at most, and the end of the process."""
 
 
 def in_order(
@@ -75,17 +74,11 @@ class Batches(Iterator[Made]):
 
     def __init__(self, line: _Line[Made], threads: int) -> None:
         self._line = line
-        self._threads = [
-            threading.Thread(
-                target=_run,
-                args=(weakref.ref(line), i, line.stop, line.changed),
-                name=f"scshards-stream-{i}",
-                daemon=True,
+        weakref.finalize(self, _end, weakref.ref(self), line.stop)
+        for i in range(threads):
+            line.stop.start(
+                f"scshards-stream-{i}", _run, weakref.ref(line), i, line.stop, line.changed
             )
-            for i in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
 
     def __next__(self) -> Made:
         try:
@@ -99,16 +92,23 @@ class Batches(Iterator[Made]):
         self._line.stop.set()
         with self._line.changed:
             self._line.changed.notify_all()
-        until = time.monotonic() + _END_S
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, until - time.monotonic()))
+        self._line.stop.join(_END_S)
         self._line.let_go()
 
-    def __del__(self) -> None:
-        # On whichever thread, in the middle of anything: it may neither wait nor take a lock.
-        if "_line" in self.__dict__:
-            self._line.stop.set()
+
+def _end(whole: weakref.ref[Batches[Any]], stop: Stop) -> None:
+    """Called when nobody holds an iterator any more, and at the end of the process for one that lives.
+
+    The first may be on whichever thread, in the middle of anything: it may neither wait nor take a lock.
+    At the end of the process a thread that comes back to Python from other code is ended then and there,
+    and where that code is C++, or compiled by us, the whole process with it: so threads end before.
+    """
+    batches = whole()
+    if batches is None:
+        stop.set()
+    else:
+        batches.close()
+        stop.join(_LAST_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +140,8 @@ class _Line(Generic[Made]):
         self._next = first  # the batch that is taken next
         self._is_over = False
         self._broken: BaseException | None = None
+        # Of threads that wait for room, by their numbers: the batch.
+        self.waiting: dict[int, int] = {}
         # What each thread does: it yields the number of a batch that there is no room for yet.
         self.work: list[Iterator[int] | None] = [self._work() for _ in range(threads)]
 
@@ -170,6 +172,8 @@ class _Line(Generic[Made]):
         for i in wanted:
             while not self.has_room(first + i):
                 yield first + i
+            if self.stop.is_set():
+                break
             try:
                 made: Made | _Fault = next(making)
             except BaseException as e:
@@ -188,18 +192,27 @@ class _Line(Generic[Made]):
                 self.changed.wait(LOOK_S)
             made = self._made.pop(self._next)
             self._next += self._step
-            self.changed.notify_all()
+            if any(map(self.may_go_on, self.waiting.values())):
+                self.changed.notify_all()
         if isinstance(made, _Fault):
             raise made.error
         return made
 
     def has_room(self, index: int) -> bool:
         """Whether this batch may be made; the one that is taken next always may."""
-        ahead = self._ahead
-        if ahead is None:
-            assert self._ahead_bytes is not None
-            ahead = max(1, self._ahead_bytes // self._largest)
-        return index < self._next + ahead * self._step
+        return index < self._next + self._room() * self._step
+
+    def may_go_on(self, index: int) -> bool:
+        """Whether a thread that waits for room for this batch is to be woken: when half of all is free,
+        as being woken for each batch costs more than making it ready."""
+        return index < self._next + (self._room() + 1) // 2 * self._step
+
+    def _room(self) -> int:
+        """Batches that may wait to be taken, the next one among them."""
+        if self._ahead is not None:
+            return self._ahead
+        assert self._ahead_bytes is not None
+        return max(1, self._ahead_bytes // self._largest)
 
     def let_go(self) -> None:
         """Free what was read and made: who has closed an iterator may hold it for long."""
@@ -245,9 +258,15 @@ def _run(
         del work, line
         with changed:
             line = whole()
-            if line is not None and not line.has_room(index):
+            if line is None:
+                return
+            if not line.may_go_on(index):
+                line.waiting[number] = index
                 line = None
                 changed.wait(LOOK_S)
+                line = whole()
+                if line is not None:
+                    line.waiting.pop(number)
 
 
 def _size(made: Any) -> int:

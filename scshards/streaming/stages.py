@@ -80,32 +80,27 @@ class StageClock:
     """Adds up; used by several threads at once."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
+        self._sums = dict.fromkeys((f.name for f in dataclasses.fields(Stages)), 0.0)
         self._lock = threading.Lock()
 
     def time(self, stage: Stage) -> Span:
         """A context manager: the time in it is this stage's."""
         return Span(self, stage)
 
-    def count(
-        self, *, reads: int = 0, bytes: int = 0, cached: int = 0, cells: int = 0, batches: int = 0
-    ) -> None:
-        """Add to what was done."""
-        self._add(reads=reads, bytes=bytes, cached=cached, cells=cells, batches=batches)
+    def count(self, **done: float) -> None:
+        """Add to what was done: fields of Stages."""
+        with self._lock:
+            for name, amount in done.items():
+                self._sums[name] += amount
 
     def total(self) -> Stages:
         """What was added up until now."""
         with self._lock:
             sums = dict(self._sums)
         # A wait for input happens while cells are dealt.
-        sums["deal"] = max(0.0, sums.get("deal", 0.0) - sums.get("input", 0.0))
+        sums["deal"] = max(0.0, sums["deal"] - sums["input"])
         whole = ("reads", "bytes", "cached", "cells", "batches")
         return Stages(**{k: int(v) if k in whole else v for k, v in sums.items()})  # type: ignore[arg-type]
-
-    def _add(self, **amounts: float) -> None:
-        with self._lock:
-            for name, amount in amounts.items():
-                self._sums[name] = self._sums.get(name, 0) + amount
 
 
 class Span:
@@ -120,4 +115,4 @@ class Span:
         self._start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        self._clock._add(**{self._stage: time.perf_counter() - self._start})
+        self._clock.count(**{self._stage: time.perf_counter() - self._start})

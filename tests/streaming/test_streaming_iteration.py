@@ -442,11 +442,20 @@ def test_the_trainers_thread_may_be_interrupted(known: Known) -> None:
     assert torch.is_tensor(next(iter(loader(known))).key)
 
 
-def test_a_process_ends_in_the_middle_of_a_pass(known: Known) -> None:
-    script = (
-        "import sys; from scshards import CellLoader; "
-        "batches = iter(CellLoader(sys.argv[1], batch_size=4)); next(batches)"
-    )
+@pytest.mark.parametrize("work", ["", "for _ in range(200): torch.sort(torch.rand(100_000))"])
+def test_a_process_ends_in_the_middle_of_a_pass(known: Known, work: str) -> None:
+    """A thread in C++ code would end the whole process by abort(), if it came back to no Python."""
+    script = f"""
+import sys, torch
+from scshards import CellLoader
+
+def transform(batch):
+    {work or "pass"}
+    return batch
+
+batches = iter(CellLoader(sys.argv[1], batch_size=4, transform=transform))
+next(batches)
+"""
     done = subprocess.run(
         [sys.executable, "-c", script, str(known.root)], timeout=300, capture_output=True
     )

@@ -6,7 +6,7 @@ Called by streaming.collate.batches, whose Collator makes batches of it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,8 +30,6 @@ from scshards.streaming.read.pool import BufferPool
 
 _COPY_STEP = np.int64(0x2545F4914F6CDD1D)
 """What a cell's key grows by, wrapping, where it appears again: no other cell's key is there."""
-
-_ALL = slice(None)
 
 _MARK = {"mask": "mask", "none": "mask", "generate": "generate"}
 """What an objective's draws of hidden genes are named."""
@@ -235,20 +233,22 @@ class CollatorBase:
         draw = seeds.draws(seeds.key(self._seed, "ratio", epoch), np.array([position]))[0]
         return ratios[int(draw >> np.uint64(32)) * len(ratios) >> 32]
 
-    def _about(self, cells: Cells, rows: slice = _ALL) -> dict[str, Any]:
-        """key, labels and weight of a batch: these rows of the cells."""
-        is_cell = cells.is_cell[rows]
-        columns: dict[str, torch.Tensor] = {}
-        for j, (name, info) in enumerate(self._labels.items()):
-            column = cells.labels[rows, j]
+    def _about(self, cells: Cells, batches: int = 1) -> Iterator[dict[str, Any]]:
+        """key, labels and weight of each of so many batches that the cells make."""
+        is_cell = cells.is_cell
+        columns = []
+        for j, info in enumerate(self._labels.values()):
+            column = cells.labels[:, j]
             if info.kind == "number":
                 column = np.where(is_cell, column.view(np.float64), np.nan)
-            columns[name] = self._kept(column)
-        return {
-            "key": torch.from_numpy(cells.keys[rows].copy()),
-            "labels": Labels(columns, self._categories),
-            "weight": self._kept(is_cell.astype(np.float32)),
-        }
+            columns.append(self._kept(column))
+        all_of_it = [torch.from_numpy(cells.keys.copy()), self._kept(is_cell.astype(np.float32))]
+        rows = len(is_cell) // batches
+        for key, weight, *labels in zip(
+            *(x.split(rows) for x in [*all_of_it, *columns]), strict=True
+        ):
+            named = dict(zip(self._labels, labels, strict=True))
+            yield {"key": key, "labels": Labels(named, self._categories), "weight": weight}
 
     def _kept(self, array: NDArray[Any]) -> torch.Tensor:
         """A small array as a tensor that shares no memory with it."""

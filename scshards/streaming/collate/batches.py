@@ -159,20 +159,19 @@ class Collator(CollatorBase):
         np.cumsum(np.repeat(lengths, rows), out=at[1:])
         flat = [x[0] for x in self._outputs([(1, int(at[-1]) + SLACK)] * 5, _MASKED_KINDS)]
         self._fill_masked(cells, at, flat)
-        first = 0
-        for i, length in enumerate(lengths):
-            end = first + rows * length
-            each = (as_tensor(x[first:end].reshape(rows, length)) for x in flat)
-            genes, values, targets, is_masked, is_pad = each
+        sizes = [rows * length for length in lengths]
+        parts = [as_tensor(x[: at[-1]]).split(sizes) for x in flat]
+        about = self._about(cells, len(lengths))
+        for length, *each in zip(lengths, *parts, strict=True):
+            genes, values, targets, is_masked, is_pad = (x.view(rows, length) for x in each)
             yield Batch(
                 genes=genes,
                 values=values,
                 targets=targets,
                 is_masked=is_masked,
                 is_pad=is_pad,
-                **self._about(cells, slice(i * rows, (i + 1) * rows)),
+                **next(about),
             )
-            first = end
 
     def _packed(self, cells: Cells, total: int) -> PackedBatch:
         out = self._outputs([(1, total + SLACK)] * 5, _MASKED_KINDS)
@@ -191,7 +190,7 @@ class Collator(CollatorBase):
             is_pad=is_pad,
             cu_seqlens=self._kept(at.astype(np.int32)),
             max_seqlen=options.max_length,
-            **self._about(cells),
+            **next(self._about(cells)),
         )
 
     def _fill_masked(self, cells: Cells, at: NDArray[np.int64], out: list[NDArray[Any]]) -> None:
@@ -245,7 +244,7 @@ class Collator(CollatorBase):
             unknown_targets=tensors[4],
             unknown_is_pad=tensors[5],
             ratio=cells.ratio,
-            **self._about(cells),
+            **next(self._about(cells)),
         )
 
     def _ragged(self, cells: Cells) -> RaggedBatch:
@@ -285,7 +284,7 @@ class Collator(CollatorBase):
                 pad_value=options.pad_value,
                 mask_value=options.mask_value,
             ),
-            **self._about(cells),
+            **next(self._about(cells)),
         )
 
     def _small_kind(self, values: NDArray[np.float32]) -> Any:

@@ -202,15 +202,18 @@ class Order:
 
     def after(self, position: Position, batches: int) -> Position:
         """Where the pass stands after so many more batches: after the last one, at the next epoch."""
-        if batches and batches >= self.steps(position):
-            return self.begin(position.epoch + 1)
-        if batches and len(self._parts) == 1:
-            at = position.consumed[0] + batches * self.global_batch
-            position = replace(position, consumed=(at,))
-        elif batches:
-            _, position = next(islice(self.turns(position), batches - 1, None))
+        position = self.reached(position, batches)
         is_over = not position.is_begin and not self.steps(position)
         return self.begin(position.epoch + 1) if is_over else position
+
+    def reached(self, position: Position, batches: int) -> Position:
+        """The same, but after the last one: behind all that the epoch hands out."""
+        if batches and len(self._parts) == 1:
+            at = position.consumed[0] + batches * self.global_batch
+            return replace(position, consumed=(min(at, self._parts[0].positions),))
+        for _, after in islice(self.turns(position), batches):
+            position = after
+        return position
 
     def state(self, position: Position) -> dict[str, Any]:
         """epoch, lanes and position, ready for JSON: numbers, or lists of one for each domain.

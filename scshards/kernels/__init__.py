@@ -1,10 +1,10 @@
 """Floor 0: all compiled loops; they release the GIL.
 
-    rows       rows of a matrix -> members             writing     members, labels, tar headers
-    members    bytes of a member -> arrays             warm        all of them compiled beforehand
+    rows       rows of a matrix -> members             members     bytes of members <-> arrays
     cells      members -> the tokens of rows           finish      rows: masked, split, marked
     bits       draws, bits of words                    order, lanes, store: which cell when
     cache      where what was compiled is kept         vectors     in the compiler's own terms
+    warm       all of them compiled beforehand
 
 Read first: cache.py, then members.py. Compiling is what a first batch waits for, so what is rare
 (logarithms, large counts, unexpressed genes) is a kernel of its own, compiled when it is met. Kernels

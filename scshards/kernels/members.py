@@ -1,9 +1,8 @@
-"""Compiled loops that read shard bytes: varints, members. They release the GIL.
+"""Compiled loops of shard bytes: members read and written, their labels, tar headers; format 1.
 
-Called by shards.members, shards.tar and shards.chunks (which turn status codes into errors), by stream's
-and pack's kernels, shards.spill, packing.verify.shard and exporting.order. What writes these bytes is
-in kernels.writing. Every reader here takes explicit bounds and returns a status instead of reading past
-them, so that hostile bytes end in an error code. Format 1 is specified in docs/format.md.
+Called by shards, packing, exporting and other kernels; they release the GIL. docs/format.md says what
+format 1 is. Every reader takes explicit bounds and returns a status instead of reading past them, so
+that hostile bytes end in an error code, which shards.members makes an error of.
 """
 
 from __future__ import annotations
@@ -31,6 +30,12 @@ LARGE = 100
 MEMBER_FIELDS = 6
 """What `parse_member` fills: n, genes start and end, values start and end, labels start (or -1)."""
 
+MEMBER_BOUND = 64
+"""A member takes less than this beside its labels, genes (5 bytes each) and values (10 bytes each)."""
+
+SOURCE_DIGITS, ROW_DIGITS = 6, 10
+"""Of a cell's key, as cells.batch.format_key spells it; a dash is between them."""
+
 _BLOCK = 64
 _U8, _U64 = np.uint8, np.uint64
 
@@ -51,45 +56,25 @@ def read_only(src: NDArray[np.uint8]) -> NDArray[np.uint8]:
 @kernel
 def parse_member(src, start, end, out):
     """Find the fields of a member in src[start:end] and put them in `out`; returns a status."""
-    p = start
-    if end > len(src) or start < 0 or p + 3 > end:
+    if end > len(src) or start < 0 or start >= end or (src[start] != 0x83 and src[start] != 0x84):
         return BAD_STRUCTURE
-    head = src[p]
-    if head != 0x83 and head != 0x84:
-        return BAD_STRUCTURE
-    p = _match(src, p + 1, end, N)
-    if p < 0:
-        return BAD_STRUCTURE
-    n, p = _read_uint(src, p, end)
-    if p < 0:
-        return BAD_STRUCTURE
-    out[0] = n
-    p = _match(src, p, end, GENES)
-    if p < 0:
-        return BAD_STRUCTURE
-    a, b = _read_bin(src, p, end)
-    if a < 0:
-        return BAD_STRUCTURE
-    out[1], out[2] = a, b
-    p = _match(src, b, end, VALUES)
-    if p < 0:
-        return BAD_STRUCTURE
-    a, b = _read_bin(src, p, end)
-    if a < 0:
-        return BAD_STRUCTURE
-    out[3], out[4] = a, b
-    out[5] = -1
-    if head == 0x84:
-        p = _match(src, b, end, LABELS)
-        if p < 0:
+    # What is not there is at -1, and so is all that should come behind it.
+    n, p = _read_number(src, _match(src, start + 1, end, N), end, 0xCC, 128)
+    gene_bytes, genes = _read_number(src, _match(src, p, end, GENES), end, 0xC4, 0)
+    value_bytes, values = _read_number(
+        src, _match(src, genes + gene_bytes, end, VALUES), end, 0xC4, 0
+    )
+    p, labels = values + value_bytes, np.int64(-1)
+    if src[start] == 0x84:
+        labels = _match(src, p, end, LABELS)
+        if labels < 0:
             return BAD_STRUCTURE
-        out[5] = p
-    elif b != end:
+    elif p != end:
         return BAD_STRUCTURE
+    out[0], out[1], out[2] = n, genes, genes + gene_bytes
+    out[3], out[4], out[5] = values, p, labels
     # Each gene takes a byte or more, so this bounds n before anything is allocated for it.
-    if n > out[2] - out[1]:
-        return BAD_COUNT
-    return OK
+    return BAD_COUNT if n > gene_bytes else OK
 
 
 @kernel
@@ -260,34 +245,9 @@ def gather_slices(src, starts, sizes, order, out):
 
 
 @inner
-def _read_uint(src, p, end):
-    """A msgpack unsigned integer in its shortest form; (value, next) or (0, -1)."""
-    if p >= end:
-        return np.int64(0), np.int64(-1)
-    head = src[p]
-    if head < 128:
-        return np.int64(head), np.int64(p + 1)
-    width = 0
-    if head == 0xCC:
-        width = 1
-    elif head == 0xCD:
-        width = 2
-    elif head == 0xCE:
-        width = 4
-    if width == 0 or p + 1 + width > end:
-        return np.int64(0), np.int64(-1)
-    value = np.int64(0)
-    for k in range(width):
-        value = (value << 8) | np.int64(src[p + 1 + k])
-    if value < 128 or (width > 1 and value >> (4 * width) == 0):
-        return np.int64(0), np.int64(-1)
-    return value, np.int64(p + 1 + width)
-
-
-@inner
 def _match(src, p, end, name):
-    """Step over an expected field name; -1 when something else stands there."""
-    if p + len(name) > end:
+    """Step over an expected field name; -1 when something else stands there, or p is -1."""
+    if p < 0 or p + len(name) > end:
         return np.int64(-1)
     for k in range(len(name)):
         if src[p + k] != name[k]:
@@ -296,23 +256,223 @@ def _match(src, p, end, name):
 
 
 @inner
-def _read_bin(src, p, end):
-    """Bounds of the bytes of a msgpack bin whose head is as short as can be, or (-1, -1)."""
-    if p >= end:
-        return np.int64(-1), np.int64(-1)
-    width = 0
-    if src[p] == 0xC4:
-        width = 1
-    elif src[p] == 0xC5:
-        width = 2
-    elif src[p] == 0xC6:
-        width = 4
-    if width == 0 or p + 1 + width > end:
-        return np.int64(-1), np.int64(-1)
-    size = np.int64(0)
+def _read_number(src, p, end, head, least):
+    """A number in its shortest form, as `_write_number` writes it; (number, next), or (0, -1)."""
+    if p < 0 or p >= end:
+        return np.int64(0), np.int64(-1)
+    if src[p] < least:
+        return np.int64(src[p]), np.int64(p + 1)
+    kind = np.int64(src[p]) - head
+    if kind < 0 or kind > 2 or p + 1 + (1 << kind) > end:
+        return np.int64(0), np.int64(-1)
+    value, width = np.int64(0), 1 << kind
     for k in range(width):
-        size = (size << 8) | np.int64(src[p + 1 + k])
-    a = p + 1 + width
-    if a + size > end or (width > 1 and size >> (4 * width) == 0):
-        return np.int64(-1), np.int64(-1)
-    return np.int64(a), np.int64(a + size)
+        value = (value << 8) | np.int64(src[p + 1 + k])
+    if value < least or (width > 1 and value >> (4 * width) == 0):
+        return np.int64(0), np.int64(-1)
+    return value, np.int64(p + 1 + width)
+
+
+@kernel
+def encode_members(indptr, genes, values, labels, label_ends, out, ends):
+    """Write one member per row into `out`; ends[i] is where row i ends. Returns the bytes written.
+
+    `labels` holds the rows' labels one after another, as `encode_labels` writes them.
+    """
+    p, start = np.int64(0), np.int64(0)
+    for row in range(len(indptr) - 1):
+        a, b = indptr[row], indptr[row + 1]
+        p = write_member(out, p, genes[a:b], values[a:b], labels[start : label_ends[row]])
+        ends[row] = p
+        start = label_ends[row]
+    return p
+
+
+@kernel
+def encode_labels(names, name_ends, codes, numbers, is_number, out, ends):
+    """The labels of each row as a msgpack map into `out`; ends[i] is where row i's map ends.
+
+    `names` holds the columns' names as msgpack strings, `numbers` the bit patterns of float64.
+    """
+    p = np.int64(0)
+    n_labels = codes.shape[1]
+    for row in range(len(codes)):
+        if n_labels < 16:
+            out[p] = 0x80 | n_labels
+            p += 1
+        else:
+            out[p] = 0xDE
+            out[p + 1] = n_labels >> 8
+            out[p + 2] = n_labels & 255
+            p += 3
+        q = 0
+        for c in range(n_labels):
+            p = _write_name(out, p, names[q : name_ends[c]])
+            q = name_ends[c]
+            if is_number[c]:
+                # Eight bytes, most significant first, of the float64's bit pattern.
+                out[p] = 0xCB
+                bitsof = numbers[row, c]
+                for k in range(8):
+                    out[p + 1 + k] = (bitsof >> _U64(56 - 8 * k)) & _U64(255)
+                p += 9
+            elif codes[row, c] < 0:
+                out[p] = 0xFF  # -1, a missing value
+                p += 1
+            else:
+                p = _write_number(out, p, 0xCC, 128, codes[row, c])
+        ends[row] = p
+    return p
+
+
+@inner
+def write_member(out, p, genes, values, labels):
+    """One member: ascending ids, counts (uint64) or float32, and labels as of `encode_labels` or none.
+
+    Where it ends comes back, as from all writers here.
+    """
+    out[p] = 0x84 if len(labels) > 0 else 0x83
+    p = _write_number(out, _write_name(out, p + 1, N), 0xCC, 128, np.int64(len(genes)))
+    # How long the head of a bin is depends on the bytes behind it: first as if they were the fewest.
+    p = _write_name(out, p, GENES)
+    begin = p + _bin_head(len(genes))
+    q = _U64(begin)
+    previous = np.uint32(0)
+    for j in range(len(genes)):
+        delta = np.uint32(genes[j]) - previous
+        previous = np.uint32(genes[j])
+        while delta >= np.uint32(128):
+            out[q] = np.uint8(delta) | np.uint8(128)
+            q += _U64(1)
+            delta >>= np.uint32(7)
+        out[q] = np.uint8(delta)
+        q += _U64(1)
+    p = _write_name(out, _close_bin(out, p, begin, np.int64(q)), VALUES)
+    begin = end = p + _bin_head(len(values))
+    for j in range(0, len(values), _BLOCK):
+        end = _write_block(out, end, values[j : j + _BLOCK])
+    p = _close_bin(out, p, begin, end)
+    if len(labels) > 0:
+        p = _write_name(out, p, LABELS)
+        copy_bytes(labels, 0, len(labels), out, p)
+    return p + len(labels)
+
+
+def _write_block(out, p, values):
+    """Some values as they are stored: counts (uint64) as varints, float32 little-endian."""
+
+
+@nb.extending.overload(_write_block)
+def _block_writer(out, p, values):
+    return _write_floats if isinstance(values.dtype, nb.types.Float) else _write_counts
+
+
+def _write_floats(out, p, values):
+    copy_bytes(values, 0, 4 * len(values), out, p)
+    return p + 4 * len(values)
+
+
+def _write_counts(out, p, values):
+    bits = _U64(0)
+    for k in range(len(values)):
+        bits |= values[k]
+    if bits < _U64(128):
+        # A byte each, as nearly always: loops without branches are compiled to vector instructions.
+        bytes_ = out[p : p + len(values)]
+        for k in range(len(values)):
+            bytes_[k] = np.uint8(values[k])
+        return p + len(values)
+    q = _U64(p)
+    for k in range(len(values)):
+        value = values[k]
+        while value >= _U64(128):
+            out[q] = np.uint8(value) | np.uint8(128)
+            q += _U64(1)
+            value >>= _U64(7)
+        out[q] = np.uint8(value)
+        q += _U64(1)
+    return np.int64(q)
+
+
+@kernel
+def write_members(payload, starts, sizes, template, sources, rows, out, offsets):
+    """Tar members of the payloads payload[starts[i]:starts[i] + sizes[i]], data at offsets[i] of `out`.
+
+    `template` is a 512-byte header with zero digits in the name, size and checksum fields. Headers and
+    the zeros after the data are written too.
+    """
+    # The checksum is over the header with eight spaces in the checksum field; a digit adds its value.
+    base = np.int64(0)
+    for k in range(512):
+        base += 32 if 148 <= k < 156 else np.int64(template[k])
+    for i in range(len(starts)):
+        p = offsets[i] - 512
+        copy_bytes(template, 0, 512, out, p)
+        total = base + _write_digits(out, p, SOURCE_DIGITS, sources[i], 10)
+        total += _write_digits(out, p + SOURCE_DIGITS + 1, ROW_DIGITS, rows[i], 10)
+        total += _write_digits(out, p + 124, 11, sizes[i], 8)
+        _write_digits(out, p + 148, 6, total, 8)
+        out[p + 154] = 0
+        out[p + 155] = 32
+        copy_bytes(payload, starts[i], sizes[i], out, offsets[i])
+        for k in range(offsets[i] + sizes[i], offsets[i] + (sizes[i] + 511) // 512 * 512):
+            out[k] = 0
+
+
+@kernel
+def write_keys(sources, rows, out):
+    """out[i] [6 digits, a dash, 10 digits] becomes the key of a cell; the dash is there already."""
+    for i in range(len(rows)):
+        _write_digits(out[i], 0, SOURCE_DIGITS, sources[i], 10)
+        _write_digits(out[i], SOURCE_DIGITS + 1, ROW_DIGITS, rows[i], 10)
+
+
+@inner
+def _write_number(out, p, head, least, x):
+    """A number in msgpack's shortest form: below `least`, a byte alone.
+
+    Else 1, 2, 4 or 8 bytes, most significant first, behind a byte: `head`, or up to three above it.
+    """
+    if x < least:
+        out[p] = x
+        return p + 1
+    kind = 0 if x < 256 else 1 if x < 65536 else 2 if x < 4294967296 else 3
+    width = 1 << kind
+    out[p] = head + kind
+    for k in range(width):
+        out[p + 1 + k] = (x >> (8 * (width - 1 - k))) & 255
+    return p + 1 + width
+
+
+@inner
+def _bin_head(size):
+    """The bytes of the head of a msgpack bin of so many bytes."""
+    return 2 if size < 256 else 3 if size < 65536 else 5
+
+
+@inner
+def _close_bin(out, p, begin, end):
+    """Put the head of a bin at p; the bytes out[begin:end] are moved to where it ends."""
+    size = end - begin
+    if p + _bin_head(size) != begin:
+        copy_bytes(out, begin, size, out, p + _bin_head(size))
+    return _write_number(out, p, 0xC4, 0, size) + size
+
+
+@inner
+def _write_name(out, p, name):
+    for k in range(len(name)):
+        out[p + k] = name[k]
+    return p + len(name)
+
+
+@inner
+def _write_digits(out, p, width, value, base):
+    """Write a number with leading zeros; the sum of its digits comes back."""
+    total = np.int64(0)
+    for k in range(width - 1, -1, -1):
+        digit = value % base
+        out[p + k] = 48 + digit
+        total += digit
+        value //= base
+    return total

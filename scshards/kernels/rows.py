@@ -11,13 +11,7 @@ import numpy as np
 
 from scshards.kernels.bits import count_ones, trailing_zeros
 from scshards.kernels.cache import inner, kernel
-from scshards.kernels.writing import (
-    MEMBER_BOUND,
-    begin_member,
-    write_genes,
-    write_labels,
-    write_values,
-)
+from scshards.kernels.members import MEMBER_BOUND, write_member
 
 NEGATIVE, NAN, INFINITE, FRACTION, HUGE, UNFIT, NO_COLUMN, REPEATED = 1, 2, 3, 4, 5, 6, 7, 8
 """Faults of a value; NO_COLUMN of its place, REPEATED of a float whose token is there already."""
@@ -105,11 +99,7 @@ def pack_rows(
         fates[i] = _fate(n, total, limits)
         if fates[i] != KEPT:
             continue
-        has_labels = label_ends[i] > label_start
-        p = begin_member(out, at, n, has_labels)
-        p = write_genes(out, p, tokens[:n])
-        p = write_values(out, p, values[:n])
-        p = write_labels(out, p, labels[label_start : label_ends[i]])
+        p = write_member(out, at, tokens[:n], values[:n], labels[label_start : label_ends[i]])
         sizes[i] = p - at
         at = p
     return 0, len(rows), 0, at, unmatched

@@ -59,11 +59,11 @@ rows.count_cells          i8[] i4[] VALUES[] i4[] i8 i8[] i8[]
 rows.row_totals           i8[] u8[] f8[]
 rows.row_totals           i8[] f4[] f8[]
 rows.slices_differ        u1[r] i8[] u1[] i8[] i8[] b1[]
-writing.encode_labels     u1[r] i8[] i8[,] u8[,] b1[] u1[] i8[]
-writing.encode_members    i8[] i4[] u8[] u1[] i8[] u1[] i8[]
-writing.encode_members    i8[] i4[] f4[] u1[] i8[] u1[] i8[]
-writing.write_members     u1[r] i8[] i8[] u1[] i8[] i8[] u1[] i8[]
-writing.write_keys        i8[] i8[] u1[,]
+members.encode_labels     u1[r] i8[] i8[,] u8[,] b1[] u1[] i8[]
+members.encode_members    i8[] i4[] u8[] u1[] i8[] u1[] i8[]
+members.encode_members    i8[] i4[] f4[] u1[] i8[] u1[] i8[]
+members.write_members     u1[r] i8[] i8[] u1[] i8[] i8[] u1[] i8[]
+members.write_keys        i8[] i8[] u1[,]
 """
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import FormatError
 from scshards.cells.batch import KEY_ROW_BITS, format_key
-from scshards.kernels.writing import write_keys
+from scshards.kernels.members import write_keys
 
 if TYPE_CHECKING:
     from scshards.shards.manifest import LabelInfo

@@ -30,7 +30,6 @@ from scshards.cells.tokenizer import (
 )
 from scshards.kernels import members as kernels
 from scshards.kernels import rows as row_kernels
-from scshards.kernels import writing as write_kernels
 
 if TYPE_CHECKING:
     from scshards.shards.manifest import LabelInfo
@@ -117,7 +116,7 @@ def pack_block(
     label_bytes, label_ends = encode_labels(labels, len(rows))
     n = len(rows)
     # Varints take five and ten bytes at the most.
-    out = np.empty(15 * len(data) + n * write_kernels.MEMBER_BOUND + len(label_bytes), np.uint8)
+    out = np.empty(15 * len(data) + n * kernels.MEMBER_BOUND + len(label_bytes), np.uint8)
     sizes, n_genes = np.zeros(n, np.int64), np.zeros(n, np.int64)
     status, stop, at, end, _ = row_kernels.pack_rows(
         indptr, np.ascontiguousarray(indices, np.int32), numbers, LARGEST[numbers.dtype.kind], rows, 0,
@@ -150,11 +149,11 @@ def encode_rows(
     n = len(rows.indptr) - 1
     label_bytes, label_ends = encode_labels(labels, n)
     # Varints take five and ten bytes at the most.
-    bound = 15 * len(rows.genes) + n * write_kernels.MEMBER_BOUND + len(label_bytes)
+    bound = 15 * len(rows.genes) + n * kernels.MEMBER_BOUND + len(label_bytes)
     payload = np.empty(bound, np.uint8)
     ends = np.empty(n, np.int64)
     values = np.ascontiguousarray(rows.values, rows.values.dtype.newbyteorder("="))
-    size = write_kernels.encode_members(
+    size = kernels.encode_members(
         rows.indptr, rows.genes, values, label_bytes, label_ends, payload, ends
     )
     assert size <= bound
@@ -222,7 +221,7 @@ def encode_labels(labels: Labels, n: int) -> tuple[NDArray[np.uint8], NDArray[np
     flat = np.frombuffer(b"".join(names), np.uint8)
     out = np.empty(n * (3 + len(flat) + 9 * len(labels)), np.uint8)
     ends = np.empty(n, np.int64)
-    size = write_kernels.encode_labels(flat, name_ends, codes, numbers, is_number, out, ends)
+    size = kernels.encode_labels(flat, name_ends, codes, numbers, is_number, out, ends)
     return out[:size], ends
 
 

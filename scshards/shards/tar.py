@@ -21,8 +21,7 @@ from xxhash import xxh64_intdigest
 
 from scshards.base.errors import ChecksumError, FormatError
 from scshards.cells.batch import format_key
-from scshards.kernels import writing as write_kernels
-from scshards.kernels.members import read_only
+from scshards.kernels import members as kernels
 from scshards.shards import Compression
 from scshards.shards.members import EXTENSION
 
@@ -105,8 +104,8 @@ def write_members(
 
     The closing blocks are written every time.
     """
-    write_kernels.write_members(
-        read_only(payload),
+    kernels.write_members(
+        kernels.read_only(payload),
         np.ascontiguousarray(starts, np.int64),
         np.ascontiguousarray(sizes, np.int64),
         _template(),

@@ -60,7 +60,7 @@ def test_an_edit_in_another_file_is_seen(copy: Path, tmp_path: Path) -> None:
     assert first[:2] == (79, True)
     assert first[3].count("compiling kernels") == 1, "nobody waits without being told"
     assert bound(copy, tmp_path / "kept") == (79, False, first[2], "")
-    edit(copy / "scshards/kernels/writing.py", "MEMBER_BOUND = 64", "MEMBER_BOUND = 65")
+    edit(copy / "scshards/kernels/members.py", "MEMBER_BOUND = 64", "MEMBER_BOUND = 65")
     assert bound(copy, tmp_path / "kept")[:2] == (80, True)
     assert len(list((tmp_path / "kept/kernels").iterdir())) == 2
     assert first[2].stat().st_mode & 0o777 == 0o700

@@ -127,7 +127,6 @@ def test_it_knows_every_kernel_of_a_batch_and_of_pack() -> None:
         order,
         rows,
         store,
-        writing,
     )
     from scshards.kernels.cache import _Kept
     from scshards.kernels.warm import TYPES
@@ -135,7 +134,7 @@ def test_it_knows_every_kernel_of_a_batch_and_of_pack() -> None:
     listed = {line.split()[0] for line in TYPES.splitlines() if line and line[0] != " "}
     every = {
         f"{module.__name__.rpartition('.')[2]}.{name}"
-        for module in (bits, cells, finish, lanes, members, order, rows, store, writing)
+        for module in (bits, cells, finish, lanes, members, order, rows, store)
         for name, kernel in vars(module).items()
         if isinstance(getattr(kernel, "_cache", None), _Kept)
         and kernel.py_func.__module__ == module.__name__

@@ -2,7 +2,7 @@
 
     rows       rows of a matrix -> members             members     bytes of members <-> arrays
     cells      members -> the tokens of rows           finish      rows: masked, split, marked
-    bits       draws, bits of words                    order, lanes, store: which cell when
+    bits       draws, bits of words                    order, store: which cell when
     cache      where what was compiled is kept         vectors     in the compiler's own terms
     warm       all of them compiled beforehand
 

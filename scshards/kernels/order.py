@@ -1,9 +1,9 @@
-"""The order's loops, on integers: turns of a lane's stretches, shuffle buffers, copies of cells.
+"""The order's loops: turns of a lane's stretches, shuffle buffers, and lanes that are dealt to rows.
 
 A shuffle buffer: emission j draws one of the m cells in the buffer with the stretch's key and the
 counter j, then puts the next input cell in its place (or, at the stretch's end, the buffer's last).
 So the order is a function of (cells, buffer size, key), and the state at any emission can be replayed
-without reading a byte. kernels.lanes takes the same steps with cells. They release the GIL.
+without reading a byte. `deal` takes the same steps with places of cells. They release the GIL.
 """
 
 from __future__ import annotations
@@ -24,25 +24,22 @@ FILLED, NEXT_INPUT, EMITTED = 0, 1, 2
 """Places in a buffer's state: cells in it, the next input cell, cells emitted so far."""
 
 
+DONE = -1
+QUEUE = -1
+"""What `deal` returns, and what a stretch lacks."""
+
+
 def new_state(buffer: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Empty slots (int64 [buffer]: which input cell) and the state (int64 [3])."""
     return np.zeros(buffer, np.int64), np.zeros(3, np.int64)
 
 
-def lane_order(cells: int, buffer: int, key: int) -> NDArray[np.int64]:
-    """The input cell of every emission of a lane, int64 [cells]."""
-    slots, state = new_state(buffer)
-    out = np.empty(cells, np.int64)
-    _emit(slots, state, cells, np.uint64(key), cells, out)
-    return out
-
-
 def some_of_order(
     cells: int, buffer: int, key: int, emissions: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """lane_order(cells, buffer, key)[emissions], int64, in memory that does not grow with the lane.
+    """The input cells of these emissions of a stretch, which ascend, int64.
 
-    `emissions` ascend.
+    Its memory does not grow with the stretch.
     """
     slots, state = new_state(min(buffer, max(cells, 1)))
     out = np.empty(len(emissions), np.int64)
@@ -61,6 +58,22 @@ def replay(
 ) -> None:
     """Advance an empty buffer by `emissions`, keeping only what is left in it."""
     _emit(slots, state, cells, np.uint64(key), emissions, np.empty(0, np.int64))
+
+
+def first_needed(
+    slots: NDArray[np.int64], state: NDArray[np.int64], cells: int, key: int
+) -> NDArray[np.int64]:
+    """When the cell of each slot is emitted, int64 [slots]; `cells` where that is not soon.
+
+    Soon is within 20 turns of the buffer.
+    """
+    filled, done = int(state[FILLED]), int(state[EMITTED])
+    out = np.empty(min(cells - done, 20 * filled), np.int64)
+    _emit(np.arange(filled), state.copy(), cells, np.uint64(key), len(out), out)
+    needed = np.full(len(slots), cells, np.int64)
+    is_own = out < filled  # what comes in has larger numbers
+    needed[out[is_own]] = done + np.flatnonzero(is_own)
+    return needed
 
 
 @inlined
@@ -129,6 +142,78 @@ def turn(due, every, cells, states, first, end, filler, now):
     if states[filler, EMITTED] < cells[filler] and (best < 0 or when >= now):
         return filler
     return best
+
+
+@kernel
+def deal(
+    lanes, firsts, fillers, steps, done, cells, keys, limits, due, every, slots, states, queues, at,
+    counts, begin, end, n_lanes, rank, world_size, rows, taken, state,
+):  # fmt: skip
+    """Put the places of this rank's cells at the positions [begin, end) to their rows of a block.
+
+    Of each lane of this rank: its number (lanes), its stretches (firsts [lanes + 1]), the largest of
+    them (fillers), the time between its emissions (steps), and how many it made (done). Of each
+    stretch: its cells, the key and the cells of its shuffle buffer (keys, limits), its times (due,
+    every), its buffer (slots, states), and of the cells that come next the places, the next one, and
+    how many there are (queues [stretches, room], at, counts).
+
+    `state` is (the lane that is at it, places in `taken`, what a stretch lacks): every place that left a
+    buffer is added to `taken`, whoever's it is. A slot of -2 - c holds cell c of those that are still
+    read. Returns DONE, or the stretch that lacks QUEUE, more cells to come, or else cell state[2]; to be
+    called again when they are there.
+    """
+    first = begin + (rank - begin) % world_size
+    for i in range(state[0], len(lanes)):
+        lane, a, z = lanes[i], firsts[i], firsts[i + 1]
+        until = max(0, (end - lane + n_lanes - 1) // n_lanes)
+        left = np.int64(0)
+        for k in range(a, z):
+            left += cells[k] - states[k, EMITTED]
+        until = min(until, done[i] + left)
+        while done[i] < until:
+            k, wanted = a, until - done[i]
+            if z - a > 1:
+                k = turn(due, every, cells, states, a, z, fillers[i], (done[i] + 1) * steps[i])
+                wanted = np.int64(1)
+            key, limit = keys[k], limits[k]
+            filled, following, own = states[k, FILLED], states[k, NEXT_INPUT], states[k, EMITTED]
+            is_short = False
+            while wanted > 0:
+                takes_input = following < cells[k]
+                if takes_input and at[k] == counts[k]:
+                    is_short = True
+                    state[2] = QUEUE
+                    break
+                if takes_input and filled < limit:
+                    slots[k, filled] = queues[k, at[k]]
+                    filled += 1
+                else:
+                    slot = pick(key, own, filled)
+                    place = slots[k, slot]
+                    if place < -1:
+                        is_short = True
+                        state[2] = -2 - place
+                        break
+                    taken[state[1]] = place
+                    state[1] += 1
+                    position = done[i] * n_lanes + lane
+                    if position % world_size == rank and position >= begin:
+                        rows[(position - first) // world_size] = place
+                    own += 1
+                    done[i] += 1
+                    wanted -= 1
+                    if not takes_input:
+                        filled -= 1
+                        slots[k, slot] = slots[k, filled]
+                        continue
+                    slots[k, slot] = queues[k, at[k]]
+                at[k] += 1
+                following += 1
+            states[k, FILLED], states[k, NEXT_INPUT], states[k, EMITTED] = filled, following, own
+            if is_short:
+                state[0] = i
+                return k
+    return DONE
 
 
 @kernel

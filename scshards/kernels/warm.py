@@ -44,10 +44,9 @@ store.are_inside          i8[] i8[] i8
 store.put                 u1[] i8[] i8[] i8[] i8[,] i8 u1[] i8[] i8[] i8[]
                           i8[] i8[,] i8[] i8[] i8[] i8[]
 store.free                i8[] i8[] i8[] i8[] i8[]
-lanes.deal                i8[] i8[] i8[] i8[] i8[] i8[] u8[] i8[] i8[] i8[]
+order.deal                i8[] i8[] i8[] i8[] i8[] i8[] u8[] i8[] i8[] i8[]
                           i8[,] i8[,] i8[,] i8[] i8[] i8 i8 i8 i8 i8 i8[] i8[]
                           i8[]
-lanes.first_needed        u8 i8[] i8 i8[]
 order._emit               i8[] i8[] i8 u8 i8 i8[]
 order.take_turns          i8[] i8[] i8[] i8[,] i8 i8[]
 rows.member_bound         i8 i8

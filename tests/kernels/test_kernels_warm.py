@@ -122,7 +122,6 @@ def test_it_knows_every_kernel_of_a_batch_and_of_pack() -> None:
         bits,
         cells,
         finish,
-        lanes,
         members,
         order,
         rows,
@@ -134,7 +133,7 @@ def test_it_knows_every_kernel_of_a_batch_and_of_pack() -> None:
     listed = {line.split()[0] for line in TYPES.splitlines() if line and line[0] != " "}
     every = {
         f"{module.__name__.rpartition('.')[2]}.{name}"
-        for module in (bits, cells, finish, lanes, members, order, rows, store)
+        for module in (bits, cells, finish, members, order, rows, store)
         for name, kernel in vars(module).items()
         if isinstance(getattr(kernel, "_cache", None), _Kept)
         and kernel.py_func.__module__ == module.__name__

@@ -20,8 +20,17 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.kernels.lanes import DONE, QUEUE, deal, first_needed
-from scshards.kernels.order import EPOCH, FILLED, NEXT_INPUT, new_state, replay
+from scshards.kernels.order import (
+    DONE,
+    EPOCH,
+    FILLED,
+    NEXT_INPUT,
+    QUEUE,
+    deal,
+    first_needed,
+    new_state,
+    replay,
+)
 from scshards.streaming.mix.store import CellStore
 from scshards.streaming.order.plan import EpochPlan, Share
 from scshards.streaming.read.source import CellBytes, CellSource
@@ -203,7 +212,7 @@ class Lanes:
     def _replay(self, i: int, emitted: int) -> list[tuple[int, Callable[[], None]]]:
         """Replay the stretch's buffer; reads of what is in it, as `__init__`'s.
 
-        Until they were read, its slots hold the cells' numbers, as kernels.lanes.deal takes them.
+        Until they were read, its slots hold the cells' numbers, as kernels.order.deal takes them.
         """
         if emitted == 0:
             return []
@@ -217,8 +226,7 @@ class Lanes:
         base = self._n_replayed
         self._slots[i, order] = -2 - (base + np.arange(len(ordered)))
         self._n_replayed += len(ordered)
-        needed = np.full(len(slots), stretch.cells, np.int64)
-        first_needed(self._keys[i], state, self._cells[i], needed)
+        needed = first_needed(slots, state, stretch.cells, stretch.key)
         reads: list[tuple[int, Callable[[], None]]] = []
         at = 0
         while at < len(ordered):

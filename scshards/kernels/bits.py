@@ -7,11 +7,10 @@ serves 64 positions at once, and a few draws are enough for all genes of a cell.
 
 from __future__ import annotations
 
-import numba as nb
-import numba.extending
 import numpy as np
 
 from scshards.kernels.cache import inlined, inner
+from scshards.kernels.vectors import count_ones, trailing_zeros
 
 DIGITS = 16
 """Binary digits of a chance: it is a whole number of 65,536ths."""
@@ -94,26 +93,3 @@ def take(bits, n, out, at):
             at += 1
             word &= word - _U64(1)
     return at
-
-
-@nb.extending.intrinsic
-def trailing_zeros(typing_context, word):
-    """The place of the lowest set bit of a uint64, as int64; 64 when there is none.
-
-    One instruction of the processor, which numba gives no other way to.
-    """
-
-    def generate(context, builder, signature, arguments):
-        return builder.cttz(arguments[0], context.get_constant(nb.types.boolean, 0))
-
-    return nb.types.int64(nb.types.uint64), generate
-
-
-@nb.extending.intrinsic
-def count_ones(typing_context, word):
-    """How many bits of a uint64 are set, as int64: one instruction too."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.ctpop(arguments[0])
-
-    return nb.types.int64(nb.types.uint64), generate

@@ -18,14 +18,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.kernels.bits import choose, count_ones, draw, take, trailing_zeros
+from scshards.kernels.bits import choose, draw, take
 from scshards.kernels.cache import inlined, inner, kernel
 from scshards.kernels.members import (
     BAD_COUNT,
     BAD_VALUE,
     LARGE,
     OK,
-    copy_bytes,
     decode_counts,
     decode_genes,
 )
@@ -33,8 +32,11 @@ from scshards.kernels.vectors import (
     COMPARED,
     SQUEEZED,
     can_squeeze,
+    copy_bytes,
+    count_ones,
     equal,
     squeeze,
+    trailing_zeros,
 )
 
 SLACK = SQUEEZED
@@ -94,6 +96,11 @@ class Scratch(NamedTuple):
         int32 [65,536]: of a count, the edges at or below it and those below it.
     edges
         float64 [edges].
+    places, counts, floats, numbers, words, spare
+        int32, uint64, float32, float64, uint64 (the bits of `numbers`) and uint64 [tokens + 128]: of a
+        whole cell, for `read_others`. Their memory is taken when it is first written to.
+    tally
+        int64 [256].
     """
 
     ids: NDArray[np.int32]
@@ -103,11 +110,19 @@ class Scratch(NamedTuple):
     table: NDArray[np.int32]
     below: NDArray[np.int32]
     edges: NDArray[np.float64]
+    places: NDArray[np.int32]
+    counts: NDArray[np.uint64]
+    floats: NDArray[np.float32]
+    numbers: NDArray[np.float64]
+    words: NDArray[np.uint64]
+    spare: NDArray[np.uint64]
+    tally: NDArray[np.int64]
 
 
 def new_scratch(rules: CellRules, n_leads: int) -> Scratch:
     """Work space for cells of up to n_tokens genes behind n_leads other tokens."""
     room = rules.n_tokens + 128
+    numbers = np.zeros(room)
     return Scratch(
         ids=np.zeros(room, np.int32),
         small=np.zeros(room, np.uint16),
@@ -116,6 +131,13 @@ def new_scratch(rules: CellRules, n_leads: int) -> Scratch:
         table=np.zeros(_TABLE, np.int32),
         below=np.zeros(_TABLE, np.int32),
         edges=np.zeros(len(rules.quantiles)),
+        places=np.zeros(room, np.int32),
+        counts=np.zeros(room, np.uint64),
+        floats=np.zeros(room, np.float32),
+        numbers=numbers,
+        words=numbers.view(np.uint64),
+        spare=np.zeros(room, np.uint64),
+        tally=np.zeros(256, np.int64),
     )
 
 
@@ -273,14 +295,13 @@ def _fill_table(n, quantiles, small, at_or_below, below, edges):
 
 
 @kernel
-def read_others(
-    src, fields, cells, at, rules, keys, scratch, room, scale, genes, values, is_left
-):  # fmt: skip
+def read_others(src, fields, cells, at, rules, keys, scratch, scale, genes, values, is_left):
     """As `read_cells`, of the cells that `is_left` names: whole numbers of any size, or float32.
 
     `scale`: target_sum and as_log of `scale_rows`, which passes these cells by.
     """
-    ids, bits, places, edges = scratch.ids, scratch.bits, room.places, scratch.edges
+    ids, bits, places, edges = scratch.ids, scratch.bits, scratch.places, scratch.edges
+    counts, floats, numbers = scratch.counts, scratch.floats, scratch.numbers
     for b in range(len(fields)):
         if not is_left[b]:
             continue
@@ -289,7 +310,9 @@ def read_others(
         if n <= rules.n_tokens:
             status = decode_genes(src, fields[b, 1], fields[b, 2], n, rules.n_tokens, ids)
         if status == OK:
-            status = _read_numbers(src, fields[b, 3], fields[b, 4], n, rules.as_counts, room)
+            status = _read_numbers(
+                src, fields[b, 3], fields[b, 4], n, rules.as_counts, counts, floats
+            )
         if status != OK:
             return status, b
         k, first = n, n
@@ -301,61 +324,34 @@ def read_others(
             p = np.int64(i) if i < first else first + places[i]
             places[i] = p
             genes[to + i] = ids[p]
-            values[to + i] = np.float32(room.counts[p]) if rules.as_counts else room.floats[p]
+            values[to + i] = np.float32(counts[p]) if rules.as_counts else floats[p]
         if scale[0] > 0 or scale[1]:
             total = _U64(0)
             for j in range(n):
-                total += room.counts[j]
+                total += counts[j]
             for i in range(k):
-                c = np.float64(room.counts[places[i]])
+                c = np.float64(counts[places[i]])
                 values[to + i] = _scaled(c, total, scale[0], scale[1])
         if n == 0 or len(rules.quantiles) == 0:
             continue
         for j in range(n):
-            room.numbers[j] = np.float64(room.counts[j]) if rules.as_counts else room.floats[j]
-        _sort(room.bits, n, room.spare, room.tally)
-        ordered = room.numbers
+            numbers[j] = np.float64(counts[j]) if rules.as_counts else floats[j]
+        _sort(scratch.words, n, scratch.spare, scratch.tally)
         for q in range(len(edges)):
             position = (n - 1) * rules.quantiles[q]
             a = np.int64(position)
             z = a + 1 if a + 1 < n else a
-            edges[q] = _between(ordered[a], ordered[z], position - a)
+            edges[q] = _between(numbers[a], numbers[z], position - a)
         base = draw(keys.tie, cell)
         for i in range(k):
             p = places[i]
-            x = np.float64(room.counts[p]) if rules.as_counts else np.float64(room.floats[p])
+            x = np.float64(counts[p]) if rules.as_counts else np.float64(floats[p])
             at_or_below = _edges_below(edges, x, True)
             values[to + i] = at_or_below
             if rules.ties:
                 below = _edges_below(edges, x, False)
                 values[to + i] = _tied_bin(at_or_below, below, base, ids[p])
     return OK, np.int64(-1)
-
-
-class OthersRoom(NamedTuple):
-    """Work space of `read_others`: [tokens] each, `bits` (uint64) being those of `numbers` (float64)."""
-
-    places: NDArray[np.int32]
-    counts: NDArray[np.uint64]
-    floats: NDArray[np.float32]
-    numbers: NDArray[np.float64]
-    bits: NDArray[np.uint64]
-    spare: NDArray[np.uint64]
-    tally: NDArray[np.int64]
-
-
-def others_room(n_tokens: int) -> OthersRoom:
-    """Room for cells of up to so many genes."""
-    numbers = np.zeros(n_tokens)
-    return OthersRoom(
-        places=np.zeros(n_tokens, np.int32),
-        counts=np.zeros(n_tokens, np.uint64),
-        floats=np.zeros(n_tokens, np.float32),
-        numbers=numbers,
-        bits=numbers.view(np.uint64),
-        spare=np.zeros(n_tokens, np.uint64),
-        tally=np.zeros(256, np.int64),
-    )
 
 
 @kernel
@@ -418,16 +414,16 @@ def _scaled(c, total, target_sum, as_log):
 
 
 @inner
-def _read_numbers(src, start, end, n, as_counts, room):
-    """Values into room.counts, or else room.floats, which are above 0 and finite."""
+def _read_numbers(src, start, end, n, as_counts, counts, floats):
+    """Values into `counts`, or else `floats`, which are above 0 and finite."""
     if as_counts:
-        return decode_counts(src, start, end, n, room.counts)
+        return decode_counts(src, start, end, n, counts)
     if end - start != 4 * n:
         return BAD_COUNT
-    copy_bytes(src, start, 4 * n, room.floats, 0)
+    copy_bytes(src, start, 4 * n, floats, 0)
     for j in range(n):
         # NaN fails every comparison.
-        if not (room.floats[j] > 0 and room.floats[j] < np.inf):
+        if not (floats[j] > 0 and floats[j] < np.inf):
             return BAD_VALUE
     return OK
 

@@ -10,12 +10,10 @@ from __future__ import annotations
 import numba as nb
 import numba.extending
 import numpy as np
-from numba.core import cgutils
 from numpy.typing import NDArray
 
-from scshards.kernels.bits import trailing_zeros
 from scshards.kernels.cache import inlined, inner, kernel
-from scshards.kernels.vectors import SUMMED, sum_up
+from scshards.kernels.vectors import SUMMED, copy_bytes, sum_up, trailing_zeros
 
 OK = 0
 BAD_STRUCTURE = 1
@@ -206,31 +204,6 @@ def decode_members(src, fields, indptr, n_tokens, genes, counts, status):
         status[i] = decode_genes(src, f[1], f[2], f[0], n_tokens, genes[a:b])
         if status[i] == 0 and len(counts) > 0:
             status[i] = decode_counts(src, f[3], f[4], f[0], counts[a:b])
-
-
-@nb.extending.intrinsic
-def copy_bytes(typing_context, src, start, size, out, at):
-    """Copy `size` bytes from byte `start` of one contiguous array to byte `at` of another.
-
-    They may be one array and overlap; nothing is checked here. Of slices of 600 bytes, two to three
-    times as fast as a loop by words; and what numba makes of views would load half of its compiler
-    with a kept kernel.
-    """
-
-    def generate(context, builder, signature, arguments):
-        from numba.np.arrayobj import make_array
-
-        src, start, size, out, at = arguments
-        places = []
-        for kind, array, place in ((signature.args[0], src, start), (signature.args[3], out, at)):
-            first = make_array(kind)(context, builder, array).data
-            first = builder.bitcast(first, cgutils.voidptr_t)
-            places.append(cgutils.pointer_add(builder, first, place))
-        cgutils.raw_memmove(builder, places[1], places[0], size, itemsize=1)
-        return context.get_dummy_value()
-
-    place = nb.types.intp
-    return nb.types.void(src, place, place, out, place), generate
 
 
 @kernel

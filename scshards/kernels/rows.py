@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from scshards.kernels.bits import count_ones, trailing_zeros
 from scshards.kernels.cache import inner, kernel
 from scshards.kernels.members import MEMBER_BOUND, write_member
+from scshards.kernels.vectors import count_ones, trailing_zeros
 
 NEGATIVE, NAN, INFINITE, FRACTION, HUGE, UNFIT, NO_COLUMN, REPEATED = 1, 2, 3, 4, 5, 6, 7, 8
 """Faults of a value; NO_COLUMN of its place, REPEATED of a float whose token is there already."""

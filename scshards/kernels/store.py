@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from scshards.kernels.cache import inner, kernel
-from scshards.kernels.members import copy_bytes
+from scshards.kernels.vectors import copy_bytes
 
 CLASSES = 8 * 64
 PLACES, TAIL, USED, STATE = 0, 1, 2, 3

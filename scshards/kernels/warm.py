@@ -16,7 +16,7 @@ from typing import Any
 import numba as nb
 import numpy as np
 
-from scshards.kernels.cells import CellRules, DrawKeys, new_scratch, others_room
+from scshards.kernels.cells import CellRules, DrawKeys, new_scratch
 from scshards.kernels.finish import MaskRules, SplitRules
 
 TYPES = """
@@ -31,7 +31,7 @@ members.gather_slices     u1[] i8[] i8[:] i8[] u1[]
 cells.read_cells          u1[r] i8[,] i8[] i8[] CellRules DrawKeys Scratch
                           i4[] f4[] u8[] b1[]
 cells.read_others         u1[r] i8[,] i8[] i8[] CellRules DrawKeys Scratch
-                          OthersRoom Scale i4[] f4[] b1[]
+                          Scale i4[] f4[] b1[]
 cells.scale_rows          i8[,] i8 i8[] u8[] f8 b1 f4[] b1[]
 cells.add_zeros           u1[r] i8[,] i8[] i8[] i8[] CellRules i4[] u8 i4[]
                           u8[,] i4[] f4[]
@@ -103,7 +103,6 @@ _TUPLES: dict[str, Any] = {
     "CellRules": _rules,
     "DrawKeys": lambda: DrawKeys(*[np.uint64(0)] * 4),
     "Scratch": lambda: new_scratch(_rules(), 1),
-    "OthersRoom": lambda: others_room(1),
     "Scale": lambda: (0.0, False),
     "MaskRules": lambda: MaskRules(0, 0.0, False, 0, 0.0, 0.0, 0.0),
     "SplitRules": lambda: SplitRules(0.0, 0, 0, 0.0, 0.0),

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scshards.kernels.members import copy_bytes
+from scshards.kernels.vectors import copy_bytes
 
 
 @nb.njit

@@ -183,9 +183,8 @@ class CollatorBase:
             )
             self._check(status, cells.keys)
         if is_left.any():
-            room = kernels.others_room(rules.n_tokens)
             status = kernels.read_others(
-                src, fields, cells.drawn_by, at, rules, keys, scratch, room, self._scale, genes, values,
+                src, fields, cells.drawn_by, at, rules, keys, scratch, self._scale, genes, values,
                 is_left,
             )  # fmt: skip
             self._check(status, cells.keys)

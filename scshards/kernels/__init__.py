@@ -15,8 +15,7 @@ Who checks what, as nothing is compiled with bounds checks:
 * Bytes, places and values from outside are the kernel's to check, before it uses them. What it finds
   ends in a status (0 is good) and the place where it stopped, of which the caller makes an error.
 * Where the loop would be slower for it, another kernel of the same file checks first, and the docstring
-  says which: `_is_plain` before `_spread_plain`, `count_rows` before `sort_by_row`, `measure_members`
-  before `decode_members`.
+  says which: `_is_plain` before `_spread_plain`, `measure_members` before `decode_members`.
 * Room is the caller's: a docstring says how much each array has, what is not plain is computed
   in one place (`member_bound`, `tokenizer.Workspace`). Too little is a mistake of ours, which a run of
   the tests with bounds checks finds: NUMBA_BOUNDSCHECK=1, see docs/contributing.md.

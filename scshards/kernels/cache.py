@@ -6,9 +6,9 @@
 
 Numba's own cache looks at the file of a kernel alone: after an edit of a loop from another file, built
 into it, the kernel would go on as it was compiled before. Here one folder holds everything, and its
-name is a hash of all that goes in: every file with kernels, numba's version, the processor, and whether
-bounds are checked. It is in the user's cache, or in SCSHARDS_CACHE, never beside the source, which may
-be read-only; where there is no home, among temporary files. `scshards warm` fills it.
+name is a hash of all that goes in: every file beside this one, numba's version, the processor, and
+whether bounds are checked. It is in the user's cache, or in SCSHARDS_CACHE, never beside the source,
+which may be read-only; where there is no home, among temporary files. `scshards warm` fills it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,6 @@ from numba.core.runtime import rtsys
 
 _log = logging.getLogger(__name__)
 
-FILES = ("kernels/*.py",)
-"""What holds kernels, below the package's folder; a kernel may be built from nothing else."""
-
 KEPT_DAYS = 90
 """A folder of an earlier version goes when nothing was added to it for so long."""
 
@@ -56,10 +53,9 @@ def kernel(function: Callable[..., Any]) -> Any:
 @functools.cache
 def folder() -> Path:
     """Where the kernels of this version, for this processor, are kept; it need not exist yet."""
-    package = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for path in sorted(found for pattern in FILES for found in package.glob(pattern)):
-        digest.update(f"\n{path.relative_to(package)}\n".encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(f"\n{path.name}\n".encode())
         digest.update(path.read_bytes())
     processor = llvmlite.binding.get_host_cpu_name()
     features = llvmlite.binding.get_host_cpu_features().flatten()

@@ -63,15 +63,14 @@ def mask_rows(
         a, n = at[b], tokens[b]
         for j in range(n_leads):
             genes[a + j], targets[a + j] = leads[b, j], cls_value
-        base = draw(key, cells[b])
         shown = first if first < n else n
         # Bit j - drawn tells of token j.
         drawn = np.int64(0)
         if mask.exact:
             drawn = np.int64(shown)
-            choose(n - shown, np.int64((n - shown) * mask.ratio), base, bits)
+            _mark(cells[b], n, first, key, mask.ratio, 0, bits)
         else:
-            chances(base, mask.share, n, bits)
+            chances(draw(key, cells[b]), mask.share, n, bits)
         for w in range((n - drawn + 63) >> 6):
             word = bits[w]
             begin = _U64(a + drawn + (w << 6))

@@ -124,17 +124,6 @@ def _fate(n, total, limits):
 
 
 @kernel
-def unshuffle(planes, out):
-    """Undo HDF5's shuffle filter: `planes` holds the first bytes of all words of `out`, the next, ..."""
-    n = len(out)
-    for i in range(n):
-        word = np.uint64(0)
-        for k in range(out.itemsize):
-            word |= np.uint64(planes[k * n + i]) << np.uint64(8 * k)
-        out[i] = word
-
-
-@kernel
 def count_rows(rows, counts):
     """counts[r] += 1 for each r of `rows`; False when one is out of range."""
     for i in range(len(rows)):
@@ -143,17 +132,6 @@ def count_rows(rows, counts):
             return False
         counts[r] += 1
     return True
-
-
-@kernel
-def sort_by_row(rows, columns, values, indptr, out_columns, out_values):
-    """Triplets to CSR, stable: indptr [n + 1] must already count the rows."""
-    at = indptr[:-1].copy()
-    for i in range(len(rows)):
-        p = at[rows[i]]
-        at[rows[i]] = p + 1
-        out_columns[p] = columns[i]
-        out_values[p] = values[i]
 
 
 @kernel

@@ -62,16 +62,6 @@ def put(
 
 
 @kernel
-def are_inside(starts, sizes, length):
-    """Whether each [start, start + size) has a byte or more, all of them in [0, length)."""
-    for i in range(len(starts)):
-        # Of numbers that are not known to be small, no sum: it might wrap around.
-        if starts[i] < 0 or starts[i] > length or sizes[i] <= 0 or sizes[i] > length - starts[i]:
-            return False
-    return True
-
-
-@kernel
 def free(places, rooms, following, heads, state):
     """Put places at the heads of their classes' lists."""
     for i in range(len(places)):
@@ -83,9 +73,7 @@ def free(places, rooms, following, heads, state):
 
 
 @kernel
-def pack(
-    arena, at, rooms, sizes, following, heads, state, new_arena, new_at
-):  # fmt: skip
+def pack(arena, at, rooms, sizes, following, heads, state, new_arena, new_at):
     """Move the cells one after another to a new arena; free places get no room, in class 0."""
     is_free = np.zeros(state[PLACES], np.bool_)
     first = np.int64(-1)

@@ -40,7 +40,6 @@ finish.mask_rows          i8[] i8[] i4[,] i8[] i8 u8 MaskRules u8[] i4[] f4[]
 finish.split_rows         i8[] i8[] i4[,] i8[] i8 u8 SplitRules u8[] i4[] f4[]
                           i4[,] f4[,] b1[,] i4[,] f4[,] b1[,]
 finish.mark_genes         i8[] i8[] i8[] i8 u8 f8 i8 u8[] b1[]
-store.are_inside          i8[] i8[] i8
 store.put                 u1[] i8[] i8[] i8[] i8[,] i8 u1[] i8[] i8[] i8[]
                           i8[] i8[,] i8[] i8[] i8[] i8[]
 store.free                i8[] i8[] i8[] i8[] i8[]

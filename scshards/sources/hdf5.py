@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from scshards.base.errors import ScshardsError, SourceError
 from scshards.base.storage import Storage
 from scshards.base.text import text_of
-from scshards.kernels import rows as kernels
 from scshards.sources.rows import attribute, said
 
 
@@ -249,5 +248,7 @@ class _Gzip(_Array):
         if not self._shuffled:
             return np.frombuffer(raw, self.dtype)
         out = np.empty(size, self.dtype)
-        kernels.unshuffle(np.frombuffer(raw, np.uint8), out.view(f"u{self.dtype.itemsize}"))
+        # What HDF5's shuffle filter did: first the first bytes of all words, then the second ones, ...
+        for k, plane in enumerate(np.frombuffer(raw, np.uint8).reshape(-1, size)):
+            out.view(np.uint8).reshape(size, -1)[:, k] = plane
         return out

@@ -245,7 +245,9 @@ def _write_by_rows(folder: Path, triplets: Iterator[Triplets], counts: NDArray[n
                 file.seek(int(indptr[first]) * dtype.itemsize)
                 bucket.append(np.fromfile(file, dtype, int(ptr[-1])))
             by_rows = [np.empty_like(part) for part in bucket[1:]]
-            kernels.sort_by_row(*bucket, ptr, *by_rows)
+            table = np.arange(end - first, dtype=np.int32)
+            dealt = kernels.deal_to_rows(*bucket, 0, table, ptr[:-1].copy(), ptr[1:], *by_rows)
+            assert dealt != kernels.TOO_MANY, "each row has as many values as were counted"
             for file, part in zip(files[1:], by_rows, strict=True):
                 file.seek(int(indptr[first]) * part.itemsize)
                 file.write(part.data)

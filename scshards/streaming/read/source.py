@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import FormatError, ScshardsError
-from scshards.kernels.store import are_inside
 from scshards.shards.shardlist import ShardList
 from scshards.streaming.order.strata import Appearances, Passes
 from scshards.streaming.quarantine import BAD, Quarantine
@@ -156,7 +155,9 @@ class CellSource:
             cells = passes.cells[first:end]
         starts = index.starts[cells] - self._list.chunk_starts(shard)[1][chunk]
         sizes = index.sizes[cells]
-        if not are_inside(starts, sizes, len(data)):
+        # Of numbers that are not known to be small, no sum: it might wrap around.
+        inside = (starts >= 0) & (starts <= len(data)) & (sizes > 0) & (sizes <= len(data) - starts)
+        if not inside.all():
             raise FormatError(
                 "the index points outside a chunk",
                 where=f"{self._list.at(shard)}, chunk {chunk}",

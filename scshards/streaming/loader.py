@@ -34,6 +34,7 @@ from scshards.streaming.order.options import ChoiceOptions
 from scshards.streaming.quarantine import Quarantine
 from scshards.streaming.read.cache import open_cache
 from scshards.streaming.read.options import THREADS, ReadOptions
+from scshards.streaming.read.source import CellBytes
 
 _AT_ONCE = 8
 """Batches of a block that are made by one call, at most: more would only take memory."""
@@ -244,17 +245,11 @@ class CellLoader(BlockStream):
         sizes = block.sizes[rows]
         copies = block.labels[rows, -1] if self._choice.resamples else None
         with self._clock.time("collate"):
-            made = self._collator.collate_several(
-                batches,
-                block.data,
-                block.starts[rows],
-                sizes,
-                block.keys[rows],
-                block.labels[rows],
-                block.epoch,
-                block.begin + first * self.global_batch,
-                copies,
+            cells = CellBytes(
+                block.data, block.starts[rows], sizes, block.keys[rows], block.labels[rows]
             )
+            position = block.begin + first * self.global_batch
+            made = self._collator.collate(cells, block.epoch, position, copies, batches)
         self._clock.count(cells=int((sizes > 0).sum()), batches=batches)
         return made
 

@@ -43,6 +43,7 @@ from scshards.streaming.dataset import SharedEpoch, decoded
 from scshards.streaming.options import check_parts, refuse
 from scshards.streaming.read.cache import open_cache
 from scshards.streaming.read.fetch import ChunkFetcher
+from scshards.streaming.read.source import CellBytes
 from scshards.streaming.stages import StageClock
 
 Sample = dict[str, Any]
@@ -321,15 +322,14 @@ class Collate:
             for j, (name, found) in enumerate(_labels(samples, list(columns)).items()):
                 is_number = columns[name].kind == "number"
                 labels[:, j] = found.astype(np.float64).view(np.int64) if is_number else found
-            yield collator.collate(
+            cells = CellBytes(
                 np.frombuffer(b"".join(members), np.uint8),
                 np.cumsum(sizes) - sizes,
                 sizes,
                 np.array([_key(s["__key__"]) for s in samples], np.int64),
                 labels,
-                epoch,
-                position,
             )
+            yield from collator.collate(cells, epoch, position)
             position += len(samples)
 
 

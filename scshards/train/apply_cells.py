@@ -36,6 +36,7 @@ from scshards.streaming.collate.lead_tokens import LeadTokens
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.loader import CellLoader
 from scshards.streaming.read.options import ReadOptions
+from scshards.streaming.read.source import CellBytes
 from scshards.train.apply_options import EmbedOptions
 from scshards.train.classes import LabelNames
 
@@ -156,7 +157,8 @@ class SourceCells(Cells):
             keys = np.arange(key, key + len(sizes), dtype=np.int64)
             starts = np.cumsum(sizes) - sizes
             no_labels = np.zeros((len(sizes), 0), np.int64)
-            batch = self._collator.collate(data, starts, sizes, keys, no_labels, epoch=0)
+            cells = CellBytes(data, starts, sizes, keys, no_labels)
+            (batch,) = self._collator.collate(cells, epoch=0)
             assert isinstance(batch, Batch), "objective='none' makes another kind of batch"
             if self._domains is not None:
                 codes = torch.from_numpy(self._domains[keys])

@@ -35,6 +35,7 @@ from scshards.streaming.collate.batches import Collator
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.dataset import CellDataset
 from scshards.streaming.loader import CellLoader
+from scshards.streaming.read.source import CellBytes
 
 GENES = 300
 VOCAB = Vocab([f"g{i}" for i in range(GENES)]).with_specials()
@@ -104,7 +105,8 @@ def collated(of: Collator, members: list[bytes], keys: list[int]) -> Any:
     data = np.frombuffer(gap + b"".join(m + gap for m in members), np.uint8)
     sizes = np.array([len(m) for m in members], np.int64)
     starts = np.cumsum(sizes + len(gap)) - sizes
-    return of.collate(data, starts, sizes, np.array(keys), np.zeros((len(keys), 0), np.int64), 0)
+    labels = np.zeros((len(keys), 0), np.int64)
+    return of.collate(CellBytes(data, starts, sizes, np.array(keys), labels), 0)[0]
 
 
 def attack(name: str, seed: int) -> bool:

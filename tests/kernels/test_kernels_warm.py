@@ -33,6 +33,7 @@ from scshards.shards.shardset import ShardSet
 from scshards.streaming.collate.batches import Collator
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.loader import CellLoader
+from scshards.streaming.read.source import CellBytes
 
 counts, floats = sys.argv[1:]
 for root in counts, floats:
@@ -63,10 +64,11 @@ for asked in more:
             continue
         collator = Collator(CollateOptions(**asked, **way), vocab, "counts", 0)
         for data in member, member.copy():
-            collator.collate(
+            read = CellBytes(
                 data, np.zeros(2, np.int64), np.array([len(member), 0]), np.array([7, -1]),
-                np.zeros((2, 0), np.int64), 0,
+                np.zeros((2, 0), np.int64),
             )
+            collator.collate(read, 0)
 print(json.dumps(compiled))
 """
 

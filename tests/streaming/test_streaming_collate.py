@@ -20,6 +20,7 @@ from scshards.cells.batch import Batch
 from scshards.cells.vocab import Vocab
 from scshards.streaming.collate.batches import Collator
 from scshards.streaming.collate.options import CollateOptions
+from scshards.streaming.read.source import CellBytes
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "binning.npz"
 VOCAB = Vocab([f"g{i}" for i in range(20_000)]).with_specials()
@@ -36,10 +37,11 @@ def collate(
 ) -> Batch:
     members = [encode_cell(g, v, kind=kind) for g, v in cells]
     sizes = np.array([len(m) for m in members], np.int64)
-    return Collator(CollateOptions(**options), VOCAB, kind, seed).collate(
+    read = CellBytes(
         np.frombuffer(b"".join(members), np.uint8).copy(), np.cumsum(sizes) - sizes, sizes,
-        np.array(keys if keys is not None else range(len(cells)), np.int64), np.zeros((len(cells), 0), np.int64), epoch,
+        np.array(keys if keys is not None else range(len(cells)), np.int64), np.zeros((len(cells), 0), np.int64),
     )  # fmt: skip
+    return Collator(CollateOptions(**options), VOCAB, kind, seed).collate(read, epoch)[0]
 
 
 def random_cell(rng: np.random.Generator, n: int, top: int = 50) -> tuple[list[int], list[float]]:
@@ -182,10 +184,10 @@ def test_values_as_they_are() -> None:
 
 
 def test_a_row_without_a_cell_is_cls_and_padding() -> None:
-    batch = Collator(CollateOptions(), VOCAB, "counts", 0).collate(
-        np.frombuffer(encode_cell([1, 2], [3, 4]), np.uint8).copy(), np.zeros(2, np.int64),
-        np.array([len(encode_cell([1, 2], [3, 4])), 0]), np.array([0, -1]), np.zeros((2, 0), np.int64), 0,
-    )  # fmt: skip
+    member = np.frombuffer(encode_cell([1, 2], [3, 4]), np.uint8).copy()
+    sizes, keys = np.array([len(member), 0]), np.array([0, -1])
+    read = CellBytes(member, np.zeros(2, np.int64), sizes, keys, np.zeros((2, 0), np.int64))
+    (batch,) = Collator(CollateOptions(), VOCAB, "counts", 0).collate(read, 0)
     assert batch.weight.tolist() == [1, 0] and batch.is_pad[1].tolist() == [False, True, True]
     assert batch.cell_keys == ["000000-0000000000"]
 

@@ -21,6 +21,7 @@ from scshards.shards.manifest import LabelInfo
 from scshards.streaming.collate.batches import Collator
 from scshards.streaming.collate.device import RaggedBatch, _chances, _draw
 from scshards.streaming.collate.options import CollateOptions
+from scshards.streaming.read.source import CellBytes
 
 VOCAB = Vocab([f"g{i}" for i in range(500)]).with_specials()
 LABELS = {"donor": LabelInfo(kind="category", categories=("a", "b"))}
@@ -64,13 +65,10 @@ def both(
     data = np.frombuffer(b"".join(members) or b"\0", np.uint8)
     labels = rng.integers(-1, 2, (len(members), 1))
     keys = rng.integers(0, 2**50, len(members))
-    args = (data, np.cumsum(sizes) - sizes, sizes, keys, labels, 3, int(rng.integers(1000)))
-    made = [
-        Collator(dataclasses.replace(options, device_collate=d), vocab, kind, 9, LABELS).collate(
-            *args
-        )
-        for d in (False, True)
-    ]
+    read = CellBytes(data, np.cumsum(sizes) - sizes, sizes, keys, labels)
+    position = int(rng.integers(1000))
+    ways = [dataclasses.replace(options, device_collate=d) for d in (False, True)]
+    made = [Collator(w, vocab, kind, 9, LABELS).collate(read, 3, position)[0] for w in ways]
     assert not isinstance(made[0], RaggedBatch) and isinstance(made[1], RaggedBatch)
     return made[0], made[1]
 

@@ -21,6 +21,7 @@ from scshards.shards.manifest import LabelInfo
 from scshards.streaming.collate.batches import Collator
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.loader import CellLoader
+from scshards.streaming.read.source import CellBytes
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 GENES = 300
@@ -50,10 +51,9 @@ def collate(
         keys = np.arange(len(cells), dtype=np.int64)
     if labels is None:
         labels = np.full((len(cells), len(LABELS)), -1, np.int64)
-    return Collator(options, vocab, kind, seed, LABELS).collate(
-        np.frombuffer(b"".join(members) or b"\0", np.uint8), np.cumsum(sizes) - sizes, sizes, keys,
-        labels, epoch, position,
-    )  # fmt: skip
+    data = np.frombuffer(b"".join(members) or b"\0", np.uint8)
+    read = CellBytes(data, np.cumsum(sizes) - sizes, sizes, keys, labels)
+    return Collator(options, vocab, kind, seed, LABELS).collate(read, epoch, position)[0]
 
 
 def cell(rng: np.random.Generator, n: int, top: int = 12) -> tuple[np.ndarray, np.ndarray]:
@@ -254,11 +254,11 @@ def test_one_ratio_for_each_batch_drawn_by_its_position() -> None:
     ratios = (0.1, 0.5, 0.9)
     collator = Collator(CollateOptions(mask_ratio=ratios, exact_mask=True), VOCAB, "counts", 3)
     member = np.frombuffer(encode_cell(range(100), [1] * 100), np.uint8)
+    starts, sizes = np.zeros(2, np.int64), np.full(2, len(member))
+    read = CellBytes(member, starts, sizes, np.arange(2), np.zeros((2, 0), np.int64))
     seen = []
     for position in range(0, 6400, 64):
-        batch = collator.collate(
-            member, np.zeros(2, np.int64), np.full(2, len(member)), np.arange(2), np.zeros((2, 0), np.int64), 1, position
-        )  # fmt: skip
+        (batch,) = collator.collate(read, 1, position)
         counts = set(batch.is_masked.sum(1).tolist())
         assert len(counts) == 1
         seen.append(counts.pop())

@@ -21,6 +21,7 @@ from scshards.streaming.collate.batches import Collator
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.collate.packing import cells_per_batch, fitting_room
 from scshards.streaming.loader import CellLoader
+from scshards.streaming.read.source import CellBytes
 
 VOCAB = Vocab([f"g{i}" for i in range(400)]).with_specials()
 FIELDS = ("genes", "values", "targets", "is_masked")
@@ -36,10 +37,12 @@ def pair(
     ]  # fmt: skip
     sizes = np.array([len(m) for m in members], np.int64)
     data = np.frombuffer(b"".join(members) or b"\0", np.uint8)
-    args = (data, np.cumsum(sizes) - sizes, sizes, np.arange(len(sizes)), np.zeros((len(sizes), 0), np.int64), 1)  # fmt: skip
-    packed = Collator(replace(options, tokens_per_batch=total), VOCAB, "counts", 3).collate(*args)
+    read = CellBytes(data, np.cumsum(sizes) - sizes, sizes, np.arange(len(sizes)), np.zeros((len(sizes), 0), np.int64))  # fmt: skip
+    (packed,) = Collator(replace(options, tokens_per_batch=total), VOCAB, "counts", 3).collate(
+        read, 1
+    )
     assert isinstance(packed, PackedBatch)
-    return packed, Collator(padded, VOCAB, "counts", 3).collate(*args)
+    return packed, Collator(padded, VOCAB, "counts", 3).collate(read, 1)[0]
 
 
 @settings(max_examples=100)

@@ -17,6 +17,7 @@ from scshards.streaming.collate import base
 from scshards.streaming.collate.batches import Collator
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.collate.pinned import PinnedMemory, as_tensor, pinned_memory
+from scshards.streaming.read.source import CellBytes
 
 
 class Host:
@@ -67,7 +68,7 @@ def test_the_same_bits_in_blocks_of_the_allocator(
             shardset.manifest.labels, pin_memory=None,
         )  # fmt: skip
         cells = [index["offset"][:16], index["size"][:16].astype(np.int64), index["row"][:16]]
-        return collator.collate_several(several, data, *cells, labels[:16], 0)
+        return collator.collate(CellBytes(data, *cells, labels[:16]), 0, batches=several)
 
     plain = batches()
     monkeypatch.setattr(base, "pinned_memory", lambda wanted: host.memory())

@@ -87,15 +87,15 @@ def test_a_loader_counts_its_cells_batches_reads_and_bytes(tmp_path):
 def test_a_slow_stage_is_seen_in_its_own_place(tmp_path, time, monkeypatch):
     make_set(tmp_path, [64])
     loader = loader_of(tmp_path, batch_size=8)
-    collate = loader._collator.collate_several
+    collate = loader._collator.collate
     calls = []
 
     def slow(*args):
-        calls.append(args[0])
+        calls.append(args[-1])
         time.sleep(0.1)
         return collate(*args)
 
-    monkeypatch.setattr(loader._collator, "collate_several", slow)
+    monkeypatch.setattr(loader._collator, "collate", slow)
     assert len(list(loader)) == sum(calls) == 8
     assert loader.stages().collate == pytest.approx(len(calls) * 0.1)
 
@@ -103,7 +103,7 @@ def test_a_slow_stage_is_seen_in_its_own_place(tmp_path, time, monkeypatch):
 def test_who_takes_batches_waits_for_them(tmp_path, monkeypatch):
     make_set(tmp_path, [64])
     loader = loader_of(tmp_path, batch_size=8)
-    collate, enter, waiting = loader._collator.collate_several, Span.__enter__, threading.Event()
+    collate, enter, waiting = loader._collator.collate, Span.__enter__, threading.Event()
     before = loader.stages()
 
     def entered(span):
@@ -117,6 +117,6 @@ def test_who_takes_batches_waits_for_them(tmp_path, monkeypatch):
         return collate(*args)
 
     monkeypatch.setattr(Span, "__enter__", entered)
-    monkeypatch.setattr(loader._collator, "collate_several", slow)
+    monkeypatch.setattr(loader._collator, "collate", slow)
     assert len(list(loader)) == 8
     assert (loader.stages() - before).wait >= 0.1

@@ -5,6 +5,7 @@ Called by streaming.collate.batches, whose Collator makes batches of it.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.collate.packing import fitting_room
 from scshards.streaming.collate.pinned import as_tensor, pinned_memory
 from scshards.streaming.read.pool import BufferPool
+from scshards.streaming.read.source import CellBytes
 
 _COPY_STEP = np.int64(0x2545F4914F6CDD1D)
 """What a cell's key grows by, wrapping, where it appears again: no other cell's key is there."""
@@ -36,44 +38,42 @@ _MARK = {"mask": "mask", "none": "mask", "generate": "generate"}
 
 
 class Cells(NamedTuple):
-    """The cells of a batch, B rows of L tokens.
+    """The cells of a batch, B rows of L tokens, or of several batches.
 
     Attributes
     ----------
-    data, fields
-        The bytes of the members, and where the parts of each are: `members.measure_members`.
+    read
+        The members, and what comes with them.
+    fields
+        Where the parts of each member are: `members.measure_members`.
     drawn_by
         int64 [B]: the keys that draws are made by.
     leads
         int32 [B, tokens]: the leading tokens.
-    keys
-        As in the shards.
-    labels
-        int64 [B, columns].
     is_cell
         bool [B].
     tokens
         int64 [B]: of each cell, `<cls>` included, padding not.
-    length
-        L.
     rules
         Of the collator, or with less room where cells are packed.
     ratio
         The share of genes that is hidden.
     """
 
-    data: NDArray[np.uint8]
+    read: CellBytes
     fields: NDArray[np.int64]
     drawn_by: NDArray[np.int64]
     leads: NDArray[np.int32]
-    keys: NDArray[np.int64]
-    labels: NDArray[np.int64]
     is_cell: NDArray[np.bool_]
     tokens: NDArray[np.int64]
-    length: int
     rules: kernels.CellRules
     ratio: float
     epoch: int
+
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        """int64 [B]: as in the shards."""
+        return self.read.keys
 
 
 class CollatorBase:
@@ -113,39 +113,27 @@ class CollatorBase:
         self._buffers = self._pinned or BufferPool()
 
     def _cells(
-        self,
-        data: NDArray[np.uint8],
-        starts: NDArray[np.int64],
-        sizes: NDArray[np.int64],
-        keys: NDArray[np.int64],
-        labels: NDArray[np.int64],
-        epoch: int,
-        position: int,
-        copies: NDArray[np.int64] | None,
+        self, read: CellBytes, epoch: int, position: int, copies: NDArray[np.int64] | None
     ) -> Cells:
         """The cells of a batch; parameters as of Collator.collate."""
-        data = read_only(data)
-        fields = np.zeros((len(starts), MEMBER_FIELDS), np.int64)
-        status = np.zeros(len(starts), np.int64)
-        measure_members(data, starts, sizes, fields, status)
-        for bad in np.flatnonzero((status != OK) & (sizes > 0)):
+        read = dataclasses.replace(read, data=read_only(read.data))
+        is_cell, keys = read.sizes > 0, read.keys
+        fields = np.zeros((len(keys), MEMBER_FIELDS), np.int64)
+        status = np.zeros(len(keys), np.int64)
+        measure_members(read.data, read.starts, read.sizes, fields, status)
+        for bad in np.flatnonzero((status != OK) & is_cell):
             self._check((int(status[bad]), int(bad)), keys)
         n_genes = fields[:, 0].copy()
         rules = self._rules
         if self._packed_tokens is not None:
-            rules = self._packed_rules(n_genes, sizes > 0, self._packed_tokens)
-        tokens = self._tokens(n_genes, sizes > 0, rules)
-        drawn_by = keys if copies is None else keys + copies * _COPY_STEP
+            rules = self._packed_rules(n_genes, is_cell, self._packed_tokens)
         return Cells(
-            data=data,
+            read=read,
             fields=fields,
-            drawn_by=drawn_by,
-            leads=self._leads.ids(labels),
-            keys=keys,
-            labels=labels,
-            is_cell=sizes > 0,
-            tokens=tokens,
-            length=self._length(int(tokens.max())),
+            drawn_by=keys if copies is None else keys + copies * _COPY_STEP,
+            leads=self._leads.ids(read.labels),
+            is_cell=is_cell,
+            tokens=self._tokens(n_genes, is_cell, rules),
             rules=rules,
             ratio=self._ratio(epoch, position),
             epoch=epoch,
@@ -162,7 +150,7 @@ class CollatorBase:
 
         What is behind them, up to SLACK elements, may be written to as well.
         """
-        src, fields, rules = cells.data, cells.fields, cells.rules
+        src, fields, rules = cells.read.data, cells.fields, cells.rules
         keys, scratch = self._draw_keys(cells.epoch), self._scratch()
         is_scaled = any(self._scale)
         totals = np.zeros(len(fields) if is_scaled else 0, np.uint64)
@@ -215,9 +203,9 @@ class CollatorBase:
             genes += np.clip(len(self._gene_ids) - n_genes, 0, self.options.include_zero_genes)
         return self.options.n_leads + genes * is_cell
 
-    def _length(self, longest: int) -> int:
-        """Tokens of a row, padding included."""
-        to = self.options.pad_to
+    def _length(self, tokens: NDArray[np.int64]) -> int:
+        """Tokens of each row of a batch whose cells have so many, padding included."""
+        to, longest = self.options.pad_to, int(tokens.max())
         if to == "longest":
             return longest
         if to == "max":
@@ -237,7 +225,7 @@ class CollatorBase:
         is_cell = cells.is_cell
         columns = []
         for j, info in enumerate(self._labels.values()):
-            column = cells.labels[:, j]
+            column = cells.read.labels[:, j]
             if info.kind == "number":
                 column = np.where(is_cell, column.view(np.float64), np.nan)
             columns.append(self._kept(column))

@@ -23,6 +23,7 @@ from scshards.streaming.collate.base import Cells, CollatorBase
 from scshards.streaming.collate.device import Layout, RaggedBatch
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.collate.pinned import as_tensor
+from scshards.streaming.read.source import CellBytes
 
 AnyBatch = Batch | GenerateBatch | PackedBatch | RaggedBatch
 
@@ -75,82 +76,51 @@ class Collator(CollatorBase):
 
     def collate(
         self,
-        data: NDArray[np.uint8],
-        starts: NDArray[np.int64],
-        sizes: NDArray[np.int64],
-        keys: NDArray[np.int64],
-        labels: NDArray[np.int64],
+        read: CellBytes,
         epoch: int,
         position: int = 0,
         copies: NDArray[np.int64] | None = None,
-    ) -> AnyBatch:
-        """The batch of the members data[starts[i]:starts[i] + sizes[i]].
+        batches: int = 1,
+    ) -> list[AnyBatch]:
+        """So many batches of as many cells each, one behind another.
+
+        They share memory, which is used again when all of them are gone. One call for 8 batches takes
+        a fifth of the time in Python, which only one thread can spend at a time, of 8 calls.
 
         Parameters
         ----------
-        data
-            uint8, writable or not.
-        starts, sizes
-            int64 [B]; a size of 0 makes a row of weight 0.
-        keys
-            int64 [B]: with seed and epoch, they decide masks, samples and ties.
-        labels
-            int64 [B, columns]: codes, or the bits of float64 numbers.
+        read
+            The members. A size of 0 makes a row of weight 0; keys, with seed and epoch, decide masks,
+            samples and ties.
         position
-            Of the batch in its epoch: with seed and epoch, it decides which of several ratios is used.
+            Of the first batch in its epoch: with seed and epoch, it decides which of several ratios is
+            used.
         copies
             int64 [B]: how often each cell appeared before in this epoch; another appearance has
             another sample and other masks.
+        batches
+            More than one only if `makes_several`.
 
         Raises
         ------
         FormatError
-            For a member that is not a cell of format 1, naming its key.
+            For a member that is not a cell of format 1, naming its key; there is no batch then.
         """
-        cells = self._cells(data, starts, sizes, keys, labels, epoch, position, copies)
+        assert batches == 1 or self.makes_several
+        cells = self._cells(read, epoch, position, copies)
         if self._packed_tokens is not None:
-            return self._packed(cells, self._packed_tokens)
+            return [self._packed(cells, self._packed_tokens)]
         if self._is_for_device:
-            return self._ragged(cells)
-        is_split = self.options.objective == "generate"
-        return self._generated(cells) if is_split else next(self._masked(cells, [cells.length]))
+            return [self._ragged(cells)]
+        if self.options.objective == "generate":
+            return [self._generated(cells)]
+        return list(self._masked(cells, list(map(self._length, np.split(cells.tokens, batches)))))
 
     @property
     def makes_several(self) -> bool:
         """Whether several batches can be made at once: padded ones, all with one ratio."""
         is_padded = self.options.objective != "generate" and self._packed_tokens is None
         return is_padded and not self._is_for_device and len(self.options.ratios) < 2
-
-    def collate_several(
-        self,
-        batches: int,
-        data: NDArray[np.uint8],
-        starts: NDArray[np.int64],
-        sizes: NDArray[np.int64],
-        keys: NDArray[np.int64],
-        labels: NDArray[np.int64],
-        epoch: int,
-        position: int = 0,
-        copies: NDArray[np.int64] | None = None,
-    ) -> list[AnyBatch]:
-        """So many batches of as many members each, one behind another: what `collate` makes of each.
-
-        They share memory, which is used again when all of them are gone. One call for 8 batches takes
-        a fifth of the time in Python, which only one thread can spend at a time, of 8 calls. More than
-        one only if `makes_several`.
-
-        Raises
-        ------
-        FormatError
-            As `collate`; there is no batch then.
-        """
-        if batches == 1:
-            return [self.collate(data, starts, sizes, keys, labels, epoch, position, copies)]
-        assert self.makes_several
-        cells = self._cells(data, starts, sizes, keys, labels, epoch, position, copies)
-        longest = cells.tokens.reshape(batches, -1).max(axis=1)
-        lengths = [self._length(n) for n in longest.tolist()]
-        return list(self._masked(cells, lengths))
 
     def _masked(self, cells: Cells, lengths: Sequence[int]) -> Iterator[Batch]:
         """The cells as one batch for each length, with as many cells each."""
@@ -217,10 +187,11 @@ class Collator(CollatorBase):
         )  # fmt: skip
 
     def _generated(self, cells: Cells) -> GenerateBatch:
-        n_unknown, at_least = self._split(cells.length, cells.ratio)
+        length = self._length(cells.tokens)
+        n_unknown, at_least = self._split(length, cells.ratio)
         kinds = [np.int32, np.float32, np.bool_]
         rows = len(cells.keys)
-        known, unknown = (rows, cells.length - n_unknown), (rows, n_unknown)
+        known, unknown = (rows, length - n_unknown), (rows, n_unknown)
         out = self._outputs([known] * 3 + [unknown] * 3, kinds + kinds)
         split = SplitRules(
             ratio=float(cells.ratio),
@@ -250,7 +221,8 @@ class Collator(CollatorBase):
     def _ragged(self, cells: Cells) -> RaggedBatch:
         options = self.options
         is_split = options.objective == "generate"
-        n_unknown, at_least = self._split(cells.length, cells.ratio) if is_split else (None, 0)
+        length = self._length(cells.tokens)
+        n_unknown, at_least = self._split(length, cells.ratio) if is_split else (None, 0)
         at, genes, values = self._flat(cells)
         total = len(genes)
         has_marks = is_split or options.exact_mask
@@ -274,7 +246,7 @@ class Collator(CollatorBase):
             draws=self._kept(masks),
             marks=self._kept(np.packbits(is_marked, bitorder="little")),
             layout=Layout(
-                length=cells.length,
+                length=length,
                 n_unknown=n_unknown,
                 first=options.n_leads + options.kept_genes,
                 share=_share(cells.ratio),

@@ -27,7 +27,7 @@ COPY_COLUMN = "copy"
 """What the last column of labels is called where cells may appear more than once."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class CellBytes:
     """Some cells, in order, and the bytes they lie in.
 

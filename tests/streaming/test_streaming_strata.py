@@ -217,6 +217,25 @@ def test_everything_exact_stays_so(two: tuple[Known, Known], data: st.DataObject
     assert sorted(rest) == sorted(k for keys in whole[stop:] for k in keys if k >= 0)
 
 
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_a_rank_reads_its_part_of_the_bytes(tmp_path: Path, world: int) -> None:
+    """With strata, too, its lanes lie in shards of their own, but for those where a stretch ends."""
+    shards = {tmp_path / "a": 64, tmp_path / "b": 32}
+    for i, (root, n) in enumerate(shards.items()):
+        make_set(root, [60] * n, longest=2, seed=i)
+
+    def read(rank: int, world: int) -> int:
+        roots = {str(root): float(n) for root, n in shards.items()}
+        one = blend_of(roots, **OPTIONS, rank=rank, world_size=world, drop_last=False)
+        assert sum(len(b.key) for b in one) >= 96 * 60 // world
+        return one.stages().bytes
+
+    whole = read(0, 1)
+    stretches = 2 * OPTIONS["lanes"] // world
+    most = whole * (1 / world + stretches / 96)
+    assert max(read(rank, world) for rank in range(world)) <= most < 0.85 * whole
+
+
 def test_a_state_of_version_2_goes_on_at_the_next_epoch(
     two: tuple[Known, Known], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ BLOCK = 4096
 
 
 def a_cache(folder: Path, blocks: int = 100) -> NodeCache:
-    return NodeCache(folder, blocks * BLOCK, least=BLOCK)
+    with mock.patch("scshards.streaming.read.cache.LEAST_BYTES", BLOCK):
+        return NodeCache(folder, blocks * BLOCK)
 
 
 def content(name: str, size: int) -> bytes:

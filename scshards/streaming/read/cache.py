@@ -28,6 +28,7 @@ import os
 import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,15 @@ _CHECK = 0x5C5A_4D1E_0F33_9A67
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
+_FAILED = "failed"
+"""That the disk fails was said: nothing more is kept."""
+
 _log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Used:
+    total: int
 
 
 class NodeCache:
@@ -60,8 +69,6 @@ class NodeCache:
     size
         Bytes that it may hold: a number, or text such as "200 GB". Processes that share a folder give
         the same size.
-    least
-        The smallest size that is accepted.
 
     Raises
     ------
@@ -69,19 +76,16 @@ class NodeCache:
         When the folder can't be used, or the size is too small or no size.
     """
 
-    def __init__(
-        self, folder: str | os.PathLike[str], size: int | str, *, least: int = LEAST_BYTES
-    ) -> None:
+    def __init__(self, folder: str | os.PathLike[str], size: int | str) -> None:
         self.folder, self.size = Path(folder).expanduser().absolute() / "v1", size_of(size)
-        if self.size < least:
+        if self.size < LEAST_BYTES:
             raise ConfigError(
-                f"cache_size is at least {least:,} bytes, not {self.size:,}",
+                f"cache_size is at least {LEAST_BYTES:,} bytes, not {self.size:,}",
                 advice="give what the disk has to spare",
             )
-        self._damaged = 0
         self._new, self._used = self.folder / "new", self.folder / "used"
-        self._counting = threading.Lock()
-        self._keeps, self._is_denied = True, False
+        self._said: set[str] = set()
+        self._saying = threading.Lock()
         try:
             self._new.mkdir(parents=True, exist_ok=True)
             with self._locked():
@@ -95,34 +99,25 @@ class NodeCache:
 
     def read_into(self, name: str, out: memoryview) -> bool:
         """Fill `out` with what has that name and as many bytes; False when it is not there."""
-        try:
-            with self._path(name).open("rb", buffering=0) as f:
-                done = 0
-                is_whole = os.fstat(f.fileno()).st_size == len(out)
-                while is_whole and done < len(out):
-                    n = f.readinto(out[done:])
-                    is_whole, done = n > 0, done + n
-                if is_whole:
-                    with contextlib.suppress(PermissionError):
-                        os.utime(f.fileno())  # it was used just now
-        except FileNotFoundError:
-            return False
-        except PermissionError:
-            self._denied(self._path(name))
-            return False
-        except OSError as e:
-            self._fails("read", e)
-            return False
-        if not is_whole:
+        with self._told("read", self._path(name)), self._path(name).open("rb", buffering=0) as f:
+            done = 0
+            is_whole = os.fstat(f.fileno()).st_size == len(out)
+            while is_whole and done < len(out):
+                n = f.readinto(out[done:])
+                is_whole, done = n > 0, done + n
+            if is_whole:
+                with contextlib.suppress(PermissionError):
+                    os.utime(f.fileno())  # it was used just now
+                return True
             self.drop(name, len(out))
-        return is_whole
+        return False
 
     def put(self, name: str, data: memoryview) -> None:
         """Keep a copy, unless there is one.
 
         A disk that is full or fails is told of in one line; nothing is kept then until `begin`.
         """
-        if not self._keeps or _size(self._path(name)) == len(data):
+        if _FAILED in self._said or _size(self._path(name)) == len(data):
             return
         temporary = self._new / uuid.uuid4().hex
         room = _rounded(len(data))
@@ -137,64 +132,54 @@ class NodeCache:
         except OSError as e:
             self._fails("written", e)
             return
-        with f:
+        with self._told("written", self._path(name)), f:
             try:
                 done = 0
                 while done < len(data):
                     done += f.write(data[done:])
                 self._publish(temporary, self._path(name), len(data))
-            except OSError as e:
+            except OSError:
                 self._release(temporary, room)
-                if isinstance(e, PermissionError):
-                    self._denied(self._path(name))
-                else:
-                    self._fails("written", e)
+                raise
 
     def drop(self, name: str, size: int) -> None:
         """Remove what was found to be damaged; it had `size` bytes when it was put there."""
-        with self._counting:
-            self._damaged += 1
-            is_first = self._damaged == 1
-        if is_first:
-            _log.warning("%s: a file was damaged; it is read from its source again", self.folder)
+        self._say(
+            "damaged", "%s: a file was damaged; it is read from its source again", self.folder
+        )
         path = self._path(name)
-        try:
-            # Another process may have been faster.
-            with contextlib.suppress(FileNotFoundError):
-                # If it is shorter now, it may have been counted since.
-                self._release(path, _rounded(min(size, path.stat().st_size)))
-        except PermissionError:
-            self._denied(path)
-        except OSError as e:
-            self._fails("cleaned", e)
+        with self._told("cleaned", path):
+            # If it is shorter now, it may have been counted since.
+            self._release(path, _rounded(min(size, path.stat().st_size)))
 
     def begin(self) -> None:
         """Keep what is read from now on, even if the disk was full before."""
-        self._keeps = True
+        self._said.discard(_FAILED)
 
     def _path(self, name: str) -> Path:
         return self.folder / name[:2] / name
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[int]:
-        """The open file that says how much is used, locked against all other threads and processes."""
-        used = os.open(self._used, os.O_RDWR | os.O_CREAT, 0o666)
+    def _locked(self) -> Iterator[_Used]:
+        """The bytes in use, locked against all other threads and processes, to be changed."""
+        handle = os.open(self._used, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(used, fcntl.LOCK_EX)
-            if _read_count(used) is None:
-                _write_count(used, self._counted())
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            said, check = np.frombuffer(os.pread(handle, 16, 0).ljust(16, b"\0"), "<u8").tolist()
+            used = _Used(said if said ^ check == _CHECK else self._counted())
             yield used
+            total = max(0, used.total)
+            os.pwrite(handle, np.array([total, total ^ _CHECK], "<u8").tobytes(), 0)
         finally:
-            os.close(used)
+            os.close(handle)
 
-    def _reserve(self, used: int, room: int) -> bool:
+    def _reserve(self, used: _Used, room: int) -> bool:
         """Count `room` bytes as used, making room for them; False when there can't be any."""
-        if _count(used, 0) + room > self.size:
-            total = self._evict(int(self.size * _KEPT_SHARE) - room)
-            _write_count(used, total)
-            if total + room > self.size:
+        if used.total + room > self.size:
+            used.total = self._evict(int(self.size * _KEPT_SHARE) - room)
+            if used.total + room > self.size:
                 return False
-        _count(used, room)
+        used.total += room
         return True
 
     def _publish(self, temporary: Path, path: Path, size: int) -> None:
@@ -208,13 +193,13 @@ class NodeCache:
             else:
                 temporary.rename(path)
             if there is not None:
-                _count(used, -_rounded(min(size, there)))
+                used.total -= _rounded(min(size, there))
 
     def _release(self, path: Path, room: int) -> None:
         """Remove a file and count its `room` bytes as free again."""
         with self._locked() as used:
             path.unlink()
-            _count(used, -room)
+            used.total -= room
 
     def _evict(self, wanted: int) -> int:
         """Remove what was used longest ago until `wanted` bytes are left; how many really are.
@@ -279,27 +264,42 @@ class NodeCache:
                 alive += _rounded(_size(path) or 0)
         return alive
 
+    @contextlib.contextmanager
+    def _told(self, what: str, path: Path) -> Iterator[None]:
+        """What goes wrong with a file is said; it may be gone, too: another process was faster."""
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                yield
+        except PermissionError:
+            self._denied(path)
+        except OSError as e:
+            self._fails(what, e)
+
     def _denied(self, path: Path) -> None:
-        with self._counting:
-            is_first, self._is_denied = not self._is_denied, True
-        if is_first:
-            _log.warning(
-                "%s: another user's, who does not let this one read or replace it; such files are left, "
-                "and what they hold is streamed (a group whose files are written with umask 002 shares "
-                "a cache)",
-                path,
-            )
+        self._say(
+            "denied",
+            "%s: another user's, who does not let this one read or replace it; such files are left, "
+            "and what they hold is streamed (a group whose files are written with umask 002 shares "
+            "a cache)",
+            path,
+        )
 
     def _fails(self, what: str, error: OSError) -> None:
-        with self._counting:
-            is_first, self._keeps = self._keeps, False
+        why = "the disk is full" if error.errno in _FULL else str(error.strerror)
+        self._say(
+            _FAILED,
+            "%s: the cache could not be %s (%s); for the rest of the epoch nothing more is "
+            "kept in it, and what it lacks is streamed",
+            self.folder, what, why,
+        )  # fmt: skip
+
+    def _say(self, case: str, text: str, *about: object) -> None:
+        """Log something once."""
+        with self._saying:
+            is_first = case not in self._said
+            self._said.add(case)
         if is_first:
-            why = "the disk is full" if error.errno in _FULL else str(error.strerror)
-            _log.warning(
-                "%s: the cache could not be %s (%s); for the rest of the epoch nothing more is "
-                "kept in it, and what it lacks is streamed",
-                self.folder, what, why,
-            )  # fmt: skip
+            _log.warning(text, *about)
 
 
 def open_cache(folder: str | os.PathLike[str] | None, size: int | str | None) -> NodeCache | None:
@@ -307,23 +307,6 @@ def open_cache(folder: str | os.PathLike[str] | None, size: int | str | None) ->
     if (folder is None) != (size is None):
         raise ConfigError("cache_dir and cache_size are given together or not at all")
     return None if folder is None or size is None else NodeCache(folder, size)
-
-
-def _count(used: int, change: int) -> int:
-    """Change the number of bytes in use, in the file that says it; the number afterwards."""
-    total = max(0, (_read_count(used) or 0) + change)
-    _write_count(used, total)
-    return total
-
-
-def _read_count(used: int) -> int | None:
-    """The bytes in use; None when the file that says it is new or damaged."""
-    total, check = np.frombuffer(os.pread(used, 16, 0).ljust(16, b"\0"), "<u8").tolist()
-    return int(total) if total ^ check == _CHECK else None
-
-
-def _write_count(used: int, total: int) -> None:
-    os.pwrite(used, np.array([total, total ^ _CHECK], "<u8").tobytes(), 0)
 
 
 def _size(path: Path) -> int | None:

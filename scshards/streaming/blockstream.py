@@ -31,8 +31,8 @@ from scshards.streaming.pipeline import Made, in_order
 from scshards.streaming.quarantine import LostCells, Quarantine
 from scshards.streaming.read.cache import NodeCache
 from scshards.streaming.read.fetch import LOCAL_READS, REMOTE_READS, ChunkFetcher
-from scshards.streaming.read.indexes import IndexCache
 from scshards.streaming.read.pool import BufferPool
+from scshards.streaming.read.source import IndexCache
 from scshards.streaming.stages import StageClock, Stages
 
 _log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class BlockStream:
         self._clock = StageClock()
         self._quarantine = quarantine.begin(epoch)
         self._buffers, self._stores = BufferPool(), CellStores()
-        shards.read_indexes_by(ChunkFetcher(shards, self._clock, cache).index)
+        shards.read_indexes_by(ChunkFetcher(shards, StageClock(), cache).index)
         self._choice = self._quarantine.choosing(
             lambda: choice_of(shards, choosing, seed, shares, stratified=shuffle)
         )
@@ -136,8 +136,7 @@ class BlockStream:
         }
         # Of shards, one for each stretch, and the next one of those that come to the end of theirs.
         kept = self.order.stretches(self.order.begin(epoch)) * 5 // 4 + 2
-        columns = self._choice.columns
-        self._indexes = IndexCache(shards, tuple(shards.labels), columns, kept, self._clock)
+        self._indexes = IndexCache(kept, self._choice.columns)
         # The passes that somebody holds, the one begun last behind the others.
         self._passes: list[weakref.ref[Pass[Any]]] = []
         begin = self.order.begin(epoch)
@@ -415,7 +414,6 @@ class Pass(Iterator[Made]):
         stop = Stop()
         n_fetchers = LOCAL_READS if stream._shards.is_local else REMOTE_READS
         reader = EpochReader(
-            shards=stream._shards,
             choice=stream._choice,
             order=stream.order,
             position=begin,
@@ -431,7 +429,6 @@ class Pass(Iterator[Made]):
             ),
             fetchers=Jobs(n_fetchers, "scshards-fetch", stop),
             quarantine=stream._quarantine.begin(begin.epoch),
-            clock=stream._clock,
         )
         self._batches = in_order(
             reader.blocks(),

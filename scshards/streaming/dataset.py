@@ -268,17 +268,18 @@ def _cells(loader: CellLoader, block: Block, wanted: range) -> Iterator[list[dic
     """The cells of these batches of a block, one by one."""
     for i in wanted:
         rows = range(i * loader.batch_size, (i + 1) * loader.batch_size)
-        yield [_cell(loader, block, row) for row in rows if block.sizes[row]]
+        yield [_cell(loader, block, row) for row in rows if block.cells.sizes[row]]
 
 
 def _cell(loader: CellLoader, block: Block, row: int) -> dict[str, Any]:
-    start, size = int(block.starts[row]), int(block.sizes[row])
-    key = format_key(*divmod(int(block.keys[row]), 1 << KEY_ROW_BITS))
-    member = block.data[start : start + size].tobytes()
+    cells = block.cells
+    start, size = int(cells.starts[row]), int(cells.sizes[row])
+    key = format_key(*divmod(int(cells.keys[row]), 1 << KEY_ROW_BITS))
+    member = cells.data[start : start + size].tobytes()
     # The codes of a member are those of its set, in a blend not those of all sets.
     labels = {
         name: int(code) if info.kind == "category" else float(code.view(np.float64))
-        for code, (name, info) in zip(block.labels[row], loader.labels.items(), strict=False)
+        for code, (name, info) in zip(cells.labels[row], loader.labels.items(), strict=False)
     }
     return {"__key__": key, **decoded(member, loader.value_kind, key), "labels": labels}
 

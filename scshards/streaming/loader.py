@@ -242,12 +242,10 @@ class CellLoader(BlockStream):
     def _collate(self, block: Block, first: int, batches: int) -> list[AnyBatch]:
         """So many batches of a block, from one on."""
         rows = slice(first * self.batch_size, (first + batches) * self.batch_size)
-        sizes = block.sizes[rows]
-        copies = block.labels[rows, -1] if self._choice.resamples else None
+        of, sizes = block.cells, block.cells.sizes[rows]
+        copies = of.labels[rows, -1] if self._choice.resamples else None
         with self._clock.time("collate"):
-            cells = CellBytes(
-                block.data, block.starts[rows], sizes, block.keys[rows], block.labels[rows]
-            )
+            cells = CellBytes(of.data, of.starts[rows], sizes, of.keys[rows], of.labels[rows])
             position = block.begin + first * self.global_batch
             made = self._collator.collate(cells, block.epoch, position, copies, batches)
         self._clock.count(cells=int((sizes > 0).sum()), batches=batches)

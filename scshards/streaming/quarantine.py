@@ -106,38 +106,36 @@ class Quarantine:
                     self.lose(shard, None, np.arange(self._shards.cells[shard]), error)
                     self._shards.leave_out(shard)
 
-    def is_lost(self, shard: int, chunk: int | None) -> bool:
-        """Whether a chunk (None: a shard's index) was bad in this epoch already."""
-        return (shard, chunk) in self._cells
+    def reason(self, shard: int, chunk: int | None) -> str | None:
+        """Why a chunk (None: a shard's index) was bad in this epoch already; None when it was not."""
+        told = self._lost.get((self._epoch, shard, chunk))
+        return None if told is None else told.reason
 
     def lose(
-        self, shard: int, chunk: int | None, cells: NDArray[np.integer], error: ScshardsError | None
+        self, shard: int, chunk: int | None, cells: NDArray[np.integer], error: ScshardsError
     ) -> None:
-        """Give up some cells of a shard, told by their places in it; `error` None: for the same reason.
+        """Give up some cells of a shard, told by their places in it.
 
         Raises
         ------
         ScshardsError
             The error, unless bad shards are put in quarantine; or that too many cells were lost.
         """
-        if self._mode == "raise" and error is not None:
+        if self._mode == "raise":
             raise error
         with self._lock:
-            key = (self._epoch, shard, chunk)
             is_new = (shard, chunk) not in self._cells
             if is_new:
                 self._cells[shard, chunk] = np.zeros(self._shards.shards[shard].cells, np.bool_)
             mask = self._cells[shard, chunk]
             mask[cells] = True
-            told = self._lost.get(key)
-            made = LostCells(
+            made = self._lost[self._epoch, shard, chunk] = LostCells(
                 epoch=self._epoch,
                 shard=self._shards.at(shard),
                 chunk=chunk,
                 cells=int(mask.sum()),
-                reason=error.what if error is not None else told.reason if told is not None else "",
+                reason=error.what,
             )
-            self._lost[key] = made
             total = sum(int(m.sum()) for m in self._cells.values())
         if is_new:
             part = "the index" if chunk is None else f"chunk {chunk}"

@@ -42,7 +42,7 @@ from scshards.streaming.collate.packing import cells_per_batch
 from scshards.streaming.dataset import SharedEpoch, decoded
 from scshards.streaming.options import check_parts, refuse
 from scshards.streaming.read.cache import open_cache
-from scshards.streaming.read.fetch import ChunkFetcher
+from scshards.streaming.read.fetch import ChunkFetcher, Piece
 from scshards.streaming.read.source import CellBytes
 from scshards.streaming.stages import StageClock
 
@@ -377,7 +377,7 @@ class _ShardFile(io.RawIOBase):
     def __init__(self, fetcher: ChunkFetcher, shard: int, chunks: int) -> None:
         super().__init__()
         self._fetcher = fetcher
-        self._pieces = fetcher.announced((shard, chunk, 0, 0) for chunk in range(chunks))
+        self._pieces = fetcher.announced(Piece(shard, chunk, 0, 0) for chunk in range(chunks))
         self._left: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def readable(self) -> bool:
@@ -388,7 +388,7 @@ class _ShardFile(io.RawIOBase):
             piece = next(self._pieces, None)
             if piece is None:
                 return 0
-            self._left = self._fetcher.fetch(*piece[:2])
+            self._left = self._fetcher.fetch(piece.shard, piece.chunk, piece.read)
         n = min(len(buffer), len(self._left))
         memoryview(buffer)[:n] = self._left[:n].data
         self._left = self._left[n:]

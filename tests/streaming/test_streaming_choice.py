@@ -255,7 +255,7 @@ def test_copies_are_those_of_the_rule(data: st.DataObject, tmp_path_factory: Any
             for c in range(copies.max(initial=0))
             for i in np.flatnonzero(copies > c).tolist()
         ]
-        passes = placed.copies(0, len(placed.cells)).tolist()
+        passes = placed.copies(np.arange(len(placed.cells))).tolist()
         assert list(zip(passes, placed.cells.tolist(), strict=True)) == want
         for i, k in enumerate(copies.tolist()):
             if k:

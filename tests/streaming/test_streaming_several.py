@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import subprocess
@@ -75,13 +76,11 @@ def test_batches_before_a_bad_cell_come(tmp_path: Path, monkeypatch: pytest.Monk
     collate = one.collate
 
     def spoiled(block: Any, wanted: range) -> Any:
-        data = block.data.copy()
-        for row in np.flatnonzero(block.keys == bad):
-            data[block.starts[row]] = 0  # no msgpack map begins so
-        changed = type(block)(
-            **{name: getattr(block, name) for name in block.__slots__} | {"data": data}
-        )
-        return collate(changed, wanted)
+        data = block.cells.data.copy()
+        for row in np.flatnonzero(block.cells.keys == bad):
+            data[block.cells.starts[row]] = 0  # no msgpack map begins so
+        cells = dataclasses.replace(block.cells, data=data)
+        return collate(dataclasses.replace(block, cells=cells), wanted)
 
     seen = []
     with pytest.raises(FormatError, match=f"cell 000000-{bad & (2**40 - 1):010d}"):

@@ -1,1 +1,1 @@
-"""Lanes of cells through shuffle buffers into blocks of batches. Read lanes.py first, then blocks.py."""
+"""Cells of lanes through shuffle buffers into blocks of batches. Read store.py first, then blocks.py."""

@@ -1,9 +1,14 @@
 """What is left of an epoch, as blocks of a few batches' worth of undecoded cells, in batch order.
 
-    one part:  blocks of several batches, dealt from its lanes (mix.lanes)
+    one part:  blocks of several batches, dealt from its lanes
     domains:   a block of one batch from the domain whose turn it is, and so on
 
-A collator (collate.batches) makes batches of them. Runs on one thread at a time.
+    chunks of a lane's stretch --streaming.mix.store--> places --shuffle buffer--> rows of a block
+
+Buffers hold the numbers of places in the store; the steps are those of kernels.order. A stretch asks
+for its next chunk when it has used up half of the last one. Where an epoch is resumed, buffers are
+replayed on integers, and what is in them is read in the order in which it is needed. A collator
+(collate.batches) makes batches of blocks. Runs on one thread at a time.
 """
 
 from __future__ import annotations
@@ -11,23 +16,34 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+import operator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.shards.shardlist import ShardList
-from scshards.streaming.mix.lanes import Lanes
+from scshards.kernels.order import (
+    DONE,
+    EPOCH,
+    FILLED,
+    NEXT_INPUT,
+    QUEUE,
+    deal,
+    first_needed,
+    new_state,
+    replay,
+)
 from scshards.streaming.mix.store import CellStore, CellStores
 from scshards.streaming.order.plan import EpochPlan, Share
 from scshards.streaming.order.state import Order, Position
 from scshards.streaming.order.strata import Choice
 from scshards.streaming.quarantine import Quarantine
-from scshards.streaming.read.fetch import ChunkFetcher
-from scshards.streaming.read.indexes import IndexCache
-from scshards.streaming.read.source import CellSource
+from scshards.streaming.read.fetch import ChunkFetcher, Piece
+from scshards.streaming.read.source import CellBytes, CellSource, IndexCache
 from scshards.streaming.stages import StageClock
 
 BLOCK_CELLS = 512
@@ -35,6 +51,8 @@ BLOCK_CELLS = 512
 
 _BLOCKS = 4
 """Blocks that are dealt or collated at a time, about: the store is made with room for them."""
+
+Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,11 +64,7 @@ class Block:
     called the cells' memory is used for others.
     """
 
-    data: NDArray[np.uint8]
-    starts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    keys: NDArray[np.int64]
-    labels: NDArray[np.int64]
+    cells: CellBytes
     batches: int
     epoch: int
     begin: int
@@ -63,7 +77,7 @@ class EpochReader:
 
     Attributes
     ----------
-    shards, choice, order, position
+    choice, order, position
         Which cells.
     indexes, fetcher, fetchers
         Where indexes and chunks come from, and what runs the reads.
@@ -71,11 +85,8 @@ class EpochReader:
         Where memory for cells comes from.
     quarantine
         Decides over chunks and indexes that are bad.
-    clock
-        Where time and bytes are counted.
     """
 
-    shards: ShardList
     choice: Choice
     order: Order
     position: Position
@@ -84,7 +95,6 @@ class EpochReader:
     fetcher: ChunkFetcher
     fetchers: Executor
     quarantine: Quarantine
-    clock: StageClock
 
     def blocks(self) -> Iterator[Block]:
         """The blocks, in the order of the turns.
@@ -117,64 +127,237 @@ class EpochReader:
         plan = self.order.plan(part, self.position, appearances)
         sources = [
             CellSource(
-                self.shards,
-                self.indexes,
-                self.fetcher,
-                each,
-                line.shards,
-                2 * plan.lanes,
-                self.quarantine,
+                self.indexes, self.fetcher, each, line.shards, 2 * plan.lanes, self.quarantine
             )
             for each, line in zip(appearances, plan.lines, strict=True)
         ]
-        if self.choice.columns:
-            # All at once: lane after lane, each would have to wait for its own.
-            list(self.fetchers.map(lambda at: sources[at[0]].look_up(at[1]), _begun(plan, share)))
-        with contextlib.closing(
-            Lanes(plan, share, sources, store, self.fetchers, self.clock)
-        ) as lanes:
+        clock = self.fetcher.clock
+        with contextlib.closing(_Lanes(plan, share, sources, store, self.fetchers, clock)) as lanes:
             per_block = max(1, block_cells // share.batch_size)
             begin, count = share.begin, 1
             while batches:
                 count = min(count, per_block, batches)
-                end = min(share.end, begin + count * share.global_batch)
-                with self.clock.time("deal"):
-                    rows, taken = lanes.deal(begin, end, count * share.batch_size)
-                    cells = store.look(rows)
-                yield Block(
-                    data=cells.data,
-                    starts=cells.starts,
-                    sizes=cells.sizes,
-                    keys=cells.keys,
-                    labels=cells.labels,
-                    batches=count,
-                    epoch=plan.epoch,
-                    begin=begin,
-                    free=functools.partial(store.free, taken),
-                )
+                yield lanes.block(begin, count)
                 batches -= count
                 begin += count * share.global_batch
                 count *= 2
 
     def _store(self) -> CellStore:
         """Room for what this rank's stretches, their buffers and the blocks hold at a time."""
-        shards = self.shards.shards
-        chunk = max((int(s.chunks.cells.max(initial=1)) for s in shards), default=1)
+        shards = self.fetcher.shards
+        chunk = max((int(s.chunks.cells.max(initial=1)) for s in shards.shards), default=1)
         stretches, buffered = self.order.held(self.position)
         # Of each, besides its buffer, the chunk that it uses up and, half of the time, the next one.
         at_a_time = buffered + stretches * 3 * chunk // 2 + _BLOCKS * BLOCK_CELLS
-        columns = len(self.shards.labels) + self.choice.resamples
-        return self.stores.take(at_a_time, self.shards.cell_bytes * 9 // 8 + 64, columns)
+        columns = len(shards.labels) + self.choice.resamples
+        return self.stores.take(at_a_time, shards.cell_bytes * 9 // 8 + 64, columns)
 
 
-def _begun(plan: EpochPlan, share: Share) -> list[tuple[int, int]]:
-    """(stratum, shard) that the rank's lanes read first: most cells of replayed buffers lie there."""
-    found: dict[tuple[int, int], None] = {}
-    for lane in share.my_lanes():
-        emissions = min(share.emissions(lane, share.begin), plan.lane_cells(lane))
-        emitted = plan.turns(lane, emissions)
-        for stretch, at in zip(plan.of_lane(lane), emitted, strict=True):
-            first = max(0, at - stretch.buffer)
-            end = min(stretch.cells, at + stretch.buffer + 1)
-            found |= {(stretch.stratum, s): None for s, _, _ in plan.runs(stretch, first, end)}
-    return list(found)
+class _Lanes:
+    """The lanes that hold a position of a rank's share.
+
+    Parameters
+    ----------
+    plan, share
+        Which lanes of which epoch, and from which position on.
+    sources, store
+        Where the chunks of each stratum come from, and where their cells are kept.
+    fetchers
+        Runs the reads, one chunk of each stretch ahead of need.
+    clock
+        Where the time is counted.
+    """
+
+    def __init__(
+        self,
+        plan: EpochPlan,
+        share: Share,
+        sources: Sequence[CellSource],
+        store: CellStore,
+        fetchers: Executor,
+        clock: StageClock,
+    ) -> None:
+        self._plan, self._share = plan, share
+        self._sources, self._store, self._fetchers = sources, store, fetchers
+        self._clock = clock
+        lanes = share.my_lanes()
+        self._stretches = [s for lane in lanes for s in plan.of_lane(lane)]
+        n = len(self._stretches)
+        self._lanes = np.array(lanes, np.int64)
+        self._firsts = np.searchsorted([s.lane for s in self._stretches], [*lanes, plan.lanes])
+        lane_cells = np.array([max(1, plan.lane_cells(lane)) for lane in lanes], np.int64)
+        self._steps = EPOCH // lane_cells
+        done = [min(share.emissions(k, share.begin), plan.lane_cells(k)) for k in lanes]
+        self._done = np.array(done, np.int64)
+        self._cells = np.array([s.cells for s in self._stretches], np.int64)
+        self._fillers = np.array(
+            [a + np.argmax(self._cells[a:z]) if z > a else a for a, z in pairwise(self._firsts)],
+            np.int64,
+        )
+        self._keys = np.array([s.key for s in self._stretches], np.uint64)
+        self._due = np.array([s.due for s in self._stretches], np.int64)
+        self._every = np.array([s.every for s in self._stretches], np.int64)
+        buffers = np.array([s.buffer for s in self._stretches], np.int64)
+        self._limits = np.minimum(buffers, self._cells)
+        self._slots = np.zeros((n, int(self._limits.max(initial=1))), np.int64)
+        self._states = np.zeros((n, 3), np.int64)
+        self._queues = np.zeros((n, 1), np.int64)
+        self._at = np.zeros(n, np.int64)
+        self._counts = np.zeros(n, np.int64)
+        self._pieces: list[Iterator[Piece]] = []
+        self._ahead: list[Future[Places] | None] = [None] * n
+        # Reads of cells of replayed buffers by the first of all such cells that each reads.
+        self._refills: dict[int, Future[Places]] = {}
+        self._refill_firsts: list[int] = []
+        self._n_replayed = 0
+        emitted = [n for k, d in zip(lanes, done, strict=True) for n in plan.turns(k, d)]
+        if any(source.needs_index for source in sources):
+            self._look_up(emitted)
+        # Reads, each with the time at which the first of its cells is due.
+        reads: list[tuple[int, Callable[[], None]]] = []
+        for i, count in enumerate(emitted):
+            reads += self._replay(i, count)
+            self._pieces.append(self._source(i).fetcher.announced(self._pieces_of(i)))
+            reads.append((self._time(i, count), functools.partial(self._ask, i)))
+        for _, ask in sorted(reads, key=operator.itemgetter(0)):
+            ask()
+
+    def _look_up(self, emitted: Sequence[int]) -> None:
+        """Look up the shards that are read first, in which most cells of replayed buffers lie.
+
+        All at once: lane after lane, each would have to wait for its own.
+        """
+        begun: dict[tuple[int, int], None] = {}
+        for stretch, at in zip(self._stretches, emitted, strict=True):
+            first, end = max(0, at - stretch.buffer), min(stretch.cells, at + stretch.buffer + 1)
+            runs = self._plan.runs(stretch, first, end)
+            begun |= {(stretch.stratum, shard): None for shard, _, _ in runs}
+        list(self._fetchers.map(lambda at: self._sources[at[0]].look_up(at[1]), begun))
+
+    def _source(self, i: int) -> CellSource:
+        return self._sources[self._stretches[i].stratum]
+
+    def _time(self, i: int, emission: int) -> int:
+        """When an emission of a stretch is due."""
+        return self._stretches[i].due + emission * self._stretches[i].every
+
+    def close(self) -> None:
+        """Let go of what refers to this in a ring, so that its memory is free at once."""
+        self._pieces.clear()
+
+    def block(self, begin: int, batches: int) -> Block:
+        """The cells of so many batches, from a position of the epoch on.
+
+        Raises
+        ------
+        Whatever reading a chunk raises.
+        """
+        share = self._share
+        end = min(share.end, begin + batches * share.global_batch)
+        rows = np.full(batches * share.batch_size, -1, np.int64)  # of no place, until it is found
+        emissions = (end - begin) // share.lanes + 2  # of a lane, at most
+        taken = np.empty(emissions * len(self._lanes), np.int64)
+        state = np.zeros(3, np.int64)
+        with self._clock.time("deal"):
+            while True:
+                i = deal(
+                    self._lanes, self._firsts, self._fillers, self._steps, self._done, self._cells,
+                    self._keys, self._limits, self._due, self._every, self._slots, self._states,
+                    self._queues, self._at, self._counts, begin, end, share.lanes, share.rank,
+                    share.world_size, rows, taken, state,
+                )  # fmt: skip
+                if i == DONE:
+                    break
+                if state[2] == QUEUE:
+                    self._refresh(i)
+                else:
+                    self._refill(i, int(state[2]))
+            # Sooner, a chunk would only take memory; later, a lane might have to wait for it.
+            for used in np.flatnonzero(2 * (self._counts - self._at) <= self._counts).tolist():
+                self._ask(used)
+            cells = self._store.look(rows)
+        return Block(
+            cells=cells,
+            batches=batches,
+            epoch=self._plan.epoch,
+            begin=begin,
+            free=functools.partial(self._store.free, taken[: state[1]]),
+        )
+
+    def _refresh(self, i: int) -> None:
+        """The stretch's next chunk into its queue."""
+        self._ask(i)
+        job, self._ahead[i] = self._ahead[i], None
+        assert job is not None, "a stretch that has cells left has a chunk left"
+        with self._clock.time("input"):
+            places = job.result()
+        if self._states[i, FILLED] < self._limits[i]:
+            self._ask(i)  # its buffer takes more than this chunk
+        if len(places) > self._queues.shape[1]:
+            wider = np.zeros((len(self._queues), len(places) * 5 // 4), np.int64)
+            wider[:, : self._queues.shape[1]] = self._queues
+            self._queues = wider
+        self._queues[i, : len(places)] = places
+        self._at[i], self._counts[i] = 0, len(places)
+
+    def _ask(self, i: int) -> None:
+        """Begin to read the stretch's next chunk, if there is one and nobody did."""
+        if self._ahead[i] is None:
+            piece = next(self._pieces[i], None)
+            if piece is not None:
+                self._ahead[i] = self._fetchers.submit(self._load, self._source(i), piece)
+
+    def _load(self, source: CellSource, piece: Piece, which: Places | None = None) -> Places:
+        chunk = source.load(piece, which)
+        with self._clock.time("store"):
+            return self._store.put(chunk)
+
+    def _pieces_of(self, i: int) -> Iterator[Piece]:
+        """What is to be read for the cells that no buffer had yet, chunk by chunk."""
+        stretch, following = self._stretches[i], int(self._states[i, NEXT_INPUT])
+        for run in self._plan.runs(stretch, following, stretch.cells):
+            yield from self._source(i).pieces(*run)
+
+    def _replay(self, i: int, emitted: int) -> list[tuple[int, Callable[[], None]]]:
+        """Replay the stretch's buffer; reads of what is in it, as `__init__`'s.
+
+        Until they were read, its slots hold the cells' numbers, as kernels.order.deal takes them.
+        """
+        if emitted == 0:
+            return []
+        stretch, source = self._stretches[i], self._source(i)
+        slots, state = new_state(int(self._limits[i]))
+        replay(slots, state, stretch.cells, stretch.key, emitted)
+        self._states[i] = state
+        inputs = slots[: state[FILLED]]
+        order = np.argsort(inputs)
+        ordered = inputs[order]
+        base = self._n_replayed
+        self._slots[i, order] = -2 - (base + np.arange(len(ordered)))
+        self._n_replayed += len(ordered)
+        needed = first_needed(slots, state, stretch.cells, stretch.key)
+        reads: list[tuple[int, Callable[[], None]]] = []
+        at = 0
+        while at < len(ordered):
+            (run, *_) = self._plan.runs(stretch, int(ordered[at]), int(ordered[-1]) + 1)
+            piece = source.pieces(*run)[0]
+            end = int(np.searchsorted(ordered, ordered[at] + piece.end - piece.first))
+            first = int(needed[order[at:end]].min())
+            which = ordered[at:end] - ordered[at]
+            self._refill_firsts.append(base + at)
+            ask = functools.partial(self._ask_again, base + at, source, piece, which)
+            reads.append((self._time(i, first), ask))
+            at = end
+        return reads
+
+    def _ask_again(self, first: int, source: CellSource, piece: Piece, which: Places) -> None:
+        self._refills[first] = self._fetchers.submit(self._load, source, piece, which)
+
+    def _refill(self, i: int, number: int) -> None:
+        """Put the cells that were read together with this one into the stretch's slots."""
+        first = self._refill_firsts[bisect_right(self._refill_firsts, number) - 1]
+        with self._clock.time("input"):
+            places = self._refills[first].result()
+        numbers = -2 - self._slots[i] - first
+        mine = (numbers >= 0) & (numbers < len(places))
+        self._slots[i, mine] = places[numbers[mine]]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.kernels import store as kernels
-from scshards.streaming.read.pool import references
+from scshards.streaming.read.pool import unused
 from scshards.streaming.read.source import CellBytes
 
 
@@ -47,15 +47,10 @@ class CellStore:
             if len(self._arena) > 2 * size:
                 self._arena = np.empty(size, np.uint8)
             count = max(self._least[1], int(self._state[kernels.PLACES]))
-            if len(self._at) > 2 * count:
+            if len(self._tables[0]) > 2 * count:
                 self._make_tables(count)
             self._heads = np.full(kernels.CLASSES, -1, np.int64)
             self._state, self._most = np.zeros(kernels.STATE, np.int64), 0
-
-    @property
-    def room(self) -> tuple[int, int]:
-        """Bytes and places that there is memory for."""
-        return len(self._arena), len(self._at)
 
     def put(self, chunk: CellBytes) -> NDArray[np.int64]:
         """Copy cells here; the number of each one's place, int64 [cells]."""
@@ -65,14 +60,17 @@ class CellStore:
             while True:
                 done = kernels.put(
                     chunk.data, chunk.starts, chunk.sizes, chunk.keys, chunk.labels, done,
-                    self._arena, self._at, self._rooms, self._sizes, self._keys, self._labels,
-                    self._next, self._heads, self._state, places,
+                    self._arena, *self._tables, self._heads, self._state, places,
                 )  # fmt: skip
                 self._most = max(self._most, int(self._state[kernels.USED]))
                 if done == len(places):
                     return places
-                if self._state[kernels.PLACES] == len(self._at):
-                    self._more_places()
+                count = len(self._tables[0])
+                if self._state[kernels.PLACES] == count:
+                    old = self._tables
+                    self._make_tables(2 * count)
+                    for source, target in zip(old, self._tables, strict=True):
+                        target[:count] = source
                 else:
                     self._more_room(int(chunk.sizes[done:].sum()))
 
@@ -83,39 +81,25 @@ class CellStore:
         """
         with self._lock:
             is_cell = places >= 0
+            at, _, sizes, keys, labels, _ = self._tables
             return CellBytes(
                 data=self._arena,
-                starts=np.where(is_cell, self._at[places], 0),
-                sizes=np.where(is_cell, self._sizes[places], 0),
-                keys=np.where(is_cell, self._keys[places], -1),
-                labels=np.where(is_cell[:, None], self._labels[places], -1),
+                starts=np.where(is_cell, at[places], 0),
+                sizes=np.where(is_cell, sizes[places], 0),
+                keys=np.where(is_cell, keys[places], -1),
+                labels=np.where(is_cell[:, None], labels[places], -1),
             )
 
     def free(self, places: NDArray[np.int64]) -> None:
         """Let these places be used again."""
         with self._lock:
-            kernels.free(places, self._rooms, self._next, self._heads, self._state)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that cells were put to so far, free places included."""
-        return int(self._state[kernels.TAIL])
+            _, rooms, _, _, _, following = self._tables
+            kernels.free(places, rooms, following, self._heads, self._state)
 
     def _make_tables(self, count: int) -> None:
-        self._at = np.zeros(count, np.int64)
-        self._rooms = np.zeros(count, np.int64)
-        self._sizes = np.zeros(count, np.int64)
-        self._keys = np.zeros(count, np.int64)
-        self._next = np.zeros(count, np.int64)
-        self._labels = np.zeros((count, self._columns), np.int64)
-
-    def _more_places(self) -> None:
-        old = (self._at, self._rooms, self._sizes, self._keys, self._next, self._labels)
-        count = len(self._at)
-        self._make_tables(2 * count)
-        new = (self._at, self._rooms, self._sizes, self._keys, self._next, self._labels)
-        for source, target in zip(old, new, strict=True):
-            target[:count] = source
+        """Of each place: where it begins, its room; its size, key and labels; the next free one."""
+        shapes = [(count,)] * 4 + [(count, self._columns), (count,)]
+        self._tables = [np.zeros(shape, np.int64) for shape in shapes]
 
     def _more_room(self, wanted: int) -> None:
         """Put all places one after another into a new arena, those that are free without room.
@@ -125,12 +109,12 @@ class CellStore:
         used = int(self._state[kernels.USED])
         # As large as before while that leaves a quarter free: then it was only cut up too small.
         size = max(len(self._arena), _with_reserve(used + wanted) + kernels.largest_room(wanted))
-        arena, at = np.empty(size, np.uint8), self._at.copy()
+        at, rooms, sizes, _, _, following = self._tables
+        arena, new_at = np.empty(size, np.uint8), at.copy()
         kernels.pack(
-            self._arena, self._at, self._rooms, self._sizes, self._next, self._heads, self._state,
-            arena, at,
-        )  # fmt: skip
-        self._arena, self._at = arena, at
+            self._arena, at, rooms, sizes, following, self._heads, self._state, arena, new_at
+        )
+        self._arena, self._tables[0] = arena, new_at
 
 
 class CellStores:
@@ -138,22 +122,19 @@ class CellStores:
 
     def __init__(self) -> None:
         self._stores: list[CellStore] = []
-        self._alone = references([object()], 0)
         self._lock = threading.Lock()
 
     def take(self, cells: int, cell_bytes: int, columns: int) -> CellStore:
         """A store that nobody uses, or a new one; see there. It is free when nobody refers to it."""
         with self._lock:
-            stores = self._stores
-            free = [i for i in range(len(stores)) if references(stores, i) == self._alone]
+            free = [self._stores[i] for i in unused(self._stores)]
             if free:
-                stores[free[0]].clear()
+                free[0].clear()
+                self._stores = [s for s in self._stores if s not in free[1:]]
             else:
-                free = [len(stores)]
-                stores.append(CellStore(cells, cell_bytes, columns))
-            taken = stores[free[0]]
-            self._stores = [s for i, s in enumerate(stores) if i not in free[1:]]
-            return taken
+                free = [CellStore(cells, cell_bytes, columns)]
+                self._stores += free
+            return free[0]
 
 
 def _with_reserve(used: int) -> int:

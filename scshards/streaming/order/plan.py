@@ -15,7 +15,7 @@ the lanes: a stratum's share of any positions in a row is that of the epoch, to 
 When W divides K a rank has whole lanes. When it does not (an epoch resumed on another world size) it
 reads more lanes and keeps its share, and the next epoch takes lanes that fit. Either way each position
 goes to exactly one rank, and the state of an epoch is one integer: positions consumed. Read by
-order.state; mix.lanes asks where a lane's cells lie.
+order.state; mix.blocks asks where a lane's cells lie.
 """
 
 from __future__ import annotations

@@ -70,9 +70,9 @@ class Passes:
     cells: NDArray[np.int32]
     starts: NDArray[np.int64]
 
-    def copies(self, first: int, end: int) -> NDArray[np.int64]:
-        """The pass of the appearances [first, end), int64: 0 for a cell's first one."""
-        return np.searchsorted(self.starts, np.arange(first, end), side="right") - 1
+    def copies(self, appearances: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The pass of each of these appearances, int64: 0 for a cell's first one."""
+        return np.searchsorted(self.starts, appearances, side="right") - 1
 
 
 def in_passes(copies: NDArray[np.integer]) -> Passes:

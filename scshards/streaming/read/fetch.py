@@ -13,13 +13,11 @@ and streaming.blockstream.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +29,7 @@ from scshards.shards.tar import open_chunk
 from scshards.streaming.quarantine import BAD
 from scshards.streaming.read.cache import NodeCache
 from scshards.streaming.read.pool import BufferPool
-from scshards.streaming.stages import StageClock
+from scshards.streaming.stages import Span, Stage, StageClock
 
 LOCAL_READS, REMOTE_READS = 2, 16
 """Reads that are under way at a time."""
@@ -45,10 +43,22 @@ RUN_CHUNKS, AHEAD_CHUNKS = 4, 256
 A request of one chunk takes s3fs longer than the copying of the chunk.
 """
 
-Piece = tuple[int, int, int, int]
-"""A shard, a chunk of it, and which of the shard's cells: first, end."""
-
 Chunk = NDArray[np.uint8]
+
+Part = int | None
+"""Of a shard: one of its chunks; None: its index."""
+
+Found = dict[Part, Chunk | ScshardsError]
+
+
+class Piece(NamedTuple):
+    """Appearances [first, end) of a shard's cells, all in one chunk, and what reads it ahead of need."""
+
+    shard: int
+    chunk: int
+    first: int
+    end: int
+    read: Job[Found] | None = None
 
 
 class ChunkFetcher:
@@ -80,9 +90,8 @@ class ChunkFetcher:
         stop: Stop | None = None,
         lanes: int = 1,
     ) -> None:
-        self._shards, self._clock, self._cache = shards, clock, cache
+        self.shards, self.clock, self._cache = shards, clock, cache
         self._buffers = buffers or BufferPool()
-        self._lock = threading.Lock()
         self._stop = stop or Stop()
         self._run = max(1, min(RUN_CHUNKS, AHEAD_CHUNKS // max(1, lanes)))
         self._ahead = -(-REMOTE_READS * self._run // max(1, lanes))
@@ -90,29 +99,30 @@ class ChunkFetcher:
         if self._cache is not None:
             self._cache.begin()
         self._reads = Jobs(REMOTE_READS, "scshards-read", self._stop)
-        self._coming: dict[tuple[int, int], list[Job[Chunk | ScshardsError]]] = {}
 
     def announced(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
         """The pieces of a lane, which are read some chunks ahead of whoever takes them.
 
-        The chunk of each piece is to be fetched, or skipped, once. What is local is not read before it
-        is fetched: nothing is to be won there.
+        What is local is not read before it is fetched: nothing is to be won there.
         """
-        if self._shards.is_local:
+        if self.shards.is_local:
             yield from pieces
             return
         waiting: deque[Piece] = deque()
         # Lanes use chunks at the same pace: with first runs of all lengths they do not all ask at once.
         first = 1 + next(self._phase) % self._run
         for run in _runs(pieces, first, self._run):
-            self._announce(run[0][0], [chunk for _, chunk, _, _ in run])
-            waiting.extend(run)
+            read = self._reads.submit(self._read, run[0].shard, [piece.chunk for piece in run])
+            waiting.extend(piece._replace(read=read) for piece in run)
             while len(waiting) > self._ahead:
                 yield waiting.popleft()
         yield from waiting
 
-    def fetch(self, shard: int, chunk: int) -> Chunk:
+    def fetch(self, shard: int, part: Part, read: Job[Found] | None = None) -> Chunk:
         """The uncompressed tar bytes of a chunk, in a buffer that is used again when no view is left.
+
+        Without a chunk (None), the bytes of the shard's index. `read` is that of an announced piece,
+        each of which is fetched once at most.
 
         Raises
         ------
@@ -121,157 +131,117 @@ class ChunkFetcher:
         Stopped
             When the fetcher's `stop` was set meanwhile.
         """
-        future = self._take(shard, chunk)
-        found = future.result() if future is not None else self._read(shard, [chunk])[0]
+        found = (self._read(shard, [part]) if read is None else read.result()).pop(part)
         if isinstance(found, ScshardsError):
             raise found
         return found
 
-    def skip(self, shard: int, chunk: int) -> None:
-        """A chunk that was announced is not wanted any more."""
-        self._take(shard, chunk)
-
     def index(self, shard: int) -> bytes:
-        """The bytes of a shard's index, after their checksum was found right.
+        """The bytes of a shard's index, fetched as chunks are."""
+        return self.fetch(shard, None).tobytes()
 
-        Raises
-        ------
-        ChecksumError, StorageError
-            Naming the index.
-        """
-        info, storage = self._shards.shards[shard], self._shards.storage(shard)
-        data = bytearray(info.index_bytes)
-        if self._cache is not None and self._cache.read_into(info.index_sha256, memoryview(data)):
-            if hashlib.sha256(data).hexdigest() == info.index_sha256:
-                self._clock.count(cached=1)
-                return bytes(data)
-            self._cache.drop(info.index_sha256, len(data))
-        for _ in range(1 + READS_AGAIN):
-            storage.read_into(info.index_path, 0, [memoryview(data)], self._stop)
-            if hashlib.sha256(data).hexdigest() == info.index_sha256:
-                if self._cache is not None:
-                    self._cache.put(info.index_sha256, memoryview(data))
-                return bytes(data)
-        raise ChecksumError(
-            "the index is not the one that was packed",
-            where=storage.at(info.index_path),
-            advice="restore it from a good copy, or pack the shard set again",
-        )
-
-    def _announce(self, shard: int, chunks: Sequence[int]) -> None:
-        futures: list[Job[Chunk | ScshardsError]] = [Job(self._stop) for _ in chunks]
-        with self._lock:
-            for chunk, future in zip(chunks, futures, strict=True):
-                self._coming.setdefault((shard, chunk), []).append(future)
-        job = self._reads.submit(self._read, shard, chunks)
-        job.add_done_callback(functools.partial(_hand_on, futures=futures))
-
-    def _take(self, shard: int, chunk: int) -> Job[Chunk | ScshardsError] | None:
-        """The oldest announcement of a chunk."""
-        with self._lock:
-            waiting = self._coming.get((shard, chunk), [])
-            future = waiting.pop(0) if waiting else None
-            if future is not None and not waiting:
-                del self._coming[shard, chunk]
-        return future
-
-    def _read(self, shard: int, chunks: Sequence[int]) -> list[Chunk | ScshardsError]:
-        """Some chunks in a row of a shard; for each that stays bad, its error.
+    def _read(self, shard: int, parts: Sequence[Part]) -> Found:
+        """Some chunks in a row of a shard, or its index; for each that stays bad, its error.
 
         Raises
         ------
         StorageError
             When there is no way to the shard.
         """
-        sizes = self._shards.shards[shard].chunks.stored
-        stored = [self._buffers.take(int(sizes[c])) for c in chunks]
-        out: list[Chunk | ScshardsError | None]
-        out = [self._from_cache(shard, c, s) for c, s in zip(chunks, stored, strict=True)]
-        missing = [i for i, found in enumerate(out) if found is None]
-        for run in _consecutive(missing):
+        stored = {part: self._room(shard, part) for part in parts}
+        looked = {part: self._from_cache(shard, part, stored[part]) for part in parts}
+        kept = {part: found for part, found in looked.items() if found is not None}
+        read: Found = {}
+        for is_kept, run in itertools.groupby(parts, kept.__contains__):
+            if is_kept:
+                continue
+            missing = list(run)
             error: ScshardsError | None = None
             try:
-                self._receive(shard, chunks[run[0]], [stored[i] for i in run])
+                self._receive(shard, missing[0], [stored[part] for part in missing])
             except MissingDataError as e:
                 error = e  # of some of them, perhaps: each is read again
-            for i in run:
-                out[i] = self._settled(shard, chunks[i], stored[i], error)
-        self._clock.count(
-            reads=len(stored),
-            bytes=sum(len(s) for s in stored),
-            cached=len(stored) - len(missing),
-        )
-        return [found for found in out if found is not None]
+            for part in missing:
+                read[part] = self._settled(shard, part, stored[part], error)
+        self.clock.count(reads=len(parts), bytes=sum(map(len, stored.values())), cached=len(kept))
+        return read | kept
 
     def _settled(
-        self, shard: int, chunk: int, stored: Chunk, error: ScshardsError | None
+        self, shard: int, part: Part, stored: Chunk, error: ScshardsError | None
     ) -> Chunk | ScshardsError:
         """What was read, unless that was an `error`, opened; read again if it is not what was packed."""
         for again in range(1 + READS_AGAIN):
             try:
                 if again:
-                    self._receive(shard, chunk, [stored])
+                    self._receive(shard, part, [stored])
                 elif error is not None:
                     continue
-                opened = self._opened(shard, chunk, stored)
+                opened = self._opened(shard, part, stored)
             except BAD as e:
                 error = e
                 continue
             if self._cache is not None:
-                self._cache.put(self._name(shard, chunk), stored.data)
+                self._cache.put(self._name(shard, part), stored.data)
             return opened
         assert error is not None
         return error
 
-    def _from_cache(self, shard: int, chunk: int, stored: Chunk) -> Chunk | None:
+    def _from_cache(self, shard: int, part: Part, stored: Chunk) -> Chunk | None:
         if self._cache is None:
             return None
-        name = self._name(shard, chunk)
-        with self._clock.time("fetch"):
+        name = self._name(shard, part)
+        with self._time("fetch", part):
             is_there = self._cache.read_into(name, stored.data)
         if not is_there:
             return None
         try:
-            return self._opened(shard, chunk, stored)
+            return self._opened(shard, part, stored)
         except BAD:
             self._cache.drop(name, len(stored))
             return None
 
-    def _receive(self, shard: int, first: int, parts: Sequence[Chunk]) -> None:
-        """Fill buffers with the stored bytes of chunks in a row."""
-        info = self._shards.shards[shard]
-        start = int(self._shards.chunk_starts(shard)[0][first])
-        with self._clock.time("fetch"):
-            self._shards.storage(shard).read_into(
-                info.path, start, [p.data for p in parts], self._stop
-            )
+    def _receive(self, shard: int, first: Part, buffers: Sequence[Chunk]) -> None:
+        """Fill buffers with the stored bytes of chunks in a row, or of the index."""
+        info = self.shards.shards[shard]
+        path, start = info.index_path, 0
+        if first is not None:
+            path, start = info.path, int(self.shards.chunk_starts(shard)[0][first])
+        with self._time("fetch", first):
+            memory = [buffer.data for buffer in buffers]
+            self.shards.storage(shard).read_into(path, start, memory, self._stop)
 
-    def _opened(self, shard: int, chunk: int, stored: Chunk) -> Chunk:
-        chunks = self._shards.shards[shard].chunks
-        with self._clock.time("check"):
-            return open_chunk(
-                stored,
-                int(chunks.raw[chunk]),
-                int(chunks.sums[chunk]),
-                self._shards.compression(shard),
-                f"{self._shards.at(shard)}, chunk {chunk}",
-            )
+    def _opened(self, shard: int, part: Part, stored: Chunk) -> Chunk:
+        info = self.shards.shards[shard]
+        with self._time("check", part):
+            if part is not None:
+                return open_chunk(
+                    stored,
+                    int(info.chunks.raw[part]),
+                    int(info.chunks.sums[part]),
+                    self.shards.compression(shard),
+                    f"{self.shards.at(shard)}, chunk {part}",
+                )
+            if hashlib.sha256(stored.data).hexdigest() != info.index_sha256:
+                raise ChecksumError(
+                    "the index is not the one that was packed",
+                    where=self.shards.storage(shard).at(info.index_path),
+                    advice="restore it from a good copy, or pack the shard set again",
+                )
+            return stored
 
-    def _name(self, shard: int, chunk: int) -> str:
-        return f"{self._shards.shards[shard].sha256}-{chunk}"
+    def _room(self, shard: int, part: Part) -> Chunk:
+        info = self.shards.shards[shard]
+        if part is None:
+            return np.empty(info.index_bytes, np.uint8)
+        return self._buffers.take(int(info.chunks.stored[part]))
 
+    def _name(self, shard: int, part: Part) -> str:
+        info = self.shards.shards[shard]
+        return info.index_sha256 if part is None else f"{info.sha256}-{part}"
 
-def _hand_on(
-    job: Future[list[Chunk | ScshardsError]], futures: Sequence[Job[Chunk | ScshardsError]]
-) -> None:
-    """Give each chunk of a read that has ended, or why there is none, to whoever waits for it."""
-    error = job.exception()
-    if error is not None:
-        for future in futures:
-            future.set_exception(error)
-        return
-    for future, found in zip(futures, job.result(), strict=True):
-        future.set_result(found)
+    def _time(self, stage: Stage, part: Part) -> Span:
+        """The time of an index is all that of the stage "index"."""
+        return self.clock.time("index" if part is None else stage)
 
 
 def _runs(pieces: Iterable[Piece], first: int, longest: int) -> Iterator[list[Piece]]:
@@ -279,15 +249,9 @@ def _runs(pieces: Iterable[Piece], first: int, longest: int) -> Iterator[list[Pi
     run: list[Piece] = []
     limit = first
     for piece in pieces:
-        if run and (len(run) == limit or piece[:2] != (run[-1][0], run[-1][1] + 1)):
+        if run and (len(run) == limit or piece[:2] != (run[-1].shard, run[-1].chunk + 1)):
             yield run
             run, limit = [], longest
         run.append(piece)
     if run:
         yield run
-
-
-def _consecutive(numbers: Sequence[int]) -> list[list[int]]:
-    """Ascending numbers, cut where they are not consecutive."""
-    groups = itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
-    return [[n for _, n in group] for _, group in groups]

@@ -29,7 +29,6 @@ class BufferPool:
     """
 
     def __init__(self) -> None:
-        self._alone = references([np.empty(0, np.uint8)], 0)
         self._arenas: list[NDArray[np.uint8]] = []
         self._lock = threading.Lock()
         self._takes = self._in_use = self._largest = 0
@@ -37,13 +36,13 @@ class BufferPool:
     def take(self, size: int) -> NDArray[np.uint8]:
         """uint8 [size], of any content; it goes back by itself when no array or tensor shows it."""
         with self._lock:
-            free = self._free()
+            free = unused(self._arenas)
             self._takes += 1
             self._in_use = max(self._in_use, len(self._arenas) - len(free) + 1)
             self._largest = max(self._largest, size)
             if self._takes >= max(_LEAST_TAKES, self._in_use):
                 self._trim(free)
-                free = self._free()
+                free = unused(self._arenas)
             for i in free:
                 if len(self._arenas[i]) >= size:
                     return self._arenas[i][:size]
@@ -53,10 +52,6 @@ class BufferPool:
             self._arenas.append(arena)
             return arena[:size]
 
-    def _free(self) -> list[int]:
-        """The places of buffers that nobody looks at."""
-        return [i for i in range(len(self._arenas)) if references(self._arenas, i) == self._alone]
-
     def _trim(self, free: list[int]) -> None:
         """End a stretch of takes: the oldest of too many go, and what is far too large."""
         spare, most = len(self._arenas) - self._in_use, 2 * self._largest + _ROUND
@@ -65,15 +60,13 @@ class BufferPool:
             del self._arenas[i]
         self._takes = self._in_use = self._largest = 0
 
-    def __len__(self) -> int:
-        """Buffers that there are, in use or free."""
-        return len(self._arenas)
 
-
-def references(held: Sequence[Any], i: int) -> int:
-    """How many refer to one of the things in a list; the same number for all to which only that does.
+def unused(held: Sequence[Any]) -> list[int]:
+    """Which of the things in a list nothing else refers to.
 
     A view of an array, and a view of that, refers to the array that owns the memory; a tensor that is
     made of a view keeps the view.
     """
-    return sys.getrefcount(held[i])
+    alone = [object()]
+    least = sys.getrefcount(alone[0])
+    return [i for i in range(len(held)) if sys.getrefcount(held[i]) == least]

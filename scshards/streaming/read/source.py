@@ -3,28 +3,29 @@
     appearance of a shard's cells --streaming.order.strata--> cell --index--> chunk, place in it
 
 Every cell's place is checked against its chunk's bounds, and the bytes were checked by read.fetch, so
-nothing behind this module meets bytes that were not packed.
+nothing behind this module meets bytes that were not packed. Called from several threads.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import FormatError, ScshardsError
-from scshards.shards.shardlist import ShardList
+from scshards.cells.batch import KEY_ROW_BITS
+from scshards.shards.index import OBS_PREFIX
 from scshards.streaming.order.strata import Appearances, Passes
 from scshards.streaming.quarantine import BAD, Quarantine
-from scshards.streaming.read.fetch import ChunkFetcher
-from scshards.streaming.read.indexes import IndexCache, ShardIndex
+from scshards.streaming.read.fetch import ChunkFetcher, Piece
 
-COPY_COLUMN = "copy"
-"""What the last column of labels is called where cells may appear more than once."""
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +52,92 @@ class CellBytes:
     labels: NDArray[np.int64]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardIndex:
+    """What the stream needs of a shard's index: of its cells what CellBytes has, in the whole tar.
+
+    `chosen_by` has the columns, by their names in the index, that say how often a cell appears.
+    """
+
+    starts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    keys: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    chosen_by: dict[str, NDArray[Any]]
+
+
+class _Kept(Generic[Made]):
+    """What was made of some shards, those used last."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._made: OrderedDict[int, Made] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, shard: int, make: Callable[[int], Made]) -> Made:
+        """That of a shard, made now if it is not kept."""
+        with self._lock:
+            if shard in self._made:
+                self._made.move_to_end(shard)
+                return self._made[shard]
+        made = make(shard)
+        with self._lock:
+            self._made[shard] = made
+            while len(self._made) > self._most:
+                self._made.popitem(last=False)
+        return made
+
+
+class IndexCache(_Kept[ShardIndex]):
+    """The indexes of the shards that a loader's passes read.
+
+    Parameters
+    ----------
+    kept
+        How many stay in memory.
+    chosen_by
+        Index columns that say how often a cell appears.
+    """
+
+    def __init__(self, kept: int, chosen_by: Sequence[str]) -> None:
+        super().__init__(kept)
+        self._chosen_by = chosen_by
+
+    def of(self, shard: int, fetcher: ChunkFetcher) -> ShardIndex:
+        """The index of a shard, which `fetcher` reads when it is not kept.
+
+        Raises
+        ------
+        ChecksumError, FormatError, StorageError
+            When it is not the index that was packed.
+        """
+        return self.get(shard, lambda shard: self._read(shard, fetcher))
+
+    def _read(self, shard: int, fetcher: ChunkFetcher) -> ShardIndex:
+        names = [OBS_PREFIX + c for c in fetcher.shards.labels]
+        wanted = ["offset", "size", "source", "row", *names, *self._chosen_by]
+        data = fetcher.index(shard)
+        with fetcher.clock.time("index"):
+            table = fetcher.shards.index(shard, list(dict.fromkeys(wanted)), data)
+            labels = np.empty((len(table["row"]), len(names)), np.int64)
+            for j, name in enumerate(names):
+                of_all = table[name]
+                is_number = of_all.dtype.kind == "f"
+                labels[:, j] = of_all.astype(np.float64).view(np.int64) if is_number else of_all
+            return ShardIndex(
+                starts=table["offset"].astype(np.int64),
+                sizes=table["size"].astype(np.int64),
+                keys=(table["source"].astype(np.int64) << KEY_ROW_BITS) | table["row"],
+                labels=labels,
+                chosen_by={c: table[c] for c in self._chosen_by},
+            )
+
+
 class CellSource:
     """Reads the cells of one stratum.
 
     Parameters
     ----------
-    shards
-        What to read.
     indexes, fetcher
         Where indexes and chunks come from; strata share them.
     appearances
@@ -72,7 +152,6 @@ class CellSource:
 
     def __init__(
         self,
-        shards: ShardList,
         indexes: IndexCache,
         fetcher: ChunkFetcher,
         appearances: Appearances,
@@ -80,17 +159,15 @@ class CellSource:
         passes_kept: int,
         quarantine: Quarantine,
     ) -> None:
-        self._list, self._indexes, self.fetcher = shards, indexes, fetcher
+        self._list, self._indexes, self.fetcher = fetcher.shards, indexes, fetcher
         self._appearances, self._quarantine = appearances, quarantine
         self._choice = appearances.stratum.choice
-        self.columns = (*indexes.columns, *([COPY_COLUMN] if self._choice.resamples else []))
+        self.needs_index = bool(self._choice.columns)
         self._next = dict(pairwise(order.tolist()))
-        self._passes: OrderedDict[int, Passes] = OrderedDict()
-        self._kept = passes_kept
-        self._lock = threading.Lock()
+        self._passes: _Kept[Passes] = _Kept(passes_kept)
 
-    def pieces(self, shard: int, first: int, end: int) -> list[tuple[int, int, int, int]]:
-        """Appearances [first, end) of a shard's cells as (shard, chunk, first, end), chunk by chunk."""
+    def pieces(self, shard: int, first: int, end: int) -> list[Piece]:
+        """Appearances [first, end) of a shard's cells, chunk by chunk."""
         bounds = np.cumsum(self._list.shards[shard].chunks.cells)
         if self._choice.is_every_cell(shard):
             at = int(np.searchsorted(bounds, first, side="right"))
@@ -98,7 +175,7 @@ class CellSource:
             chunks = np.arange(at, last + 1)
             cuts = bounds[at:last]
         else:
-            passes = self.passes(shard)
+            passes = self._passes_of(shard)
             each = np.searchsorted(bounds, passes.cells[first:end], side="right")
             is_new = each[1:] != each[:-1]
             # A new pass may begin in the chunk in which the one before it ended.
@@ -109,13 +186,13 @@ class CellSource:
             cuts = first + starts
         ends = [*cuts.tolist(), end]
         return [
-            (shard, chunk, a, b)
+            Piece(shard, chunk, a, b)
             for chunk, a, b in zip(chunks.tolist(), [first, *ends], ends, strict=False)
             if a < b
         ]
 
-    def load(self, shard: int, chunk: int, first: int, end: int) -> CellBytes:
-        """Read and check one chunk; appearances [first, end) of cells of it.
+    def load(self, piece: Piece, which: NDArray[np.int64] | None = None) -> CellBytes:
+        """Read and check the chunk of a piece; its cells, or some `which` of these.
 
         Cells that are lost to the quarantine have a size of 0 and a key of -1.
 
@@ -124,35 +201,35 @@ class CellSource:
         ChecksumError, FormatError, StorageError
             Naming the shard and the chunk.
         """
-        index, error = self._index(shard)
-        if index is None:
-            self.fetcher.skip(shard, chunk)
-            loaded = self._lost(shard, None, first, end, error)
-        else:
-            try:
-                loaded = self._read(index, shard, chunk, first, end)
-            except BAD as e:
-                loaded = self._lost(shard, chunk, first, end, e)
+        shard, bad_part = piece.shard, None
+        at = np.arange(piece.first, piece.end) if which is None else piece.first + which
+        try:
+            index = self._index(shard)
+            bad_part = piece.chunk
+            loaded = self._read(index, piece, at)
+        except BAD as e:
+            loaded = self._lost(shard, bad_part, at, e)
         # From the middle of a shard on: whoever deals is not to wait for the next one's index.
-        if 2 * end > self._appearances.count(shard) and shard in self._next:
+        if 2 * piece.end > self._appearances.count(shard) and shard in self._next:
             self.look_up(self._next[shard])
         return loaded
 
-    def _index(self, shard: int) -> tuple[ShardIndex | None, ScshardsError | None]:
-        """A shard's index, or None and why there is none, unless that was said before."""
-        if self._quarantine.is_lost(shard, None):
-            return None, None
-        try:
-            return self._indexes.of(shard, self.fetcher.index), None
-        except BAD as e:
-            return None, e
+    def look_up(self, shard: int) -> None:
+        """Read what `pieces` needs of a shard, so that it does not have to wait for it."""
+        if self.needs_index:
+            self._passes_of(shard)
 
-    def _read(self, index: ShardIndex, shard: int, chunk: int, first: int, end: int) -> CellBytes:
-        data = self.fetcher.fetch(shard, chunk)
-        cells: slice | NDArray[np.int32] = slice(first, end)
-        if not self._choice.is_every_cell(shard):
-            passes = self.passes(shard)
-            cells = passes.cells[first:end]
+    def _index(self, shard: int) -> ShardIndex:
+        """A shard's index; an error of BAD where there is none, each time without reading it again."""
+        reason = self._quarantine.reason(shard, None)
+        if reason is not None:
+            raise FormatError(reason)
+        return self._indexes.of(shard, self.fetcher)
+
+    def _read(self, index: ShardIndex, piece: Piece, at: NDArray[np.int64]) -> CellBytes:
+        shard, chunk = piece.shard, piece.chunk
+        data = self.fetcher.fetch(shard, chunk, piece.read)
+        cells = self._cells(shard, at)
         starts = index.starts[cells] - self._list.chunk_starts(shard)[1][chunk]
         sizes = index.sizes[cells]
         # Of numbers that are not known to be small, no sum: it might wrap around.
@@ -165,49 +242,41 @@ class CellSource:
             )
         labels = index.labels[cells]
         if self._choice.resamples:
-            labels = np.column_stack([labels, passes.copies(first, end)])
+            labels = np.column_stack([labels, self._passes_of(shard).copies(at)])
         return CellBytes(
             data=data, starts=starts, sizes=sizes, keys=index.keys[cells], labels=labels
         )
 
     def _lost(
-        self, shard: int, chunk: int | None, first: int, end: int, error: ScshardsError | None
+        self, shard: int, chunk: int | None, at: NDArray[np.int64], error: ScshardsError
     ) -> CellBytes:
-        cells: NDArray[np.integer] = np.arange(first, end)
-        if not self._choice.is_every_cell(shard):
-            cells = self.passes(shard).cells[first:end]
-        self._quarantine.lose(shard, chunk, cells, error)
-        n = end - first
+        self._quarantine.lose(shard, chunk, self._cells(shard, at), error)
+        n, columns = len(at), len(self._list.labels) + self._choice.resamples
         return CellBytes(
             data=np.zeros(0, np.uint8),
             starts=np.zeros(n, np.int64),
             sizes=np.zeros(n, np.int64),
             keys=np.full(n, -1, np.int64),
-            labels=np.full((n, len(self.columns)), -1, np.int64),
+            labels=np.full((n, columns), -1, np.int64),
         )
 
-    def look_up(self, shard: int) -> None:
-        """Read what `pieces` needs of a shard, so that it does not have to wait for it."""
-        if self._choice.columns:
-            self.passes(shard)
+    def _cells(self, shard: int, at: NDArray[np.int64]) -> NDArray[np.integer]:
+        """Which cells of a shard some appearances are."""
+        if self._choice.is_every_cell(shard):
+            return at
+        return self._passes_of(shard).cells[at]
 
-    def passes(self, shard: int) -> Passes:
+    def _passes_of(self, shard: int) -> Passes:
         """Which cell each appearance of a shard's cells is; where its index is lost, as many of any."""
-        with self._lock:
-            if shard in self._passes:
-                self._passes.move_to_end(shard)
-                return self._passes[shard]
+        return self._passes.get(shard, self._made_passes)
+
+    def _made_passes(self, shard: int) -> Passes:
         table = {}
-        if self._choice.columns:
-            index, error = self._index(shard)
-            if index is None:
+        if self.needs_index:
+            try:
+                table = self._index(shard).chosen_by
+            except BAD as e:
                 # Its cells will be lost, at the places that they have: only their number matters.
-                self._quarantine.lose(shard, None, np.zeros(0, np.int64), error)
+                self._quarantine.lose(shard, None, np.zeros(0, np.int64), e)
                 return self._appearances.of_any(shard, self._list.shards[shard].cells)
-            table = index.chosen_by
-        made = self._appearances.passes(shard, table)
-        with self._lock:
-            self._passes[shard] = made
-            while len(self._passes) > self._kept:
-                self._passes.popitem(last=False)
-        return made
+        return self._appearances.passes(shard, table)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from scshards.base.errors import ConfigError, StateError
-from scshards.base.text import size_of
 from scshards.base.threads import Jobs, Stop
 from scshards.cells.tokenizer import ValueKind
 from scshards.shards.manifest import LabelInfo, SourceInfo
@@ -27,7 +26,7 @@ from scshards.streaming.order.options import ChoiceOptions
 from scshards.streaming.order.plan import EpochPlan
 from scshards.streaming.order.state import Order, Position
 from scshards.streaming.order.strata import choice_of
-from scshards.streaming.pipeline import Made, in_order
+from scshards.streaming.pipeline import Batches, Made
 from scshards.streaming.quarantine import LostCells, Quarantine
 from scshards.streaming.read.cache import NodeCache
 from scshards.streaming.read.fetch import LOCAL_READS, REMOTE_READS, ChunkFetcher
@@ -97,7 +96,7 @@ class BlockStream:
         fixed_epoch: bool,
         prefetch: int | str,
     ) -> None:
-        self._ahead, self._ahead_bytes = _prefetched(prefetch)
+        self._prefetch = prefetch
         self.shardset, self.split = shards.shardsets[0], shards.split
         self.rank, self.world_size = rank, world_size
         self.batch_size, self.seed, self.drop_last = batch_size, seed, drop_last
@@ -430,12 +429,11 @@ class Pass(Iterator[Made]):
             fetchers=Jobs(n_fetchers, "scshards-fetch", stop),
             quarantine=stream._quarantine.begin(begin.epoch),
         )
-        self._batches = in_order(
+        self._batches = Batches(
             reader.blocks(),
             make,
             threads=stream._threads,
-            ahead=stream._ahead,
-            ahead_bytes=stream._ahead_bytes,
+            ahead=stream._prefetch,
             first=first,
             step=step,
             stop=stop,
@@ -493,11 +491,6 @@ def _look_for_order(shards: ShardList, shuffle_buffer: int) -> None:
                 "mix` says how well it mixes",
                 stacklevel=2,
             )
-
-
-def _prefetched(prefetch: int | str) -> tuple[int | None, int | None]:
-    """Batches made ahead, or their bytes."""
-    return (None, size_of(prefetch)) if isinstance(prefetch, str) else (prefetch, None)
 
 
 def _unknown(names: Sequence[str]) -> StateError:

@@ -1,6 +1,6 @@
 """Blocks -> batches on several threads, in order, a bounded number ahead of whoever takes them.
 
-    for batch in in_order(blocks, make, threads=2, ahead=16): ...
+    for batch in Batches(blocks, make, threads=2, ahead=16): ...
 
 Each thread takes the next block, one thread at a time, and makes its batches while another deals the
 block after it. `make` has all batches of a block before it, and may make several of them at once.
@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from scshards.base.text import size_of
 from scshards.base.threads import LOOK_S, Stop
 from scshards.streaming.mix.blocks import Block
 
@@ -30,18 +31,10 @@ _END_S, _LAST_S = 1.0, 20.0
 """How long who closes an iterator waits for its threads at most, and the end of the process."""
 
 
-def in_order(
-    blocks: Iterator[Block],
-    make: Callable[[Block, range], Iterator[Made]],
-    *,
-    threads: int,
-    ahead: int | None,
-    ahead_bytes: int | None = None,
-    first: int = 0,
-    step: int = 1,
-    stop: Stop | None = None,
-) -> Batches[Made]:
+class Batches(Iterator[Made]):
     """What make(block, batches) gives for the batches of each block, in order.
+
+    Its threads end when it is at its end, closed, or dropped.
 
     Parameters
     ----------
@@ -51,9 +44,9 @@ def in_order(
         Gives one thing for each of these batches of the block. Called by several threads at once.
     threads
         How many; they begin at once.
-    ahead, ahead_bytes
-        Batches that are made before they are asked for; or, where that is None, about how many bytes of
-        them, counted by the largest one so far. One is made in any case.
+    ahead
+        Batches that are made before they are asked for; or, as a text such as "64 MB", about how many
+        bytes of them, counted by the largest one so far. One is made in any case.
     first, step
         Only the batches first, first + step, ... of all are made; first is less than step. `make` is
         asked for those of a block, by their numbers in it.
@@ -64,16 +57,20 @@ def in_order(
     ------
     Whatever `blocks` or `make` raises, in place of the batch where it happened; nothing comes after it.
     """
-    assert 0 <= first < step and (ahead is None) != (ahead_bytes is None)
-    line = _Line(blocks, make, threads, (ahead, ahead_bytes), first, step, stop or Stop())
-    return Batches(line, threads)
 
-
-class Batches(Iterator[Made]):
-    """An iterator over batches; its threads end when it is at its end, closed, or dropped."""
-
-    def __init__(self, line: _Line[Made], threads: int) -> None:
-        self._line = line
+    def __init__(
+        self,
+        blocks: Iterator[Block],
+        make: Callable[[Block, range], Iterator[Made]],
+        *,
+        threads: int,
+        ahead: int | str,
+        first: int = 0,
+        step: int = 1,
+        stop: Stop | None = None,
+    ) -> None:
+        assert 0 <= first < step
+        self._line = line = _Line(blocks, make, threads, ahead, first, step, stop or Stop())
         weakref.finalize(self, _end, weakref.ref(self), line.stop)
         for i in range(threads):
             line.stop.start(
@@ -124,20 +121,24 @@ class _Line(Generic[Made]):
         blocks: Iterator[Block],
         make: Callable[[Block, range], Iterator[Made]],
         threads: int,
-        ahead: tuple[int | None, int | None],
+        ahead: int | str,
         first: int,
         step: int,
         stop: Stop,
     ) -> None:
         self._blocks, self._make = blocks, make
-        self._ahead, self._ahead_bytes = ahead
-        self._first, self._step = first, step
+        self._ahead = ahead if isinstance(ahead, int) else None
+        self._ahead_bytes = size_of(ahead) if isinstance(ahead, str) else 0
+        self._skipped, self._step = (
+            first,
+            step,
+        )  # of the next block's batches, those before a wanted one
         self._dealing = threading.Lock()
         self.changed, self.stop = threading.Condition(), stop
         self._made: dict[int, Made | _Fault] = {}
         self._largest = 1  # bytes of a batch
-        self._dealt = 0  # batches of all blocks so far
-        self._next = first  # the batch that is taken next
+        self._dealt = 0  # wanted batches of all blocks so far
+        self._next = 0  # the one of them that is taken next
         self._is_over = False
         self._broken: BaseException | None = None
         # Of threads that wait for room, by their numbers: the batch.
@@ -150,36 +151,36 @@ class _Line(Generic[Made]):
             with self._dealing:
                 if self._is_over or self.stop.is_set():
                     return
-                first = self._dealt
                 try:
                     block = next(self._blocks, None)
                 except BaseException as e:
-                    self._put(self._wanted(first), _Fault(e))
+                    self._put(self._dealt, _Fault(e))
                     block = None
                 if block is None:
                     self._is_over = True
                     with self.changed:
                         self.changed.notify_all()
                     return
-                self._dealt += block.batches
-            yield from self._make_all(block, first)
+                first, wanted = self._dealt, range(self._skipped, block.batches, self._step)
+                self._dealt += len(wanted)
+                self._skipped = (self._skipped - block.batches) % self._step
+            yield from self._make_all(block, wanted, first)
             block.free()
 
-    def _make_all(self, block: Block, first: int) -> Iterator[int]:
-        """Put the batches of a block, the first of which is batch `first`."""
-        wanted = range(self._wanted(first) - first, block.batches, self._step)
+    def _make_all(self, block: Block, wanted: range, first: int) -> Iterator[int]:
+        """Put the wanted batches of a block, the first of which is batch `first`."""
         making = self._make(block, wanted)
-        for i in wanted:
-            while not self.has_room(first + i):
-                yield first + i
+        for number in range(first, first + len(wanted)):
+            while not self.has_room(number):
+                yield number
             if self.stop.is_set():
                 break
             try:
                 made: Made | _Fault = next(making)
             except BaseException as e:
-                self._put(first + i, _Fault(e))
+                self._put(number, _Fault(e))
                 break  # nobody takes what comes after it
-            self._put(first + i, made)
+            self._put(number, made)
 
     def take(self) -> Made:
         """The next batch; StopIteration behind the last one, and when all is to end."""
@@ -191,28 +192,25 @@ class _Line(Generic[Made]):
                     raise StopIteration
                 self.changed.wait(LOOK_S)
             made = self._made.pop(self._next)
-            self._next += self._step
+            self._next += 1
             if any(map(self.may_go_on, self.waiting.values())):
                 self.changed.notify_all()
         if isinstance(made, _Fault):
             raise made.error
         return made
 
-    def has_room(self, index: int) -> bool:
+    def has_room(self, number: int) -> bool:
         """Whether this batch may be made; the one that is taken next always may."""
-        return index < self._next + self._room() * self._step
+        return number < self._next + self._room()
 
-    def may_go_on(self, index: int) -> bool:
+    def may_go_on(self, number: int) -> bool:
         """Whether a thread that waits for room for this batch is to be woken: when half of all is free,
         as being woken for each batch costs more than making it ready."""
-        return index < self._next + (self._room() + 1) // 2 * self._step
+        return number < self._next + (self._room() + 1) // 2
 
     def _room(self) -> int:
         """Batches that may wait to be taken, the next one among them."""
-        if self._ahead is not None:
-            return self._ahead
-        assert self._ahead_bytes is not None
-        return max(1, self._ahead_bytes // self._largest)
+        return self._ahead or max(1, self._ahead_bytes // self._largest)
 
     def let_go(self) -> None:
         """Free what was read and made: who has closed an iterator may hold it for long."""
@@ -226,16 +224,12 @@ class _Line(Generic[Made]):
             self._broken = error
             self.changed.notify_all()
 
-    def _wanted(self, index: int) -> int:
-        """The first batch from `index` on that is to be made."""
-        return index + (self._first - index) % self._step
-
-    def _put(self, index: int, made: Made | _Fault) -> None:
-        size = 0 if self._ahead_bytes is None else _size(made)
+    def _put(self, number: int, made: Made | _Fault) -> None:
+        size = _size(made) if self._ahead_bytes else 0
         with self.changed:
-            self._made[index] = made
+            self._made[number] = made
             self._largest = max(self._largest, size)
-            if index == self._next:
+            if number == self._next:
                 self.changed.notify_all()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from scshards.streaming.pipeline import in_order
+from scshards.streaming.pipeline import Batches
 
 
 def each(make: Callable[[Any, int], Any]) -> Callable[[Any, range], Iterator[Any]]:
@@ -50,10 +50,10 @@ def test_order(threads: int, ahead: int) -> None:
         time.sleep(waits[block.number, i])
         return block.number, i
 
-    found = list(in_order(some(sizes), each(make), threads=threads, ahead=ahead))
+    found = list(Batches(some(sizes), each(make), threads=threads, ahead=ahead))
     assert found == [(b, i) for b, size in enumerate(sizes) for i in range(size)]
     assert running() == 0
-    assert list(in_order(some([]), each(make), threads=threads, ahead=ahead)) == []
+    assert list(Batches(some([]), each(make), threads=threads, ahead=ahead)) == []
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -65,12 +65,12 @@ def test_errors_come_in_their_place(threads: int) -> None:
 
     taken = []
     with pytest.raises(ValueError, match="a bad cell"):
-        for batch in in_order(some([2] * 9), each(make), threads=threads, ahead=5):
+        for batch in Batches(some([2] * 9), each(make), threads=threads, ahead=5):
             taken.append(batch)
     assert taken == [0, 1, 10, 11, 20, 21, 30]
     taken.clear()
     with pytest.raises(OSError, match="can't be read"):
-        for batch in in_order(some([2] * 9, fail_after=2), each(make), threads=threads, ahead=5):
+        for batch in Batches(some([2] * 9, fail_after=2), each(make), threads=threads, ahead=5):
             taken.append(batch)
     assert taken == [0, 1, 10, 11]
     assert running() == 0
@@ -83,12 +83,12 @@ def test_no_more_is_made_than_asked_for_and_leaving_early_ends_all_threads() -> 
         made.append((block.number, i))
         return i
 
-    batches = in_order(some([4] * 1000), each(make), threads=3, ahead=6)
+    batches = Batches(some([4] * 1000), each(make), threads=3, ahead=6)
     for _ in range(10):
         next(batches)
     time.sleep(0.3)
     assert len(made) <= 10 + 6
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert running() == 0 and len(made) <= 10 + 6
 
 
@@ -104,12 +104,12 @@ def test_every_so_many_batches(first: int, step: int) -> None:
         return block.number, i
 
     options: Any = {"threads": 3, "ahead": 2, "first": first, "step": step}
-    assert list(in_order(some(sizes), each(make), **options)) == all_of_them[first::step]
+    assert list(Batches(some(sizes), each(make), **options)) == all_of_them[first::step]
     assert sorted(made) == all_of_them[first::step]
     before = sum(sizes[:12])
     taken = []
     with pytest.raises(OSError, match="can't be read"):
-        for batch in in_order(some(sizes, fail_after=12), each(make), **options):
+        for batch in Batches(some(sizes, fail_after=12), each(make), **options):
             taken.append(batch)
     assert taken == all_of_them[:before][first::step]
 
@@ -124,7 +124,7 @@ def test_a_block_is_freed_when_its_batches_were_made() -> None:
         made.append(block.number)
         return block.number
 
-    assert len(list(in_order(blocks, each(make), threads=2, ahead=4))) == 15
+    assert len(list(Batches(blocks, each(make), threads=2, ahead=4))) == 15
     assert sorted(freed) == [0, 1, 2, 3, 4]
 
 
@@ -134,5 +134,5 @@ def test_an_error_outside_of_a_batch_is_raised_too() -> None:
             raise MemoryError("no more")
 
     with pytest.raises(MemoryError):
-        list(in_order(iter([Stuck(0, 2), Stuck(1, 2)]), each(lambda b, i: i), threads=2, ahead=4))
+        list(Batches(iter([Stuck(0, 2), Stuck(1, 2)]), each(lambda b, i: i), threads=2, ahead=4))
     assert running() == 0

@@ -8,6 +8,9 @@ without reading a byte. `deal` takes the same steps with places of cells. They r
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,23 +37,28 @@ def new_state(buffer: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return np.zeros(buffer, np.int64), np.zeros(3, np.int64)
 
 
-def some_of_order(
-    cells: int, buffer: int, key: int, emissions: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """The input cells of these emissions of a stretch, which ascend, int64.
+def shuffled(cells: int, buffer: int, key: int) -> Callable[[int, NDArray[np.int64]], None]:
+    """What puts out the input cells of a stretch's next emissions, as `some_of` takes it."""
+    return partial(_emit, *new_state(min(buffer, max(cells, 1))), cells, np.uint64(key))
 
-    Its memory does not grow with the stretch.
+
+def some_of(
+    emit: Callable[[int, NDArray[np.int64]], None], wanted: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Of all that emit(n, out) puts into out[:n], call after call, those that are wanted, int64.
+
+    `wanted` ascend, and memory does not grow with them.
     """
-    slots, state = new_state(min(buffer, max(cells, 1)))
-    out = np.empty(len(emissions), np.int64)
+    found = np.empty(len(wanted), np.int64)
+    end = int(wanted[-1]) + 1 if len(wanted) else 0
+    some = np.empty(min(AT_ONCE, end), np.int64)
     done = 0
-    for begin in range(0, int(emissions[-1]) + 1 if len(emissions) else 0, AT_ONCE):
-        some = np.empty(min(AT_ONCE, cells - begin), np.int64)
-        _emit(slots, state, cells, np.uint64(key), len(some), some)
-        end = int(np.searchsorted(emissions, begin + len(some)))
-        out[done:end] = some[emissions[done:end] - begin]
-        done = end
-    return out
+    for begin in range(0, end, AT_ONCE):
+        emit(min(AT_ONCE, end - begin), some)
+        following = int(np.searchsorted(wanted, begin + AT_ONCE))
+        found[done:following] = some[wanted[done:following] - begin]
+        done = following
+    return found
 
 
 def replay(
@@ -108,7 +116,8 @@ def take_turns(cells, due, every, states, count, out):
     """Which stretches the next `count` emissions of a lane are of.
 
     cells, due, every [stretches]: of each, its cells, when the first is due, and the time from one to
-    the next. Counts in states [stretches, 3]; out[:count] become the stretches, as far as there is room.
+    the next. Counts in states [stretches, 3]; out[:count], as far as there is room, become the stretches
+    and, times their number, how many of theirs came before.
     """
     filler, whole, done = 0, np.int64(0), np.int64(0)
     for k in range(len(cells)):
@@ -121,9 +130,9 @@ def take_turns(cells, due, every, states, count, out):
     for i in range(count):
         now += step
         k = turn(due, every, cells, states, 0, len(cells), filler, now)
-        states[k, EMITTED] += 1
         if i < len(out):
-            out[i] = k
+            out[i] = states[k, EMITTED] * len(cells) + k
+        states[k, EMITTED] += 1
 
 
 @inlined

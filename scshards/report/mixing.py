@@ -194,7 +194,7 @@ def mix(
     shares = list(roots.values()) if isinstance(root, Mapping) else None
     choice = Choice(shards, choose, o.seed, shares, stratified=o.shuffle)
     order = Order(
-        choice.parts,
+        parts=choice.parts,
         by_domain=False,
         seed=o.seed,
         rank=0,

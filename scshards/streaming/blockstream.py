@@ -110,7 +110,7 @@ class BlockStream:
             lambda: choice_of(shards, choosing, seed, shares, stratified=shuffle)
         )
         self.order = Order(
-            self._choice.parts,
+            parts=self._choice.parts,
             by_domain=choosing.domain_by is not None,
             seed=seed,
             rank=rank,

@@ -13,7 +13,7 @@ from shardsets import make_set
 from test_streaming_entropy import plainly
 
 from scshards.base.errors import ConfigError
-from scshards.kernels.order import some_of_order
+from scshards.kernels.order import shuffled, some_of
 from scshards.report.mix_options import MixOptions
 from scshards.report.mixing import mix
 from scshards.streaming.order.options import ChoiceOptions
@@ -126,15 +126,15 @@ def test_shares_drift_as_the_loader_makes_them(tmp_path):
 @given(cells=st.integers(1, 300), buffer=st.integers(1, 40), data=st.data())
 def test_some_of_a_lane_is_a_part_of_all_of_it(cells, buffer, data):
     wanted = sorted(data.draw(st.sets(st.integers(0, cells - 1))))
-    found = some_of_order(cells, buffer, 9, np.array(wanted, np.int64))
-    assert found.tolist() == some_of_order(cells, buffer, 9, np.arange(cells))[wanted].tolist()
+    found = some_of(shuffled(cells, buffer, 9), np.array(wanted, np.int64))
+    assert found.tolist() == some_of(shuffled(cells, buffer, 9), np.arange(cells))[wanted].tolist()
 
 
 def test_a_long_lane_is_replayed_in_parts(monkeypatch):
-    whole = some_of_order(50, 8, 3, np.arange(50))
+    whole = some_of(shuffled(50, 8, 3), np.arange(50))
     monkeypatch.setattr("scshards.kernels.order.AT_ONCE", 7)
     wanted = np.array([0, 6, 7, 20, 48, 49])
-    assert some_of_order(50, 8, 3, wanted).tolist() == whole[wanted].tolist()
+    assert some_of(shuffled(50, 8, 3), wanted).tolist() == whole[wanted].tolist()
 
 
 def test_a_sample_is_spread_over_the_epoch(root):

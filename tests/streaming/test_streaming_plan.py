@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scshards.base import seeds
-from scshards.kernels.order import new_state, replay, some_of_order
+from scshards.kernels import order as kernels
+from scshards.kernels.order import new_state, replay
 from scshards.streaming.order.plan import (
     EpochPlan,
     Share,
@@ -167,7 +168,7 @@ def test_turns_count_what_was_emitted(
     lane = data.draw(st.integers(0, lanes - 1))
     n = data.draw(st.integers(0, plan.lane_cells(lane)))
     seen = Counter(cell[0] for cell in emitted(plan)[lane :: plan.lanes][:n])
-    assert plan.turns(lane, n) == [seen[s.stratum] for s in plan.of_lane(lane)]
+    assert plan.turns(lane, n) == [seen[s.stratum] for s in plan.by_lane[lane]]
 
 
 def shuffled(n: int, buffer: int, key: int) -> list[int]:
@@ -187,9 +188,14 @@ def shuffled(n: int, buffer: int, key: int) -> list[int]:
     return out
 
 
+def lane_order(n: int, buffer: int, key: int) -> np.ndarray:
+    """The input cell of every emission of a lane."""
+    return kernels.some_of(kernels.shuffled(n, buffer, key), np.arange(n))
+
+
 @given(n=st.integers(0, 200), buffer=st.integers(1, 50), key=st.integers(0, 2**64 - 1))
 def test_lane_order_is_the_plain_buffer(n: int, buffer: int, key: int) -> None:
-    order = some_of_order(n, buffer, key, np.arange(n))
+    order = lane_order(n, buffer, key)
     assert order.tolist() == shuffled(n, buffer, key)
     assert sorted(order.tolist()) == list(range(n))
 
@@ -206,7 +212,7 @@ def test_replay_holds_what_was_not_emitted(n: int, buffer: int, data: st.DataObj
 @given(strata=strata_sizes, lanes=st.integers(1, 80))
 def test_stretches_cut_the_lines(strata: list[list[int]], lanes: int) -> None:
     plan = plan_of(strata, lanes)
-    counts = [sum(s.cells for s in plan.of_lane(k)) for k in range(lanes)]
+    counts = [sum(s.cells for s in plan.by_lane[k]) for k in range(lanes)]
     assert counts == [plan.lane_cells(k) for k in range(lanes)]
     assert max(counts) - min(counts) <= 1
     cells = [

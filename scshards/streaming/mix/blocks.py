@@ -181,7 +181,7 @@ class _Lanes:
         self._sources, self._store, self._fetchers = sources, store, fetchers
         self._clock = clock
         lanes = share.my_lanes()
-        self._stretches = [s for lane in lanes for s in plan.of_lane(lane)]
+        self._stretches = [s for lane in lanes for s in plan.by_lane[lane]]
         n = len(self._stretches)
         self._lanes = np.array(lanes, np.int64)
         self._firsts = np.searchsorted([s.lane for s in self._stretches], [*lanes, plan.lanes])

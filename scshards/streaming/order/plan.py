@@ -21,15 +21,15 @@ order.state; mix.blocks asks where a lane's cells lie.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base import seeds
-from scshards.kernels.order import AT_ONCE, EMITTED, EPOCH, some_of_order, take_turns
+from scshards.kernels.order import EMITTED, EPOCH, shuffled, some_of, take_turns
 
 _U64 = (1 << 64) - 1
 
@@ -38,14 +38,9 @@ _U64 = (1 << 64) - 1
 class Line:
     """The cells of a stratum, shard after shard.
 
-    Attributes
-    ----------
-    shards
-        int64 [runs]: shard ordinals along the line; that in which it was cut open comes first and last.
-    starts
-        int64 [runs + 1]: where each of them begins on the line.
-    firsts
-        int64 [runs]: the first of the shard's cells, of those in the stratum, that lies there.
+    Run i, [starts[i], starts[i + 1]) of the line, has cells of the shard with ordinal shards[i], from
+    number firsts[i] of those in the stratum on. A shard in which the line was cut open comes first and
+    last.
     """
 
     shards: NDArray[np.int64]
@@ -68,18 +63,10 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stretch:
-    """What a lane reads of a stratum: `cells` of its line, from `start` on.
+    """What a lane reads of a stratum: `cells`, above 0, of its line, from `start` on.
 
-    Attributes
-    ----------
-    lane, stratum, start, cells
-        As they say; cells is above 0.
-    buffer
-        Cells in its shuffle buffer; 1 keeps the line's order.
-    key
-        Of its shuffle buffer.
-    due, every
-        When its first cell is due, and the time from one to the next, in an epoch that lasts EPOCH.
+    Its shuffle buffer has the key `key` and room for `buffer` cells, 1 to keep the order. Its first
+    cell is due at `due`, and each of the next `every` later, in an epoch that lasts EPOCH.
     """
 
     lane: int
@@ -94,43 +81,30 @@ class Stretch:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochPlan:
-    """The lines of an epoch and the lanes that read them.
-
-    Attributes
-    ----------
-    lines
-        One of each stratum.
-    stretches
-        Of lane 0, of lane 1, and so on; in a lane by stratum.
-    lanes
-        K.
-    epoch
-        Which one.
-    """
+    """The lines of an epoch, one of each stratum, and the stretches of them that each lane reads."""
 
     lines: tuple[Line, ...]
-    stretches: tuple[Stretch, ...]
-    lanes: int
+    by_lane: tuple[tuple[Stretch, ...], ...]
     epoch: int
+
+    @property
+    def lanes(self) -> int:
+        """K."""
+        return len(self.by_lane)
+
+    @property
+    def stretches(self) -> list[Stretch]:
+        """Those of lane 0, of lane 1, and so on; in a lane by stratum."""
+        return [stretch for lane in self.by_lane for stretch in lane]
 
     @cached_property
     def cells(self) -> int:
         """N, the cells of the epoch."""
         return sum(int(line.starts[-1]) for line in self.lines)
 
-    @cached_property
-    def firsts(self) -> list[int]:
-        """[lanes + 1]: where each lane's stretches begin among all."""
-        counts = np.bincount([s.lane for s in self.stretches], minlength=self.lanes)
-        return [0, *np.cumsum(counts).tolist()]
-
     def lane_cells(self, lane: int) -> int:
         """How many cells a lane has: N // K, and one more in the first N % K lanes."""
         return self.cells // self.lanes + (lane < self.cells % self.lanes)
-
-    def of_lane(self, lane: int) -> tuple[Stretch, ...]:
-        """The stretches of a lane."""
-        return self.stretches[self.firsts[lane] : self.firsts[lane + 1]]
 
     def runs(self, stretch: Stretch, first: int, stop: int) -> list[tuple[int, int, int]]:
         """The cells [first, stop) of a stretch, as `Line.runs`."""
@@ -138,13 +112,12 @@ class EpochPlan:
 
     def turns(self, lane: int, emissions: int) -> list[int]:
         """How many of a lane's first emissions are of each of its stretches."""
-        mine = self.of_lane(lane)
+        mine = self.by_lane[lane]
         if len(mine) == 1:
             return [emissions]
-        states = np.zeros((len(mine), 3), np.int64)
-        take_turns(*_times(mine), states, emissions, np.empty(0, np.int64))
-        counts: list[int] = states[:, EMITTED].tolist()
-        return counts
+        emitted, take = _turns(mine)
+        take(emissions, np.empty(0, np.int64))
+        return emitted.tolist()
 
     def cells_at(
         self, positions: NDArray[np.int64]
@@ -154,10 +127,13 @@ class EpochPlan:
         found = np.empty((3, len(positions)), np.int64)
         for lane in np.unique(positions % self.lanes).tolist():
             at = np.flatnonzero(positions % self.lanes == lane)
-            turn, own = self._turns_of(lane, positions[at] // self.lanes)
-            for i, stretch in enumerate(self.of_lane(lane)):
+            stretches, own = self.by_lane[lane], positions[at] // self.lanes
+            turn = np.zeros(len(own), np.int64)
+            if len(stretches) > 1:
+                own, turn = np.divmod(some_of(_turns(stretches)[1], own), len(stretches))
+            for i, stretch in enumerate(stretches):
                 mine = np.flatnonzero(turn == i)
-                inputs = some_of_order(stretch.cells, stretch.buffer, stretch.key, own[mine])
+                inputs = some_of(shuffled(stretch.cells, stretch.buffer, stretch.key), own[mine])
                 line, where = self.lines[stretch.stratum], stretch.start + inputs
                 run = np.searchsorted(line.starts, where, side="right") - 1
                 cells = where - line.starts[run] + line.firsts[run]
@@ -168,45 +144,25 @@ class EpochPlan:
         """Cells of each stratum before these positions, which ascend, int64 [positions, strata]."""
         out = np.zeros((len(positions), len(self.lines)), np.int64)
         for lane in range(self.lanes):
-            mine = self.of_lane(lane)
-            states, times = np.zeros((len(mine), 3), np.int64), _times(mine)
+            mine = self.by_lane[lane]
+            emitted, take = _turns(mine)
             emissions = np.clip(-((lane - positions) // self.lanes), 0, self.lane_cells(lane))
             for i, count in enumerate(np.diff(emissions, prepend=0).tolist()):
-                take_turns(*times, states, count, np.empty(0, np.int64))
-                np.add.at(out[i], [s.stratum for s in mine], states[:, EMITTED])
+                take(count, np.empty(0, np.int64))
+                np.add.at(out[i], [s.stratum for s in mine], emitted)
         return out
 
-    def _turns_of(
-        self, lane: int, emissions: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of these emissions of a lane, which ascend: the stretch, and its how manieth."""
-        mine = self.of_lane(lane)
-        if len(mine) == 1:
-            return np.zeros(len(emissions), np.int64), emissions
-        states, times = np.zeros((len(mine), 3), np.int64), _times(mine)
-        turns, own = np.empty(len(emissions), np.int64), np.empty(len(emissions), np.int64)
-        done = 0
-        for begin in range(0, int(emissions[-1]) + 1, AT_ONCE):
-            some = np.empty(min(AT_ONCE, self.lane_cells(lane) - begin), np.int64)
-            before = states[:, EMITTED].copy()
-            take_turns(*times, states, len(some), some)
-            end = int(np.searchsorted(emissions, begin + len(some)))
-            which = emissions[done:end] - begin
-            turns[done:end] = some[which]
-            for i, count in enumerate(before.tolist()):
-                is_own = turns[done:end] == i
-                own[done:end][is_own] = (count + np.cumsum(some == i) - 1)[which[is_own]]
-            done = end
-        return turns, own
 
-
-def _times(
+def _turns(
     stretches: Sequence[Stretch],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """cells, due and every of stretches, as kernels.order takes them."""
+) -> tuple[NDArray[np.int64], Callable[[int, NDArray[np.int64]], None]]:
+    """Cells that each stretch of a lane emitted, int64 [stretches], and what takes so many more turns.
+
+    kernels.order.take_turns says what this puts into an array.
+    """
     of_each = np.array([(s.cells, s.due, s.every) for s in stretches], np.int64).reshape(-1, 3)
-    cells, due, every = np.ascontiguousarray(of_each.T)
-    return cells, due, every
+    states = np.zeros_like(of_each)
+    return states[:, EMITTED], partial(take_turns, *np.ascontiguousarray(of_each.T), states)
 
 
 StratumCells = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -245,7 +201,7 @@ def plan_epoch(
     order = list(range(len(strata)))
     if shuffle:
         order = seeds.permutation(seeds.key(seed, "strata", epoch), len(strata)).tolist()
-    stretches: list[Stretch] = []
+    by_lane: list[list[Stretch]] = [[] for _ in range(lanes)]
     for stratum, pieces in enumerate(_dealt(sizes, lanes, order)):
         one = seeds_of[stratum]
         along = np.arange(len(pieces))
@@ -257,7 +213,7 @@ def plan_epoch(
         phase = seeds.key(one, "phase", epoch)
         for (lane, cells), start in zip(pieces, starts.tolist(), strict=True):
             every = EPOCH // cells
-            stretches.append(
+            by_lane[lane].append(
                 Stretch(
                     lane=lane,
                     stratum=stratum,
@@ -269,8 +225,7 @@ def plan_epoch(
                     every=every,
                 )
             )
-    stretches.sort(key=lambda s: (s.lane, s.stratum))
-    return EpochPlan(lines=lines, stretches=tuple(stretches), lanes=lanes, epoch=epoch)
+    return EpochPlan(lines=lines, by_lane=tuple(map(tuple, by_lane)), epoch=epoch)
 
 
 def stratum_seed(seed: int, stratum: int, strata: int) -> int:

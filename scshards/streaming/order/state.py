@@ -14,6 +14,7 @@ import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -32,17 +33,7 @@ from scshards.streaming.order.strata import Appearances, Part
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Position:
-    """Where a pass stands.
-
-    Attributes
-    ----------
-    epoch
-        That is read.
-    lanes
-        Of each part in this epoch.
-    consumed
-        Of each part, the positions that were handed out.
-    """
+    """Where a pass through an epoch stands: of each part, its lanes and the positions handed out."""
 
     epoch: int
     lanes: tuple[int, ...]
@@ -54,65 +45,46 @@ class Position:
         return not any(self.consumed)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Order:
     """The order of some parts, epoch after epoch.
 
-    Parameters
-    ----------
-    parts
-        See streaming.order.strata.
-    by_domain
-        Whether they are domains; states have lists then.
-    seed
-        Of the turns.
-    rank, world_size, batch_size
-        Whose share, and of what.
-    lanes, shuffle, shuffle_buffer, drop_last
-        As CellLoader's. A part has its share of lanes and buffer.
-
-    Attributes
-    ----------
-    cells
-        The positions of an epoch.
+    Where they are domains, `by_domain`, states have lists. `seed` is that of their turns; the rest are
+    CellLoader's options, and of lanes and buffer each part has its share.
     """
 
-    def __init__(
-        self,
-        parts: Sequence[Part],
-        *,
-        by_domain: bool,
-        seed: int,
-        rank: int,
-        world_size: int,
-        batch_size: int,
-        lanes: int,
-        shuffle: bool,
-        shuffle_buffer: int,
-        drop_last: bool,
-    ) -> None:
-        self._parts, self._by_domain, self._seed = parts, by_domain, seed
-        self._rank, self._world_size, self._batch_size = rank, world_size, batch_size
-        self._wanted_lanes, self._shuffle = lanes, shuffle
-        self._shuffle_buffer, self._drop_last = shuffle_buffer, drop_last
-        self.cells = sum(p.positions for p in parts)
+    parts: Sequence[Part]
+    by_domain: bool
+    seed: int
+    rank: int
+    world_size: int
+    batch_size: int
+    lanes: int
+    shuffle: bool
+    shuffle_buffer: int
+    drop_last: bool
+
+    @cached_property
+    def cells(self) -> int:
+        """The positions of an epoch."""
+        return sum(p.positions for p in self.parts)
 
     @property
     def global_batch(self) -> int:
         """Cells in a batch over all ranks."""
-        return self._batch_size * self._world_size
+        return self.batch_size * self.world_size
 
     @property
     def rank_cells(self) -> int:
         """The positions of an epoch that are this rank's."""
-        return sum(-(-(p.positions - self._rank) // self._world_size) for p in self._parts)
+        return sum(-(-(p.positions - self.rank) // self.world_size) for p in self.parts)
 
     def begin(self, epoch: int) -> Position:
         """The begin of an epoch, with the lanes that fit this world."""
         lanes = [
-            fitting_lanes(max(1, self._part_of(self._wanted_lanes, p)), self._world_size)
-            for p in self._parts
+            fitting_lanes(max(1, self._part_of(self.lanes, p)), self.world_size) for p in self.parts
         ]
-        return Position(epoch=epoch, lanes=tuple(lanes), consumed=(0,) * len(self._parts))
+        return Position(epoch=epoch, lanes=tuple(lanes), consumed=(0,) * len(self.parts))
 
     def steps(self, position: Position) -> int:
         """Batches that every rank makes of what is left."""
@@ -121,52 +93,49 @@ class Order:
     def left(self, position: Position) -> list[int]:
         """The same, of each part."""
         return [
-            steps(p.positions - n, self.global_batch, self._drop_last)
-            for p, n in zip(self._parts, position.consumed, strict=True)
+            steps(p.positions - n, self.global_batch, self.drop_last)
+            for p, n in zip(self.parts, position.consumed, strict=True)
         ]
 
     def dropped(self, position: Position) -> int:
         """Cells that are left over because they do not fill a global batch."""
-        if not self._drop_last:
+        if not self.drop_last:
             return 0
         return sum(
             (p.positions - at) % self.global_batch
-            for p, at in zip(self._parts, position.consumed, strict=True)
+            for p, at in zip(self.parts, position.consumed, strict=True)
         )
 
     def turns(self, position: Position) -> Iterator[tuple[int, Position]]:
         """Of each batch that is left, in order: its part, and where the pass stands after it."""
-        at = list(position.consumed)
-        left = self.left(position)
-        drawn = seeds.permutation(seeds.key(self._seed, "turns", position.epoch), len(left))
-        ties = drawn.tolist() if self._shuffle else range(len(left))
-        waiting = [
-            (self._due(part, at[part]), ties[part], part) for part, n in enumerate(left) if n
-        ]
-        heapq.heapify(waiting)
-        while waiting:
-            _, tie, part = waiting[0]
-            at[part] = min(at[part] + self.global_batch, self._parts[part].positions)
-            left[part] -= 1
+        at, batch = list(position.consumed), self.global_batch
+        drawn = seeds.permutation(seeds.key(self.seed, "turns", position.epoch), len(at)).tolist()
+
+        def due(part: int, left: int) -> Iterator[tuple[Fraction, int, int]]:
+            """When each batch of a part is due: where its middle lies in the part. Without shuffle, one
+            part after the other."""
+            for i in range(left):
+                middle = 2 * (position.consumed[part] + i * batch) + batch
+                when = Fraction(middle, 2 * self.parts[part].positions)
+                yield (when, drawn[part], part) if self.shuffle else (Fraction(part), 0, part)
+
+        for _, _, part in heapq.merge(*map(due, range(len(at)), self.left(position))):
+            at[part] = min(at[part] + batch, self.parts[part].positions)
             yield part, replace(position, consumed=tuple(at))
-            if left[part]:
-                heapq.heapreplace(waiting, (self._due(part, at[part]), tie, part))
-            else:
-                heapq.heappop(waiting)
 
     def appearances(self, part: int, position: Position) -> list[Appearances]:
         """How often the cells of each stratum of a part appear in this epoch."""
-        strata = self._parts[part].strata
-        return [s.appearances(position.epoch, shuffle=self._shuffle) for s in strata]
+        strata = self.parts[part].strata
+        return [s.appearances(position.epoch, shuffle=self.shuffle) for s in strata]
 
     def plan(self, part: int, position: Position, appearances: Sequence[Appearances]) -> EpochPlan:
         """The order of a part, on integers."""
         return plan_epoch(
             [(a.stratum.shards, a.of_shard) for a in appearances],
-            seed=self._parts[part].seed,
+            seed=self.parts[part].seed,
             epoch=position.epoch,
             lanes=position.lanes[part],
-            shuffle=self._shuffle,
+            shuffle=self.shuffle,
             shuffle_buffer=self._buffer(part),
         )
 
@@ -174,17 +143,15 @@ class Order:
         """How many stretches all lanes read at a time, at most."""
         return sum(
             most_stretches(k, len(p.strata))
-            for k, p in zip(position.lanes, self._parts, strict=True)
+            for k, p in zip(position.lanes, self.parts, strict=True)
         )
 
     def held(self, position: Position) -> tuple[int, int]:
         """How many stretches this rank reads at a time, and the cells in their buffers, at most."""
         stretches = cells = 0
-        for part, (lanes, one) in enumerate(zip(position.lanes, self._parts, strict=True)):
-            mine, most = (
-                len(self.share(part, position).my_lanes()),
-                most_stretches(lanes, len(one.strata)),
-            )
+        for part, (lanes, one) in enumerate(zip(position.lanes, self.parts, strict=True)):
+            mine = len(self.share(part, position).my_lanes())
+            most = most_stretches(lanes, len(one.strata))
             stretches += -(-most * mine // lanes)
             cells += -(-(self._buffer(part) + most) * mine // lanes)
         return stretches, cells
@@ -193,10 +160,10 @@ class Order:
         """This rank's share of what is left of a part."""
         return Share(
             begin=position.consumed[part],
-            end=self._parts[part].positions,
-            rank=self._rank,
-            world_size=self._world_size,
-            batch_size=self._batch_size,
+            end=self.parts[part].positions,
+            rank=self.rank,
+            world_size=self.world_size,
+            batch_size=self.batch_size,
             lanes=position.lanes[part],
         )
 
@@ -208,9 +175,9 @@ class Order:
 
     def reached(self, position: Position, batches: int) -> Position:
         """The same, but after the last one: behind all that the epoch hands out."""
-        if batches and len(self._parts) == 1:
+        if batches and len(self.parts) == 1:
             at = position.consumed[0] + batches * self.global_batch
-            return replace(position, consumed=(min(at, self._parts[0].positions),))
+            return replace(position, consumed=(min(at, self.parts[0].positions),))
         for _, after in islice(self.turns(position), batches):
             position = after
         return position
@@ -220,7 +187,7 @@ class Order:
 
         After the last batch of an epoch they are those of the next one's begin.
         """
-        at, many = self.after(position, 0), self._by_domain
+        at, many = self.after(position, 0), self.by_domain
         return {
             "epoch": at.epoch,
             "lanes": list(at.lanes) if many else at.lanes[0],
@@ -230,18 +197,18 @@ class Order:
     def load(self, state: Mapping[str, Any]) -> Position:
         """Where a state says that a pass stands; StateError when it can't be."""
         epoch, lanes, at = state["epoch"], state["lanes"], state["position"]
-        if not self._by_domain:
+        if not self.by_domain:
             lanes, at = [lanes], [at]
         if (
             type(epoch) is not int
             or epoch < 0
             or not isinstance(lanes, list)
             or not isinstance(at, list)
-            or not len(lanes) == len(at) == len(self._parts)
+            or not len(lanes) == len(at) == len(self.parts)
             or not all(type(k) is int and k >= 1 for k in lanes)
             or not all(
                 type(n) is int and 0 <= n <= p.positions
-                for n, p in zip(at, self._parts, strict=True)
+                for n, p in zip(at, self.parts, strict=True)
             )
         ):
             raise StateError(
@@ -254,17 +221,10 @@ class Order:
             return self.begin(epoch)
         return Position(epoch=epoch, lanes=tuple(lanes), consumed=tuple(at))
 
-    def _due(self, part: int, consumed: int) -> Fraction:
-        """When a part's next batch is due: where its middle lies in the part. Without shuffle, one part
-        after the other."""
-        if not self._shuffle:
-            return Fraction(part)
-        return Fraction(2 * consumed + self.global_batch, 2 * self._parts[part].positions)
-
     def _buffer(self, part: int) -> int:
         """Cells in the shuffle buffers of all lanes of a part."""
-        return max(1, self._part_of(self._shuffle_buffer, self._parts[part]))
+        return max(1, self._part_of(self.shuffle_buffer, self.parts[part]))
 
     def _part_of(self, whole: int, part: Part) -> int:
         """The part of something that goes by a part's positions."""
-        return whole * part.positions // self.cells if len(self._parts) > 1 else whole
+        return whole * part.positions // self.cells if len(self.parts) > 1 else whole

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -25,7 +26,6 @@ from scshards.base.errors import ConfigError
 from scshards.base.text import did_you_mean
 from scshards.base.where import Where, parse
 from scshards.shards.index import OBS_PREFIX
-from scshards.shards.manifest import LabelInfo
 from scshards.shards.shardlist import SOURCE, ShardList
 from scshards.streaming.order.options import WEIGHTS_ADVICE, WeightsOption
 
@@ -50,28 +50,32 @@ Rule = Callable[[NDArray[Any]], NDArray[np.int64]]
 """Of a set, from its cells' values of a column to their whole weights."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Chosen:
-    """The cells that may appear.
+    """The cells that may appear, so many `cells` of each shard, int64 [shards], and what each weighs.
 
-    Attributes
-    ----------
-    cells
-        int64 [shards]: how many of each shard.
+    `bits` says which, eight in a byte; None leaves no cell out. The rules of the sets make weights of
+    values of the index's `column`; without one all weigh 1.
     """
 
-    def __init__(self, cells: NDArray[np.int64], bits: list[NDArray[np.uint8]] | None) -> None:
-        self.cells, self._bits = cells, bits
+    shards: ShardList
+    cells: NDArray[np.int64]
+    bits: Sequence[NDArray[np.uint8]] | None = None
+    column: str | None = None
+    rules: Sequence[Rule] = ()
 
-    @property
-    def is_all(self) -> bool:
-        """Whether no cell is left out."""
-        return self._bits is None
-
-    def mask(self, shard: int, n: int) -> NDArray[np.bool_]:
-        """Which of the n cells of a shard, bool [n]."""
-        if self._bits is None:
+    def mask(self, shard: int) -> NDArray[np.bool_]:
+        """Which cells of a shard, bool [cells]."""
+        n = int(self.shards.cells[shard])
+        if self.bits is None:
             return np.ones(n, np.bool_)
-        return np.unpackbits(self._bits[shard], count=n).astype(np.bool_)
+        return np.unpackbits(self.bits[shard], count=n).astype(np.bool_)
+
+    def weights(self, shard: int, table: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
+        """The whole weights of a shard's cells, int64 [cells]; of those that may not appear 0."""
+        if self.column is None:
+            return self.mask(shard).astype(np.int64)
+        return self.rules[self.shards.set_of[shard]](table[self.column]) * self.mask(shard)
 
 
 def choose(shards: ShardList, where: str | None, take: int | None) -> Chosen:
@@ -86,18 +90,16 @@ def choose(shards: ShardList, where: str | None, take: int | None) -> Chosen:
         For an expression that does not fit the columns, or that nothing matches, or when fewer than
         `take` cells are left.
     """
-    chosen = Chosen(shards.cells, None)
+    chosen = Chosen(shards=shards, cells=shards.cells)
     if where is not None:
         chosen = _matching(shards, parse(where, option="where"))
     if take is not None:
-        chosen = _taken(shards, chosen, take)
+        chosen = _taken(chosen, take)
     return chosen
 
 
-def weight_rules(
-    shards: ShardList, chosen: Chosen, weights: WeightsOption, positions: int
-) -> tuple[str, list[Rule]]:
-    """The column that `weights` goes by, which is read from all indexes once, and the rule of each set.
+def weigh(chosen: Chosen, weights: WeightsOption, positions: int) -> Chosen:
+    """The chosen cells with weights; the column that these go by is read from all indexes once.
 
     Parameters
     ----------
@@ -109,12 +111,13 @@ def weight_rules(
     ConfigError
         For a column or category that is not there, or a number that is no weight.
     """
+    shards = chosen.shards
     column, categories, rule = _weighed(shards, weights)
     top = MAX_SCALE // max(positions, int(chosen.cells.sum()))
     n_sets, set_of = len(shards.shardsets), shards.set_of
 
     def chosen_of(shard: int, table: dict[str, NDArray[Any]]) -> NDArray[Any]:
-        return table[column][chosen.mask(shard, len(table[column]))]
+        return table[column][chosen.mask(shard)]
 
     def counts(shard: int, table: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
         codes = len(categories) + 1  # -1 is the last one
@@ -136,7 +139,8 @@ def weight_rules(
         most = np.zeros(n_sets)
         np.maximum.at(most, set_of, scan(shards, [column], largest))
         scales = [top / x if x > 0 else 0.0 for x in most]
-        return column, [partial(whole_weights, scale=scale, top=top) for scale in scales]
+        by_scale = [partial(whole_weights, scale=scale, top=top) for scale in scales]
+        return replace(chosen, column=column, rules=by_scale)
     counted = np.zeros((n_sets, len(categories) + 1), np.int64)
     np.add.at(counted, set_of, np.stack(scan(shards, [column], counts)))
     rules: list[Rule] = []
@@ -147,7 +151,7 @@ def weight_rules(
         each = np.where(in_set > 0, each, 0.0)
         shares = each / max(each.max(), np.finfo(float).tiny)
         rules.append(whole_weights(shares, top, top).__getitem__)
-    return column, rules
+    return replace(chosen, column=column, rules=rules)
 
 
 def whole_weights(values: NDArray[Any], scale: float, top: int) -> NDArray[np.int64]:
@@ -179,11 +183,8 @@ def column_name(shards: ShardList, name: str, option: str) -> str:
     if name in INDEX_NUMBERS:
         return name
     known = list(dict.fromkeys([*shards.labels, *INDEX_NUMBERS]))
-    raise ConfigError(
-        f"the cells of the shard set have no {name!r}",
-        where=f"{shards.name()}: {option}",
-        advice=did_you_mean(name, known),
-    )
+    what = f"the cells of the shard set have no {name!r}"
+    raise misfit(shards, option, what, did_you_mean(name, known))
 
 
 def check_category(shards: ShardList, column: str, value: object, option: str) -> None:
@@ -191,11 +192,13 @@ def check_category(shards: ShardList, column: str, value: object, option: str) -
     info = shards.label(column)
     categories = info.categories if info is not None else ()
     if value not in categories:
-        raise ConfigError(
-            f"the column {column!r} has no category {value!r}",
-            where=f"{shards.name()}: {option}",
-            advice=did_you_mean(str(value), categories),
-        )
+        what = f"the column {column!r} has no category {value!r}"
+        raise misfit(shards, option, what, did_you_mean(str(value), categories))
+
+
+def misfit(shards: ShardList, option: str, what: str, advice: str | None = None) -> ConfigError:
+    """The error of an option that does not fit the shards."""
+    return ConfigError(what, where=f"{shards.name()}: {option}", advice=advice)
 
 
 def _weighed(
@@ -207,17 +210,15 @@ def _weighed(
     is_category = info is not None and info.kind == "category"
     if is_category != (rule is not None):
         kind = "categories" if is_category else "numbers"
-        raise ConfigError(
-            f"the column {name!r} holds {kind}",
-            where=f"{shards.name()}: weights",
-            advice=WEIGHTS_ADVICE,
-        )
+        raise misfit(shards, "weights", f"the column {name!r} holds {kind}", WEIGHTS_ADVICE)
     for category in rule if isinstance(rule, Mapping) else ():
         check_category(shards, name, category, "weights")
     return column, () if info is None else info.categories, rule
 
 
 def _matching(shards: ShardList, expression: Where) -> Chosen:
+    import pandas as pd
+
     infos = {c: shards.label(c) for c in expression.columns}
     names = {c: column_name(shards, c, expression.option) for c in expression.columns}
     if SOURCE not in shards.labels and not any(
@@ -231,62 +232,41 @@ def _matching(shards: ShardList, expression: Where) -> Chosen:
         if info is not None and info.kind == "category":
             check_category(shards, column, value, expression.option)
         elif isinstance(value, str):
-            raise ConfigError(
-                f"the column {column!r} holds numbers, not text such as {value!r}",
-                where=f"{shards.name()}: {expression.option}",
-            )
-    evaluate = _Evaluator(shards, expression, infos)
-    groups = [
-        range(i, min(i + _AT_ONCE, len(shards.shards)))
-        for i in range(0, len(shards.shards), _AT_ONCE)
-    ]
+            what = f"the column {column!r} holds numbers, not text such as {value!r}"
+            raise misfit(shards, expression.option, what)
+    dtypes = {
+        name: pd.CategoricalDtype(list(info.categories))
+        for name, info in infos.items()
+        if info is not None and info.kind == "category"
+    }
+    lock = threading.Lock()  # pandas holds the interpreter anyway
 
     def look(group: range) -> list[_Bits]:
         tables = [shards.index(s, list(dict.fromkeys(names.values()))) for s in group]
-        joined = {c: np.concatenate([t[n] for t in tables]) for c, n in names.items()}
-        mask = evaluate(joined, int(shards.cells[group.start : group.stop].sum()))
-        ends = np.cumsum(shards.cells[group.start : group.stop])[:-1]
-        return [_packed(part) for part in np.split(mask, ends)]
+        ends = np.cumsum(shards.cells[group.start : group.stop])
+        columns: dict[str, Any] = {
+            column: np.concatenate([t[name] for t in tables]) for column, name in names.items()
+        }
+        with lock:
+            for column, dtype in dtypes.items():
+                columns[column] = pd.Categorical.from_codes(columns[column], dtype=dtype)
+            mask = expression.mask(columns, int(ends[-1]), where=shards.name())
+        return [_packed(part) for part in np.split(mask, ends[:-1])]
 
-    chosen = _chosen([bits for of_group in _in_threads(look, groups) for bits in of_group])
+    every = range(len(shards.shards))
+    groups = [every[i : i + _AT_ONCE] for i in every[::_AT_ONCE]]
+    chosen = _chosen(shards, [bits for of_group in _in_threads(look, groups) for bits in of_group])
     if not chosen.cells.sum():
-        raise ConfigError(
-            f"no cell of the split {shards.split!r} matches {expression.text!r}",
-            where=f"{shards.name()}: {expression.option}",
-            advice="loosen the expression; scshards info shows the columns and some of their categories",
+        what = f"no cell of the split {shards.split!r} matches {expression.text!r}"
+        advice = (
+            "loosen the expression; scshards info shows the columns and some of their categories"
         )
+        raise misfit(shards, expression.option, what, advice)
     return chosen
 
 
-class _Evaluator:
-    """An expression over columns, one thread at a time: pandas holds the interpreter anyway."""
-
-    def __init__(
-        self, shards: ShardList, expression: Where, infos: Mapping[str, LabelInfo | None]
-    ) -> None:
-        import pandas as pd
-
-        self._expression, self._name = expression, shards.name()
-        self._dtypes = {
-            name: pd.CategoricalDtype(list(info.categories))
-            for name, info in infos.items()
-            if info is not None and info.kind == "category"
-        }
-        self._lock = threading.Lock()
-
-    def __call__(self, columns: Mapping[str, NDArray[Any]], n: int) -> NDArray[np.bool_]:
-        import pandas as pd
-
-        with self._lock:
-            values = {
-                c: pd.Categorical.from_codes(v, dtype=self._dtypes[c]) if c in self._dtypes else v
-                for c, v in columns.items()
-            }
-            return self._expression.mask(values, n, where=self._name)
-
-
-def _taken(shards: ShardList, chosen: Chosen, take: int) -> Chosen:
-    total = int(chosen.cells.sum())
+def _taken(chosen: Chosen, take: int) -> Chosen:
+    shards, total = chosen.shards, int(chosen.cells.sum())
     if take > total:
         raise ConfigError(
             f"take={take} is more than the {total} cells there are",
@@ -296,36 +276,31 @@ def _taken(shards: ShardList, chosen: Chosen, take: int) -> Chosen:
     def hashes(shard: int) -> tuple[NDArray[np.bool_], NDArray[np.uint64]]:
         n = int(shards.cells[shard])
         places = np.int64(shard) << 32 | np.arange(n)
-        return chosen.mask(shard, n), seeds.draws(_HASH_KEY, places)
+        return chosen.mask(shard), seeds.draws(_HASH_KEY, places)
 
     every = range(len(shards.shards))
     shift = np.uint64(64 - _BUCKET_BITS)
     counts = np.zeros(1 << _BUCKET_BITS, np.int64)
-    for shard in every:
-        mask, hashed = hashes(shard)
+    for mask, hashed in map(hashes, every):
         counts += np.bincount((hashed[mask] >> shift).astype(np.int64), minlength=len(counts))
     ends = np.cumsum(counts)
     bucket = int(np.searchsorted(ends, take))
-    border: list[NDArray[np.uint64]] = []
-    for shard in every:
-        mask, hashed = hashes(shard)
-        border.append(hashed[mask & (hashed >> shift == bucket)])
+    border = [hashed[mask & (hashed >> shift == bucket)] for mask, hashed in map(hashes, every)]
     rest = take - int(ends[bucket] - counts[bucket])
     # Hashes of different cells differ: the mixer is a bijection of what is mixed.
     limit = np.sort(np.concatenate(border))[rest - 1]
-    bits = []
-    for shard in every:
-        mask, hashed = hashes(shard)
-        bits.append(_packed(mask & (hashed <= limit)))
-    return _chosen(bits)
+    return _chosen(
+        shards, [_packed(mask & (hashed <= limit)) for mask, hashed in map(hashes, every)]
+    )
 
 
 def _packed(mask: NDArray[np.bool_]) -> _Bits:
     return int(np.count_nonzero(mask)), np.packbits(mask)
 
 
-def _chosen(bits: Sequence[_Bits]) -> Chosen:
-    return Chosen(np.array([n for n, _ in bits], np.int64), [b for _, b in bits])
+def _chosen(shards: ShardList, found: Sequence[_Bits]) -> Chosen:
+    cells = np.array([n for n, _ in found], np.int64)
+    return Chosen(shards=shards, cells=cells, bits=[bits for _, bits in found])
 
 
 def _in_threads(do: Callable[[Any], Found], items: Sequence[Any]) -> list[Found]:

@@ -39,7 +39,7 @@ from scshards.base.text import did_you_mean
 from scshards.kernels.order import count_copies
 from scshards.shards.index import OBS_PREFIX
 from scshards.shards.shardlist import SOURCE, ShardList
-from scshards.streaming.order.choose import Rule, choose, scan, weight_rules
+from scshards.streaming.order.choose import choose, misfit, scan, weigh
 from scshards.streaming.order.options import ChoiceOptions, is_weight
 from scshards.streaming.order.plan import shard_order, stratum_seed
 
@@ -59,12 +59,8 @@ _Sums = tuple[list[int], list[int]]
 class Passes:
     """The appearances of a shard's cells, in the order in which they lie on the line.
 
-    Attributes
-    ----------
-    cells
-        int32 [appearances]: which cell of the shard; ascending in each pass.
-    starts
-        int64 [passes + 1]: where each pass over the shard begins.
+    `cells`, int32 [appearances], says of which cell each is; they ascend in each pass over the shard.
+    `starts`, int64 [passes + 1], says where each pass begins.
     """
 
     cells: NDArray[np.int32]
@@ -118,7 +114,7 @@ def resample(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stratum:
-    """Cells that keep their share of every stretch of an epoch, in an order of their own.
+    """Cells of a choice that keep their share of every stretch of an epoch, in an order of their own.
 
     Attributes
     ----------
@@ -130,8 +126,6 @@ class Stratum:
         Their appearances in an epoch, the same in every epoch.
     shards
         int64 [shards]: those with such cells, ascending.
-    choice
-        That it is of.
     """
 
     name: str
@@ -153,13 +147,7 @@ class Stratum:
 
 @dataclass(frozen=True, slots=True)
 class Appearances:
-    """How often the cells of a stratum appear in one epoch.
-
-    Attributes
-    ----------
-    of_shard
-        int64 [shards of the stratum]: appearances of each shard's cells together.
-    """
+    """How often the cells of a stratum appear in one epoch; those of each of its shards, `of_shard`."""
 
     stratum: Stratum
     of_shard: NDArray[np.int64]
@@ -172,7 +160,7 @@ class Appearances:
     def passes(self, shard: int, table: Mapping[str, NDArray[Any]]) -> Passes:
         """Which cell each appearance is, from the shard's values of `Choice.columns`."""
         stratum, choice = self.stratum, self.stratum.choice
-        weights = choice.weights(shard, table)
+        weights = choice.chosen.weights(shard, table)
         weights = weights * (choice.kinds(shard, table) == stratum._kind)
         if self._remainders is None:
             return in_passes(weights)
@@ -189,15 +177,7 @@ class Appearances:
 
 @dataclass(frozen=True)
 class Part:
-    """What batches are made of: with domains, the cells of one of them.
-
-    Attributes
-    ----------
-    seed
-        What its order is made of.
-    strata
-        In no order that means anything; none when there are no cells.
-    """
+    """What batches are made of, with domains the cells of one of them; `seed` is that of its order."""
 
     seed: int
     strata: tuple[Stratum, ...]
@@ -230,6 +210,8 @@ class Choice:
         One, or one for each domain that has a position.
     domains
         {domain: its positions} with `domain_by`, those without a position too.
+    chosen
+        Which cells may appear, and their weights.
     columns
         Index columns that `Appearances.passes` needs.
     resamples
@@ -261,8 +243,8 @@ class Choice:
                 advice="leave one of them out",
             )
         self._shards, self._shares = shards, shares
-        self._chosen = choose(shards, options.where, options.take)
-        cells = int(self._chosen.cells.sum())
+        self.chosen = choose(shards, options.where, options.take)
+        cells = int(self.chosen.cells.sum())
         self.resamples = options.resamples or shares is not None
         if self.resamples and not cells:
             raise ConfigError(f"the split {shards.split!r} has no cells", where=shards.name())
@@ -274,29 +256,18 @@ class Choice:
         self._firsts = np.concatenate(([0], np.cumsum(shards.cells)))
         self._begins = np.array([self._firsts[shard] + first for shard, first in begins])
         self._cut = {shard for shard, first in begins if first}
-        self._weight_column: str | None = None
-        self._rules: Sequence[Rule] = ()
         positions = options.epoch_cells or cells
         if options.weights is not None:
-            self._weight_column, self._rules = weight_rules(
-                shards, self._chosen, options.weights, positions
-            )
-        named = (self._domain_column, self._stratum_column, self._weight_column)
+            self.chosen = weigh(self.chosen, options.weights, positions)
+        named = (self._domain_column, self._stratum_column, self.chosen.column)
         self.columns = tuple(dict.fromkeys(c for c in named if c))
         self.domains: dict[str | None, int] = {}
         self.parts = self._parts(seed, positions)
 
     def is_every_cell(self, shard: int) -> bool:
         """Whether each cell of a shard appears once, in order, in one stratum."""
-        is_asked = self.resamples or self.columns or not self._chosen.is_all
+        is_asked = self.resamples or self.columns or self.chosen.bits is not None
         return not is_asked and shard not in self._cut
-
-    def weights(self, shard: int, table: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
-        """The whole weights of a shard's cells; without weights 1 for each cell that is chosen."""
-        mask = self._chosen.mask(shard, int(self._shards.cells[shard]))
-        if self._weight_column is None:
-            return mask.astype(np.int64)
-        return self._rules[self._shards.set_of[shard]](table[self._weight_column]) * mask
 
     def kinds(self, shard: int, table: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
         """Which stratum each of a shard's cells is in, int64 [cells], or [1] where all are in one."""
@@ -367,7 +338,7 @@ class Choice:
         """The weights of each stratum's cells, shard by shard; strata in the order of their numbers."""
 
         def look(shard: int, table: Mapping[str, NDArray[Any]]) -> list[tuple[_Kind, int]]:
-            weights = self.weights(shard, table)
+            weights = self.chosen.weights(shard, table)
             kinds = np.broadcast_to(self.kinds(shard, table), len(weights))
             each, which = np.unique(kinds, return_inverse=True)
             sums = np.zeros(len(each), np.int64)
@@ -380,7 +351,7 @@ class Choice:
         looked = dict(zip(which, scan(self._shards, self.columns, look, which), strict=True))
         out: dict[_Kind, _Sums] = {}
         for shard in every:
-            whole = (origins[shard], int(self._chosen.cells[shard]))
+            whole = (origins[shard], int(self.chosen.cells[shard]))
             for kind, total in looked.get(shard, [whole]):
                 if total:
                     shards, sums = out.setdefault(kind, ([], []))
@@ -437,11 +408,8 @@ def _column(shards: ShardList, name: str | None, option: str) -> tuple[str | Non
     known += [SOURCE] if SOURCE not in shards.labels else []
     info = shards.label(name)
     if name not in known or info is None:
-        raise ConfigError(
-            f"the cells of the shard set have no category {name!r}",
-            where=f"{shards.name()}: {option}",
-            advice=did_you_mean(name, known),
-        )
+        what = f"the cells of the shard set have no category {name!r}"
+        raise misfit(shards, option, what, did_you_mean(name, known))
     return OBS_PREFIX + name, info.categories
 
 

@@ -121,7 +121,7 @@ class CellDataset(IterableDataset[Sample]):
 
         An epoch that a loaded state is in the middle of, and that was not begun yet, goes on there.
         """
-        state = self._epochs.state()
+        _, state = self._epochs.last_set
         is_resumed = state is not None and state["epoch"] == epoch and not self._epochs.is_begun
         self._epochs.set(epoch, state if is_resumed else None)
 
@@ -183,11 +183,11 @@ class CellDataset(IterableDataset[Sample]):
 
     def _position(self, iteration: int) -> Position:
         """Where an iteration begins, which is told by the epoch that it has where none is fixed."""
-        loader, state = self._loader(), self._epochs.state()
+        loader, (first, state) = self._loader(), self._epochs.last_set
         if state is not None and state["epoch"] == iteration:
             return loader.position_of(state)
         is_fixed = self._options.get("fixed_epoch", False)
-        return loader.order.begin(self._epochs.first if is_fixed else iteration)
+        return loader.order.begin(first if is_fixed else iteration)
 
 
 class _Iteration(Iterator[Sample]):
@@ -354,7 +354,7 @@ class SharedEpoch:
         elif of_this:
             epoch = of_this[0]
         else:
-            epoch = max((following for _, following in begun.values()), default=self.first)
+            epoch = max((following for _, following in begun.values()), default=self.last_set[0])
         self._slots[worker] = key << _EPOCH_BITS | (epoch + 1)
         return epoch
 
@@ -366,26 +366,18 @@ class SharedEpoch:
 
     def latest(self) -> int:
         """The epoch that was begun last, or that the first iteration will read."""
-        return max((f - 1 for _, f in self._iterations().values()), default=self.first)
+        return max((f - 1 for _, f in self._iterations().values()), default=self.last_set[0])
 
     @property
-    def first(self) -> int:
-        """The epoch that `set` was given."""
-        return int(self._last_set()[0])
+    def last_set(self) -> tuple[int, dict[str, Any] | None]:
+        """The epoch that `set` was given, and the state from which it goes on."""
+        epoch, state = json.loads(self._told.numpy().tobytes().partition(b"\n")[0])
+        return epoch, state
 
     @property
     def is_begun(self) -> bool:
         """Whether an iteration began after the last `set`."""
         return bool(self._iterations())
-
-    def state(self) -> dict[str, Any] | None:
-        """What `set` was given: where its epoch goes on."""
-        found: dict[str, Any] | None = self._last_set()[1]
-        return found
-
-    def _last_set(self) -> list[Any]:
-        found: list[Any] = json.loads(self._told.numpy().tobytes().partition(b"\n")[0])
-        return found
 
     def _iterations(self) -> dict[int, tuple[int, int]]:
         """{worker: the key of the iteration that it began last, and the epoch after that one's}."""

@@ -59,18 +59,12 @@ def refuse(given: Mapping[str, Any], known: Iterable[str]) -> None:
             )
     if not given:
         return
-    homes: dict[str, list[str]] = {}
-    for name in given:
-        homes.setdefault(FIELDS[name][0], []).append(name)
-    said = [
-        f"{', '.join(names)} {'is a field' if len(names) == 1 else 'are fields'} of "
-        f"{PARTS[part].__name__}"
-        for part, names in homes.items()
-    ]
-    written = [
-        f"{part}={PARTS[part].__name__}({', '.join(_written(n, given[n]) for n in names)})"
-        for part, names in homes.items()
-    ]
+    said, written = [], []
+    for part in dict.fromkeys(FIELDS[name][0] for name in given):
+        names, cls = [n for n in given if FIELDS[n][0] == part], PARTS[part].__name__
+        are = "is a field" if len(names) == 1 else "are fields"
+        said.append(f"{', '.join(names)} {are} of {cls}")
+        written.append(f"{part}={cls}({', '.join(_written(n, given[n]) for n in names)})")
     raise ConfigError("; ".join(said), advice="write " + ", ".join(written))
 
 

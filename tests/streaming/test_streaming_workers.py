@@ -76,15 +76,15 @@ def test_without_workers_and_with_both() -> None:
 
 def test_copies_and_states() -> None:
     shared = SharedEpoch(2)
-    assert not shared.is_begun and shared.latest() == 2 and shared.state() is None
+    assert not shared.is_begun and shared.latest() == 2 and shared.last_set[1] is None
     shared.set(5, {"epoch": 5, "position": 9})
-    assert shared.state() == {"epoch": 5, "position": 9}
+    assert shared.last_set[1] == {"epoch": 5, "position": 9}
     other = copy.deepcopy(shared)
     assert other._slots.is_shared()
     assert other.begin() == 5 and other.is_begun and not shared.is_begun
-    assert other.state() == shared.state()
+    assert other.last_set[1] == shared.last_set[1]
     shared.set(6)
-    assert shared.state() is None and shared.begin() == 6
+    assert shared.last_set[1] is None and shared.begin() == 6
     shared.begin_at(9)
     assert shared.begin() == 10
 

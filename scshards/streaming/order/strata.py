@@ -271,8 +271,9 @@ class Choice:
 
     def kinds(self, shard: int, table: Mapping[str, NDArray[Any]]) -> NDArray[np.int64]:
         """Which stratum each of a shard's cells is in, int64 [cells], or [1] where all are in one."""
-        cells = np.arange(self._firsts[shard], self._firsts[shard + 1])
-        cells = cells if shard in self._cut else self._firsts[shard : shard + 1]
+        cells = self._firsts[shard : shard + 1]
+        if shard in self._cut:
+            cells = np.arange(*self._firsts[shard : shard + 2])
         kinds = np.searchsorted(self._begins, cells, side="right") - 1
         for column, names in (
             (self._stratum_column, self._categories),
@@ -296,7 +297,8 @@ class Choice:
             key = seed
             if self._domain_column is not None:
                 key = seeds.key(seed, "domain", -1 if name is None else name)
-                self.domains |= {name: mine} if kinds else {}
+                if kinds:
+                    self.domains[name] = mine
             if mine or self._domain_column is None:
                 each = _dealt([weights[kind] for kind in kinds], mine)
                 shared = [(kind, n) for kind, n in zip(kinds, each, strict=True) if n]

@@ -108,13 +108,11 @@ class EpochReader:
         if len(left) == 1:
             yield from self._part(0, left[0], store, BLOCK_CELLS)
             return
-        begin = sum(self.position.consumed)
         streams: dict[int, Iterator[Block]] = {}
-        for part, after in self.order.turns(self.position):
+        for part, begin in self.order.turns(self.position):
             if part not in streams:
                 streams[part] = self._part(part, left[part], store, 1)
             yield dataclasses.replace(next(streams[part]), begin=begin)
-            begin = sum(after.consumed)
 
     def _part(self, part: int, batches: int, store: CellStore, block_cells: int) -> Iterator[Block]:
         """So many batches of a part, in blocks of about so many cells.

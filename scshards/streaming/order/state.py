@@ -11,6 +11,7 @@ Called by streaming.blockstream, which makes states of positions and reads what 
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -106,22 +107,25 @@ class Order:
             for p, at in zip(self.parts, position.consumed, strict=True)
         )
 
-    def turns(self, position: Position) -> Iterator[tuple[int, Position]]:
-        """Of each batch that is left, in order: its part, and where the pass stands after it."""
-        at, batch = list(position.consumed), self.global_batch
-        drawn = seeds.permutation(seeds.key(self.seed, "turns", position.epoch), len(at)).tolist()
+    def turns(self, position: Position) -> Iterator[tuple[int, int]]:
+        """Of each batch that is left, in order: its part, and how many positions of all came before."""
+        batch, before = self.global_batch, sum(position.consumed)
+        ties = range(len(self.parts))
+        if self.shuffle:
+            key = seeds.key(self.seed, "turns", position.epoch)
+            ties = seeds.permutation(key, len(self.parts)).tolist()
 
-        def due(part: int, left: int) -> Iterator[tuple[Fraction, int, int]]:
-            """When each batch of a part is due: where its middle lies in the part. Without shuffle, one
-            part after the other."""
-            for i in range(left):
-                middle = 2 * (position.consumed[part] + i * batch) + batch
-                when = Fraction(middle, 2 * self.parts[part].positions)
-                yield (when, drawn[part], part) if self.shuffle else (Fraction(part), 0, part)
+        def due(part: int, left: int) -> Iterator[tuple[Fraction, int, int, int]]:
+            """Of each batch of a part: when it is due, where its middle lies in the part, or without
+            shuffle one part after the other; what decides between those due at once; part; cells."""
+            at, end = position.consumed[part], self.parts[part].positions
+            for i in range(at, at + left * batch, batch):
+                when = Fraction(2 * i + batch, 2 * end) if self.shuffle else Fraction(part)
+                yield when, ties[part], part, min(batch, end - i)
 
-        for _, _, part in heapq.merge(*map(due, range(len(at)), self.left(position))):
-            at[part] = min(at[part] + batch, self.parts[part].positions)
-            yield part, replace(position, consumed=tuple(at))
+        for _, _, part, cells in heapq.merge(*map(due, range(len(ties)), self.left(position))):
+            yield part, before
+            before += cells
 
     def appearances(self, part: int, position: Position) -> list[Appearances]:
         """How often the cells of each stratum of a part appear in this epoch."""
@@ -175,12 +179,15 @@ class Order:
 
     def reached(self, position: Position, batches: int) -> Position:
         """The same, but after the last one: behind all that the epoch hands out."""
-        if batches and len(self.parts) == 1:
-            at = position.consumed[0] + batches * self.global_batch
-            return replace(position, consumed=(min(at, self.parts[0].positions),))
-        for _, after in islice(self.turns(position), batches):
-            position = after
-        return position
+        counts = Counter({0: batches})
+        if len(self.parts) > 1:
+            counts = Counter(part for part, _ in islice(self.turns(position), batches))
+        each = zip(self.parts, position.consumed, strict=True)
+        consumed = [
+            min(at + counts[i] * self.global_batch, part.positions)
+            for i, (part, at) in enumerate(each)
+        ]
+        return replace(position, consumed=tuple(consumed))
 
     def state(self, position: Position) -> dict[str, Any]:
         """epoch, lanes and position, ready for JSON: numbers, or lists of one for each domain.

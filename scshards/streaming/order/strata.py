@@ -51,8 +51,8 @@ _MANY_TIMES = 4
 _Kind = int
 """What tells the strata apart: origin, category of `stratify` and domain in one number."""
 
-_Sums = tuple[list[int], list[int]]
-"""Shards, and the sum of the weights of each."""
+_Sums = list[tuple[int, int]]
+"""Shards, each with the sum of the weights of its cells."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -307,9 +307,9 @@ class Choice:
                         name=self._name(kind),
                         seed=stratum_seed(key, i, len(shared)),
                         positions=n,
-                        shards=np.array(found[kind][0], np.int64),
+                        shards=np.array([shard for shard, _ in found[kind]], np.int64),
                         choice=self,
-                        _sums=np.array(found[kind][1], np.int64),
+                        _sums=np.array([total for _, total in found[kind]], np.int64),
                         _kind=kind,
                     )
                     for i, (kind, n) in enumerate(shared)
@@ -323,10 +323,11 @@ class Choice:
 
     def _shared(self, found: Mapping[_Kind, _Sums]) -> dict[_Kind, Fraction]:
         """What each stratum weighs: its cells; in a blend, the part of its set's share that they are."""
-        set_of = {kind: int(self._shards.set_of[shards[0]]) for kind, (shards, _) in found.items()}
+        totals = {kind: sum(total for _, total in sums) for kind, sums in found.items()}
+        set_of = {kind: int(self._shards.set_of[sums[0][0]]) for kind, sums in found.items()}
         factors = [Fraction(1)] * len(self._shards.shardsets)
         for number, shardset in enumerate(self._shards.shardsets):
-            whole = sum(sum(sums) for kind, (_, sums) in found.items() if set_of[kind] == number)
+            whole = sum(total for kind, total in totals.items() if set_of[kind] == number)
             if self.resamples and not whole:
                 raise ConfigError(
                     "no chosen cell has a weight above 0",
@@ -334,7 +335,7 @@ class Choice:
                 )
             if self._shares is not None:
                 factors[number] = Fraction(float(self._shares[number])) / whole
-        return {kind: sum(sums) * factors[set_of[kind]] for kind, (_, sums) in found.items()}
+        return {kind: total * factors[set_of[kind]] for kind, total in totals.items()}
 
     def _sums(self) -> dict[_Kind, _Sums]:
         """The weights of each stratum's cells, shard by shard; strata in the order of their numbers."""
@@ -356,10 +357,8 @@ class Choice:
             whole = (origins[shard], int(self.chosen.cells[shard]))
             for kind, total in looked.get(shard, [whole]):
                 if total:
-                    shards, sums = out.setdefault(kind, ([], []))
-                    shards.append(shard)
-                    sums.append(total)
-        times = sum(len(shards) for shards, _ in out.values()) / max(1, len(every))
+                    out.setdefault(kind, []).append((shard, total))
+        times = sum(map(len, out.values())) / max(1, len(every))
         if self._stratum_column is not None and times > _MANY_TIMES:
             _log.warning(
                 "%s: a shard has cells of %.0f categories of stratify on average, and its chunks are "

@@ -166,7 +166,7 @@ class NodeCache:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             said, check = np.frombuffer(os.pread(handle, 16, 0).ljust(16, b"\0"), "<u8").tolist()
-            used = _Used(said if said ^ check == _CHECK else self._counted())
+            used = _Used(said if said ^ check == _CHECK else self._evict(self.size))
             yield used
             total = max(0, used.total)
             os.pwrite(handle, np.array([total, total ^ _CHECK], "<u8").tobytes(), 0)
@@ -207,45 +207,37 @@ class NodeCache:
         What is there is counted anew, so that what a killed process had reserved is free again.
         """
         total, times, sizes = self._remove_dead(), [], []
-        for folder, stat, _ in self._files():
+        for stat, _, may_go in self._files():
             total += _rounded(stat.st_size)
-            if self._may_remove(folder):
+            if may_go:
                 times.append(stat.st_mtime_ns)
                 sizes.append(_rounded(stat.st_size))
         order = np.argsort(np.array(times, np.int64))
         freed = np.cumsum(np.array(sizes, np.int64)[order])
         last = min(int(np.searchsorted(freed, total - wanted)), len(order) - 1)
         newest = times[order[last]] if times else 0
-        for folder, stat, path in self._files():
+        for stat, path, may_go in self._files():
             if total <= wanted:
                 break
-            if stat.st_mtime_ns <= newest and self._may_remove(folder):
-                try:
+            if may_go and stat.st_mtime_ns <= newest:
+                with self._told("cleaned", path):
                     path.unlink(missing_ok=True)
-                except PermissionError:
-                    self._denied(path)
-                else:
                     total -= _rounded(stat.st_size)
         return total
 
-    def _may_remove(self, folder: str) -> bool:
-        """Whether files of a folder may be removed: another user may have made it for himself."""
-        may = os.access(folder, os.W_OK | os.X_OK)
-        if not may:
-            self._denied(Path(folder))
-        return may
+    def _files(self) -> Iterator[tuple[os.stat_result, Path, bool]]:
+        """All files that are in place, what is said of each, and whether its folder lets it be removed.
 
-    def _files(self) -> Iterator[tuple[str, os.stat_result, Path]]:
-        """All files that are in place: the folder, what is said of the file, and it."""
+        Another user may have made the folder for himself.
+        """
         for folder in os.scandir(self.folder):
             if folder.is_dir() and folder.name != self._new.name:
+                may_go = os.access(folder.path, os.W_OK | os.X_OK)
+                if not may_go:
+                    self._denied(Path(folder.path))
                 for entry in os.scandir(folder.path):
                     with contextlib.suppress(FileNotFoundError):
-                        yield folder.path, entry.stat(), Path(entry.path)
-
-    def _counted(self) -> int:
-        """Bytes in use, from the files there are. The lock is held."""
-        return self._remove_dead() + sum(_rounded(stat.st_size) for _, stat, _ in self._files())
+                        yield entry.stat(), Path(entry.path), may_go
 
     def _remove_dead(self) -> int:
         """Remove what killed writers have left; the bytes of those that live. The lock is held."""

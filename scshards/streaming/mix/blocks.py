@@ -13,11 +13,10 @@ replayed on integers, and what is in them is read in the order in which it is ne
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
+import itertools
 import operator
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -51,6 +50,9 @@ BLOCK_CELLS = 512
 
 _BLOCKS = 4
 """Blocks that are dealt or collated at a time, about: the store is made with room for them."""
+
+_READ = 32
+"""Bits of the number of a cell in its read, behind the number of the read."""
 
 Places = NDArray[np.int64]
 
@@ -130,15 +132,15 @@ class EpochReader:
             for each, line in zip(appearances, plan.lines, strict=True)
         ]
         clock = self.fetcher.clock
-        with contextlib.closing(_Lanes(plan, share, sources, store, self.fetchers, clock)) as lanes:
-            per_block = max(1, block_cells // share.batch_size)
-            begin, count = share.begin, 1
-            while batches:
-                count = min(count, per_block, batches)
-                yield lanes.block(begin, count)
-                batches -= count
-                begin += count * share.global_batch
-                count *= 2
+        lanes = _Lanes(plan, share, sources, store, self.fetchers, clock)
+        per_block = max(1, block_cells // share.batch_size)
+        begin, count = share.begin, 1
+        while batches:
+            count = min(count, per_block, batches)
+            yield lanes.block(begin, count)
+            batches -= count
+            begin += count * share.global_batch
+            count *= 2
 
     def _store(self) -> CellStore:
         """Room for what this rank's stretches, their buffers and the blocks hold at a time."""
@@ -176,10 +178,10 @@ class _Lanes:
         clock: StageClock,
     ) -> None:
         self._plan, self._share = plan, share
-        self._sources, self._store, self._fetchers = sources, store, fetchers
-        self._clock = clock
+        self._store, self._fetchers, self._clock = store, fetchers, clock
         lanes = share.my_lanes()
         self._stretches = [s for lane in lanes for s in plan.by_lane[lane]]
+        self._sources = [sources[s.stratum] for s in self._stretches]
         n = len(self._stretches)
         self._lanes = np.array(lanes, np.int64)
         self._firsts = np.searchsorted([s.lane for s in self._stretches], [*lanes, plan.lanes])
@@ -204,10 +206,9 @@ class _Lanes:
         self._counts = np.zeros(n, np.int64)
         self._pieces: list[Iterator[Piece]] = []
         self._ahead: list[Future[Places] | None] = [None] * n
-        # Reads of cells of replayed buffers by the first of all such cells that each reads.
+        # Reads of cells of replayed buffers, by their numbers.
         self._refills: dict[int, Future[Places]] = {}
-        self._refill_firsts: list[int] = []
-        self._n_replayed = 0
+        self._numbers = itertools.count()
         emitted = [n for k, d in zip(lanes, done, strict=True) for n in plan.turns(k, d)]
         if any(source.needs_index for source in sources):
             self._look_up(emitted)
@@ -215,7 +216,10 @@ class _Lanes:
         reads: list[tuple[int, Callable[[], None]]] = []
         for i, count in enumerate(emitted):
             reads += self._replay(i, count)
-            self._pieces.append(self._source(i).fetcher.announced(self._pieces_of(i)))
+            source, stretch = self._sources[i], self._stretches[i]
+            # What no buffer had yet.
+            runs = plan.runs(stretch, int(self._states[i, NEXT_INPUT]), stretch.cells)
+            self._pieces.append(source.fetcher.announced(_pieces(source, runs)))
             reads.append((self._time(i, count), functools.partial(self._ask, i)))
         for _, ask in sorted(reads, key=operator.itemgetter(0)):
             ask()
@@ -225,23 +229,16 @@ class _Lanes:
 
         All at once: lane after lane, each would have to wait for its own.
         """
-        begun: dict[tuple[int, int], None] = {}
-        for stretch, at in zip(self._stretches, emitted, strict=True):
+        begun: dict[tuple[CellSource, int], None] = {}
+        for source, stretch, at in zip(self._sources, self._stretches, emitted, strict=True):
             first, end = max(0, at - stretch.buffer), min(stretch.cells, at + stretch.buffer + 1)
             runs = self._plan.runs(stretch, first, end)
-            begun |= {(stretch.stratum, shard): None for shard, _, _ in runs}
-        list(self._fetchers.map(lambda at: self._sources[at[0]].look_up(at[1]), begun))
-
-    def _source(self, i: int) -> CellSource:
-        return self._sources[self._stretches[i].stratum]
+            begun |= {(source, shard): None for shard, _, _ in runs}
+        list(self._fetchers.map(lambda at: at[0].look_up(at[1]), begun))
 
     def _time(self, i: int, emission: int) -> int:
         """When an emission of a stretch is due."""
         return self._stretches[i].due + emission * self._stretches[i].every
-
-    def close(self) -> None:
-        """Let go of what refers to this in a ring, so that its memory is free at once."""
-        self._pieces.clear()
 
     def block(self, begin: int, batches: int) -> Block:
         """The cells of so many batches, from a position of the epoch on.
@@ -303,36 +300,28 @@ class _Lanes:
         if self._ahead[i] is None:
             piece = next(self._pieces[i], None)
             if piece is not None:
-                self._ahead[i] = self._fetchers.submit(self._load, self._source(i), piece)
+                self._ahead[i] = self._fetchers.submit(self._load, self._sources[i], piece)
 
     def _load(self, source: CellSource, piece: Piece, which: Places | None = None) -> Places:
         chunk = source.load(piece, which)
         with self._clock.time("store"):
             return self._store.put(chunk)
 
-    def _pieces_of(self, i: int) -> Iterator[Piece]:
-        """What is to be read for the cells that no buffer had yet, chunk by chunk."""
-        stretch, following = self._stretches[i], int(self._states[i, NEXT_INPUT])
-        for run in self._plan.runs(stretch, following, stretch.cells):
-            yield from self._source(i).pieces(*run)
-
     def _replay(self, i: int, emitted: int) -> list[tuple[int, Callable[[], None]]]:
         """Replay the stretch's buffer; reads of what is in it, as `__init__`'s.
 
-        Until they were read, its slots hold the cells' numbers, as kernels.order.deal takes them.
+        Until they were read, its slots hold numbers of the cells, as kernels.order.deal takes them: of
+        the read, and of the cell in it.
         """
         if emitted == 0:
             return []
-        stretch, source = self._stretches[i], self._source(i)
+        stretch, source = self._stretches[i], self._sources[i]
         slots, state = new_state(int(self._limits[i]))
         replay(slots, state, stretch.cells, stretch.key, emitted)
         self._states[i] = state
         inputs = slots[: state[FILLED]]
         order = np.argsort(inputs)
         ordered = inputs[order]
-        base = self._n_replayed
-        self._slots[i, order] = -2 - (base + np.arange(len(ordered)))
-        self._n_replayed += len(ordered)
         needed = first_needed(slots, state, stretch.cells, stretch.key)
         reads: list[tuple[int, Callable[[], None]]] = []
         at = 0
@@ -342,20 +331,26 @@ class _Lanes:
             end = int(np.searchsorted(ordered, ordered[at] + piece.end - piece.first))
             first = int(needed[order[at:end]].min())
             which = ordered[at:end] - ordered[at]
-            self._refill_firsts.append(base + at)
-            ask = functools.partial(self._ask_again, base + at, source, piece, which)
+            number = next(self._numbers)
+            self._slots[i, order[at:end]] = -2 - (number << _READ | np.arange(end - at))
+            ask = functools.partial(self._ask_again, number, source, piece, which)
             reads.append((self._time(i, first), ask))
             at = end
         return reads
 
-    def _ask_again(self, first: int, source: CellSource, piece: Piece, which: Places) -> None:
-        self._refills[first] = self._fetchers.submit(self._load, source, piece, which)
+    def _ask_again(self, number: int, source: CellSource, piece: Piece, which: Places) -> None:
+        self._refills[number] = self._fetchers.submit(self._load, source, piece, which)
 
-    def _refill(self, i: int, number: int) -> None:
+    def _refill(self, i: int, cell: int) -> None:
         """Put the cells that were read together with this one into the stretch's slots."""
-        first = self._refill_firsts[bisect_right(self._refill_firsts, number) - 1]
         with self._clock.time("input"):
-            places = self._refills[first].result()
-        numbers = -2 - self._slots[i] - first
-        mine = (numbers >= 0) & (numbers < len(places))
-        self._slots[i, mine] = places[numbers[mine]]
+            places = self._refills[cell >> _READ].result()
+        cells = -2 - self._slots[i]
+        mine = cells >> _READ == cell >> _READ
+        self._slots[i, mine] = places[cells[mine] & ((1 << _READ) - 1)]
+
+
+def _pieces(source: CellSource, runs: Sequence[tuple[int, int, int]]) -> Iterator[Piece]:
+    """What is to be read, chunk by chunk. It refers to no lanes: their memory is free at once."""
+    for run in runs:
+        yield from source.pieces(*run)

@@ -37,7 +37,7 @@ class CellStore:
         self._least = max(cells * cell_bytes, 1 << 16), max(cells, 64)
         self._arena = np.empty(self._least[0], np.uint8)
         self._state, self._most = np.zeros(kernels.STATE, np.int64), 0
-        self._make_tables(self._least[1])
+        self._tables = self._empty(self._least[1])
         self.clear()
 
     def clear(self) -> None:
@@ -48,7 +48,7 @@ class CellStore:
                 self._arena = np.empty(size, np.uint8)
             count = max(self._least[1], int(self._state[kernels.PLACES]))
             if len(self._tables[0]) > 2 * count:
-                self._make_tables(count)
+                self._tables = self._empty(count)
             self._heads = np.full(kernels.CLASSES, -1, np.int64)
             self._state, self._most = np.zeros(kernels.STATE, np.int64), 0
 
@@ -65,12 +65,8 @@ class CellStore:
                 self._most = max(self._most, int(self._state[kernels.USED]))
                 if done == len(places):
                     return places
-                count = len(self._tables[0])
-                if self._state[kernels.PLACES] == count:
-                    old = self._tables
-                    self._make_tables(2 * count)
-                    for source, target in zip(old, self._tables, strict=True):
-                        target[:count] = source
+                if self._state[kernels.PLACES] == len(self._tables[0]):
+                    self._tables = [np.concatenate((t, np.zeros_like(t))) for t in self._tables]
                 else:
                     self._more_room(int(chunk.sizes[done:].sum()))
 
@@ -96,10 +92,10 @@ class CellStore:
             _, rooms, _, _, _, following = self._tables
             kernels.free(places, rooms, following, self._heads, self._state)
 
-    def _make_tables(self, count: int) -> None:
+    def _empty(self, count: int) -> list[NDArray[np.int64]]:
         """Of each place: where it begins, its room; its size, key and labels; the next free one."""
         shapes = [(count,)] * 4 + [(count, self._columns), (count,)]
-        self._tables = [np.zeros(shape, np.int64) for shape in shapes]
+        return [np.zeros(shape, np.int64) for shape in shapes]
 
     def _more_room(self, wanted: int) -> None:
         """Put all places one after another into a new arena, those that are free without room.

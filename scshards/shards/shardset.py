@@ -229,6 +229,16 @@ def _read_key(key: str | SupportsIndex) -> tuple[int, int]:
     )
 
 
+def check_index_bytes(storage: Storage, shard: ShardInfo, data: bytes | memoryview) -> None:
+    """ChecksumError unless these are the bytes of the index that was packed."""
+    if hashlib.sha256(data).hexdigest() != shard.index_sha256:
+        raise ChecksumError(
+            "the index is not the one that was packed",
+            where=storage.at(shard.index_path),
+            advice="restore it from a good copy, or pack the shard set again",
+        )
+
+
 def checked_index(
     storage: Storage,
     shard: ShardInfo,
@@ -246,12 +256,7 @@ def checked_index(
     """
     where = storage.at(shard.index_path)
     data = storage.read(shard.index_path) if data is None else data
-    if hashlib.sha256(data).hexdigest() != shard.index_sha256:
-        raise ChecksumError(
-            "the index is not the one that was packed",
-            where=where,
-            advice="restore it from a good copy, or pack the shard set again",
-        )
+    check_index_bytes(storage, shard, data)
     table = read_index(data, columns, where=where)
     n = len(next(iter(table.values())))
     if n != shard.cells:

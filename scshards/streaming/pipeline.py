@@ -129,10 +129,8 @@ class _Line(Generic[Made]):
         self._blocks, self._make = blocks, make
         self._ahead = ahead if isinstance(ahead, int) else None
         self._ahead_bytes = size_of(ahead) if isinstance(ahead, str) else 0
-        self._skipped, self._step = (
-            first,
-            step,
-        )  # of the next block's batches, those before a wanted one
+        # Of the next block's batches, those before the first one that is wanted.
+        self._skipped, self._step = first, step
         self._dealing = threading.Lock()
         self.changed, self.stop = threading.Condition(), stop
         self._made: dict[int, Made | _Fault] = {}

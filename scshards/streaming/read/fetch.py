@@ -13,18 +13,18 @@ and streaming.blockstream.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import ChecksumError, MissingDataError, ScshardsError
+from scshards.base.errors import MissingDataError, ScshardsError
 from scshards.base.threads import Job, Jobs, Stop
 from scshards.shards.shardlist import ShardList
+from scshards.shards.shardset import check_index_bytes
 from scshards.shards.tar import open_chunk
 from scshards.streaming.quarantine import BAD
 from scshards.streaming.read.cache import NodeCache
@@ -131,17 +131,20 @@ class ChunkFetcher:
         Stopped
             When the fetcher's `stop` was set meanwhile.
         """
-        found = (self._read(shard, [part]) if read is None else read.result()).pop(part)
-        if isinstance(found, ScshardsError):
-            raise found
-        return found
+        for _ in range(1 + READS_AGAIN):
+            found = (self._read(shard, [part]) if read is None else read.result()).pop(part)
+            if not isinstance(found, ScshardsError):
+                return found
+            read = None
+        assert isinstance(found, ScshardsError)
+        raise found
 
     def index(self, shard: int) -> bytes:
         """The bytes of a shard's index, fetched as chunks are."""
         return self.fetch(shard, None).tobytes()
 
     def _read(self, shard: int, parts: Sequence[Part]) -> Found:
-        """Some chunks in a row of a shard, or its index; for each that stays bad, its error.
+        """Some chunks in a row of a shard, or its index; for each that is bad, its error.
 
         Raises
         ------
@@ -149,42 +152,23 @@ class ChunkFetcher:
             When there is no way to the shard.
         """
         stored = {part: self._room(shard, part) for part in parts}
-        looked = {part: self._from_cache(shard, part, stored[part]) for part in parts}
-        kept = {part: found for part, found in looked.items() if found is not None}
-        read: Found = {}
-        for is_kept, run in itertools.groupby(parts, kept.__contains__):
+        kept = {part: self._from_cache(shard, part, buffer) for part, buffer in stored.items()}
+        found: Found = {part: chunk for part, chunk in kept.items() if chunk is not None}
+        self.clock.count(reads=len(parts), bytes=sum(map(len, stored.values())), cached=len(found))
+        for is_kept, run in itertools.groupby(parts, lambda part: kept[part] is not None):
             if is_kept:
                 continue
             missing = list(run)
-            error: ScshardsError | None = None
             try:
-                self._receive(shard, missing[0], [stored[part] for part in missing])
+                self._receive(shard, missing, stored)
             except MissingDataError as e:
-                error = e  # of some of them, perhaps: each is read again
-            for part in missing:
-                read[part] = self._settled(shard, part, stored[part], error)
-        self.clock.count(reads=len(parts), bytes=sum(map(len, stored.values())), cached=len(kept))
-        return read | kept
-
-    def _settled(
-        self, shard: int, part: Part, stored: Chunk, error: ScshardsError | None
-    ) -> Chunk | ScshardsError:
-        """What was read, unless that was an `error`, opened; read again if it is not what was packed."""
-        for again in range(1 + READS_AGAIN):
-            try:
-                if again:
-                    self._receive(shard, part, [stored])
-                elif error is not None:
-                    continue
-                opened = self._opened(shard, part, stored)
-            except BAD as e:
-                error = e
+                found |= dict.fromkeys(missing, e)  # of some of them, perhaps: each is read again
                 continue
-            if self._cache is not None:
-                self._cache.put(self._name(shard, part), stored.data)
-            return opened
-        assert error is not None
-        return error
+            for part in missing:
+                found[part] = self._opened(shard, part, stored[part])
+                if self._cache is not None and not isinstance(found[part], ScshardsError):
+                    self._cache.put(self._name(shard, part), stored[part].data)
+        return found
 
     def _from_cache(self, shard: int, part: Part, stored: Chunk) -> Chunk | None:
         if self._cache is None:
@@ -192,28 +176,29 @@ class ChunkFetcher:
         name = self._name(shard, part)
         with self._time("fetch", part):
             is_there = self._cache.read_into(name, stored.data)
-        if not is_there:
-            return None
-        try:
-            return self._opened(shard, part, stored)
-        except BAD:
+        opened = self._opened(shard, part, stored) if is_there else None
+        if isinstance(opened, ScshardsError):
             self._cache.drop(name, len(stored))
             return None
+        return opened
 
-    def _receive(self, shard: int, first: Part, buffers: Sequence[Chunk]) -> None:
-        """Fill buffers with the stored bytes of chunks in a row, or of the index."""
-        info = self.shards.shards[shard]
+    def _receive(self, shard: int, parts: Sequence[Part], stored: Mapping[Part, Chunk]) -> None:
+        """Fill the buffers of chunks in a row, or of the index, with their bytes."""
+        info, first = self.shards.shards[shard], parts[0]
         path, start = info.index_path, 0
         if first is not None:
             path, start = info.path, int(self.shards.chunk_starts(shard)[0][first])
         with self._time("fetch", first):
-            memory = [buffer.data for buffer in buffers]
+            memory = [stored[part].data for part in parts]
             self.shards.storage(shard).read_into(path, start, memory, self._stop)
 
-    def _opened(self, shard: int, part: Part, stored: Chunk) -> Chunk:
+    def _opened(self, shard: int, part: Part, stored: Chunk) -> Chunk | ScshardsError:
         info = self.shards.shards[shard]
         with self._time("check", part):
-            if part is not None:
+            try:
+                if part is None:
+                    check_index_bytes(self.shards.storage(shard), info, stored.data)
+                    return stored
                 return open_chunk(
                     stored,
                     int(info.chunks.raw[part]),
@@ -221,13 +206,8 @@ class ChunkFetcher:
                     self.shards.compression(shard),
                     f"{self.shards.at(shard)}, chunk {part}",
                 )
-            if hashlib.sha256(stored.data).hexdigest() != info.index_sha256:
-                raise ChecksumError(
-                    "the index is not the one that was packed",
-                    where=self.shards.storage(shard).at(info.index_path),
-                    advice="restore it from a good copy, or pack the shard set again",
-                )
-            return stored
+            except BAD as e:
+                return e
 
     def _room(self, shard: int, part: Part) -> Chunk:
         info = self.shards.shards[shard]

@@ -31,6 +31,12 @@ def draw(key, counter):
     return x ^ (x >> _U64(31))
 
 
+@inlined
+def draw_below(key, counter, n):
+    """A number below n, uint64: the upper half of a draw, scaled to the range."""
+    return ((draw(key, counter) >> _U64(32)) * _U64(n)) >> _U64(32)
+
+
 @inner
 def chances(key, share, n, bits):
     """Set each of n bits with the chance share / 2^16 and clear the others of their last word.
@@ -74,8 +80,8 @@ def choose(n, k, key, bits):
     left = _U64(count - k if count > k else k - count)
     i = np.int64(words) << 4
     while left > _U64(0):
-        # The upper half of a draw, scaled to the range. Without a branch, which would be guessed wrong.
-        r = ((draw(key, i) >> _U64(32)) * _U64(n)) >> _U64(32)
+        # Without a branch, which would be guessed wrong.
+        r = draw_below(key, i, n)
         i += 1
         word = bits[r >> _U64(6)]
         hit = _U64(1) ^ gives_back ^ ((word >> (r & _U64(63))) & _U64(1))

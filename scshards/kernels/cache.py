@@ -100,12 +100,9 @@ def _root() -> Path:
 class _Locator(caching._CacheLocator):
     """Numba's question where a function is kept; the folder's name says that it is fresh."""
 
-    def __init__(self, line: int) -> None:
-        self._line = str(line)
-
     @classmethod
     def from_function(cls, py_func: Any, py_file: str) -> _Locator:
-        return cls(py_func.__code__.co_firstlineno)
+        return cls()
 
     def get_cache_path(self) -> str:
         return str(folder())
@@ -114,7 +111,7 @@ class _Locator(caching._CacheLocator):
         return ""
 
     def get_disambiguator(self) -> str:
-        return self._line
+        return ""
 
     def ensure_cache_path(self) -> None:
         here = folder()

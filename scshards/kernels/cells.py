@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.kernels.bits import choose, draw, take
+from scshards.kernels.bits import choose, draw, draw_below, take
 from scshards.kernels.cache import inlined, inner, kernel
 from scshards.kernels.members import (
     BAD_COUNT,
@@ -394,7 +394,7 @@ def add_zeros(src, fields, cells, at, tokens, rules, gene_ids, key, ids, bits, g
         base = draw(key, cells[b])
         i = np.int64(0)
         while left > 0:
-            t = gene_ids[np.int64(((draw(base, i) >> _U64(32)) * _U64(len(gene_ids))) >> _U64(32))]
+            t = gene_ids[draw_below(base, i, len(gene_ids))]
             i += 1
             bit = _U64(1) << _U64(t & 63)
             if (expressed[t >> 6] | chosen[t >> 6]) & bit == 0:

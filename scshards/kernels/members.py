@@ -274,21 +274,13 @@ def encode_labels(names, name_ends, codes, numbers, is_number, out, ends):
             out[p] = 0x80 | n_labels
             p += 1
         else:
-            out[p] = 0xDE
-            out[p + 1] = n_labels >> 8
-            out[p + 2] = n_labels & 255
-            p += 3
+            p = _write_bytes(out, p, 0xDE, 2, _U64(n_labels))
         q = 0
         for c in range(n_labels):
             p = _write_name(out, p, names[q : name_ends[c]])
             q = name_ends[c]
             if is_number[c]:
-                # Eight bytes, most significant first, of the float64's bit pattern.
-                out[p] = 0xCB
-                bitsof = numbers[row, c]
-                for k in range(8):
-                    out[p + 1 + k] = (bitsof >> _U64(56 - 8 * k)) & _U64(255)
-                p += 9
+                p = _write_bytes(out, p, 0xCB, 8, numbers[row, c])
             elif codes[row, c] < 0:
                 out[p] = 0xFF  # -1, a missing value
                 p += 1
@@ -404,16 +396,21 @@ def write_keys(sources, rows, out):
 def _write_number(out, p, head, least, x):
     """A number in msgpack's shortest form: below `least`, a byte alone.
 
-    Else 1, 2, 4 or 8 bytes, most significant first, behind a byte: `head`, or up to three above it.
+    Else 1, 2, 4 or 8 bytes behind a byte: `head`, or up to three above it.
     """
     if x < least:
         out[p] = x
         return p + 1
     kind = 0 if x < 256 else 1 if x < 65536 else 2 if x < 4294967296 else 3
-    width = 1 << kind
-    out[p] = head + kind
+    return _write_bytes(out, p, head + kind, 1 << kind, _U64(x))
+
+
+@inner
+def _write_bytes(out, p, head, width, x):
+    """A byte, and behind it x in `width` bytes, most significant first."""
+    out[p] = head
     for k in range(width):
-        out[p + 1 + k] = (x >> (8 * (width - 1 - k))) & 255
+        out[p + 1 + k] = (x >> _U64(8 * (width - 1 - k))) & _U64(255)
     return p + 1 + width
 
 

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.kernels.bits import draw
+from scshards.kernels.bits import draw_below
 from scshards.kernels.cache import inlined, kernel
 
 AT_ONCE = 1 << 20
@@ -32,14 +32,9 @@ QUEUE = -1
 """What `deal` returns, and what a stretch lacks."""
 
 
-def new_state(buffer: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Empty slots (int64 [buffer]: which input cell) and the state (int64 [3])."""
-    return np.zeros(buffer, np.int64), np.zeros(3, np.int64)
-
-
 def shuffled(cells: int, buffer: int, key: int) -> Callable[[int, NDArray[np.int64]], None]:
     """What puts out the input cells of a stretch's next emissions, as `some_of` takes it."""
-    return partial(_emit, *new_state(min(buffer, max(cells, 1))), cells, np.uint64(key))
+    return partial(_emit, *replay(cells, min(buffer, max(cells, 1)), key, 0), cells, np.uint64(key))
 
 
 def some_of(
@@ -62,10 +57,12 @@ def some_of(
 
 
 def replay(
-    slots: NDArray[np.int64], state: NDArray[np.int64], cells: int, key: int, emissions: int
-) -> None:
-    """Advance an empty buffer by `emissions`, keeping only what is left in it."""
+    cells: int, buffer: int, key: int, emissions: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A stretch's buffer after so many emissions: slots (int64 [buffer]) and state (int64 [3])."""
+    slots, state = np.zeros(buffer, np.int64), np.zeros(3, np.int64)
     _emit(slots, state, cells, np.uint64(key), emissions, np.empty(0, np.int64))
+    return slots, state
 
 
 def first_needed(
@@ -84,12 +81,6 @@ def first_needed(
     return needed
 
 
-@inlined
-def pick(key, emission, filled):
-    """The slot that an emission takes out of `filled` ones: a draw scaled to the range."""
-    return np.int64(((draw(key, emission) >> np.uint64(32)) * np.uint64(filled)) >> np.uint64(32))
-
-
 @kernel
 def _emit(slots, state, cells, key, count, out):
     filled, following, emitted = state[0], state[1], state[2]
@@ -98,7 +89,7 @@ def _emit(slots, state, cells, key, count, out):
             slots[filled] = following
             filled += 1
             following += 1
-        r = pick(key, emitted, filled)
+        r = draw_below(key, emitted, filled)
         if i < len(out):
             out[i] = slots[r]
         emitted += 1
@@ -197,7 +188,7 @@ def deal(
                     slots[k, filled] = queues[k, at[k]]
                     filled += 1
                 else:
-                    slot = pick(key, own, filled)
+                    slot = draw_below(key, own, filled)
                     place = slots[k, slot]
                     if place < -1:
                         is_short = True

@@ -47,7 +47,9 @@ def sum_up(typing_context, src, p, out, j, total):
         while step < SUMMED:
             # Each lane adds what the lane `step` before it holds; the first ones add a zero.
             lanes = [i - step if i >= step else SUMMED for i in range(SUMMED)]
-            sums = builder.add(sums, builder.shuffle_vector(sums, none, _lanes(lanes)))
+            sums = builder.add(
+                sums, builder.shuffle_vector(sums, none, ir.VectorType(_I32, SUMMED)(lanes))
+            )
             step *= 2
         # The next call waits for this sum alone, not for the vector that is stored.
         own = builder.extract_element(sums, _I32(SUMMED - 1))
@@ -185,11 +187,7 @@ def _fill(builder, value, lanes):
     """A vector of one value."""
     none = ir.VectorType(value.type, lanes)(None)
     first = builder.insert_element(none, value, _I32(0))
-    return builder.shuffle_vector(first, none, _lanes([0] * lanes))
-
-
-def _lanes(places):
-    return ir.VectorType(_I32, len(places))(places)
+    return builder.shuffle_vector(first, none, ir.VectorType(_I32, lanes)(None))
 
 
 def _bits(builder, flags):

@@ -96,7 +96,8 @@ print(out.sum())
 
 
 def test_a_folder_for_each_processor_and_for_bounds_checks(copy: Path, tmp_path: Path) -> None:
-    ways = [{}, {"NUMBA_BOUNDSCHECK": "1"}, {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}]
+    generic = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    ways = [{"NUMBA_BOUNDSCHECK": "0"}, {"NUMBA_BOUNDSCHECK": "1"}, generic]
     found = [bound(copy, tmp_path / "kept", **way) for way in ways]
     assert {(value, compiled) for value, compiled, _, _ in found} == {(79, True)}
     assert len({folder for _, _, folder, _ in found}) == 3

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from scshards.base import seeds
 from scshards.kernels import order as kernels
-from scshards.kernels.order import new_state, replay
+from scshards.kernels.order import replay
 from scshards.streaming.order.plan import (
     EpochPlan,
     Share,
@@ -203,8 +203,7 @@ def test_lane_order_is_the_plain_buffer(n: int, buffer: int, key: int) -> None:
 @given(n=st.integers(1, 200), buffer=st.integers(1, 50), data=st.data())
 def test_replay_holds_what_was_not_emitted(n: int, buffer: int, data: st.DataObject) -> None:
     j = data.draw(st.integers(0, n))
-    slots, state = new_state(buffer)
-    replay(slots, state, n, 9, j)
+    slots, state = replay(n, buffer, 9, j)
     left = set(slots[: state[0]].tolist()) | set(range(int(state[1]), n))
     assert left == set(range(n)) - set(lane_order(n, buffer, 9)[:j].tolist())
 

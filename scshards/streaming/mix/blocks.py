@@ -33,7 +33,6 @@ from scshards.kernels.order import (
     QUEUE,
     deal,
     first_needed,
-    new_state,
     replay,
 )
 from scshards.streaming.mix.store import CellStore, CellStores
@@ -316,8 +315,7 @@ class _Lanes:
         if emitted == 0:
             return []
         stretch, source = self._stretches[i], self._sources[i]
-        slots, state = new_state(int(self._limits[i]))
-        replay(slots, state, stretch.cells, stretch.key, emitted)
+        slots, state = replay(stretch.cells, int(self._limits[i]), stretch.key, emitted)
         self._states[i] = state
         inputs = slots[: state[FILLED]]
         order = np.argsort(inputs)

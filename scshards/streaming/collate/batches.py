@@ -129,11 +129,10 @@ class Collator(CollatorBase):
         np.cumsum(np.repeat(lengths, rows), out=at[1:])
         flat = [x[0] for x in self._outputs([(1, int(at[-1]) + SLACK)] * 5, _MASKED_KINDS)]
         self._fill_masked(cells, at, flat)
-        sizes = [rows * length for length in lengths]
-        parts = [as_tensor(x[: at[-1]]).split(sizes) for x in flat]
         about = self._about(cells, len(lengths))
-        for length, *each in zip(lengths, *parts, strict=True):
-            genes, values, targets, is_masked, is_pad = (x.view(rows, length) for x in each)
+        for length, first, end in zip(lengths, at[:-1:rows], at[rows::rows], strict=True):
+            each = (as_tensor(x[first:end].reshape(rows, length)) for x in flat)
+            genes, values, targets, is_masked, is_pad = each
             yield Batch(
                 genes=genes,
                 values=values,

@@ -20,7 +20,7 @@ from scshards.base.errors import CheckpointError
 from scshards.base.storage import Storage
 from scshards.cells.vocab import SPECIALS
 from scshards.model.config import ModelConfig
-from scshards.model.scgpt_args import args_from, check_supported, config_from
+from scshards.model.scgpt_args import args_from, check_size, check_supported, config_from
 from scshards.model.scgpt_files import (
     ARGS,
     VOCAB,
@@ -32,6 +32,7 @@ from scshards.model.scgpt_files import (
     write_files,
 )
 from scshards.model.transformer import CellModel
+from scshards.model.weights import check_finite
 
 __all__ = [
     "LoadedModel",
@@ -100,8 +101,8 @@ def load_model(path: str, options: Mapping[str, Any] | None = None) -> LoadedMod
     Raises
     ------
     CheckpointError
-        Also when args ask for what CellModel can't do, and when tensors are missing, unexpected or
-        of another shape: each is named.
+        Also when args ask for what CellModel can't do, and when tensors are missing, unexpected, of
+        another shape or not finite: each is named.
     """
     folder = read_folder(path, options)
     config, state = _config(folder, path, options)
@@ -109,8 +110,11 @@ def load_model(path: str, options: Mapping[str, Any] | None = None) -> LoadedMod
     used = {name: tensor for name, tensor in state.items() if name not in unused}
     with torch.device("meta"):
         model = CellModel(config)
-    _check_fit(model.state_dict(), used, Storage(path, options).at(WEIGHTS))
-    model.load_state_dict({k: _plain(v) for k, v in used.items()}, assign=True)
+    where = Storage(path, options).at(WEIGHTS)
+    _check_fit(model.state_dict(), used, where)
+    used = {name: _plain(tensor) for name, tensor in used.items()}
+    check_finite(used, where)
+    model.load_state_dict(used, assign=True)
     return LoadedModel(model.eval(), folder.args, folder.vocab, unused)
 
 
@@ -143,8 +147,8 @@ def load_weights(
     ------
     CheckpointError
         As `load_model` does for what args ask for; when encoder, value encoder or layers are missing
-        there or of another shape, each tensor named; when heads of attention or the value style
-        differ; when the vocabularies have no gene in common.
+        there or of another shape, and when what is loaded is not finite, each tensor named; when
+        heads of attention or the value style differ; when the vocabularies have no gene in common.
     """
     folder = read_folder(path, options)
     theirs, state = _config(folder, path, options)
@@ -173,7 +177,8 @@ def load_weights(
             advice="take d_model, d_hid and n_layers from the checkpoint's args.json",
         )
     state[EMBEDDING], new_tokens = _by_token(model, state[EMBEDDING], folder, theirs, vocab, where)
-    fits = {n: t for n, t in state.items() if n in own and own[n].shape == t.shape}
+    fits = {n: _plain(t) for n, t in state.items() if n in own and own[n].shape == t.shape}
+    check_finite(fits, where)
     model.load_state_dict(fits, strict=False)
     return WeightsReport(
         loaded=[n for n in own if n in fits],
@@ -210,6 +215,11 @@ def write_folder(
     extra_args
         More for args.json, such as learning rate and mask ratio. It may restate how the model was
         trained (`input_style`, ...), not its shape.
+
+    Raises
+    ------
+    CheckpointError
+        For weights that are not finite, or a vocabulary of another size; nothing is written then.
     """
     storage = Storage(path, options)
     config = model.config
@@ -217,6 +227,11 @@ def write_folder(
     pad_token = next(token for token, i in vocab.items() if i == config.pad_id)
     args = args_from(config, pad_token, extra_args or {})
     state = {name: _plain(tensor.detach().cpu()) for name, tensor in model.state_dict().items()}
+    check_finite(
+        state,
+        storage.at(WEIGHTS),
+        advice="they are not written; train on from a checkpoint before, with a lower optim.lr",
+    )
     write_files(storage, args, vocab, state)
 
 
@@ -227,7 +242,9 @@ def _config(
     where = f"{Storage(path, options).at('')}/{ARGS}"
     state = to_own_layout(folder.state)
     check_supported(folder.args, where)
-    return config_from(folder.args, folder.vocab, state, where), state
+    config = config_from(folder.args, folder.vocab, state, where)
+    check_size(config, sum(t.numel() * t.itemsize for t in state.values()), where)
+    return config, state
 
 
 def _by_token(

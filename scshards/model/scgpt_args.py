@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from scshards.base.errors import CheckpointError, ConfigError
+from scshards.base.records import shown
 from scshards.model.config import ModelConfig
 
 _CAN: dict[str, tuple[object, ...]] = {
@@ -22,6 +23,21 @@ _CAN: dict[str, tuple[object, ...]] = {
     "pre_norm": (False,),
 }
 """Settings of args.json that change what the weights compute, and what CellModel has of them."""
+
+_BOUNDS = {
+    "embsize": (1, 1 << 16),
+    "nheads": (1, 1 << 16),
+    "d_hid": (1, 1 << 20),
+    "nlayers": (1, 1_000),
+    "n_layers_cls": (1, 100),
+    "num_batch_labels": (1, 1 << 24),
+    "n_bins": (0, 1 << 20),
+    "max_seq_len": (2, 1 << 24),
+}
+"""From, to: numbers of args.json that no model goes beyond, so that none is built of a slip."""
+
+_FLOAT = 1_000_000
+"""As far from 0 may padding, mask and the like be."""
 
 
 def args_from(config: ModelConfig, pad_token: str, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,15 +93,22 @@ def config_from(
             raise CheckpointError(f"args.json does not state {name!r}", where=where)
         whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise CheckpointError(f"{name} is not a number: {value!r}", where=where)
+            raise CheckpointError(f"{name} is not a number: {shown(value)}", where=where)
         if kind is int and not whole:
             raise CheckpointError(f"{name} is not a whole number: {value!r}", where=where)
+        least, most = _BOUNDS.get(name, (-_FLOAT, _FLOAT))
+        if not least <= value <= most:
+            raise CheckpointError(
+                f"{name} = {shown(value)} is not from {least:,} to {most:,}",
+                where=where,
+                advice="give the args.json that was written with these weights",
+            )
         return kind(value)
 
     pad_token = args.get("pad_token")
     if not isinstance(pad_token, str) or pad_token not in vocab:
         raise CheckpointError(
-            f"the vocabulary lacks the padding token that args.json names: {pad_token!r}",
+            f"the vocabulary lacks the padding token that args.json names: {shown(pad_token)}",
             where=where,
         )
 
@@ -135,10 +158,29 @@ def config_from(
         raise CheckpointError(e.what, where=where, advice=e.advice) from None
 
 
+def check_size(config: ModelConfig, nbytes: int, where: str) -> None:
+    """CheckpointError, at `where`, when a model has more numbers than its weights have bytes.
+
+    So nothing is built that is larger than a file of the checkpoint, whatever the others say.
+    """
+    d, tokens = config.d_model, config.n_tokens
+    rows = config.n_domains * (config.use_domain_labels or config.domain_norm)
+    rows += config.n_bins * (config.value_style == "category")
+    least = d * (tokens + rows) + config.n_layers * 2 * d * (2 * d + config.d_hid)
+    if least > nbytes:
+        raise CheckpointError(
+            f"args.json and vocab.json describe a model of at least {least:,} numbers "
+            f"({config.n_layers} layers, {d} wide, {tokens:,} tokens), and the weights have "
+            f"{nbytes:,} bytes",
+            where=where,
+            advice="check that the three files come from one training run",
+        )
+
+
 def check_supported(args: Mapping[str, Any], where: str) -> None:
     """CheckpointError, naming each, when args ask for what CellModel does not have."""
     wrong = [
-        f"{name} = {json.dumps(args[name])}: this model has {' or '.join(map(json.dumps, can))}"
+        f"{name} = {shown(args[name])}: this model has {' or '.join(map(json.dumps, can))}"
         for name, can in _CAN.items()
         if args.get(name) is not None and args[name] not in can
     ]
@@ -166,7 +208,8 @@ def _n_class_layers(state: Mapping[str, Tensor]) -> int | None:
     if "cls_decoder.out_layer.weight" not in state:
         return None
     places = [n.split(".")[2] for n in state if n.startswith("cls_decoder._decoder.")]
-    return 1 + (1 + max((int(p) for p in places if p.isdecimal()), default=-1)) // 3
+    last = max((int(p) for p in places if p.isdecimal() and len(p) < 4), default=-1)
+    return 1 + (1 + last) // 3
 
 
 def _rows(state: Mapping[str, Tensor], part: str) -> int:

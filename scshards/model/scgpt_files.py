@@ -1,15 +1,13 @@
 """The files of a scGPT checkpoint folder, checked, and its tensors under CellModel's names.
 
-Nothing is unpickled but plain tensors. Called by model.scgpt.
+The weights' bytes are model.weights' matter. Called by model.scgpt.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import pickle
 import re
-import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +17,7 @@ from torch import Tensor
 from scshards.base.errors import CheckpointError
 from scshards.base.records import read_json
 from scshards.base.storage import Storage
+from scshards.model.weights import read_weights
 
 ARGS, VOCAB, WEIGHTS = "args.json", "vocab.json", "best_model.pt"
 
@@ -28,9 +27,8 @@ _RENAMED = (
     (re.compile(r"\.self_attn\.in_proj_(weight|bias)$"), r".self_attn.Wqkv.\1"),
 )
 
-
-_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error)
-"""What torch.load comes to on damaged bytes, besides its own errors (found by flipping bytes)."""
+LARGEST = {ARGS: 1 << 24, VOCAB: 1 << 28}
+"""Bytes of a JSON file at most; a vocabulary of 60,000 genes has one million."""
 
 
 class ScgptFolder(NamedTuple):
@@ -54,8 +52,8 @@ def read_folder(path: str, options: Mapping[str, Any] | None = None) -> ScgptFol
     Raises
     ------
     CheckpointError
-        When a file is missing or not what its name says. The weights are read as plain tensors:
-        a file that holds other objects is refused, never unpickled.
+        When a file is missing, too large for what it is, or not what its name says; for the weights
+        see model.weights: their checksums are checked, and other objects are never unpickled.
     """
     storage = Storage(path, options)
     missing = [name for name in (ARGS, VOCAB, WEIGHTS) if not storage.exists(name)]
@@ -65,10 +63,11 @@ def read_folder(path: str, options: Mapping[str, Any] | None = None) -> ScgptFol
             where=storage.at(""),
             advice=f"give a folder that holds {ARGS}, {VOCAB} and {WEIGHTS}",
         )
-    args = _read_object(storage, ARGS)
-    vocab = _read_object(storage, VOCAB)
+    args = read_object(storage, ARGS)
+    vocab = read_object(storage, VOCAB)
     check_vocab(vocab, storage.at(VOCAB))
-    return ScgptFolder(args, vocab, _read_state(storage))
+    state = read_weights(storage.read(WEIGHTS), storage.at(WEIGHTS))
+    return ScgptFolder(args, vocab, state)
 
 
 def to_own_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -115,35 +114,26 @@ def check_vocab(vocab: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _read_object(storage: Storage, name: str) -> dict[str, Any]:
+def read_object(storage: Storage, name: str) -> dict[str, Any]:
+    """The JSON object of one file; CheckpointError when it is missing, too large or none."""
+    where = storage.at(name)
+    if not storage.exists(name):
+        raise CheckpointError(
+            f"the checkpoint lacks {name}",
+            where=storage.at(""),
+            advice=f"give a folder that holds {ARGS}, {VOCAB} and {WEIGHTS}",
+        )
+    size, most = storage.size(name), LARGEST[name]
+    if size > most:
+        raise CheckpointError(
+            f"the file has {size:,} bytes, and one of more than {most:,} is no {name}",
+            where=where,
+            advice=f"give a folder whose {name} was written with its weights",
+        )
     try:
         value = read_json(storage.read(name))
     except ValueError as e:
-        raise CheckpointError(f"the file is {e}", where=storage.at(name)) from None
+        raise CheckpointError(f"the file is {e}", where=where) from None
     if not isinstance(value, dict):
-        raise CheckpointError("the file does not hold a JSON object", where=storage.at(name))
+        raise CheckpointError("the file does not hold a JSON object", where=where)
     return value
-
-
-def _read_state(storage: Storage) -> dict[str, Tensor]:
-    where = storage.at(WEIGHTS)
-    data = io.BytesIO(storage.read(WEIGHTS))
-    try:
-        state = torch.load(data, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, *_MALFORMED) as e:
-        # torch's own text goes on to advise loading the file without the safety.
-        raise CheckpointError(
-            f"the weights can't be read as plain tensors ({type(e).__name__})",
-            where=where,
-            advice="the file is damaged, or holds other objects, which are never unpickled",
-        ) from None
-    plain = isinstance(state, dict) and all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
-    )
-    if not plain:
-        raise CheckpointError(
-            "the file does not hold a state_dict, a dict of tensors",
-            where=where,
-            advice="a training checkpoint holds more than that; give the folder of the best model",
-        )
-    return dict(state)

@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scshards.base.errors import CheckpointError
-from scshards.base.records import read_json
 from scshards.base.storage import Storage
-from scshards.model.scgpt_args import config_from
+from scshards.model.scgpt_args import check_size, config_from
+from scshards.model.scgpt_files import ARGS, VOCAB, WEIGHTS, check_vocab, read_object
 from scshards.train.config_run import check
 
 _OF_MODEL = (
@@ -71,28 +70,13 @@ def tables_of(start: str) -> dict[str, dict[str, Any]]:
         When the folder is no checkpoint in scGPT's layout.
     """
     storage = Storage(start)
-    args, vocab = (read_object(storage, name) for name in ("args.json", "vocab.json"))
-    where = storage.at("args.json")
+    args, vocab = read_object(storage, ARGS), read_object(storage, VOCAB)
+    check_vocab(vocab, storage.at(VOCAB))
+    where = storage.at(ARGS)
     shape = config_from(args, vocab, {}, where)
+    if storage.exists(WEIGHTS):  # what is not there is told when its weights are loaded
+        check_size(shape, storage.size(WEIGHTS), where)
     return {
         "model": {name: getattr(shape, name) for name in _OF_MODEL},
         "data": {name: getattr(shape, name) for name in _OF_DATA},
     }
-
-
-def read_object(storage: Storage, name: str) -> dict[str, Any]:
-    """A JSON object of a checkpoint folder; CheckpointError when it is missing or none."""
-    data = storage.read_if_there(name)
-    if data is None:
-        raise CheckpointError(
-            f"the checkpoint to start from lacks {name}",
-            where=storage.at(""),
-            advice="task.start is a folder with args.json, vocab.json and best_model.pt",
-        )
-    try:
-        found = read_json(data)
-    except ValueError as e:
-        raise CheckpointError(f"the file is {e}", where=storage.at(name)) from None
-    if not isinstance(found, dict):
-        raise CheckpointError("the file does not hold a JSON object", where=storage.at(name))
-    return found

@@ -17,6 +17,7 @@ from scshards.base.storage import Storage
 from scshards.cells.vocab import Vocab
 from scshards.model.config import ModelConfig
 from scshards.model.scgpt import VOCAB, load_weights
+from scshards.model.scgpt_files import read_object
 from scshards.model.transformer import CellModel
 from scshards.shards.shardset import ShardSet
 from scshards.streaming.collate.lead_tokens import LeadTokens
@@ -30,7 +31,6 @@ from scshards.train.classes import (
     write_domains,
 )
 from scshards.train.config import TrainConfig
-from scshards.train.config_model import read_object
 from scshards.train.config_task import TaskSettings
 from scshards.train.labels import Column, check_several, column
 from scshards.train.tasks import Task

@@ -144,11 +144,7 @@ class CellBatch:
     @property
     def cell_keys(self) -> list[str]:
         """The keys as the shards spell them, `SSSSSS-RRRRRRRRRR`."""
-        return [
-            format_key(k >> KEY_ROW_BITS, k & ((1 << KEY_ROW_BITS) - 1))
-            for k in self.key.tolist()
-            if k >= 0
-        ]
+        return [key_text(k) for k in self.key.tolist() if k >= 0]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -263,6 +259,11 @@ class GenerateBatch(CellBatch):
 def format_key(source: int, row: int) -> str:
     """A cell's key as text: six digits of source ordinal, ten of source row."""
     return f"{source:06d}-{row:010d}"
+
+
+def key_text(key: int) -> str:
+    """A cell's key, as batches have it, as `format_key` spells it."""
+    return format_key(key >> KEY_ROW_BITS, key & ((1 << KEY_ROW_BITS) - 1))
 
 
 def _is_here(value: Any) -> bool:

@@ -26,10 +26,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scshards.base.errors import ConfigError, OutputExistsError, StorageError
+from scshards.base.errors import ConfigError, OutputExistsError, ScshardsError, StorageError
 from scshards.base.progress import Progress
 from scshards.base.storage import is_local, path_of
-from scshards.cells.batch import Batch
+from scshards.cells.batch import Batch, key_text
 from scshards.cells.vocab import Vocab
 from scshards.census.address import is_cells
 from scshards.model.scgpt import LoadedModel
@@ -293,6 +293,16 @@ class _One:
         domains_B = batch.labels[DOMAIN] if self._job.domains else None
         with torch.inference_mode(), self._here.autocast():
             out: NDArray[np.float32] = self._job.compute(batch, domains_B).float().cpu().numpy()
+        wrong = ~np.isfinite(out).all(axis=1)
+        if wrong.any():
+            key = int(batch.key.cpu()[torch.from_numpy(wrong)][0])
+            raise ScshardsError(
+                f"the model computes NaN or infinity for {int(wrong.sum())} of {len(out)} cells",
+                where=f"{self._url}, "
+                + (f"cell {key_text(key)}" if self._is_set else f"row {key}"),
+                advice="with --precision bf16, use fp32; else look at the cell's values, and leave it "
+                "out if they can't be",
+            )
         return out
 
 

@@ -33,7 +33,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from scshards.base.errors import CheckpointError, ScshardsError, StorageError
 from scshards.base.records import read_json
 from scshards.base.storage import Storage
+from scshards.model.weights import not_finite
 from scshards.train.checkpoint_store import FORMAT, INDEX, TensorReader, TensorWriter
+from scshards.train.parallel import local
 from scshards.train.setup import Ranks
 
 STATE = "state.json"
@@ -124,7 +126,8 @@ class Checkpoints:
         Raises
         ------
         CheckpointError
-            For files that are damaged, of another format, or of another model.
+            For files that are damaged, of another format, or of another model, and for tensors that are
+        not finite.
         """
         folder = Storage(f"{self._storage.url.rstrip('/')}/{name}", self._storage.options)
         state = _read_state(folder)
@@ -139,12 +142,23 @@ class Checkpoints:
             ),
             folder.at(""),
         )
+        self._check_finite(
+            tensors,
+            "the checkpoint holds NaN or infinity",
+            where=folder.at(""),
+            advice="remove this folder; the same command goes on from the checkpoint before",
+        )
         return state
 
     def save(self, state: TrainState, tensors: Mapping[str, Tensor]) -> None:
         """Begin to write the checkpoint of `state.step`, after the one before has been finished.
 
         `tensors` may change as soon as this returns. A step that is there already gets the new state.
+
+        Raises
+        ------
+        CheckpointError
+            For tensors that are not finite: they would take the place of those to go on from.
         """
         self.wait()
         name = f"step-{state.step:08d}"
@@ -154,6 +168,13 @@ class Checkpoints:
             if self._ranks.is_main:
                 self._storage.write(f"{name}/{STATE}", text)
             return
+        self._check_finite(
+            tensors,
+            f"after step {state.step} there is NaN or infinity, and no checkpoint was written",
+            where=self._storage.at(name),
+            advice="lower optim.lr, or use run.precision=fp32; the same command goes on from the "
+            "checkpoint before",
+        )
         place = _Place(self._storage, name, self._keep_last, self._keep_every)
         writer = TensorWriter(
             self._storage,
@@ -176,6 +197,18 @@ class Checkpoints:
         if self._in_flight is not None:
             future, self._in_flight = self._in_flight, None
             self._run(future.result, self._storage.at(""))
+
+    def _check_finite(
+        self, tensors: Mapping[str, Tensor], what: str, *, where: str, advice: str
+    ) -> None:
+        """CheckpointError on every rank when a tensor of any of them is not finite."""
+        mine = not_finite((n, local(t)) for n, t in tensors.items())
+        names = sorted({name for some in self._ranks.gather(mine[:3]) for name in some})
+        if names:
+            more = ", ..." if len(names) > 3 or len(mine) > 3 else ""
+            raise CheckpointError(
+                f"{what}: {', '.join(names[:3])}{more}", where=where, advice=advice
+            )
 
     def _run(self, function: Any, where: str) -> Any:
         if self._group is None:  # torch warns that there is no group; it has been told

@@ -218,6 +218,8 @@ class TensorReader(StorageReader):
                 raise self._damaged(INDEX, f"a piece of {name} can't be")
             self._pieces[MetadataIndex(name, chunk.offsets)] = piece, dtype, chunk.sizes
             chunks.append(chunk)
+        if sum(math.prod(c.sizes) for c in chunks) != math.prod(shape):
+            raise self._damaged(INDEX, f"the pieces of {name} are not all of it")
         return TensorStorageMetadata(TensorProperties(dtype=dtype), shape, chunks)
 
     def _read(self, index: MetadataIndex) -> Tensor:

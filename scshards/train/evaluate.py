@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scshards.base.errors import ConfigError
+from scshards.base.errors import ConfigError, ScshardsError
 from scshards.base.progress import Progress
+from scshards.cells.batch import key_text
+from scshards.model.output import ModelOutput
 from scshards.model.scgpt import load_model
 from scshards.model.transformer import CellModel
 from scshards.shards.shardset import ShardSet
@@ -27,9 +29,13 @@ from scshards.train.data import NOTHING_HIDDEN, has_split, once_loader
 from scshards.train.folder import RunFolder
 from scshards.train.integration_cells import IntegrationMetrics
 from scshards.train.labels import codes_in, column
+from scshards.train.micro import AnyBatch
 from scshards.train.setup import Ranks, ranks
 from scshards.train.tasks import Task
 from scshards.train.tasks_setup import make_task, model_vocab
+
+_TOLD = 5
+"""Cells that are named at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +54,9 @@ class Score:
         Cells of the split.
     figures
         What else the task says: accuracy, for example.
+    not_finite
+        Keys of cells for which the model computed NaN or infinity, the first few; such a score is
+        the worst there is.
     """
 
     loss: float
@@ -56,9 +65,15 @@ class Score:
     n: int
     n_cells: int
     figures: dict[str, Any] = field(default_factory=dict)
+    not_finite: tuple[str, ...] = ()
 
     def tables(self) -> dict[str, Any]:
-        return self.terms | {self.counted: self.n, "n_cells": self.n_cells} | self.figures
+        values = self.terms | {self.counted: self.n, "n_cells": self.n_cells} | self.figures
+        return values | ({"not_finite": list(self.not_finite)} if self.not_finite else {})
+
+    def is_better_than(self, best: float | None) -> bool:
+        """Whether it is finite, and below the best loss so far, if there is one."""
+        return not self.not_finite and (best is None or not self.loss >= best)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +159,7 @@ def validate(
     sums = torch.zeros(len(terms), dtype=torch.float64, device=ranks.device)
     counts, n_cells = dict.fromkeys(terms, 0), 0
     tally: Tensor | None = None
+    bad: list[str] = []
     for batch in loader:
         if ranks.any(should_stop()):
             return None
@@ -153,7 +169,10 @@ def validate(
         with ranks.autocast():
             out = task.run(batch, None)
         found = task.sums(batch, out)
-        sums += torch.stack([found[t] for t in terms])
+        these = torch.stack([found[t] for t in terms])
+        if len(bad) < _TOLD and not bool(these.isfinite().all()):
+            bad += _not_finite_cells(batch, out)[:_TOLD]
+        sums += these
         more = task.tally(batch, out)
         tally = more if tally is None or more is None else tally + more
     mine = [*sums.tolist(), *(counts[t] for t in terms), n_cells]
@@ -169,6 +188,7 @@ def validate(
         figures={}
         if tally is None
         else task.figures(torch.tensor(total[len(mine) :]).reshape(tally.shape)),
+        not_finite=tuple(k for keys in ranks.gather(bad) for k in keys)[:_TOLD],
     )
 
 
@@ -195,6 +215,8 @@ def evaluate_run(
 
     Raises
     ------
+    CheckpointError, ScshardsError
+        When weights, or what comes of them, are not finite; tensors or cells are named.
     ConfigError
         When `folder` is no run, the shard set has no such split, another vocabulary, no such label
         column, or domains that the model was not trained on.
@@ -234,6 +256,17 @@ class _Evaluated:
         options = {"storage_options": self.storage_options, **other}
         return once_loader(self.root, self.config, self.here, split, self.batch_size, **options)
 
+    def _finite(self, score: Score | None) -> Score:
+        assert score is not None, "nobody asks to stop"
+        if score.not_finite:
+            raise ScshardsError(
+                f"the model computes NaN or infinity for the cells {', '.join(score.not_finite)}",
+                where=f"{self.root}, split {self.split}",
+                advice="look at these cells (scshards show); with run.precision=bf16, train and "
+                "evaluate in fp32",
+            )
+        return score
+
     def values(self, model: CellModel, run: RunFolder) -> Evaluation:
         """Hidden values, by the model and by the baselines; integration, if that was the task."""
         t, here = self.config.task, self.here
@@ -253,8 +286,7 @@ class _Evaluated:
                 )
         task = make_task(t, model, codes)
         scored = self.loader(self.split)
-        score = validate(task, scored, here)
-        assert score is not None
+        score = self._finite(validate(task, scored, here))
         figures: dict[str, Any] = {}
         if t.name == "integrate" and t.metric_cells:
             measure = IntegrationMetrics(
@@ -296,10 +328,11 @@ class _Evaluated:
         names = read_classes(run.path).names
         found = column(self.shardset, t.label, "task.label", self.split)
         trained = column(self.shardset, t.label, "task.label")
-        score = validate(
-            make_task(t, model, codes_in(found, names)), self.loader(self.split), self.here
+        score = self._finite(
+            validate(
+                make_task(t, model, codes_in(found, names)), self.loader(self.split), self.here
+            )
         )
-        assert score is not None
         n = int(found.cells.sum())
         majority = int(trained.cells.argmax())
         return Annotation(
@@ -313,6 +346,17 @@ class _Evaluated:
             majority=trained.names[majority],
             majority_accuracy=float(found.cells[majority]) / max(n, 1),
         )
+
+
+def _not_finite_cells(batch: AnyBatch, out: ModelOutput) -> list[str]:
+    """The keys of a batch's cells for which something that is not finite came out; else of all."""
+    keys = batch.key.tolist()
+    fine = torch.ones(len(keys), dtype=torch.bool, device=out.cell_embeddings.device)
+    for tensor in out:
+        if tensor is not None and len(tensor) == len(keys):
+            fine &= tensor.isfinite().reshape(len(keys), -1).all(dim=1)
+    wrong = [k for k, ok in zip(keys, fine.tolist(), strict=True) if k >= 0 and not ok]
+    return [key_text(k) for k in wrong] or batch.cell_keys
 
 
 def _check_vocab(ours: dict[str, int], theirs: dict[str, int], folder: str, root: str) -> None:

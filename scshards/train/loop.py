@@ -211,17 +211,23 @@ def train(
                 score = validate(task, valid, here, should_stop=lambda: bool(signals))
                 if score is None:
                     return False
-                best = state.best_loss
-                is_best = best is None or score.loss < best
+                is_best = score.is_better_than(state.best_loss)
                 if is_best:
                     state.best_step, state.best_loss = state.step, score.loss
                     publish()
-                figures = measure(task) if measure is not None else {}
+                # Scores of what is not finite are none, and scikit-learn says so by an error.
+                figures = measure(task) if measure is not None and not score.not_finite else {}
             state.evaluated_step = state.step
             epoch = state.step / steps_per_epoch
             log.write(
                 "valid", state.step, epoch=epoch, **score.tables(), **figures, is_best=is_best
             )
+            if shown and score.not_finite:
+                print(
+                    f"step {state.step}: on the valid split the model computes NaN or infinity, so it "
+                    f"is not the best; cells: {', '.join(score.not_finite)}",
+                    file=sys.stderr,
+                )
             valid_note = f", valid {score.loss:.4g}"
             return True
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -82,6 +82,11 @@ def clip_norm(parameters: Iterable[nn.Parameter], most: float) -> float:
     """The norm of the whole gradient, over all shards; the gradient is then scaled down to `most`."""
     norm = nn.utils.clip_grad_norm_(parameters, most)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """A tensor's values on this rank: the tensor itself, or this rank's share of one dealt out."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def unsharded(model: CellModel) -> CellModel:

@@ -126,6 +126,8 @@ class Stepper:
         ]
 
         self._task.train()
+        # What a forward pass itself changes: running statistics, small, of domain norm alone.
+        buffers = [(b, b.clone()) for b in self._task.buffers()]
         on_device = torch.zeros(len(terms), dtype=torch.float64, device=ranks.device)
         has = torch.zeros(len(terms), dtype=torch.bool)
         for i, micro in enumerate(micros):
@@ -153,6 +155,8 @@ class Stepper:
                 self._average.update(step)
         else:
             totals, has = torch.zeros_like(totals), torch.zeros_like(has)
+            for buffer, before in buffers:
+                buffer.copy_(before)
         self._optimizer.zero_grad(set_to_none=True)
         tokens = [token_counts(m) for m in micros]
         return StepResult(

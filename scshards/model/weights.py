@@ -81,6 +81,14 @@ def read_weights(data: bytes, at: str) -> dict[str, Tensor]:
                 where=at,
                 advice="give a file of dense numbers, as model.state_dict() has them",
             )
+    storages = (tensor.untyped_storage() for tensor in state.values())
+    total = sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+    if total > len(data):  # a pickle may also ask for a tensor of a size, without any bytes
+        raise CheckpointError(
+            f"the tensors of the file take {total:,} bytes, and it has {len(data):,}",
+            where=at,
+            advice="copy or download the file again, or take another checkpoint",
+        )
     return {name: tensor.detach() for name, tensor in state.items()}
 
 

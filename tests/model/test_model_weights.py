@@ -121,6 +121,18 @@ def test_what_is_no_plain_weights(data: bytes, what: str) -> None:
     assert e.value.where == "f.pt" and e.value.advice
 
 
+class Asked:
+    """Pickled as a tensor that is made by its size."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch.Tensor, (1000, 1000)
+
+
+def test_a_tensor_that_is_in_no_file() -> None:
+    with pytest.raises(CheckpointError, match="take 4,000,000 bytes, and it has"):
+        read_weights(saved({"w": Asked()}), "f.pt")
+
+
 def test_an_entry_twice_is_refused() -> None:
     data = io.BytesIO(saved(STATE))
     with zipfile.ZipFile(data, "a") as archive:

@@ -31,7 +31,7 @@ from scshards.streaming.quarantine import LostCells, Quarantine
 from scshards.streaming.read.cache import NodeCache
 from scshards.streaming.read.fetch import LOCAL_READS, REMOTE_READS, ChunkFetcher
 from scshards.streaming.read.pool import BufferPool
-from scshards.streaming.read.source import IndexCache
+from scshards.streaming.read.source import IndexCache, shards_kept
 from scshards.streaming.stages import StageClock, Stages
 
 _log = logging.getLogger(__name__)
@@ -133,9 +133,7 @@ class BlockStream:
             **choosing.state(),
             "blend": None if shares is None else list(map(float, shares)),
         }
-        # Of shards, one for each stretch, and the next one of those that come to the end of theirs.
-        kept = self.order.stretches(self.order.begin(epoch)) * 5 // 4 + 2
-        self._indexes = IndexCache(kept, self._choice.columns)
+        self._indexes = IndexCache(self._choice.columns)
         # The passes that somebody holds, the one begun last behind the others.
         self._passes: list[weakref.ref[Pass[Any]]] = []
         begin = self.order.begin(epoch)
@@ -411,6 +409,8 @@ class Pass(Iterator[Made]):
         self._next, self._step = first + 1, step
         self.is_over = False
         stop = Stop()
+        stretches, _ = stream.order.held(begin)
+        stream._indexes.most = shards_kept(stretches)
         n_fetchers = LOCAL_READS if stream._shards.is_local else REMOTE_READS
         reader = EpochReader(
             choice=stream._choice,
@@ -424,7 +424,7 @@ class Pass(Iterator[Made]):
                 stream._cache,
                 buffers=stream._buffers,
                 stop=stop,
-                lanes=stream.order.held(begin)[0],
+                lanes=stretches,
             ),
             fetchers=Jobs(n_fetchers, "scshards-fetch", stop),
             quarantine=stream._quarantine.begin(begin.epoch),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from loaders import blend_of, loader_of
 from pack_support import counts, quiet_pack, vocab_of, write
+from shardsets import make_set
 
 from scshards.base.errors import ConfigError
 
@@ -82,3 +83,13 @@ def test_sets_that_share_names(root: Path, tmp_path: Path) -> None:
                               n_bins=0, lanes=2, drop_last=False)  # fmt: skip
     ordinals = {int(k) >> 40 for b in loader for k, w in zip(b.key, b.weight, strict=True) if w}
     assert ordinals == {1, 3}
+
+
+def test_a_rank_keeps_the_indexes_of_what_it_reads(tmp_path: Path) -> None:
+    """As many for each rank of a large world as for one that reads all lanes would be too many."""
+    make_set(tmp_path, [40] * 300, longest=2)
+    one = loader_of(tmp_path, batch_size=4, lanes=64, rank=0, world_size=4)
+    assert sum(len(batch.key) for batch in one) >= 2900
+    assert len(one._indexes._made) <= 16 * 5 // 4 + 2
+    # Of each shard, and of those that two lanes share once more, a chunk and an index.
+    assert one.stages().reads <= 2 * (75 + 2 * 16)

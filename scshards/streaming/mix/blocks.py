@@ -41,7 +41,7 @@ from scshards.streaming.order.state import Order, Position
 from scshards.streaming.order.strata import Choice
 from scshards.streaming.quarantine import Quarantine
 from scshards.streaming.read.fetch import ChunkFetcher, Piece
-from scshards.streaming.read.source import CellBytes, CellSource, IndexCache
+from scshards.streaming.read.source import CellBytes, CellSource, IndexCache, shards_kept
 from scshards.streaming.stages import StageClock
 
 BLOCK_CELLS = 512
@@ -124,10 +124,9 @@ class EpochReader:
         share = self.order.share(part, self.position)
         appearances = self.order.appearances(part, self.position)
         plan = self.order.plan(part, self.position, appearances)
+        kept = shards_kept(len(share.my_lanes()))
         sources = [
-            CellSource(
-                self.indexes, self.fetcher, each, line.shards, 2 * plan.lanes, self.quarantine
-            )
+            CellSource(self.indexes, self.fetcher, each, line.shards, kept, self.quarantine)
             for each, line in zip(appearances, plan.lines, strict=True)
         ]
         clock = self.fetcher.clock

@@ -143,13 +143,6 @@ class Order:
             shuffle_buffer=self._buffer(part),
         )
 
-    def stretches(self, position: Position) -> int:
-        """How many stretches all lanes read at a time, at most."""
-        return sum(
-            most_stretches(k, len(p.strata))
-            for k, p in zip(position.lanes, self.parts, strict=True)
-        )
-
     def held(self, position: Position) -> tuple[int, int]:
         """How many stretches this rank reads at a time, and the cells in their buffers, at most."""
         stretches = cells = 0

@@ -23,7 +23,7 @@ from scshards.cells.batch import KEY_ROW_BITS
 from scshards.shards.index import OBS_PREFIX
 from scshards.streaming.order.strata import Appearances, Passes
 from scshards.streaming.quarantine import BAD, Quarantine
-from scshards.streaming.read.fetch import ChunkFetcher, Piece
+from scshards.streaming.read.fetch import REMOTE_READS, ChunkFetcher, Piece
 
 Made = TypeVar("Made")
 
@@ -66,11 +66,20 @@ class ShardIndex:
     chosen_by: dict[str, NDArray[Any]]
 
 
+def shards_kept(stretches: int) -> int:
+    """Of how many shards is kept what a rank that reads so many stretches at a time needs of them.
+
+    One for each, and the next one of those that come to the end of theirs; and where stretches are few,
+    one for each read that may be under way.
+    """
+    return max(stretches * 5 // 4 + 2, REMOTE_READS)
+
+
 class _Kept(Generic[Made]):
-    """What was made of some shards, those used last."""
+    """What was made of some shards, those used last, `most` of them."""
 
     def __init__(self, most: int) -> None:
-        self._most = most
+        self.most = most
         self._made: OrderedDict[int, Made] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -83,7 +92,7 @@ class _Kept(Generic[Made]):
         made = make(shard)
         with self._lock:
             self._made[shard] = made
-            while len(self._made) > self._most:
+            while len(self._made) > self.most:
                 self._made.popitem(last=False)
         return made
 
@@ -91,16 +100,16 @@ class _Kept(Generic[Made]):
 class IndexCache(_Kept[ShardIndex]):
     """The indexes of the shards that a loader's passes read.
 
+    Each pass says how many stay in memory.
+
     Parameters
     ----------
-    kept
-        How many stay in memory.
     chosen_by
         Index columns that say how often a cell appears.
     """
 
-    def __init__(self, kept: int, chosen_by: Sequence[str]) -> None:
-        super().__init__(kept)
+    def __init__(self, chosen_by: Sequence[str]) -> None:
+        super().__init__(most=1)
         self._chosen_by = chosen_by
 
     def of(self, shard: int, fetcher: ChunkFetcher) -> ShardIndex:

@@ -10,7 +10,6 @@ under a hidden name and renamed, in an object store index.json comes last. Calle
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
@@ -30,12 +29,15 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from scshards._version import __version__
 from scshards.base.errors import CheckpointError, ScshardsError, StorageError
-from scshards.base.records import read_json
+from scshards.base.records import Count, Form, to_tree
 from scshards.base.storage import Storage
 from scshards.model.weights import not_finite
-from scshards.train.checkpoint_store import FORMAT, INDEX, TensorReader, TensorWriter
+from scshards.train.checkpoint_store import FORMAT, INDEX, MEND, TensorReader, TensorWriter
+from scshards.train.config import recorded_tables
 from scshards.train.parallel import local
+from scshards.train.recorded import WRITER, read_record
 from scshards.train.setup import Ranks
 
 STATE = "state.json"
@@ -61,18 +63,21 @@ class TrainState:
     loader
         The training loader's state.
     config
-        The run's config, as tables.
+        The run's config, as tables, with settings that only another version knows.
+    others
+        What another version keeps there besides; it is written again as it is.
     """
 
-    step: int = 0
-    best_step: int | None = None
+    step: Count = 0
+    best_step: Count | None = None
     best_loss: float | None = None
-    evaluated_step: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
+    evaluated_step: Count = 0
+    skipped: Count = 0
+    skipped_in_a_row: Count = 0
     seconds: float = 0.0
     loader: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
+    config: Annotated[dict[str, Any], Form(read=recorded_tables)] = field(default_factory=dict)
+    others: dict[str, Any] = field(default_factory=dict, init=False)
 
 
 class Checkpoints:
@@ -146,7 +151,7 @@ class Checkpoints:
             tensors,
             "the checkpoint holds NaN or infinity",
             where=folder.at(""),
-            advice="remove this folder; the same command goes on from the checkpoint before",
+            advice=MEND,
         )
         return state
 
@@ -162,7 +167,8 @@ class Checkpoints:
         """
         self.wait()
         name = f"step-{state.step:08d}"
-        text = json.dumps({"format": FORMAT, **dataclasses.asdict(state)}, indent=2).encode()
+        about = {"format": FORMAT, WRITER: __version__, **to_tree(state), **state.others}
+        text = json.dumps(about, indent=2).encode()
         there = self._ranks.is_main and name in complete(self._storage)
         if self._ranks.any(there):  # the tensors of a step are what they are
             if self._ranks.is_main:
@@ -303,23 +309,17 @@ def _step(name: str) -> int:
 
 
 def _read_state(folder: Storage) -> TrainState:
-    try:
-        about = read_json(folder.read(STATE))
-        if (found := about.pop("format")) != FORMAT:
-            raise CheckpointError(
-                f"the checkpoint has format {found!r}, not {FORMAT}",
-                where=folder.at(""),
-                advice="resume it with the version of scshards that wrote it (RUN/config.json)",
-            )
-        return TrainState(**about)
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        if isinstance(e, ScshardsError):
-            raise
-        raise CheckpointError(
-            f"the checkpoint can't be read: {type(e).__name__}",
-            where=folder.at(STATE),
-            advice="remove this folder; the same command goes on from the checkpoint before",
-        ) from e
+    state, others = read_record(
+        TrainState,
+        folder.read(STATE),
+        needed=("step", "loader", "config"),
+        layout=FORMAT,
+        at=folder.at(STATE),
+        error=CheckpointError,
+        mend=MEND,
+    )
+    state.others = others
+    return state
 
 
 def _check_fit(found: Mapping[str, Any], wanted: Mapping[str, Tensor], where: str) -> None:

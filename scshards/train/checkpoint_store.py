@@ -32,12 +32,16 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from scshards.base.errors import CheckpointError, MissingDataError, ScshardsError, StorageError
-from scshards.base.records import read_json
+from scshards.base.errors import CheckpointError, MissingDataError, StorageError
+from scshards.base.records import Count
 from scshards.base.storage import Storage
+from scshards.train.recorded import read_record
 
 FORMAT = 2
 INDEX = "index.json"
+MEND = "remove this folder; the same command goes on from the checkpoint before"
+"""What to do about a checkpoint that is damaged."""
+
 FILE_BYTES = 1 << 26
 """A file is closed once it has this many: what a rank holds twice while it writes."""
 
@@ -53,9 +57,33 @@ class Piece:
     """Where the bytes of a box of a tensor are."""
 
     file: str
-    start: int
-    nbytes: int
-    crc32: int
+    start: Count
+    nbytes: Count
+    crc32: Count
+
+
+@dataclass(frozen=True)
+class _Box(Piece):
+    """A piece, and which box of the tensor it is."""
+
+    offsets: tuple[Count, ...]
+    sizes: tuple[Count, ...]
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """What the index says of a tensor."""
+
+    dtype: str
+    shape: tuple[Count, ...]
+    pieces: tuple[_Box, ...]
+
+
+@dataclass(frozen=True)
+class _Index:
+    """index.json, but for its format."""
+
+    tensors: dict[str, _Tensor]
 
 
 class TensorWriter(StorageWriter):
@@ -164,13 +192,17 @@ class TensorReader(StorageReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """The index, each box checked against its tensor and its file."""
-        try:
-            index = read_json(self._storage.read(INDEX))
-            found = {n: self._tensor(n, t) for n, t in index["tensors"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            if isinstance(e, ScshardsError):
-                raise
-            raise self._damaged(INDEX, f"{type(e).__name__}: {e}") from None
+        at = self._storage.at(INDEX)
+        index, _ = read_record(
+            _Index,
+            self._storage.read(INDEX),
+            needed=("tensors",),
+            layout=FORMAT,
+            at=at,
+            error=CheckpointError,
+            mend=MEND,
+        )
+        found = {n: self._tensor(n, t) for n, t in index.tensors.items()}
         return Metadata(dict(found))
 
     def set_up_storage_reader(
@@ -203,17 +235,20 @@ class TensorReader(StorageReader):
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
         return False
 
-    def _tensor(self, name: str, about: dict[str, Any]) -> TensorStorageMetadata:
-        dtype, shape = DTYPES[about["dtype"]], torch.Size(about["shape"])
-        chunks = []
-        for p in about["pieces"]:
-            piece = Piece(p["file"], int(p["start"]), int(p["nbytes"]), int(p["crc32"]))
-            chunk = ChunkStorageMetadata(torch.Size(p["offsets"]), torch.Size(p["sizes"]))
-            inside = len(chunk.offsets) == len(chunk.sizes) == len(shape) and all(
-                min(o, s) >= 0 and o + s <= n
-                for o, s, n in zip(chunk.offsets, chunk.sizes, shape, strict=True)
+    def _tensor(self, name: str, about: _Tensor) -> TensorStorageMetadata:
+        dtype, shape = DTYPES.get(about.dtype), torch.Size(about.shape)
+        if dtype is None:
+            raise self._damaged(
+                INDEX, f"{name} is of a type {about.dtype!r:.40} that there is none of"
             )
-            fits = math.prod(chunk.sizes) * dtype.itemsize == piece.nbytes and piece.start >= 0
+        chunks = []
+        for p in about.pieces:
+            piece = Piece(p.file, p.start, p.nbytes, p.crc32)
+            chunk = ChunkStorageMetadata(torch.Size(p.offsets), torch.Size(p.sizes))
+            inside = len(chunk.offsets) == len(chunk.sizes) == len(shape) and all(
+                o + s <= n for o, s, n in zip(chunk.offsets, chunk.sizes, shape, strict=True)
+            )
+            fits = math.prod(chunk.sizes) * dtype.itemsize == piece.nbytes
             if not inside or not fits or "/" in piece.file:
                 raise self._damaged(INDEX, f"a piece of {name} can't be")
             self._pieces[MetadataIndex(name, chunk.offsets)] = piece, dtype, chunk.sizes
@@ -238,7 +273,7 @@ class TensorReader(StorageReader):
         return CheckpointError(
             f"the checkpoint can't be read: {what}",
             where=self._storage.at(file),
-            advice="remove this folder; the same command goes on from the checkpoint before",
+            advice=MEND,
         )
 
 

@@ -233,6 +233,69 @@ class TrainConfig:
         )
 
 
+def recorded(tables: Any) -> TrainConfig:
+    """The config that a run wrote down, whichever version of scshards it was that did.
+
+    A setting that its version did not have is as by default; one that this version does not have is left
+    aside: `unknown_settings`.
+
+    Raises
+    ------
+    Damaged
+        For what it can't be, at the setting.
+    """
+    unknown = unknown_settings(tables)
+    from_tree(dict[str, Any], unknown)
+    known = {n: t for n, t in tables.items() if n in _KEYS}
+    for name in known.keys() & unknown.keys():
+        known[name] = {k: v for k, v in known[name].items() if k in _KEYS[name]}
+    try:
+        return from_tree(TrainConfig, known)
+    except ConfigError as e:
+        at = e.where or ""
+        raise Damaged(e.what.removeprefix(f"{at}: "), at, advice=e.advice) from None
+
+
+def recorded_tables(tables: Any) -> dict[str, Any]:
+    """The tables of a config that this version can read, as they are: another one may know more."""
+    recorded(tables)
+    return dict(tables)
+
+
+def unknown_settings(tables: Any) -> dict[str, Any]:
+    """Of the tables that a run wrote down, what this version has no setting for."""
+    if not isinstance(tables, Mapping):
+        raise Damaged(f"a table is needed, not {shown(tables)}")
+    unknown: dict[str, Any] = {}
+    for name, table in tables.items():
+        if name not in _KEYS:
+            unknown[name] = table
+        elif isinstance(table, Mapping) and (more := table.keys() - _KEYS[name]):
+            unknown[name] = {k: table[k] for k in sorted(more)}
+    return unknown
+
+
+def with_unknown(tables: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    """The tables of a config, with those settings of `old` tables that this version does not know."""
+    out = dict(tables)
+    for name, value in unknown_settings(old).items():
+        out[name] = {**out[name], **value} if name in _KEYS else value
+    return out
+
+
+def unknown_names(tables: dict[str, Any]) -> list[str]:
+    """What `unknown_settings` are called: `table.key`."""
+    return [
+        f"{name}.{key}" if key else name
+        for name, value in unknown_settings(tables).items()
+        for key in (value if isinstance(value, Mapping) and value else [""])
+    ]
+
+
+_KEYS = {name: frozenset(table) for name, table in TrainConfig().tables().items()}
+"""{table: the settings that this version has in it}."""
+
+
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The keys (`table.key`) whose values differ, each with the old and the new value."""
     a, b = _flat(old), _flat(new)

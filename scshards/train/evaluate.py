@@ -7,6 +7,7 @@ and by `scshards evaluate` (with baselines, into RUN/evaluation.json).
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -224,6 +225,9 @@ def evaluate_run(
     run = RunFolder(folder)
     config = run.config()
     with ranks(device, config.run.precision) as here:
+        if shown and here.is_main:
+            for note in run.unknown():
+                print(note, file=sys.stderr)
         shardset = ShardSet(root, storage_options)
         shardset.shards(split)
         if not has_split(shardset, split):

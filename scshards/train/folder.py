@@ -14,15 +14,35 @@ the loop, evaluate and plot.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from scshards._version import __version__
-from scshards.base.config import build
 from scshards.base.errors import CheckpointError, ConfigError, OutputExistsError
-from scshards.base.records import read_json
+from scshards.base.records import Damaged, Form, read_json, shown
 from scshards.base.storage import Storage, is_local, redact
-from scshards.train.config import MAY_CHANGE, TrainConfig, differences
+from scshards.train.config import (
+    MAY_CHANGE,
+    TrainConfig,
+    differences,
+    recorded,
+    recorded_tables,
+    unknown_names,
+    with_unknown,
+)
+from scshards.train.recorded import WRITER, read_record
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class _About:
+    """What CONFIG says, but for who wrote it."""
+
+    config: Annotated[dict[str, Any], Form(read=recorded_tables)]
+    root: str = ""
 
 
 class RunFolder:
@@ -51,7 +71,7 @@ class RunFolder:
         OutputExistsError
             When the folder holds something that is no run.
         """
-        if not (self.path / "config.json").exists():
+        if not (self.path / CONFIG).exists():
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
                 raise OutputExistsError(
                     "the output exists and is not a run",
@@ -59,50 +79,80 @@ class RunFolder:
                     advice="give a new folder with -o",
                 )
             return {}
-        return self.refuse_other(self.read("config.json")["config"], config, self.path)
+        return self.refuse_other(self._about()[0].config, config, self.path)
 
     @staticmethod
     def refuse_other(
         old: dict[str, Any], config: TrainConfig, where: object
     ) -> dict[str, tuple[Any, Any]]:
         """What `config` changes of the tables `old`; ConfigError for what may not change."""
-        # An older version's lacks keys, which were as they are by default.
-        old = build(TrainConfig, old, str(where)).tables()
-        changed = differences(old, config.tables())
+        changed = differences(recorded(old).tables(), config.tables())
         fixed = {k: v for k, v in changed.items() if k not in MAY_CHANGE}
         if fixed:
-            shown = ", ".join(
+            listed = ", ".join(
                 f"{k} is {old!r} there, {new!r} now" for k, (old, new) in fixed.items()
             )
             raise ConfigError(
-                f"this run was started with another config: {shown}",
+                f"this run was started with another config: {listed}",
                 where=where,
                 advice="give the same settings to resume it, or a new folder with -o",
             )
         return changed
 
-    def claim(self, config: TrainConfig, root: str) -> None:
-        """Write the config, and that the run is not stopped; called by one rank, after `check`."""
+    def claim(self, tables: dict[str, Any], root: str) -> None:
+        """Write the config, and that the run is not stopped; called by one rank, after `check`.
+
+        What another version wrote there, and this one does not know, stays.
+        """
+        others: dict[str, Any] = {}
+        if (self.path / CONFIG).exists():
+            old, others = self._about()
+            tables = with_unknown(tables, old.config)
         self.stopped.unlink(missing_ok=True)
-        about = {"scshards": __version__, "root": redact(root), "config": config.tables()}
-        self.write("config.json", about)
+        about = {WRITER: __version__, "root": redact(root), "config": tables}
+        self.write(CONFIG, about | others)
+
+    def unknown(self, others: Iterable[str] = ()) -> list[str]:
+        """One line that names what another version wrote in CONFIG, and `others`; or none."""
+        about, more = self._about()
+        names = sorted({f"config.{n}" for n in unknown_names(about.config)} | {*more, *others})
+        if not names:
+            return []
+        said = f"scshards {__version__} does not know what another version wrote of this run"
+        return [f"{said}, leaves it aside and keeps it: {', '.join(names)}"]
 
     def config(self) -> TrainConfig:
         """The config that the run was started with; ConfigError when this is no run."""
-        if not (self.path / "config.json").exists():
+        if not (self.path / CONFIG).exists():
             raise ConfigError(
                 "no config.json here: this is not the folder of a run",
                 where=self.path,
                 advice="give the folder that `scshards train -o` wrote",
             )
-        return build(TrainConfig, self.read("config.json")["config"], str(self.path))
+        return recorded(self._about()[0].config)
 
     def read(self, name: str) -> dict[str, Any]:
+        """The table of a JSON file; CheckpointError when it is none."""
+        storage = Storage(self.path)
         try:
-            out: dict[str, Any] = read_json((self.path / name).read_text())
-        except ValueError:
-            raise CheckpointError("not valid JSON", where=self.path / name) from None
+            out = read_json(storage.read(name))
+            if not isinstance(out, dict):
+                raise Damaged(f"a table is needed, not {shown(out)}")
+        except Damaged as e:
+            raise CheckpointError(f"the file can't be read: {e}", where=storage.at(name)) from None
         return out
+
+    def _about(self) -> tuple[_About, dict[str, Any]]:
+        """What CONFIG says, and what another version put there besides."""
+        storage = Storage(self.path)
+        return read_record(
+            _About,
+            storage.read(CONFIG),
+            needed=("config",),
+            at=storage.at(CONFIG),
+            error=ConfigError,
+            mend='put a copy back, or {"config": ...} with `config` from the latest state.json',
+        )
 
     def write(self, name: str, value: dict[str, Any]) -> None:
         """Publish a JSON file: all of it or nothing."""

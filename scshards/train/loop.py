@@ -23,7 +23,7 @@ from scshards.base.progress import Progress
 from scshards.model.scgpt import write_folder
 from scshards.shards.shardset import ShardSet
 from scshards.train.checkpoint import Checkpoints, TrainState
-from scshards.train.config import TrainConfig
+from scshards.train.config import TrainConfig, with_unknown
 from scshards.train.data import endless, has_split, once_loader, train_loader
 from scshards.train.ema import WeightAverage
 from scshards.train.evaluate import validate
@@ -145,10 +145,11 @@ def train(
                 state.best_step = state.best_loss = None
         else:
             config.check_lanes(here.world_size)
-        state.config = config.tables()
+        state.config = with_unknown(config.tables(), state.config)
         here.barrier()
         if here.is_main:
-            run.claim(config, root)
+            run.claim(state.config, root)
+            notes = (*notes, *run.unknown(state.others))
         names = every.trackers if here.is_main else ()
         trackers = stack.enter_context(
             open_trackers(names, run.path, config.tables(), step=state.step)

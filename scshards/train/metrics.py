@@ -12,12 +12,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from scshards.base.errors import CheckpointError
+from scshards.base.records import Count, Damaged, from_tree, read_json
 from scshards.model.config import ModelConfig
 from scshards.train.flops import Amounts, training_flops
 from scshards.train.micro import AnyBatch
@@ -80,14 +83,37 @@ class MetricsLog:
                 tracker.write(kind, step, numbers)
 
 
+@dataclass(frozen=True)
+class _Line:
+    """What every line of a metrics.jsonl has."""
+
+    kind: str
+    step: Count
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a metrics.jsonl; [] when there is no file."""
+    """All whole lines of a metrics.jsonl; [] when there is no file.
+
+    Raises
+    ------
+    CheckpointError
+        For a line that can't be one; it is told which.
+    """
     if not path.exists():
         return []
+    *whole, _ = path.read_bytes().split(b"\n")  # what was cut off, if anything, is the last one
     out = []
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            out.append(json.loads(line))
+    for number, text in enumerate(whole, 1):
+        try:
+            line = read_json(text)
+            from_tree(_Line, line, others=True)
+        except Damaged as e:
+            raise CheckpointError(
+                f"the line can't be read: {e}",
+                where=f"{path}, line {number}",
+                advice="remove that line: nothing but pictures is made of it",
+            ) from None
+        out.append(line)
     return out
 
 

@@ -69,7 +69,7 @@ def test_an_older_config_is_the_same_run(tmp_path):
         "data.cache_size=1 GB",
     ]  # fmt: skip
     config = TrainConfig.read(None, settings)
-    folder.claim(config, "shards")
+    folder.claim(config.tables(), "shards")
     path = tmp_path / "run" / "config.json"
     written = json.loads(path.read_text())
     path.write_text(json.dumps(written | {"config": written["config"] | {"data": OLD}}))
@@ -92,7 +92,7 @@ def test_what_the_loader_can_do_can_be_set(tmp_path):
     assert config.data.read == ReadOptions(prefetch="64 MB", pin_memory=False)
     assert config.data.choose.stratify == "donor"
     folder = RunFolder(tmp_path / "run")
-    folder.claim(config, "shards")
+    folder.claim(config.tables(), "shards")
     assert folder.config() == config and folder.check(config) == {}
 
 
@@ -152,7 +152,7 @@ def test_a_run_is_resumed_with_its_own_config_only(tmp_path):
     folder = RunFolder(tmp_path / "run")
     config = TrainConfig.read(None, ["run.steps=10"])
     assert folder.check(config) == {}
-    folder.claim(config, "s3://key:secret@host/shards")
+    folder.claim(config.tables(), "s3://key:secret@host/shards")
     assert folder.config() == config
     assert "secret" not in (tmp_path / "run" / "config.json").read_text()
 

@@ -30,7 +30,7 @@ COUNTS = {"n_masked": 100, "n_cells": 10, "is_best": True}
 @pytest.fixture
 def run(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    folder.claim(TrainConfig(), "shards")
+    folder.claim(TrainConfig().tables(), "shards")
     log = MetricsLog(folder.metrics, 0)
     for step in range(10, 301, 10):
         mse = 29 + 300 * np.exp(-step / 20)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from scshards.base.access import Access
 from scshards.base.config import Options
 from scshards.base.errors import ConfigError
-from scshards.base.records import Count, Damaged, Form, Positive
+from scshards.base.records import Count, Damaged, Form, Positive, shown
 from scshards.base.text import size_of
 
 OnBadShard = Literal["raise", "quarantine"]
@@ -28,7 +28,12 @@ def _read_folder(value: Any) -> str | None:
 
 
 def _read_size(value: Any) -> int | None:
-    return None if value is None else size_of(value)
+    try:
+        return None if value is None else size_of(value)
+    except (TypeError, ValueError, OverflowError) as e:
+        if isinstance(e, ConfigError):
+            raise
+        raise Damaged(f"it is bytes, or a text such as '200 GB', not {shown(value)}") from None
 
 
 def _read_prefetch(value: Any) -> str | int:

@@ -297,11 +297,11 @@ class _One:
         if wrong.any():
             key = int(batch.key.cpu()[torch.from_numpy(wrong)][0])
             raise ScshardsError(
-                f"the model computes NaN or infinity for {int(wrong.sum())} of {len(out)} cells",
+                "the model computes NaN or infinity for a cell",
                 where=f"{self._url}, "
                 + (f"cell {key_text(key)}" if self._is_set else f"row {key}"),
                 advice="with --precision bf16, use fp32; else look at the cell's values, and leave it "
-                "out if they can't be",
+                "out if they are wrong",
             )
         return out
 

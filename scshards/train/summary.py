@@ -83,7 +83,9 @@ class Summary:
             others = [f"{k} {v:.4g}" for k, v in self.terms.items() if k != self.criterion]
             lines.append("train:      " + ", ".join([f"{what} {self.train_loss:.4g}", *others]))
         if self.best_loss is None:
-            lines.append("valid:      no evaluation; best_model.pt is the latest model")
+            lines.append(
+                "valid:      no evaluation, or none that is finite; best_model.pt is the latest model"
+            )
         else:
             lines.append(
                 f"valid:      {what} {self.best_loss:.4g} at step {self.best_step:,} "

@@ -170,6 +170,8 @@ def load_weights(
     elif state[EMBEDDING].shape != (theirs.n_tokens, model.config.d_model):
         expected = [theirs.n_tokens, model.config.d_model]
         wrong.append(f"shape of {EMBEDDING}: {list(state[EMBEDDING].shape)} instead of {expected}")
+    elif not state[EMBEDDING].is_floating_point():
+        wrong.append(f"type of {EMBEDDING}: {_kind(state[EMBEDDING])} instead of float32")
     if wrong:
         raise CheckpointError(
             "the checkpoint's encoder is not of the model's shape\n    " + "\n    ".join(wrong),
@@ -296,7 +298,16 @@ def _misfits(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> lis
         for name, tensor in expected.items()
         if name in found and found[name].shape != tensor.shape
     ]
+    wrong += [
+        f"type of {name}: {_kind(found[name])} instead of {_kind(tensor)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].is_floating_point() != tensor.is_floating_point()
+    ]
     return wrong
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _is_unused(name: str, config: ModelConfig) -> bool:

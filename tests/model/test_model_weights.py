@@ -167,6 +167,17 @@ def test_weights_that_are_not_finite_are_named(copy: Path, value: float) -> None
     assert same(before, model.state_dict())
 
 
+@pytest.mark.parametrize("name", ["encoder.embedding.weight", "encoder.enc_norm.bias"])
+def test_whole_numbers_are_no_weights(copy: Path, name: str) -> None:
+    loaded = load_model(str(copy))
+    state = torch.load(copy / "best_model.pt", weights_only=True)
+    torch.save(state | {name: state[name].long()}, copy / "best_model.pt")
+    with pytest.raises(CheckpointError, match=f"type of {name}: int64 instead of float32"):
+        load_model(str(copy))
+    with pytest.raises(CheckpointError, match=f"type of {name}: int64 instead of float32"):
+        load_weights(CellModel(loaded.model.config), str(copy), loaded.vocab)
+
+
 def test_what_is_not_finite_is_not_written(tmp_path: Path, small: ModelConfig) -> None:
     model = CellModel(small)
     vocab = {"<pad>" if i == small.pad_id else f"G{i}": i for i in range(small.n_tokens)}

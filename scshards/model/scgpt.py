@@ -20,7 +20,7 @@ from scshards.base.errors import CheckpointError
 from scshards.base.storage import Storage
 from scshards.cells.vocab import SPECIALS
 from scshards.model.config import ModelConfig
-from scshards.model.scgpt_args import args_from, check_size, check_supported, config_from
+from scshards.model.scgpt_args import args_from, check_size, config_from
 from scshards.model.scgpt_files import (
     ARGS,
     VOCAB,
@@ -243,7 +243,6 @@ def _config(
     """What args.json and the weights say, and the weights under our names."""
     where = f"{Storage(path, options).at('')}/{ARGS}"
     state = to_own_layout(folder.state)
-    check_supported(folder.args, where)
     config = config_from(folder.args, folder.vocab, state, where)
     check_size(config, sum(t.numel() * t.itemsize for t in state.values()), where)
     return config, state

@@ -84,8 +84,10 @@ def config_from(
 ) -> ModelConfig:
     """The shape that args and weights state, the weights under CellModel's names.
 
-    CheckpointError, at `where`, for what is absent or no shape of a model.
+    CheckpointError, at `where`, for what is absent or no shape of a model, and, naming each, for what
+    CellModel does not have.
     """
+    _check_supported(args, where)
 
     def number(name: str, kind: type, default: float | None = None) -> Any:
         value = args.get(name, default)
@@ -177,8 +179,7 @@ def check_size(config: ModelConfig, nbytes: int, where: str) -> None:
         )
 
 
-def check_supported(args: Mapping[str, Any], where: str) -> None:
-    """CheckpointError, naming each, when args ask for what CellModel does not have."""
+def _check_supported(args: Mapping[str, Any], where: str) -> None:
     wrong = [
         f"{name} = {shown(args[name])}: this model has {' or '.join(map(json.dumps, can))}"
         for name, can in _CAN.items()

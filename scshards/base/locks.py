@@ -47,7 +47,12 @@ TRIES = 5
 
 @contextlib.contextmanager
 def locked(
-    path: Path, *, shared: bool = False, wait: bool = False, at: object = None
+    path: Path,
+    *,
+    shared: bool = False,
+    wait: bool = False,
+    needed: bool = True,
+    at: object = None,
 ) -> Iterator[None]:
     """Hold the lock that a file stands for; it is made when it is not there, and stays.
 
@@ -59,6 +64,8 @@ def locked(
         With others that share it.
     wait
         Until it is free, in place of refusing.
+    needed
+        False: where the file system has no locks, warn and go on without one.
     at
         What is locked, for the message.
 
@@ -82,11 +89,14 @@ def locked(
             file.seek(0)
             raise _busy(at or path, file.read().strip()) from None
         except OSError as e:
-            raise StorageError(
-                f"the file system can't lock: {e.strerror}",
-                where=path,
-                advice="choose another folder, or another place for temporary files with --scratch",
-            ) from None
+            what = f"the file system can't lock: {e.strerror}"
+            if needed:
+                raise StorageError(
+                    what,
+                    where=path,
+                    advice="choose another folder, or another place for temporary files with --scratch",
+                ) from None
+            _log.warning("%s: %s: see that nobody else writes there", at or path, what)
         if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
             raise _busy(at or path, "it has just finished")
         if not shared:

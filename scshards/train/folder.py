@@ -6,6 +6,7 @@
     RUN/best_model.pt      with args.json and vocab.json: the best model so far, in scGPT's layout
     RUN/evaluation.json    written by `scshards evaluate`
     RUN/STOPPED            a signal ended the run before its last step; not there while it runs
+    RUN/lock               one process trains here; not there when it has ended in order
 
 The same command on the same folder resumes; another config is refused with what differs. Called by
 the loop, evaluate and plot.
@@ -13,14 +14,16 @@ the loop, evaluate and plot.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from scshards._version import __version__
-from scshards.base.errors import CheckpointError, ConfigError, OutputExistsError
+from scshards.base.errors import CheckpointError, ConfigError, OutputExistsError, StorageError
+from scshards.base.locks import LOCK, locked
 from scshards.base.records import Damaged, Form, read_json, shown
 from scshards.base.storage import Storage, is_local, redact
 from scshards.train.config import (
@@ -72,7 +75,7 @@ class RunFolder:
             When the folder holds something that is no run.
         """
         if not (self.path / CONFIG).exists():
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if self.path.exists() and (not self.path.is_dir() or self._holds_something()):
                 raise OutputExistsError(
                     "the output exists and is not a run",
                     where=self.path,
@@ -98,6 +101,43 @@ class RunFolder:
                 advice="give the same settings to resume it, or a new folder with -o",
             )
         return changed
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Nobody else trains here meanwhile; it ends with the process, however that ends.
+
+        Raises
+        ------
+        OutputExistsError
+            When another process does; it is said which.
+        StorageError
+            When the folder can't be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise StorageError(f"the folder can't be made: {e.strerror}", where=self.path) from None
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.path / LOCK, needed=False, at=self.path))
+            except OutputExistsError as e:
+                raise OutputExistsError(
+                    e.what,
+                    where=self.path,
+                    advice="wait until it has ended, or end it; another run needs a folder of its own "
+                    "(-o). The ranks of one run are started by torchrun, not by srun or mpirun alone: "
+                    "torchrun --nproc-per-node N -m scshards train ...",
+                ) from None
+            try:
+                yield
+            finally:
+                (self.path / LOCK).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it was not trained at all: nothing is left
+                    self.path.rmdir()
+
+    def _holds_something(self) -> bool:
+        """Whether there is more than the lock of a process that was killed before it began."""
+        return any(p.name != LOCK for p in self.path.iterdir())
 
     def claim(self, tables: dict[str, Any], root: str) -> None:
         """Write the config, and that the run is not stopped; called by one rank, after `check`.

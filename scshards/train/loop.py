@@ -127,7 +127,9 @@ def train(
             kinds |= {"average": average.tensors()} if average is not None else {}
             return {f"{kind}/{name}": t for kind, of in kinds.items() for name, t in of.items()}
 
-        # Resume: every rank looks at RUN before the first one writes there.
+        # Resume: every rank looks at RUN before the first one writes there; nobody else does meanwhile.
+        here.first(lambda: stack.enter_context(run.lock()))
+        changed = run.check(config)  # it may have been another's since
         checkpoints = stack.enter_context(
             Checkpoints(
                 every.checkpoints or run.checkpoints,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from scshards.base.errors import ConfigError
+from scshards.base.errors import ConfigError, ScshardsError
 from scshards.base.memory import peak_bytes
 
 
@@ -68,6 +68,18 @@ class Ranks:
         things: list[Any] = [None] * self.world_size
         dist.all_gather_object(things, thing)
         return things
+
+    def first(self, do: Callable[[], object]) -> None:
+        """Let the first rank do something; what it can't do is every rank's error."""
+        error: ScshardsError | None = None
+        if self.is_main:
+            try:
+                do()
+            except ScshardsError as e:
+                error = e
+        (error, *_) = self.gather(error)
+        if error is not None:
+            raise error
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

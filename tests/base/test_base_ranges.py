@@ -116,9 +116,10 @@ def test_no_more_tries_than_said(proxy: FaultProxy, s3) -> None:
 
 def test_answers_that_stall_are_given_up(proxy: FaultProxy, s3) -> None:
     proxy.share = lambda path: "stall"
-    with pytest.raises(StorageError, match="no answer in time"):
+    with pytest.raises(StorageError, match=r"no answer in time .*5 tries"):
         through(proxy, s3, Retry(retries=4, timeout=0.2, first_wait=0.01)).read("x")
-    assert len(proxy.requests) == 5
+    # On a busy machine a try may be given up before its request has left.
+    assert len(proxy.requests) <= 5
 
 
 def test_what_trying_again_cannot_mend_is_raised_at_once(

@@ -80,7 +80,7 @@ class Stop:
         self._threads: list[threading.Thread] = []
 
     def start(self, name: str, target: Callable[..., None], *args: Any) -> None:
-        """Begin a thread that ends when this is set. The end of the process does not wait for it."""
+        """Begin a thread that ends when this is set; whoever is to wait for it calls `join`."""
         thread = threading.Thread(target=target, args=args, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
@@ -131,7 +131,7 @@ class Job(Future[Result]):
 class Jobs(Executor):
     """Runs jobs on threads of its own, which end when `stop` is set and what they are at has ended.
 
-    Nobody ever waits for them, not even the end of the process: a store may hang.
+    Nobody waits for them without an end, not even the end of the process: a store may hang.
 
     Parameters
     ----------

@@ -6,9 +6,10 @@ is checked here; callers see to it that there are as many elements.
 What the vectors are worth, on an EPYC with AVX-512, for a cell of 3,600 genes, beside the best loop
 that numba was found to compile: `sum_up` 0.85 microseconds and not 1.68, `squeeze` 0.35 and not 0.70,
 `equal` 0.44 and not 0.81. On a Xeon with AVX-512 (Ice Lake, 2.8 GHz, two cores) the whole loader makes
-1.36 times (two threads) and 1.6 times (one thread) the cells a second that it makes with those loops in
-place of all three, medians of four runs in turn; a whole command 1.3 times as fast is what LLVM written
-by hand has to be worth. Copies, prefetches, widening and masks were here as well, for nothing.
+1.36 times (two threads) and 1.6 times (one thread) the cells a second that it makes with plain loops in
+place of all three (the faster of two ways to write them), medians of four runs in turn; a whole command
+1.3 times as fast is what LLVM written by hand has to be worth. Copies, prefetches, widening and masks
+were here as well, for nothing.
 """
 
 from __future__ import annotations

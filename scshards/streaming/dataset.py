@@ -33,7 +33,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from scshards.base import seeds
 from scshards.base.errors import ConfigError, StateError
-from scshards.cells.batch import KEY_ROW_BITS, Batch, GenerateBatch, format_key
+from scshards.cells.batch import Batch, GenerateBatch, key_text
 from scshards.cells.tokenizer import ValueKind
 from scshards.shards.members import decode_cell
 from scshards.streaming.loader import CellLoader, topology
@@ -274,7 +274,7 @@ def _cells(loader: CellLoader, block: Block, wanted: range) -> Iterator[list[dic
 def _cell(loader: CellLoader, block: Block, row: int) -> dict[str, Any]:
     cells = block.cells
     start, size = int(cells.starts[row]), int(cells.sizes[row])
-    key = format_key(*divmod(int(cells.keys[row]), 1 << KEY_ROW_BITS))
+    key = key_text(int(cells.keys[row]))
     member = cells.data[start : start + size].tobytes()
     # The codes of a member are those of its set, in a blend not those of all sets.
     labels = {

@@ -139,8 +139,6 @@ class _Line(Generic[Made]):
         self._next = 0  # the one of them that is taken next
         self._is_over = False
         self._broken: BaseException | None = None
-        # Of threads that wait for room, by their numbers: the batch.
-        self.waiting: dict[int, int] = {}
         # What each thread does: it yields the number of a batch that there is no room for yet.
         self.work: list[Iterator[int] | None] = [self._work() for _ in range(threads)]
 
@@ -191,24 +189,14 @@ class _Line(Generic[Made]):
                 self.changed.wait(LOOK_S)
             made = self._made.pop(self._next)
             self._next += 1
-            if any(map(self.may_go_on, self.waiting.values())):
-                self.changed.notify_all()
+            self.changed.notify_all()
         if isinstance(made, _Fault):
             raise made.error
         return made
 
     def has_room(self, number: int) -> bool:
         """Whether this batch may be made; the one that is taken next always may."""
-        return number < self._next + self._room()
-
-    def may_go_on(self, number: int) -> bool:
-        """Whether a thread that waits for room for this batch is to be woken: when half of all is free,
-        as being woken for each batch costs more than making it ready."""
-        return number < self._next + (self._room() + 1) // 2
-
-    def _room(self) -> int:
-        """Batches that may wait to be taken, the next one among them."""
-        return self._ahead or max(1, self._ahead_bytes // self._largest)
+        return number < self._next + (self._ahead or max(1, self._ahead_bytes // self._largest))
 
     def let_go(self) -> None:
         """Free what was read and made: who has closed an iterator may hold it for long."""
@@ -250,15 +238,9 @@ def _run(
         del work, line
         with changed:
             line = whole()
-            if line is None:
-                return
-            if not line.may_go_on(index):
-                line.waiting[number] = index
+            if line is not None and not line.has_room(index):
                 line = None
                 changed.wait(LOOK_S)
-                line = whole()
-                if line is not None:
-                    line.waiting.pop(number)
 
 
 def _size(made: Any) -> int:

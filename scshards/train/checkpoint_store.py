@@ -242,9 +242,8 @@ class TensorReader(StorageReader):
                 INDEX, f"{name} is of a type {about.dtype!r:.40} that there is none of"
             )
         chunks = []
-        for p in about.pieces:
-            piece = Piece(p.file, p.start, p.nbytes, p.crc32)
-            chunk = ChunkStorageMetadata(torch.Size(p.offsets), torch.Size(p.sizes))
+        for piece in about.pieces:
+            chunk = ChunkStorageMetadata(torch.Size(piece.offsets), torch.Size(piece.sizes))
             inside = len(chunk.offsets) == len(chunk.sizes) == len(shape) and all(
                 o + s <= n for o, s, n in zip(chunk.offsets, chunk.sizes, shape, strict=True)
             )

@@ -10,6 +10,7 @@ RUN/config.json. Called by the loop, `evaluate` and the command line.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -246,9 +247,9 @@ def recorded(tables: Any) -> TrainConfig:
     """
     unknown = unknown_settings(tables)
     from_tree(dict[str, Any], unknown)
-    known = {n: t for n, t in tables.items() if n in _KEYS}
+    known = {n: t for n, t in tables.items() if n in _keys()}
     for name in known.keys() & unknown.keys():
-        known[name] = {k: v for k, v in known[name].items() if k in _KEYS[name]}
+        known[name] = {k: v for k, v in known[name].items() if k in _keys()[name]}
     try:
         return from_tree(TrainConfig, known)
     except ConfigError as e:
@@ -268,9 +269,9 @@ def unknown_settings(tables: Any) -> dict[str, Any]:
         raise Damaged(f"a table is needed, not {shown(tables)}")
     unknown: dict[str, Any] = {}
     for name, table in tables.items():
-        if name not in _KEYS:
+        if name not in _keys():
             unknown[name] = table
-        elif isinstance(table, Mapping) and (more := table.keys() - _KEYS[name]):
+        elif isinstance(table, Mapping) and (more := table.keys() - _keys()[name]):
             unknown[name] = {k: table[k] for k in sorted(more)}
     return unknown
 
@@ -279,7 +280,7 @@ def with_unknown(tables: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
     """The tables of a config, with those settings of `old` tables that this version does not know."""
     out = dict(tables)
     for name, value in unknown_settings(old).items():
-        out[name] = {**out[name], **value} if name in _KEYS else value
+        out[name] = {**out[name], **value} if name in _keys() else value
     return out
 
 
@@ -292,8 +293,10 @@ def unknown_names(tables: dict[str, Any]) -> list[str]:
     ]
 
 
-_KEYS = {name: frozenset(table) for name, table in TrainConfig().tables().items()}
-"""{table: the settings that this version has in it}."""
+@functools.cache
+def _keys() -> dict[str, frozenset[str]]:
+    """{table: the settings that this version has in it}."""
+    return {name: frozenset(table) for name, table in TrainConfig().tables().items()}
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

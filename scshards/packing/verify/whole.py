@@ -23,7 +23,7 @@ from scshards.base.errors import ConfigError, FormatError, StorageError, VocabEr
 from scshards.base.progress import Progress
 from scshards.base.storage import Storage
 from scshards.base.threads import all_cores, in_order
-from scshards.cells.batch import KEY_ROW_BITS, format_key
+from scshards.cells.batch import KEY_ROW_BITS, key_text
 from scshards.cells.vocab import SPECIALS
 from scshards.packing.verify.promises import Promises
 from scshards.packing.verify.shard import Fault, Faults, ShardCheck
@@ -274,7 +274,7 @@ class Sums:
         keys = self._keys[: self._n_keys]
         keys.sort()
         for key in np.unique(keys[1:][keys[1:] == keys[:-1]]).tolist():
-            name = format_key(key >> KEY_ROW_BITS, key & ((1 << KEY_ROW_BITS) - 1))
+            name = key_text(key)
             faults.add("", name, "the cell is in the shard set more than once")
         if self._n_keys < len(self._keys):
             return  # shards that could not be counted are faults already

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scshards.base import seeds
 from scshards.base.errors import FormatError
-from scshards.cells.batch import KEY_ROW_BITS, Labels, format_key
+from scshards.cells.batch import Labels, key_text
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
 from scshards.kernels import cells as kernels
@@ -267,10 +267,9 @@ class CollatorBase:
         status, member = result
         if status != OK:
             key = int(keys[member])
-            name = format_key(key >> KEY_ROW_BITS, key & ((1 << KEY_ROW_BITS) - 1))
             raise FormatError(
                 STATUS[status],
-                where=f"cell {name}",
+                where=f"cell {key_text(key)}",
                 advice="run scshards verify on the shard set",
             )
 

@@ -232,14 +232,9 @@ def _record(
         raise Damaged(f"unknown key {name!r:.60}", advice=advice)
     values = {}
     for field, read in fields:
-        node: Any = tree
-        for i, name in enumerate(field.path):
-            # To ask an abstract class takes longer than all the rest.
-            if type(node) is not dict and not isinstance(node, Mapping):
-                raise Damaged(f"a table is needed, not {shown(node)}", ".".join(field.path[:i]))
-            node = node.get(name, _MISSING)
-            if node is _MISSING:
-                break
+        node: Any = tree.get(field.path[0], _MISSING)
+        if len(field.path) > 1:
+            node = _below(node, field.path)
         try:
             if node is not _MISSING:
                 values[field.name] = read(node)
@@ -248,6 +243,18 @@ def _record(
         except Damaged as e:
             raise e.below(".".join(field.path)) from None
     return cls(**values)
+
+
+def _below(node: Any, path: tuple[str, ...]) -> Any:
+    """What is at a path, of which `node` is the first part."""
+    for i, name in enumerate(path[1:], 1):
+        if node is _MISSING:
+            break
+        # To ask an abstract class takes longer than all the rest.
+        if type(node) is not dict and not isinstance(node, Mapping):
+            raise Damaged(f"a table is needed, not {shown(node)}", ".".join(path[:i]))
+        node = node.get(name, _MISSING)
+    return node
 
 
 def _table(value: Any) -> Any:
@@ -302,6 +309,8 @@ def _literal(allowed: tuple[Any, ...], value: Any) -> Any:
 
 
 def _number(kind: type, within: Within | None, value: Any) -> Any:
+    if type(value) is int is kind and within is not None and within.least <= value <= within.most:
+        return value  # nearly always, and a manifest has a hundred thousand of them
     value = _of_python(value)
     is_one = type(value) is int and -_MOST <= value <= _MOST
     is_one = is_one or (kind is float and type(value) is float)

@@ -10,6 +10,7 @@ import contextlib
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -22,6 +23,9 @@ Result = TypeVar("Result")
 
 LOOK_S = 0.2
 """How often a thread that waits looks whether anybody still wants what it waits for."""
+
+_LAST_S = 20.0
+"""How long the end of the process waits for the threads of a Stop at most."""
 
 
 def all_cores() -> int:
@@ -78,11 +82,17 @@ class Stop:
         self._is_set = False
         self._queues: list[SimpleQueue[Any]] = []
         self._threads: list[threading.Thread] = []
+        self._until: float | None = None  # the end of the process waits so long
 
     def start(self, name: str, target: Callable[..., None], *args: Any) -> None:
-        """Begin a thread that ends when this is set; whoever is to wait for it calls `join`."""
+        """Begin a thread that ends when this is set; whoever is to wait for it calls `join`.
+
+        The end of the process sets this, and waits for the thread. One that comes back to Python later
+        is ended then and there, and where it comes from C++ or compiled code, all the process with it.
+        """
         thread = threading.Thread(target=target, args=args, name=name, daemon=True)
         self._threads.append(thread)
+        weakref.finalize(thread, _end, weakref.ref(thread), weakref.ref(self))
         thread.start()
 
     def join(self, seconds: float) -> None:
@@ -164,6 +174,16 @@ class Jobs(Executor):
         if is_new:
             self._stop.start(f"{self._name}-{number}", _run, self._queue, self._stop)
         return job
+
+
+def _end(thread: weakref.ref[threading.Thread], stop: weakref.ref[Stop]) -> None:
+    """End a thread with the process; one that nobody holds any more has ended by itself."""
+    running, its_stop = thread(), stop()
+    if running is not None and its_stop is not None:
+        its_stop.set()
+        now = time.monotonic()
+        its_stop._until = its_stop._until or now + _LAST_S
+        running.join(max(0.0, its_stop._until - now))
 
 
 def _drop_all(queue: SimpleQueue[Any]) -> None:

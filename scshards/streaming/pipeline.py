@@ -27,8 +27,8 @@ from scshards.streaming.mix.blocks import Block
 
 Made = TypeVar("Made")
 
-_END_S, _LAST_S = 1.0, 20.0
-"""How long who closes an iterator waits for its threads at most, and the end of the process."""
+_END_S = 1.0
+"""How long who closes an iterator waits for its threads at most."""
 
 
 class Batches(Iterator[Made]):
@@ -71,7 +71,7 @@ class Batches(Iterator[Made]):
     ) -> None:
         assert 0 <= first < step
         self._line = line = _Line(blocks, make, threads, ahead, first, step, stop or Stop())
-        weakref.finalize(self, _end, weakref.ref(self), line.stop)
+        weakref.finalize(self, line.stop.set)
         for i in range(threads):
             line.stop.start(
                 f"scshards-stream-{i}", _run, weakref.ref(line), i, line.stop, line.changed
@@ -91,21 +91,6 @@ class Batches(Iterator[Made]):
             self._line.changed.notify_all()
         self._line.stop.join(_END_S)
         self._line.let_go()
-
-
-def _end(whole: weakref.ref[Batches[Any]], stop: Stop) -> None:
-    """Called when nobody holds an iterator any more, and at the end of the process for one that lives.
-
-    The first may be on whichever thread, in the middle of anything: it may neither wait nor take a lock.
-    At the end of the process a thread that comes back to Python from other code is ended then and there,
-    and where that code is C++, or compiled by us, the whole process with it: so threads end before.
-    """
-    batches = whole()
-    if batches is None:
-        stop.set()
-    else:
-        batches.close()
-        stop.join(_LAST_S)
 
 
 @dataclass(frozen=True, slots=True)

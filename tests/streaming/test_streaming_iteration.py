@@ -442,8 +442,9 @@ def test_the_trainers_thread_may_be_interrupted(known: Known) -> None:
     assert torch.is_tensor(next(iter(loader(known))).key)
 
 
+@pytest.mark.parametrize("left", ["held", "dropped"])
 @pytest.mark.parametrize("work", ["", "for _ in range(200): torch.sort(torch.rand(100_000))"])
-def test_a_process_ends_in_the_middle_of_a_pass(known: Known, work: str) -> None:
+def test_a_process_ends_in_the_middle_of_a_pass(known: Known, work: str, left: str) -> None:
     """A thread in C++ code would end the whole process by abort(), if it came back to no Python."""
     script = f"""
 import sys, torch
@@ -455,6 +456,7 @@ def transform(batch):
 
 batches = iter(CellLoader(sys.argv[1], batch_size=4, transform=transform))
 next(batches)
+{"del batches" if left == "dropped" else ""}
 """
     done = subprocess.run(
         [sys.executable, "-c", script, str(known.root)], timeout=300, capture_output=True

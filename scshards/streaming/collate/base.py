@@ -121,8 +121,9 @@ class CollatorBase:
         fields = np.zeros((len(keys), MEMBER_FIELDS), np.int64)
         status = np.zeros(len(keys), np.int64)
         measure_members(read.data, read.starts, read.sizes, fields, status)
-        for bad in np.flatnonzero((status != OK) & is_cell):
-            self._check((int(status[bad]), int(bad)), keys)
+        if status.any():
+            for bad in np.flatnonzero((status != OK) & is_cell):
+                self._check((int(status[bad]), int(bad)), keys)
         n_genes = fields[:, 0].copy()
         rules = self._rules
         if self._packed_tokens is not None:
@@ -203,9 +204,9 @@ class CollatorBase:
             genes += np.clip(len(self._gene_ids) - n_genes, 0, self.options.include_zero_genes)
         return self.options.n_leads + genes * is_cell
 
-    def _length(self, tokens: NDArray[np.int64]) -> int:
-        """Tokens of each row of a batch whose cells have so many, padding included."""
-        to, longest = self.options.pad_to, int(tokens.max())
+    def _length(self, longest: int) -> int:
+        """Tokens of each row of a batch whose longest cell has so many, padding included."""
+        to = self.options.pad_to
         if to == "longest":
             return longest
         if to == "max":

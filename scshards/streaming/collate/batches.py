@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from scshards.base import seeds
@@ -114,7 +115,8 @@ class Collator(CollatorBase):
             return [self._ragged(cells)]
         if self.options.objective == "generate":
             return [self._generated(cells)]
-        return list(self._masked(cells, list(map(self._length, np.split(cells.tokens, batches)))))
+        longest = cells.tokens.reshape(batches, -1).max(axis=1).tolist()
+        return list(self._masked(cells, list(map(self._length, longest))))
 
     @property
     def makes_several(self) -> bool:
@@ -130,8 +132,9 @@ class Collator(CollatorBase):
         flat = [x[0] for x in self._outputs([(1, int(at[-1]) + SLACK)] * 5, _MASKED_KINDS)]
         self._fill_masked(cells, at, flat)
         about = self._about(cells, len(lengths))
+        tensor = torch.from_numpy if self._pinned is None else as_tensor
         for length, first, end in zip(lengths, at[:-1:rows], at[rows::rows], strict=True):
-            each = (as_tensor(x[first:end].reshape(rows, length)) for x in flat)
+            each = [tensor(x[first:end].reshape(rows, length)) for x in flat]
             genes, values, targets, is_masked, is_pad = each
             yield Batch(
                 genes=genes,
@@ -186,7 +189,7 @@ class Collator(CollatorBase):
         )  # fmt: skip
 
     def _generated(self, cells: Cells) -> GenerateBatch:
-        length = self._length(cells.tokens)
+        length = self._length(int(cells.tokens.max()))
         n_unknown, at_least = self._split(length, cells.ratio)
         kinds = [np.int32, np.float32, np.bool_]
         rows = len(cells.keys)
@@ -220,7 +223,7 @@ class Collator(CollatorBase):
     def _ragged(self, cells: Cells) -> RaggedBatch:
         options = self.options
         is_split = options.objective == "generate"
-        length = self._length(cells.tokens)
+        length = self._length(int(cells.tokens.max()))
         n_unknown, at_least = self._split(length, cells.ratio) if is_split else (None, 0)
         at, genes, values = self._flat(cells)
         total = len(genes)

@@ -152,10 +152,12 @@ class ChunkFetcher:
             When there is no way to the shard.
         """
         stored = {part: self._room(shard, part) for part in parts}
-        kept = {part: self._from_cache(shard, part, buffer) for part, buffer in stored.items()}
-        found: Found = {part: chunk for part, chunk in kept.items() if chunk is not None}
+        found: Found = {}
+        if self._cache is not None:
+            kept = {part: self._from_cache(shard, part, buffer) for part, buffer in stored.items()}
+            found |= {part: chunk for part, chunk in kept.items() if chunk is not None}
         self.clock.count(reads=len(parts), bytes=sum(map(len, stored.values())), cached=len(found))
-        for is_kept, run in itertools.groupby(parts, lambda part: kept[part] is not None):
+        for is_kept, run in itertools.groupby(parts, set(found).__contains__):
             if is_kept:
                 continue
             missing = list(run)

@@ -2,7 +2,7 @@
 # From the CELLxGENE Census to a model, on one machine: index, vocabulary, shards, training.
 #
 #   bash examples/census/build_atlas.sh scGPT_human_vocab.json atlas
-#   QUERIES="heart blood brain lung kidney intestine pancreas others" CONFIG=examples/configs/scgpt_51m.toml \
+#   QUERIES="heart blood brain lung kidney intestine pancreas others" CONFIG=scgpt_51m \
 #     bash examples/census/build_atlas.sh scGPT_human_vocab.json atlas
 #
 # The first argument is a vocabulary, whose ids stay as they are; the second is the folder to make:

@@ -18,7 +18,12 @@ from scshards.cli.options import option, output, store_options
     type=click.Choice(["pretrain", "integrate", "annotate"]),
     help="What is trained for; short for --set task.name=...",
 )
-@option("--config", metavar="FILE.toml", help="Settings in TOML tables.")
+@option(
+    "--config",
+    metavar="FILE.toml|NAME",
+    help="Settings in TOML tables, or one of tiny, quickstart, scgpt_51m, finetune_annotate and "
+    "finetune_integrate, which come with scshards.",
+)
 @option(
     "--set",
     "settings",

@@ -28,6 +28,9 @@ from scshards.train.config_model import ModelSettings, tables_of
 from scshards.train.config_run import OptimSettings, RunSettings, check
 from scshards.train.config_task import TaskSettings
 
+SHIPPED = Path(__file__).with_name("configs")
+"""The folder of the configs that come with scshards, each to be named without its folder and ending."""
+
 MAY_CHANGE = frozenset(
     {
         "data.threads",
@@ -173,9 +176,10 @@ class TrainConfig:
     def read(cls, file: str | Path | None = None, settings: Iterable[str] = ()) -> TrainConfig:
         """The config of a TOML file (or the defaults) with `a.b=value` settings on top.
 
-        With `task.start`, sizes and values that are not stated are those of that checkpoint.
+        `file` may be the name of a config that comes with scshards. With `task.start`, sizes and values
+        that are not stated are those of that checkpoint.
         """
-        tables = override(read_toml(file) if file is not None else {}, settings)
+        tables = override(read_toml(_file(file)) if file is not None else {}, settings)
         task = tables.get("task")
         start = task.get("start") if isinstance(task, dict) else None
         if isinstance(start, str):
@@ -232,6 +236,21 @@ class TrainConfig:
             where="data.lanes",
             advice=f"data.lanes={fit} fits; many world sizes divide 240",
         )
+
+
+def _file(given: str | Path) -> Path:
+    """A file that is there, or that of a config which comes with scshards, by its name."""
+    shipped = {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
+    path, name = Path(given), str(given)
+    if path.is_file() or path.suffix or len(path.parts) != 1:
+        return path
+    if name not in shipped:
+        raise ConfigError(
+            f"there is no file {name!r}, and no config of that name comes with scshards",
+            where="--config",
+            advice=did_you_mean(name, shipped),
+        )
+    return shipped[name]
 
 
 def recorded(tables: Any) -> TrainConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +43,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         x = sp.csr_matrix(rng.poisson(means[kind] + 0.1).astype(np.float32))
         var = pd.DataFrame(index=[f"G{i:02d}" for i in range(50)])
         anndata.AnnData(x, obs=obs, var=var).write_h5ad(folder / f"{name}.h5ad")
-    shutil.copytree(ROOT / "examples" / "configs", folder / "examples" / "configs")
     run("Pack", folder)
     return folder
 
@@ -52,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(heading: str, folder: Path, text: str | None = None, **env: str) -> str:
     """Run a section's commands in a shell; any that fails fails the test. Training is cut short."""
     commands = example(heading, "sh") if text is None else text
-    config = "--config examples/configs/quickstart.toml"
+    config = "--config quickstart"
     short = "--set run.steps=20 --set run.eval_every=10"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands.replace(config, f"{config} {short}")],

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from scshards.base.errors import ConfigError, ScshardsError
-from scshards.base.progress import Progress
+from scshards.base.progress import Progress, Table
 from scshards.cells.batch import key_text
 from scshards.model.output import ModelOutput
 from scshards.model.scgpt import load_model
@@ -26,6 +26,7 @@ from scshards.streaming.loader import CellLoader
 from scshards.train.baselines import baseline_errors, gene_means
 from scshards.train.classes import read_classes, read_domains
 from scshards.train.config import TrainConfig
+from scshards.train.confusion import Confusion
 from scshards.train.data import NOTHING_HIDDEN, has_split, once_loader
 from scshards.train.folder import RunFolder
 from scshards.train.integration_cells import IntegrationMetrics
@@ -53,8 +54,8 @@ class Score:
         What `loss` is a mean over, as metrics.jsonl calls it, and how many of them there were.
     n_cells
         Cells of the split.
-    figures
-        What else the task says: accuracy, for example.
+    figures, tally
+        What else the task says: accuracy, for example; and of what, on the CPU.
     not_finite
         Keys of cells for which the model computed NaN or infinity, the first few; such a score is
         the worst there is.
@@ -66,6 +67,7 @@ class Score:
     n: int
     n_cells: int
     figures: dict[str, Any] = field(default_factory=dict)
+    tally: Tensor | None = None
     not_finite: tuple[str, ...] = ()
 
     def tables(self) -> dict[str, Any]:
@@ -110,6 +112,27 @@ class Evaluation:
         values = dataclasses.asdict(self)
         return values | values.pop("figures") | {"margin": self.margin}
 
+    def text(self) -> list[str | Table]:
+        """The parts of what a person is shown."""
+        errors = {"each gene's mean": self.gene_mean, "each cell's mean": self.cell_mean}
+        better = min(errors, key=errors.__getitem__)
+        parts: list[str | Table] = [
+            Table(("prediction", f"{self.what} MSE"), [("model", self.model), *errors.items()]),
+            f"{self.n_masked:,} {self.what} values of {self.n_cells:,} {self.split} cells",
+        ]
+        if self.figures:
+            names = [n for n in self.figures if f"pca_{n}" in self.figures]
+            both = [(n, *(f"{self.figures[k]:.4f}" for k in (n, f"pca_{n}"))) for n in names]
+            parts.append(
+                f"integration of {self.figures['metric_cells']:,} {self.split} cells; 1 is best"
+            )
+            parts.append(Table(("score", "embedding", "PCA"), both))
+        side = "better" if self.margin > 0 else "worse" if self.margin < 0 else "no better"
+        verdict = (
+            f"the model is {side} than {better}: {self.model:.4g} against {errors[better]:.4g}"
+        )
+        return [*parts, verdict + (f", {100 * self.margin:.1f}% less" if self.margin > 0 else "")]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
@@ -125,6 +148,8 @@ class Annotation:
         Of `n_cells`, those of classes that the model does not know: never right, in no loss.
     majority, majority_accuracy
         That class, and the share of cells that have it.
+    confusion
+        Of the cells whose class the model knows, by that class and the predicted one.
     """
 
     split: str
@@ -136,9 +161,36 @@ class Annotation:
     macro_f1: float
     majority: str
     majority_accuracy: float
+    confusion: Confusion
 
     def tables(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return values | values.pop("confusion").tables()
+
+    def text(self) -> list[str | Table]:
+        """The parts of what a person is shown."""
+        rows: list[tuple[object, ...]] = [
+            (
+                "model",
+                f"{100 * self.accuracy:.1f}%",
+                f"{self.macro_f1:.3f}",
+                f"{self.class_ce:.4g}",
+            ),
+            (f"always {self.majority!r}", f"{100 * self.majority_accuracy:.1f}%", None, None),
+        ]
+        cells = f"{self.n_cells:,} {self.split} cells with a class"
+        if self.n_other:
+            cells += f" ({self.n_other:,} of classes that the model does not know)"
+        if self.n_without:
+            cells += f"; {self.n_without:,} more have none"
+        side = "better than" if self.accuracy > self.majority_accuracy else "no better than"
+        return [
+            *self.confusion.text(),
+            Table(("prediction", "accuracy", "macro F1", "cross-entropy"), rows),
+            cells,
+            f"the model is {side} always saying {self.majority!r}: right for "
+            f"{100 * self.accuracy:.1f}% of cells against {100 * self.majority_accuracy:.1f}%",
+        ]
 
 
 @torch.no_grad()
@@ -179,6 +231,7 @@ def validate(
     mine = [*sums.tolist(), *(counts[t] for t in terms), n_cells]
     flat = [] if tally is None else tally.flatten().tolist()
     total = ranks.total([*mine, *flat])
+    whole = None if tally is None else torch.tensor(total[len(mine) :]).reshape(tally.shape)
     means = {t: total[i] / max(total[len(terms) + i], 1.0) for i, t in enumerate(terms)}
     return Score(
         loss=means[task.criterion],
@@ -186,9 +239,8 @@ def validate(
         counted=task.counted,
         n=int(total[len(terms) + terms.index(task.criterion)]),
         n_cells=int(total[2 * len(terms)]),
-        figures={}
-        if tally is None
-        else task.figures(torch.tensor(total[len(mine) :]).reshape(tally.shape)),
+        figures={} if whole is None else task.figures(whole),
+        tally=whole,
         not_finite=tuple(k for keys in ranks.gather(bad) for k in keys)[:_TOLD],
     )
 
@@ -337,6 +389,7 @@ class _Evaluated:
                 make_task(t, model, codes_in(found, names)), self.loader(self.split), self.here
             )
         )
+        assert score.tally is not None, "the task tallies classes"
         n = int(found.cells.sum())
         majority = int(trained.cells.argmax())
         return Annotation(
@@ -349,6 +402,7 @@ class _Evaluated:
             macro_f1=score.figures["macro_f1"],
             majority=trained.names[majority],
             majority_accuracy=float(found.cells[majority]) / max(n, 1),
+            confusion=Confusion(names, score.tally.long().numpy()),
         )
 
 

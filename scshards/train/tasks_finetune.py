@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scshards.model.loss import cross_entropy, similarity_loss
 from scshards.model.transformer import CellModel, ModelOutput
+from scshards.train.confusion import Confusion
 from scshards.train.micro import AnyBatch
 from scshards.train.tasks import Task
 from scshards.train.tasks_pretrain import MaskTask
@@ -125,14 +126,8 @@ class AnnotateTask(Task):
 
     def figures(self, tally: Tensor) -> dict[str, Any]:
         """Accuracy, and the mean of the F1 of each class that a cell has or is predicted to have."""
-        right = tally.diagonal().double()
-        of, found = tally.sum(dim=1).double(), tally.sum(dim=0).double()
-        occurs = of + found > 0
-        f1 = 2 * right[occurs] / (of + found)[occurs]
-        return {
-            "accuracy": float(right.sum() / of.sum().clamp(min=1)),
-            "macro_f1": float(f1.mean()) if len(f1) else 0.0,
-        }
+        found = Confusion(tuple(map(str, range(len(tally)))), tally.long().numpy())
+        return {"accuracy": found.accuracy, "macro_f1": found.macro_f1}
 
     def _classes(self, batch: AnyBatch) -> Tensor:
         return recoded(batch.labels[self._label], self._codes)

@@ -13,7 +13,8 @@ from train_support import small_config
 from scshards.base.errors import ConfigError
 from scshards.model.scgpt import load_model
 from scshards.shards.shardset import ShardSet
-from scshards.train.evaluate import evaluate_run
+from scshards.train.confusion import Confusion
+from scshards.train.evaluate import Evaluation, evaluate_run
 from scshards.train.loop import train
 from scshards.train.metrics import read_metrics
 
@@ -90,3 +91,39 @@ def test_what_can_not_be_evaluated(shards, run, tmp_path):
         evaluate_run(run, shards, split="test", device="cpu", shown=False)
     with pytest.raises(ConfigError, match="not the folder of a run"):
         evaluate_run(str(tmp_path), shards, device="cpu", shown=False)
+
+
+@pytest.mark.parametrize(
+    ("model", "verdict"),
+    [
+        (92.3, "the model is worse than each gene's mean: 92.3 against 52.7"),
+        (39.525, "the model is better than each gene's mean: 39.52 against 52.7, 25.0% less"),
+        (52.7, "the model is no better than each gene's mean: 52.7 against 52.7"),
+    ],
+)
+def test_a_verdict_says_better_or_worse_and_than_what(model, verdict):
+    found = Evaluation(
+        split="valid", n_cells=9, n_masked=80, model=model, mvc=None, gene_mean=52.7, cell_mean=60.0
+    )
+    assert found.text()[-1] == verdict
+
+
+def test_what_each_class_is_taken_for():
+    """Five cells are a, of which three are found; c is never predicted, and d does not occur."""
+    counts = np.array([[3, 2, 0, 0], [0, 4, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
+    found = Confusion(("a", "b", "c", "d"), counts)
+    assert found.accuracy == 0.7
+    assert found.macro_f1 == pytest.approx((6 / 9 + 8 / 10 + 0) / 3)
+    (table,) = found.text()
+    assert [line.split() for line in table.text().splitlines()[2:]] == [
+        ["a", "5", "60.0%", "75.0%", "0.667", "b", "(2)"],
+        ["b", "4", "100.0%", "66.7%", "0.800", "-"],
+        ["c", "1", "0.0%", "-", "0.000", "a", "(1)"],
+    ]
+
+
+def test_a_table_of_many_classes_says_how_many_it_leaves_out():
+    found = Confusion(tuple(map(str, range(33))), np.eye(33, dtype=np.int64))
+    table, more = found.text()
+    assert len(table.rows) == 30
+    assert more == "3 smaller classes are not shown; --json has all"

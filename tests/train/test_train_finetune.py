@@ -70,6 +70,8 @@ def test_annotate_learns_and_names_its_classes(cells, annotated):
 
 
 def test_annotation_against_the_loaded_model_and_the_cells_one_by_one(cells, annotated):
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
     found = evaluate_run(str(annotated), cells, batch_size=16, device="cpu", shown=False)
     assert isinstance(found, Annotation)
     model = load_model(str(annotated)).model
@@ -90,6 +92,21 @@ def test_annotation_against_the_loaded_model_and_the_cells_one_by_one(cells, ann
     assert found.n_without == len(list(loader)) - len(truth)
     assert found.accuracy == pytest.approx(np.mean(np.equal(truth, predicted)))
     assert found.class_ce == pytest.approx(np.mean(ce), rel=1e-4)
+    right, of, f1, cells = precision_recall_fscore_support(truth, predicted, labels=[0, 1, 2])
+    counts = confusion_matrix(truth, predicted, labels=[0, 1, 2])
+    told = found.tables()
+    assert told["confusion"] == counts.tolist()
+    assert told["classes"] == [
+        {
+            "name": f"k{i}",
+            "cells": cells[i],
+            "precision": right[i],
+            "recall": of[i],
+            "f1": pytest.approx(f1[i]),
+        }
+        for i in range(3)
+    ]
+    assert found.macro_f1 == pytest.approx(f1.mean())
     majority = ("k0", "k1", "k2").index(found.majority)
     assert found.majority_accuracy == pytest.approx(np.mean(np.equal(truth, majority)))
     assert json.loads((annotated / "evaluation.json").read_text()) == found.tables()

@@ -42,7 +42,7 @@ def command(progress: bool, **chosen: Any) -> Result | None:
 
 def applied(report: ApplyReport) -> Result | None:
     """What was written, of the first process."""
-    from scshards.train.setup import is_first_process
+    from scshards.train.launch import is_first_process
 
     if not is_first_process():
         return None

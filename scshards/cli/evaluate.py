@@ -28,7 +28,7 @@ def command(progress: bool, **chosen: Any) -> Result | None:
     RUN/evaluation.json too.
     """
     from scshards.train.evaluate import evaluate_run
-    from scshards.train.setup import is_first_process
+    from scshards.train.launch import is_first_process
 
     found = evaluate_run(shown=progress, **chosen)
     return Result(found.tables(), found.text()) if is_first_process() else None

@@ -54,8 +54,8 @@ def command(
         --config atlas.toml
     """
     from scshards.train.config import TrainConfig
+    from scshards.train.launch import is_first_process
     from scshards.train.loop import train
-    from scshards.train.setup import is_first_process
 
     if task is not None:
         settings = (f"task.name={task}", *settings)

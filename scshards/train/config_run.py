@@ -90,9 +90,9 @@ class RunSettings:
     """Where checkpoints go, a folder or a URL (s3://bucket/run); None: RUN/checkpoints."""
     seed: int = 0
     device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `cuda:N`; under torchrun each process takes its own device."""
+    """`auto`, `cpu`, `cuda` or, for one process, `cuda:N`; of several each takes its own GPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """bf16 runs the forward pass under autocast; the weights stay float32. `auto`: bf16 on CUDA."""
+    """bf16 runs the forward pass under autocast; weights stay float32. `auto`: where a GPU has it."""
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     """ddp: every rank has the whole model; fsdp2: weights, gradients and moments are dealt out."""
     compile: bool = False

@@ -126,7 +126,7 @@ def peak_flops(device: torch.device, *, bf16: bool, told: float | None = None) -
     device
         Of CUDA devices, the name says it; of a CPU, nothing does.
     bf16
-        Whether products are in bf16; else in float32.
+        Whether products are in bf16; else they are in float32, as TF32 where torch may use that.
     told
         TFLOP/s that the user names (`run.peak_tflops`), for devices that the table lacks.
     """
@@ -134,14 +134,18 @@ def peak_flops(device: torch.device, *, bf16: bool, told: float | None = None) -
         return told * 1e12
     if device.type != "cuda":
         return None
-    return peak_of(torch.cuda.get_device_name(device), "bf16" if bf16 else "fp32")
+    tf32 = torch.get_float32_matmul_precision() != "highest"
+    name = torch.cuda.get_device_name(device)
+    return peak_of(name, "bf16" if bf16 else "tf32" if tf32 else "fp32")
 
 
-def peak_of(name: str, precision: Literal["bf16", "fp32"]) -> float | None:
+def peak_of(name: str, precision: Literal["bf16", "tf32", "fp32"]) -> float | None:
     """The same by the device's name, from the table; None when it isn't there."""
     for pattern, bf16, fp32 in _PEAKS:
         if re.search(rf"\b{pattern}\b", name) and "MIG" not in name:  # a slice is not the whole
-            tera = bf16 if precision == "bf16" else fp32
+            # Tensor cores take half as many numbers of TF32 as of bf16 at a time.
+            tf32 = fp32 if bf16 is None else bf16 / 2
+            tera = {"bf16": bf16, "tf32": tf32, "fp32": fp32}[precision]
             return None if tera is None else tera * 1e12
     return None
 

@@ -34,7 +34,7 @@ from scshards.train.metrics import MetricsLog, Window
 from scshards.train.optim import decay, make_optimizer, moments, warmup
 from scshards.train.parallel import eager, prepare, unsharded
 from scshards.train.preempt import StopSignals
-from scshards.train.setup import ranks
+from scshards.train.setup import check_packed, ranks
 from scshards.train.step import Stepper
 from scshards.train.summary import Summary, progress_note
 from scshards.train.tasks_setup import plan_task
@@ -80,6 +80,8 @@ def train(
             ranks(every.device, every.precision, deterministic=every.deterministic)
         )
         shown = shown and here.is_main
+        if config.collate.tokens_per_batch is not None:
+            check_packed(here.device)
         check_trackers(every.trackers)
         run = RunFolder(folder)
         changed = run.check(config)

@@ -8,6 +8,7 @@ through gloo, so that agreeing never waits for a GPU. Called by the loop, evalua
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -19,6 +20,12 @@ import torch.distributed as dist
 
 from scshards.base.errors import ConfigError, ScshardsError
 from scshards.base.memory import peak_bytes
+from scshards.train.launch import Place, place
+
+_log = logging.getLogger(__name__)
+
+_AMPERE = (8, 0)
+"""Compute capability from which on GPUs have bf16, TF32, and the kernel of packed attention."""
 
 
 @dataclass(frozen=True)
@@ -111,21 +118,19 @@ def ranks(
     ConfigError
         For a device that is not there, or a precision that it can't do.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    place = _device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    bf16 = _bf16(precision, place)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-        # cuDNN's attention gives NaN gradients for some padded lengths (pytorch#196678).
-        torch.backends.cuda.enable_cudnn_sdp(False)
+    mine = place()
+    on = _device(device, mine)
+    if on.type == "cuda":
+        torch.cuda.set_device(on)
+    bf16 = _bf16(precision, on, mine.rank == 0)
+    rank, world_size = mine.rank, mine.world_size
     joined = world_size > 1 and not dist.is_initialized()
     if joined:
         dist.init_process_group("gloo")
-    rank = dist.get_rank() if world_size > 1 else 0
     # Dropout draws from torch's global generators, which are the caller's: they are put back.
-    devices = [place] if place.type == "cuda" else []
-    with torch.random.fork_rng(devices), _deterministic(deterministic):
-        yield Ranks(rank, world_size, place, bf16)
+    devices = [on] if on.type == "cuda" else []
+    with torch.random.fork_rng(devices), _deterministic(deterministic), _products(on, bf16):
+        yield Ranks(rank, world_size, on, bf16)
     # Not after an error: leaving can wait for ranks that know nothing of it.
     if joined:
         # Ends the threads of this group. One that were still letting go of a tensor while the
@@ -133,9 +138,14 @@ def ranks(
         dist.destroy_process_group()
 
 
-def is_first_process() -> bool:
-    """Whether this process is alone, or the first of those that torchrun started."""
-    return int(os.environ.get("RANK", "0")) == 0
+def check_packed(device: torch.device) -> None:
+    """ConfigError where packed batches can't be computed without padding them again."""
+    if device.type == "cuda" and not _is_ampere(device):
+        raise ConfigError(
+            f"packed batches need a GPU of compute capability 8.0 or later, and {_name(device)}",
+            where="data.tokens_per_batch",
+            advice="leave data.tokens_per_batch out: batches are padded then; or use a later GPU",
+        )
 
 
 @contextlib.contextmanager
@@ -153,7 +163,25 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before[1]
 
 
-def _device(name: str, local_rank: int) -> torch.device:
+@contextlib.contextmanager
+def _products(device: torch.device, bf16: bool) -> Iterator[None]:
+    """On CUDA, how matrix products are computed: those of fp32 as TF32, attention not by cuDNN."""
+    if device.type == "cpu":
+        yield
+        return
+    before = torch.get_float32_matmul_precision(), torch.backends.cuda.cudnn_sdp_enabled()
+    if not bf16 and _is_ampere(device):
+        torch.set_float32_matmul_precision("high")
+    # cuDNN's attention gives NaN gradients for some padded lengths (pytorch#196678).
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cuda.enable_cudnn_sdp(before[1])
+
+
+def _device(name: str, mine: Place) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -166,8 +194,20 @@ def _device(name: str, local_rank: int) -> torch.device:
         )
     if device.type == "cpu":
         return device
+    if device.index is not None and mine.local_size > 1:
+        raise ConfigError(
+            f"{name} is one GPU, and {mine.local_size} processes of this machine would share it",
+            where="run.device",
+            advice="use run.device=cuda: each process takes its own; CUDA_VISIBLE_DEVICES says of which",
+        )
+    index = mine.local_rank if device.index is None else device.index
+    if index is None:
+        raise ConfigError(
+            "which GPU is this process's is not known: LOCAL_RANK is not set",
+            where="the environment",
+            advice="start several processes with torchrun, which sets it",
+        )
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    index = local_rank if device.index is None else device.index
     if index >= count:
         raise ConfigError(
             f"CUDA device {index} is not there: this machine has {count}",
@@ -177,10 +217,34 @@ def _device(name: str, local_rank: int) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _bf16(precision: str, device: torch.device) -> bool:
-    able = device.type == "cpu" or torch.cuda.is_bf16_supported()
-    if precision == "bf16" and not able:
+def _bf16(precision: str, device: torch.device, tells: bool) -> bool:
+    """Whether the forward pass is in bf16; a GPU that only emulates it, slowly, has none."""
+    if precision not in ("auto", "fp32", "bf16"):
         raise ConfigError(
-            "this GPU has no bf16", where="run.precision", advice="use run.precision=fp32"
+            f"no such precision: {precision!r}",
+            where="run.precision",
+            advice="use auto, fp32 or bf16",
         )
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and able)
+    if precision == "fp32" or device.type == "cpu":
+        return precision == "bf16"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return True
+    if precision == "bf16":
+        raise ConfigError(
+            f"bf16 needs a GPU of compute capability 8.0 or later, and {_name(device)}",
+            where="run.precision",
+            advice="use run.precision=fp32, or run.device=cpu",
+        )
+    if tells:
+        _log.warning("precision: fp32, as this GPU has no bf16: %s", _name(device))
+    return False
+
+
+def _is_ampere(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= _AMPERE
+
+
+def _name(device: torch.device) -> str:
+    """What a GPU is, as in: Tesla T4 has 7.5."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)} has {major}.{minor}"

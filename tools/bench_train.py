@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import bench_train_jobs as jobs
 from bench_process import in_process, machine
-from bench_stream_report import Part, in_turn, markdown, plain
+from bench_stream_report import Figures, Part, in_turn, markdown, plain
 from bench_train_data import shards
 
 SIZES: dict[str, tuple[str, ...]] = {
@@ -39,8 +41,22 @@ SIZES: dict[str, tuple[str, ...]] = {
 DEPTHS = {"small": {"deep": 1100, "mixed": 260}, "51m": {"deep": 4500, "mixed": 1050}}
 """Counts of a cell, in the median: deep cells fill max_length, mixed ones often do not."""
 
-BAR = 1000.0
-"""Cells a second at 51m on an H100."""
+GPU_BARS = (
+    ("cells/s", "at least", 1500.0),
+    ("MFU, %", "at least", 40.0),
+    ("data wait, %", "at most", 1.0),
+)
+"""Of 51m on an H100."""
+
+GENERATE = ("task.objective=generate", "task.cell_prompt_after=1_000_000")
+"""Unknown genes, without the second pass."""
+
+GENERATE_BAR = 1.6
+"""Cells a second of the commit that is measured beside it, compiled."""
+
+OLD = "old:"
+
+Bar = tuple[str, float, str, float]
 
 
 def main() -> None:
@@ -55,6 +71,11 @@ def main() -> None:
         "--set", dest="settings", action="append", default=[], metavar="KEY=VALUE",
         help="a setting of scshards train, on top of the size's",
     )  # fmt: skip
+    parser.add_argument("--compile", action="store_true", help="compiled too; always on a GPU")
+    parser.add_argument("--prompt", action="store_true", help="generate with its second pass too")
+    parser.add_argument(
+        "--beside", type=Path, metavar="TREE", help="another checkout of scshards, measured too"
+    )
     parser.add_argument("--markdown", action="store_true", help="tables for docs/performance.md")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -73,7 +94,7 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace, size: str, device: str) -> Part:
-    """Both, in turn."""
+    """Each kind of step, and the plain loop, in turn."""
     windows = 4
     window = max(1, args.steps // windows)
     steps = (windows + 2) * window
@@ -94,29 +115,50 @@ def measure(args: argparse.Namespace, size: str, device: str) -> Part:
     apart = in_process(jobs.same_model, model)
     assert apart < 1e-3, f"these are two models: their predictions differ by {apart}"
 
-    def ours(*settings: str) -> Any:
-        chosen = in_process(_config, [*base, *settings], own)[0]
-        return lambda: in_process(jobs.ours, own, chosen, window, windows)
-
     packed = f"data.tokens_per_batch={in_process(_packed_tokens, own, config)}"
-    measured = {"scshards train, padded": ours(), "scshards train, packed": ours(packed)}
-    if device == "cuda":
-        measured["scshards train, packed, compiled"] = ours(packed, "run.compile=true")
+    kinds: dict[str, tuple[str, ...]] = {
+        "mask, padded": (),
+        "mask, packed": (packed,),
+        "generate": GENERATE,
+    }
+    if args.prompt:
+        kinds["generate, with the second pass"] = (*GENERATE[:1], "task.cell_prompt_after=0")
+    if args.compile or device == "cuda":
+        kinds |= {f"{what}, compiled": (*how, "run.compile=true") for what, how in kinds.items()}
+    measured: dict[str, Callable[[], Figures]] = {}
+    for what, how in kinds.items():
+        asked = (own, [*base, *how], window, windows)
+        measured[what] = partial(in_process, jobs.ours, *asked)
+        if args.beside is not None:
+            measured[f"{OLD} {what}"] = partial(jobs.beside, str(args.beside.absolute()), *asked)
     peer = "plain loop, nn.TransformerEncoder"
     measured[peer] = lambda: in_process(jobs.plain, stock, config, model, window, windows)
     rows = in_turn(measured, args.runs)
-    best = max((what for what in rows if what != peer), key=lambda what: rows[what]["cells/s"])
     for row in rows.values():
         row["against the plain loop"] = row["cells/s"] / rows[peer]["cells/s"]
-    bars = []
-    if size == "51m" and device == "cuda":
-        bars.append((f"{best}, cells/s", rows[best]["cells/s"], "at least", BAR))
-        bars.append((f"{best}, data wait, %", rows[best]["data wait, %"], "at most", 1.0))
     notes = [
         f"{len(measured)} things in turn, {args.runs} runs of {windows} windows of {window} steps; "
         f"with the same weights the two models' predictions differ by {apart:.1g} at most."
     ]
-    return Part(rows, bars, notes)
+    return Part(rows, _bars(rows, size, device), notes)
+
+
+def _bars(rows: Mapping[str, Figures], size: str, device: str) -> list[Bar]:
+    bars: list[Bar] = []
+    for what, row in rows.items():
+        if (old := rows.get(f"{OLD} {what}")) is not None:
+            bar = GENERATE_BAR if what == "generate, compiled" else 1.0
+            bars.append((f"{what}, against old", row["cells/s"] / old["cells/s"], "at least", bar))
+    for more in ("", ", compiled"):
+        if f"generate{more}" in rows:
+            mask, generate = rows[f"mask, padded{more}"], rows[f"generate{more}"]
+            cost = mask["tokens/s"] / generate["tokens/s"]
+            bars.append((f"generate{more}, a token's time of mask's", cost, "at most", 1.2))
+    if size == "51m" and device == "cuda":
+        own = {what: row for what, row in rows.items() if what.startswith(("mask", "generate"))}
+        best = max(own, key=lambda what: own[what]["cells/s"])
+        bars += [(f"{best}, {name}", own[best][name], side, bar) for name, side, bar in GPU_BARS]
+    return bars
 
 
 def _config(settings: list[str], root: str) -> tuple[Any, Any]:

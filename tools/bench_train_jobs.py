@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,12 +18,24 @@ Figures = dict[str, float]
 
 PEER_SEED = 0
 
+_BESIDE = """
+import json, sys
+sys.path.append(sys.argv[1])
+import bench_train_jobs as jobs
+print(json.dumps(jobs.ours(*json.loads(sys.argv[2]))))
+"""
 
-def ours(root: str, config: Any, window: int, windows: int) -> Figures:
-    """`scshards train` itself, reading its cells from disk; by the lines of its metrics.jsonl."""
+
+def ours(root: str, settings: list[str], window: int, windows: int) -> Figures:
+    """`scshards train` itself, reading its cells from disk; by the lines of its metrics.jsonl.
+
+    It is run by other checkouts too, which have what is imported here by the same names.
+    """
+    from scshards.train.config import TrainConfig
     from scshards.train.loop import train
     from scshards.train.metrics import read_metrics
 
+    config = TrainConfig.read(None, settings)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         train(root, run, config, shown=False)
@@ -39,6 +55,21 @@ def ours(root: str, config: Any, window: int, windows: int) -> Figures:
         "memory, MB": middle("memory_bytes") / 1e6,
     }
     return found | ({"MFU, %": 100 * middle("mfu")} if "mfu" in measured[0] else {})
+
+
+def beside(tree: str, root: str, settings: list[str], window: int, windows: int) -> Figures:
+    """The same by another checkout."""
+    asked = json.dumps([root, settings, window, windows])
+    said = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _BESIDE, str(Path(__file__).parent), asked],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": tree},
+        cwd=tree,
+    ).stdout
+    figures: Figures = json.loads(said)
+    return figures
 
 
 def plain(stock: str, config: Any, model: Any, window: int, windows: int) -> Figures:

@@ -50,8 +50,6 @@ class Packed(NamedTuple):
         int32 [B + 1]: cell b has the tokens cu_seqlens[b] to cu_seqlens[b + 1].
     max_seqlen
         S.
-    cell
-        int64 [T]: the cell of each token; padding is said to be of the last.
     rows
         int64 [B, S]: which token stands where if the cells are put side by side.
     rows_are_pad
@@ -63,7 +61,6 @@ class Packed(NamedTuple):
     is_pad: Tensor
     cu_seqlens: Tensor
     max_seqlen: int
-    cell: Tensor
     rows: Tensor
     rows_are_pad: Tensor
     slot: Tensor
@@ -80,7 +77,6 @@ class Packed(NamedTuple):
             is_pad=is_pad_T,
             cu_seqlens=cu_seqlens,
             max_seqlen=max_seqlen,
-            cell=cell_T,
             rows=rows_BS.clamp(max=n_tokens - 1),
             rows_are_pad=rows_BS >= ends_B[:, None],
             slot=torch.where(is_pad_T, 0, slot_T),
@@ -91,8 +87,10 @@ class Packed(NamedTuple):
         return x_TD.index_select(0, self.rows[:, 0])
 
     def spread(self, x_BD: Tensor) -> Tensor:
-        """To each token what its cell has: [T, D]."""
-        return x_BD.index_select(0, self.cell)
+        """To each token what its cell has: [T, D], zero at padding."""
+        # Not x_BD[cell]: its gradient adds up a cell's tokens one by one, on CUDA in x's own dtype,
+        # and a thousand numbers added in bfloat16 are a third off. Here they are one sum, over S.
+        return self.packed(x_BD[:, None].expand(-1, self.max_seqlen, -1))
 
     def sums(self, x_TD: Tensor) -> Tensor:
         """As `Padded.sums`."""
@@ -100,19 +98,41 @@ class Packed(NamedTuple):
 
     def products(self, x_TD: Tensor, y_BD: Tensor) -> Tensor:
         """Of each token with its cell, x . y: [T]."""
-        return (x_TD * self.spread(y_BD)).sum(-1)
+        x_BSD = self.padded(x_TD)
+        return self.packed(torch.bmm(x_BSD, y_BD.to(x_BSD.dtype).unsqueeze(-1))).squeeze(-1)
 
     def padded(self, x_T: Tensor) -> Tensor:
         """[T, ...] to [B, S, ...], zero where there is no token."""
-        # index_select: its gradient is a plain sum of rows, that of indexing sorts them first.
-        x_BS = x_T.index_select(0, self.rows.flatten()).unflatten(0, self.rows.shape)
-        # Another cell's tokens stand there; filled, so that no NaN of it is multiplied by 0.
-        return x_BS.masked_fill(self.rows_are_pad.view(*self.rows.shape, *[1] * (x_T.ndim - 1)), 0)
+        here, there = (self.rows.flatten(), self.rows_are_pad.flatten()), (self.slot, self.is_pad)
+        return _Moved.apply(x_T, *here, *there).unflatten(0, self.rows.shape)
 
     def packed(self, x_BS: Tensor) -> Tensor:
         """[B, S, ...] back to [T, ...], zero at padding."""
-        x_T = x_BS.flatten(0, 1).index_select(0, self.slot)
-        return x_T.masked_fill(self.is_pad.view(-1, *[1] * (x_T.ndim - 1)), 0)
+        here, there = (self.slot, self.is_pad), (self.rows.flatten(), self.rows_are_pad.flatten())
+        return _Moved.apply(x_BS.flatten(0, 1), *here, *there)
+
+
+class _Moved(torch.autograd.Function):
+    """Rows taken from elsewhere, zero where `is_pad`; the gradient is taken back the other way.
+
+    No row is wanted twice, so that nothing has to be added up, in whatever order and dtype.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, rows: Tensor, is_pad: Tensor, back: Tensor, back_is_pad: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(back, back_is_pad)
+        return _taken(x, rows, is_pad)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return _taken(grad, *ctx.saved_tensors), None, None, None, None
+
+
+def _taken(x: Tensor, rows: Tensor, is_pad: Tensor) -> Tensor:
+    # Filled, not multiplied by 0: another cell's tokens stand there, which may be NaN.
+    return x.index_select(0, rows).masked_fill_(is_pad.view(-1, *[1] * (x.ndim - 1)), 0)
 
 
 class Split(NamedTuple):

@@ -140,9 +140,7 @@ class CellModel(nn.Module):
         x_BLD = self._with_values(tokens_BLD, batch.values)
         if self.dsbn is not None:
             assert domains_B is not None, "checked"
-            domains_BL = layout.spread(domains_B[:, None]).squeeze(-1)
-            counts_BL = layout.spread(batch.weight[:, None] > 0).squeeze(-1) & ~batch.is_pad
-            x_BLD = self.dsbn(x_BLD, domains_BL, counts_BL)
+            x_BLD = self.dsbn(x_BLD, domains_B, batch.weight, layout)
         return self.transformer_encoder(x_BLD, layout)
 
     def _with_values(self, tokens_BLD: Tensor, values_BL: Tensor) -> Tensor:

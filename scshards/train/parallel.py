@@ -26,7 +26,6 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from scshards.base.errors import ConfigError
 from scshards.cells.batch import Batch, GenerateBatch
 from scshards.model.config import ModelConfig
 from scshards.model.transformer import CellModel
@@ -38,17 +37,13 @@ from scshards.train.setup import Ranks
 def prepare(model: CellModel, ranks: Ranks, settings: RunSettings) -> None:
     """Compile and shard a model in place, as the settings say; its state_dict keeps its names.
 
-    Alone there is nothing to shard.
+    Alone there is nothing to shard. Batch norm by domain then is over all ranks' cells.
     """
     if settings.compile:
-        if model.config.domain_norm:
-            raise ConfigError(
-                "domain-specific batch norm counts padding, so batches can't be padded to one shape",
-                where="run.compile",
-                advice="leave run.compile out for this model",
-            )
         for layer in model.transformer_encoder.layers:
             layer.compile(dynamic=False)
+    if model.dsbn is not None and ranks.world_size > 1:
+        model.dsbn.group = _group(ranks)
     if settings.parallel == "fsdp2" and ranks.world_size > 1:
         # Of in-place changes of what the model returns, which nobody makes.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
@@ -65,7 +60,10 @@ def wrapped(task: nn.Module, ranks: Ranks) -> nn.Module:
         return task
     is_cuda = ranks.device.type == "cuda"
     return DistributedDataParallel(
-        task, device_ids=[ranks.device.index] if is_cuda else None, process_group=_group(ranks)
+        task,
+        device_ids=[ranks.device.index] if is_cuda else None,
+        process_group=_group(ranks),
+        broadcast_buffers=False,  # those of batch norm are the same on all ranks
     )
 
 

@@ -24,8 +24,8 @@ class IntegrateTask(MaskTask):
 
     Terms besides MaskTask's: `similarity`, elastic cell similarity (ECS) over all pairs of cells of a
     forward pass; `domain_ce`, the cross-entropy of telling domains apart, whose gradient is reversed
-    on its way into the encoder. Both look at the cells of one forward pass together (pairs of cells,
-    statistics of batch norm), so they depend on run.micro_batch and the number of ranks.
+    on its way into the encoder. What looks at the cells of one forward pass together depends on
+    run.micro_batch: `similarity`, over the pairs of a rank, and batch norm, over the cells of all ranks.
 
     Parameters
     ----------

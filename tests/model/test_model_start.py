@@ -158,10 +158,10 @@ def test_vocabularies_that_have_nothing_in_common(folder: str, config: ModelConf
 def test_a_model_of_ones_own(tmp_path: Path, small: ModelConfig) -> None:
     vocab = {"<pad>" if i == small.pad_id else f"G{i}": i for i in range(small.n_tokens)}
     other = CellModel(dataclasses.replace(small, n_domains=2, domain_norm=True), seed=1)
-    other.dsbn.bns[1].running_mean += 3
+    other.dsbn.running_mean[1] += 3
     write_folder(str(tmp_path), other, vocab)
     model = CellModel(other.config, seed=2).to(torch.bfloat16)
     report = load_weights(model, str(tmp_path), vocab)
     assert report.fresh == report.unused == []
-    assert (model.dsbn.bns[1].running_mean == 3).all()
+    assert (model.dsbn.running_mean[1] == 3).all()
     assert model.decoder.fc[0].weight.dtype == torch.bfloat16

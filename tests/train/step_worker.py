@@ -12,10 +12,11 @@ import torch
 from train_support import small_batch, small_config, small_model
 
 from scshards.cells.batch import Batch, GenerateBatch
+from scshards.train.parallel import prepare
 from scshards.train.setup import ranks
 from scshards.train.step import Stepper
 from scshards.train.tasks import Task
-from scshards.train.tasks_finetune import AnnotateTask
+from scshards.train.tasks_finetune import AnnotateTask, IntegrateTask
 from scshards.train.tasks_pretrain import GenerateTask, MaskTask
 
 
@@ -38,10 +39,13 @@ def tasks() -> dict[str, tuple[Task, Batch | GenerateBatch]]:
     )
     annotate = AnnotateTask(small_model(n_classes=3), "kind")
     generate = GenerateTask(small_model(generate=True), cell_prompt_after=0)
+    by_domain = small_model(n_domains=3, domain_norm=True, adversary=True)
+    integrate = IntegrateTask(by_domain, "kind", similarity_weight=0)
     return {
         "mask": (MaskTask(small_model()), whole),
         "generate": (generate, generated),
         "annotate": (annotate, whole),
+        "integrate": (integrate, whole),
     }
 
 
@@ -62,7 +66,10 @@ def main(out: str) -> None:
             batch = share(whole, here.rank, here.world_size)
             config = small_config("optim.clip=1e9")
             sgd = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.0)
-            stepper = Stepper(task, sgd, config, here, micro_batch=2, total_steps=10)
+            prepare(task.model, here, config.run)
+            # Batch norm looks at the cells of one forward pass, of all ranks.
+            micro = len(batch) if name == "integrate" else 2
+            stepper = Stepper(task, sgd, config, here, micro_batch=micro, total_steps=10)
             result = stepper.step(batch, 9)
             found[name] = {
                 "weights": task.model.state_dict(),

@@ -275,7 +275,7 @@ def test_a_model_that_normalises_by_domain_is_told_each_cells_domain(
         for name, tensor in model.state_dict().items():
             if "running" in name:
                 tensor.add_(torch.rand(16, generator=torch.Generator().manual_seed(len(name))))
-        model.dsbn.bns[1].running_mean.mul_(3)
+        model.dsbn.running_mean[1].mul_(3)
     write_folder(str(folder), model, VOCAB.to_dict())
     source = write(tmp_path / "in.h5ad", csr_matrix(counts))
     with pytest.raises(CheckpointError, match=r"lacks domains\.json"):

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
-import pytest
 import torch
 from train_support import small_batch, small_config, small_model
 
-from scshards.base.errors import ConfigError
 from scshards.cells.batch import GenerateBatch
 from scshards.train.parallel import as_wide, prepare
 from scshards.train.setup import Ranks
+from scshards.train.step import Stepper
+from scshards.train.tasks_finetune import IntegrateTask
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -56,9 +57,39 @@ def test_both_parts_of_a_generate_batch_are_widened():
     torch.testing.assert_close(b.predictions[:, :n][real], a.predictions[real])
 
 
-def test_padding_that_would_count_is_refused():
-    model = small_model(domain_norm=True, n_domains=2)
-    with pytest.raises(ConfigError, match="counts padding"):
-        prepare(model, ALONE, small_config("run.compile=true").run)
-    prepare(model, ALONE, small_config("run.parallel=fsdp2").run)  # alone there is nothing to shard
+def test_batch_norm_by_domain_compiles(monkeypatch):
+    """Three steps as they are written and compiled, where batches are padded to one shape."""
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        functools.partialmethod(torch.nn.Module.compile, backend="aot_eager"),
+    )
+    found = {}
+    for compiled in (False, True):
+        torch.compiler.reset()
+        config = small_config(f"run.compile={str(compiled).lower()}")
+        model = small_model(n_domains=2, domain_norm=True, max_length=60)
+        task = IntegrateTask(model, "domain", similarity_weight=0)
+        prepare(model, ALONE, config.run)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.0)
+        stepper = Stepper(task, sgd, config, ALONE, micro_batch=6, total_steps=10)
+        results = []
+        for seed in range(3):
+            batch = small_batch(6, seed=seed, weight=[1, 1, 1, 1, 1, 0])
+            batch.labels["domain"] = torch.tensor([seed % 2] * 5 + [-1])
+            results.append(stepper.step(batch, 9))
+        assert {r.padded_tokens == 6 * 60 for r in results} == {compiled}
+        found[compiled] = (
+            [r.sums for r in results],
+            [torch.tensor(r.grad_norm) for r in results],
+            dict(model.state_dict()),
+        )
+    torch.testing.assert_close(found[True], found[False], rtol=1e-5, atol=1e-5)
+    state = found[True][2]
+    assert [int(state[f"dsbn.bns.{k}.num_batches_tracked"]) for k in (0, 1)] == [2, 1]
+
+
+def test_alone_there_is_nothing_to_shard():
+    model = small_model()
+    prepare(model, ALONE, small_config("run.parallel=fsdp2").run)
     assert type(model).__name__ == "CellModel"

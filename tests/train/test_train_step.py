@@ -169,7 +169,7 @@ def test_two_ranks_take_the_step_of_one(tmp_path):
         )
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
-    assert set(one) == {"mask", "generate", "annotate"}
+    assert set(one) == {"mask", "generate", "annotate", "integrate"}
     for name, alone in one.items():
         both = two[name]
         assert alone["counts"] == both["counts"]

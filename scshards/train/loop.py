@@ -36,7 +36,7 @@ from scshards.train.parallel import eager, prepare, unsharded
 from scshards.train.preempt import StopSignals
 from scshards.train.setup import check_packed, ranks
 from scshards.train.step import Stepper
-from scshards.train.summary import Summary, progress_note
+from scshards.train.summary import Summary, opening, progress_note
 from scshards.train.tasks_setup import plan_task
 from scshards.train.trackers import check_trackers, open_trackers
 
@@ -166,6 +166,24 @@ def train(
                 print(
                     f"changed since this run started: {name} was {old}, is {new}", file=sys.stderr
                 )
+        about: dict[str, Any] = {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "ranks": here.world_size,
+            "device": str(here.device),
+            "precision": "bf16" if here.bf16 else "fp32",
+        }
+        if shown and state.step < total:
+            print(
+                opening(
+                    **about,
+                    cells={"train": loader.cells, "valid": 0 if valid is None else valid.cells},
+                    max_length=config.collate.max_length,
+                    batch_size=every.batch_size,
+                    steps=(state.step, total),
+                    steps_per_epoch=steps_per_epoch,
+                ),
+                file=sys.stderr,
+            )
         start, spent, began = state.step, state.seconds, time.perf_counter()
         stepper = Stepper(
             task,
@@ -277,10 +295,7 @@ def train(
             total_steps=total,
             epochs=state.step / steps_per_epoch,
             cells=state.step * config.run.batch_size,
-            parameters=sum(p.numel() for p in model.parameters()),
-            ranks=here.world_size,
-            device=str(here.device),
-            precision="bf16" if here.bf16 else "fp32",
+            **about,
             seconds=state.seconds,
             criterion=task.criterion,
             train_loss=terms.get(task.criterion),

@@ -70,10 +70,9 @@ class Summary:
     def text(self) -> str:
         """A few lines for a person, with how to go on when the run was stopped."""
         what = CRITERIA[self.criterion]
-        places = f"{self.ranks} rank{'s' if self.ranks > 1 else ''} on {self.device}"
         lines = [
             f"run:        {self.run}",
-            f"model:      {self.parameters:,} parameters, {self.precision}, {places}",
+            f"model:      {_model(self.parameters, self.precision, self.ranks, self.device)}",
             f"trained:    step {self.step:,} of {self.total_steps:,}, {self.cells:,} cells "
             f"({self.epochs:.2f} epochs) in {duration(self.seconds)}",
         ]
@@ -101,6 +100,38 @@ class Summary:
         return "\n".join(lines)
 
 
+def opening(
+    *,
+    parameters: int,
+    precision: str,
+    ranks: int,
+    device: str,
+    cells: Mapping[str, int],
+    max_length: int,
+    batch_size: int,
+    steps: tuple[int, int],
+    steps_per_epoch: int,
+) -> str:
+    """What a run is about to do, a few lines before its first step.
+
+    Parameters
+    ----------
+    cells
+        {split: cells} that it reads.
+    steps
+        The steps that were taken before, and the last one.
+    """
+    start, total = steps
+    told = [f"{n:,} {split}" for split, n in cells.items() if n]
+    lines = [
+        f"model:      {_model(parameters, precision, ranks, device)}",
+        f"cells:      {', '.join(told)}; at most {max_length:,} tokens of each",
+        f"steps:      {total:,} of {batch_size:,} cells, {total / steps_per_epoch:.3g} epochs"
+        + (f"; on from step {start:,}" if start else ""),
+    ]
+    return "\n".join(lines)
+
+
 def progress_note(
     step: int, criterion: str, terms: Mapping[str, float], line: Mapping[str, Any]
 ) -> str:
@@ -114,6 +145,11 @@ def progress_note(
     if "mfu" in line:
         parts.append(f"MFU {100 * line['mfu']:.1f}%")
     return ", ".join([*parts, f"data wait {100 * line['data_wait']:.1f}%"])
+
+
+def _model(parameters: int, precision: str, ranks: int, device: str) -> str:
+    places = f"{ranks} rank{'s' if ranks > 1 else ''} on {device}"
+    return f"{parameters:,} parameters, {precision}, {places}"
 
 
 def _speed(rates: dict[str, float]) -> str:

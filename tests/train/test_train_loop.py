@@ -12,6 +12,7 @@ from train_support import small_config
 
 from scshards.base.errors import ConfigError, StateError
 from scshards.model.scgpt import load_model
+from scshards.shards.shardset import ShardSet
 from scshards.train import loop
 from scshards.train.checkpoint import complete, read_tensors
 from scshards.train.config import TrainConfig
@@ -169,7 +170,17 @@ def test_more_steps_go_on_and_the_schedule_stretches(straight, shards, tmp_path,
     shutil.copytree(straight, run)
     config = small_config(DROPOUT, "run.micro_batch=8", "run.steps=25")
     assert train(shards, run, config).step == 25
-    assert "run.steps was 20, is 25" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "run.steps was 20, is 25" in said
+    parameters = sum(t.numel() for t in load_model(str(run)).model.parameters())
+    manifest = ShardSet(shards).manifest
+    cells = [manifest.cells(split) for split in ("train", "valid")]
+    told = said[said.index("model: ") :].splitlines()[:3]
+    assert told == [
+        f"model:      {parameters:,} parameters, fp32, 1 rank on cpu",
+        f"cells:      {cells[0]:,} train, {cells[1]:,} valid; at most 40 tokens of each",
+        f"steps:      25 of 16 cells, {25 / (cells[0] // 16):.3g} epochs; on from step 20",
+    ]
     rates = {m["step"]: m["lr"] for m in read_metrics(run / "metrics.jsonl") if "lr" in m}
     assert rates[25] < rates[15]
 

@@ -1,12 +1,19 @@
 """What happens to a step whose loss or gradient is not finite: it is left out, and too many end the run.
 
-All ranks agree on whether a step is bad before any of them takes it. Called by the step.
+    seed        a sum of the loss that is not finite -> a gradient that is NaN throughout, on all ranks
+    update      nothing changes where its norm is not finite (train.optim)
+    judge       a step later: who made it so, and were there too many
+
+The device decides, so that the host need not wait for it. Called by the step.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from scshards.base.errors import ScshardsError
 from scshards.train.setup import Ranks
@@ -18,6 +25,15 @@ class Skip:
 
     why: str
     cells: list[str]
+
+
+def seed(sums: Tensor) -> Tensor:
+    """What a backward pass starts from, 0-d: 1, or NaN if a sum of the loss is not finite.
+
+    A loss that is not finite can have a gradient that is; by this it has not, and as gradients are
+    averaged, no rank has a finite one.
+    """
+    return torch.where(sums.isfinite().all(), 1.0, torch.nan)
 
 
 class Guard:
@@ -54,11 +70,11 @@ class Guard:
         ScshardsError
             When more than `max_skipped` steps in a row were bad.
         """
-        is_mine = not all(map(math.isfinite, losses))
-        if not self._ranks.any(is_mine or not math.isfinite(norm)):
+        if math.isfinite(norm):
             self.in_a_row = 0
             return None
-        # The summed gradient is not finite on every rank; name the cells of those that made it so.
+        # The averaged gradient is not finite on every rank; name the cells of those that made it so.
+        is_mine = not all(map(math.isfinite, losses))
         said = self._ranks.gather((is_mine, cells))
         if any(bad for bad, _ in said):
             why = "the loss is not finite"

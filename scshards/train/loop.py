@@ -35,7 +35,7 @@ from scshards.train.optim import decay, make_optimizer, moments, warmup
 from scshards.train.parallel import eager, prepare, unsharded
 from scshards.train.preempt import StopSignals
 from scshards.train.setup import check_packed, ranks
-from scshards.train.step import Stepper
+from scshards.train.step import Share, Stepper, StepResult
 from scshards.train.summary import Summary, opening, progress_note
 from scshards.train.tasks_setup import plan_task
 from scshards.train.trackers import check_trackers, open_trackers
@@ -221,7 +221,6 @@ def train(
 
         def save() -> None:
             state.seconds = spent + time.perf_counter() - began
-            state.loader = loader.state_dict()
             checkpoints.save(state, tensors(shared=False))
 
         def assess() -> bool:
@@ -254,24 +253,45 @@ def train(
             valid_note = f", valid {score.loss:.4g}"
             return True
 
+        def ahead() -> tuple[Share | None, float]:
+            """The next step's batch, on its way, if there is a next step; seconds waited for it."""
+            state.loader = loader.state_dict()  # before it: that step is not taken yet
+            if state.step == total:
+                return None, 0.0
+            t0 = time.perf_counter()
+            batch = next(batches)
+            return stepper.prepare(batch, stop=bool(signals)), time.perf_counter() - t0
+
+        def take_in(result: StepResult | None) -> None:
+            """Count and tell what a step did, once it is settled."""
+            if result is None:
+                return
+            window.add(result)
+            if result.skip is not None:
+                at = result.step + 1
+                state.skipped += 1
+                log.write("skipped", at, why=result.skip.why, cells=result.skip.cells)
+                if shown:
+                    print(f"step {at} skipped: {result.skip.why}", file=sys.stderr)
+
+        share, waited = ahead()
         if start:  # a run that was stopped at an evaluation makes up for it
             stopped = not assess()
             save()
-        while state.step < total and not stopped:
-            t0 = time.perf_counter()
-            batch = next(batches)
-            waited = time.perf_counter() - t0
-            result = stepper.step(batch, state.step, stop=bool(signals))
-            window.add(result, batch, seconds=time.perf_counter() - t0, waited=waited)
+        t0 = time.perf_counter() - waited
+        while share is not None and not stopped:
+            take_in(stepper.step(share, state.step))
             state.step += 1
-            state.skipped_in_a_row = stepper.skipped_in_a_row
-            if result.skip is not None:
-                state.skipped += 1
-                log.write("skipped", state.step, why=result.skip.why, cells=result.skip.cells)
-                if shown:
-                    print(f"step {state.step} skipped: {result.skip.why}", file=sys.stderr)
-            stopped = result.stop  # agreed by all ranks: a signal to one of them is enough
-            if state.step % every.log_every == 0 or stopped or state.step == total:
+            share, next_waited = ahead()  # while the device computes
+            stopped = share is not None and share.stop  # of all ranks: a signal to one is enough
+            is_last = stopped or state.step == total
+            is_logged = is_last or state.step % every.log_every == 0
+            if is_logged or not (state.step % every.eval_every and state.step % every.save_every):
+                take_in(stepper.settle())
+                state.skipped_in_a_row = stepper.skipped_in_a_row
+            window.took(time.perf_counter() - t0, waited=waited)
+            waited = next_waited
+            if is_logged:
                 line = window.close()
                 log.write("train", state.step, epoch=state.step / steps_per_epoch, **line)
                 terms = {name: line[name] for name in task.terms if line[name] is not None}
@@ -280,6 +300,7 @@ def train(
             stopped = stopped or not assess()
             if state.step % every.save_every == 0 or stopped or state.step == total:
                 save()
+            t0 = time.perf_counter()
 
         if state.best_step is None:  # nothing to choose by: the latest model is the best there is
             with weights_to_judge():

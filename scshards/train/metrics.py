@@ -22,8 +22,7 @@ from torch import Tensor
 from scshards.base.errors import CheckpointError
 from scshards.base.records import Count, Damaged, from_tree, read_json
 from scshards.model.config import ModelConfig
-from scshards.train.flops import Amounts, training_flops
-from scshards.train.micro import AnyBatch
+from scshards.train.flops import training_flops
 from scshards.train.setup import Ranks
 from scshards.train.step import StepResult
 from scshards.train.trackers import Tracker, numbers_of
@@ -140,20 +139,22 @@ class Window:
         self._windows = 0
         self._clear()
 
-    def add(self, result: StepResult, batch: AnyBatch, *, seconds: float, waited: float) -> None:
-        """Count one step on a batch that took `seconds`, `waited` of them for the batch."""
-        self._sums += result.sums
-        self._counts += result.counts
-        self._tokens += torch.tensor([result.tokens, result.padded_tokens, result.cells])
+    def took(self, seconds: float, *, waited: float) -> None:
+        """Count the time of a step, `waited` of it for a batch."""
         self._seconds += seconds
         self._waited += waited
+
+    def add(self, result: StepResult) -> None:
+        """Count what a step did."""
+        amounts = result.amounts
+        self._sums += result.sums
+        self._counts += result.counts
+        self._tokens += torch.tensor([amounts.encoded, result.padded_tokens, amounts.cells])
         self._steps += 1
         self._last = result
         if self._peak is not None:
             has_prompt = PROMPT in result.terms and result.counts[result.terms.index(PROMPT)] > 0
-            self._flops += training_flops(
-                self._model, Amounts.of(batch), cell_prompt=bool(has_prompt)
-            )
+            self._flops += training_flops(self._model, amounts, cell_prompt=bool(has_prompt))
 
     def close(self) -> dict[str, Any]:
         """The window's metrics over all ranks, and an empty window; every rank must call it."""

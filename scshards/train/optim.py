@@ -6,6 +6,7 @@ Nothing of the schedule is ever saved: step and settings say it all. Called by t
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +123,15 @@ def learning_rate(
     return lr
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def update(optimizer: torch.optim.Optimizer, lr: float, is_good: Tensor) -> None:
+    """Take a step at a learning rate, and forget the gradients.
+
+    Where `is_good`, 0-d bool on the device, is False, weights, moments and their counts of steps stay as
+    they are; the host need not know. The optimizer has to be a fused one.
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr
+    told: Any = optimizer  # what torch's GradScaler tells it, by the same attributes
+    told.grad_scale, told.found_inf = None, (~is_good).float()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

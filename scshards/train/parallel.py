@@ -76,10 +76,13 @@ def synced_if(last: bool, task: nn.Module) -> AbstractContextManager[None]:
     return contextlib.nullcontext()
 
 
-def clip_norm(parameters: Iterable[nn.Parameter], most: float) -> float:
-    """The norm of the whole gradient, over all shards; the gradient is then scaled down to `most`."""
+def clip_norm(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
+    """The norm of the whole gradient, over all shards; the gradient is then scaled down to `most`.
+
+    0-d, on the device, the same on every rank.
+    """
     norm = nn.utils.clip_grad_norm_(parameters, most)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Stopping in order: SIGTERM, SIGUSR1 or SIGINT raise a flag, and the run saves and ends itself.
 
 The handler does nothing else. Ranks may be signalled at different moments, so a rank never acts on
-its own flag: the flags are summed with the count of every step (`Stepper`) and between the batches
-of an evaluation. A second Ctrl-C ends the process at once. Called by the loop.
+its own flag: the flags are summed with the counts of every batch (`Stepper.prepare`) and between the
+batches of an evaluation. A second Ctrl-C ends the process at once. Called by the loop.
 """
 
 from __future__ import annotations

@@ -49,11 +49,17 @@ class Ranks:
         dist.all_reduce(t)
         return [float(v) for v in t]
 
-    def total_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A CPU tensor summed over all ranks, in place."""
-        if self.world_size > 1:
-            dist.all_reduce(tensor)
-        return tensor
+    def total_later(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begin to sum a CPU tensor over all ranks, in place; what is returned waits for the sum."""
+        if self.world_size == 1:
+            return lambda: tensor
+        work = dist.all_reduce(tensor, async_op=True)
+
+        def summed() -> torch.Tensor:
+            work.wait()
+            return tensor
+
+        return summed
 
     def share(self, tensors: Iterable[torch.Tensor]) -> None:
         """Give all ranks the first rank's values of some (small) tensors, in place."""

@@ -52,7 +52,8 @@ class IntegrateTask(MaskTask):
             "domain_ce": adversary_weight if model.config.adversary else 0.0,
         }
         super().__init__(model, mvc_weight=mvc_weight, zero_weight=zero_weight, more=more)
-        self._domain, self._codes, self._threshold = domain, codes, similarity_threshold
+        self._domain, self._threshold = domain, similarity_threshold
+        self._recoded = Recoding(codes)
 
     def counts(self, batch: AnyBatch) -> dict[str, int]:
         n_cells = int((batch.weight > 0).sum())
@@ -80,7 +81,7 @@ class IntegrateTask(MaskTask):
         return found
 
     def _domains(self, batch: AnyBatch) -> Tensor:
-        return recoded(batch.labels[self._domain], self._codes)
+        return self._recoded(batch.labels[self._domain])
 
 
 class AnnotateTask(Task):
@@ -97,7 +98,7 @@ class AnnotateTask(Task):
 
     def __init__(self, model: CellModel, label: str, *, codes: Sequence[int] | None = None) -> None:
         super().__init__(model, {"class_ce": 1.0}, "class_ce", "n_labelled")
-        self._label, self._codes = label, codes
+        self._label, self._recoded = label, Recoding(codes)
         trained = ("encoder", "value_encoder", "transformer_encoder", "cls_decoder")
         for name, part in model.named_children():
             if name not in trained:
@@ -130,14 +131,25 @@ class AnnotateTask(Task):
         return {"accuracy": found.accuracy, "macro_f1": found.macro_f1}
 
     def _classes(self, batch: AnyBatch) -> Tensor:
-        return recoded(batch.labels[self._label], self._codes)
+        return self._recoded(batch.labels[self._label])
 
 
-def recoded(codes_B: Tensor, table: Sequence[int] | None) -> Tensor:
-    """table[code] of each code, -1 for -1; None leaves codes as they are."""
-    if table is None:
-        return codes_B
-    return torch.tensor([*table, -1], device=codes_B.device)[codes_B]
+class Recoding:
+    """table[code] of each code, -1 for -1; a table of None leaves codes as they are.
+
+    It is brought to each device once: to bring it in each step would wait for the device.
+    """
+
+    def __init__(self, table: Sequence[int] | None) -> None:
+        self._table = None if table is None else torch.tensor([*table, -1])
+        self._there: dict[torch.device, Tensor] = {}
+
+    def __call__(self, codes_B: Tensor) -> Tensor:
+        if self._table is None:
+            return codes_B
+        if codes_B.device not in self._there:
+            self._there[codes_B.device] = self._table.to(codes_B.device)
+        return self._there[codes_B.device][codes_B]
 
 
 def _known(codes_B: Tensor, weight_B: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ import dataclasses
 import sys
 
 import torch
-from train_support import small_batch, small_config, small_model
+from train_support import small_batch, small_config, small_model, take
 
 from scshards.cells.batch import Batch, GenerateBatch
 from scshards.train.parallel import prepare
-from scshards.train.setup import ranks
+from scshards.train.setup import Ranks, ranks
 from scshards.train.step import Stepper
 from scshards.train.tasks import Task
 from scshards.train.tasks_finetune import AnnotateTask, IntegrateTask
@@ -65,12 +65,13 @@ def main(out: str) -> None:
         for name, (task, whole) in tasks().items():
             batch = share(whole, here.rank, here.world_size)
             config = small_config("optim.clip=1e9")
-            sgd = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.0)
+            trained = [p for p in task.parameters() if p.requires_grad]
+            sgd = torch.optim.SGD(trained, lr=0.0, fused=True)
             prepare(task.model, here, config.run)
             # Batch norm looks at the cells of one forward pass, of all ranks.
             micro = len(batch) if name == "integrate" else 2
             stepper = Stepper(task, sgd, config, here, micro_batch=micro, total_steps=10)
-            result = stepper.step(batch, 9)
+            result = take(stepper, batch, 9)
             found[name] = {
                 "weights": task.model.state_dict(),
                 "sums": here.total(result.sums.tolist()),
@@ -78,8 +79,25 @@ def main(out: str) -> None:
                 "grad_norm": result.grad_norm,
                 "shares": here.gather(task.counts(batch)[task.criterion]),
             }
+        found["spoilt"] = spoilt(here)
         if here.is_main:
             torch.save(found, out)
+
+
+def spoilt(here: Ranks) -> list[str]:
+    """The cells that are named when the last rank has a value that is not finite."""
+    model = small_model()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    stepper = Stepper(MaskTask(model), sgd, small_config(), here, micro_batch=2, total_steps=10)
+    batch = share(small_batch(8), here.rank, here.world_size)
+    if here.rank == here.world_size - 1:
+        batch.targets[:, 1] = float("inf")
+        batch.is_masked[:, 1] = True
+    result = take(stepper, batch, 0)
+    assert all(t.equal(before[name]) for name, t in model.state_dict().items())
+    assert result.skip is not None
+    return result.skip.cells
 
 
 if __name__ == "__main__":

@@ -8,16 +8,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from finetune_support import pack_cells
-from train_support import SMALL, small_config
+from train_support import SMALL, small_batch, small_config, small_model
 
 from scshards.train.loop import train
 from scshards.train.metrics import read_metrics
+from scshards.train.optim import make_optimizer
+from scshards.train.setup import Ranks
+from scshards.train.step import Stepper
+from scshards.train.tasks_pretrain import MaskTask
 
 DEVICE = os.environ.get("SCSHARDS_GPU_TESTS_ON", "cuda")
 
@@ -124,3 +130,33 @@ def test_two_devices_take_the_steps_of_one(
     for a, b in zip(one, lines, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-3)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-2)
+
+
+def test_a_step_waits_for_nothing() -> None:
+    """torch raises an error where it would; and batches that are sent ahead are what is trained on."""
+    sums = {}
+    for device in (torch.device("cpu"), torch.device(DEVICE, 0)):
+        model, config = small_model().to(device), small_config()
+        optimizer, here = make_optimizer(model, config.optim), Ranks(0, 1, device)
+        stepper = Stepper(MaskTask(model), optimizer, config, here, micro_batch=2, total_steps=9)
+        batches = [small_batch(8, seed=i) for i in range(4)]
+        if device.type == "cuda":
+            batches = [b.pin_memory() for b in batches]
+        stepper.step(stepper.prepare(batches[0]), 0)
+        results = []
+        with refused_waits() if device.type == "cuda" else nullcontext():
+            for i, batch in enumerate(batches[1:], 1):
+                results.append(stepper.step(stepper.prepare(batch), i))
+        results.append(stepper.settle())
+        sums[device] = torch.stack([r.sums for r in results if r is not None])
+    for found in sums.values():
+        torch.testing.assert_close(found, sums[torch.device("cpu")], rtol=1e-3, atol=0)
+
+
+@contextmanager
+def refused_waits() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -16,6 +16,7 @@ from scshards.shards.shardset import ShardSet
 from scshards.train import loop
 from scshards.train.checkpoint import complete, read_tensors
 from scshards.train.config import TrainConfig
+from scshards.train.data import endless
 from scshards.train.loop import train
 from scshards.train.metrics import read_metrics
 from scshards.train.setup import Ranks
@@ -105,10 +106,10 @@ def test_a_signal_saves_and_the_same_call_goes_on(straight, shards, tmp_path, mo
     run, config = tmp_path / "run", small_config(DROPOUT, "run.micro_batch=8")
     take = Stepper.step
 
-    def signalled(self, batch, step, **kw):
+    def signalled(self, share, step):
         if step == 14:
             os.kill(os.getpid(), number)  # arrives while step 15 is being taken
-        return take(self, batch, step, **kw)
+        return take(self, share, step)
 
     monkeypatch.setattr(Stepper, "step", signalled)
     summary = train(shards, run, config, shown=False)
@@ -242,10 +243,10 @@ def test_a_run_whose_folder_was_lost_goes_on_from_the_store(shards, tmp_path, s3
     config = small_config(*settings, f"run.checkpoints={s3.url}/run")
     take = Stepper.step
 
-    def signalled(self, batch, step, **kw):
+    def signalled(self, share, step):
         if step == 12:
             os.kill(os.getpid(), signal.SIGTERM)
-        return take(self, batch, step, **kw)
+        return take(self, share, step)
 
     with monkeypatch.context() as m:
         m.setattr(Stepper, "step", signalled)
@@ -281,17 +282,16 @@ def test_the_average_is_what_is_evaluated_and_published(shards, tmp_path):
 
 
 def test_bad_steps_are_skipped_told_and_counted(shards, tmp_path, monkeypatch):
-    take = Stepper.step
-
-    def spoilt(self, batch, step, **kw):
-        if step in (3, 7, 8):
-            batch.targets[0, 1:].fill_(float("nan"))
-            batch.is_masked[0, 1] = True
-            bad.append(batch.cell_keys)
-        return take(self, batch, step, **kw)
+    def spoilt(loader):
+        for step, batch in enumerate(endless(loader)):
+            if step in (3, 7, 8):
+                batch.targets[0, 1:].fill_(float("nan"))
+                batch.is_masked[0, 1] = True
+                bad.append(batch.cell_keys)
+            yield batch
 
     bad: list[list[str]] = []
-    monkeypatch.setattr(Stepper, "step", spoilt)
+    monkeypatch.setattr(loop, "endless", spoilt)
     run = tmp_path / "run"
     config = small_config("model.dropout=0", "optim.max_skipped=2")
     assert train(shards, run, config, shown=False).step == 20
@@ -308,9 +308,9 @@ def test_deterministic_algorithms_are_asked_for_and_given_back(shards, tmp_path,
     seen = []
     take = Stepper.step
 
-    def watched(self, batch, step, **kw):
+    def watched(self, share, step):
         seen.append(torch.are_deterministic_algorithms_enabled())
-        return take(self, batch, step, **kw)
+        return take(self, share, step)
 
     monkeypatch.setattr(Stepper, "step", watched)
     for flag in ("true", "false"):

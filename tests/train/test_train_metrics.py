@@ -6,6 +6,7 @@ import pytest
 import torch
 from train_support import small_batch, small_model
 
+from scshards.train.flops import Amounts
 from scshards.train.metrics import MEASURED, MetricsLog, Window, read_metrics
 from scshards.train.setup import Ranks
 from scshards.train.step import StepResult
@@ -39,22 +40,24 @@ def test_only_the_first_rank_writes(tmp_path):
 
 
 def taken(window: Window, masked: float, mvc: float, n: int, cells: int) -> None:
+    window.took(2.0, waited=0.5)
+    amounts = Amounts.of(small_batch(cells, seed=cells))
     window.add(
         StepResult(
+            step=0,
             terms=("masked_mse", "mvc_mse"),
             sums=torch.tensor([masked, mvc], dtype=torch.float64),
             counts=torch.tensor([n, n], dtype=torch.float64),
-            tokens=2 * n,
+            amounts=amounts,
             padded_tokens=3 * n,
-            cells=cells,
             lr=0.1,
             grad_norm=masked,
-            stop=False,
-        ),
-        small_batch(cells, seed=cells),
-        seconds=2.0,
-        waited=0.5,
+        )
     )
+
+
+def n_tokens(*cells: int) -> int:
+    return sum(int((~small_batch(n, seed=n).is_pad).sum()) for n in cells)
 
 
 def test_a_window_is_the_mean_over_values_not_over_steps():
@@ -66,7 +69,7 @@ def test_a_window_is_the_mean_over_values_not_over_steps():
     assert line["mvc_mse"] == pytest.approx(60 / 100)
     assert line["loss"] == pytest.approx(10.3 + 0.5 * 0.6)
     assert line["cells_per_s"] == pytest.approx(16 / 4)
-    assert line["tokens_per_s"] == pytest.approx(200 / 4)
+    assert line["tokens_per_s"] == pytest.approx(n_tokens(4, 12) / 4)
     assert line["padded_tokens_per_s"] == pytest.approx(300 / 4)
     assert line["data_wait"] == pytest.approx(0.25)
     assert (line["steps"], line["grad_norm"]) == (2, 1000.0)

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from train_support import small_batch, small_config, small_model
+from train_support import small_batch, small_config, small_model, take
 
 from scshards.base.errors import ScshardsError
+from scshards.train.ema import WeightAverage
 from scshards.train.micro import cut
+from scshards.train.optim import make_optimizer, moments
 from scshards.train.setup import Ranks
 from scshards.train.step import Stepper
 from scshards.train.tasks_pretrain import MaskTask
@@ -19,7 +21,7 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 def _stepper(model, config, micro_batch):
-    sgd = torch.optim.SGD(model.parameters(), lr=0.0)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.0, fused=True)
     return Stepper(MaskTask(model), sgd, config, ALONE, micro_batch=micro_batch, total_steps=10)
 
 
@@ -36,7 +38,7 @@ def test_micro_batches_make_the_same_step_as_the_whole_batch():
     results, after = {}, {}
     for micro in (8, 4, 2, 1):
         model = small_model()
-        results[micro] = _stepper(model, config, micro).step(batch, 9)
+        results[micro] = take(_stepper(model, config, micro), batch, 9)
         after[micro] = _weights(model)
     for micro in (4, 2, 1):
         n = float(batch.is_masked.sum())
@@ -52,7 +54,7 @@ def test_a_batch_without_any_cell_changes_nothing_and_is_finite():
     batch = small_batch(4, weight=[0, 0, 0, 0])
     model = small_model()
     before = _weights(model)
-    result = _stepper(model, small_config("optim.lr=0.1"), 2).step(batch, 3)
+    result = take(_stepper(model, small_config("optim.lr=0.1"), 2), batch, 3)
     assert result.counts.tolist() == [0, 0] and result.grad_norm == 0
     assert result.sums.tolist() == [0, 0]
     torch.testing.assert_close(_weights(model), before, rtol=0, atol=0)
@@ -62,7 +64,7 @@ def test_the_loss_is_the_mean_over_all_masked_values():
     batch = small_batch(6, weight=[1, 1, 1, 1, 0, 1])
     with torch.no_grad():
         out = small_model()(batch)
-    result = _stepper(small_model(), small_config(), 2).step(batch, 0)
+    result = take(_stepper(small_model(), small_config(), 2), batch, 0)
     targets, masked = batch.targets.double().numpy(), batch.is_masked.numpy().copy()
     masked[4] = False
     for i, predictions in enumerate((out.predictions, out.mvc_predictions)):
@@ -93,7 +95,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_cells():
     model = small_model()
     before = _weights(model)
     with pytest.raises(ScshardsError) as e:
-        _stepper(model, small_config("optim.max_skipped=0"), 2).step(batch, 11)
+        take(_stepper(model, small_config("optim.max_skipped=0"), 2), batch, 11)
     assert "step 12: the loss is not finite" in str(e.value)
     assert "000007-0000000002" in str(e.value)
     torch.testing.assert_close(_weights(model), before, rtol=0, atol=0)
@@ -107,20 +109,67 @@ def test_bad_steps_are_left_out_until_there_are_too_many_in_a_row():
     bad.is_masked[2, 1] = True
     before = _weights(model)
     for step in (0, 1):
-        result = stepper.step(bad, step)
+        result = take(stepper, bad, step)
         assert result.skip is not None and "000007-0000000002" in result.skip.cells
         assert result.sums.tolist() == result.counts.tolist() == [0, 0]
     torch.testing.assert_close(_weights(model), before, rtol=0, atol=0)
-    assert stepper.step(small_batch(4), 5).skip is None  # a good step, with gradients of its own
+    assert take(stepper, small_batch(4), 5).skip is None  # a good step, with gradients of its own
     assert stepper.skipped_in_a_row == 0
     moved = _weights(model)
     fresh = small_model()
-    _stepper(fresh, small_config(), 2).step(small_batch(4), 5)
+    take(_stepper(fresh, small_config(), 2), small_batch(4), 5)
     torch.testing.assert_close(moved, _weights(fresh), rtol=0, atol=0)
     for step in (6, 7):
-        assert stepper.step(bad, step).skip is not None
+        assert take(stepper, bad, step).skip is not None
     with pytest.raises(ScshardsError, match="step 9: the loss is not finite after 2 such steps"):
-        stepper.step(bad, 8)
+        take(stepper, bad, 8)
+
+
+def test_a_step_that_is_left_out_is_told_a_step_later_and_leaves_all_as_it_was():
+    """Three steps, the second of them bad: as the first and third alone, to the bit."""
+    config = small_config("optim.weight_decay=0.1")
+    bad = small_batch(4)
+    bad.targets[2, 1] = float("nan")
+    bad.is_masked[2, 1] = True
+    ends, told = [], []
+    for batches in (
+        [(0, small_batch(4)), (1, bad), (2, small_batch(4))],
+        [(0, small_batch(4)), (2, small_batch(4))],
+    ):
+        model = small_model(dropout=0.1)
+        optimizer = make_optimizer(model, config.optim)
+        average = WeightAverage(model, 0.9)
+        stepper = Stepper(
+            MaskTask(model), optimizer, config, ALONE, micro_batch=2, total_steps=9, average=average
+        )
+        results = [stepper.step(stepper.prepare(batch), step) for step, batch in batches]
+        told.append([*results, stepper.settle()])
+        ends.append(
+            _weights(model)
+            | moments(model, optimizer)
+            | {f"{n}/mean": t for n, t in average.tensors().items()}
+        )
+    assert told[0][0] is None
+    assert [(r.step, r.skip is None) for r in told[0][1:]] == [(0, True), (1, False), (2, True)]
+    assert told[0][3].sums.equal(told[1][2].sums)
+    assert ends[0].keys() == ends[1].keys()
+    assert all(t.equal(ends[1][name]) for name, t in ends[0].items())
+    assert ends[0]["decoder.fc.0.weight/step"] == 2
+
+
+def test_a_loss_that_is_infinite_is_left_out_though_its_gradient_is_not(monkeypatch):
+    losses = MaskTask.losses
+
+    def huge(self, batch, out):
+        found = losses(self, batch, out)
+        return found | {"masked_mse": found["masked_mse"] + float("inf")}
+
+    monkeypatch.setattr(MaskTask, "losses", huge)
+    model = small_model()
+    before = _weights(model)
+    result = take(_stepper(model, small_config("optim.lr=0.1"), 2), small_batch(4), 3)
+    assert result.skip is not None and result.skip.why == "the loss is not finite"
+    torch.testing.assert_close(_weights(model), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -136,20 +185,20 @@ def test_out_of_memory_says_what_to_turn(monkeypatch, error):
 
     monkeypatch.setattr(MaskTask, "forward", full)
     with pytest.raises(ScshardsError, match="a forward pass of 6 cells of up to 40 tokens") as e:
-        _stepper(small_model(), small_config(), 6).step(small_batch(12), 0)
+        take(_stepper(small_model(), small_config(), 6), small_batch(12), 0)
     assert "run.micro_batch=3, a smaller data.max_length" in str(e.value)
     assert "fsdp2" not in str(e.value)
     monkeypatch.setattr(error, "args", ("something else",))
     if not isinstance(error, torch.OutOfMemoryError):
         with pytest.raises(RuntimeError, match="something else"):
-            _stepper(small_model(), small_config(), 6).step(small_batch(12), 0)
+            take(_stepper(small_model(), small_config(), 6), small_batch(12), 0)
 
 
 def test_dropout_is_a_function_of_seed_and_step():
     def sums(step, seed=0):
         torch.rand(step + 3)  # whatever was drawn before must not matter
         stepper = _stepper(small_model(dropout=0.3), small_config(f"run.seed={seed}"), 2)
-        return stepper.step(small_batch(4), step).sums.tolist()
+        return take(stepper, small_batch(4), step).sums.tolist()
 
     assert sums(3) == sums(3)
     assert sums(3) != sums(4)
@@ -169,6 +218,9 @@ def test_two_ranks_take_the_step_of_one(tmp_path):
         )
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
+    # One rank's loss was not finite: no rank took the step, and only that rank's cells are named.
+    cells = [f"000007-{i:010d}" for i in range(8)]
+    assert (one.pop("spoilt"), two.pop("spoilt")) == (cells, cells[1::2])
     assert set(one) == {"mask", "generate", "annotate", "integrate"}
     for name, alone in one.items():
         both = two[name]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from train_support import N_GENES, PAD, small_batch, small_config
+from train_support import N_GENES, PAD, small_batch, small_config, take
 
 from scshards.cells.batch import Batch, GenerateBatch, PackedBatch
 from scshards.model.config import ModelConfig
@@ -126,9 +126,9 @@ def test_the_second_pass_begins_at_its_step():
 
 def test_the_step_reports_no_second_pass_before_it_begins():
     task = GenerateTask(_model(generate=True), cell_prompt_after=1)
-    sgd = torch.optim.SGD(task.parameters(), lr=0.0)
+    sgd = torch.optim.SGD(task.parameters(), lr=0.0, fused=True)
     stepper = Stepper(task, sgd, small_config(), ALONE, micro_batch=2, total_steps=9)
-    results = [stepper.step(_generated(4), step) for step in (0, 1)]
+    results = [take(stepper, _generated(4), step) for step in (0, 1)]
     at = list(task.terms).index("prompt_mse")
     assert results[0].counts[at] == 0 and results[0].sums[at] == 0
     assert results[1].counts[at] == results[1].counts[0] > 0 and results[1].sums[at] > 0
@@ -317,11 +317,11 @@ def test_micro_batches_take_the_step_of_the_whole_batch(name):
     losses = {}
     for micro in (8, 4, 1):
         task = make()
-        adam = torch.optim.SGD(task.parameters(), lr=1e-3)
+        adam = torch.optim.SGD(task.parameters(), lr=1e-3, fused=True)
         config = small_config("optim.lr=1e-3")
         stepper = Stepper(task, adam, config, ALONE, micro_batch=micro, total_steps=30)
         batch = batches(8, weight=[1, 1, 1, 1, 1, 1, 0, 1])
-        losses[micro] = [stepper.step(batch, s).sums.numpy() for s in range(30)]
+        losses[micro] = [take(stepper, batch, s).sums.numpy() for s in range(30)]
     for micro in (4, 1):
         np.testing.assert_allclose(losses[micro], losses[8], rtol=1e-6)
     assert losses[8][-1].sum() < 0.999 * losses[8][0].sum(), "it must have learnt something"

@@ -10,6 +10,8 @@ from scshards.cells.batch import Batch
 from scshards.model.config import ModelConfig
 from scshards.model.transformer import CellModel
 from scshards.train.config import TrainConfig
+from scshards.train.micro import AnyBatch
+from scshards.train.step import Stepper, StepResult
 
 N_GENES = 40
 PAD, CLS = N_GENES, N_GENES + 1
@@ -75,3 +77,11 @@ def small_batch(n: int, seed: int = 0, weight: list[float] | None = None) -> Bat
         labels={"batch": torch.arange(n)},
         weight=torch.tensor(weight or [1.0] * n),
     )
+
+
+def take(stepper: Stepper, batch: AnyBatch, step: int) -> StepResult:
+    """One step, and what it did, at once."""
+    assert stepper.step(stepper.prepare(batch), step) is None
+    result = stepper.settle()
+    assert result is not None
+    return result

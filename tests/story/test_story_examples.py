@@ -36,10 +36,15 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     genes = [f"G{i:02d}" for i in range(60)]
     anndata.AnnData(
         sp.csr_matrix(counts.astype(np.float32)),
-        obs=pd.DataFrame({"tissue": [f"t{k}" for k in kind]}, index=[f"c{i}" for i in range(250)]),
+        obs=pd.DataFrame(
+            {"tissue": [f"t{k}" for k in kind], "donor": [f"d{i % 2}" for i in range(250)]},
+            index=[f"c{i}" for i in range(250)],
+        ),
         var=pd.DataFrame(index=genes),
     ).write_h5ad(folder / "cells.h5ad")
-    options = PackOptions(obs=("tissue",), valid_fraction=0.2, cells_per_shard=40, workers=1)
+    options = PackOptions(
+        obs=("tissue", "donor"), valid_fraction=0.2, cells_per_shard=40, workers=1
+    )
     pack(
         [folder / "cells.h5ad"],
         folder / "shards",
@@ -255,3 +260,13 @@ def test_hugging_face_goes_on_in_the_middle_of_an_epoch(
     logs = read(tmp_path, "log")
     assert len(logs) == processes
     assert_one_run(logs, 30, train_cells(shards), 3)
+
+
+def test_a_script_in_the_manner_of_scgpts_learns_in_memory_and_from_the_stream(
+    shards: Path,
+) -> None:
+    cells = shards.parent / "cells.h5ad"
+    said = run(EXAMPLES / "scgpt_script.py", cells, shards, "--celltype", "tissue", "--epochs", 4)
+    losses = [float(line.rpartition(" ")[2]) for line in said.splitlines()]
+    assert len(losses) == 8
+    assert losses[3] < losses[0] and losses[7] < losses[4], losses

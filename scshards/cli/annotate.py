@@ -24,6 +24,7 @@ def command(progress: bool, **chosen: Any) -> Result | None:
     CHECKPOINT has a class head and classes.json: the folder of scshards train --task annotate. INPUT
     and OUT are as of scshards embed. OUT has all that embed writes, and in obs the predicted class,
     by default named predicted_ and the column that the model was trained on, and its probability.
+    How many cells each class has is told, and how many are below a --confidence.
 
     \b
     scshards annotate run cells.h5ad -o annotated.h5ad
@@ -31,4 +32,6 @@ def command(progress: bool, **chosen: Any) -> Result | None:
     from scshards.train.annotate import annotate
 
     asked = build(AnnotateOptions, chosen)
-    return applied(annotate(options=asked, shown=progress, **chosen))
+    report = annotate(options=asked, shown=progress, **chosen)
+    written = applied(report.applied)
+    return written and Result(report.tables(), [*written.parts, *report.text()])

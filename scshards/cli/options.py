@@ -44,8 +44,8 @@ GROUPS = {
     "Labels and splits": "obs:COL,COL max_categories:N valid_fraction:SHARE test_fraction:SHARE "
     "split_by:COL split_file:FILE one_split",
     "Output": "output:PATH to append values round_within:OFF dtype "
-    "cells_per_shard:N max_cells:N compression hf_card column:COL key:NAME probabilities plot:FILE "
-    "embeddings:FILE colors:COL dry_run",
+    "cells_per_shard:N max_cells:N compression hf_card column:COL key:NAME probabilities confidence:P "
+    "plot:FILE embeddings:FILE colors:COL dry_run",
     "Training and batches": "task config:FILE settings:KEY=VALUE demand:CELLS seconds:S epoch:N "
     "batches:N batch_size:N tokens_per_batch:N world_size:N lanes:N shuffle_buffer:CELLS n_bins:N "
     "include_zero_genes:N",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from scshards.base.errors import CheckpointError
+from scshards.base.progress import Table, counted
 from scshards.cells.batch import Batch
 from scshards.cells.vocab import Vocab
 from scshards.model.scgpt import LoadedModel, load_model
 from scshards.train.apply import ApplyReport, Job, apply
 from scshards.train.apply_options import AnnotateOptions as AnnotateOptions
-from scshards.train.apply_output import Result
+from scshards.train.apply_output import Result, class_columns
 from scshards.train.classes import CLASSES, LabelNames, read_classes
 from scshards.train.embed import collate_options, embedding_result, model_domains
 from scshards.train.setup import ranks
@@ -35,7 +37,7 @@ def annotate(
     *,
     storage_options: Mapping[str, Any] | None = None,
     shown: bool = True,
-) -> ApplyReport:
+) -> AnnotateReport:
     """Write an h5ad file with the predicted class of every cell in `obs`, and its embedding in `obsm`.
 
     `obs[column]` is a categorical of all the model's classes, in the order of its codes;
@@ -82,9 +84,61 @@ def annotate(
             collate=collate_options(loaded.args, options),
             domains=model_domains(loaded, checkpoint, options, storage_options),
         )
-        return apply(
+        report = apply(
             job, inputs, output, options, here, storage_options=storage_options, shown=shown
         )
+        counts, n_below = np.zeros(len(classes), np.int64), 0
+        if here.is_main:
+            for file in report.files:
+                found, sure = class_columns(file.output, _column(options, classes))
+                counts += np.bincount(found, minlength=len(classes))
+                n_below += int((sure < options.confidence).sum())
+    return AnnotateReport(
+        report,
+        {name: n for name, n in zip(classes.names, counts.tolist(), strict=True) if n},
+        n_below,
+        options.confidence,
+    )
+
+
+@dataclass(frozen=True)
+class AnnotateReport:
+    """What was written, and which classes cells were given.
+
+    Attributes
+    ----------
+    applied
+        The files.
+    classes
+        {class: cells}, of those that some cell has; {} on all ranks but the first.
+    n_below
+        Cells whose class has a probability below `confidence`.
+    """
+
+    applied: ApplyReport
+    classes: dict[str, int]
+    n_below: int
+    confidence: float
+
+    def tables(self) -> dict[str, Any]:
+        own = {"classes": self.classes, "n_below": self.n_below, "confidence": self.confidence}
+        return self.applied.tables() | own
+
+    def text(self) -> list[str | Table]:
+        """A row for each class, the most frequent first, and the share of cells that are not sure."""
+        cells = max(self.applied.cells, 1)
+        found = sorted(self.classes.items(), key=lambda of: -of[1])
+        rows = [(name, n, f"{100 * n / cells:.1f}%") for name, n in found]
+        return [
+            Table(("class", "cells", "share"), rows),
+            f"{self.n_below:,} of {counted(self.applied.cells, 'cells')} "
+            f"({100 * self.n_below / cells:.1f}%) have a class with a probability below "
+            f"{self.confidence:g}",
+        ]
+
+
+def _column(options: AnnotateOptions, classes: LabelNames) -> str:
+    return options.column or f"predicted_{classes.column}".replace("/", "_")
 
 
 def _class_results(options: AnnotateOptions, classes: LabelNames, first: int) -> list[Result]:
@@ -93,7 +147,7 @@ def _class_results(options: AnnotateOptions, classes: LabelNames, first: int) ->
     def code(rows: NDArray[np.float32]) -> NDArray[np.int64]:
         return rows[:, first:].argmax(axis=1)  # of equal ones the first
 
-    column = options.column or f"predicted_{classes.column}".replace("/", "_")
+    column = _column(options, classes)
     results = [
         Result(frame="obs", name=column, of=code, categories=classes.names),
         Result(

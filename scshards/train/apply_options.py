@@ -80,12 +80,17 @@ class AnnotateOptions(EmbedOptions):
         The new column of obs. Without it, `predicted_` and the column that the classes are from.
     probabilities
         Write the probability of every class too, to obsm.
+    confidence
+        It is told how many cells have a class with a probability below this.
     """
 
     column: str | None = None
     probabilities: bool = False
+    confidence: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.confidence <= 1:
+            raise ConfigError(f"confidence is a probability, from 0 to 1, not {self.confidence}")
         if self.column is not None and (not self.column or "/" in self.column):
             raise ConfigError(f"{self.column!r} can't be the name of an obs column")

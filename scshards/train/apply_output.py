@@ -55,6 +55,15 @@ class Result:
     categories: Sequence[str] | None = None
 
 
+def class_columns(path: str, column: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Of a file that was written: each cell's code of a categorical in obs, and its probability."""
+    import h5py
+
+    with h5py.File(path) as file:
+        codes, sure = file["obs"][column]["codes"], file["obs"][f"{column}_probability"]
+        return codes[:].astype(np.int64), sure[:]
+
+
 class RowFile:
     """Rows of float32 in a file, one behind another."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import anndata
@@ -109,8 +110,17 @@ def test_annotations_are_the_class_heads_own(tmp_path: Path, checkpoint: Path, c
     assert made.obs["kind"].tolist() == [f"k{i % 2}" for i in range(40)]
 
     pack(str(cells), str(tmp_path / "shards"), VOCAB, PackOptions(workers=1), progress=False)
-    options = AnnotateOptions(column="class", batch_size=3)
-    annotate(str(checkpoint), str(tmp_path / "shards"), tmp_path / "s.h5ad", options, shown=False)
+    sure = float(np.median(expected.max(1)))
+    options = AnnotateOptions(column="class", batch_size=3, confidence=sure)
+    said = annotate(
+        str(checkpoint), str(tmp_path / "shards"), tmp_path / "s.h5ad", options, shown=False
+    )
+    counts = Counter(NAMES[i] for i in expected.argmax(1))
+    assert said.classes == counts and said.n_below == (expected.max(1) < sure).sum() > 0
+    shares = [line.split() for line in said.text()[0].text().splitlines()[2:]]
+    assert [[n, c] for *n, c, _ in shares] == [[n.split(), str(c)] for n, c in counts.most_common()]
+    assert "--confidence" not in result.output
+    assert f"{(expected.max(1) < 0.5).sum()} of 40 cells" in result.output
     packed = anndata.read_h5ad(tmp_path / "s.h5ad")
     assert set(packed.obsm) == {"X_scshards"}
     assert (

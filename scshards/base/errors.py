@@ -11,7 +11,8 @@
     |-- FormatError        a shard set that is not what its manifest says   (also a ValueError)
     |   `-- ChecksumError        bytes that are not the bytes that were packed
     |-- StateError         a loader state that does not fit                 (also a ValueError)
-    `-- CheckpointError    a checkpoint that can't be read or does not fit  (also a ValueError)
+    |-- CheckpointError    a checkpoint that can't be read or does not fit  (also a ValueError)
+    `-- RankError          another process of the same run failed, and says why itself
 
 Each says what went wrong, where (file, shard, cell, key) and what to do. The command line prints
 them without a traceback and exits with 1; anything else that escapes is a bug in scshards.
@@ -94,6 +95,10 @@ class StateError(ScshardsError, ValueError):
 
 class CheckpointError(ScshardsError, ValueError):
     """A checkpoint that can't be read or does not fit the model."""
+
+
+class RankError(ScshardsError):
+    """Another process of the same run failed; it says itself why."""
 
 
 def _rebuild(

@@ -10,13 +10,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
 from scshards._version import __version__
-from scshards.base.errors import ScshardsError
+from scshards.base.errors import RankError, ScshardsError
 from scshards.base.text import did_you_mean
 from scshards.cli.command import show_error
 
@@ -74,17 +74,31 @@ class LazyGroup(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except click.Abort as e:
-            click.echo(str(e) or "interrupted", err=True)
+            _once(lambda text: click.echo(text, err=True), str(e) or "interrupted")
             sys.exit(130)  # as shells have it of a program that Ctrl-C ended
         except click.ClickException as e:
-            show_error(_usage(e))
+            _once(show_error, _usage(e))
             sys.exit(e.exit_code)
         except ScshardsError as e:
             if os.environ.get("SCSHARDS_DEBUG") == "1":
                 raise
-            show_error(str(e))
+            if not isinstance(e, RankError):  # the rank that failed says it
+                _once(show_error, str(e))
             sys.exit(1)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _once(show: Callable[[str], None], text: str) -> None:
+    """Show what ends the command; of several processes started together the first one here does."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        show(text)
+        return
+    from scshards.train.watch import telling
+
+    with telling() as here:
+        if here:
+            show(text)
+            sys.stderr.flush()
 
 
 def _usage(error: click.ClickException) -> str:

@@ -154,7 +154,6 @@ def apply(
         if here.is_main:
             made = work / "out" / names[0] if len(given) == 1 else work / "out"
             os.rename(made, target)  # noqa: PTH104
-        here.barrier()
     return ApplyReport(
         output=str(target),
         names=tuple(r.name for r in job.results),

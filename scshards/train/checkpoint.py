@@ -39,6 +39,7 @@ from scshards.train.config import recorded_tables
 from scshards.train.parallel import local
 from scshards.train.recorded import WRITER, read_record
 from scshards.train.setup import Ranks
+from scshards.train.watch import NO_END, is_lost
 
 STATE = "state.json"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -100,7 +101,9 @@ class Checkpoints:
         self._storage, self._ranks = Storage(root), ranks
         self._keep_last, self._keep_every = keep_last, keep_every
         # Its own group: what a save says in the background must not mix with what training says.
-        self._group = dist.new_group(backend="gloo") if ranks.world_size > 1 else None
+        self._group = (
+            dist.new_group(backend="gloo", timeout=NO_END) if ranks.world_size > 1 else None
+        )
         self._in_flight: Future[Any] | None = None
 
     def __enter__(self) -> Checkpoints:
@@ -117,8 +120,10 @@ class Checkpoints:
             return
         try:
             self.wait()
-        except ScshardsError as e:  # what ended the run is the news; this is said beside it
-            print(f"the checkpoint in flight failed too: {e}", file=sys.stderr)
+        except (ScshardsError, RuntimeError) as e:
+            # What ended the run is the news; this is said beside it, unless it is that a rank is gone.
+            if not is_lost(e):
+                print(f"the checkpoint in flight failed too: {e}", file=sys.stderr)
 
     def latest(self) -> str | None:
         """The name of the newest complete checkpoint, the same on every rank."""

@@ -32,6 +32,7 @@ from scshards.model.transformer import CellModel
 from scshards.train.config import RunSettings
 from scshards.train.micro import AnyBatch
 from scshards.train.setup import Ranks
+from scshards.train.watch import NO_END
 
 
 def prepare(model: CellModel, ranks: Ranks, settings: RunSettings) -> None:
@@ -140,7 +141,10 @@ def _sharded(task: nn.Module) -> list[FSDPModule]:
 
 def _group(ranks: Ranks) -> dist.ProcessGroup:
     # Of its own: DDP never quite lets go of its group, and that of `Ranks` has to end with `ranks`.
+    # Ranks come to it together, from what `Ranks` agreed on; so NCCL keeps torch's limit to a wait,
+    # which ends one for a GPU that hangs.
+    is_cuda = ranks.device.type == "cuda"
     group: dist.ProcessGroup = dist.new_group(
-        backend="nccl" if ranks.device.type == "cuda" else "gloo"
+        backend="nccl" if is_cuda else "gloo", timeout=None if is_cuda else NO_END
     )
     return group

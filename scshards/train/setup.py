@@ -2,7 +2,8 @@
 
 Started plainly there is one rank and no process group. Under torchrun gradients are averaged through
 gloo on CPU and nccl on CUDA; what `Ranks` itself sends is a handful of numbers on the CPU, always
-through gloo, so that agreeing never waits for a GPU. Called by the loop, evaluate and the baselines.
+through gloo, so that agreeing never waits for a GPU. It waits as long as the others work; train.watch
+ends it when one of them fails. Called by the loop, evaluate and the baselines.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ import torch.distributed as dist
 from scshards.base.errors import ConfigError, ScshardsError
 from scshards.base.memory import peak_bytes
 from scshards.train.launch import Place, place
+from scshards.train.watch import NO_END, Watch
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ class Ranks:
     world_size: int
     device: torch.device
     bf16: bool = False
+    group: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -46,14 +50,14 @@ class Ranks:
         if self.world_size == 1:
             return [float(v) for v in values]
         t = torch.tensor(list(values), dtype=torch.float64)
-        dist.all_reduce(t)
+        dist.all_reduce(t, group=self.group)
         return [float(v) for v in t]
 
     def total_later(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Begin to sum a CPU tensor over all ranks, in place; what is returned waits for the sum."""
         if self.world_size == 1:
             return lambda: tensor
-        work = dist.all_reduce(tensor, async_op=True)
+        work = dist.all_reduce(tensor, group=self.group, async_op=True)
 
         def summed() -> torch.Tensor:
             work.wait()
@@ -67,7 +71,7 @@ class Ranks:
             return
         for tensor in tensors:
             on_cpu = tensor.detach().cpu()
-            dist.broadcast(on_cpu, 0)
+            dist.broadcast(on_cpu, 0, group=self.group)
             tensor.copy_(on_cpu)
 
     def any(self, flag: bool) -> bool:
@@ -79,7 +83,7 @@ class Ranks:
         if self.world_size == 1:
             return [thing]
         things: list[Any] = [None] * self.world_size
-        dist.all_gather_object(things, thing)
+        dist.all_gather_object(things, thing, group=self.group)
         return things
 
     def first(self, do: Callable[[], object]) -> None:
@@ -123,25 +127,46 @@ def ranks(
     ------
     ConfigError
         For a device that is not there, or a precision that it can't do.
+    RankError
+        On the other ranks, when one of them fails; or their processes end.
     """
     mine = place()
     on = _device(device, mine)
     if on.type == "cuda":
         torch.cuda.set_device(on)
     bf16 = _bf16(precision, on, mine.rank == 0)
-    rank, world_size = mine.rank, mine.world_size
-    joined = world_size > 1 and not dist.is_initialized()
-    if joined:
-        dist.init_process_group("gloo")
     # Dropout draws from torch's global generators, which are the caller's: they are put back.
     devices = [on] if on.type == "cuda" else []
     with torch.random.fork_rng(devices), _deterministic(deterministic), _products(on, bf16):
-        yield Ranks(rank, world_size, on, bf16)
-    # Not after an error: leaving can wait for ranks that know nothing of it.
+        if mine.world_size == 1:
+            yield Ranks(0, 1, on, bf16)
+            return
+        with _group() as group:
+            here = Ranks(mine.rank, mine.world_size, on, bf16, group)
+            watch = Watch(here.gather(uuid.uuid4().hex)[0], others=mine.world_size - 1)
+            try:
+                yield here
+                here.barrier()  # nobody leaves before all are done
+            except BaseException as e:
+                raised = watch.fail(e)
+                if raised is e:
+                    raise
+                raise raised from None
+            watch.close()
+
+
+@contextlib.contextmanager
+def _group() -> Iterator[dist.ProcessGroup]:
+    """A group of all ranks for what `Ranks` says; left as it was found when all is done."""
+    joined = not dist.is_initialized()
     if joined:
-        # Ends the threads of this group. One that were still letting go of a tensor while the
-        # interpreter ends would abort the process, after all its work is done.
-        dist.destroy_process_group()
+        dist.init_process_group("gloo")
+    group = dist.new_group(backend="gloo", timeout=NO_END)
+    yield group
+    # Not after an error: leaving can wait for ranks that know nothing of it.
+    # Ends the threads of the group. One that were still letting go of a tensor while the interpreter
+    # ends would abort the process, after all its work is done.
+    dist.destroy_process_group(None if joined else group)
 
 
 def check_packed(device: torch.device) -> None:

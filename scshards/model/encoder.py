@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scshards.model.attention import SelfAttention
 from scshards.model.layout import Layout
+
+
+class Norm(nn.LayerNorm):
+    """Layer norm in float32 under autocast, whatever its weights are in: CUDA's is, the CPU's is not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float [..., D], to the same shape in float32."""
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps)
 
 
 class EncoderLayer(nn.Module):
@@ -20,8 +30,8 @@ class EncoderLayer(nn.Module):
         self.self_attn = SelfAttention(d_model, n_heads, dropout)
         self.linear1 = nn.Linear(d_model, d_hid)
         self.linear2 = nn.Linear(d_hid, d_model)
-        self.norm1 = nn.LayerNorm(d_model, eps=1e-5)
-        self.norm2 = nn.LayerNorm(d_model, eps=1e-5)
+        self.norm1 = Norm(d_model, eps=1e-5)
+        self.norm2 = Norm(d_model, eps=1e-5)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BLD: Tensor, layout: Layout) -> Tensor:

@@ -56,6 +56,7 @@ MAY_CHANGE = frozenset(
         "run.peak_tflops",
         "run.parallel",
         "run.compile",
+        "run.activation_checkpointing",
         "optim.max_skipped",
     }
 )

@@ -97,6 +97,9 @@ class RunSettings:
     """ddp: every rank has the whole model; fsdp2: weights, gradients and moments are dealt out."""
     compile: bool = False
     """Compile the encoder's layers with torch.compile, for batches of one width (`max_length`)."""
+    activation_checkpointing: bool = False
+    """Keep only what goes into each layer, and compute layers anew in the backward pass: less memory, a
+    third more arithmetic, the same gradients."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where the lines of metrics.jsonl go as well; each needs the extra of its name."""
     peak_tflops: float | None = None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -22,9 +23,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from scshards.cells.batch import Batch, GenerateBatch
 from scshards.model.config import ModelConfig
@@ -40,8 +47,13 @@ def prepare(model: CellModel, ranks: Ranks, settings: RunSettings) -> None:
 
     Alone there is nothing to shard. Batch norm by domain then is over all ranks' cells.
     """
-    if settings.compile:
-        for layer in model.transformer_encoder.layers:
+    for layer in model.transformer_encoder.layers:
+        if settings.activation_checkpointing:
+            # Inside of what gathers a layer's weights, and its name stays what it was. What dropout drew
+            # is drawn again.
+            again = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+            layer.forward = again
+        if settings.compile:
             layer.compile(dynamic=False)
     if model.dsbn is not None and ranks.world_size > 1:
         model.dsbn.group = _group(ranks)
@@ -49,8 +61,15 @@ def prepare(model: CellModel, ranks: Ranks, settings: RunSettings) -> None:
         # Of in-place changes of what the model returns, which nobody makes.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = DeviceMesh.from_group(_group(ranks), ranks.device.type)
+        # Layers are gathered in bf16 and let go of after use: copies of autocast are kept for backward.
+        # What goes in stays float32 where it is, as without shards: autocast sees to the products.
+        policy = MixedPrecisionPolicy()
+        if ranks.bf16:
+            policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
+            )
         for layer in model.transformer_encoder.layers:
-            fully_shard(layer, mesh=mesh)
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh)
         register_fsdp_forward_method(model, "embed")
 
@@ -64,6 +83,7 @@ def wrapped(task: nn.Module, ranks: Ranks) -> nn.Module:
         task,
         device_ids=[ranks.device.index] if is_cuda else None,
         process_group=_group(ranks),
+        gradient_as_bucket_view=True,
         broadcast_buffers=False,  # those of batch norm are the same on all ranks
     )
 

@@ -267,6 +267,8 @@ class Stepper:
             advice += ["a smaller data.max_length", "model.d_model or model.n_layers"]
             if self._ranks.world_size > 1 and self._config.run.parallel == "ddp":
                 advice.append('run.parallel="fsdp2"')
+            if not self._config.run.activation_checkpointing:
+                advice.append("run.activation_checkpointing=true")
             raise ScshardsError(
                 f"out of memory: a forward pass of {len(micro)} cells of up to "
                 f"{self._config.collate.max_length} tokens does not fit",

@@ -12,7 +12,8 @@ import torch
 from train_support import small_batch, small_config, small_model, take
 
 from scshards.cells.batch import Batch, GenerateBatch
-from scshards.train.parallel import prepare
+from scshards.model.transformer import CellModel
+from scshards.train.parallel import local, prepare
 from scshards.train.setup import Ranks, ranks
 from scshards.train.step import Stepper
 from scshards.train.tasks import Task
@@ -80,8 +81,34 @@ def main(out: str) -> None:
                 "shares": here.gather(task.counts(batch)[task.criterion]),
             }
         found["spoilt"] = spoilt(here)
+        found["kept"] = kept(here)
         if here.is_main:
             torch.save(found, out)
+
+
+def kept(here: Ranks) -> tuple[int, int]:
+    """Bytes of the layers' bf16 weights that a forward pass keeps for backward under FSDP2; and of all."""
+    model = CellModel(dataclasses.replace(small_model().config, d_hid=24))
+    task = MaskTask(model)
+    parameters = model.transformer_encoder.named_parameters()
+    # Those of shapes that no head has.
+    matrices = [p for n, p in parameters if p.ndim == 2 and "out_proj" not in n]
+    shapes = {tuple(p.shape) for p in matrices} | {tuple(p.shape)[::-1] for p in matrices}
+    bf16 = dataclasses.replace(here, bf16=True)
+    prepare(model, bf16, small_config("run.parallel=fsdp2").run)
+    saved: list[torch.Tensor] = []
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.bfloat16 and tuple(x.shape) in shapes:
+            saved.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x), bf16.autocast():
+        sums = task(small_batch(4), 0)
+    storages = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in saved}
+    sums["masked_mse"].backward()
+    assert all(local(p.grad).isfinite().all() for p in matrices if p.grad is not None)
+    return sum(storages.values()), sum(2 * p.numel() for p in matrices)
 
 
 def spoilt(here: Ranks) -> list[str]:

@@ -3,8 +3,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import pytest
 import torch
-from train_support import small_batch, small_config, small_model
+from train_support import small_batch, small_config, small_model, take
 
 from scshards.cells.batch import GenerateBatch
 from scshards.train.parallel import as_wide, prepare
@@ -71,13 +72,13 @@ def test_batch_norm_by_domain_compiles(monkeypatch):
         model = small_model(n_domains=2, domain_norm=True, max_length=60)
         task = IntegrateTask(model, "domain", similarity_weight=0)
         prepare(model, ALONE, config.run)
-        sgd = torch.optim.SGD(model.parameters(), lr=0.0)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.0, fused=True)
         stepper = Stepper(task, sgd, config, ALONE, micro_batch=6, total_steps=10)
         results = []
         for seed in range(3):
             batch = small_batch(6, seed=seed, weight=[1, 1, 1, 1, 1, 0])
             batch.labels["domain"] = torch.tensor([seed % 2] * 5 + [-1])
-            results.append(stepper.step(batch, 9))
+            results.append(take(stepper, batch, 9))
         assert {r.padded_tokens == 6 * 60 for r in results} == {compiled}
         found[compiled] = (
             [r.sums for r in results],
@@ -93,3 +94,28 @@ def test_alone_there_is_nothing_to_shard():
     model = small_model()
     prepare(model, ALONE, small_config("run.parallel=fsdp2").run)
     assert type(model).__name__ == "CellModel"
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_layers_that_are_computed_anew_have_the_same_gradients(bf16: bool) -> None:
+    found, kept = {}, {}
+    for flag in ("true", "false"):
+        model = small_model(dropout=0.2)
+        names = list(model.state_dict())
+        prepare(model, ALONE, small_config(f"run.activation_checkpointing={flag}").run)
+        saved: list[int] = []
+
+        def note(x: torch.Tensor, saved: list[int] = saved) -> torch.Tensor:
+            saved.append(x.numel())
+            return x
+
+        torch.manual_seed(5)
+        here = dataclasses.replace(ALONE, bf16=bf16)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x), here.autocast():
+            out = model(small_batch(5))
+        kept[flag] = sum(saved)
+        (out.predictions.square().sum() + out.mvc_predictions.sum()).backward()
+        assert list(model.state_dict()) == names
+        found[flag] = {n: p.grad for n, p in model.named_parameters()}
+    assert all(g.equal(found["false"][n]) for n, g in found["true"].items())
+    assert kept["true"] < 0.5 * kept["false"]

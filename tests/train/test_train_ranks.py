@@ -42,13 +42,20 @@ INTEGRATE = (
     "run.eval_every=3",
 )
 
+BF16 = ("run.precision=bf16", "run.steps=5", "run.eval_every=5")
+
+DROPOUT = ("model.dropout=0.2", "run.micro_batch=4", "run.steps=4", "run.eval_every=4")
+
 RUNS = {
     4: {"ddp4": (), "fsdp4": ("run.parallel=fsdp2",)},
     2: {
         "ddp2": ("run.micro_batch=2",),
+        "dropout": ("run.parallel=fsdp2", *DROPOUT),
+        "dropout anew": ("run.parallel=fsdp2", "run.activation_checkpointing=true", *DROPOUT),
         "ddp4 to fsdp2": ("run.parallel=fsdp2", "run.micro_batch=4"),
         "fsdp4 to ddp2": (),
         "fsdp2 integrate": ("run.parallel=fsdp2", *INTEGRATE),
+        "fsdp2 bf16": ("run.parallel=fsdp2", "run.micro_batch=4", *BF16),
     },
 }
 """By number of ranks. "a to b" goes on, on 2 ranks, from the checkpoint that a wrote at step 15."""
@@ -74,6 +81,7 @@ def runs(shards, tmp_path_factory) -> Path:
     train(shards, folder / "one", small_config(*COMMON), shown=False)
     train(shards, folder / "pieces", small_config(*COMMON, "run.micro_batch=2"), shown=False)
     train(shards, folder / "integrate", small_config(*COMMON, *INTEGRATE), shown=False)
+    train(shards, folder / "bf16", small_config(*COMMON, *BF16), shown=False)
     _ranks(4, shards, folder)
     for name in (n for n in RUNS[2] if " to " in n):
         shutil.copytree(folder / name.split()[0], folder / name)
@@ -83,7 +91,7 @@ def runs(shards, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["pieces", *RUNS[4], *list(RUNS[2])[:3]])
+@pytest.mark.parametrize("name", ["pieces", *RUNS[4], "ddp2", "ddp4 to fsdp2", "fsdp4 to ddp2"])
 def test_a_run_is_that_of_one_rank(runs, name):
     mine, one = (_lines(runs / n) for n in (name, "one"))
     assert [m["step"] for m in mine if m["kind"] == "train"] == list(range(1, 31))
@@ -110,6 +118,20 @@ def test_a_sharded_model_embeds_and_has_other_heads(runs):
         assert {"masked_mse"} < set(figures)
         for k in set(figures) - {"data_wait"}:
             assert a[k] == pytest.approx(b[k], rel=1e-5), k
+
+
+def test_shards_in_bf16_are_near_autocast_alone(runs):
+    mine, one = (_lines(runs / n) for n in ("fsdp2 bf16", "bf16"))
+    assert [m["step"] for m in mine] == [1, 2, 3, 4, 5, 5]
+    for a, b in zip(mine, one, strict=True):
+        assert a["masked_mse"] == pytest.approx(b["masked_mse"], rel=1e-3)
+    weights = read_tensors(runs / "fsdp2 bf16" / "checkpoints" / "step-00000005")
+    assert {t.dtype for t in weights.values()} == {torch.float32}
+
+
+def test_layers_that_are_computed_anew_take_the_same_steps_under_shards(runs):
+    a, b = (read_tensors(runs / n / "checkpoints/step-00000004") for n in RUNS[2] if "drop" in n)
+    assert a.keys() == b.keys() and all(t.equal(b[name]) for name, t in a.items())
 
 
 def test_every_rank_wrote_its_share(runs):

@@ -54,6 +54,7 @@ MAY_CHANGE = frozenset(
         "run.device",
         "run.trackers",
         "run.peak_tflops",
+        "run.profile",
         "run.parallel",
         "run.compile",
         "run.activation_checkpointing",

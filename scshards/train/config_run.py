@@ -104,6 +104,9 @@ class RunSettings:
     """Where the lines of metrics.jsonl go as well; each needs the extra of its name."""
     peak_tflops: float | None = None
     """What the device can do, for MFU; None: as the GPU's name says, if it is a known one."""
+    profile: tuple[int, int] | None = None
+    """The first and the last step, counted from 1, whose times and memory the first rank writes to
+    RUN/profile, e.g. [10, 20]."""
     deterministic: bool = False
     """Only algorithms that give the same bits each time; slower on CUDA."""
 
@@ -119,6 +122,12 @@ class RunSettings:
             check(value is None or value >= 1, f"run.{name}", "must be at least 1")
         check(self.checkpoints != "", "run.checkpoints", "must not be empty; leave it out")
         check(len({*self.trackers}) == len(self.trackers), "run.trackers", "names one twice")
+        check(
+            self.profile is None
+            or (len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]),
+            "run.profile",
+            "must be two steps, the first at least 1 and not above the second",
+        )
         peak = self.peak_tflops
         check(peak is None or peak > 0, "run.peak_tflops", "must be above 0")
 

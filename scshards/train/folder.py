@@ -5,6 +5,7 @@
     RUN/metrics.jsonl      one line per log step and evaluation
     RUN/best_model.pt      with args.json and vocab.json: the best model so far, in scGPT's layout
     RUN/evaluation.json    written by `scshards evaluate`
+    RUN/profile/           with run.profile: what those steps took
     RUN/STOPPED            a signal ended the run before its last step; not there while it runs
     RUN/lock               one process trains here; not there when it has ended in order
 

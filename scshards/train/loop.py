@@ -34,6 +34,7 @@ from scshards.train.metrics import MetricsLog, Window
 from scshards.train.optim import decay, make_optimizer, moments, warmup
 from scshards.train.parallel import eager, prepare, unsharded
 from scshards.train.preempt import StopSignals
+from scshards.train.profiling import StepProfile
 from scshards.train.setup import check_packed, ranks
 from scshards.train.step import Share, Stepper, StepResult
 from scshards.train.summary import Summary, opening, progress_note
@@ -274,12 +275,14 @@ def train(
                 if shown:
                     print(f"step {at} skipped: {result.skip.why}", file=sys.stderr)
 
+        profile = stack.enter_context(StepProfile(every.profile, run.path / "profile", here))
         share, waited = ahead()
         if start:  # a run that was stopped at an evaluation makes up for it
             stopped = not assess()
             save()
         t0 = time.perf_counter() - waited
         while share is not None and not stopped:
+            profile.before(state.step + 1)
             take_in(stepper.step(share, state.step))
             state.step += 1
             share, next_waited = ahead()  # while the device computes
@@ -291,6 +294,7 @@ def train(
                 state.skipped_in_a_row = stepper.skipped_in_a_row
             window.took(time.perf_counter() - t0, waited=waited)
             waited = next_waited
+            profile.after(state.step)
             if is_logged:
                 line = window.close()
                 log.write("train", state.step, epoch=state.step / steps_per_epoch, **line)

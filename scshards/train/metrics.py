@@ -31,6 +31,7 @@ MEASURED = frozenset(
     {
         *("steps", "loss", "lr", "grad_norm"),
         *("cells_per_s", "tokens_per_s", "padded_tokens_per_s", "mfu", "data_wait", "memory_bytes"),
+        *("slowest_step_s", "fastest_step_s", "data_waits"),
     }
 )
 """The fields of a train line that are no loss term; all others are."""
@@ -176,9 +177,21 @@ class Window:
             "lr": self._last.lr,
             "grad_norm": self._last.grad_norm,
             **self._rates(measured),
+            **self._by_rank(),
         }
         self._clear()
         return values
+
+    def _by_rank(self) -> dict[str, Any]:
+        """The mean time of a step on the slowest and the fastest rank, and each rank's data wait."""
+        if self._ranks.world_size == 1:
+            return {}
+        each = self._ranks.gather((self._seconds / self._steps, self._waited / self._seconds))
+        seconds = [s for s, _ in each]
+        waits = [w for _, w in each]
+        return {
+            "slowest_step_s": max(seconds), "fastest_step_s": min(seconds), "data_waits": waits
+        }  # fmt: skip
 
     def whole(self) -> dict[str, float]:
         """The rates over all windows but the first, if there are more; {} before it."""

@@ -341,3 +341,18 @@ def test_compiled_layers_give_the_same_run(shards, tmp_path):
     widths = [m["padded_tokens_per_s"] / m["cells_per_s"] for m in lines["true"] if "lr" in m]
     assert widths == pytest.approx([40] * 10), "all batches have one width"
     assert not any("_orig_mod" in name for name in _weights(tmp_path / "true", 10))
+
+
+def test_steps_that_are_asked_for_are_profiled(shards, tmp_path):
+    for name, steps in (("whole", "[2, 3]"), ("cut", "[4, 9]"), ("never", "[7, 9]")):
+        config = small_config("run.steps=5", f"run.profile={steps}")
+        train(shards, tmp_path / name, config, shown=False)
+    assert not (tmp_path / "never" / "profile").exists()
+    for name, file, n in (("whole", "steps-2-3.json", 2), ("cut", "steps-4-9.json", 2)):
+        assert [p.name for p in (tmp_path / name / "profile").iterdir()] == [file]
+        events = json.loads((tmp_path / name / "profile" / file).read_text())["traceEvents"]
+        updates = [e for e in events if e["name"].startswith("Optimizer.step#")]
+        assert len(updates) == n
+    for steps in ("[3, 2]", "[0, 2]"):
+        with pytest.raises(ConfigError, match="the first at least 1 and not above the second"):
+            small_config(f"run.profile={steps}")

@@ -103,3 +103,14 @@ def test_utilization_is_arithmetic_over_what_the_device_can_do():
             expected += model.n_layers * (n * (4 * d * d + 2 * d * model.d_hid) + 2 * n * n * d)
             expected += n * (d + d * d) + n * (2 * d * d + d) + n * (d * d + d) + d * d
     assert window.close()["mfu"] == pytest.approx(3 * 2 * expected / 4.0 / peak)
+
+
+def test_several_ranks_are_told_apart(monkeypatch):
+    monkeypatch.setattr(Ranks, "total", lambda self, values: [2 * v for v in values])
+    monkeypatch.setattr(Ranks, "gather", lambda self, mine: [mine, (0.5, 0.1)])
+    window = Window(Ranks(0, 2, torch.device("cpu")), WEIGHTS, small_model().config, None)
+    taken(window, 30.0, 60.0, n=10, cells=4)
+    line = window.close()
+    assert (line["slowest_step_s"], line["fastest_step_s"]) == (2.0, 0.5)
+    assert line["data_waits"] == [0.25, 0.1]
+    assert line.keys() - WEIGHTS.keys() <= MEASURED

@@ -2,7 +2,8 @@
 
     Padded   scaled_dot_product_attention with padded keys left out: the reference, CPU and CUDA
     Packed   varlen_attn on CUDA in half precision; otherwise the cells side by side, as Padded
-    Split    one scaled_dot_product_attention over known and unknown keys, or flex attention
+    Split    over the known keys as Padded, then with each unknown token's own; on CUDA one
+             scaled_dot_product_attention with a mask of all pairs, or flex attention
 
 `SelfAttention` (the projections, with scGPT's key names) calls them; model.encoder calls that.
 """
@@ -72,9 +73,7 @@ def attend_packed(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, layout: Packed) -
     bfloat16 and heads of a width that is a multiple of 8 up to 256; anything else is computed with
     the cells side by side, [B, S].
     """
-    width = q_THE.shape[-1]
-    half = q_THE.dtype in (torch.float16, torch.bfloat16)
-    if HAS_VARLEN and q_THE.is_cuda and half and width % 8 == 0 and width <= 256:
+    if _has_kernel(q_THE):
         from torch.nn.attention.varlen import varlen_attn  # late: it takes two seconds
 
         # The kernel visits the cells' tokens alone: elsewhere its output, and the gradient of its
@@ -89,14 +88,20 @@ def attend_packed(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, layout: Packed) -
     return layout.packed(attend(q_BHSE, k_BHSE, v_BHSE, layout.rows_are_pad, 0.0).transpose(1, 2))
 
 
+def _has_kernel(q_THE: Tensor) -> bool:
+    width, half = q_THE.shape[-1], q_THE.dtype in (torch.float16, torch.bfloat16)
+    return HAS_VARLEN and q_THE.is_cuda and half and width % 8 == 0 and width <= 256
+
+
 def attend_split(
     q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, layout: Split, dropout: float
 ) -> Tensor:
     """As `attend`, where unknown genes see the known ones and themselves, and nobody else sees them.
 
-    One attention over all N keys with a mask; the weights are not materialised (with `dropout` 0,
-    on CPU). A layout with `blocks` runs flex attention, which skips the keys that a block of queries
-    does not see, and has no dropout: `dropout` is not applied there.
+    No unknown gene's key but its own is ever looked at: N P products and not N^2. With `dropout` 0 the
+    weights are not materialised. A layout with `may_see` runs one attention over all N keys with
+    that mask. One with `blocks` runs flex attention, which skips the keys that a block of queries does
+    not see, and has no dropout: `dropout` is not applied there.
     """
     if layout.blocks is not None:
         from torch.nn.attention.flex_attention import flex_attention
@@ -105,8 +110,21 @@ def attend_split(
         alone = q_BHNE.is_cuda and not torch.compiler.is_compiling()
         run: Any = _compiled(flex_attention) if alone else flex_attention
         return run(q_BHNE, k_BHNE, v_BHNE, block_mask=layout.blocks)
-    assert layout.may_see is not None, "a layout has a mask of one kind or the other"
-    return _attend_where(q_BHNE, k_BHNE, v_BHNE, layout.may_see[:, None], dropout)
+    if layout.may_see is not None:
+        return _attend_where(q_BHNE, k_BHNE, v_BHNE, layout.may_see[:, None], dropout)
+    if q_BHNE.is_cpu and not dropout:
+        return _KnownAndItself.apply(q_BHNE, k_BHNE, v_BHNE, layout.bias)
+    n = layout.n_known
+    (q_BHPE, q_BHGE), (k_BHPE, k_BHGE) = (x.tensor_split([n], dim=2) for x in (q_BHNE, k_BHNE))
+    v_BHPE, v_BHGE = v_BHNE.tensor_split([n], dim=2)
+    bias_B11P = layout.bias.to(q_BHNE.dtype)
+    known_BHPE = _attend_where(q_BHPE, k_BHPE, v_BHPE, bias_B11P, dropout)
+    scale = q_BHNE.shape[-1] ** -0.5
+    logits_BHGP = q_BHGE @ k_BHPE.transpose(2, 3) * scale + bias_B11P
+    itself_BHG1 = (q_BHGE * k_BHGE).sum(-1, keepdim=True) * scale
+    weights = F.dropout(torch.cat([logits_BHGP, itself_BHG1], 3).softmax(3), dropout)
+    weights_BHGP, own_BHG1 = weights.to(v_BHGE.dtype).tensor_split([n], dim=3)
+    return torch.cat([known_BHPE, weights_BHGP @ v_BHPE + own_BHG1 * v_BHGE], 2)
 
 
 class SelfAttention(nn.Module):
@@ -138,6 +156,59 @@ class SelfAttention(nn.Module):
         out_BND = attend_split(q_BHLE, k_BHLE, v_BHLE, layout, dropout).transpose(1, 2).flatten(2)
         known_BPD, unknown_BGD = out_BND.tensor_split([layout.n_known], dim=1)
         return torch.cat([self.out_proj(known_BPD), unknown_BGD], 1)
+
+
+class _KnownAndItself(torch.autograd.Function):
+    """`attend_split` without dropout, on the CPU.
+
+    Its kernel over the known keys gives with each output the logarithm of what its softmax divides by.
+    One more key is then put in exactly: with s the logit of an unknown token for itself,
+
+        lse' = log(exp(lse) + exp(s))        out' = exp(lse - lse') out + exp(s - lse') v
+
+    and the kernel's backward pass, which makes the weights anew as exp(logit - lse'), is that of the
+    softmax over all keys once it is given lse' and out'.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias_B11P: Tensor) -> Tensor:
+        n = bias_B11P.shape[-1]
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k[:, :, :n], v[:, :, :n], attn_mask=bias_B11P
+        )
+        q_BHGE, k_BHGE, v_BHGE, out_BHGE = (x[:, :, n:].float() for x in (q, k, v, out))
+        itself_BHG, known_BHG = _logit(q_BHGE, k_BHGE), lse[:, :, n:]
+        lse_BHG = torch.logaddexp(known_BHG, itself_BHG)
+        kept_BHG1, own_BHG1 = ((x - lse_BHG).exp()[..., None] for x in (known_BHG, itself_BHG))
+        out[:, :, n:] = out_BHGE * kept_BHG1 + v_BHGE * own_BHG1
+        lse[:, :, n:] = lse_BHG
+        ctx.save_for_backward(q, k, v, bias_B11P, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, bias_B11P, out, lse = ctx.saved_tensors
+        n = bias_B11P.shape[-1]
+        if grad.stride(-1) != 1:
+            grad = grad.contiguous()
+        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, q, k[:, :, :n], v[:, :, :n], out, lse, 0.0, False, attn_mask=bias_B11P
+        )
+        q_BHGE, k_BHGE, v_BHGE, out_BHGE, grad_BHGE = (
+            x[:, :, n:].float() for x in (q, k, v, out, grad)
+        )
+        own_BHG1 = (_logit(q_BHGE, k_BHGE) - lse[:, :, n:]).exp()[..., None]
+        slope_BHG1 = own_BHG1 * (grad_BHGE * (v_BHGE - out_BHGE)).sum(-1, keepdim=True)
+        slope_BHG1 = slope_BHG1 * q.shape[-1] ** -0.5
+        dq[:, :, n:] += (slope_BHG1 * k_BHGE).to(dq.dtype)
+        dk = torch.cat([dk, (slope_BHG1 * q_BHGE).to(dk.dtype)], 2)
+        dv = torch.cat([dv, (own_BHG1 * grad_BHGE).to(dv.dtype)], 2)
+        return dq, dk, dv, None
+
+
+def _logit(q_BHGE: Tensor, k_BHGE: Tensor) -> Tensor:
+    """What each token sees itself with: [B, H, G]."""
+    return (q_BHGE * k_BHGE).sum(-1) * q_BHGE.shape[-1] ** -0.5
 
 
 def _attend_where(q: Tensor, k: Tensor, v: Tensor, may_see: Tensor, dropout: float) -> Tensor:

@@ -128,23 +128,34 @@ def unsharded(model: CellModel) -> CellModel:
     return copy
 
 
-def as_wide(batch: AnyBatch, config: ModelConfig) -> AnyBatch:
+def as_wide(batch: AnyBatch, config: ModelConfig, kept: int = 1) -> AnyBatch:
     """The batch padded to `max_length` tokens a cell, so that compiled code sees one shape.
 
-    Of a GenerateBatch both parts are; packed batches have one shape anyway.
+    Of a GenerateBatch both parts together are, split as a cell of that length is: one shape for each
+    ratio. Packed batches have one shape anyway.
+
+    Parameters
+    ----------
+    kept
+        How many tokens of a cell, from `<cls>` on, are never unknown.
     """
-    genes, values = config.pad_id, config.pad_value
+    length, gene, value = config.max_length, config.pad_id, config.pad_value
+    parts: list[tuple[int, dict[str, float]]]
     if isinstance(batch, Batch):
-        fillers = {"genes": genes, "values": values, "targets": values, "is_masked": 0, "is_pad": 1}
+        names = {"genes": gene, "values": value, "targets": value, "is_masked": 0, "is_pad": 1}
+        parts = [(length, names)]
     elif isinstance(batch, GenerateBatch):
-        known = {"known_genes": genes, "known_values": values, "known_is_pad": 1}
-        fillers = known | {"unknown_genes": genes, "unknown_targets": values, "unknown_is_pad": 1}
+        n_unknown = max(int((length - kept) * batch.ratio), 1)
+        known = {"known_genes": gene, "known_values": value, "known_is_pad": 1}
+        unknown = {"unknown_genes": gene, "unknown_targets": value, "unknown_is_pad": 1}
+        parts = [(length - n_unknown, known), (n_unknown, unknown)]
     else:
         return batch
     wide: dict[str, Any] = {}
-    for name, value in fillers.items():
-        tensor = getattr(batch, name)
-        wide[name] = F.pad(tensor, (0, config.max_length - tensor.shape[1]), value=value)
+    for width, fillers in parts:
+        for name, filler in fillers.items():
+            tensor = getattr(batch, name)
+            wide[name] = F.pad(tensor, (0, max(width - tensor.shape[1], 0)), value=filler)
     return dataclasses.replace(batch, **wide)
 
 

@@ -187,7 +187,8 @@ class Stepper:
         self._sender.arrived(share.sent)
         micros = share.micros
         if config.run.compile:
-            micros = [as_wide(m, self._task.model.config) for m in micros]
+            kept = config.collate.n_leads + config.collate.kept_genes
+            micros = [as_wide(m, self._task.model.config, kept) for m in micros]
 
         self._task.train()
         # What a forward pass itself changes: running statistics, small, of domain norm alone.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from scshards.model.attention import SelfAttention, attend, attend_packed, attend_split
 from scshards.model.encoder import EncoderLayer
@@ -159,31 +162,94 @@ def visible(known_is_pad: Tensor, n_unknown: int) -> Tensor:
     return may_see
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("flex", [False, True])
+WAYS: dict[str, tuple[dict[str, bool], float]] = {
+    "keys": ({}, 0.0),
+    "keys, weights dropped": ({}, 1e-12),
+    "pairs": ({"pairs": True}, 0.0),
+    "flex": ({"flex": True}, 0.0),
+}
+"""How a layout is made, and a dropout: hardly any, which takes the way of any."""
+
+no_kernel = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
+
+@no_kernel
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("n_known", [1, 7, 11])
 def test_unknown_genes_see_the_known_and_themselves(
-    qkv: Tensor, is_pad: Tensor, n_known: int, flex: bool
+    qkv: Tensor, is_pad: Tensor, n_known: int, way: str
 ) -> None:
+    options, dropout = WAYS[way]
     known_is_pad = is_pad[:, :n_known]
-    layout = Split.of(known_is_pad, 11 - n_known, flex=flex)
-    expected = looking_at(*qkv, visible(known_is_pad, 11 - n_known))
-    out = attend_split(*qkv, layout, 0.0)
+    layout = Split.of(known_is_pad, 11 - n_known, **options)
+    may_see = visible(known_is_pad, 11 - n_known)
+    a, b = qkv.clone().requires_grad_(), qkv.clone()
+    b.requires_grad_(way != "flex")  # which has none on the CPU
+    expected, out = looking_at(*a, may_see), attend_split(*b, layout, dropout)
     torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
+    if not b.requires_grad:
+        return
+    weigh = torch.arange(out.numel()).reshape(out.shape) % 5 - 2.0
+    for loss in (lambda x: x.sum(), lambda x: (x * weigh).sum()):
+        (wanted,) = torch.autograd.grad(loss(expected), a, retain_graph=True)
+        (found,) = torch.autograd.grad(loss(out), b, retain_graph=True)
+        torch.testing.assert_close(found, wanted, atol=5e-5, rtol=1e-5)
 
 
-def test_unknown_genes_take_the_fused_path_on_cpu(qkv: Tensor, is_pad: Tensor) -> None:
+@pytest.mark.parametrize("far", [-300.0, 0.0, 300.0])
+def test_a_gene_that_sees_itself_far_more_or_less_than_others(qkv: Tensor, far: float) -> None:
+    q, k, v = qkv.clone()
+    k[:, :, 6:] += far * q[:, :, 6:] / q[:, :, 6:].square().sum(-1, keepdim=True)
+    is_pad = torch.zeros(3, 6, dtype=torch.bool)
+    own = [x.clone().requires_grad_() for x in (q, k, v)]
+    out = attend_split(*own, Split.of(is_pad, 5), 0.0)
+    expected = looking_at(q, k, v, visible(is_pad, 5))
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
+    out.square().sum().backward()
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in own)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_unknown_genes_in_half_precision(qkv: Tensor, is_pad: Tensor, dtype: torch.dtype) -> None:
+    layout = Split.of(is_pad[:, :6], 5)
+    a = (qkv / 3).to(dtype).float().requires_grad_()
+    b = (qkv / 3).to(dtype).requires_grad_()
+    expected, out = attend_split(*a, layout, 0.0), attend_split(*b, layout, 0.0)
+    assert out.dtype == dtype
+    expected.square().sum().backward()
+    out.float().square().sum().backward()
+    torch.testing.assert_close(out.float(), expected, atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(b.grad.float(), a.grad, atol=5e-2, rtol=5e-2)
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that any operator made at once."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = [t for t in tree_leaves(out) if isinstance(t, Tensor) and 0 not in t.stride()]
+        self.numbers = max([self.numbers, *(t.numel() for t in made)])
+        return out
+
+
+def test_unknown_genes_take_no_weights_of_pairs_on_cpu() -> None:
+    """Nor a mask of pairs: the largest tensor is one with an entry for each token and channel."""
+    qkv = torch.randn(3, 2, 2, 90, 8, generator=torch.Generator().manual_seed(0))
     qkv.requires_grad_(True)
-    out = attend_split(*qkv, Split.of(is_pad[:, :6], 5), 0.0)
-    assert "FlashAttention" in type(out.grad_fn).__name__
+    with Largest() as largest:
+        attend_split(*qkv, Split.of(torch.zeros(2, 60, dtype=torch.bool), 30), 0.0).sum().backward()
+    assert largest.numbers == qkv.numel() == 3 * 2 * 2 * 90 * 8 < 2 * 60 * 90
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("flex", [False, True])
-def test_a_cell_without_known_genes_stays_finite(qkv: Tensor, flex: bool) -> None:
+@no_kernel
+@pytest.mark.parametrize("way", WAYS)
+def test_a_cell_without_known_genes_stays_finite(qkv: Tensor, way: str) -> None:
+    options, dropout = WAYS[way]
     is_pad = torch.zeros(3, 6, dtype=torch.bool)
     is_pad[1] = True
-    out = attend_split(*qkv, Split.of(is_pad, 5, flex=flex), 0.0)
+    out = attend_split(*qkv, Split.of(is_pad, 5, **options), dropout)
     assert torch.isfinite(out).all()
 
 

@@ -5,9 +5,11 @@ import functools
 
 import pytest
 import torch
-from train_support import small_batch, small_config, small_model, take
+from train_support import N_GENES, small_batch, small_config, small_model, take
 
-from scshards.cells.batch import GenerateBatch
+from scshards.streaming.collate.options import CollateOptions
+from scshards.streaming.loader import CellLoader
+from scshards.train.micro import cut
 from scshards.train.parallel import as_wide, prepare
 from scshards.train.setup import Ranks
 from scshards.train.step import Stepper
@@ -32,30 +34,40 @@ def test_a_wide_batch_is_the_batch_and_padding():
     torch.testing.assert_close(b.cell_embeddings, a.cell_embeddings)
 
 
-def test_both_parts_of_a_generate_batch_are_widened():
-    model = small_model(generate=True)
-    config = dataclasses.replace(model.config, max_length=50)
-    known, unknown = small_batch(4), small_batch(4, seed=1)
-    batch = GenerateBatch(
-        known_genes=known.genes,
-        known_values=known.targets,
-        known_is_pad=known.is_pad,
-        unknown_genes=unknown.genes[:, 1:],
-        unknown_targets=unknown.targets[:, 1:],
-        unknown_is_pad=unknown.is_pad[:, 1:],
-        ratio=0.5,
-        key=known.key,
-        labels={},
-        weight=known.weight,
+@pytest.mark.parametrize("kept", [None, 6])
+def test_both_parts_of_a_generate_batch_are_as_wide_as_a_cell(shards, kept):
+    """One shape for each ratio, whatever cells there are, and no token more than max_length."""
+    options = CollateOptions(
+        max_length=50, objective="generate", mask_ratio=(0.25, 0.5, 0.75), keep_first=kept
     )
-    wide = as_wide(batch, config)
-    assert wide.known_genes.shape == wide.unknown_genes.shape == (4, 50)
-    assert as_wide(wide, config).known_values.equal(wide.known_values)
+    model = small_model(generate=True, max_length=50)
+    shapes, narrow = {}, set()
+    with CellLoader(shards, batch_size=9, collate=options) as loader:
+        for batch in loader:
+            for piece in cut(batch, 2):
+                wide = as_wide(piece, model.config, kept or 1)
+                sizes = tuple(
+                    getattr(wide, f"{part}_{name}").shape[1]
+                    for part, names in (("known", "values"), ("unknown", "targets"))
+                    for name in ("genes", names, "is_pad")
+                )
+                shapes.setdefault(batch.ratio, set()).add(sizes)
+                narrow.add(piece.known_genes.shape[1] + piece.unknown_genes.shape[1])
+    assert len(narrow) > 3, "the pieces must be of several widths"
+    for ratio in (0.25, 0.5, 0.75):
+        n_unknown = int((50 - (kept or 1)) * ratio)
+        assert shapes.pop(ratio) == {(*[50 - n_unknown] * 3, *[n_unknown] * 3)}
+    assert shapes == {}
+    piece = dataclasses.replace(
+        piece, known_genes=piece.known_genes % N_GENES, unknown_genes=piece.unknown_genes % N_GENES
+    )
+    wide = as_wide(piece, model.config)
+    assert as_wide(wide, model.config).known_values.equal(wide.known_values)
     with torch.no_grad():
-        a, b = model(batch), model(wide)
-    real = ~batch.unknown_is_pad
-    n = real.shape[1]
-    torch.testing.assert_close(b.predictions[:, :n][real], a.predictions[real])
+        a, b = (model(x, cell_prompt=True) for x in (piece, wide))
+    real = ~piece.unknown_is_pad
+    for x, y in ((a.predictions, b.predictions), (a.prompt_predictions, b.prompt_predictions)):
+        torch.testing.assert_close(y[:, : real.shape[1]][real], x[real])
 
 
 def test_batch_norm_by_domain_compiles(monkeypatch):

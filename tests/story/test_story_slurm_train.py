@@ -116,3 +116,17 @@ def test_a_job_whose_time_is_up_is_queued_again_and_finishes(
     )
     assert refused.returncode == 1
     assert (tmp_path / "requeued").read_text() == "requeue 17\n"
+
+
+def test_a_torchrun_that_gives_no_time_to_save_is_refused_at_the_start(
+    tmp_path: Path, cluster: dict[str, str]
+) -> None:
+    """As that of torch 2.10, which has the one option and not the other."""
+    (tmp_path / "bin" / "torchrun").write_text(
+        "#!/usr/bin/env bash\necho '--signals-to-handle S'\n"
+    )
+    line = ["bash", str(EXAMPLE), "shards", "-o", str(tmp_path / "run")]
+    done = subprocess.run(line, env=cluster, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "needs torch 2.12 or later" in done.stderr
+    assert not (tmp_path / "srun.pid").exists()

@@ -143,7 +143,9 @@ def test_what_a_newer_version_added_is_named_in_one_line_and_kept(cells, run, ca
     change(state_file(run), newer)
     change(state_file(run), put("tokens", value=5))
     assert on(cells, run, shown=True).step == 4
-    said = [line for line in capsys.readouterr().err.splitlines() if "another version wrote" in line]
+    said = [
+        line for line in capsys.readouterr().err.splitlines() if "another version wrote" in line
+    ]
     assert len(said) == 1
     for name in ("config.data.order", "config.lora.rank", "config.run.spare", "torch"):
         assert name in said[0]

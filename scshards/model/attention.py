@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +21,6 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scshards.model.layout import Layout, Packed, Padded, Split
-
-HAS_VARLEN = importlib.util.find_spec("torch.nn.attention.varlen") is not None
-"""Whether torch is 2.10 or later; before, CUDA computes packed cells as the CPU does."""
 
 CUDA_BACKENDS = [
     SDPBackend.FLASH_ATTENTION,
@@ -90,7 +86,7 @@ def attend_packed(q_THE: Tensor, k_THE: Tensor, v_THE: Tensor, layout: Packed) -
 
 def _has_kernel(q_THE: Tensor) -> bool:
     width, half = q_THE.shape[-1], q_THE.dtype in (torch.float16, torch.bfloat16)
-    return HAS_VARLEN and q_THE.is_cuda and half and width % 8 == 0 and width <= 256
+    return q_THE.is_cuda and half and width % 8 == 0 and width <= 256
 
 
 def attend_split(

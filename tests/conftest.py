@@ -1,4 +1,4 @@
-"""What all tests share: the real data folder, one S3 server."""
+"""What all tests share: the real data folder, one S3 server, one small shard set to train on."""
 
 from __future__ import annotations
 
@@ -81,3 +81,39 @@ def census(tmp_path_factory: pytest.TempPathFactory) -> Census:
 def s3_census(census: Census, s3: S3, tmp_path: Path) -> Census:
     """The stable release of that Census, on the S3 server."""
     return upload(census, s3.url, tmp_path / "census-on-s3")
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """280 cells of three kinds in a shard set with a valid split; what a gene counts is learnable."""
+    import anndata
+    import numpy as np
+    import pandas as pd
+    import scipy.sparse
+
+    from scshards.cells.vocab import Vocab
+    from scshards.packing.options import PackOptions
+    from scshards.packing.pack import pack
+
+    n_genes = 60
+    folder = tmp_path_factory.mktemp("cells")
+    rng = np.random.default_rng(3)
+    kind = rng.integers(0, 3, 280)
+    rates = rng.gamma(0.5, 6.0, (3, n_genes))
+    counts = rng.poisson(rates[kind] * rng.uniform(0.3, 2.0, (280, 1)))
+    genes = [f"G{i:02d}" for i in range(n_genes)]
+    cells = anndata.AnnData(
+        scipy.sparse.csr_matrix(counts.astype(np.float32)),
+        obs=pd.DataFrame({"kind": pd.Categorical([f"k{k}" for k in kind])}, index=map(str, range(280))),
+        var=pd.DataFrame(index=genes),
+    )  # fmt: skip
+    cells.write_h5ad(folder / "cells.h5ad")
+    options = PackOptions(obs=("kind",), valid_fraction=0.2, cells_per_shard=50, workers=1)
+    pack(
+        str(folder / "cells.h5ad"),
+        str(folder / "shards"),
+        Vocab.from_genes(genes),
+        options,
+        progress=False,
+    )
+    return str(folder / "shards")

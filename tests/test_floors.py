@@ -30,19 +30,26 @@ FLOORS = {
     "exporting": 5,
     "streaming": 5,
     "model": 5,
-    "train": 6,
-    "report": 7,
-    "cli": 8,
+    "ranks": 5,
+    "tasks": 6,
+    "evaluation": 7,
+    "training": 8,
+    "applying": 9,
+    "compat": 9,
+    "report": 9,
+    "train": 10,
+    "cli": 10,
 }
 
 # {library: the modules that may import it}, as patterns over whole module names.
 LIBRARIES = {
-    "torch": r"scshards\.(streaming\.(collate\..*|loader|dataset|wds\w*)|model\..*|train\..*)",
-    "anndata": r"scshards\.(census|sources|exporting|train\.(apply_output|plot))(\..*)?",
-    "h5py": r"scshards\.(census|sources|exporting|train\.(apply_output|plot))(\..*)?",
-    "zarr": r"scshards\.(sources|train\.(apply_output|plot))(\..*)?",
-    "scipy": r"scshards\.(census|sources|exporting|train\.(apply_output|plot))(\..*)?",
-    "sklearn": r"scshards\.train\.integration",
+    "torch": r"scshards\.(streaming\.(collate\..*|loader|dataset|wds\w*)"
+    r"|(model|ranks|tasks|evaluation|training|applying|compat)\..*)",
+    "anndata": r"scshards\.(census|sources|exporting|applying\.output|report\.plot)(\..*)?",
+    "h5py": r"scshards\.(census|sources|exporting|applying\.output)(\..*)?",
+    "zarr": r"scshards\.(sources|applying\.output)(\..*)?",
+    "scipy": r"scshards\.(census|sources|exporting)(\..*)?",
+    "sklearn": r"scshards\.evaluation\.integration",
     "tiledbsoma": r"scshards\.census\..*",
     "cellxgene_census": r"(?!)",  # a library of the tests
     "fsspec": r"scshards\.base\.(storage|ranges)",
@@ -245,7 +252,7 @@ RULES: list[tuple[Callable[[Sources], list[str]], Sources]] = [
     (foreign_imports, {"scshards.cells.vocab": "def f():\n    import anndata"}),
     (foreign_imports, {"scshards.packing.pack": "from h5py import File"}),
     (foreign_imports, {"scshards.streaming.read.fetch": "from fsspec.core import url_to_fs"}),
-    (foreign_imports, {"scshards.train.loop": "import click"}),
+    (foreign_imports, {"scshards.training.loop": "import click"}),
     (foreign_imports, {"scshards.sources.soma": "import tiledbsoma"}),
     (foreign_imports, {"scshards.packing.verify.whole": "import webdataset as wds"}),
     (slow_command_files, {"scshards.cli.train": "import numpy as np"}),
@@ -294,7 +301,7 @@ def test_the_rule_can_fail(rule: Callable[[Sources], list[str]], bad: Sources) -
 def test_what_is_allowed_is_not_found() -> None:
     good = {
         "scshards.cells.batch": HEADER + "if TYPE_CHECKING:\n    from torch import Tensor",
-        "scshards.train.loop": HEADER + "import torch\nfrom scshards.streaming import loader",
+        "scshards.training.loop": HEADER + "import torch\nfrom scshards.streaming import loader",
         "scshards.cli.train": HEADER + "import click\ndef f():\n    import numpy",
         "scshards.streaming.loader": HEADER + "import torch\nfrom scshards.streaming import order",
         "scshards.streaming.order.plan": HEADER + "try:\n    f()\nexcept OSError:\n    g()",

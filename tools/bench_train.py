@@ -163,8 +163,8 @@ def _bars(rows: Mapping[str, Figures], size: str, device: str) -> list[Bar]:
 
 def _config(settings: list[str], root: str) -> tuple[Any, Any]:
     from scshards.shards.shardset import ShardSet
-    from scshards.train.config import TrainConfig
-    from scshards.train.tasks_setup import plan_task
+    from scshards.training.config import TrainConfig
+    from scshards.training.plan import plan_task
 
     config = TrainConfig.read(None, settings)
     return config, plan_task(config, ShardSet(root)).model

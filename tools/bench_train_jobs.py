@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import os
@@ -29,11 +30,17 @@ print(json.dumps(jobs.ours(*json.loads(sys.argv[2]))))
 def ours(root: str, settings: list[str], window: int, windows: int) -> Figures:
     """`scshards train` itself, reading its cells from disk; by the lines of its metrics.jsonl.
 
-    It is run by other checkouts too, which have what is imported here by the same names.
+    It is run by other checkouts too, older ones among them, which had it all in one folder.
     """
-    from scshards.train.config import TrainConfig
-    from scshards.train.loop import train
-    from scshards.train.metrics import read_metrics
+    new = importlib.util.find_spec("scshards.training") is not None
+    names = ("training.config", "training.loop", "training.log.metrics")
+    if not new:
+        names = ("train.config", "train.loop", "train.metrics")
+    parts = [importlib.import_module(f"scshards.{name}") for name in names]
+    TrainConfig, train, read_metrics = (
+        getattr(part, name)
+        for part, name in zip(parts, ("TrainConfig", "train", "read_metrics"), strict=True)
+    )
 
     config = TrainConfig.read(None, settings)
     with tempfile.TemporaryDirectory() as folder:
@@ -77,8 +84,8 @@ def plain(stock: str, config: Any, model: Any, window: int, windows: int) -> Fig
     import torch
     from bench_train_plain import PlainModel, masked_mse
 
-    from scshards.train.flops import peak_flops
-    from scshards.train.setup import ranks
+    from scshards.ranks.ranks import ranks
+    from scshards.training.log.flops import peak_flops
 
     with ranks(config.run.device, config.run.precision) as here:
         torch.manual_seed(PEER_SEED)
@@ -183,7 +190,7 @@ def _flops(batch: Any, model: Any) -> tuple[int, int]:
     import torch
 
     from scshards.cells.batch import Batch
-    from scshards.train.flops import Amounts, training_flops
+    from scshards.training.log.flops import Amounts, training_flops
 
     genes, values, targets, is_masked = batch
     amounts = Amounts.of(

@@ -33,14 +33,14 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
+from scshards.applying.annotate import annotate
+from scshards.applying.evaluate import Evaluation, evaluate_run
+from scshards.applying.options import AnnotateOptions
 from scshards.base.progress import Table
 from scshards.cells.vocab import Vocab
 from scshards.packing.pack import PackOptions, pack
-from scshards.train.annotate import annotate
-from scshards.train.apply_options import AnnotateOptions
-from scshards.train.config import TrainConfig
-from scshards.train.evaluate import Evaluation, evaluate_run
-from scshards.train.loop import train
+from scshards.training.config import TrainConfig
+from scshards.training.loop import train
 
 PLATES = {
     "p1": "scmix_celseq2_5cl_p1_ensembl_csr.h5ad",

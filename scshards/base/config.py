@@ -36,6 +36,12 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"the config file is not valid TOML: {e}", where=path) from None
 
 
+def check(ok: bool, where: str, what: str) -> None:
+    """ConfigError about the setting `where`, unless it is `ok`."""
+    if not ok:
+        raise ConfigError(f"{where}: {what}", where=where)
+
+
 def parse_toml(text: str) -> dict[str, Any]:
     """The tables of a TOML text; ValueError when it is malformed, whatever is wrong with it."""
     try:

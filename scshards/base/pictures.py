@@ -1,6 +1,6 @@
 """What all pictures share: matplotlib where it is installed, and one look.
 
-Called by train.plot and report.mixing_plot.
+Called by report.plot and report.mixing_plot.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def _once(show: Callable[[str], None], text: str) -> None:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         show(text)
         return
-    from scshards.train.watch import telling
+    from scshards.ranks.watch import telling
 
     with telling() as here:
         if here:

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
+from scshards.applying.options import AnnotateOptions
 from scshards.cli.command import Command, Result
 from scshards.cli.embed import applied
 from scshards.cli.options import build, options, output, store_options
-from scshards.train.apply_options import AnnotateOptions
 
 
 @click.command("annotate", cls=Command)
@@ -29,7 +29,7 @@ def command(progress: bool, **chosen: Any) -> Result | None:
     \b
     scshards annotate run cells.h5ad -o annotated.h5ad
     """
-    from scshards.train.annotate import annotate
+    from scshards.applying.annotate import annotate
 
     asked = build(AnnotateOptions, chosen)
     report = annotate(options=asked, shown=progress, **chosen)

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from scshards.applying.options import EmbedOptions
 from scshards.base.progress import counted
 from scshards.cli.command import Command, Result
 from scshards.cli.options import build, options, output, store_options
-from scshards.train.apply_options import EmbedOptions
 
 if TYPE_CHECKING:
-    from scshards.train.apply import ApplyReport
+    from scshards.applying.apply import ApplyReport
 
 
 @click.command("embed", cls=Command)
@@ -34,7 +34,7 @@ def command(progress: bool, **chosen: Any) -> Result | None:
     scshards embed run cells.h5ad -o embedded.h5ad
     torchrun --nproc-per-node 8 -m scshards embed run shards -o embedded.h5ad
     """
-    from scshards.train.embed import embed
+    from scshards.applying.embed import embed
 
     asked = build(EmbedOptions, chosen)
     return applied(embed(options=asked, shown=progress, **chosen))
@@ -42,7 +42,7 @@ def command(progress: bool, **chosen: Any) -> Result | None:
 
 def applied(report: ApplyReport) -> Result | None:
     """What was written, of the first process."""
-    from scshards.train.launch import is_first_process
+    from scshards.ranks.launch import is_first_process
 
     if not is_first_process():
         return None

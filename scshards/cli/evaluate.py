@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
+from scshards.applying.options import EmbedOptions
 from scshards.cli.command import Command, Result
 from scshards.cli.options import option, options, store_options
-from scshards.train.apply_options import EmbedOptions
 
 
 @click.command("evaluate", cls=Command)
@@ -27,8 +27,8 @@ def command(progress: bool, **chosen: Any) -> Result | None:
     macro F1, beside the most frequent class, with what each class is taken for. The figures go to
     RUN/evaluation.json too.
     """
-    from scshards.train.evaluate import evaluate_run
-    from scshards.train.launch import is_first_process
+    from scshards.applying.evaluate import evaluate_run
+    from scshards.ranks.launch import is_first_process
 
     found = evaluate_run(shown=progress, **chosen)
     return Result(found.tables(), found.text()) if is_first_process() else None

@@ -38,7 +38,7 @@ def command(**chosen: Any) -> Result:
     scshards plot run
     scshards plot run other-run -o both.png
     """
-    from scshards.train.plot import plot
+    from scshards.report.plot import plot
 
     picture = str(plot(**chosen))
     return Result({"picture": picture}, [picture])

@@ -53,9 +53,9 @@ def command(
     torchrun --nproc-per-node 8 -m scshards train s3://bucket/atlas -o run \\
         --config atlas.toml
     """
-    from scshards.train.config import TrainConfig
-    from scshards.train.launch import is_first_process
-    from scshards.train.loop import train
+    from scshards.ranks.launch import is_first_process
+    from scshards.training.config import TrainConfig
+    from scshards.training.loop import train
 
     if task is not None:
         settings = (f"task.name={task}", *settings)

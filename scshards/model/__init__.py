@@ -1,1 +1,10 @@
-"""Floor 4: an scGPT-shaped encoder of cells, its loss, and scGPT's checkpoints. Reads batches only."""
+"""Floor 5: an scGPT-shaped encoder of cells, its loss, and scGPT's checkpoints. Reads batches only.
+
+    config                         what a model is
+    transformer                    the model: embeddings, encoder, attention, norm, heads -> output
+    layout                         where tokens of padded, packed and two-part batches are
+    loss                           losses of values, classes, similarity
+    scgpt, scgpt_args, scgpt_files, weights, classes   checkpoint folders
+
+Read first: config.py, then transformer.py.
+"""

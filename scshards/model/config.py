@@ -1,6 +1,6 @@
-"""ModelConfig: the shape of a model and the value conventions that its checkpoint states.
+"""What a model is: ModelSettings, what a person chooses of it, and ModelConfig, which is all of it.
 
-Made by train from its own config and a vocabulary, and by model.scgpt from a checkpoint's args.json.
+Made by training from its own config and a vocabulary, and by model.scgpt from a checkpoint's args.json.
 """
 
 from __future__ import annotations
@@ -13,8 +13,60 @@ from scshards.base.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """What a CellModel is built from; the defaults are scGPT's whole-human model.
+class ModelSettings:
+    """The encoder's shape, [model] of a config; the defaults are the published whole-human scGPT's.
+
+    Raises
+    ------
+    ConfigError
+        For a value that no model can be built from.
+    """
+
+    d_model: int = 512
+    """Width of the token embeddings; a multiple of `n_heads`."""
+    n_heads: int = 8
+    """Attention heads in a layer."""
+    d_hid: int = 512
+    """Width of the feed-forward part of a layer."""
+    n_layers: int = 12
+    dropout: float = 0.2
+    """Probability, in [0, 1), for attention weights, residuals, feed-forward and value embeddings. 0
+    lets CPU attention take its fast path. The attention weights of a PackedBatch, and of flex attention,
+    are never dropped: the kernels can't."""
+    mvc: bool = True
+    """Whether the cell embedding must predict values too, by a second head (scGPT's MVC)."""
+    value_style: Literal["continuous", "category", "scaling"] = "continuous"
+    """How values are embedded (`input_emb_style`): by a small network, each bin by a vector, or as
+    factors of the token embeddings. With a vector for each bin, `pad_value` and `mask_value` are
+    `n_bins` and `n_bins + 1`."""
+    cell_style: Literal["cls", "avg-pool", "w-pool"] = "cls"
+    """What a cell's embedding is (`cell_emb_style`): that of `<cls>`, the mean of its tokens, or their
+    sum weighed by the values that the model is given (masked and special ones too), scaled to length 1.
+    The last two leave padding out, which scGPT counts; for a cell without padding they are the same."""
+    mvc_style: Literal["inner product", "inner product, detach"] = "inner product"
+    """Whether MVC's gradient reaches the token embeddings or is detached (`mvc_decoder_style`)."""
+    explicit_zero_prob: bool = False
+    """Whether the probability of a value above zero is predicted too."""
+    n_class_layers: int = 3
+    """Linear layers of the class head (annotate)."""
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_heads", "d_hid", "n_layers", "n_class_layers"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1 is needed")
+        _check(
+            self.d_model % self.n_heads == 0,
+            "n_heads",
+            self.n_heads,
+            f"it must divide d_model, {self.d_model}",
+        )
+        _check(0 <= self.dropout < 1, "dropout", self.dropout, "it has to be in [0, 1)")
+        for name, styles in _STYLES.items():
+            _check(getattr(self, name) in styles, name, getattr(self, name), f"one of {styles}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(ModelSettings):
+    """What a CellModel is built from: ModelSettings, the vocabulary, values, classes and domains.
 
     Attributes
     ----------
@@ -22,18 +74,6 @@ class ModelConfig:
         Size of the vocabulary, special tokens included.
     pad_id
         Id of `<pad>`, whose embedding gets no gradient.
-    d_model
-        Width of the token embeddings; a multiple of `n_heads`.
-    n_heads, n_layers
-        Attention heads in a layer, and layers.
-    d_hid
-        Width of the feed-forward part of a layer.
-    dropout
-        Probability, in [0, 1), for attention weights, residuals, feed-forward and value embeddings.
-        0 lets CPU attention take its fast path. The attention weights of a PackedBatch, and of
-        flex attention, are never dropped: the kernels can't.
-    mvc
-        Whether there is a second head that predicts values from the cell embedding (scGPT's MVC).
     pad_value, mask_value
         What stands for padding and for a masked value in `Batch.values`. Like the next two, a
         convention of the batches that the model is trained on: it goes into args.json.
@@ -41,22 +81,10 @@ class ModelConfig:
         Number of value bins, bin 0 (zero) included; 0 for values as they are.
     max_length
         Most tokens in a cell, `<cls>` included.
-    value_style
-        How values are embedded (scGPT's `input_emb_style`): as numbers, as categories (bins; `pad_value`
-        and `mask_value` are `n_bins` and `n_bins + 1`), or as factors of the token embeddings.
-    explicit_zero_prob
-        Whether decoders also predict the probability that a value is not zero.
-    cell_style
-        How a cell's embedding is made of its tokens (`cell_emb_style`): `<cls>`'s, their mean, or
-        their sum weighed by the values that the model is given (masked and special ones too),
-        scaled to length 1. The last two leave padding out, which scGPT counts; for a cell without
-        padding they are the same.
-    mvc_style
-        Whether MVC's gradient reaches the token embeddings or is detached (`mvc_decoder_style`).
     generate
         Whether the model has a flag for unknown genes and takes a GenerateBatch.
-    n_classes, n_class_layers
-        Classes that the class head tells apart, 0 for no such head, and the head's depth.
+    n_classes
+        Classes that the class head tells apart, 0 for no such head.
     n_domains
         Domains (scGPT's batches) that the next three know.
     use_domain_labels
@@ -74,44 +102,26 @@ class ModelConfig:
 
     n_tokens: int
     pad_id: int
-    d_model: int = 512
-    n_heads: int = 8
-    d_hid: int = 512
-    n_layers: int = 12
-    dropout: float = 0.2
-    mvc: bool = True
     pad_value: float = -2.0
     mask_value: float = -1.0
     n_bins: int = 51
     max_length: int = 1200
-    value_style: Literal["continuous", "category", "scaling"] = "continuous"
-    explicit_zero_prob: bool = False
-    cell_style: Literal["cls", "avg-pool", "w-pool"] = "cls"
-    mvc_style: Literal["inner product", "inner product, detach"] = "inner product"
     generate: bool = False
     n_classes: int = 0
-    n_class_layers: int = 3
     n_domains: int = 0
     use_domain_labels: bool = False
     adversary: bool = False
     domain_norm: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("n_tokens", "d_model", "n_heads", "d_hid", "n_layers"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1 is needed")
+        super().__post_init__()
+        _check(self.n_tokens >= 1, "n_tokens", self.n_tokens, "at least 1 is needed")
         _check(
             0 <= self.pad_id < self.n_tokens,
             "pad_id",
             self.pad_id,
             f"it has to be one of the vocabulary's ids, 0 to {self.n_tokens - 1}",
         )
-        _check(
-            self.d_model % self.n_heads == 0,
-            "d_model",
-            self.d_model,
-            f"it has to be a multiple of n_heads, {self.n_heads}",
-        )
-        _check(0 <= self.dropout < 1, "dropout", self.dropout, "it has to be in [0, 1)")
         for name in ("pad_value", "mask_value"):
             _check(math.isfinite(getattr(self, name)), name, getattr(self, name), "it is no number")
         _check(
@@ -127,8 +137,6 @@ class ModelConfig:
             "at least 2 are needed, or 0 for values as they are",
         )
         _check(self.max_length >= 2, "max_length", self.max_length, "<cls> and one gene are needed")
-        for name, styles in _STYLES.items():
-            _check(getattr(self, name) in styles, name, getattr(self, name), f"one of {styles}")
         self._check_domains()
         if self.value_style == "category":
             self._check_categories()
@@ -144,7 +152,6 @@ class ModelConfig:
             self.n_classes,
             "at least 2 are needed, or 0 for no class head",
         )
-        _check(self.n_class_layers >= 1, "n_class_layers", self.n_class_layers, "at least 1")
         _check(
             self.n_domains >= 1 if by_domain else self.n_domains == 0,
             "n_domains",

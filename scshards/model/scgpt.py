@@ -10,6 +10,7 @@ CheckpointError. Called by train (best_model.pt, embedding, starting from a chec
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from scshards.base.errors import CheckpointError
 from scshards.base.storage import Storage
 from scshards.cells.vocab import SPECIALS
-from scshards.model.config import ModelConfig
+from scshards.model.config import ModelConfig, ModelSettings
 from scshards.model.scgpt_args import args_from, check_size, config_from
 from scshards.model.scgpt_files import (
     ARGS,
@@ -28,6 +29,7 @@ from scshards.model.scgpt_files import (
     ScgptFolder,
     check_vocab,
     read_folder,
+    read_object,
     to_own_layout,
     write_files,
 )
@@ -42,6 +44,7 @@ __all__ = [
     "load_model",
     "load_weights",
     "read_folder",
+    "tables_of",
     "to_own_layout",
     "write_folder",
 ]
@@ -121,6 +124,27 @@ def load_model(path: str, options: Mapping[str, Any] | None = None) -> LoadedMod
 def load_config(path: str, options: Mapping[str, Any] | None = None) -> ModelConfig:
     """The config of the model that `load_model` would give, with the same errors for args.json."""
     return _config(read_folder(path, options), path, options)[0]
+
+
+def tables_of(start: str) -> dict[str, dict[str, Any]]:
+    """What the args.json of a checkpoint folder says that a config has keys for: {table: {key: value}}.
+
+    Raises
+    ------
+    CheckpointError
+        When the folder is no checkpoint in scGPT's layout.
+    """
+    storage = Storage(start)
+    args, vocab = read_object(storage, ARGS), read_object(storage, VOCAB)
+    check_vocab(vocab, storage.at(VOCAB))
+    where = storage.at(ARGS)
+    shape = config_from(args, vocab, {}, where)
+    if storage.exists(WEIGHTS):  # what is not there is told when its weights are loaded
+        check_size(shape, storage.size(WEIGHTS), where)
+    return {
+        "model": {f.name: getattr(shape, f.name) for f in dataclasses.fields(ModelSettings)},
+        "data": {name: getattr(shape, name) for name in ("n_bins", "pad_value", "mask_value")},
+    }
 
 
 def load_weights(

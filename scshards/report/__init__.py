@@ -1,4 +1,4 @@
-"""Floor 7: what a person looks at: how well batches mix, how fast they come.
+"""Floor 9: what a person looks at: how well batches mix, how fast they come, how a run went.
 
-Read first: mixing.py.
+Read first: mixing.py; of runs, plot.py.
 """

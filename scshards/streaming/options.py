@@ -4,7 +4,7 @@
     CollateOptions  collate=    what a batch is made of              streaming.collate.options
     ReadOptions     read=       how shards are read and shuffled     streaming.read.options
 
-Called by streaming.loader, streaming.blockstream and train.config.
+Called by streaming.loader, streaming.blockstream and training.config.
 """
 
 from __future__ import annotations

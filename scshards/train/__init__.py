@@ -1,1 +1,1 @@
-"""Floor 5: masked-value training on the stream of cells, alone or under torchrun."""
+"""Floor 10: the address of `scshards.train.compat`; what trains is in scshards.training."""

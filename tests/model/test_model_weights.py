@@ -17,10 +17,9 @@ from torch import Tensor
 from scshards.base.errors import CheckpointError
 from scshards.model import scgpt_files
 from scshards.model.config import ModelConfig
-from scshards.model.scgpt import load_model, load_weights, write_folder
+from scshards.model.scgpt import load_model, load_weights, tables_of, write_folder
 from scshards.model.transformer import CellModel
 from scshards.model.weights import not_finite, read_weights
-from scshards.train.config_model import tables_of
 
 
 @pytest.fixture

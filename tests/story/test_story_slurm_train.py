@@ -20,7 +20,7 @@ import scipy.sparse as sp
 from scshards import Vocab
 from scshards.packing.options import PackOptions
 from scshards.packing.pack import pack
-from scshards.train.metrics import read_metrics
+from scshards.training.log.metrics import read_metrics
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "slurm" / "train.sbatch"
 

@@ -1,0 +1,188 @@
+"""Classes of cells: what the class head of a fine-tuned model says of every cell of an input.
+
+Called by `scshards annotate`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from scshards.applying.apply import ApplyReport, Job, apply
+from scshards.applying.embed import collate_options, embedding_result, model_domains
+from scshards.applying.options import AnnotateOptions as AnnotateOptions
+from scshards.applying.output import Result, class_columns
+from scshards.base.errors import CheckpointError
+from scshards.base.progress import Table, counted
+from scshards.cells.batch import Batch
+from scshards.cells.vocab import Vocab
+from scshards.model.classes import CLASSES, LabelNames, read_classes
+from scshards.model.scgpt import LoadedModel, load_model
+from scshards.ranks.ranks import ranks
+
+
+def annotate(
+    checkpoint: str,
+    inputs: str | Sequence[str],
+    output: str | os.PathLike[str],
+    options: AnnotateOptions | None = None,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    shown: bool = True,
+) -> AnnotateReport:
+    """Write an h5ad file with the predicted class of every cell in `obs`, and its embedding in `obsm`.
+
+    `obs[column]` is a categorical of all the model's classes, in the order of its codes;
+    `obs[column + "_probability"]` float32, the softmax of the class logits at that class; with
+    `probabilities`, `obsm[column + "_probabilities"]` float32 [cells, classes], that of every class.
+
+    Parameters
+    ----------
+    checkpoint
+        A folder in scGPT's layout whose model has a class head, with classes.json.
+    inputs, output, options, storage_options
+        As of applying.embed.embed.
+
+    Raises
+    ------
+    OutputExistsError, SourceError, CheckpointError, ConfigError
+        Nothing is at `output` then.
+    """
+    options = options or AnnotateOptions()
+    loaded = load_model(checkpoint, storage_options)
+    classes = _classes(loaded, checkpoint, storage_options)
+    d_model = loaded.model.config.d_model
+    with ranks(options.device, options.precision) as here:
+        model = loaded.model.to(here.device).eval()
+        head = model.cls_decoder
+        assert head is not None, "a model with classes has their head"
+
+        def compute(batch: Batch, domains_B: Tensor | None) -> Tensor:
+            # Not `forward`: the heads that predict values would be computed for nothing.
+            cells_BD = model.embed(batch, domains_B=domains_B)
+            logits_BC = head(cells_BD).float()
+            return torch.cat((normalize(cells_BD, dim=1), logits_BC.softmax(dim=1)), dim=1)
+
+        job = Job(
+            label="annotate",
+            loaded=loaded,
+            vocab=Vocab.from_dict(loaded.vocab, where=checkpoint),
+            compute=compute,
+            width=d_model + len(classes),
+            results=[
+                embedding_result(options, d_model),
+                *_class_results(options, classes, d_model),
+            ],
+            collate=collate_options(loaded.args, options),
+            domains=model_domains(loaded, checkpoint, options, storage_options),
+        )
+        report = apply(
+            job, inputs, output, options, here, storage_options=storage_options, shown=shown
+        )
+        counts, n_below = np.zeros(len(classes), np.int64), 0
+        if here.is_main:
+            for file in report.files:
+                found, sure = class_columns(file.output, _column(options, classes))
+                counts += np.bincount(found, minlength=len(classes))
+                n_below += int((sure < options.confidence).sum())
+    return AnnotateReport(
+        report,
+        {name: n for name, n in zip(classes.names, counts.tolist(), strict=True) if n},
+        n_below,
+        options.confidence,
+    )
+
+
+@dataclass(frozen=True)
+class AnnotateReport:
+    """What was written, and which classes cells were given.
+
+    Attributes
+    ----------
+    applied
+        The files.
+    classes
+        {class: cells}, of those that some cell has; {} on all ranks but the first.
+    n_below
+        Cells whose class has a probability below `confidence`.
+    """
+
+    applied: ApplyReport
+    classes: dict[str, int]
+    n_below: int
+    confidence: float
+
+    def tables(self) -> dict[str, Any]:
+        own = {"classes": self.classes, "n_below": self.n_below, "confidence": self.confidence}
+        return self.applied.tables() | own
+
+    def text(self) -> list[str | Table]:
+        """A row for each class, the most frequent first, and the share of cells that are not sure."""
+        cells = max(self.applied.cells, 1)
+        found = sorted(self.classes.items(), key=lambda of: -of[1])
+        rows = [(name, n, f"{100 * n / cells:.1f}%") for name, n in found]
+        return [
+            Table(("class", "cells", "share"), rows),
+            f"{self.n_below:,} of {counted(self.applied.cells, 'cells')} "
+            f"({100 * self.n_below / cells:.1f}%) have a class with a probability below "
+            f"{self.confidence:g}",
+        ]
+
+
+def _column(options: AnnotateOptions, classes: LabelNames) -> str:
+    return options.column or f"predicted_{classes.column}".replace("/", "_")
+
+
+def _class_results(options: AnnotateOptions, classes: LabelNames, first: int) -> list[Result]:
+    """What is made of the probabilities, which begin at column `first` of the rows."""
+
+    def code(rows: NDArray[np.float32]) -> NDArray[np.int64]:
+        return rows[:, first:].argmax(axis=1)  # of equal ones the first
+
+    column = _column(options, classes)
+    results = [
+        Result(frame="obs", name=column, of=code, categories=classes.names),
+        Result(
+            frame="obs",
+            name=f"{column}_probability",
+            of=lambda rows: rows[:, first:].max(axis=1),
+        ),
+    ]
+    if options.probabilities:
+        results.append(
+            Result(
+                frame="obsm",
+                name=f"{column}_probabilities",
+                of=lambda rows: rows[:, first:],
+                columns=len(classes),
+            )
+        )
+    return results
+
+
+def _classes(
+    loaded: LoadedModel, checkpoint: str, storage_options: Mapping[str, Any] | None
+) -> LabelNames:
+    n = loaded.model.config.n_classes
+    if not n:
+        raise CheckpointError(
+            "the checkpoint's model has no class head",
+            where=checkpoint,
+            advice="fine-tune it with scshards train --task annotate, and give that run's folder",
+        )
+    classes = read_classes(checkpoint, storage_options)
+    if len(classes) != n:
+        raise CheckpointError(
+            f"{CLASSES} names {len(classes)} classes, and the model tells {n} apart",
+            where=checkpoint,
+            advice=f"take {CLASSES} and the weights from one run",
+        )
+    return classes

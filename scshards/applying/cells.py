@@ -1,0 +1,400 @@
+"""The cells that a checkpoint is applied to: an input that pack reads, or a shard set, as batches.
+
+    SourceCells   rows of a matrix -> tokens -> members -> Batch (nothing masked)
+    ShardCells    the splits of a shard set through a CellLoader, in the order of the shards
+
+Both hold a block of cells at a time and can begin at any cell. Called by applying.apply.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scshards.applying.options import EmbedOptions
+from scshards.base.errors import CheckpointError, ConfigError, SourceError
+from scshards.base.storage import Storage
+from scshards.cells.batch import Batch
+from scshards.cells.tokenizer import GeneMatch, ValueKind, match_genes
+from scshards.cells.vocab import Vocab
+from scshards.model.classes import LabelNames
+from scshards.packing.labels import read_label
+from scshards.shards.manifest import MANIFEST
+from scshards.shards.members import pack_block
+from scshards.shards.shardset import ShardSet
+from scshards.sources.ids import GENE_VOCAB
+from scshards.sources.open import open_source
+from scshards.sources.options import GENES_ALONE
+from scshards.sources.rows import Source, missing_column
+from scshards.streaming.collate.batches import Collator
+from scshards.streaming.collate.lead_tokens import LeadTokens
+from scshards.streaming.collate.options import CollateOptions
+from scshards.streaming.loader import CellLoader
+from scshards.streaming.read.options import ReadOptions
+from scshards.streaming.read.source import CellBytes
+
+ALL = "all"
+"""Names all splits of a shard set."""
+
+DOMAIN = "domain"
+"""The label of batches that holds the model's domain codes, where it needs them."""
+
+Members = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Encoded cells one behind another, and the size of each."""
+
+
+class Cells(abc.ABC):
+    """What applying.apply asks of an input; a context manager.
+
+    Attributes
+    ----------
+    parts
+        How many cells each part has; the parts lie one behind another.
+    columns, matched
+        Gene columns (of a shard set: tokens), and those that the model's vocabulary has.
+    """
+
+    name: str
+    parts: tuple[int, ...]
+    columns: int
+    matched: int
+
+    @abc.abstractmethod
+    def batches(self, part: int, begin: int, end: int, size: int) -> Iterator[Batch]:
+        """The cells begin:end of a part, in order, `size` at a time, on the CPU."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Close what was opened."""
+
+
+def is_shard_set(url: str, storage_options: Mapping[str, Any] | None = None) -> bool:
+    """Whether an address is the root of a shard set."""
+    storage = Storage(url, storage_options)
+    # scBank's folders have a manifest.json too.
+    return storage.exists(MANIFEST) and not storage.exists(GENE_VOCAB)
+
+
+class SourceCells(Cells):
+    """The cells of an h5ad file, a zarr store, a 10x file or an mtx folder.
+
+    Parameters
+    ----------
+    url
+        The input.
+    vocab, collate
+        Of the model.
+    options
+        Which matrix, which gene names, and how many of them must match.
+    domains
+        What the model's domains are called, when it needs to know them.
+    scratch
+        A folder that is not there yet, for what has to be written before rows can be read; the same
+        on all ranks.
+
+    Raises
+    ------
+    SourceError
+        When the input can't be used, has no cells, or too few of its genes have a token.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        vocab: Vocab,
+        collate: CollateOptions,
+        options: EmbedOptions,
+        domains: LabelNames | None,
+        scratch: Path,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if options.split is not None:
+            raise ConfigError("only a shard set has splits", where=url, advice="leave --split out")
+        if collate.conditions:
+            named = ",".join(collate.conditions)
+            raise SourceError(
+                f"the model is told {named} of each cell, by the categories of a shard set's labels",
+                where=url,
+                advice=f"give a shard set that was packed with --obs {named}",
+            )
+        self.source = open_source(
+            url,
+            gene_column=options.gene_column,
+            layer=options.layer,
+            raw=options.raw,
+            storage_options=storage_options,
+            scratch=scratch,
+            ids_vocab=options.ids_vocab,
+            list_columns=options.list_columns,
+            trust_pickle=options.trust_pickle,
+            feature_types=options.feature_types,
+        )
+        try:
+            self.name, self.parts = self.source.name, (self.source.n_rows,)
+            self.columns = self.source.n_columns
+            self._match = _matched(self.source, vocab, options)
+            self.matched = self._match.matched
+            self._kind = _kind(self.source, collate)
+            self._collator = Collator(collate, vocab, self._kind, options.seed)
+            self._domains = self._domain_codes(domains, options)
+            if self.source.needs_transposing:
+                self.source.transpose()
+        except BaseException:
+            self.source.close()
+            raise
+
+    def batches(self, part: int, begin: int, end: int, size: int) -> Iterator[Batch]:
+        assert part == 0, "a source is one part"
+        key = begin
+        for data, sizes in regrouped(self._members(begin, end), size):
+            keys = np.arange(key, key + len(sizes), dtype=np.int64)
+            starts = np.cumsum(sizes) - sizes
+            no_labels = np.zeros((len(sizes), 0), np.int64)
+            cells = CellBytes(data, starts, sizes, keys, no_labels)
+            (batch,) = self._collator.collate(cells, epoch=0)
+            assert isinstance(batch, Batch), "objective='none' makes another kind of batch"
+            if self._domains is not None:
+                codes = torch.from_numpy(self._domains[keys])
+                batch = dataclasses.replace(batch, labels={DOMAIN: codes})
+            yield batch
+            key += len(sizes)
+
+    def close(self) -> None:
+        self.source.close()
+
+    def _domain_codes(
+        self, domains: LabelNames | None, options: EmbedOptions
+    ) -> NDArray[np.int64] | None:
+        """The model's code of each cell's domain, int64 [cells]."""
+        if domains is None:
+            return None
+        column = options.domain_column or domains.column
+        where = f"{self.name}: obs, column {column!r}"
+        label = read_label(self.source.obs(column), where=where).as_category()
+        table = _domain_table(label.categories, np.unique(label.values), domains, where)
+        return table[label.values]
+
+    def _members(self, begin: int, end: int) -> Iterator[Members]:
+        for block in self.source.blocks(begin, end):
+            data, ends = pack_block(
+                block.indptr,
+                block.indices,
+                block.data,
+                self._match,
+                self._kind,
+                first_row=block.first_row,
+                where=f"{self.source.name}, {self.source.matrix_name}",
+            )
+            yield data, np.diff(ends, prepend=np.int64(0)).astype(np.int64)
+
+
+class ShardCells(Cells):
+    """The cells of a shard set, one split behind another.
+
+    Parameters
+    ----------
+    url
+        Its root.
+    vocab, collate
+        Of the model.
+    options
+        Which split.
+    domains
+        What the model's domains are called, when it needs to know them.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such split, or for options that only other inputs have.
+    CheckpointError
+        When the shards hold tokens that the model's vocabulary lacks.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        vocab: Vocab,
+        collate: CollateOptions,
+        options: EmbedOptions,
+        domains: LabelNames | None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.shardset = ShardSet(url, storage_options)
+        self.name = self.shardset.storage.at("")
+        choices = ("gene_column", "layer", "raw", "ids_vocab", "trust_pickle")
+        given = [n for n in choices if getattr(options, n)]
+        given += ["feature_types"] if options.feature_types != GENES_ALONE else []
+        if given:
+            raise ConfigError(
+                f"a shard set has no such choice: {', '.join(given)}", where=self.name
+            )
+        wanted = options.split or ALL
+        known = [s for s, shards in self.shardset.manifest.splits.items() if shards]
+        self.splits = known if wanted == ALL else [wanted]
+        for split in self.splits:
+            self.shardset.shards(split)  # refuses what is none, naming those that there are
+        if self.shardset.manifest.value_kind == "float" and not collate.has_bins:
+            raise SourceError(
+                "the model was trained on counts as they are, and these shards hold fractions",
+                where=self.name,
+                advice="pack the counts",
+            )
+        self.parts = tuple(self.shardset.manifest.cells(s) for s in self.splits)
+        labels = self.shardset.manifest.labels
+        theirs = LeadTokens(self.shardset.vocab, collate.conditions, labels).vocab
+        self._tokens = _token_table(theirs, vocab, self.name)
+        self.columns = self.matched = len(self.shardset.vocab)
+        self._column, self._domains = "", domains
+        if domains is not None:
+            self._column = options.domain_column or domains.column
+            known = list(self.shardset.manifest.labels)
+            if self._column not in known:
+                raise missing_column(self._column, known, frame="the shard set", where=self.name)
+            if self.shardset.manifest.labels[self._column].kind == "number":
+                raise ConfigError(
+                    f"the label {self._column!r} holds numbers, and domains have names",
+                    where=self.name,
+                )
+        self._url, self._collate, self._seed = url, collate, options.seed
+        self._storage_options = storage_options
+
+    def batches(self, part: int, begin: int, end: int, size: int) -> Iterator[Batch]:
+        loader = CellLoader(
+            self._url,
+            split=self.splits[part],
+            batch_size=size,
+            seed=self._seed,
+            rank=0,
+            world_size=1,
+            shuffle=False,
+            drop_last=False,
+            collate=self._collate,
+            read=ReadOptions(lanes=1, storage_options=self._storage_options),
+        )
+        loader.load_state_dict(loader.state_dict() | {"position": begin})
+        stream = iter(loader)
+        try:
+            while begin < end:
+                batch = rows_of(next(stream), slice(0, min(size, end - begin)))
+                if self._tokens is not None:
+                    batch = dataclasses.replace(batch, genes=self._tokens[batch.genes.long()])
+                yield self._with_domains(batch)
+                begin += len(batch)
+        finally:
+            stream.close()
+
+    def _with_domains(self, batch: Batch) -> Batch:
+        if self._domains is None:
+            return batch
+        codes = batch.labels[self._column].numpy()
+        categories = self.shardset.manifest.labels[self._column].categories
+        where = f"{self.name}, label {self._column!r}"
+        table = _domain_table(categories, np.unique(codes), self._domains, where)
+        return dataclasses.replace(batch, labels={DOMAIN: torch.from_numpy(table[codes])})
+
+    def close(self) -> None:
+        """Loaders are closed when their batches were taken."""
+
+
+def regrouped(members: Iterator[Members], size: int) -> Iterator[Members]:
+    """The same members, `size` at a time; the last are as many as are left."""
+    data, sizes = np.zeros(0, np.uint8), np.zeros(0, np.int64)
+    for more, more_sizes in members:
+        data, sizes = np.concatenate((data, more)), np.concatenate((sizes, more_sizes))
+        ends = np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes)))
+        whole = len(sizes) // size * size
+        for i in range(0, whole, size):
+            yield data[ends[i] : ends[i + size]], sizes[i : i + size]
+        data, sizes = data[ends[whole] :], sizes[whole:]
+    if len(sizes):
+        yield data, sizes
+
+
+def rows_of(batch: Batch, rows: slice) -> Batch:
+    """Some cells of a batch, only as wide as the longest of them."""
+    width = int((~batch.is_pad[rows]).sum(dim=1).max())
+    names = ("genes", "values", "targets", "is_masked", "is_pad")
+    return dataclasses.replace(
+        batch,
+        **{name: getattr(batch, name)[rows, :width] for name in names},
+        key=batch.key[rows],
+        labels={k: v[rows] for k, v in batch.labels.items()},
+        weight=batch.weight[rows],
+    )
+
+
+def _matched(cells: Source, vocab: Vocab, options: EmbedOptions) -> GeneMatch:
+    if not cells.n_rows:
+        raise SourceError("the input has no cells", where=cells.name)
+    match = match_genes(cells.genes, vocab)
+    missing = [cells.genes[i] for i in np.flatnonzero(match.tokens < 0)[:5]]
+    if match.matched < options.min_match * cells.n_columns or not match.matched:
+        raise SourceError(
+            f"{match.matched:,} of {cells.n_columns:,} gene columns are in the model's vocabulary; "
+            f"not among them: {', '.join(missing)}",
+            where=cells.name,
+            advice="name the column of var that holds the genes as the model knows them with "
+            "--gene-column"
+            + (f" ({', '.join(cells.gene_columns)})" if cells.gene_columns else "")
+            + ", or lower --min-match",
+        )
+    return match
+
+
+def _kind(cells: Source, options: CollateOptions) -> ValueKind:
+    """Counts when the matrix holds whole numbers. Bins go by rank, so they take fractions too."""
+    values = cells.sample(1 << 16)
+    whole = values.dtype.kind in "iub" or bool((values == np.floor(values)).all())
+    if not whole and not options.has_bins:
+        raise SourceError(
+            "the model was trained on counts as they are, and this matrix holds fractions",
+            where=f"{cells.name}, {cells.matrix_name}",
+            advice="choose the matrix that holds counts with --layer NAME or --raw",
+        )
+    return "counts" if whole else "float"
+
+
+def _domain_table(
+    categories: Sequence[str], used: NDArray[Any], domains: LabelNames, where: str
+) -> NDArray[np.int64]:
+    """The model's code of each category that is used; SourceError for one that it does not know."""
+    code = {name: i for i, name in enumerate(domains.names)}
+    table = np.full(len(categories) + 1, -1, np.int64)
+    for i in used.tolist():
+        if i < 0 or categories[i] not in code:
+            what = "a cell without a domain" if i < 0 else f"the domain {categories[i]!r}"
+            raise SourceError(
+                f"{what} can't be embedded: the model normalises its input by domain, and knows "
+                f"{', '.join(domains.names[:5])}{', ...' if len(domains) > 5 else ''}",
+                where=where,
+                advice="name the obs column with the model's domains with --domain-column",
+            )
+        table[i] = code[categories[i]]
+    return table
+
+
+def _token_table(shards: Vocab, model: Vocab, where: str) -> torch.Tensor | None:
+    """int32 [tokens of the shards]: the model's id of each; None where they are the same."""
+    theirs, ours = shards.to_dict(), model.to_dict()
+    if theirs == ours:
+        return None
+    missing = [token for token in theirs if token not in ours]
+    if missing:
+        raise CheckpointError(
+            f"{len(missing):,} of the {len(theirs):,} tokens of these shards are not in the model's "
+            f"vocabulary: {', '.join(missing[:5])}",
+            where=where,
+            advice="pack the cells with --vocab CHECKPOINT/vocab.json, or give the h5ad files "
+            "instead: there, genes without a token are left out",
+        )
+    table = torch.empty(len(theirs), dtype=torch.int32)
+    for token, i in theirs.items():
+        table[i] = ours[token]
+    return table

@@ -1,0 +1,135 @@
+"""Integration measured on held-out cells: the model's embedding, and beside it PCA of the same cells.
+
+    valid split --take--> some cells, the same every time --model--> unit vectors --scores--> avg_bio
+                            `--log(1 + counts, scaled to 10,000)--> PCA --scores--> pca_avg_bio, ...
+
+Called by training.prepare and applying.evaluate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from scshards.evaluation.integration import (
+    most_variable,
+    need_sklearn,
+    principal_components,
+    scores,
+)
+from scshards.ranks.ranks import Ranks
+from scshards.streaming.loader import CellLoader
+from scshards.tasks.base import Task
+from scshards.tasks.settings import TaskSettings
+
+NOTHING_HIDDEN = {"objective": "none", "mask_ratio": None, "exact_mask": False}
+"""Of CollateOptions, what shows whole cells."""
+
+TARGET_SUM = 10_000.0
+"""What counts are scaled to before the logarithm, for the PCA."""
+
+
+class IntegrationMetrics:
+    """Scores of a model's embedding on some cells of a split.
+
+    Parameters
+    ----------
+    loader
+        Makes a loader of a split's cells, each once, with other fields of ChoiceOptions (`choose`) and
+        CollateOptions (`collate`) than the task's own.
+    task
+        Which cells: `metric_cells` of them at most, drawn by hash, of those that have a domain and, with
+        `label`, a class.
+
+    Raises
+    ------
+    ConfigError
+        Without scikit-learn, or when no cell of the split has both.
+    """
+
+    def __init__(self, loader: Callable[..., CellLoader], task: TaskSettings, ranks: Ranks) -> None:
+        need_sklearn()
+        assert task.domain is not None
+        self._ranks, self._label, self._domain = ranks, task.label, task.domain
+        known = " and ".join(f"`{c}` == `{c}`" for c in (task.label, task.domain) if c)
+
+        def whole(take: int | None = None, **collate: Any) -> CellLoader:
+            choose = {"where": known, "take": take}
+            return loader(choose=choose, collate=NOTHING_HIDDEN | collate)
+
+        n = min(task.metric_cells, whole().cells)
+        self._loader = whole(take=n)
+        longest = 1 + max(s.max_genes for s in self._loader.shardset.shards(self._loader.split))
+        as_counts = self._loader.value_kind == "counts"
+        self._plain = whole(
+            take=n,
+            max_length=max(longest, 2),
+            include_zero_genes=0,
+            conditions=(),
+            keep_first=None,
+            values="log1p" if as_counts else "counts",
+            target_sum=TARGET_SUM if as_counts else None,
+            n_bins=51 if as_counts else 0,
+        )
+        self._pca: dict[str, Any] | None = None
+
+    def __call__(self, task: Task) -> dict[str, Any]:
+        """The scores, with those of PCA as `pca_...`; {} but on the first rank. All ranks call it."""
+        if self._pca is None:
+            self._pca = self._of_pca()
+        task.eval()
+        found = []
+        with torch.no_grad(), self._ranks.autocast():
+            for batch in self._loader:
+                # Through the whole forward pass, which is what wrappers of several ranks know.
+                vectors_BD = task.run(batch.to(self._ranks.device), None).cell_embeddings
+                unit_BD = torch.nn.functional.normalize(vectors_BD, dim=1).cpu().numpy()
+                rows = (batch.weight > 0).numpy()
+                found.append((batch.key.numpy()[rows], unit_BD[rows], self._codes(batch, rows)))
+        every = self._ranks.gather([np.concatenate(parts) for parts in zip(*found, strict=True)])
+        if not self._ranks.is_main:
+            return {}
+        keys, vectors, codes = (np.concatenate(parts) for parts in zip(*every, strict=True))
+        order = np.argsort(keys, kind="stable")  # the same on any number of ranks
+        vectors, codes = vectors[order], codes[order]
+        own = scores(vectors, *self._split(codes))
+        return {"metric_cells": len(vectors)} | own | self._pca
+
+    def _of_pca(self) -> dict[str, Any]:
+        found = []
+        for batch in self._plain:
+            rows = (batch.weight > 0).numpy()
+            is_gene = ~batch.is_pad.numpy() & rows[:, None]
+            is_gene[:, 0] = False
+            at, places = np.nonzero(is_gene)
+            keys = batch.key.numpy()
+            tokens = (keys[at], batch.genes.numpy()[at, places], batch.targets.numpy()[at, places])
+            found.append((keys[rows], self._codes(batch, rows), *tokens))
+        mine = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        every = self._ranks.gather(mine)
+        if not self._ranks.is_main:
+            return {}
+        keys, codes, of_cell, genes, values = (
+            np.concatenate(parts) for parts in zip(*every, strict=True)
+        )
+        order = np.argsort(keys, kind="stable")
+        keys, codes = keys[order], codes[order]
+        cells = np.searchsorted(keys, of_cell)
+        best = most_variable(cells, genes, values, len(keys))
+        own = scores(principal_components(best), *self._split(codes))
+        return {f"pca_{name}": value for name, value in own.items()}
+
+    def _codes(self, batch: Any, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """int64 [cells, 2]: class and domain; class -1 when none is asked for."""
+        domain = batch.labels[self._domain].numpy()
+        label = np.full_like(domain, -1) if not self._label else batch.labels[self._label].numpy()
+        return np.stack((label, domain), axis=1)[rows]
+
+    def _split(
+        self, codes: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
+        return (codes[:, 0] if self._label else None), codes[:, 1]

@@ -1,0 +1,94 @@
+"""What happens to a step whose loss or gradient is not finite: it is left out, and too many end the run.
+
+    seed        a sum of the loss that is not finite -> a gradient that is NaN throughout, on all ranks
+    update      nothing changes where its norm is not finite (training.optim)
+    judge       a step later: who made it so, and were there too many
+
+The device decides, so that the host need not wait for it. Called by the step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scshards.base.errors import ScshardsError
+from scshards.ranks.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A step that was left out: why, and the keys of the cells that made it bad, or of all its cells."""
+
+    why: str
+    cells: list[str]
+
+
+def seed(sums: Tensor) -> Tensor:
+    """What a backward pass starts from, 0-d: 1, or NaN if a sum of the loss is not finite.
+
+    A loss that is not finite can have a gradient that is; by this it has not, and as gradients are
+    averaged, no rank has a finite one.
+    """
+    return torch.where(sums.isfinite().all(), 1.0, torch.nan)
+
+
+class Guard:
+    """Counts the bad steps in a row.
+
+    Parameters
+    ----------
+    max_skipped
+        So many in a row are left out; the next one is an error. 0: the first one is.
+    in_a_row
+        What a run that is resumed has seen already.
+    """
+
+    def __init__(self, ranks: Ranks, max_skipped: int, in_a_row: int = 0) -> None:
+        self._ranks, self._max = ranks, max_skipped
+        self.in_a_row = in_a_row
+
+    def judge(self, step: int, losses: list[float], norm: float, cells: list[str]) -> Skip | None:
+        """None for a good step; every rank must call it, and all get the same answer.
+
+        Parameters
+        ----------
+        step
+            Its number, from 0.
+        losses
+            This rank's summed losses.
+        norm
+            The norm of the gradient over all ranks.
+        cells
+            The keys of this rank's cells.
+
+        Raises
+        ------
+        ScshardsError
+            When more than `max_skipped` steps in a row were bad.
+        """
+        if math.isfinite(norm):
+            self.in_a_row = 0
+            return None
+        # The averaged gradient is not finite on every rank; name the cells of those that made it so.
+        is_mine = not all(map(math.isfinite, losses))
+        said = self._ranks.gather((is_mine, cells))
+        if any(bad for bad, _ in said):
+            why = "the loss is not finite"
+            keys = [k for bad, some in said if bad for k in some]
+        else:
+            why = f"the loss is finite but the gradient is not (norm {norm})"
+            keys = [k for _, some in said for k in some]
+        self.in_a_row += 1
+        if self.in_a_row <= self._max:
+            return Skip(why, keys)
+        before = f" after {self._max} such steps in a row" if self._max else ""
+        raise ScshardsError(
+            f"step {step + 1}: {why}{before}; the weights were left as they were",
+            where=f"cells {', '.join(keys)}",
+            advice="lower optim.lr, lengthen optim.warmup_steps, or use run.precision=fp32; "
+            "the same command goes on from the latest checkpoint",
+        )

@@ -1,0 +1,350 @@
+"""Checkpoints: a folder step-00000020/ with the tensors, their index.json and state.json.
+
+    training thread   stage (a copy on the CPU) -> goes on training
+    background        torch.distributed.checkpoint: every rank writes its share -> publish -> prune
+
+All randomness is keyed (masks and samples by cell, dropout by step), so tensors and state are
+everything, for any number of ranks. A checkpoint is complete or invisible: on a disk it is written
+under a hidden name and renamed, in an object store index.json comes last. Called by the loop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from scshards._version import __version__
+from scshards.base.errors import CheckpointError, ScshardsError, StorageError
+from scshards.base.records import Count, Form, to_tree
+from scshards.base.storage import Storage
+from scshards.model.weights import not_finite
+from scshards.ranks.ranks import Ranks
+from scshards.ranks.watch import NO_END, is_lost
+from scshards.training.config import recorded_tables
+from scshards.training.parallel import local
+from scshards.training.save.recorded import WRITER, read_record
+from scshards.training.save.store import FORMAT, INDEX, MEND, TensorReader, TensorWriter
+
+STATE = "state.json"
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass
+class TrainState:
+    """Where a run is: everything but the tensors.
+
+    Attributes
+    ----------
+    step
+        Steps taken, those that were skipped included.
+    best_step, best_loss
+        The best validation so far, None before the first.
+    evaluated_step
+        The last step that was evaluated.
+    skipped, skipped_in_a_row
+        Steps left out because loss or gradient were not finite: all of them, and the latest.
+    seconds
+        Time spent training, over all its starts.
+    loader
+        The training loader's state.
+    config
+        The run's config, as tables, with settings that only another version knows.
+    others
+        What another version keeps there besides; it is written again as it is.
+    """
+
+    step: Count = 0
+    best_step: Count | None = None
+    best_loss: float | None = None
+    evaluated_step: Count = 0
+    skipped: Count = 0
+    skipped_in_a_row: Count = 0
+    seconds: float = 0.0
+    loader: dict[str, Any] = field(default_factory=dict)
+    config: Annotated[dict[str, Any], Form(read=recorded_tables)] = field(default_factory=dict)
+    others: dict[str, Any] = field(default_factory=dict, init=False)
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every rank makes one and calls the same methods in the same order.
+
+    A context manager: a save that is in flight is finished before it is left.
+
+    Parameters
+    ----------
+    root
+        Their folder, on a disk that all ranks share, or a URL.
+    keep_last, keep_every
+        After each save go all but the last so many and those of steps that are multiples of
+        `keep_every`.
+    """
+
+    def __init__(
+        self, root: str | Path, ranks: Ranks, *, keep_last: int, keep_every: int | None = None
+    ) -> None:
+        self._storage, self._ranks = Storage(root), ranks
+        self._keep_last, self._keep_every = keep_last, keep_every
+        # Its own group: what a save says in the background must not mix with what training says.
+        self._group = (
+            dist.new_group(backend="gloo", timeout=NO_END) if ranks.world_size > 1 else None
+        )
+        self._in_flight: Future[Any] | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.wait()
+            return
+        try:
+            self.wait()
+        except (ScshardsError, RuntimeError) as e:
+            # What ended the run is the news; this is said beside it, unless it is that a rank is gone.
+            if not is_lost(e):
+                print(f"the checkpoint in flight failed too: {e}", file=sys.stderr)
+
+    def latest(self) -> str | None:
+        """The name of the newest complete checkpoint, the same on every rank."""
+        names = complete(self._storage) if self._ranks.is_main else []
+        return next(iter(self._ranks.gather(names)[0][-1:]), None)
+
+    def load(self, name: str, tensors: Mapping[str, Tensor]) -> TrainState:
+        """The state of a checkpoint, its tensors copied into `tensors`, sharded or not.
+
+        Raises
+        ------
+        CheckpointError
+            For files that are damaged, of another format, or of another model, and for tensors that are
+        not finite.
+        """
+        folder = Storage(f"{self._storage.url.rstrip('/')}/{name}", self._storage.options)
+        state = _read_state(folder)
+        reader = TensorReader(folder)
+        _check_fit(reader.read_metadata().state_dict_metadata, tensors, folder.at(""))
+        self._run(
+            lambda: dcp.load(
+                dict(tensors),
+                storage_reader=reader,
+                process_group=self._group,
+                no_dist=self._group is None,
+            ),
+            folder.at(""),
+        )
+        self._check_finite(
+            tensors,
+            "the checkpoint holds NaN or infinity",
+            where=folder.at(""),
+            advice=MEND,
+        )
+        return state
+
+    def save(self, state: TrainState, tensors: Mapping[str, Tensor]) -> None:
+        """Begin to write the checkpoint of `state.step`, after the one before has been finished.
+
+        `tensors` may change as soon as this returns. A step that is there already gets the new state.
+
+        Raises
+        ------
+        CheckpointError
+            For tensors that are not finite: they would take the place of those to go on from.
+        """
+        self.wait()
+        name = f"step-{state.step:08d}"
+        about = {"format": FORMAT, WRITER: __version__, **to_tree(state), **state.others}
+        text = json.dumps(about, indent=2).encode()
+        there = self._ranks.is_main and name in complete(self._storage)
+        if self._ranks.any(there):  # the tensors of a step are what they are
+            if self._ranks.is_main:
+                self._storage.write(f"{name}/{STATE}", text)
+            return
+        self._check_finite(
+            tensors,
+            f"after step {state.step} there is NaN or infinity, and no checkpoint was written",
+            where=self._storage.at(name),
+            advice="lower optim.lr, or use run.precision=fp32; the same command goes on from the "
+            "checkpoint before",
+        )
+        place = _Place(self._storage, name, self._keep_last, self._keep_every)
+        writer = TensorWriter(
+            self._storage,
+            place.folder,
+            begin=place.clear,
+            publish=lambda index: place.publish(index, text),
+        )
+        self._in_flight = self._run(
+            lambda: dcp.async_save(
+                dict(tensors),
+                storage_writer=writer,
+                process_group=self._group,
+                no_dist=self._group is None,
+            ),
+            self._storage.at(name),
+        )
+
+    def wait(self) -> None:
+        """Finish the save that is in flight, if there is one; StorageError when it failed."""
+        if self._in_flight is not None:
+            future, self._in_flight = self._in_flight, None
+            self._run(future.result, self._storage.at(""))
+
+    def _check_finite(
+        self, tensors: Mapping[str, Tensor], what: str, *, where: str, advice: str
+    ) -> None:
+        """CheckpointError on every rank when a tensor of any of them is not finite."""
+        mine = not_finite((n, local(t)) for n, t in tensors.items())
+        names = sorted({name for some in self._ranks.gather(mine[:3]) for name in some})
+        if names:
+            more = ", ..." if len(names) > 3 or len(mine) > 3 else ""
+            raise CheckpointError(
+                f"{what}: {', '.join(names[:3])}{more}", where=where, advice=advice
+            )
+
+    def _run(self, function: Any, where: str) -> Any:
+        if self._group is None:  # torch warns that there is no group; it has been told
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        try:
+            return function()
+        except CheckpointException as e:
+            causes = [cause for cause, _ in e.failures.values()]
+            cause = next((c for c in causes if isinstance(c, ScshardsError)), causes[0])
+            if isinstance(cause, OSError) and getattr(cause, "advice", None) is None:
+                what = getattr(cause, "what", None) or cause.strerror or type(cause).__name__
+                raise StorageError(
+                    f"the checkpoint can't be written: {what}",
+                    where=where,
+                    advice="free some space; the same command goes on from the checkpoint before",
+                ) from None
+            raise cause from e
+
+
+def complete(root: str | Path | Storage) -> list[str]:
+    """The names of all complete checkpoints below `root`, oldest first."""
+    storage = root if isinstance(root, Storage) else Storage(root)
+    if storage.local_path is not None and not storage.local_path.is_dir():
+        return []
+    folders, _ = storage.folder()
+    names = sorted((n for n in folders if _NAME.fullmatch(n)), key=_step)
+    return names if storage.is_local else [n for n in names if storage.exists(f"{n}/{INDEX}")]
+
+
+def read_tensors(folder: str | Path, kind: str = "model") -> dict[str, Tensor]:
+    """The tensors of a checkpoint's folder on the CPU: of the "model", "optimizer" or "average"."""
+    reader = TensorReader(Storage(folder))
+    tensors = {
+        name: torch.empty(about.size, dtype=about.properties.dtype)
+        for name, about in reader.read_metadata().state_dict_metadata.items()
+        if isinstance(about, TensorStorageMetadata) and name.startswith(f"{kind}/")
+    }
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+    dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
+    return {name.removeprefix(f"{kind}/"): t for name, t in tensors.items()}
+
+
+class _Place:
+    """Where one checkpoint is written, how it becomes visible, and what goes then; on one rank."""
+
+    def __init__(self, storage: Storage, name: str, keep_last: int, keep_every: int | None):
+        self._storage, self._name = storage, name
+        self._keep_last, self._keep_every = keep_last, keep_every
+        self.folder = _hidden(name) if storage.is_local else name
+
+    def clear(self) -> None:
+        """Remove what saves that were killed have left, of this step or another."""
+        root = self._storage.local_path
+        if root is not None:
+            root.mkdir(parents=True, exist_ok=True)
+            left = [p.name for p in root.glob(_hidden("step-*"))]
+        else:
+            folders = [n for n in self._storage.folder()[0] if _NAME.fullmatch(n)]
+            left = sorted(set(folders) - set(complete(self._storage)))
+        for name in left:
+            self._storage.remove_tree(name)
+
+    def publish(self, index: bytes, state: bytes) -> None:
+        """Make the checkpoint visible, whole; remove what it takes the place of."""
+        self._storage.write(f"{self.folder}/{STATE}", state)
+        self._storage.write(f"{self.folder}/{INDEX}", index)
+        root = self._storage.local_path
+        if root is not None:
+            _sync(root / self.folder)
+            (root / self.folder).rename(root / self._name)
+            _sync(root)
+        for name in complete(self._storage)[: -self._keep_last]:
+            if self._keep_every is None or _step(name) % self._keep_every:
+                self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        root = self._storage.local_path
+        if root is not None:  # out of sight first: half a checkpoint must not look like one
+            (root / name).rename(root / _hidden(name))
+            name = _hidden(name)
+        else:
+            self._storage.remove(f"{name}/{INDEX}")
+        self._storage.remove_tree(name)
+
+
+def _hidden(name: str) -> str:
+    return f".{name}.partial"
+
+
+def _step(name: str) -> int:
+    return int(name.removeprefix("step-"))
+
+
+def _read_state(folder: Storage) -> TrainState:
+    state, others = read_record(
+        TrainState,
+        folder.read(STATE),
+        needed=("step", "loader", "config"),
+        layout=FORMAT,
+        at=folder.at(STATE),
+        error=CheckpointError,
+        mend=MEND,
+    )
+    state.others = others
+    return state
+
+
+def _check_fit(found: Mapping[str, Any], wanted: Mapping[str, Tensor], where: str) -> None:
+    wrong = [f"{name} is missing" for name in wanted if name not in found]
+    wrong += [f"{name} is of no use" for name in found if name not in wanted]
+    wrong += [
+        f"{name} is {list(found[name].size)} instead of {list(t.shape)}"
+        for name, t in wanted.items()
+        if name in found and found[name].size != t.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(
+            f"the checkpoint is of another model: {', '.join(wrong[:3])}{more}", where=where
+        )
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

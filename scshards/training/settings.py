@@ -1,0 +1,132 @@
+"""The settings of the optimizer and of the run itself: the tables [optim] and [run] of a config.
+
+Called by training.config.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scshards.base.config import check
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimSettings:
+    """The optimizer, the learning rate's schedule, clipping, averaging, and what a bad step does."""
+
+    name: Literal["adamw", "adam"] = "adamw"
+    """With a `weight_decay`, adamw shrinks the weights by it and adam adds it to the gradient."""
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    """Of matrices only: never of embeddings, biases and norms. 0 makes AdamW plain Adam."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up; None: 3% of the run, at most 10,000."""
+    schedule: Literal["cosine", "step", "wsd", "constant"] = "cosine"
+    min_lr_ratio: float = 0.0
+    """Where cosine and wsd end and below which step does not fall, as a share of `lr`."""
+    decay_every: int | None = None
+    """step: steps between two decays; None: an epoch."""
+    decay_factor: float = 0.9
+    """step: what each decay multiplies the rate by."""
+    decay_steps: int | None = None
+    """wsd: how many of the last steps decay; None: 10% of the run."""
+    clip: float = 1.0
+    """The global gradient norm is clipped to this."""
+    ema: float = 0.0
+    """The decay of the moving average of the weights, such as 0.999; 0: no average is kept."""
+    ema_best: bool = False
+    """Whether evaluations, and so `best_model.pt`, take the averaged weights."""
+    max_skipped: int = 3
+    """So many steps in a row are left out if loss or gradient are not finite; one more ends the run."""
+
+    def __post_init__(self) -> None:
+        check(self.lr > 0, "optim.lr", "must be above 0")
+        check(
+            len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas),
+            "optim.betas",
+            "must be two numbers, each at least 0 and below 1",
+        )
+        check(self.eps > 0, "optim.eps", "must be above 0")
+        check(self.weight_decay >= 0, "optim.weight_decay", "must be at least 0")
+        check((self.warmup_steps or 0) >= 0, "optim.warmup_steps", "must be at least 0")
+        check(0 <= self.min_lr_ratio <= 1, "optim.min_lr_ratio", "must lie between 0 and 1")
+        check(0 < self.decay_factor <= 1, "optim.decay_factor", "must be above 0 and at most 1")
+        for name, schedule in (("decay_every", "step"), ("decay_steps", "wsd")):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"optim.{name}", "must be at least 1")
+            check(
+                value is None or self.schedule == schedule,
+                f"optim.{name}",
+                f'is only of optim.schedule="{schedule}"',
+            )
+        check(self.clip > 0, "optim.clip", "must be above 0")
+        check(0 <= self.ema < 1, "optim.ema", "must be at least 0 and below 1, e.g. 0.999")
+        check(not self.ema_best or self.ema > 0, "optim.ema_best", "needs optim.ema, e.g. 0.999")
+        check(self.max_skipped >= 0, "optim.max_skipped", "must be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How long to train, on how big a batch, how ranks share, and how often to log, evaluate, save."""
+
+    steps: int | None = None
+    """Optimizer steps; or give `epochs`. Neither: one epoch."""
+    epochs: int | None = None
+    batch_size: int = 64
+    """Cells per optimizer step, over all ranks."""
+    micro_batch: int | None = None
+    """Cells per rank and forward pass; None: the rank's whole share of the batch at once."""
+    log_every: int = 10
+    eval_every: int = 500
+    save_every: int = 1000
+    keep_last: int = 2
+    """Checkpoints that are kept; older ones are removed after each save."""
+    keep_every: int | None = None
+    """Checkpoints of steps that are multiples of this are kept for good as well."""
+    checkpoints: str | None = None
+    """Where checkpoints go, a folder or a URL (s3://bucket/run); None: RUN/checkpoints."""
+    seed: int = 0
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or, for one process, `cuda:N`; of several each takes its own GPU."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """bf16 runs the forward pass under autocast; weights stay float32. `auto`: where a GPU has it."""
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
+    """ddp: every rank has the whole model; fsdp2: weights, gradients and moments are dealt out."""
+    compile: bool = False
+    """Compile the encoder's layers with torch.compile, for batches of one width (`max_length`)."""
+    activation_checkpointing: bool = False
+    """Keep only what goes into each layer, and compute layers anew in the backward pass: less memory, a
+    third more arithmetic, the same gradients."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where the lines of metrics.jsonl go as well; each needs the extra of its name."""
+    peak_tflops: float | None = None
+    """What the device can do, for MFU; None: as the GPU's name says, if it is a known one."""
+    profile: tuple[int, int] | None = None
+    """The first and the last step, counted from 1, whose times and memory the first rank writes to
+    RUN/profile, e.g. [10, 20]."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time; slower on CUDA."""
+
+    def __post_init__(self) -> None:
+        check(
+            self.steps is None or self.epochs is None,
+            "run.steps",
+            "give run.steps or run.epochs, not both",
+        )
+        counts = ("batch_size", "log_every", "eval_every", "save_every", "keep_last")
+        for name in (*counts, "steps", "epochs", "micro_batch", "keep_every"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"run.{name}", "must be at least 1")
+        check(self.checkpoints != "", "run.checkpoints", "must not be empty; leave it out")
+        check(len({*self.trackers}) == len(self.trackers), "run.trackers", "names one twice")
+        check(
+            self.profile is None
+            or (len(self.profile) == 2 and 1 <= self.profile[0] <= self.profile[1]),
+            "run.profile",
+            "must be two steps, the first at least 1 and not above the second",
+        )
+        peak = self.peak_tflops
+        check(peak is None or peak > 0, "run.peak_tflops", "must be above 0")

@@ -1,0 +1,165 @@
+"""Annotating cells: the class head's own word by the names of classes.json; what lacks is refused."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from plain_bins import bin_values
+from scipy.sparse import csr_matrix
+
+from scshards.applying.annotate import AnnotateOptions, annotate
+from scshards.base.errors import CheckpointError, ConfigError
+from scshards.cells.batch import Batch
+from scshards.cells.vocab import Vocab
+from scshards.cli.annotate import command
+from scshards.model.classes import LabelNames, read_classes, write_classes
+from scshards.model.config import ModelConfig
+from scshards.model.scgpt import load_model, write_folder
+from scshards.model.transformer import CellModel
+from scshards.packing.options import PackOptions
+from scshards.packing.pack import pack
+
+GENES = [f"G{i}" for i in range(30)]
+VOCAB = Vocab.from_genes(GENES)
+NAMES = ("B cell", "T cell", "other/cell")
+
+
+def write_model(folder: Path, **parts: object) -> CellModel:
+    config = ModelConfig(
+        n_tokens=len(VOCAB), pad_id=VOCAB.pad_id, d_model=16, n_heads=2, d_hid=24, n_layers=1,
+        max_length=40, **parts,
+    )  # fmt: skip
+    model = CellModel(config, seed=1).eval()
+    write_folder(str(folder), model, VOCAB.to_dict())
+    return model
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    made = anndata.AnnData(csr_matrix(rng.poisson(0.8, (40, 30)).astype(np.float32)))
+    made.var_names = GENES
+    made.obs["kind"] = [f"k{i % 2}" for i in range(40)]
+    made.obs["predicted_cell_type"] = "by hand"
+    made.write_h5ad(path := tmp_path_factory.mktemp("cells") / "in.h5ad")
+    return path
+
+
+def plain(checkpoint: Path, path: Path) -> np.ndarray:
+    """Class probabilities, cell by cell, through `forward`; the softmax written out."""
+    model = load_model(str(checkpoint)).model
+    out = []
+    for row in anndata.read_h5ad(path).X.toarray():
+        order = sorted((VOCAB[g], v) for g, v in zip(GENES, row, strict=True) if v)
+        genes = [VOCAB.cls_id, *(t for t, _ in order)]
+        values = [-2.0, *bin_values(np.array([v for _, v in order]), 51).tolist()]
+        nowhere = torch.zeros(1, len(genes), dtype=torch.bool)
+        batch = Batch(
+            genes=torch.tensor([genes]), values=torch.tensor([values]), targets=torch.tensor([values]),
+            is_masked=nowhere, is_pad=nowhere, key=torch.zeros(1), labels={}, weight=torch.ones(1),
+        )  # fmt: skip
+        with torch.no_grad():
+            logits = model(batch).class_logits[0].double().numpy()
+        out.append(np.exp(logits) / np.exp(logits).sum())
+    return np.array(out)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, cells: Path) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    model = write_model(folder, n_classes=3)
+    write_classes(folder, "cell_type", NAMES)
+    # A fresh head says nearly the same of every cell: what differs is made larger.
+    head = model.cls_decoder.out_layer
+    with torch.no_grad():
+        mean = torch.tensor(np.log(plain(folder, cells)).mean(axis=0))
+        head.bias.copy_(30 * (head.bias - mean))
+        head.weight.mul_(30)
+    write_folder(str(folder), model, VOCAB.to_dict())
+    return folder
+
+
+def test_annotations_are_the_class_heads_own(tmp_path: Path, checkpoint: Path, cells: Path) -> None:
+    expected = plain(checkpoint, cells)
+    assert len(set(expected.argmax(1))) > 1, "one class for all would tell nothing"
+    out = tmp_path / "out.h5ad"
+    result = CliRunner().invoke(
+        command, [str(checkpoint), str(cells), "-o", str(out), "--probabilities"]
+    )
+    assert result.exit_code == 0, result.output
+    assert "the input's own obs['predicted_cell_type'] were replaced there" in result.output
+    made = anndata.read_h5ad(out)
+    assert made.obs.columns.tolist() == [
+        "kind",
+        "predicted_cell_type",
+        "predicted_cell_type_probability",
+    ]
+    assert made.obs["predicted_cell_type"].cat.categories.tolist() == list(NAMES)
+    assert made.obs["predicted_cell_type"].tolist() == [NAMES[i] for i in expected.argmax(1)]
+    assert made.obs["predicted_cell_type_probability"].dtype == np.float32
+    assert np.abs(made.obs["predicted_cell_type_probability"] - expected.max(1)).max() < 1e-5
+    assert np.abs(made.obsm["predicted_cell_type_probabilities"] - expected).max() < 1e-5
+    assert made.obsm["X_scshards"].shape == (40, 16)
+    assert made.obs["kind"].tolist() == [f"k{i % 2}" for i in range(40)]
+
+    pack(str(cells), str(tmp_path / "shards"), VOCAB, PackOptions(workers=1), progress=False)
+    sure = float(np.median(expected.max(1)))
+    options = AnnotateOptions(column="class", batch_size=3, confidence=sure)
+    said = annotate(
+        str(checkpoint), str(tmp_path / "shards"), tmp_path / "s.h5ad", options, shown=False
+    )
+    counts = Counter(NAMES[i] for i in expected.argmax(1))
+    assert said.classes == counts and said.n_below == (expected.max(1) < sure).sum() > 0
+    shares = [line.split() for line in said.text()[0].text().splitlines()[2:]]
+    assert [[n, c] for *n, c, _ in shares] == [[n.split(), str(c)] for n, c in counts.most_common()]
+    assert "--confidence" not in result.output
+    assert f"{(expected.max(1) < 0.5).sum()} of 40 cells" in result.output
+    packed = anndata.read_h5ad(tmp_path / "s.h5ad")
+    assert set(packed.obsm) == {"X_scshards"}
+    assert (
+        packed.obs["class"].tolist()
+        == made.obs["predicted_cell_type"].iloc[packed.obs["row"]].tolist()
+    )
+
+
+def test_a_checkpoint_that_lacks_classes_is_refused(tmp_path: Path, cells: Path) -> None:
+    def refused(folder: Path, match: str) -> None:
+        with pytest.raises(CheckpointError, match=match):
+            annotate(str(folder), str(cells), tmp_path / "o.h5ad", shown=False)
+        assert not (tmp_path / "o.h5ad").exists()
+
+    (headless := tmp_path / "headless").mkdir()
+    write_model(headless)
+    refused(headless, "no class head")
+    (folder := tmp_path / "model").mkdir()
+    write_model(folder, n_classes=3)
+    refused(folder, r"lacks classes\.json")
+    write_classes(folder, "cell_type", NAMES[:2])
+    refused(folder, "names 2 classes, and the model tells 3 apart")
+    for text, match in (
+        ("{", "not valid JSON"),
+        ("[]", "JSON object"),
+        ('{"classes": ["a"]}', "column is None"),
+        ('{"column": "c", "classes": ["a", "a", "b"]}', "'a' is there twice"),
+        ('{"column": "c", "classes": [1, 2, 3]}', "list of texts"),
+    ):
+        (folder / "classes.json").write_text(text)
+        refused(folder, match)
+    with pytest.raises(ConfigError, match="obs column"):
+        AnnotateOptions(column="a/b")
+
+
+def test_classes_are_kept_and_read_back(tmp_path: Path) -> None:
+    write_classes(tmp_path, "cell_type", ["ä", "b"])
+    assert read_classes(str(tmp_path)) == LabelNames(column="cell_type", names=("ä", "b"))
+    tree = {"column": "cell_type", "classes": ["ä", "b"]}
+    assert json.loads((tmp_path / "classes.json").read_text()) == tree
+    with pytest.raises(ConfigError, match="there is no name"):
+        write_classes(tmp_path, "cell_type", [])

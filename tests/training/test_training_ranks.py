@@ -1,0 +1,155 @@
+"""1, 2 and 4 ranks, DDP and FSDP2, accumulation: the same run; and a resume on fewer ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from train_support import small_config
+
+from scshards.model.scgpt import load_model
+from scshards.training.log.metrics import read_metrics
+from scshards.training.loop import train
+from scshards.training.save.checkpoint import complete, read_tensors
+
+# Adam divides by the root of a mean square: where that is nearly 0, rounding decides the step unless
+# `eps` is large. No dropout: it is drawn by rank.
+COMMON = (
+    "model.dropout=0",
+    "optim.lr=3e-3",
+    "optim.eps=1e-2",
+    "optim.ema=0.9",
+    "run.steps=30",
+    "run.log_every=1",
+    "run.eval_every=30",
+    "run.save_every=15",
+    "run.keep_last=9",
+)
+
+# Elastic cell similarity compares the cells of a rank with each other: that depends on their number.
+INTEGRATE = (
+    "task.name=integrate",
+    "task.domain=kind",
+    "task.domain_norm=false",
+    "task.similarity_weight=0",
+    "task.metric_cells=30",
+    "run.steps=3",
+    "run.eval_every=3",
+)
+
+BF16 = ("run.precision=bf16", "run.steps=5", "run.eval_every=5")
+
+DROPOUT = ("model.dropout=0.2", "run.micro_batch=4", "run.steps=4", "run.eval_every=4")
+
+RUNS = {
+    4: {"ddp4": (), "fsdp4": ("run.parallel=fsdp2",)},
+    2: {
+        "ddp2": ("run.micro_batch=2",),
+        "dropout": ("run.parallel=fsdp2", *DROPOUT),
+        "dropout anew": ("run.parallel=fsdp2", "run.activation_checkpointing=true", *DROPOUT),
+        "ddp4 to fsdp2": ("run.parallel=fsdp2", "run.micro_batch=4"),
+        "fsdp4 to ddp2": (),
+        "fsdp2 integrate": ("run.parallel=fsdp2", *INTEGRATE),
+        "fsdp2 bf16": ("run.parallel=fsdp2", "run.micro_batch=4", *BF16),
+    },
+}
+"""By number of ranks. "a to b" goes on, on 2 ranks, from the checkpoint that a wrote at step 15."""
+
+
+def _ranks(n: int, shards: str, folder: Path) -> None:
+    worker = Path(__file__).with_name("train_worker.py")
+    runs = [[str(folder / name), [*COMMON, *extra]] for name, extra in RUNS[n].items()]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*launch, f"--nproc-per-node={n}", str(worker), shards, json.dumps(runs)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[:3000]
+
+
+@pytest.fixture(scope="module")
+def runs(shards, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    train(shards, folder / "one", small_config(*COMMON), shown=False)
+    train(shards, folder / "pieces", small_config(*COMMON, "run.micro_batch=2"), shown=False)
+    train(shards, folder / "integrate", small_config(*COMMON, *INTEGRATE), shown=False)
+    train(shards, folder / "bf16", small_config(*COMMON, *BF16), shown=False)
+    _ranks(4, shards, folder)
+    for name in (n for n in RUNS[2] if " to " in n):
+        shutil.copytree(folder / name.split()[0], folder / name)
+        shutil.rmtree(folder / name / "checkpoints" / "step-00000030")
+        (folder / name / "best_model.pt").unlink()
+    _ranks(2, shards, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["pieces", *RUNS[4], "ddp2", "ddp4 to fsdp2", "fsdp4 to ddp2"])
+def test_a_run_is_that_of_one_rank(runs, name):
+    mine, one = (_lines(runs / n) for n in (name, "one"))
+    assert [m["step"] for m in mine if m["kind"] == "train"] == list(range(1, 31))
+    for a, b in zip(mine, one, strict=True):
+        assert a["masked_mse"] == pytest.approx(b["masked_mse"], rel=1e-6)
+        assert a["mvc_mse"] == pytest.approx(b["mvc_mse"], rel=1e-6)
+        if a["kind"] == "train":
+            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
+    for kind in ("model", "average"):
+        a, b = (_tensors(runs / n, kind) for n in (name, "one"))
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    middle = read_tensors(runs / "one" / "checkpoints" / "step-00000015")
+    moved = max((t - _tensors(runs / "one", "model")[n]).abs().max() for n, t in middle.items())
+    assert moved > 5e-3, "the weights must have gone somewhere"
+    best = [load_model(str(runs / n)).model.state_dict() for n in (name, "one")]
+    torch.testing.assert_close(best[0], best[1], rtol=0, atol=1e-6)
+
+
+def test_a_sharded_model_embeds_and_has_other_heads(runs):
+    mine, one = (_lines(runs / n) for n in ("fsdp2 integrate", "integrate"))
+    assert [m["step"] for m in mine] == [1, 2, 3, 3]
+    for a, b in zip(mine, one, strict=True):
+        figures = [k for k, v in b.items() if isinstance(v, float) and not k.endswith("_per_s")]
+        assert {"masked_mse"} < set(figures)
+        for k in set(figures) - {"data_wait"}:
+            assert a[k] == pytest.approx(b[k], rel=1e-5), k
+
+
+def test_shards_in_bf16_are_near_autocast_alone(runs):
+    mine, one = (_lines(runs / n) for n in ("fsdp2 bf16", "bf16"))
+    assert [m["step"] for m in mine] == [1, 2, 3, 4, 5, 5]
+    for a, b in zip(mine, one, strict=True):
+        assert a["masked_mse"] == pytest.approx(b["masked_mse"], rel=1e-3)
+    weights = read_tensors(runs / "fsdp2 bf16" / "checkpoints" / "step-00000005")
+    assert {t.dtype for t in weights.values()} == {torch.float32}
+
+
+def test_layers_that_are_computed_anew_take_the_same_steps_under_shards(runs):
+    a, b = (read_tensors(runs / n / "checkpoints/step-00000004") for n in RUNS[2] if "drop" in n)
+    assert a.keys() == b.keys() and all(t.equal(b[name]) for name, t in a.items())
+
+
+def test_every_rank_wrote_its_share(runs):
+    for name, ranks in (("ddp4", 4), ("fsdp4", 4), ("ddp2", 2), ("fsdp4 to ddp2", 2)):
+        (*_, latest) = complete(runs / name / "checkpoints")
+        folder = runs / name / "checkpoints" / latest
+        sizes = [p.stat().st_size for p in sorted(folder.glob("*.bin"))]
+        assert len(sizes) == ranks
+        assert max(sizes) < 2 * min(sizes)
+    index = json.loads((runs / "fsdp4/checkpoints/step-00000015/index.json").read_text())
+    assert len(index["tensors"]["model/decoder.fc.0.weight"]["pieces"]) == 4
+
+
+def _lines(run: Path) -> list[dict]:
+    return read_metrics(run / "metrics.jsonl")
+
+
+def _tensors(run: Path, kind: str) -> dict[str, torch.Tensor]:
+    return read_tensors(run / "checkpoints" / "step-00000030", kind)

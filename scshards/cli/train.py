@@ -30,6 +30,13 @@ from scshards.cli.options import option, output, store_options
     multiple=True,
     help="One setting, such as optim.lr=3e-4, on top of --config.",
 )
+@option(
+    "--from",
+    "branch",
+    metavar="RUN[@STEP]",
+    help="Begin at a checkpoint of another run, the latest or that of a step, with its settings; "
+    "--config and --set change what is not its model, task and data.",
+)
 @store_options
 def command(
     root: str,
@@ -37,6 +44,7 @@ def command(
     task: str | None,
     config: str | None,
     settings: tuple[str, ...],
+    branch: str | None,
     storage_options: Any,
     progress: bool,
 ) -> Result | None:
@@ -52,13 +60,19 @@ def command(
         --set task.label=cell_type --set task.start=scGPT
     torchrun --nproc-per-node 8 -m scshards train s3://bucket/atlas -o run \\
         --config atlas.toml
+    scshards train shards -o cooled --from run@9000 --set run.steps=10000 \\
+        --set optim.schedule=wsd --set optim.decay_steps=1000
     """
     from scshards.ranks.launch import is_first_process
     from scshards.training.config import TrainConfig
     from scshards.training.loop import train
+    from scshards.training.save.branch import branch_config
 
     if task is not None:
         settings = (f"task.name={task}", *settings)
-    asked = TrainConfig.read(config, settings)
+    if branch is not None:
+        asked = branch_config(branch, config, settings)
+    else:
+        asked = TrainConfig.read(config, settings)
     summary = train(root, output, asked, storage_options=storage_options, shown=progress)
     return Result(summary, [summary.text()]) if is_first_process() else None

@@ -176,13 +176,27 @@ class TrainConfig:
             ) from None
 
     @classmethod
-    def read(cls, file: str | Path | None = None, settings: Iterable[str] = ()) -> TrainConfig:
+    def read(
+        cls,
+        file: str | Path | None = None,
+        settings: Iterable[str] = (),
+        *,
+        base: Mapping[str, Any] | None = None,
+    ) -> TrainConfig:
         """The config of a TOML file (or the defaults) with `a.b=value` settings on top.
 
-        `file` may be the name of a config that comes with scshards. With `task.start`, sizes and values
-        that are not stated are those of that checkpoint.
+        `file` may be the name of a config that comes with scshards. What is not stated is as in the
+        tables `base`; without these, with `task.start`, sizes and values are those of that checkpoint.
         """
         tables = override(read_toml(_file(file)) if file is not None else {}, settings)
+        if base is not None:
+            length = {"steps", "epochs"}
+            for name, old in base.items():
+                stated = tables.get(name, {})
+                if isinstance(stated, dict):
+                    instead = length if name == "run" and length & stated.keys() else set()
+                    tables[name] = {k: v for k, v in old.items() if k not in instead} | stated
+            return build(cls, tables)
         task = tables.get("task")
         start = task.get("start") if isinstance(task, dict) else None
         if isinstance(start, str):

@@ -33,6 +33,7 @@ from scshards.training.log.trackers import check_trackers, open_trackers
 from scshards.training.optim import decay, make_optimizer, moments, warmup
 from scshards.training.parallel import prepare, unsharded
 from scshards.training.plan import TaskPlan, plan_task
+from scshards.training.save.branch import branch_state
 from scshards.training.save.checkpoint import Checkpoints, TrainState
 from scshards.training.save.folder import RunFolder
 
@@ -176,6 +177,10 @@ def prepared(
         loader.load_state_dict(state.loader)
         if not (run.path / "best_model.pt").exists():  # a new folder, or lost: choose anew
             state.best_step = state.best_loss = None
+    elif every.branch is not None:
+        state = branch_state(config, here, _tensors(model, optimizer, average, shared=True))
+        loader.load_state_dict(state.loader)
+        notes = (*notes, f"goes on from {every.branch}, after step {state.step:,}")
     else:
         config.check_lanes(here.world_size)
     state.config = with_unknown(config.tables(), state.config)

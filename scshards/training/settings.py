@@ -86,6 +86,8 @@ class RunSettings:
     """Checkpoints that are kept; older ones are removed after each save."""
     keep_every: int | None = None
     """Checkpoints of steps that are multiples of this are kept for good as well."""
+    branch: str | None = None
+    """RUN or RUN@STEP of another run, which this one goes on from; `--from` gives its settings too."""
     checkpoints: str | None = None
     """Where checkpoints go, a folder or a URL (s3://bucket/run); None: RUN/checkpoints."""
     seed: int = 0
@@ -120,6 +122,7 @@ class RunSettings:
         for name in (*counts, "steps", "epochs", "micro_batch", "keep_every"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"run.{name}", "must be at least 1")
+        check(self.branch != "", "run.branch", "must not be empty; leave it out")
         check(self.checkpoints != "", "run.checkpoints", "must not be empty; leave it out")
         check(len({*self.trackers}) == len(self.trackers), "run.trackers", "names one twice")
         check(

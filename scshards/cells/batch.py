@@ -200,6 +200,8 @@ class PackedBatch(CellBatch):
         attention wants them. No cell has the padding, so such attention leaves it as it was.
     max_seqlen
         The most tokens that a cell of any batch can have.
+    genes_cut
+        Genes that were left out so that all cells fit, beside those that `max_length` leaves out.
     key, labels, weight
         As in Batch, [B]. A row of weight 0 has `<cls>` and conditions alone.
     """
@@ -211,6 +213,7 @@ class PackedBatch(CellBatch):
     is_pad: Tensor
     cu_seqlens: Tensor
     max_seqlen: int
+    genes_cut: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)

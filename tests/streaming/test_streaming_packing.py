@@ -79,6 +79,7 @@ def test_the_cells_of_the_padded_batch(
     assert (packed.genes[rest] == VOCAB.pad_id).all() and not packed.is_masked[rest].any()
     assert (packed.values[rest] == -2).all() and (packed.targets[rest] == -2).all()
     assert packed.weight.tolist() == [float(x is not None) for x in lengths]
+    assert packed.genes_cut == np.minimum(n, 199).sum() - np.minimum(n, room).sum()
     # No token is left free that a cell was cut for.
     if room < 199:
         assert total - ends[-1] < len(lengths)

@@ -195,6 +195,12 @@ class CollatorBase:
         room = fitting_room(n_genes, self._rules.room, tokens - int(others.sum()))
         return self._rules._replace(room=room)
 
+    def _genes_cut(self, cells: Cells) -> int:
+        """Genes that the cells have no room for in a packed batch, and would have in a padded one."""
+        n_genes = cells.fields[cells.is_cell, 0]
+        whole, packed = (np.minimum(n_genes, r.room).sum() for r in (self._rules, cells.rules))
+        return int(whole - packed)
+
     def _tokens(
         self, n_genes: NDArray[np.int64], is_cell: NDArray[np.bool_], rules: kernels.CellRules
     ) -> NDArray[np.int64]:

@@ -162,6 +162,7 @@ class Collator(CollatorBase):
             is_pad=is_pad,
             cu_seqlens=self._kept(at.astype(np.int32)),
             max_seqlen=options.max_length,
+            genes_cut=self._genes_cut(cells),
             **next(self._about(cells)),
         )
 

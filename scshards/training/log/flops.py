@@ -36,6 +36,8 @@ class Amounts:
     pairs
         (query, key) pairs of attention: n^2 of a cell of n tokens; of a cell with P known and G
         unknown genes P^2 + G (P + 1), as an unknown gene attends to the known ones and to itself.
+    cut
+        Genes that a packed batch had no room for; no arithmetic at all.
     """
 
     cells: int
@@ -44,6 +46,7 @@ class Amounts:
     projected: int
     predicted: int
     pairs: int
+    cut: int = 0
 
     @classmethod
     def of(cls, batch: Batch | PackedBatch | GenerateBatch) -> Amounts:
@@ -72,6 +75,7 @@ class Amounts:
             projected=n,
             predicted=n,
             pairs=int(lengths_B.square().sum()),
+            cut=batch.genes_cut if isinstance(batch, PackedBatch) else 0,
         )
 
 

@@ -31,6 +31,7 @@ MEASURED = frozenset(
     {
         *("steps", "loss", "lr", "grad_norm"),
         *("cells_per_s", "tokens_per_s", "padded_tokens_per_s", "mfu", "data_wait", "memory_bytes"),
+        "genes_cut",
         *("slowest_step_s", "fastest_step_s", "data_waits"),
     }
 )
@@ -136,7 +137,7 @@ class Window:
         self._ranks, self._weights = ranks, dict(weights)
         self._model, self._peak = model, peak
         self._last: StepResult | None = None
-        self._whole = torch.zeros(6, dtype=torch.float64)
+        self._whole = torch.zeros(7, dtype=torch.float64)
         self._windows = 0
         self._clear()
 
@@ -150,7 +151,9 @@ class Window:
         amounts = result.amounts
         self._sums += result.sums
         self._counts += result.counts
-        self._tokens += torch.tensor([amounts.encoded, result.padded_tokens, amounts.cells])
+        self._tokens += torch.tensor(
+            [amounts.encoded, result.padded_tokens, amounts.cells, amounts.cut]
+        )
         self._steps += 1
         self._last = result
         if self._peak is not None:
@@ -198,13 +201,14 @@ class Window:
         return self._rates(self._whole) if self._windows else {}
 
     def _rates(self, measured: Tensor) -> dict[str, float]:
-        tokens, padded, cells, seconds, waited, flops = measured.tolist()
+        tokens, padded, cells, cut, seconds, waited, flops = measured.tolist()
         wall = seconds / self._ranks.world_size
         return {
             "cells_per_s": cells / wall,
             "tokens_per_s": tokens / wall,
             "padded_tokens_per_s": padded / wall,
             **({} if self._peak is None else {"mfu": flops / (seconds * self._peak)}),
+            **({"genes_cut": cut / (cut + tokens)} if cut else {}),
             "data_wait": waited / seconds,
             "memory_bytes": self._ranks.memory(),
         }
@@ -212,7 +216,7 @@ class Window:
     def _clear(self) -> None:
         self._sums = torch.zeros(len(self._weights), dtype=torch.float64)
         self._counts = torch.zeros(len(self._weights), dtype=torch.float64)
-        self._tokens = torch.zeros(3, dtype=torch.int64)
+        self._tokens = torch.zeros(4, dtype=torch.int64)
         self._steps = 0
         self._seconds = self._waited = self._flops = 0.0
 

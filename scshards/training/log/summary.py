@@ -155,6 +155,8 @@ def _model(parameters: int, precision: str, ranks: int, device: str) -> str:
 def _speed(rates: dict[str, float]) -> str:
     padding = rates["padded_tokens_per_s"] / rates["tokens_per_s"] - 1
     mfu = f", MFU {100 * rates['mfu']:.1f}%" if "mfu" in rates else ""
+    if "genes_cut" in rates:
+        mfu += f", {100 * rates['genes_cut']:.1f}% of genes cut to fit data.tokens_per_batch"
     return (
         f"{rates['cells_per_s']:,.0f} cells/s, {rates['tokens_per_s']:,.0f} tokens/s "
         f"({100 * padding:.0f}% padding on top){mfu}, data wait {100 * rates['data_wait']:.1f}%, "

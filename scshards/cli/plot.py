@@ -27,12 +27,17 @@ from scshards.cli.options import option, output
     multiple=True,
     help="The obs column that colours the cells; one for each --embedding, or one for all.",
 )
+@option(
+    "--layout",
+    metavar="OBSM",
+    help="Where cells are: an obsm of two columns, such as a UMAP. Without it, principal components.",
+)
 def command(**chosen: Any) -> Result:
     """Draw the curves of RUN: losses, learning rate, gradient norm, throughput, validation.
 
     The baselines that `scshards evaluate` found are drawn too. Several runs come in one picture, each
     in a colour of its own. Each --embedding adds a panel: the first two principal components of the
-    cells' embeddings.
+    cells' embeddings, or with --layout what another program has made of them.
 
     \b
     scshards plot run

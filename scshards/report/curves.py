@@ -52,6 +52,10 @@ class Curves:
     ----------
     name
         What the legend calls it.
+    data
+        The name of its shard set.
+    day
+        When its last line was written.
     metrics
         The lines of its metrics.jsonl.
     baselines
@@ -59,8 +63,16 @@ class Curves:
     """
 
     name: str
+    data: str
+    day: str
     metrics: list[dict[str, Any]]
     baselines: dict[str, Any]
+
+    @property
+    def best_step(self) -> int | None:
+        """Where its best model is from, as far as evaluations say."""
+        best = [m["step"] for m in self.metrics if m["kind"] == "valid" and m.get("is_best")]
+        return best[-1] if best else None
 
     def points(self, kind: str, key: str) -> tuple[NDArray[Any], NDArray[Any]]:
         """Steps and values of a field, where it is a number."""
@@ -158,7 +170,13 @@ def draw(ax: Any, panel: Panel, runs: Sequence[Curves]) -> None:
                 *(held_steps, held * panel.scale),
                 **{"color": strong, "lw": 2.2, "marker": "o", "ms": 4.0, "label": label},
             )
-            shown.append(held * panel.scale)
+            # The first of several is that of a fresh model, which would flatten the rest.
+            shown.append((held[1:] if len(held) > 2 else held) * panel.scale)
+            if run.best_step is not None:
+                label = f"best model (step {run.best_step:,})" if alone else None
+                ax.axvline(
+                    run.best_step, color=SOFT if alone else strong, ls=":", lw=1.4, label=label
+                )
         _, beside = run.points("valid", BESIDE + panel.key)
         if len(beside):
             style = {"color": "#d95f0e" if alone else strong, "lw": 1.6, "ls": "--"}
@@ -225,6 +243,7 @@ def _limits(ax: Any, panel: Panel, shown: list[NDArray[Any]]) -> None:
         return
     low, high = float(values.min()), float(values.max())
     if panel.is_loss:
+        high = max(float(np.quantile(values, 0.98)), *(float(v[-1]) for v in shown if len(v)))
         room = max(high - low, 0.02 * abs(high))
         bottom = low - 0.1 * room
         ax.set_ylim(max(0.0, bottom) if low >= 0 else bottom, high + 0.1 * room)

@@ -6,6 +6,7 @@ Needs matplotlib (the extra `plot`). Called by `scshards plot`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def plot(
     *,
     embeddings: Sequence[str] = (),
     colors: Sequence[str] = (),
+    layout: str | None = None,
 ) -> Path:
     """Draw the curves of one or more runs, and one panel for each embedding; returns the picture.
 
@@ -46,6 +48,9 @@ def plot(
         h5ad files with `obsm["X_scshards"]`.
     colors
         The obs column of each embedding, one for all, or none.
+    layout
+        The obsm of the files that says where cells are, of two columns, such as a UMAP of the embedding;
+        None: the first two principal components of the embedding.
 
     Raises
     ------
@@ -53,7 +58,7 @@ def plot(
         When matplotlib is not installed, a folder is no run or has no metrics yet, colours and
         files do not pair, or there is no output for several runs.
     SourceError
-        When a file lacks the embedding or the column.
+        When a file lacks the embedding, the layout or the column.
     """
     plt = pyplot()
     folders = [folders] if isinstance(folders, str) else list(folders)
@@ -68,7 +73,7 @@ def plot(
     runs = _runs(folders)
     path = Path(output) if output is not None else Path(folders[0]) / "curves.png"
     with plt.rc_context(STYLE):
-        _draw(plt, runs, embeddings, per_panel, str(path))
+        _draw(plt, runs, embeddings, per_panel, layout, str(path))
     return path
 
 
@@ -86,13 +91,25 @@ def _runs(folders: Sequence[str]) -> list[Curves]:
         if not metrics:
             raise ConfigError("the run has no metrics yet", where=run.metrics)
         baselines = run.read("evaluation.json") if run.evaluation.exists() else {}
-        name = "/".join(path.parts[-depth:])
-        out.append(Curves(name=name, metrics=metrics, baselines=baselines))
+        out.append(
+            Curves(
+                name="/".join(path.parts[-depth:]),
+                data=run.root().rstrip("/").rpartition("/")[2],
+                day=date.fromtimestamp(run.metrics.stat().st_mtime).isoformat(),
+                metrics=metrics,
+                baselines=baselines,
+            )
+        )
     return out
 
 
 def _draw(
-    plt: Any, runs: list[Curves], embeddings: Sequence[str], colors: Sequence[str], output: str
+    plt: Any,
+    runs: list[Curves],
+    embeddings: Sequence[str],
+    colors: Sequence[str],
+    layout: str | None,
+    output: str,
 ) -> None:
     """All curves in one grid; or embeddings beside the first curve, large, and the others below."""
     curves = panels(runs)
@@ -110,7 +127,7 @@ def _draw(
         first, *rest = parts[0].subplots(1, top, squeeze=False)[0]
         draw(first, curves[0], runs)
         for i, (ax, path) in enumerate(zip(rest, embeddings, strict=True)):
-            _embedding(ax, path, colors[i] if colors else None)
+            _embedding(ax, path, colors[i] if colors else None, layout)
     if rows:
         grid = parts[-1].subplots(rows, columns, squeeze=False).ravel()
         for ax, panel in zip(grid, below, strict=False):
@@ -119,6 +136,10 @@ def _draw(
             ax.set_axis_off()
     if names:
         legend(figure, runs, plt.Line2D)
+    else:
+        (run,) = runs
+        step = max(m["step"] for m in run.metrics)
+        figure.suptitle(f"{run.name} on {run.data}, step {step:,}, {run.day}", x=0.01, ha="left")
     save(figure, output)
 
 
@@ -136,10 +157,14 @@ def principal_components(x: NDArray[Any], n: int = 2) -> tuple[NDArray[Any], NDA
     return centred @ axes, variance[:n] / max(variance.sum(), 1e-300)
 
 
-def _embedding(ax: Any, path: str, column: str | None) -> None:
-    """The first two principal components of a file's cell embeddings."""
-    x, labels = _read(path, column)
-    xy, share = principal_components(x)
+def _embedding(ax: Any, path: str, column: str | None, layout: str | None) -> None:
+    """A file's cells: the first two principal components of their embeddings, or an obsm of the file."""
+    x, labels = _read(path, column, layout or KEY)
+    if layout is not None:
+        xy, axes = x, (f"{layout} 1", f"{layout} 2")
+    else:
+        xy, share = principal_components(x)
+        axes = f"PC 1 ({100 * share[0]:.0f}% of the variance)", f"PC 2 ({100 * share[1]:.0f}%)"
     size = float(np.clip(6000 / max(len(xy), 1), 2, 26))
     dots: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.85, "rasterized": True}
     if labels is None:
@@ -150,8 +175,8 @@ def _embedding(ax: Any, path: str, column: str | None) -> None:
     else:
         _categories(ax, xy, labels, dots)
     ax.set(
-        xlabel=f"PC 1 ({100 * share[0]:.0f}% of the variance)",
-        ylabel=f"PC 2 ({100 * share[1]:.0f}%)",
+        xlabel=axes[0],
+        ylabel=axes[1],
         title=f"{len(xy):,} cells" + (f" by {column}" if column else ""),
         xticks=[],
         yticks=[],
@@ -165,8 +190,10 @@ def _categories(ax: Any, xy: NDArray[Any], labels: NDArray[Any], dots: dict[str,
     if len(rest):
         at = np.isin(labels, rest)
         ax.scatter(*xy[at].T, color="#c8c8c8", label=f"{len(rest)} others", **dots)
-    for color, name in zip(PALETTE, own, strict=False):
-        ax.scatter(*xy[labels == name].T, color=color, label=_short(name), **dots)
+    of = dict(zip(names.tolist(), np.sort(counts)[::-1].tolist(), strict=True))
+    for color, name in zip(PALETTE, own.tolist(), strict=False):
+        label = f"{_short(name)} ({of[name]:,})"
+        ax.scatter(*xy[labels == name].T, color=color, label=label, **dots)
     handles, texts = ax.get_legend_handles_labels()
     if len(rest):
         handles, texts = handles[1:] + handles[:1], texts[1:] + texts[:1]
@@ -183,8 +210,8 @@ def _categories(ax: Any, xy: NDArray[Any], labels: NDArray[Any], dots: dict[str,
         handle.set_alpha(1)
 
 
-def _read(path: str, column: str | None) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """The embeddings of an h5ad, and a column: float64 when it holds numbers, else strings."""
+def _read(path: str, column: str | None, key: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """An obsm of an h5ad, and a column: float64 when it holds numbers, else strings."""
     import anndata
     import pandas as pd
 
@@ -193,13 +220,18 @@ def _read(path: str, column: str | None) -> tuple[NDArray[Any], NDArray[Any] | N
     except OSError:
         raise SourceError("no h5ad file can be read here", where=path) from None
     try:
-        if KEY not in data.obsm:
+        if key not in data.obsm:
+            advice = did_you_mean(key, map(str, data.obsm))
             raise SourceError(
-                f"the file has no obsm[{KEY!r}]",
+                f"the file has no obsm[{key!r}]",
                 where=path,
-                advice="make it with `scshards embed`",
+                advice="make it with `scshards embed`" if key == KEY else advice,
             )
-        x = np.asarray(data.obsm[KEY])
+        x = np.asarray(data.obsm[key])
+        if key != KEY and (x.ndim != 2 or x.shape[1] != 2):
+            raise SourceError(
+                f"obsm[{key!r}] has the shape {x.shape}, and a layout has two columns", where=path
+            )
         if column is None:
             return x, None
         if column not in data.obs:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import builtins
 import shutil
+from datetime import date
 
 import anndata
 import numpy as np
@@ -58,6 +59,7 @@ def embedding(tmp_path):
         index=[f"c{i}" for i in range(400)],
     )
     data = anndata.AnnData(np.ones((400, 3), np.float32), obs=obs)
+    data.obsm["X_pca"] = np.zeros((400, 3))
     data.obsm["X_scshards"] = (centres[kind] + rng.normal(size=(400, 16))).astype(np.float32)
     data.write_h5ad(tmp_path / "cells.h5ad")
     return str(tmp_path / "cells.h5ad")
@@ -77,7 +79,13 @@ def test_everything_that_a_run_measured_has_a_panel(tmp_path):
     )
     log.write("train", 2, steps=1, loss=3.0, masked_mse=1.0, new_term=2.0, mfu=0.4, **rates)
     log.write("valid", 2, masked_mse=3.0, accuracy=0.5, pca_accuracy=0.25, metric_cells=9, **COUNTS)
-    curves = Curves(name="run", metrics=read_metrics(tmp_path / "metrics.jsonl"), baselines={})
+    curves = Curves(
+        name="run",
+        data="cells",
+        day="2026-11-30",
+        metrics=read_metrics(tmp_path / "metrics.jsonl"),
+        baselines={},
+    )
     assert [p.key for p in panels([curves])] == [
         *("masked_mse", "new_term", "loss", "accuracy"),
         *("lr", "grad_norm", "cells_per_s", "tokens_per_s", "mfu", "data_wait", "memory_bytes"),
@@ -86,8 +94,9 @@ def test_everything_that_a_run_measured_has_a_panel(tmp_path):
     for ax, panel in zip(axes, panels([curves]), strict=True):
         draw(ax, panel, [curves])
     drawn = {ax.get_title(): [line.get_xydata().tolist() for line in ax.lines] for ax in axes}
-    assert drawn["Masked values"] == [[[1, 2], [2, 1]], [[2, 3]]]
-    assert drawn["Accuracy of classes"] == [[[2, 0.5]], [[0, 0.25], [1, 0.25]]]
+    assert drawn["Masked values"] == [[[1, 2], [2, 1]], [[2, 3]], [[2, 0], [2, 1]]]
+    best = [[2, 0], [2, 1]]  # from the bottom to the top, at the step of the best model
+    assert drawn["Accuracy of classes"] == [[[2, 0.5]], best, [[0, 0.25], [1, 0.25]]]
     assert drawn["Model FLOP/s utilization"] == [[[2, 40]]]
     assert drawn["Waiting for data"] == [[[1, 50], [2, 50]]]
     pyplot().close(figure)
@@ -95,7 +104,11 @@ def test_everything_that_a_run_measured_has_a_panel(tmp_path):
 
 def test_the_axes_hold_what_the_lines_say(run):
     curves = Curves(
-        name="run", metrics=read_metrics(RunFolder(run).metrics), baselines={"gene_mean": 34.9}
+        name="run",
+        data="cells",
+        day="2026-11-30",
+        metrics=read_metrics(RunFolder(run).metrics),
+        baselines={"gene_mean": 34.9},
     )
     figure, ax = pyplot().subplots()
     draw(ax, panels([curves])[0], [curves])
@@ -104,10 +117,43 @@ def test_the_axes_hold_what_the_lines_say(run):
     best = 28.5 + 30 * np.exp(-5)
     assert lines[f"held-out cells (best {best:.1f})"][-1] == pytest.approx([300, best])
     assert lines["each gene's mean (34.9)"][0, 1] == 34.9
+    assert lines["best model (step 300)"][:, 0].tolist() == [300, 300]
     low, high = ax.get_ylim()
     assert 20 < low < best, "the first, high losses leave the top"
     assert 42 < high < 100
     pyplot().close(figure)
+
+
+def test_one_far_value_does_not_flatten_a_loss(run):
+    log = MetricsLog(RunFolder(run).metrics, 300)
+    for step in range(301, 401):
+        log.write("train", step, epoch=3.0, masked_mse=1000.0 if step == 350 else 30.0)
+    metrics = read_metrics(RunFolder(run).metrics)
+    curves = Curves(name="run", data="cells", day="2026-11-30", metrics=metrics, baselines={})
+    figure, ax = pyplot().subplots()
+    draw(ax, panels([curves])[0], [curves])
+    assert ax.get_ylim()[1] < 200
+    pyplot().close(figure)
+
+
+def test_a_picture_says_what_it_is_of(run, embedding, tmp_path, monkeypatch):
+    """Read as text, from an SVG."""
+    monkeypatch.setitem(pyplot().rcParams, "svg.fonttype", "none")
+    data = anndata.read_h5ad(embedding)
+    counts = data.obs["kind"].value_counts()
+    data.obsm["X_umap"] = np.stack([np.arange(400.0), np.arange(400.0)], axis=1)
+    data.write_h5ad(embedding)
+    out = plot(
+        *(str(run), str(tmp_path / "run.svg")),
+        **{"embeddings": [embedding], "colors": ["kind"], "layout": "X_umap"},
+    )
+    text = out.read_text()
+    day = date.fromtimestamp(RunFolder(run).metrics.stat().st_mtime).isoformat()
+    assert f"run on shards, step 300, {day}" in text
+    assert f"{counts.index[0]} ({counts.iloc[0]})" in text
+    assert "X_umap 1" in text and "PC 1" not in text
+    with pytest.raises(SourceError, match="two columns"):
+        plot(str(run), str(out), embeddings=[embedding], layout="X_pca")
 
 
 def test_several_runs_come_in_one_picture(run, tmp_path):

@@ -172,6 +172,10 @@ class RunFolder:
             )
         return recorded(self._about()[0].config)
 
+    def root(self) -> str:
+        """The address of the shard set that it was started with; "" where that is not known."""
+        return self._about()[0].root
+
     def read(self, name: str) -> dict[str, Any]:
         """The table of a JSON file; CheckpointError when it is none."""
         storage = Storage(self.path)

@@ -191,6 +191,13 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path):
         load(tmp_path, name, trained())
 
 
+def test_a_checkpoint_under_another_name_is_refused(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "step-00000001").rename(tmp_path / "step-00000009")
+    with pytest.raises(CheckpointError, match=r"state\.json is of step 1"):
+        load(tmp_path, "step-00000009", trained())
+
+
 def test_a_save_that_fails_is_told_by_the_next_call(tmp_path, monkeypatch):
     save(tmp_path, 1)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from train_support import small_batch, small_model
 
+from scshards.base.errors import StorageError
 from scshards.ranks.ranks import Ranks
 from scshards.training.log.flops import Amounts
 from scshards.training.log.metrics import MEASURED, MetricsLog, Window, read_metrics
@@ -114,3 +115,12 @@ def test_several_ranks_are_told_apart(monkeypatch):
     assert (line["slowest_step_s"], line["fastest_step_s"]) == (2.0, 0.5)
     assert line["data_waits"] == [0.25, 0.1]
     assert line.keys() - WEIGHTS.keys() <= MEASURED
+
+
+def test_a_full_disk_is_told(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match="No space left") as e:
+        log.write("train", 1, loss=1.0)
+    assert "metrics.jsonl" in str(e.value) and "free some space" in str(e.value)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scshards.base.errors import CheckpointError
+from scshards.base.errors import CheckpointError, StorageError
 from scshards.base.records import Count, Damaged, from_tree, read_json
 from scshards.model.config import ModelConfig
 from scshards.ranks.ranks import Ranks
@@ -73,12 +73,19 @@ class MetricsLog:
         temporary.replace(path)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Append one line; NaN and infinity become null."""
+        """Append one line; NaN and infinity become null. StorageError when the disk is full."""
         if not self._enabled:
             return
         line = {"kind": kind, "step": step} | {k: _plain(v) for k, v in values.items()}
-        with self._path.open("a") as f:
-            f.write(json.dumps(line, allow_nan=False) + "\n")
+        try:
+            with self._path.open("a") as f:
+                f.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as e:
+            raise StorageError(
+                f"the metrics can't be written: {e.strerror}",
+                where=self._path,
+                advice="free some space; the same command goes on from the latest checkpoint",
+            ) from None
         if numbers := numbers_of({k: line[k] for k in values}):
             for tracker in self._trackers:
                 tracker.write(kind, step, numbers)

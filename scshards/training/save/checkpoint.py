@@ -141,6 +141,12 @@ class Checkpoints:
         """
         folder = Storage(f"{self._storage.url.rstrip('/')}/{name}", self._storage.options)
         state = _read_state(folder)
+        if state.step != _step(name):
+            raise CheckpointError(
+                f"state.json is of step {state.step}: the folder is not what it is called",
+                where=folder.at(STATE),
+                advice=MEND,
+            )
         reader = TensorReader(folder)
         _check_fit(reader.read_metadata().state_dict_metadata, tensors, folder.at(""))
         self._run(

@@ -2,6 +2,7 @@
 
     config, settings   what a run is told; configs/ come with scshards
     plan, data         the model and task that shards and config ask for; the loaders
+    trained            which parameters are, and at which share of the rate
     prepare            all that a run has before its first step
     loop               the story, top to bottom
     step               one optimizer step: micro, transfer, parallel, optim, guard, ema

@@ -138,6 +138,11 @@ class TrainConfig:
                 "data.tokens_per_batch",
                 "packed batches are not cut: leave run.micro_batch out",
             )
+        check(
+            not self.optim.lora_rank or self.task.start is not None,
+            "optim.lora_rank",
+            "adapters stand beside weights that were trained before: give task.start",
+        )
         by = self.data.choose.domain_by
         if self.task.name == "integrate" and self.task.domain_norm:
             check(

@@ -17,7 +17,7 @@ class WeightAverage:
 
     d is ``min(decay, (1 + step) / (10 + step))``, a pure function of the step, so that the average
     leaves the random weights of the beginning behind; nothing but the average itself is saved. It
-    has the parameters only: buffers are the model's own.
+    has the parameters that are trained: others, and buffers, are the model's own.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self._parameters = dict(model.named_parameters())
+        self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._decay = decay
         self._average = {n: p.detach().clone() for n, p in self._parameters.items()}
 

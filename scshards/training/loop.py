@@ -88,6 +88,8 @@ def train(
             skipped_in_a_row=state.skipped_in_a_row,
         )
         peak = peak_flops(here.device, bf16=here.bf16, told=every.peak_tflops)
+        if config.optim.freeze or config.optim.lora_rank:
+            peak = None  # what a backward pass leaves out, nobody has counted
         window = Window(here, task.terms, run.model.config, peak)
         batches = stack.enter_context(closing(endless(run.loader)))
         terms: dict[str, float] = {}

@@ -12,30 +12,35 @@ import torch
 from torch import Tensor, nn
 
 from scshards.base.errors import ConfigError
+from scshards.model.transformer import CellModel
 from scshards.training.config import OptimSettings
+from scshards.training.trained import rate_share
 
 
 def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    """Adam(W) over two groups: matrices decay; embeddings, biases and norms do not.
+    """Adam(W) over what is trained: matrices decay; embeddings, biases and norms do not.
 
-    Every parameter has its (zero) moments from the start, so that an optimizer of step 0 holds the
-    same tensors as one of step 1000 and a checkpoint can be read into either.
+    The parameters of a group have the same share of the learning rate (`layer_decay`). Each has its
+    (zero) moments from the start, so that an optimizer of step 0 holds the same tensors as one of step
+    1000 and a checkpoint can be read into either.
     """
     embeddings = {
         id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()
     }
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for p in model.parameters():
-        (free if p.ndim < 2 or id(p) in embeddings else decayed).append(p)
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
+    layers = len(model.transformer_encoder.layers) if isinstance(model, CellModel) else 0
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            share = rate_share(name, layers, settings.layer_decay)
+            weight_decay = 0.0 if p.ndim < 2 or id(p) in embeddings else settings.weight_decay
+            groups.setdefault((share, weight_decay), []).append(p)
     b1, b2 = settings.betas
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
     optimizer = kind(
-        [g for g in groups if g["params"]],
+        [
+            {"params": params, "weight_decay": weight_decay, "share": share}
+            for (share, weight_decay), params in groups.items()
+        ],
         lr=settings.lr,
         betas=(b1, b2),
         eps=settings.eps,
@@ -52,10 +57,11 @@ def make_optimizer(model: nn.Module, settings: OptimSettings) -> torch.optim.Opt
 
 
 def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's tensors by parameter and kind, such as ``decoder.fc.0.weight/exp_avg``."""
+    """The optimizer's tensors by trained parameter and kind, such as ``decoder.fc.0.weight/exp_avg``."""
     return {
         f"{name}/{kind}": tensor
         for name, p in model.named_parameters()
+        if p.requires_grad
         for kind, tensor in optimizer.state[p].items()
     }
 
@@ -124,13 +130,13 @@ def learning_rate(
 
 
 def update(optimizer: torch.optim.Optimizer, lr: float, is_good: Tensor) -> None:
-    """Take a step at a learning rate, and forget the gradients.
+    """Take a step at a learning rate, or each group at its share of it, and forget the gradients.
 
     Where `is_good`, 0-d bool on the device, is False, weights, moments and their counts of steps stay as
     they are; the host need not know. The optimizer has to be a fused one.
     """
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("share", 1.0)
     told: Any = optimizer  # what torch's GradScaler tells it, by the same attributes
     told.grad_scale, told.found_inf = None, (~is_good).float()
     optimizer.step()

@@ -34,6 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from scshards.cells.batch import Batch, GenerateBatch
+from scshards.model.adapters import merged, scales
 from scshards.model.config import ModelConfig
 from scshards.model.transformer import AnyBatch, CellModel
 from scshards.ranks.ranks import Ranks
@@ -113,9 +114,10 @@ def local(tensor: Tensor) -> Tensor:
 def unsharded(model: CellModel) -> CellModel:
     """The model with whole weights on every rank, for writing: itself, or a copy on the CPU.
 
-    Every rank must call it when the model is sharded.
+    A copy where it is sharded, and every rank must call it then, or has adapters, which are merged.
     """
-    if not isinstance(model, FSDPModule):
+    adapted = scales(model)
+    if not isinstance(model, FSDPModule) and not adapted:
         return model
     state = {
         name: (t.full_tensor() if isinstance(t, DTensor) else t).cpu()
@@ -123,7 +125,7 @@ def unsharded(model: CellModel) -> CellModel:
     }
     with torch.device("meta"):
         copy = CellModel(model.config)
-    copy.load_state_dict(state, assign=True)
+    copy.load_state_dict(merged(state, adapted), assign=True)
     return copy
 
 

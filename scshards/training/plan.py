@@ -25,7 +25,7 @@ from scshards.model.classes import (
     write_domains,
 )
 from scshards.model.config import ModelConfig
-from scshards.model.scgpt import VOCAB, load_weights
+from scshards.model.scgpt import EMBEDDING, VOCAB, load_weights
 from scshards.model.scgpt_files import read_object
 from scshards.model.transformer import CellModel
 from scshards.shards.shardset import ShardSet
@@ -33,6 +33,7 @@ from scshards.tasks.base import Task
 from scshards.tasks.labels import Column, check_several, column
 from scshards.tasks.make import make_task, model_vocab
 from scshards.training.config import TrainConfig
+from scshards.training.trained import keeps
 
 MIN_SHARED = 0.5
 """With fewer of the shard set's tokens in the checkpoint's vocabulary, names do not match at all."""
@@ -210,9 +211,10 @@ def _shared_tokens(config: TrainConfig, vocab: Vocab) -> list[str]:
         )
     if not missing:
         return []
+    stay = ", and stay so, as embeddings are frozen" if keeps(config.optim, EMBEDDING) else ""
     return [
         f"{len(missing):,} of {len(ours):,} tokens are not in the checkpoint's vocabulary and "
-        f"start fresh: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
+        f"start fresh{stay}: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
     ]
 
 

@@ -36,6 +36,7 @@ from scshards.training.plan import TaskPlan, plan_task
 from scshards.training.save.branch import branch_state
 from scshards.training.save.checkpoint import Checkpoints, TrainState
 from scshards.training.save.folder import RunFolder
+from scshards.training.trained import choose_trained
 
 
 @dataclass(kw_only=True)
@@ -101,8 +102,10 @@ class Run:
 
     def about(self) -> dict[str, Any]:
         """What is computed, and on what."""
+        parameters = list(self.model.parameters())
         return {
-            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "parameters": sum(p.numel() for p in parameters),
+            "trained": sum(p.numel() for p in parameters if p.requires_grad),
             "ranks": self.here.world_size,
             "device": str(self.here.device),
             "precision": "bf16" if self.here.bf16 else "fp32",
@@ -153,6 +156,7 @@ def prepared(
     # Model: made from the seed and the checkpoint to start from, the same on every rank.
     model = plan.fresh()
     notes = plan.notes + plan.start(model)
+    choose_trained(model, config.optim, seed=every.seed)
     model.to(here.device)
     task = plan.task(model)
     prepare(model, here, every)

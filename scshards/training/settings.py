@@ -39,6 +39,17 @@ class OptimSettings:
     """The decay of the moving average of the weights, such as 0.999; 0: no average is kept."""
     ema_best: bool = False
     """Whether evaluations, and so `best_model.pt`, take the averaged weights."""
+    freeze: tuple[str, ...] = ()
+    """Parts that stay as they are, by the beginnings of their names in best_model.pt, such as
+    ["encoder", "value_encoder", "transformer_encoder.layers.0"]."""
+    layer_decay: float = 1.0
+    """A layer's rate as a share of that of the layer above it; the heads have `lr`. 1: all have it."""
+    lora_rank: int = 0
+    """Train adapters of this rank (LoRA) beside the weights of `task.start`, and the heads; 0: none."""
+    lora_alpha: float | None = None
+    """Adapters count `lora_alpha / lora_rank` times; None: once."""
+    lora_feed_forward: bool = False
+    """Whether the feed-forward parts of the layers have adapters too, beside attention."""
     max_skipped: int = 3
     """So many steps in a row are left out if loss or gradient are not finite; one more ends the run."""
 
@@ -65,6 +76,17 @@ class OptimSettings:
         check(self.clip > 0, "optim.clip", "must be above 0")
         check(0 <= self.ema < 1, "optim.ema", "must be at least 0 and below 1, e.g. 0.999")
         check(not self.ema_best or self.ema > 0, "optim.ema_best", "needs optim.ema, e.g. 0.999")
+        check(len({*self.freeze}) == len(self.freeze), "optim.freeze", "names a part twice")
+        check(0 < self.layer_decay <= 1, "optim.layer_decay", "must be above 0 and at most 1")
+        check(self.lora_rank >= 0, "optim.lora_rank", "must be at least 0")
+        for name, is_asked in (
+            ("lora_alpha", self.lora_alpha is not None),
+            ("lora_feed_forward", self.lora_feed_forward),
+        ):
+            check(
+                not is_asked or self.lora_rank > 0, f"optim.{name}", "needs optim.lora_rank, e.g. 8"
+            )
+        check(self.lora_alpha is None or self.lora_alpha > 0, "optim.lora_alpha", "must be above 0")
         check(self.max_skipped >= 0, "optim.max_skipped", "must be at least 0")
 
 

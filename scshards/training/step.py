@@ -34,6 +34,7 @@ from scshards.training.log.flops import Amounts
 from scshards.training.micro import cut, padded_tokens
 from scshards.training.optim import learning_rate, update
 from scshards.training.parallel import as_wide, clip_norm, synced_if, wrapped
+from scshards.training.trained import still
 from scshards.training.transfer import Report, Sender
 
 
@@ -148,7 +149,7 @@ class Stepper:
         self._task, self._optimizer, self._config, self._ranks = task, optimizer, config, ranks
         self._micro_batch, self._total_steps = micro_batch, total_steps
         self._steps_per_epoch, self._average = steps_per_epoch, average
-        self._forward = wrapped(task, ranks)
+        self._forward, self._still = wrapped(task, ranks), still(task)
         self._guard = Guard(ranks, config.optim.max_skipped, skipped_in_a_row)
         self._sender = Sender(ranks.device)
         self._taken: _Taken | None = None
@@ -192,6 +193,8 @@ class Stepper:
             micros = [as_wide(m, self._task.model.config, kept) for m in micros]
 
         self._task.train()
+        for frozen in self._still:
+            frozen.eval()
         # What a forward pass itself changes: running statistics, small, of domain norm alone.
         buffers = [(b, b.clone()) for b in self._task.buffers()]
         totals = torch.zeros(len(terms), dtype=torch.float64, device=ranks.device)

@@ -31,6 +31,8 @@ class Summary:
         Training time over all starts of the run, evaluations and saves included.
     criterion
         The loss term that the next two are of.
+    parameters, trained
+        Numbers of the model, and how many of them the optimizer has.
     train_loss
         Of the last log line, None when this call took no step.
     best_step, best_loss
@@ -52,6 +54,7 @@ class Summary:
     epochs: float
     cells: int
     parameters: int
+    trained: int
     ranks: int
     device: str
     precision: str
@@ -72,7 +75,8 @@ class Summary:
         what = CRITERIA[self.criterion]
         lines = [
             f"run:        {self.run}",
-            f"model:      {_model(self.parameters, self.precision, self.ranks, self.device)}",
+            "model:      "
+            + _model(self.parameters, self.trained, self.precision, self.ranks, self.device),
             f"trained:    step {self.step:,} of {self.total_steps:,}, {self.cells:,} cells "
             f"({self.epochs:.2f} epochs) in {duration(self.seconds)}",
         ]
@@ -103,6 +107,7 @@ class Summary:
 def opening(
     *,
     parameters: int,
+    trained: int,
     precision: str,
     ranks: int,
     device: str,
@@ -124,7 +129,7 @@ def opening(
     start, total = steps
     told = [f"{n:,} {split}" for split, n in cells.items() if n]
     lines = [
-        f"model:      {_model(parameters, precision, ranks, device)}",
+        f"model:      {_model(parameters, trained, precision, ranks, device)}",
         f"cells:      {', '.join(told)}; at most {max_length:,} tokens of each",
         f"steps:      {total:,} of {batch_size:,} cells, {total / steps_per_epoch:.3g} epochs"
         + (f"; on from step {start:,}" if start else ""),
@@ -147,9 +152,10 @@ def progress_note(
     return ", ".join([*parts, f"data wait {100 * line['data_wait']:.1f}%"])
 
 
-def _model(parameters: int, precision: str, ranks: int, device: str) -> str:
+def _model(parameters: int, trained: int, precision: str, ranks: int, device: str) -> str:
     places = f"{ranks} rank{'s' if ranks > 1 else ''} on {device}"
-    return f"{parameters:,} parameters, {precision}, {places}"
+    of_them = f" ({trained:,} of them trained)" if trained < parameters else ""
+    return f"{parameters:,} parameters{of_them}, {precision}, {places}"
 
 
 def _speed(rates: dict[str, float]) -> str:

@@ -22,6 +22,7 @@ from scshards.training.save.folder import RunFolder
 _FIXED = {
     *("run.seed", "optim.name", "optim.ema", "task.name", "task.objective"),
     *("task.label", "task.domain", "task.domain_norm", "task.domain_labels"),
+    *("optim.lora_rank", "optim.lora_alpha", "optim.lora_feed_forward"),
 }
 """Beside [model] and [data], what a branch has of its run: its tensors and its cells."""
 

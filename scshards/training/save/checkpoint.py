@@ -334,8 +334,15 @@ def _read_state(folder: Storage) -> TrainState:
 
 
 def _check_fit(found: Mapping[str, Any], wanted: Mapping[str, Tensor], where: str) -> None:
+    def is_idle(name: str) -> bool:
+        # Of what is not trained here: a branch may freeze it, and earlier versions kept zeros of it.
+        kind, _, parameter = name.partition("/")
+        if kind == "optimizer":
+            parameter = parameter.rpartition("/")[0]
+        return kind in ("optimizer", "average") and f"model/{parameter}" in wanted
+
     wrong = [f"{name} is missing" for name in wanted if name not in found]
-    wrong += [f"{name} is of no use" for name in found if name not in wanted]
+    wrong += [f"{name} is of no use" for name in found if name not in wanted and not is_idle(name)]
     wrong += [
         f"{name} is {list(found[name].size)} instead of {list(t.shape)}"
         for name, t in wanted.items()

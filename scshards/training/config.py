@@ -57,6 +57,7 @@ MAY_CHANGE = frozenset(
         "run.peak_tflops",
         "run.profile",
         "run.parallel",
+        "run.shard_ranks",
         "run.compile",
         "run.activation_checkpointing",
         "optim.max_skipped",

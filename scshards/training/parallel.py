@@ -33,6 +33,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from scshards.base.errors import ConfigError
 from scshards.cells.batch import Batch, GenerateBatch
 from scshards.model.adapters import merged, scales
 from scshards.model.config import ModelConfig
@@ -60,7 +61,7 @@ def prepare(model: CellModel, ranks: Ranks, settings: RunSettings) -> None:
     if settings.parallel == "fsdp2" and ranks.world_size > 1:
         # Of in-place changes of what the model returns, which nobody makes.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-        mesh = DeviceMesh.from_group(_group(ranks), ranks.device.type)
+        mesh = _mesh(ranks, settings.shard_ranks or ranks.world_size)
         # Layers are gathered in bf16 and let go of after use: copies of autocast are kept for backward.
         # What goes in stays float32 where it is, as without shards: autocast sees to the products.
         policy = MixedPrecisionPolicy()
@@ -171,12 +172,32 @@ def _sharded(task: nn.Module) -> list[FSDPModule]:
     return [m for m in (task, *task.children()) if isinstance(m, FSDPModule)]
 
 
-def _group(ranks: Ranks) -> dist.ProcessGroup:
+def _mesh(ranks: Ranks, shards: int) -> DeviceMesh:
+    """All ranks in a line, or in rows of `shards` ranks, each of which shares a copy of the model."""
+    if ranks.world_size % shards:
+        raise ConfigError(
+            f"{ranks.world_size} ranks can't be dealt to models that {shards} ranks share each",
+            where="run.shard_ranks",
+            advice="give a number that divides that of the ranks, or leave it out",
+        )
+    if shards == ranks.world_size:
+        return DeviceMesh.from_group(_group(ranks), ranks.device.type)
+    rows = torch.arange(ranks.world_size).reshape(-1, shards)
+    # Every rank makes every group, in the same order, and keeps the two that it is in.
+    mine = [
+        next(g for r, g in made if ranks.rank in r)
+        for made in ([(r, _group(ranks, r)) for r in of.tolist()] for of in (rows.T, rows))
+    ]
+    names = ("copies", "shards")
+    return DeviceMesh.from_group(mine, ranks.device.type, mesh=rows, mesh_dim_names=names)
+
+
+def _group(ranks: Ranks, members: list[int] | None = None) -> dist.ProcessGroup:
     # Of its own: DDP never quite lets go of its group, and that of `Ranks` has to end with `ranks`.
     # Ranks come to it together, from what `Ranks` agreed on; so NCCL keeps torch's limit to a wait,
     # which ends one for a GPU that hangs.
     is_cuda = ranks.device.type == "cuda"
     group: dist.ProcessGroup = dist.new_group(
-        backend="nccl" if is_cuda else "gloo", timeout=None if is_cuda else NO_END
+        members, backend="nccl" if is_cuda else "gloo", timeout=None if is_cuda else NO_END
     )
     return group

@@ -119,6 +119,9 @@ class RunSettings:
     """bf16 runs the forward pass under autocast; weights stay float32. `auto`: where a GPU has it."""
     parallel: Literal["ddp", "fsdp2"] = "ddp"
     """ddp: every rank has the whole model; fsdp2: weights, gradients and moments are dealt out."""
+    shard_ranks: int | None = None
+    """fsdp2: so many ranks, one after another, share one model, such as those of a machine, and each
+    such group has a copy (HSDP). None: all ranks share one."""
     compile: bool = False
     """Compile the encoder's layers with torch.compile, for batches of one width (`max_length`)."""
     activation_checkpointing: bool = False
@@ -141,10 +144,15 @@ class RunSettings:
             "give run.steps or run.epochs, not both",
         )
         counts = ("batch_size", "log_every", "eval_every", "save_every", "keep_last")
-        for name in (*counts, "steps", "epochs", "micro_batch", "keep_every"):
+        for name in (*counts, "steps", "epochs", "micro_batch", "keep_every", "shard_ranks"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"run.{name}", "must be at least 1")
         check(self.branch != "", "run.branch", "must not be empty; leave it out")
+        check(
+            self.shard_ranks is None or self.parallel == "fsdp2",
+            "run.shard_ranks",
+            'is for run.parallel="fsdp2"',
+        )
         check(self.checkpoints != "", "run.checkpoints", "must not be empty; leave it out")
         check(len({*self.trackers}) == len(self.trackers), "run.trackers", "names one twice")
         check(

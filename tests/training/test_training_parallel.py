@@ -7,6 +7,7 @@ import pytest
 import torch
 from train_support import N_GENES, small_batch, small_config, small_model, take
 
+from scshards.base.errors import ConfigError
 from scshards.ranks.ranks import Ranks
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.loader import CellLoader
@@ -131,3 +132,11 @@ def test_layers_that_are_computed_anew_have_the_same_gradients(bf16: bool) -> No
         found[flag] = {n: p.grad for n, p in model.named_parameters()}
     assert all(g.equal(found["false"][n]) for n, g in found["true"].items())
     assert kept["true"] < 0.5 * kept["false"]
+
+
+def test_models_are_shared_by_a_number_that_divides_the_ranks():
+    settings = small_config("run.parallel=fsdp2", "run.shard_ranks=3").run
+    with pytest.raises(ConfigError, match="4 ranks can't be dealt to models that 3 ranks share"):
+        prepare(small_model(), Ranks(0, 4, torch.device("cpu")), settings)
+    with pytest.raises(ConfigError, match=r"run\.shard_ranks: is for run\.parallel"):
+        small_config("run.shard_ranks=2")

@@ -47,8 +47,15 @@ BF16 = ("run.precision=bf16", "run.steps=5", "run.eval_every=5")
 
 DROPOUT = ("model.dropout=0.2", "run.micro_batch=4", "run.steps=4", "run.eval_every=4")
 
+HSDP = ("run.parallel=fsdp2", "run.shard_ranks=2")
+
 RUNS = {
-    4: {"ddp4": (), "fsdp4": ("run.parallel=fsdp2",)},
+    4: {
+        "ddp4": (),
+        "fsdp4": ("run.parallel=fsdp2",),
+        "hsdp4": (*HSDP, "run.micro_batch=2"),
+        "hsdp4 bf16": (*HSDP, *BF16),
+    },
     2: {
         "ddp2": ("run.micro_batch=2",),
         "dropout": ("run.parallel=fsdp2", *DROPOUT),
@@ -93,7 +100,9 @@ def runs(shards, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["pieces", *RUNS[4], "ddp2", "ddp4 to fsdp2", "fsdp4 to ddp2"])
+@pytest.mark.parametrize(
+    "name", ["pieces", "ddp4", "fsdp4", "hsdp4", "ddp2", "ddp4 to fsdp2", "fsdp4 to ddp2"]
+)
 def test_a_run_is_that_of_one_rank(runs, name):
     mine, one = (_lines(runs / n) for n in (name, "one"))
     assert [m["step"] for m in mine if m["kind"] == "train"] == list(range(1, 31))
@@ -122,12 +131,13 @@ def test_a_sharded_model_embeds_and_has_other_heads(runs):
             assert a[k] == pytest.approx(b[k], rel=1e-5), k
 
 
-def test_shards_in_bf16_are_near_autocast_alone(runs):
-    mine, one = (_lines(runs / n) for n in ("fsdp2 bf16", "bf16"))
+@pytest.mark.parametrize("name", ["fsdp2 bf16", "hsdp4 bf16"])
+def test_shards_in_bf16_are_near_autocast_alone(runs, name):
+    mine, one = (_lines(runs / n) for n in (name, "bf16"))
     assert [m["step"] for m in mine] == [1, 2, 3, 4, 5, 5]
     for a, b in zip(mine, one, strict=True):
         assert a["masked_mse"] == pytest.approx(b["masked_mse"], rel=1e-3)
-    weights = read_tensors(runs / "fsdp2 bf16" / "checkpoints" / "step-00000005")
+    weights = read_tensors(runs / name / "checkpoints" / "step-00000005")
     assert {t.dtype for t in weights.values()} == {torch.float32}
 
 
@@ -145,6 +155,9 @@ def test_every_rank_wrote_its_share(runs):
         assert max(sizes) < 2 * min(sizes)
     index = json.loads((runs / "fsdp4/checkpoints/step-00000015/index.json").read_text())
     assert len(index["tensors"]["model/decoder.fc.0.weight"]["pieces"]) == 4
+    # Two ranks share a model, and of its two copies one is written.
+    index = json.loads((runs / "hsdp4/checkpoints/step-00000015/index.json").read_text())
+    assert len(index["tensors"]["model/decoder.fc.0.weight"]["pieces"]) == 2
 
 
 def _lines(run: Path) -> list[dict]:

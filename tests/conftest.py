@@ -1,4 +1,4 @@
-"""What all tests share: the real data folder, one S3 server, one small shard set to train on."""
+"""What all tests share: the real data folder, one S3 server, two ranks, one small shard set to train on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from rank_host import RankHost, RankTeam
 from s3_start import S3, s3_process
 from soma_census import Census, build_apart, upload
 
@@ -67,6 +68,21 @@ def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[S
         },
     )
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def rank_host() -> Iterator[RankHost]:
+    """Where ranks are forked; it starts when the first ones are."""
+    host = RankHost()
+    yield host
+    host.close()
+
+
+@pytest.fixture(scope="session")
+def two_ranks(rank_host: RankHost) -> Iterator[RankTeam]:
+    """Two ranks for all tests, one after another; they start with the first job."""
+    with rank_host.team(2) as team:
+        yield team
 
 
 @pytest.fixture(scope="session")

@@ -3,83 +3,72 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
+from rank_host import RankFailed
 from train_support import small_config
 
 from scshards.training.loop import train
 
-WORKER = Path(__file__).with_name("watch_worker.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 ENDS = 120
-"""Seconds in which all ranks have ended, however one of them failed; they start in them, too."""
+"""Seconds in which all ranks have ended, however one of them failed."""
 
 
-def _two(*what: str) -> list[tuple[int, str, str]]:
-    """Exit code, standard output and error of both ranks; only the first has to end by itself."""
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), *what],
-            env={
-                **os.environ,
-                **{"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)},
-                **{"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [started[0].communicate(timeout=ENDS)]
-        if what[-1] in ("stays", "works"):
-            started[1].kill()
-        said.append(started[1].communicate(timeout=ENDS))
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    return [(p.returncode, _plain(out), err) for p, (out, err) in zip(started, said, strict=True)]
+class Two(NamedTuple):
+    """What became of two ranks: how each ended, what each wrote down, and what both printed."""
+
+    codes: list[int | None]
+    wrote: list[str]
+    printed: str
 
 
-def _plain(out: str) -> str:
-    """Without what gloo itself writes to standard output (of torch 2.10)."""
-    return "".join(x for x in out.splitlines(keepends=True) if not x.startswith("[Gloo]"))
+@pytest.fixture
+def two(rank_host, tmp_path) -> Callable[..., Two]:
+    def started(*what: str) -> Two:
+        (folder := tmp_path / "wrote").mkdir()
+        with rank_host.team(2) as team, pytest.raises(RankFailed) as e:
+            team.run("watch_worker:main", str(folder), *what, seconds=ENDS)
+        wrote = [p.read_text() if (p := folder / r).exists() else "" for r in "01"]
+        return Two(e.value.codes, wrote, str(e.value))
+
+    return started
 
 
-def test_a_wait_has_no_end_while_the_other_works_and_one_when_it_raises():
-    (_, out, _), (_, other, _) = _two("slow", "refused", "raises")
+def test_a_wait_has_no_end_while_the_other_works_and_one_when_it_raises(two):
     before = "well\nConfigError: it can't be\n  to do: leave it\n"
     error = "the disk is full\n  where: rank 1\n"
-    assert out == f"{before}RankError: another rank failed: {error}"
-    assert other == f"{before}ScshardsError: {error}"
+    ended = two("slow", "refused", "raises")
+    assert ended.codes == [0, 0]
+    assert ended.wrote == [
+        f"{before}RankError: another rank failed: {error}",
+        f"{before}ScshardsError: {error}",
+    ]
 
 
-def test_a_rank_that_waits_for_nobody_is_interrupted():
-    (_, out, _), (_, other, _) = _two("works")
+def test_a_rank_that_waits_for_nobody_is_interrupted(rank_host, tmp_path):
+    with rank_host.team(2) as team:
+        team.run("watch_worker:main", str(tmp_path), "works", seconds=ENDS)
     error = "the disk is full\n  where: rank 1\n"
-    assert (out, other) == (f"RankError: another rank failed: {error}", f"ScshardsError: {error}")
+    assert (tmp_path / "0").read_text() == f"RankError: another rank failed: {error}"
+    assert (tmp_path / "1").read_text() == f"ScshardsError: {error}"
 
 
-def test_a_wait_that_nothing_ends_ends_with_its_process():
-    (code, out, said), _ = _two("stays")
-    assert (code, out) == (1, "")
-    assert "this rank ends, as another one failed" in said
+def test_a_wait_that_nothing_ends_ends_with_its_process(two):
+    ended = two("stays")
+    assert (ended.codes, ended.wrote[0]) == ([1, None], "")
+    assert "this rank ends, as another one failed" in ended.printed
 
 
 @pytest.mark.parametrize(("what", "rank"), [("killed", 1), ("host_killed", 0)])
-def test_a_rank_that_is_killed_is_told_by_the_other(what, rank):
-    both = _two(what)
-    assert [code for code, _, _ in both] == [0, -9][:: 1 if rank else -1]
-    out = both[1 - rank][1]
+def test_a_rank_that_is_killed_is_told_by_the_other(two, what, rank):
+    ended = two(what)
+    assert ended.codes == [0, -9][:: 1 if rank else -1]
+    out = ended.wrote[1 - rank]
     assert out.startswith("ScshardsError: another rank has ended, and did not say why")
     assert "what killed it" in out
 

@@ -1,15 +1,15 @@
-"""One of two ranks of which the second fails, or the first is slow; started by test_ranks_watch.py.
+"""One of two ranks of which the second fails, or the first is slow: a job for ranks of rank_host.py.
 
-watch_worker.py WHAT...: functions below, one after another. Each rank prints what became of each.
+Functions below, one after another; each rank writes down what became of each.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -17,12 +17,13 @@ from scshards.base.errors import ConfigError, ScshardsError
 from scshards.ranks import watch
 from scshards.ranks.ranks import Ranks, ranks
 
-watch.LOOK_SECONDS = 0.1
+LIMIT = timedelta(seconds=2)
+"""How long a wait is that nobody said anything of."""
 
 
 def slow(here: Ranks) -> None:
     """The first rank works for longer than torch lets a collective wait."""
-    here.first(lambda: time.sleep(12))
+    here.first(lambda: time.sleep(2 * LIMIT.total_seconds()))
     here.gather("done")
 
 
@@ -43,7 +44,7 @@ def raises(here: Ranks) -> None:
 
 
 def stays(here: Ranks) -> None:
-    """As before, but the second rank's process goes on with something else: its sockets stay open."""
+    """As before, but the second rank's process goes on: its sockets stay open."""
     raises(here)
 
 
@@ -67,20 +68,17 @@ def host_killed(here: Ranks) -> None:
     killed(here, 0)
 
 
-def main(*whats: str) -> None:
-    dist.init_process_group("gloo", timeout=timedelta(seconds=10))
+def main(folder: str, *whats: str) -> None:
+    watch.LOOK_SECONDS = 0.1
+    dist.distributed_c10d.default_pg_timeout = LIMIT  # of every group that is made without one
     for what in whats:
-        stays_on = what in ("stays", "works")
-        watch.GRACE_SECONDS = 2.0 if stays_on else 30.0
-        try:
-            with ranks("cpu") as here:
-                globals()[what](here)
-            print("well", flush=True)
-        except Exception as e:
-            print(f"{type(e).__name__}: {e}", flush=True)
-            if stays_on and os.environ["RANK"] == "1":
-                time.sleep(600)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+        watch.GRACE_SECONDS = 2.0 if what in ("stays", "works") else 30.0
+        with Path(folder, os.environ["RANK"]).open("a") as out:
+            try:
+                with ranks("cpu") as here:
+                    globals()[what](here)
+                print("well", file=out)
+            except Exception as e:
+                print(f"{type(e).__name__}: {e}", file=out)
+    if whats[-1] not in ("stays", "works"):
+        os._exit(0)

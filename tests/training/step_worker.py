@@ -1,12 +1,11 @@
 """One step of plain SGD on this rank's share of a batch, for each task; the first rank writes it down.
 
-Started by test_training_step.py through torch.distributed.run.
+Called by test_training_step.py, alone and as a job for ranks of rank_host.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 import torch
 from train_support import small_batch, small_config, small_model, take
@@ -125,7 +124,3 @@ def spoilt(here: Ranks) -> list[str]:
     assert all(t.equal(before[name]) for name, t in model.state_dict().items())
     assert result.skip is not None
     return result.skip.cells
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from rank_host import RankTeam
 from train_support import small_config
 
 from scshards.model.scgpt import load_model
@@ -69,34 +67,25 @@ RUNS = {
 """By number of ranks. "a to b" goes on, on 2 ranks, from the checkpoint that a wrote at step 15."""
 
 
-def _ranks(n: int, shards: str, folder: Path) -> None:
-    worker = Path(__file__).with_name("train_worker.py")
-    runs = [[str(folder / name), [*COMMON, *extra]] for name, extra in RUNS[n].items()]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launch, f"--nproc-per-node={n}", str(worker), shards, json.dumps(runs)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[:3000]
+def _ranks(team: RankTeam, n: int, shards: str, folder: Path) -> None:
+    what = [[str(folder / name), [*COMMON, *extra]] for name, extra in RUNS[n].items()]
+    assert team.run("train_worker:runs", shards, what) == n * [len(what) * [""]]
 
 
 @pytest.fixture(scope="module")
-def runs(shards, tmp_path_factory) -> Path:
+def runs(shards, tmp_path_factory, rank_host, two_ranks) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     train(shards, folder / "one", small_config(*COMMON), shown=False)
     train(shards, folder / "pieces", small_config(*COMMON, "run.micro_batch=2"), shown=False)
     train(shards, folder / "integrate", small_config(*COMMON, *INTEGRATE), shown=False)
     train(shards, folder / "bf16", small_config(*COMMON, *BF16), shown=False)
-    _ranks(4, shards, folder)
+    with rank_host.team(4) as four:
+        _ranks(four, 4, shards, folder)
     for name in (n for n in RUNS[2] if " to " in n):
         shutil.copytree(folder / name.split()[0], folder / name)
         shutil.rmtree(folder / name / "checkpoints" / "step-00000030")
         (folder / name / "best_model.pt").unlink()
-    _ranks(2, shards, folder)
+    _ranks(two_ranks, 2, shards, folder)
     return folder
 
 

@@ -1,12 +1,8 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+import step_worker
 import torch
 from train_support import small_batch, small_config, small_model, take
 
@@ -206,19 +202,9 @@ def test_dropout_is_a_function_of_seed_and_step():
     assert sums(3) != sums(3, seed=1)
 
 
-def test_two_ranks_take_the_step_of_one(tmp_path):
-    worker = Path(__file__).with_name("step_worker.py")
-    for n in (1, 2):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        done = subprocess.run(
-            [*launch, f"--nproc-per-node={n}", str(worker), str(tmp_path / f"{n}.pt")],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+def test_two_ranks_take_the_step_of_one(tmp_path, two_ranks):
+    step_worker.main(str(tmp_path / "1.pt"))
+    two_ranks.run("step_worker:main", str(tmp_path / "2.pt"))
     one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
     # Alone, autocast's copies are kept; shards are gathered in bf16, and let go of.
     (alone_kept, size), (shards_kept, _) = one.pop("kept"), two.pop("kept")

@@ -5,6 +5,7 @@
     apply            cells -> rows of each rank -> one h5ad file (output)
     embed, annotate  what the rows are
     evaluate         a run's model on a split
+    publish          a run's model as a folder to hand on
 
 Read first: apply.py, then embed.py.
 """

@@ -379,6 +379,12 @@ def redact(url: str) -> str:
     return url if is_local(url) else url.partition("?")[0]
 
 
+def name_of(url: str) -> str:
+    """What may be told of an address: a local file's name alone, of a URL what `redact` leaves."""
+    plain = redact(url)
+    return plain.rstrip("/").rpartition("/")[2] if is_local(plain) else plain
+
+
 def _file_system(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     """The fsspec file system of an address, and the address within it.
 

@@ -39,6 +39,7 @@ COMMANDS = {
     "evaluate": "Measure a model on held-out cells, beside the baselines.",
     "embed": "Write a model's cell embeddings into an h5ad file.",
     "annotate": "Write the classes that a model predicts into an h5ad file.",
+    "publish": "Write a run's model, with a card, to hand on.",
     "plot": "Draw a run's loss curve and embeddings.",
 }
 """{command: its line in the help}; the module scshards.cli.<command> holds it."""

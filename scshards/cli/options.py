@@ -46,9 +46,9 @@ GROUPS = {
     "Output": "output:PATH to append values round_within:OFF dtype "
     "cells_per_shard:N max_cells:N compression hf_card column:COL key:NAME probabilities confidence:P "
     "plot:FILE embeddings:FILE colors:COL dry_run",
-    "Training and batches": "task config:FILE settings:KEY=VALUE demand:CELLS seconds:S epoch:N "
-    "batches:N batch_size:N tokens_per_batch:N world_size:N lanes:N shuffle_buffer:CELLS n_bins:N "
-    "include_zero_genes:N",
+    "Training and batches": "task start:DIR config:FILE settings:KEY=VALUE demand:CELLS seconds:S "
+    "epoch:N batches:N batch_size:N tokens_per_batch:N world_size:N lanes:N shuffle_buffer:CELLS "
+    "n_bins:N include_zero_genes:N",
     "Work": "workers:N threads:N device:NAME precision:NAME share:I/N finish restart quick "
     "repair repair_from:ROOT2 dask:ADDRESS scratch:DIR cache_dir:DIR cache_size:SIZE "
     "storage_options:JSON|@FILE retries:N timeout:S",

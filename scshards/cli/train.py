@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import click
@@ -17,6 +18,11 @@ from scshards.cli.options import option, output, store_options
     "--task",
     type=click.Choice(["pretrain", "integrate", "annotate"]),
     help="What is trained for; short for --set task.name=...",
+)
+@option(
+    "--start",
+    help="A folder with a model whose weights are trained on: a run's, a published one, or scGPT's; "
+    "short for --set task.start=...",
 )
 @option(
     "--config",
@@ -42,6 +48,7 @@ def command(
     root: str,
     output: str,
     task: str | None,
+    start: str | None,
     config: str | None,
     settings: tuple[str, ...],
     branch: str | None,
@@ -57,7 +64,7 @@ def command(
     \b
     scshards train shards -o run --set model.n_layers=3 --set run.steps=300
     scshards train shards -o run --task annotate \\
-        --set task.label=cell_type --set task.start=scGPT
+        --set task.label=cell_type --start scGPT
     torchrun --nproc-per-node 8 -m scshards train s3://bucket/atlas -o run \\
         --config atlas.toml
     scshards train shards -o cooled --from run@9000 --set run.steps=10000 \\
@@ -70,6 +77,8 @@ def command(
 
     if task is not None:
         settings = (f"task.name={task}", *settings)
+    if start is not None:
+        settings = (f"task.start={json.dumps(start)}", *settings)
     if branch is not None:
         asked = branch_config(branch, config, settings)
     else:

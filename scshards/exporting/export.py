@@ -136,7 +136,7 @@ def export(
         layout = H5adLayout(cells)
     else:
         layout = ParquetLayout(cells, labelled=options.to == "parquet")
-    target = Output(address, options, is_file=is_file)
+    target = Output(address, options.storage_options, options.scratch, is_file=is_file)
     done = _finished(target, request, is_file=is_file)
     if done is not None:
         return done

@@ -1,4 +1,4 @@
-"""Where an export goes: nothing is seen there before it is whole.
+"""Where an export, or a published model, goes: nothing is seen there before it is whole.
 
     with Output(url, ...) as output:
         path = output.begin("train-000000.parquet"); ...; output.end(name)    a file, built locally
@@ -16,14 +16,15 @@ import contextlib
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from scshards.base.errors import OutputExistsError, ScshardsError
 from scshards.base.files import claimed, discard_left, sync, temporary_folder
 from scshards.base.locks import Lease
 from scshards.base.remote import translated
 from scshards.base.storage import Storage, path_of
-from scshards.exporting.options import ExportOptions
 
 BEGUN = "exporting.json"
 """The object that marks an unfinished export in a store."""
@@ -32,7 +33,8 @@ _LEASES = ".exporting"
 
 _OURS = re.compile(
     r"\w+-\d{6}\.(parquet|h5ad)|counts\.datatable\.parquet|"
-    r"(vocab|gene_vocab|studytable|export|exporting|manifest)\.json"
+    r"(vocab|gene_vocab|studytable|export|exporting|manifest|args|classes|domains)\.json|"
+    r"model\.safetensors|README\.md"
 )
 
 
@@ -43,8 +45,8 @@ class Output:
     ----------
     address, is_file
         A local path, or that of an object or a prefix in a store; and whether it is one file.
-    options
-        Where temporary files go; and the options of the storage.
+    storage_options, scratch
+        Of the storage; and where temporary files go, of an output in a store.
 
     Attributes
     ----------
@@ -59,8 +61,15 @@ class Output:
         When it can't be written.
     """
 
-    def __init__(self, address: str, options: ExportOptions, *, is_file: bool) -> None:
-        self._is_file, self._options = is_file, options.storage_options
+    def __init__(
+        self,
+        address: str,
+        storage_options: Mapping[str, Any] | None = None,
+        scratch: str | None = None,
+        *,
+        is_file: bool,
+    ) -> None:
+        self._is_file, self._options = is_file, storage_options
         self.storage = Storage(address, self._options)
         self.name = self.storage.at("")
         self._target = self.storage.local_path
@@ -69,7 +78,7 @@ class Output:
         if self._target is not None:
             self._folder = self._target.with_name(f".{self._target.name}{_LEASES}")
         else:
-            above = temporary_folder() if options.scratch is None else path_of(options.scratch)
+            above = temporary_folder() if scratch is None else path_of(scratch)
             mark = hashlib.sha256(address.encode()).hexdigest()[:16]
             self._folder = above / f"scshards-export-{mark}"
         self._built = self._folder / "built"

@@ -1,4 +1,4 @@
-"""scGPT's checkpoint folders: args.json, vocab.json and best_model.pt, read and written.
+"""scGPT's checkpoint folders: args.json, vocab.json and best_model.pt, read and written; published ones.
 
     folder --read_folder--> args, vocab, state --to_own_layout--> state --load_model--> CellModel
                                                                         `-load_weights-> part of one
@@ -31,6 +31,7 @@ from scshards.model.scgpt_files import (
     read_folder,
     read_object,
     to_own_layout,
+    weights_file,
     write_files,
 )
 from scshards.model.transformer import CellModel
@@ -113,7 +114,7 @@ def load_model(path: str, options: Mapping[str, Any] | None = None) -> LoadedMod
     used = {name: tensor for name, tensor in state.items() if name not in unused}
     with torch.device("meta"):
         model = CellModel(config)
-    where = Storage(path, options).at(WEIGHTS)
+    where = _weights_at(path, options)
     _check_fit(model.state_dict(), used, where)
     used = {name: _plain(tensor) for name, tensor in used.items()}
     check_finite(used, where)
@@ -139,8 +140,9 @@ def tables_of(start: str) -> dict[str, dict[str, Any]]:
     check_vocab(vocab, storage.at(VOCAB))
     where = storage.at(ARGS)
     shape = config_from(args, vocab, {}, where)
-    if storage.exists(WEIGHTS):  # what is not there is told when its weights are loaded
-        check_size(shape, storage.size(WEIGHTS), where)
+    weights = weights_file(storage)
+    if storage.exists(weights):  # what is not there is told when its weights are loaded
+        check_size(shape, storage.size(weights), where)
     return {
         "model": {f.name: getattr(shape, f.name) for f in dataclasses.fields(ModelSettings)},
         "data": {name: getattr(shape, name) for name in ("n_bins", "pad_value", "mask_value")},
@@ -176,7 +178,7 @@ def load_weights(
     """
     folder = read_folder(path, options)
     theirs, state = _config(folder, path, options)
-    where = Storage(path, options).at(WEIGHTS)
+    where = _weights_at(path, options)
     _check_size(vocab, model.config, "the vocabulary given")
     for name in ("n_heads", "value_style"):
         if getattr(theirs, name) != getattr(model.config, name):
@@ -270,6 +272,11 @@ def _config(
     config = config_from(folder.args, folder.vocab, state, where)
     check_size(config, sum(t.numel() * t.itemsize for t in state.values()), where)
     return config, state
+
+
+def _weights_at(path: str, options: Mapping[str, Any] | None) -> str:
+    storage = Storage(path, options)
+    return storage.at(weights_file(storage))
 
 
 def _by_token(

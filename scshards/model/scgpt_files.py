@@ -1,6 +1,7 @@
 """The files of a scGPT checkpoint folder, checked, and its tensors under CellModel's names.
 
-The weights' bytes are model.weights' matter. Called by model.scgpt.
+`scshards publish` writes model.safetensors in place of best_model.pt. The weights' bytes are
+model.weights' matter. Called by model.scgpt.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from torch import Tensor
 from scshards.base.errors import CheckpointError
 from scshards.base.records import read_json
 from scshards.base.storage import Storage
-from scshards.model.weights import read_weights
+from scshards.model.weights import read_tensors, read_weights
 
 ARGS, VOCAB, WEIGHTS = "args.json", "vocab.json", "best_model.pt"
+TENSORS = "model.safetensors"
+"""What a folder has that was published; best_model.pt goes before it."""
 
 _RENAMED = (
     (re.compile(r"^(?:module\.)+"), ""),
@@ -56,18 +59,26 @@ def read_folder(path: str, options: Mapping[str, Any] | None = None) -> ScgptFol
         see model.weights: their checksums are checked, and other objects are never unpickled.
     """
     storage = Storage(path, options)
-    missing = [name for name in (ARGS, VOCAB, WEIGHTS) if not storage.exists(name)]
+    weights = weights_file(storage)
+    missing = [name for name in (ARGS, VOCAB, weights) if not storage.exists(name)]
     if missing:
         raise CheckpointError(
             f"the checkpoint lacks {', '.join(missing)}",
             where=storage.at(""),
-            advice=f"give a folder that holds {ARGS}, {VOCAB} and {WEIGHTS}",
+            advice=f"give a folder that holds {ARGS}, {VOCAB} and {WEIGHTS} or {TENSORS}",
         )
     args = read_object(storage, ARGS)
     vocab = read_object(storage, VOCAB)
     check_vocab(vocab, storage.at(VOCAB))
-    state = read_weights(storage.read(WEIGHTS), storage.at(WEIGHTS))
+    read = read_weights if weights == WEIGHTS else read_tensors
+    state = read(storage.read(weights), storage.at(weights))
     return ScgptFolder(args, vocab, state)
+
+
+def weights_file(storage: Storage) -> str:
+    """The file of a checkpoint folder that holds its weights."""
+    published = not storage.exists(WEIGHTS) and storage.exists(TENSORS)
+    return TENSORS if published else WEIGHTS
 
 
 def to_own_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

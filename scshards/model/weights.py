@@ -1,16 +1,20 @@
 """Weights from a file: the bytes that were written, tensors within their bytes, finite numbers.
 
     read_weights(data, at)     a .pt file's bytes -> {name: tensor} on the CPU
+    read_tensors(data, at)     those of a .safetensors file
+    write_tensors(tensors)     such a file's bytes, with a sum of what is in it
     check_finite(tensors, at)  CheckpointError that names the first tensor that is not
 
 torch.load looks neither at the sums of the zip that it reads nor at whether a tensor's claim fits what
 the file holds of it: a flipped bit is a wrong weight, a false claim reads memory that is not the
-file's. Here both are looked at first. Nothing is unpickled but plain tensors. Called by
+file's. Here both are looked at first. A .safetensors file has no sums of its own; ours have one among
+their metadata. Nothing is unpickled but plain tensors. Called by
 model.scgpt_files, and for what is finite by whoever takes or gives weights.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import struct
@@ -23,11 +27,15 @@ import torch
 from torch import Tensor, _weights_only_unpickler
 
 from scshards.base.errors import CheckpointError
+from scshards.base.records import read_json
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16) + (
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool
 )  # fmt: skip
 """What a tensor of a checkpoint may be made of."""
+
+_SUM = "scshards.sha256"
+"""The key of a .safetensors file's metadata under which its sum stands."""
 
 _ZIP = b"PK\x03\x04"
 _LOCAL = struct.Struct("<4s22xHH")
@@ -73,14 +81,7 @@ def read_weights(data: bytes, at: str) -> dict[str, Tensor]:
             where=at,
             advice="a training checkpoint holds more than that; give the folder of the best model",
         )
-    for name, tensor in state.items():
-        fault = _fault(tensor)
-        if fault:
-            raise CheckpointError(
-                f"the tensor {name:.200} {fault}",
-                where=at,
-                advice="give a file of dense numbers, as model.state_dict() has them",
-            )
+    _check_tensors(state, at)
     storages = (tensor.untyped_storage() for tensor in state.values())
     total = sum({s.data_ptr(): s.nbytes() for s in storages}.values())
     if total > len(data):  # a pickle may also ask for a tensor of a size, without any bytes
@@ -90,6 +91,45 @@ def read_weights(data: bytes, at: str) -> dict[str, Tensor]:
             advice="copy or download the file again, or take another checkpoint",
         )
     return {name: tensor.detach() for name, tensor in state.items()}
+
+
+def read_tensors(data: bytes, at: str) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, checked as those of `read_weights`; `at` is the file.
+
+    The library sees to it that tensors are within the file and all of it is theirs.
+    """
+    import safetensors
+    import safetensors.torch  # late: who reads no such file does not need it
+
+    damaged = "copy or download the file again; its bytes are not those that were written"
+    try:
+        state = safetensors.torch.load(data)
+        header = read_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    except (safetensors.SafetensorError, *_MALFORMED) as e:
+        raise CheckpointError(
+            f"the weights can't be read: {str(e) or type(e).__name__}", where=at, advice=damaged
+        ) from None
+    _check_tensors(state, at)
+    said = header.get("__metadata__", {}).get(_SUM)
+    if said is not None and said != _sum(state):
+        raise CheckpointError(
+            "the weights are damaged: the tensors don't have their checksum",
+            where=at,
+            advice=damaged,
+        )
+    return state
+
+
+def write_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """The bytes of a .safetensors file, the same for the same tensors.
+
+    Of metadata there is the sum alone: the library writes several in any order.
+    """
+    import safetensors.torch
+
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data: bytes = safetensors.torch.save(plain, {_SUM: _sum(plain)})
+    return data
 
 
 def check_finite(tensors: Mapping[str, Tensor], at: str, advice: str | None = None) -> None:
@@ -175,6 +215,28 @@ class _Claims(_weights_only_unpickler.Unpickler):
             )
         empty = torch.UntypedStorage(claims, device="meta")
         return torch.storage.TypedStorage(wrap_storage=empty, dtype=dtype, _internal=True)
+
+
+def _check_tensors(state: Mapping[str, Tensor], at: str) -> None:
+    for name, tensor in state.items():
+        fault = _fault(tensor)
+        if fault:
+            raise CheckpointError(
+                f"the tensor {name:.200} {fault}",
+                where=at,
+                advice="give a file of dense numbers, as model.state_dict() has them",
+            )
+
+
+def _sum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}\n{tensor.dtype}\n{list(tensor.shape)}\n".encode())
+        raw: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+        digest.update(raw)
+    return digest.hexdigest()
 
 
 def _fault(tensor: Tensor) -> str | None:

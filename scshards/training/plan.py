@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scshards.base.errors import ConfigError
-from scshards.base.storage import Storage
+from scshards.base.storage import Storage, name_of
 from scshards.cells.vocab import Vocab
 from scshards.model.classes import (
     CLASSES,
@@ -34,6 +34,9 @@ from scshards.tasks.labels import Column, check_several, column
 from scshards.tasks.make import make_task, model_vocab
 from scshards.training.config import TrainConfig
 from scshards.training.trained import keeps
+
+_NAMED = 50
+"""Inputs of a shard set that a model names."""
 
 MIN_SHARED = 0.5
 """With fewer of the shard set's tokens in the checkpoint's vocabulary, names do not match at all."""
@@ -56,12 +59,15 @@ class TaskPlan:
         The shape of the model.
     classes, domains
         The label columns; None where the task has none.
+    shards
+        What the model says of the cells that it is trained on.
     notes
         What a person should know, in sentences.
     """
 
     config: TrainConfig
     model: ModelConfig
+    shards: dict[str, Any]
     vocab: Vocab
     classes: Column | None
     domains: Column | None
@@ -112,7 +118,7 @@ class TaskPlan:
             "batch_size": config.run.batch_size,
             "lr": config.optim.lr,
             "seed": config.run.seed,
-            "scshards": {"step": step, "config": config.tables()},
+            "scshards": {"step": step, "config": config.tables(), "shards": self.shards},
         }
 
     def write_names(self, folder: Path) -> None:
@@ -159,11 +165,24 @@ def plan_task(config: TrainConfig, shardset: ShardSet) -> TaskPlan:
     return TaskPlan(
         config=config,
         model=_shape(config, vocab, classes, domains),
+        shards=_told(shardset),
         vocab=vocab,
         classes=classes,
         domains=domains,
         notes=tuple(notes),
     )
+
+
+def _told(shardset: ShardSet) -> dict[str, Any]:
+    """What a shard set is, without its address and with as many names as anybody reads."""
+    manifest = shardset.manifest
+    sources = manifest.sources[:_NAMED]
+    return {
+        "fingerprint": manifest.fingerprint("train"),
+        "cells": {split: manifest.cells(split) for split in manifest.splits},
+        "sources": [{"name": name_of(s.name), "cells": s.kept} for s in sources],
+        "more_sources": len(manifest.sources) - len(sources),
+    }
 
 
 def _of(found: Column, what: str) -> list[str]:

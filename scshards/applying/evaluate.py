@@ -24,8 +24,8 @@ from scshards.ranks.ranks import Ranks, ranks
 from scshards.shards.shardset import ShardSet
 from scshards.streaming.loader import CellLoader
 from scshards.tasks.confusion import Confusion
-from scshards.tasks.labels import codes_in, column
-from scshards.tasks.make import make_task, model_vocab
+from scshards.tasks.labels import column
+from scshards.tasks.make import check_vocab, known_codes, make_task
 from scshards.training.config import TrainConfig
 from scshards.training.data import has_split, once_loader
 from scshards.training.save.folder import RunFolder
@@ -71,9 +71,7 @@ def evaluate_run(
         if not has_split(shardset, split):
             raise ConfigError(f"the split {split!r} has no cells", where=root)
         loaded = load_model(str(run.path))
-        _check_vocab(
-            loaded.vocab, model_vocab(config.collate.conditions, shardset).to_dict(), folder, root
-        )
+        check_vocab(loaded.vocab, config.collate.conditions, shardset, f"{folder}, {root}", folder)
         e = _Evaluated(config, root, split, batch_size, shardset, here, storage_options, shown)
         model = loaded.model.to(here.device)
         annotates = config.task.name == "annotate"
@@ -117,17 +115,7 @@ class _Evaluated:
         codes = None
         if t.domain is not None:
             names = read_domains(run.path).names
-            found = column(self.shardset, t.domain, "task.domain", self.split)
-            codes = codes_in(found, names)
-            unknown = [
-                n for n, c in zip(found.names, found.cells, strict=True) if c and n not in names
-            ]
-            if unknown:
-                raise ConfigError(
-                    f"the model was not trained on these domains: {', '.join(unknown[:5])}",
-                    where=f"{self.root}: {t.domain}",
-                    advice="evaluate on cells of the domains in domains.json",
-                )
+            _, codes = known_codes(t, names, self.shardset, self.split)
         task = make_task(t, model, codes)
         scored = self.loader(self.split)
         score = self._finite(validate(task, scored, here))
@@ -167,12 +155,10 @@ class _Evaluated:
         t = self.config.task
         assert t.label is not None
         names = read_classes(run.path).names
-        found = column(self.shardset, t.label, "task.label", self.split)
+        found, codes = known_codes(t, names, self.shardset, self.split)
         trained = column(self.shardset, t.label, "task.label")
         score = self._finite(
-            validate(
-                make_task(t, model, codes_in(found, names)), self.loader(self.split), self.here
-            )
+            validate(make_task(t, model, codes), self.loader(self.split), self.here)
         )
         assert score.tally is not None, "the task tallies classes"
         n = int(found.cells.sum())
@@ -188,13 +174,4 @@ class _Evaluated:
             majority=trained.names[majority],
             majority_accuracy=float(found.cells[majority]) / max(n, 1),
             confusion=Confusion(names, score.tally.long().numpy()),
-        )
-
-
-def _check_vocab(ours: dict[str, int], theirs: dict[str, int], folder: str, root: str) -> None:
-    if ours != theirs:
-        raise ConfigError(
-            "the model was trained with another vocabulary than these shards were packed with",
-            where=f"{folder}, {root}",
-            advice=f"pack the cells with --vocab {folder}/vocab.json",
         )

@@ -1,9 +1,9 @@
-"""Integration measured on held-out cells: the model's embedding, and beside it PCA of the same cells.
+"""The embeddings of cells, `embedded`; and integration measured on held-out ones, beside PCA of them.
 
     valid split --take--> some cells, the same every time --model--> unit vectors --scores--> avg_bio
                             `--log(1 + counts, scaled to 10,000)--> PCA --scores--> pca_avg_bio, ...
 
-Called by training.prepare and applying.evaluate.
+Called by training.heldout, applying.evaluate and probes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from scshards.evaluation.integration import (
+    CLASS_SCORES,
+    DOMAIN_SCORE,
     most_variable,
     need_sklearn,
     principal_components,
@@ -33,6 +35,30 @@ TARGET_SUM = 10_000.0
 """What counts are scaled to before the logarithm, for the PCA."""
 
 
+def embedded(
+    task: Task, loader: CellLoader, ranks: Ranks, labels: Callable[[Any], NDArray[np.int64]]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
+    """Unit vectors [cells, dimensions] of a loader's cells by key, and what `labels` says of a batch's.
+
+    The same for any number of ranks, all of which must call it; None but on the first.
+    """
+    task.eval()
+    found = []
+    with torch.no_grad(), ranks.autocast():
+        for batch in loader:
+            # Through the whole forward pass, which is what wrappers of several ranks know.
+            vectors_BD = task.run(batch.to(ranks.device), None).cell_embeddings
+            unit_BD = torch.nn.functional.normalize(vectors_BD, dim=1).cpu().numpy()
+            rows = (batch.weight > 0).numpy()
+            found.append((batch.key.numpy()[rows], unit_BD[rows], labels(batch)[rows]))
+    every = ranks.gather([np.concatenate(parts) for parts in zip(*found, strict=True)])
+    if not ranks.is_main:
+        return None
+    keys, vectors, codes = (np.concatenate(parts) for parts in zip(*every, strict=True))
+    order = np.argsort(keys, kind="stable")
+    return vectors[order], codes[order]
+
+
 class IntegrationMetrics:
     """Scores of a model's embedding on some cells of a split.
 
@@ -44,6 +70,11 @@ class IntegrationMetrics:
     task
         Which cells: `metric_cells` of them at most, drawn by hash, of those that have a domain and, with
         `label`, a class.
+
+    Attributes
+    ----------
+    names
+        Of the scores.
 
     Raises
     ------
@@ -76,26 +107,16 @@ class IntegrationMetrics:
             n_bins=51 if as_counts else 0,
         )
         self._pca: dict[str, Any] | None = None
+        self.names = (*(CLASS_SCORES if task.label else ()), DOMAIN_SCORE)
 
     def __call__(self, task: Task) -> dict[str, Any]:
         """The scores, with those of PCA as `pca_...`; {} but on the first rank. All ranks call it."""
         if self._pca is None:
             self._pca = self._of_pca()
-        task.eval()
-        found = []
-        with torch.no_grad(), self._ranks.autocast():
-            for batch in self._loader:
-                # Through the whole forward pass, which is what wrappers of several ranks know.
-                vectors_BD = task.run(batch.to(self._ranks.device), None).cell_embeddings
-                unit_BD = torch.nn.functional.normalize(vectors_BD, dim=1).cpu().numpy()
-                rows = (batch.weight > 0).numpy()
-                found.append((batch.key.numpy()[rows], unit_BD[rows], self._codes(batch, rows)))
-        every = self._ranks.gather([np.concatenate(parts) for parts in zip(*found, strict=True)])
-        if not self._ranks.is_main:
+        found = embedded(task, self._loader, self._ranks, self._codes)
+        if found is None:
             return {}
-        keys, vectors, codes = (np.concatenate(parts) for parts in zip(*every, strict=True))
-        order = np.argsort(keys, kind="stable")  # the same on any number of ranks
-        vectors, codes = vectors[order], codes[order]
+        vectors, codes = found
         own = scores(vectors, *self._split(codes))
         return {"metric_cells": len(vectors)} | own | self._pca
 
@@ -108,7 +129,7 @@ class IntegrationMetrics:
             at, places = np.nonzero(is_gene)
             keys = batch.key.numpy()
             tokens = (keys[at], batch.genes.numpy()[at, places], batch.targets.numpy()[at, places])
-            found.append((keys[rows], self._codes(batch, rows), *tokens))
+            found.append((keys[rows], self._codes(batch)[rows], *tokens))
         mine = [np.concatenate(parts) for parts in zip(*found, strict=True)]
         every = self._ranks.gather(mine)
         if not self._ranks.is_main:
@@ -123,11 +144,11 @@ class IntegrationMetrics:
         own = scores(principal_components(best), *self._split(codes))
         return {f"pca_{name}": value for name, value in own.items()}
 
-    def _codes(self, batch: Any, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def _codes(self, batch: Any) -> NDArray[np.int64]:
         """int64 [cells, 2]: class and domain; class -1 when none is asked for."""
         domain = batch.labels[self._domain].numpy()
         label = np.full_like(domain, -1) if not self._label else batch.labels[self._label].numpy()
-        return np.stack((label, domain), axis=1)[rows]
+        return np.stack((label, domain), axis=1)
 
     def _split(
         self, codes: NDArray[np.int64]

@@ -21,6 +21,9 @@ from scshards.base.errors import ConfigError
 SEED = 0
 """Of k-means and PCA, so that the same embedding always gets the same numbers."""
 
+CLASS_SCORES, DOMAIN_SCORE = ("avg_bio", "nmi", "ari", "asw"), "asw_domain"
+"""What `scores` says, of classes and of domains."""
+
 N_GENES, N_COMPONENTS = 2000, 50
 """The PCA that an embedding has to beat: so many genes of highest variance, so many components."""
 
@@ -64,11 +67,11 @@ def scores(
     if classes_N is not None and _can_be_told_apart(classes_N):
         nmi, ari = _clustering(x, classes_N)
         asw = (float(silhouette_score(x, classes_N)) + 1) / 2
-        out |= {"avg_bio": (nmi + ari + asw) / 3, "nmi": nmi, "ari": ari, "asw": asw}
+        out |= dict(zip(CLASS_SCORES, ((nmi + ari + asw) / 3, nmi, ari, asw), strict=True))
     if domains_N is not None:
         mixed = _mixing(x, classes_N, domains_N)
         if mixed is not None:
-            out["asw_domain"] = mixed
+            out[DOMAIN_SCORE] = mixed
     return out
 
 

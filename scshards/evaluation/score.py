@@ -1,6 +1,7 @@
 """How well a model does its task on held-out cells: the losses of a whole split.
 
-What is hidden is the same in every evaluation of a shard set. Called by the loop and applying.evaluate.
+What is hidden is the same in every evaluation of a shard set. Called by training.heldout and
+applying.evaluate.
 """
 
 from __future__ import annotations
@@ -40,8 +41,7 @@ class Score:
     figures, tally
         What else the task says: accuracy, for example; and of what, on the CPU.
     not_finite
-        Keys of cells for which the model computed NaN or infinity, the first few; such a score is
-        the worst there is.
+        Keys of cells for which the model computed NaN or infinity, the first few.
     """
 
     loss: float
@@ -56,10 +56,6 @@ class Score:
     def tables(self) -> dict[str, Any]:
         values = self.terms | {self.counted: self.n, "n_cells": self.n_cells} | self.figures
         return values | ({"not_finite": list(self.not_finite)} if self.not_finite else {})
-
-    def is_better_than(self, best: float | None) -> bool:
-        """Whether it is finite, and below the best loss so far, if there is one."""
-        return not self.not_finite and (best is None or not self.loss >= best)
 
 
 @torch.no_grad()

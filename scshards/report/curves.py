@@ -21,6 +21,9 @@ COLORS = (
 )
 """One for each run, in turn."""
 
+SET_MARKERS = "sD^vPX"
+"""One for each held-out set of a run, in turn."""
+
 SMOOTHED_FROM = 120
 """Points of a curve from which on its running median is drawn over it."""
 
@@ -32,8 +35,15 @@ FIGURES = {
     "ari": "ARI of clusters and classes",
     "asw": "ASW of classes",
     "asw_domain": "Domains mixed (1 - ASW)",
+    "knn_accuracy": "Accuracy of a kNN probe",
+    "knn_macro_f1": "F1 of a kNN probe",
+    "linear_accuracy": "Accuracy of a linear probe",
+    "linear_macro_f1": "F1 of a linear probe",
 }
 """Titles of what else an evaluation says."""
+
+COUNTS = ("n_", "metric_", "probe_")
+"""How fields begin that are no figures."""
 
 BESIDE = "pca_"
 """A field of this prefix is a level to compare the field without it with."""
@@ -118,14 +128,15 @@ class Panel:
 def panels(runs: Sequence[Curves]) -> list[Panel]:
     """What there is to draw of these runs: the loss that chooses the best model comes first."""
     train = _fields(runs, "train")
-    valid = _fields(runs, "valid")
+    # What is of a set, NAME/field, is drawn beside what is of the split valid.
+    valid = list(dict.fromkeys(key.rpartition("/")[2] for key in _fields(runs, "valid")))
     terms = [k for k in train if k not in MEASURED]
     terms += [k for k in valid if k in TERMS and k not in terms]
     found = [_term(key) for key in terms]
     if len(terms) > 1 and "loss" in train:
         found.append(Panel(key="loss", title="All losses, weighted", unit="loss", is_loss=True))
     for key in valid:
-        if key not in terms and not key.startswith(("n_", "metric_", BESIDE)):
+        if key not in terms and not key.startswith((*COUNTS, BESIDE)):
             title = FIGURES.get(key, key.replace("_", " "))
             found.append(Panel(key=key, title=title, unit="held-out cells"))
     rest = (
@@ -177,6 +188,18 @@ def draw(ax: Any, panel: Panel, runs: Sequence[Curves]) -> None:
                 ax.axvline(
                     run.best_step, color=SOFT if alone else strong, ls=":", lw=1.4, label=label
                 )
+        for i, key in enumerate(k for k in _fields([run], "valid") if k.endswith(f"/{panel.key}")):
+            set_steps, found = run.points("valid", key)
+            name = key.removesuffix(f"/{panel.key}")
+            style = {
+                "color": strong,
+                "lw": 1.6,
+                "ls": "--",
+                "marker": SET_MARKERS[i % len(SET_MARKERS)],
+            }
+            label = name if alone else f"{run.name}: {name}"
+            ax.plot(set_steps, found * panel.scale, ms=4.0, label=label, **style)
+            shown.append(found * panel.scale)
         _, beside = run.points("valid", BESIDE + panel.key)
         if len(beside):
             style = {"color": "#d95f0e" if alone else strong, "lw": 1.6, "ls": "--"}

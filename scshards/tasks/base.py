@@ -38,7 +38,11 @@ class Task(nn.Module, ABC):
     ----------
     terms
         {name: weight} of the terms that are left.
+    figure_names
+        What `figures` says.
     """
+
+    figure_names: tuple[str, ...] = ()
 
     def __init__(
         self, model: CellModel, terms: Mapping[str, float], criterion: str, counted: str

@@ -95,6 +95,8 @@ class AnnotateTask(Task):
         The label column of the classes, and the model's code for each of the column's; None: the same.
     """
 
+    figure_names = ("accuracy", "macro_f1")
+
     def __init__(self, model: CellModel, label: str, *, codes: Sequence[int] | None = None) -> None:
         super().__init__(model, {"class_ce": 1.0}, "class_ce", "n_labelled")
         self._label, self._recoded = label, Recoding(codes)

@@ -76,8 +76,7 @@ def check_several(found: Column, what: str, option: str, shardset: ShardSet) -> 
     if len(present) < 2:
         which = f"only {present[0]!r}" if present else "none"
         raise ConfigError(
-            f"the task needs at least two {what}, and the train cells have {which} in "
-            f"{found.name!r}",
+            f"at least two {what} are needed, and the train cells have {which} in {found.name!r}",
             where=f"{shardset.storage.at('')}: {option}",
             advice="choose another column, or pack more cells",
         )

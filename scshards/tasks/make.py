@@ -1,19 +1,21 @@
-"""The task that settings ask for, on a model, and the tokens of its vocabulary.
+"""The task that settings ask for, on a model, and what cells must have for it: its tokens, its names.
 
-Called by training.plan and applying.evaluate.
+Called by training.plan, training.heldout and applying.evaluate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scshards.base.errors import ConfigError
 from scshards.cells.vocab import Vocab
 from scshards.model.transformer import CellModel
 from scshards.shards.shardset import ShardSet
 from scshards.streaming.collate.lead_tokens import LeadTokens
 from scshards.tasks.base import Task
 from scshards.tasks.finetune import AnnotateTask, IntegrateTask
+from scshards.tasks.labels import Column, codes_in, column
 from scshards.tasks.pretrain import GenerateTask, MaskTask
 from scshards.tasks.settings import TaskSettings
 
@@ -52,3 +54,42 @@ def make_task(t: TaskSettings, model: CellModel, codes: Sequence[int] | None = N
             **shared,
         )
     return MaskTask(model, **shared)
+
+
+def check_vocab(
+    tokens: Mapping[str, int], conditions: Sequence[str], shardset: ShardSet, at: str, home: str
+) -> None:
+    """ConfigError at `at` unless a model of these `tokens` is one of the shard set's cells.
+
+    `home` is a folder with the vocab.json that they should have been packed with.
+    """
+    if dict(tokens) != model_vocab(conditions, shardset).to_dict():
+        raise ConfigError(
+            "the model was trained with another vocabulary than these shards were packed with",
+            where=at,
+            advice=f"pack the cells with --vocab {home.rstrip('/')}/vocab.json",
+        )
+
+
+def known_codes(
+    t: TaskSettings, names: Sequence[str], shardset: ShardSet, split: str
+) -> tuple[Column, tuple[int, ...] | None]:
+    """The label column that the task needs, over a split, and its codes' places among the model's names.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such column, or (integrate) cells are of domains that the model does not know.
+    """
+    assert t.needed is not None
+    found = column(
+        shardset, t.needed, f"task.{'label' if t.name == 'annotate' else 'domain'}", split
+    )
+    unknown = [n for n, c in zip(found.names, found.cells, strict=True) if c and n not in names]
+    if unknown and t.name == "integrate":
+        raise ConfigError(
+            f"the model was not trained on these domains: {', '.join(unknown[:5])}",
+            where=f"{shardset.storage.at('')}: {t.needed}",
+            advice="evaluate on cells of the domains in domains.json",
+        )
+    return found, codes_in(found, tuple(names))

@@ -111,6 +111,9 @@ class GenerateTask(Task):
 
     def run(self, batch: AnyBatch, step: int | None) -> ModelOutput:
         has_prompt = "prompt_mse" in self.terms and (step is None or step >= self._after)
+        has_prompt &= isinstance(
+            batch, GenerateBatch
+        )  # cells that are shown whole have nothing to ask
         out: ModelOutput = self.model(batch, cell_prompt=has_prompt)
         return out
 

@@ -3,8 +3,9 @@
     [task]  what is trained for         [data]  what a batch looks like
     [model] the encoder's shape         [optim] optimizer and schedule
     [run]   how long, how big a batch, what to save and show
+    [evaluate] what it is scored on, and which model is the best
 
-[task] is in tasks.settings, [model] in model.config, [optim] and [run] in training.settings. The
+[task] is in tasks.settings, [model] in model.config, the last three in training.settings. The
 resolved config goes into RUN/config.json. Called by the loop, `evaluate` and the command line.
 """
 
@@ -27,7 +28,7 @@ from scshards.streaming.options import FIELDS, PARTS, by_part
 from scshards.streaming.order.options import ChoiceOptions
 from scshards.streaming.read.options import ReadOptions
 from scshards.tasks.settings import TaskSettings
-from scshards.training.settings import OptimSettings, RunSettings
+from scshards.training.settings import EvaluateSettings, OptimSettings, RunSettings
 
 SHIPPED = Path(__file__).with_name("configs")
 """The folder of the configs that come with scshards, each to be named without its folder and ending."""
@@ -61,6 +62,10 @@ MAY_CHANGE = frozenset(
         "run.compile",
         "run.activation_checkpointing",
         "optim.max_skipped",
+        "evaluate.sets",
+        "evaluate.probe",
+        "evaluate.probe_cells",
+        "evaluate.best_by",
     }
 )
 """Keys that a resumed run may set anew: none of them changes which batch a step sees, if all is well."""
@@ -130,6 +135,7 @@ class TrainConfig:
     model: ModelSettings = field(default_factory=ModelSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     run: RunSettings = field(default_factory=RunSettings)
+    evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
 
     def __post_init__(self) -> None:
         d = self.collate

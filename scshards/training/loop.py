@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from scshards.base.progress import Progress
-from scshards.evaluation.score import validate
 from scshards.ranks.ranks import ranks
 from scshards.training.config import TrainConfig
 from scshards.training.data import endless
 from scshards.training.log.flops import peak_flops
 from scshards.training.log.metrics import Window
 from scshards.training.log.profiling import StepProfile
-from scshards.training.log.summary import Summary, opening, progress_note
+from scshards.training.log.summary import Summary, found_note, opening, progress_note
 from scshards.training.parallel import eager
 from scshards.training.preempt import StopSignals
 from scshards.training.prepare import Run, prepared
+from scshards.training.settings import LOSS
 from scshards.training.step import Share, Stepper, StepResult
 
 
@@ -71,6 +71,7 @@ def train(
         )
         run = prepared(root, folder, config, here, stack, storage_options)
         state, task, log, total = run.state, run.task, run.log, run.total
+        held_out = run.held_out
         shown = shown and here.is_main
         start, spent, began = state.step, state.seconds, time.perf_counter()
         if shown:
@@ -108,33 +109,31 @@ def train(
             run.checkpoints.save(state, run.tensors())
 
         def assess() -> bool:
-            """Score the valid split, publish the best model; False when asked to stop meanwhile."""
+            """Score all that is held out, publish the best model; False when asked to stop meanwhile."""
             nonlocal valid_note
             is_due = state.step % every.eval_every == 0 or state.step == total
-            if run.valid is None or not is_due or state.evaluated_step == state.step:
+            if not held_out.cells or not is_due or state.evaluated_step == state.step:
                 return True
             with run.judged(), eager():
-                score = validate(task, run.valid, here, should_stop=lambda: bool(signals))
-                if score is None:
+                found = held_out(lambda: bool(signals))
+                if found is None:
                     return False
-                is_best = score.is_better_than(state.best_loss)
+                best = {LOSS: state.best_loss} | state.best
+                is_best = found.is_better_than(best, config.evaluate.best_by, task.terms)
                 if is_best:
-                    state.best_step, state.best_loss = state.step, score.loss
+                    state.best_step, state.best = state.step, found.figures
+                    state.best_loss = found.figures.get(LOSS)
                     run.publish()
-                # Scores of what is not finite are none, and scikit-learn says so by an error.
-                figures = run.measure(task) if run.measure and not score.not_finite else {}
             state.evaluated_step = state.step
             epoch = state.step / run.steps_per_epoch
-            log.write(
-                "valid", state.step, epoch=epoch, **score.tables(), **figures, is_best=is_best
-            )
-            if shown and score.not_finite:
+            log.write("valid", state.step, epoch=epoch, **found.line, is_best=is_best)
+            if shown and found.not_finite:
                 print(
-                    f"step {state.step}: on the valid split the model computes NaN or infinity, so it "
-                    f"is not the best; cells: {', '.join(score.not_finite)}",
+                    f"step {state.step}: on held-out cells the model computes NaN or infinity, so it "
+                    f"is not the best; cells: {', '.join(found.not_finite)}",
                     file=sys.stderr,
                 )
-            valid_note = f", valid {score.loss:.4g}"
+            valid_note = found_note(found.figures)
             return True
 
         def ahead() -> tuple[Share | None, float]:
@@ -182,7 +181,7 @@ def train(
                 line = window.close()
                 log.write("train", state.step, epoch=state.step / run.steps_per_epoch, **line)
                 terms = {name: line[name] for name in task.terms if line[name] is not None}
-                note = progress_note(state.step, task.criterion, terms, line) + valid_note
+                note = progress_note(state.step, task.criterion, terms, line, valid_note)
             progress.add(1, note)
             stopped = stopped or not assess()
             if state.step % every.save_every == 0 or stopped or state.step == total:
@@ -211,15 +210,16 @@ def train(
             rates=window.whole(),
             best_step=state.best_step,
             best_loss=state.best_loss,
+            best_by=config.evaluate.best_by,
+            best=state.best,
             stopped_by=(signals.caught or "a signal to another rank") if stopped else None,
         )
 
 
 def _opening(run: Run) -> str:
-    valid = 0 if run.valid is None else run.valid.cells
     return opening(
         **run.about(),
-        cells={"train": run.loader.cells, "valid": valid},
+        cells={"train": run.loader.cells, **run.held_out.cells},
         max_length=run.config.collate.max_length,
         batch_size=run.config.run.batch_size,
         steps=(run.state.step, run.total),

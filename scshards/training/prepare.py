@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import torch
 from torch import Tensor
 
 from scshards.base.errors import StateError
-from scshards.evaluation.embeddings import IntegrationMetrics
 from scshards.model.scgpt import write_folder
 from scshards.model.transformer import CellModel
 from scshards.ranks.ranks import Ranks, check_packed
@@ -26,8 +24,9 @@ from scshards.shards.shardset import ShardSet
 from scshards.streaming.loader import CellLoader
 from scshards.tasks.base import Task
 from scshards.training.config import TrainConfig, with_unknown
-from scshards.training.data import has_split, once_loader, train_loader
+from scshards.training.data import train_loader
 from scshards.training.ema import WeightAverage
+from scshards.training.heldout import HeldOut
 from scshards.training.log.metrics import MetricsLog
 from scshards.training.log.trackers import check_trackers, open_trackers
 from scshards.training.optim import decay, make_optimizer, moments, warmup
@@ -47,8 +46,8 @@ class Run:
     ----------
     loader
         A batch of it is this rank's share of one step, on any number of ranks.
-    valid, measure
-        The split that is evaluated on, and what else is measured there; None where there is none.
+    held_out
+        What is evaluated.
     micro_batch
         Cells of a rank in a forward pass.
     total, steps_per_epoch
@@ -64,8 +63,7 @@ class Run:
     folder: RunFolder
     plan: TaskPlan
     loader: CellLoader
-    valid: CellLoader | None
-    measure: IntegrationMetrics | None
+    held_out: HeldOut
     micro_batch: int
     total: int
     steps_per_epoch: int
@@ -145,13 +143,6 @@ def prepared(
     total = config.total_steps(steps_per_epoch)
     warmup(config.optim, total)  # both refuse to be longer than the run
     decay(config.optim, total)
-    valid = measure = None
-    if has_split(loader.shardset, "valid"):
-        options = {"storage_options": storage_options}
-        once = partial(once_loader, root, config, here, "valid", micro_batch, **options)
-        valid = once()
-        if config.task.metric_cells and config.task.name == "integrate":
-            measure = IntegrationMetrics(once, config.task, here)
 
     # Model: made from the seed and the checkpoint to start from, the same on every rank.
     model = plan.fresh()
@@ -160,6 +151,8 @@ def prepared(
     model.to(here.device)
     task = plan.task(model)
     prepare(model, here, every)
+    held_out = HeldOut(root, config, plan, task, here, micro_batch, storage_options)
+    notes += held_out.notes
     optimizer = make_optimizer(model, config.optim)
     average = WeightAverage(model, config.optim.ema) if config.optim.ema else None
 
@@ -181,6 +174,9 @@ def prepared(
         loader.load_state_dict(state.loader)
         if not (run.path / "best_model.pt").exists():  # a new folder, or lost: choose anew
             state.best_step = state.best_loss = None
+            state.best = {}
+        if {"evaluate.sets", "evaluate.probe", "evaluate.probe_cells"} & changed.keys():
+            state.best = {n: v for n, v in state.best.items() if not HeldOut.may_mean_another(n)}
     elif every.branch is not None:
         state = branch_state(config, here, _tensors(model, optimizer, average, shared=True))
         loader.load_state_dict(state.loader)
@@ -205,8 +201,7 @@ def prepared(
         folder=run,
         plan=plan,
         loader=loader,
-        valid=valid,
-        measure=measure,
+        held_out=held_out,
         micro_batch=micro_batch,
         total=total,
         steps_per_epoch=steps_per_epoch,

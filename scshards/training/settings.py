@@ -1,14 +1,21 @@
-"""The settings of the optimizer and of the run itself: the tables [optim] and [run] of a config.
+"""The tables [optim], [run] and [evaluate] of a config: optimizer, the run itself, what it is scored on.
 
 Called by training.config.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from typing import Literal
 
 from scshards.base.config import check
+
+VALID = "valid"
+"""The split that every evaluation scores, and what it is called among held-out sets."""
+
+LOSS = "loss"
+"""What the term that chooses the best model by default is called among figures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +95,50 @@ class OptimSettings:
             )
         check(self.lora_alpha is None or self.lora_alpha > 0, "optim.lora_alpha", "must be above 0")
         check(self.max_skipped >= 0, "optim.max_skipped", "must be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutSettings:
+    """Cells that a run is scored on beside its split valid."""
+
+    root: str | None = None
+    """Another shard set, a path or a URL; None: the one that is trained on."""
+    split: str = "valid"
+    """Its split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings:
+    """What each evaluation looks at, beside the task's own score of the split valid."""
+
+    sets: dict[str, HeldOutSettings] = field(default_factory=dict)
+    """Further cells to score, by name: `sets.NAME.root`, another shard set, or `sets.NAME.split`, a
+    split of the one that is trained on, or both."""
+    probe: str | None = None
+    """A label column that nearest neighbours and a linear map are to tell from embeddings."""
+    probe_cells: int = 2000
+    """Cells of train that these are fitted on, and of valid that they are scored on, at most."""
+    best_by: str = LOSS
+    """The figure that chooses the best model: "loss", "accuracy", "avg_bio", "knn_accuracy", or one of
+    a set, "NAME/loss"."""
+
+    def __post_init__(self) -> None:
+        for name, cells in self.sets.items():
+            at = f"evaluate.sets.{name}"
+            check(name != VALID, at, f"{VALID} is the name of the training set's own split")
+            check(
+                re.fullmatch(r"[\w-]+", name) is not None, at, "a name has letters, digits, _ and -"
+            )
+            own = (cells.root, cells.split) == (None, VALID)
+            check(not own, at, "these are the cells of valid: give another root or split")
+            check("" not in (cells.root, cells.split), at, "root and split must not be empty")
+        check(self.probe_cells >= 1, "evaluate.probe_cells", "must be at least 1")
+        default = type(self).probe_cells
+        check(
+            self.probe is not None or self.probe_cells == default,
+            "evaluate.probe_cells",
+            "is only of evaluate.probe",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

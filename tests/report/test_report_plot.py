@@ -102,6 +102,26 @@ def test_everything_that_a_run_measured_has_a_panel(tmp_path):
     pyplot().close(figure)
 
 
+def test_held_out_sets_are_drawn_beside_the_valid_split(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    for step, loss in ((1, 4.0), (2, 3.0)):
+        log.write("train", step, masked_mse=loss)
+        both = {"masked_mse": loss + 1, "old/masked_mse": loss + 2, "old/n_masked": 9}
+        log.write(
+            "valid", step, **both, probe_cells=9, **{"far/avg_bio": 0.5, "far/pca_avg_bio": 0.4}
+        )
+    metrics = read_metrics(tmp_path / "metrics.jsonl")
+    curves = Curves(name="run", data="cells", day="2026-11-30", metrics=metrics, baselines={})
+    assert [p.key for p in panels([curves])] == ["masked_mse", "avg_bio"]
+    figure, axes = pyplot().subplots(2)
+    for ax, panel in zip(axes, panels([curves]), strict=True):
+        draw(ax, panel, [curves])
+    drawn = {line.get_label(): line.get_xydata().tolist() for ax in axes for line in ax.lines}
+    assert drawn["held-out cells (best 4)"] == [[1, 5], [2, 4]]
+    assert drawn["old"] == [[1, 6], [2, 5]] and drawn["far"] == [[1, 0.5], [2, 0.5]]
+    pyplot().close(figure)
+
+
 def test_the_axes_hold_what_the_lines_say(run):
     curves = Curves(
         name="run",

@@ -31,7 +31,8 @@ from scshards.model.transformer import CellModel
 from scshards.ranks.ranks import Ranks
 from scshards.tasks.finetune import IntegrateTask
 from scshards.tasks.pretrain import MaskTask
-from scshards.training import loop
+from scshards.training import heldout
+from scshards.training.heldout import Evaluated
 from scshards.training.log.metrics import read_metrics
 from scshards.training.loop import train
 from scshards.training.save.checkpoint import Checkpoints, TrainState, complete
@@ -168,15 +169,17 @@ def test_the_cells_of_a_batch_that_are_not_finite_are_told_from_the_others() -> 
 
 
 def test_what_is_not_finite_is_never_the_best() -> None:
-    def score(loss: float, *cells: str) -> Score:
-        return Score(loss=loss, terms={}, counted="n", n=1, n_cells=1, not_finite=cells)
+    def is_best(value: float, best: float | None, *cells: str, by: str = "loss") -> bool:
+        found = Evaluated(line={}, figures={by: value}, not_finite=cells)
+        return found.is_better_than({by: best}, by, ("masked_mse",))
 
-    assert score(2.0).is_better_than(None) and score(2.0).is_better_than(3.0)
-    assert not score(2.0).is_better_than(2.0)
-    assert not score(torch.nan, "a").is_better_than(None)
-    assert not score(1.0, "a").is_better_than(2.0)
+    assert is_best(2.0, None) and is_best(2.0, 3.0) and is_best(2.0, 3.0, by="other/masked_mse")
+    assert is_best(0.9, 0.8, by="accuracy") and not is_best(0.7, 0.8, by="accuracy")
+    assert not is_best(2.0, 2.0) and not is_best(0.8, 0.8, by="other/accuracy")
+    assert not is_best(torch.nan, None) and not is_best(torch.nan, 0.5, by="accuracy")
+    assert not is_best(1.0, 2.0, "a"), "of some cell what it computes is not finite"
     # A run from before has such a best.
-    assert score(2.0).is_better_than(torch.nan)
+    assert is_best(2.0, torch.nan)
 
 
 def test_a_run_goes_on_after_an_evaluation_that_is_not_finite(
@@ -192,13 +195,13 @@ def test_a_run_goes_on_after_an_evaluation_that_is_not_finite(
         first = dataclasses.replace(score, not_finite=("000000-0000000003",), **bad)
         return first if len(seen) == 1 else score
 
-    monkeypatch.setattr(loop, "validate", judged)
+    monkeypatch.setattr(heldout, "validate", judged)
     summary = train(shards, tmp_path / "run", small_config())
     assert summary.step == summary.best_step == 20 and summary.best_loss < 1e9
     first, last = (m for m in read_metrics(tmp_path / "run/metrics.jsonl") if m["kind"] == "valid")
     assert first["masked_mse"] is None and first["not_finite"] == ["000000-0000000003"]
     assert (first["is_best"], last["is_best"]) == (False, True)
-    assert "step 10: on the valid split the model computes NaN" in capsys.readouterr().err
+    assert "step 10: on held-out cells the model computes NaN" in capsys.readouterr().err
 
 
 def test_a_step_that_is_left_out_leaves_running_statistics_as_they_were() -> None:

@@ -14,7 +14,7 @@ from scshards.base.errors import ConfigError, StateError
 from scshards.model.scgpt import load_model
 from scshards.ranks.ranks import Ranks
 from scshards.shards.shardset import ShardSet
-from scshards.training import loop
+from scshards.training import heldout, loop
 from scshards.training.config import TrainConfig
 from scshards.training.data import endless
 from scshards.training.log.metrics import read_metrics
@@ -138,8 +138,8 @@ def test_a_stop_during_an_evaluation_is_made_up_for(straight, shards, tmp_path, 
             os.kill(os.getpid(), signal.SIGTERM)
         return assess(model, loader, ranks, should_stop=should_stop)
 
-    calls, assess = [], loop.validate
-    monkeypatch.setattr(loop, "validate", stopped)
+    calls, assess = [], heldout.validate
+    monkeypatch.setattr(heldout, "validate", stopped)
     summary = train(shards, run, config, shown=False)
     assert (summary.step, summary.stopped_by, summary.best_step) == (10, "SIGTERM", None)
     again = train(shards, run, config, shown=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scshards.base.progress import duration
+from scshards.training.settings import LOSS, VALID
 
 CRITERIA = {
     "masked_mse": "masked MSE",
@@ -15,6 +16,15 @@ CRITERIA = {
     "class_ce": "cross-entropy of classes",
 }
 """How people read the names of the terms that choose a best model."""
+
+TOLD = {
+    "accuracy": ("accuracy", "{:.1%}"),
+    "macro_f1": ("macro F1", "{:.3f}"),
+    "avg_bio": ("avg_bio", "{:.3f}"),
+    "knn_accuracy": ("kNN accuracy", "{:.1%}"),
+    "linear_accuracy": ("linear accuracy", "{:.1%}"),
+}
+"""The figures that people look for, in words, and how they are written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +46,9 @@ class Summary:
     train_loss
         Of the last log line, None when this call took no step.
     best_step, best_loss
-        The best validation, None without a valid split.
+        The best evaluation, and its loss on the split valid; None without them.
+    best_by, best
+        The figure that chose it, and all its figures by name.
     terms
         The loss terms of the last log line, by name.
     rates
@@ -63,6 +75,8 @@ class Summary:
     train_loss: float | None
     best_step: int | None
     best_loss: float | None
+    best_by: str
+    best: dict[str, float]
     terms: dict[str, float]
     rates: dict[str, float]
     stopped_by: str | None
@@ -85,15 +99,14 @@ class Summary:
         if self.train_loss is not None:
             others = [f"{k} {v:.4g}" for k, v in self.terms.items() if k != self.criterion]
             lines.append("train:      " + ", ".join([f"{what} {self.train_loss:.4g}", *others]))
-        if self.best_loss is None:
+        if self.best_step is None:
             lines.append(
                 "valid:      no evaluation, or none that is finite; best_model.pt is the latest model"
             )
         else:
-            lines.append(
-                f"valid:      {what} {self.best_loss:.4g} at step {self.best_step:,} "
-                "(best_model.pt)"
-            )
+            by = {LOSS: what}.get(self.best_by, self.best_by.replace(f"/{LOSS}", f"/{what}"))
+            lines += [f"{at + ':':<11} {said}" for at, said in self._best(what).items()]
+            lines.append(f"best:       step {self.best_step:,}, by {by} (best_model.pt)")
         if self.stopped_by is not None:
             lines.append(
                 f"stopped by {self.stopped_by} after step {self.step:,}: saved; "
@@ -102,6 +115,19 @@ class Summary:
         elif self.start >= self.total_steps:
             lines.append("nothing was left to do: raise run.steps or run.epochs to train on")
         return "\n".join(lines)
+
+    def _best(self, what: str) -> dict[str, str]:
+        """Of each set of cells, the figures of the best evaluation that a person looks for."""
+        best = ({} if self.best_loss is None else {LOSS: self.best_loss}) | self.best
+        sets: dict[str, list[str]] = {}
+        for name, value in best.items():
+            at, _, figure = name.rpartition("/")
+            if figure == LOSS:
+                sets.setdefault(at or VALID, []).append(f"{what} {value:.4g}")
+            elif figure in TOLD or name == self.best_by:
+                words, form = TOLD.get(figure, (figure, "{:.4g}"))
+                sets.setdefault(at or VALID, []).append(f"{words} {form.format(value)}")
+        return {name: ", ".join(said) for name, said in sets.items()}
 
 
 def opening(
@@ -137,13 +163,26 @@ def opening(
     return "\n".join(lines)
 
 
+def found_note(figures: Mapping[str, float]) -> str:
+    """What `progress_note` says of the last evaluation."""
+    if LOSS not in figures:
+        return ""
+    right = f" ({figures['accuracy']:.1%} right)" if "accuracy" in figures else ""
+    return f"{VALID} {figures[LOSS]:.4g}{right}"
+
+
 def progress_note(
-    step: int, criterion: str, terms: Mapping[str, float], line: Mapping[str, Any]
+    step: int,
+    criterion: str,
+    terms: Mapping[str, float],
+    line: Mapping[str, Any],
+    found: str = "",
 ) -> str:
-    """What stands beside the progress bar after a log line."""
+    """What stands beside the progress bar after a log line; what is found last is cut off first."""
     parts = [f"step {step}"]
     if criterion in terms:
         parts.append(f"{CRITERIA[criterion]} {terms[criterion]:.4g}")
+    parts += [found] if found else []
     if len(terms) > 1:
         parts.append(f"loss {line['loss']:.4g}")
     parts += [f"lr {line['lr']:.2e}", f"{line['cells_per_s']:,.0f} cells/s"]

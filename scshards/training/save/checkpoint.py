@@ -54,7 +54,9 @@ class TrainState:
     step
         Steps taken, those that were skipped included.
     best_step, best_loss
-        The best validation so far, None before the first.
+        The step of the best evaluation so far, and its loss on the split valid; None before the first.
+    best
+        Its figures: all that a best model can be chosen by.
     evaluated_step
         The last step that was evaluated.
     skipped, skipped_in_a_row
@@ -72,6 +74,7 @@ class TrainState:
     step: Count = 0
     best_step: Count | None = None
     best_loss: float | None = None
+    best: dict[str, float] = field(default_factory=dict)
     evaluated_step: Count = 0
     skipped: Count = 0
     skipped_in_a_row: Count = 0

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -163,21 +160,14 @@ def test_a_label_that_can_be_learned_scores_far_above_chance(cells, tmp_path, ta
     assert line["probe_cells"] == min(150, n)
 
 
-def test_two_ranks_find_what_one_does(cells, other, tmp_path):
+def test_two_ranks_find_what_one_does(cells, other, tmp_path, two_ranks):
     """And agree on the best model, by a figure that only the first of them knows."""
     more = [*INTEGRATE, "task.domain_norm=false", "task.similarity_weight=0", "run.eval_every=6",
             "optim.eps=1e-2", *PROBE, f"evaluate.sets.other.root={other}",
             "evaluate.best_by=linear_accuracy"]  # fmt: skip
     one = valid_lines(cells, tmp_path / "one", *more)
-    worker = Path(__file__).with_name("train_worker.py")
-    runs = json.dumps([[str(tmp_path / "two"), settings(*more)]])
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         str(worker), cells, runs],
-        capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    what = [[str(tmp_path / "two"), settings(*more)]]
+    assert two_ranks.run("train_worker:runs", cells, what) == 2 * [[""]]
     two = [m for m in read_metrics(tmp_path / "two" / "metrics.jsonl") if m["kind"] == "valid"]
     assert len(one) == len(two) == 2
     for a, b in zip(one, two, strict=True):

@@ -6,6 +6,7 @@
     embed, annotate  what the rows are
     evaluate         a run's model on a split
     publish          a run's model as a folder to hand on
+    replay           the cells of one of its steps
 
 Read first: apply.py, then embed.py.
 """

@@ -45,10 +45,10 @@ GROUPS = {
     "split_by:COL split_file:FILE one_split",
     "Output": "output:PATH to append values round_within:OFF dtype "
     "cells_per_shard:N max_cells:N compression hf_card column:COL key:NAME probabilities confidence:P "
-    "plot:FILE embeddings:FILE colors:COL dry_run",
-    "Training and batches": "task start:DIR config:FILE settings:KEY=VALUE demand:CELLS seconds:S "
-    "epoch:N batches:N batch_size:N tokens_per_batch:N world_size:N lanes:N shuffle_buffer:CELLS "
-    "n_bins:N include_zero_genes:N",
+    "plot:FILE embeddings:FILE colors:COL layout:OBSM dry_run",
+    "Training and batches": "root:ROOT task start:DIR config:FILE settings:KEY=VALUE "
+    "branch:RUN[@STEP] demand:CELLS seconds:S epoch:N batches:N batch_size:N "
+    "tokens_per_batch:N world_size:N lanes:N shuffle_buffer:CELLS n_bins:N include_zero_genes:N",
     "Work": "workers:N threads:N device:NAME precision:NAME share:I/N finish restart quick "
     "repair repair_from:ROOT2 dask:ADDRESS scratch:DIR cache_dir:DIR cache_size:SIZE "
     "storage_options:JSON|@FILE retries:N timeout:S",
@@ -79,8 +79,9 @@ class Option(click.Option):
 
     def __init__(self, *args: Any, **attrs: Any) -> None:
         super().__init__(*args, **{"show_default": True, **attrs})
+        _, value = PLACES[str(self.name)]  # help shows no option without one
         if self.metavar is None and not self.is_flag:
-            self.metavar = PLACES[str(self.name)][1]
+            self.metavar = value
         if self.multiple:
             commas = isinstance(self.type, _Listed)
             self.help = f"{self.help} Repeatable{', or with commas between' if commas else ''}."

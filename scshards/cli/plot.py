@@ -29,7 +29,6 @@ from scshards.cli.options import option, output
 )
 @option(
     "--layout",
-    metavar="OBSM",
     help="Where cells are: an obsm of two columns, such as a UMAP. Without it, principal components.",
 )
 def command(**chosen: Any) -> Result:

@@ -39,7 +39,6 @@ from scshards.cli.options import option, output, store_options
 @option(
     "--from",
     "branch",
-    metavar="RUN[@STEP]",
     help="Begin at a checkpoint of another run, the latest or that of a step, with its settings; "
     "--config and --set change what is not its model, task and data.",
 )

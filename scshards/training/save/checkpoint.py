@@ -143,7 +143,7 @@ class Checkpoints:
         not finite.
         """
         folder = Storage(f"{self._storage.url.rstrip('/')}/{name}", self._storage.options)
-        state = _read_state(folder)
+        state = read_state(folder)
         if state.step != _step(name):
             raise CheckpointError(
                 f"state.json is of step {state.step}: the folder is not what it is called",
@@ -271,6 +271,22 @@ def read_tensors(folder: str | Path, kind: str = "model") -> dict[str, Tensor]:
     return {name.removeprefix(f"{kind}/"): t for name, t in tensors.items()}
 
 
+def read_state(folder: str | Storage) -> TrainState:
+    """What the state.json of a checkpoint's folder says; CheckpointError when it is damaged."""
+    folder = folder if isinstance(folder, Storage) else Storage(folder)
+    state, others = read_record(
+        TrainState,
+        folder.read(STATE),
+        needed=("step", "loader", "config"),
+        layout=FORMAT,
+        at=folder.at(STATE),
+        error=CheckpointError,
+        mend=MEND,
+    )
+    state.others = others
+    return state
+
+
 class _Place:
     """Where one checkpoint is written, how it becomes visible, and what goes then; on one rank."""
 
@@ -320,20 +336,6 @@ def _hidden(name: str) -> str:
 
 def _step(name: str) -> int:
     return int(name.removeprefix("step-"))
-
-
-def _read_state(folder: Storage) -> TrainState:
-    state, others = read_record(
-        TrainState,
-        folder.read(STATE),
-        needed=("step", "loader", "config"),
-        layout=FORMAT,
-        at=folder.at(STATE),
-        error=CheckpointError,
-        mend=MEND,
-    )
-    state.others = others
-    return state
 
 
 def _check_fit(found: Mapping[str, Any], wanted: Mapping[str, Tensor], where: str) -> None:

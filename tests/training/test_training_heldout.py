@@ -160,13 +160,14 @@ def test_a_label_that_can_be_learned_scores_far_above_chance(cells, tmp_path, ta
     assert line["probe_cells"] == min(150, n)
 
 
-def test_two_ranks_find_what_one_does(cells, other, tmp_path, two_ranks):
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+def test_two_ranks_find_what_one_does(cells, other, tmp_path, two_ranks, parallel):
     """And agree on the best model, by a figure that only the first of them knows."""
     more = [*INTEGRATE, "task.domain_norm=false", "task.similarity_weight=0", "run.eval_every=6",
             "optim.eps=1e-2", *PROBE, f"evaluate.sets.other.root={other}",
             "evaluate.best_by=linear_accuracy"]  # fmt: skip
     one = valid_lines(cells, tmp_path / "one", *more)
-    what = [[str(tmp_path / "two"), settings(*more)]]
+    what = [[str(tmp_path / "two"), settings(*more, f"run.parallel={parallel}")]]
     assert two_ranks.run("train_worker:runs", cells, what) == 2 * [[""]]
     two = [m for m in read_metrics(tmp_path / "two" / "metrics.jsonl") if m["kind"] == "valid"]
     assert len(one) == len(two) == 2
@@ -209,8 +210,13 @@ def test_the_best_model_is_that_of_the_figure_asked_for(cells, tmp_path, by, fie
     step = read_tensors(run / "checkpoints" / f"step-{best['step']:08d}")
     loaded = load_model(str(run)).model.state_dict()
     assert all(v.equal(step[k]) for k, v in loaded.items())
-    words = by.replace("loss", "cross-entropy of classes")
-    assert f"step {best['step']}, by {words} (best_model.pt)" in summary.text()
+    words = {
+        "macro_f1": "macro F1",
+        "linear_accuracy": "linear accuracy",
+        "seen/loss": "cross-entropy of classes of seen",
+        "class_ce": "cross-entropy of classes",
+    }
+    assert f"best:       step {best['step']}, by {words[by]} (best_model.pt)" in summary.text()
 
 
 def test_a_run_that_goes_on_keeps_its_best_and_may_look_at_other_cells(cells, other, tmp_path):

@@ -104,8 +104,9 @@ class Summary:
                 "valid:      no evaluation, or none that is finite; best_model.pt is the latest model"
             )
         else:
-            by = {LOSS: what}.get(self.best_by, self.best_by.replace(f"/{LOSS}", f"/{what}"))
-            lines += [f"{at + ':':<11} {said}" for at, said in self._best(what).items()]
+            lines += [f"{at + ':':<11} {said}" for at, said in self._best().items()]
+            at, _, figure = self.best_by.rpartition("/")
+            by = self._words(figure)[0] + (f" of {at}" if at else "")
             lines.append(f"best:       step {self.best_step:,}, by {by} (best_model.pt)")
         if self.stopped_by is not None:
             lines.append(
@@ -116,16 +117,20 @@ class Summary:
             lines.append("nothing was left to do: raise run.steps or run.epochs to train on")
         return "\n".join(lines)
 
-    def _best(self, what: str) -> dict[str, str]:
+    def _words(self, figure: str) -> tuple[str, str]:
+        """What people call a figure, and how it is written."""
+        of_loss = CRITERIA[self.criterion] if figure in (LOSS, self.criterion) else figure
+        return TOLD.get(figure, (of_loss, "{:.4g}"))
+
+    def _best(self) -> dict[str, str]:
         """Of each set of cells, the figures of the best evaluation that a person looks for."""
         best = ({} if self.best_loss is None else {LOSS: self.best_loss}) | self.best
         sets: dict[str, list[str]] = {}
         for name, value in best.items():
             at, _, figure = name.rpartition("/")
-            if figure == LOSS:
-                sets.setdefault(at or VALID, []).append(f"{what} {value:.4g}")
-            elif figure in TOLD or name == self.best_by:
-                words, form = TOLD.get(figure, (figure, "{:.4g}"))
+            is_asked = name == self.best_by and figure != self.criterion
+            if figure == LOSS or figure in TOLD or is_asked:
+                words, form = self._words(figure)
                 sets.setdefault(at or VALID, []).append(f"{words} {form.format(value)}")
         return {name: ", ".join(said) for name, said in sets.items()}
 
@@ -167,7 +172,7 @@ def found_note(figures: Mapping[str, float]) -> str:
     """What `progress_note` says of the last evaluation."""
     if LOSS not in figures:
         return ""
-    right = f" ({figures['accuracy']:.1%} right)" if "accuracy" in figures else ""
+    right = f", {figures['accuracy']:.1%} right" if "accuracy" in figures else ""
     return f"{VALID} {figures[LOSS]:.4g}{right}"
 
 

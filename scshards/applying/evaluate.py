@@ -38,6 +38,7 @@ def evaluate_run(
     split: str = "valid",
     batch_size: int = 64,
     device: str = "auto",
+    precision: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
     shown: bool = True,
 ) -> Evaluation | Annotation:
@@ -51,6 +52,8 @@ def evaluate_run(
         The shard set: its train split gives the baselines their means.
     split, batch_size, device
         The cells to score, cells per forward pass, and where.
+    precision
+        As of `run.precision`; None: that of the run.
 
     Raises
     ------
@@ -62,7 +65,7 @@ def evaluate_run(
     """
     run = RunFolder(folder)
     config = run.config()
-    with ranks(device, config.run.precision) as here:
+    with ranks(device, precision or config.run.precision) as here:
         if shown and here.is_main:
             for note in run.unknown():
                 print(note, file=sys.stderr)

@@ -86,6 +86,14 @@ def test_the_loop_found_the_same_error_for_its_best_model(shards, run):
         assert found.model == pytest.approx(best, rel=1e-5)
 
 
+def test_the_precision_is_the_runs_unless_another_is_asked_for(shards, run):
+    own, fp32, bf16 = (
+        evaluate_run(run, shards, shown=False, precision=p).model for p in (None, "fp32", "bf16")
+    )
+    assert own == fp32 != bf16
+    assert bf16 == pytest.approx(fp32, rel=0.02)
+
+
 def test_what_can_not_be_evaluated(shards, run, tmp_path):
     with pytest.raises(ConfigError, match="no split 'test'"):
         evaluate_run(run, shards, split="test", device="cpu", shown=False)

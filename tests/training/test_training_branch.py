@@ -85,6 +85,7 @@ def test_the_same_command_resumes_the_branch_and_another_is_refused(old, shards,
         ("model.d_hid=32", r"model\.d_hid is 16 there, 32 now"),
         ("data.max_length=30", r"data\.max_length is 40 there, 30 now"),
         ("run.seed=5", r"run\.seed is 0 there, 5 now"),
+        ('optim.freeze=["encoder"]', r"optim\.freeze is \[\] there, \['encoder'\] now"),
         ("optim.ema=0", r"optim\.ema is 0\.9 there, 0\.0 now"),
     ],
 )

@@ -20,7 +20,9 @@ from scshards.training.save.checkpoint import Checkpoints, TrainState, complete
 from scshards.training.save.folder import RunFolder
 
 _FIXED = {
-    *("run.seed", "optim.name", "optim.ema", "task.name", "task.objective"),
+    *("run.seed", "optim.name", "optim.ema", "optim.freeze"),
+    *("optim.lora_rank", "optim.lora_alpha", "optim.lora_feed_forward"),
+    *("task.name", "task.objective"),
     *("task.label", "task.domain", "task.domain_norm", "task.domain_labels"),
     *("optim.lora_rank", "optim.lora_alpha", "optim.lora_feed_forward"),
 }

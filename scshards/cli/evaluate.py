@@ -16,7 +16,10 @@ from scshards.cli.options import option, options, store_options
 @click.argument("root")
 @option("--split", default="valid", help="The cells to score.")
 @options(EmbedOptions, only="batch_size device")
-@option("--precision", help="auto, fp32 or bf16. Without it, as the run was trained.")
+@option(
+    "--precision",
+    help="How it is computed: auto, fp32 or bf16. Without it, as the run was trained.",
+)
 @store_options
 def command(progress: bool, **chosen: Any) -> Result | None:
     """Score the best model of RUN on the shard set ROOT, by the task it was trained for.

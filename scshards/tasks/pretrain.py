@@ -43,6 +43,7 @@ class MaskTask(Task):
         zero = zero_weight if model.config.explicit_zero_prob else 0.0
         own = {"masked_mse": 1.0, "mvc_mse": mvc, "zero_nll": zero, "mvc_zero_nll": mvc * zero}
         super().__init__(model, own | dict(more or {}), "masked_mse", "n_masked")
+        _freeze_idle(self)
 
     def counts(self, batch: AnyBatch) -> dict[str, int]:
         assert isinstance(batch, Batch | PackedBatch)
@@ -102,6 +103,7 @@ class GenerateTask(Task):
             "mvc_zero_nll": mvc * zero,
         }
         super().__init__(model, terms, "unknown_mse", "n_unknown")
+        _freeze_idle(self)
         self._after = cell_prompt_after
 
     def counts(self, batch: AnyBatch) -> dict[str, int]:
@@ -146,3 +148,12 @@ def value_losses(
             error = zero_log_loss if term.endswith("_nll") else masked_squared_error
             out[term], _ = error(values, targets, is_asked, weight_B)
     return out
+
+
+def _freeze_idle(task: Task) -> None:
+    """Heads whose terms weigh nothing are not trained: DDP waits for a gradient of all that are."""
+    decoder, mvc = task.model.decoder, task.model.mvc_decoder
+    heads = {"zero_nll": decoder.zero_logit, "mvc_mse": mvc, "mvc_zero_nll": mvc and mvc.W_zero_logit}
+    for term, head in heads.items():
+        if head is not None and term not in task.terms:
+            head.requires_grad_(False)

@@ -1,0 +1,146 @@
+"""{alone, DDP, FSDP2} x {as written, compiled} x {what is trained}: the same losses, or a refusal.
+
+Compiled code is that of torch.compile's backend aot_eager: dynamo and AOTAutograd trace the layers, with
+DDP's and FSDP2's hooks around them, and the traced operators run as they are. That shows that layers can
+be traced, in one graph of one shape, and that the traced steps are the steps; what inductor makes of them
+is compared for one of them, as it takes a C++ compiler many seconds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import train_worker
+from train_support import small_config
+
+from scshards.base.errors import ConfigError
+from scshards.training.log.metrics import read_metrics
+from scshards.training.save.checkpoint import read_tensors
+
+COMMON = (
+    "data.max_length=30",
+    "model.dropout=0",
+    "optim.eps=1e-2",
+    "run.steps=4",
+    "run.log_every=1",
+    "run.eval_every=4",
+    "run.save_every=4",
+)
+INTEGRATE = ("task.name=integrate", "task.domain=kind", "task.metric_cells=0")
+KINDS = {
+    "mask": (),
+    "generate": ("task.objective=generate", "task.cell_prompt_after=2"),
+    "packed": ("data.tokens_per_batch=480",),
+    "micro-batches": ("run.micro_batch=2",),
+    "annotate": ("task.name=annotate", "task.label=kind"),
+    # Cell similarity compares the cells of a rank with each other: that depends on their number.
+    "integrate": (*INTEGRATE, "task.domain_norm=false", "task.similarity_weight=0"),
+    "average": ("optim.ema=0.9", "optim.ema_best=true"),
+    "explicit zeros": ("model.explicit_zero_prob=true", "data.include_zero_genes=4"),
+    "idle heads": ("model.explicit_zero_prob=true", "task.zero_weight=0", "task.mvc_weight=0"),
+}
+"""Of several ranks each has an equal part of a packed batch's tokens."""
+
+RANKS = {"alone": (), "ddp": ("run.parallel=ddp",), "fsdp2": ("run.parallel=fsdp2",)}
+CODE = {"eager": (), "compiled": ("run.compile=true",)}
+
+# Batches are of one domain each, so that two ranks see other batches than one does.
+NORM = {
+    f"domain norm {parallel} {code}": (*INTEGRATE, *RANKS[parallel], *CODE[code])
+    for parallel, code in itertools.product(("ddp", "fsdp2"), CODE)
+}
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs g++")
+
+
+def of(parallel: str, code: str, kind: str) -> tuple[str, ...]:
+    settings = KINDS[kind]
+    if parallel != "alone":
+        settings = tuple(s.replace("=480", "=240") for s in settings)
+    return (*COMMON, *settings, *RANKS[parallel], *CODE[code])
+
+
+@pytest.fixture(scope="module")
+def runs(shards, two_ranks, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("matrix")
+    what: dict[bool, list[tuple[str, tuple[str, ...]]]] = {False: [], True: []}
+    for parallel, code, kind in itertools.product(RANKS, CODE, KINDS):
+        name = f"{parallel} {code} {kind}"
+        what[parallel == "alone"].append((str(folder / name), of(parallel, code, kind)))
+    what[False] += [(str(folder / name), (*COMMON, *s)) for name, s in NORM.items()]
+    assert train_worker.runs(shards, what[True], "aot_eager") == len(what[True]) * [""]
+    said = two_ranks.run("train_worker:runs", shards, what[False], "aot_eager")
+    assert said == 2 * [len(what[False]) * [""]]
+    return folder
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """Losses and gradient norms of all steps and of the valid split."""
+    timed = ("_per_s", "_s", "wait", "memory_bytes")
+    return [
+        {k: v for k, v in m.items() if isinstance(v, float | int) and not k.endswith(timed)}
+        for m in read_metrics(run / "metrics.jsonl")
+    ]
+
+
+def same(a: Path, b: Path, rel: float) -> None:
+    mine, other = lines(a), lines(b)
+    assert [m["step"] for m in mine] == [1, 2, 3, 4, 4]
+    assert len({m["loss"] for m in other if "loss" in m}) == 4, "steps must do something"
+    for x, y in zip(mine, other, strict=True):
+        assert x.keys() == y.keys()
+        for name, value in y.items():
+            assert x[name] == pytest.approx(value, rel=10 * rel if name == "grad_norm" else rel), name
+    for kind in ("model", "average"):
+        found = [read_tensors(run / "checkpoints" / "step-00000004", kind) for run in (a, b)]
+        torch.testing.assert_close(found[0], found[1], rtol=0, atol=rel)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("code", CODE)
+@pytest.mark.parametrize("parallel", RANKS)
+def test_losses_are_those_of_one_process_that_runs_what_is_written(
+    runs: Path, parallel: str, code: str, kind: str
+) -> None:
+    whole = "mask" if kind == "micro-batches" else kind
+    rel = 1e-6 if code == "eager" else 1e-5
+    same(runs / f"{parallel} {code} {kind}", runs / f"alone eager {whole}", rel)
+
+
+@pytest.mark.parametrize("name", NORM)
+def test_batch_norm_by_domain_is_the_same_under_shards_and_compiled(runs: Path, name: str) -> None:
+    same(runs / name, runs / next(iter(NORM)), 1e-6 if name.endswith("eager") else 1e-5)
+
+
+@needs_compiler
+def test_shards_of_layers_that_inductor_compiled_take_the_same_steps(
+    runs: Path, shards: str, two_ranks
+) -> None:
+    what = [(str(runs / "inductor"), of("fsdp2", "compiled", "mask"))]
+    assert two_ranks.run("train_worker:runs", shards, what, "inductor") == [[""], [""]]
+    same(runs / "inductor", runs / "alone eager mask", 1e-5)
+
+
+REFUSED = {
+    ("packed", "micro-batches"): "packed batches are not cut",
+    ("packed", "generate"): "does not go with task.objective='generate'",
+    ("annotate", "generate"): "task.objective means nothing to the task annotate",
+    ("integrate", "generate"): "task.objective means nothing to the task integrate",
+}
+"""What can't be together; it is so on any number of ranks, compiled or not."""
+
+
+@pytest.mark.parametrize("pair", REFUSED, ids=" and ".join)
+@pytest.mark.parametrize("code", CODE)
+@pytest.mark.parametrize("parallel", RANKS)
+def test_what_does_not_go_together_is_refused(
+    shards: str, tmp_path: Path, parallel: str, code: str, pair: tuple[str, str]
+) -> None:
+    settings = (*(s for kind in pair for s in of(parallel, code, kind)),)
+    with pytest.raises(ConfigError, match=REFUSED[pair]):
+        _ = small_config(*settings).collate

@@ -153,7 +153,11 @@ def value_losses(
 def _freeze_idle(task: Task) -> None:
     """Heads whose terms weigh nothing are not trained: DDP waits for a gradient of all that are."""
     decoder, mvc = task.model.decoder, task.model.mvc_decoder
-    heads = {"zero_nll": decoder.zero_logit, "mvc_mse": mvc, "mvc_zero_nll": mvc and mvc.W_zero_logit}
+    heads = {
+        "zero_nll": decoder.zero_logit,
+        "mvc_mse": mvc,
+        "mvc_zero_nll": mvc and mvc.W_zero_logit,
+    }
     for term, head in heads.items():
         if head is not None and term not in task.terms:
             head.requires_grad_(False)

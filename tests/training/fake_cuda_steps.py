@@ -136,6 +136,18 @@ def step(name: str) -> dict[str, Any]:
     }
 
 
+def seen() -> dict[str, Any]:
+    """What is noted of a number, an index and a tensor on the CPU beside tensors on the device."""
+    with FakeTensorMode(), Watch() as watch:
+        there, here = torch.ones(3, 2, device=DEVICE), torch.ones(3, 2)
+        _ = there * here[0, 0], there[torch.tensor([0, 1])], there + here.to(DEVICE)
+        try:
+            _ = there + here
+        except RuntimeError as e:
+            return {"mixed": watch.mixed, "refused": str(e)}
+    return {}
+
+
 def main() -> None:
     with contextlib.ExitStack() as stack:
         for there, attribute, instead in (
@@ -147,7 +159,7 @@ def main() -> None:
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
         ):
             stack.enter_context(patch.object(there, attribute, instead))
-        json.dump({name: step(name) for name in CASES}, sys.stdout)
+        json.dump({name: step(name) for name in CASES} | {"seen": seen()}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,15 @@ which the wells with cells of one line are taken (mix).
                 counts of the same cells
     integrate   p1 and p2, avg_bio of held-out cells beside that of PCA
 
-Weights are fresh, all settings are below. Those of annotate were chosen on p1 to p2 and p2 to p1; after
-a first look at mix, with 600 steps, the 60 epochs that had been chosen there were taken for all. Those
-of integrate were chosen with seed 0, while looking at avg_bio of these held-out cells.
+    fresh       from fresh weights
+    full        from a model pretrained on the same train cells: all weights are trained
+    frozen      from that model: what makes a cell embedding is frozen
+    lora        from that model: frozen, with adapters
+
+All settings are below. Those of fresh annotate were chosen on p1 to p2 and p2 to p1; after a first look
+at mix, with 600 steps, the 60 epochs that had been chosen there were taken for all. Those of integrate
+were chosen with seed 0, while looking at avg_bio of these held-out cells. Of the others only the rates
+of frozen and lora differ from fresh; nothing was chosen while looking at any score.
 
 In annotate the model knows the 1,200 genes of highest variance among those that all training files
 measure, whether the tested files measure them or not, and logistic regression sees all genes that all
@@ -20,10 +26,11 @@ files in question share; in integrate model and PCA see the same 300 genes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
+import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +43,6 @@ from sklearn.metrics import f1_score
 from scshards.applying.annotate import annotate
 from scshards.applying.evaluate import Evaluation, evaluate_run
 from scshards.applying.options import AnnotateOptions
-from scshards.base.progress import Table
 from scshards.cells.vocab import Vocab
 from scshards.packing.pack import PackOptions, pack
 from scshards.training.config import TrainConfig
@@ -102,11 +108,35 @@ INTEGRATE = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    what: str
-    seed: int
-    scores: tuple[str, str]
+PRETRAIN = {
+    "annotate": (
+        "data.max_length=301",
+        "data.tie_break=random",
+        "optim.lr=3e-3",
+        "run.epochs=60",
+    ),
+    "integrate": tuple(s for s in INTEGRATE if not s.startswith("task.")),
+}
+"""Of the model that full, frozen and lora start from, one for each shard set, of seed 0."""
+
+PRETRAINED = "pretrained"
+"""What its row is called."""
+
+FREEZE = 'optim.freeze=["encoder", "value_encoder", "transformer_encoder"]'
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "fresh": (),
+    "full": (),
+    "frozen": (FREEZE, "optim.lr=3e-3"),
+    "lora": ("optim.lora_rank=8", "optim.lora_feed_forward=true", "optim.lr=3e-3"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Made:
+    """A run that is done: its folder, how many parameters were trained, in which time."""
+
+    folder: Path
+    trained: int
     seconds: float
 
 
@@ -157,11 +187,13 @@ def variable_genes(files: list[anndata.AnnData], n: int) -> Vocab:
 
 
 def written(folder: Path, files: list[anndata.AnnData]) -> list[str]:
-    """The files as h5ad in a new folder."""
-    folder.mkdir(parents=True)
-    for i, cells in enumerate(files):
-        cells.write_h5ad(folder / f"{i}.h5ad")
-    return [str(folder / f"{i}.h5ad") for i in range(len(files))]
+    """The files as h5ad in a folder; those that are there stay, as what is packed of them does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{i}.h5ad" for i in range(len(files))]
+    for path, cells in zip(paths, files, strict=True):
+        if not path.exists():
+            cells.write_h5ad(path)
+    return list(map(str, paths))
 
 
 def packed(folder: Path, files: list[anndata.AnnData], vocab: Vocab, valid: float) -> str:
@@ -199,6 +231,7 @@ def annotated(run_folder: Path, files: list[str]) -> tuple[Any, Any]:
     truth, said = [], []
     for i, file in enumerate(files):
         out = run_folder / f"annotated{i}.h5ad"
+        out.unlink(missing_ok=True)
         annotate(str(run_folder), file, out, options, shown=False)
         obs = anndata.read_h5ad(out).obs
         truth += obs["line"].astype(str).tolist()
@@ -206,11 +239,21 @@ def annotated(run_folder: Path, files: list[str]) -> tuple[Any, Any]:
     return truth, said
 
 
-def run(shards: str, folder: Path, *settings: str) -> tuple[Path, float]:
-    """A run, and its seconds."""
-    began = time.perf_counter()
-    train(shards, folder, TrainConfig.read(None, settings), shown=False)
-    return folder, time.perf_counter() - began
+def run(shards: str, folder: Path, *settings: str) -> Made:
+    """A run, which goes on, or is left as it is, where it is there already."""
+    done = train(shards, folder, TrainConfig.read(None, settings), shown=False)
+    return Made(folder=folder, trained=done.trained, seconds=done.seconds)
+
+
+def fitted(task: str, shards: str, home: Path, variant: str, seed: int, fast: bool) -> Made:
+    """The model of a task and a variant."""
+    if variant == PRETRAINED:
+        return run(shards, home / PRETRAINED, *settings(PRETRAIN[task], 0, fast))
+    own = {"annotate": ANNOTATE, "integrate": INTEGRATE}[task]
+    more = VARIANTS[variant]
+    if variant != "fresh":
+        more = (*more, f"task.start={fitted(task, shards, home, PRETRAINED, 0, fast).folder}")
+    return run(shards, home / variant / str(seed), *settings((*own, *more), seed, fast))
 
 
 def settings(task: tuple[str, ...], seed: int, fast: bool) -> list[str]:
@@ -220,72 +263,107 @@ def settings(task: tuple[str, ...], seed: int, fast: bool) -> list[str]:
 
 
 def annotation(
-    files: dict[str, list[anndata.AnnData]], work: Path, seeds: int, fast: bool
-) -> list[Row]:
-    """Accuracy and macro F1 of each of FOLDS and seed."""
-    rows = []
-    for names, tested in FOLDS:
+    files: dict[str, list[anndata.AnnData]], work: Path, asked: argparse.Namespace
+) -> list[tuple[object, ...]]:
+    """Accuracy and macro F1 of each fold and variant, over all seeds."""
+    rows: list[tuple[object, ...]] = []
+    for names, tested in [FOLDS[i] for i in asked.fold or range(len(FOLDS))]:
         train_on, test_on = [f for name in names for f in files[name]], files[tested]
         home = work / f"{'_'.join(names)}_to_{tested}"
         vocab = variable_genes(train_on, N_GENES)
         shards = packed(home / "train", train_on, vocab, 0.0)
         test_files = written(home / "test", test_on)
-        baseline = logistic(train_on, test_on)
-        known = set(vocab.to_dict())
-        unmeasured = N_GENES - min(len(known.intersection(f.var_names)) for f in test_on)
-        for seed in range(seeds):
-            fine, seconds = run(shards, home / str(seed), *settings(ANNOTATE, seed, fast))
-            found = compared(*annotated(fine, test_files))
-            what = (
-                f"annotate {' + '.join(names)} to {tested}: {sum(f.n_obs for f in train_on)} cells to "
-                f"{sum(f.n_obs for f in test_on)}, {unmeasured} genes not measured: "
-            )
-            for name, ours, theirs in zip(("accuracy", "macro F1"), found, baseline, strict=True):
-                rows.append(Row(what + name, seed, (f"{ours:.4f}", f"{theirs:.4f}"), seconds))
+        what = (
+            f"{' + '.join(names)}, {tested}",
+            f"{sum(f.n_obs for f in train_on)}, {sum(f.n_obs for f in test_on)}",
+        )
+        for variant in asked.variant or VARIANTS:
+            found, made = [], []
+            for seed in range(asked.seeds):
+                made.append(fitted("annotate", shards, home, variant, seed, asked.fast))
+                found.append(compared(*annotated(made[-1].folder, test_files)))
+            accuracies = ", ".join(f"{accuracy:.3f}" for accuracy, _ in found)
+            lowest = f"{min(f1 for _, f1 in found):.3f}"
+            rows.append((*what, variant, *cost(made), accuracies, lowest))
+        if (home / PRETRAINED).exists():
+            made = [fitted("annotate", shards, home, PRETRAINED, 0, asked.fast)]
+            rows.append((*what, PRETRAINED, *cost(made), "", ""))
+        accuracy, f1 = logistic(train_on, test_on)
+        rows.append((*what, "logistic regression", "", "", f"{accuracy:.3f}", f"{f1:.3f}"))
+        told([row for row in rows if row[:2] == what])
     return rows
 
 
-def integration(plates: list[anndata.AnnData], work: Path, seeds: int, fast: bool) -> list[Row]:
-    """avg_bio and what it is made of, of each seed."""
-    rows = []
-    both = packed(work / "both", plates, variable_genes(plates, N_INTEGRATED), 0.4)
-    for seed in range(seeds):
-        fine, seconds = run(both, work / "both" / str(seed), *settings(INTEGRATE, seed, fast))
-        scored = evaluate_run(str(fine), both, device="cpu", shown=False)
-        assert isinstance(scored, Evaluation)
-        f: dict[str, Any] = scored.figures
-        for name in ("avg_bio", "nmi", "ari", "asw", "asw_domain"):
-            what = f"integrate, {f['metric_cells']} valid cells: {name}"
-            found_and_pca = (f"{f[name]:.4f}", f"{f[f'pca_{name}']:.4f}")
-            rows.append(Row(what, seed, found_and_pca, seconds))
-    return rows
+def integration(
+    plates: list[anndata.AnnData], work: Path, asked: argparse.Namespace
+) -> list[tuple[object, ...]]:
+    """avg_bio and what it is made of, of each variant and seed."""
+    rows: list[tuple[object, ...]] = []
+    home = work / "both"
+    shards = packed(home, plates, variable_genes(plates, N_INTEGRATED), 0.4)
+    names = ("avg_bio", "nmi", "ari", "asw", "asw_domain")
+    pca: tuple[str, ...] = ()
+    for variant in asked.variant or VARIANTS:
+        for seed in range(asked.seeds):
+            made = fitted("integrate", shards, home, variant, seed, asked.fast)
+            scored = evaluate_run(str(made.folder), shards, device="cpu", shown=False)
+            assert isinstance(scored, Evaluation)
+            f: dict[str, Any] = scored.figures
+            rows.append((variant, seed, *cost([made]), *(f"{f[name]:.3f}" for name in names)))
+            pca = tuple(f"{f[f'pca_{name}']:.3f}" for name in names)
+            told(rows[-1:])
+    if (home / PRETRAINED).exists():
+        made = fitted("integrate", shards, home, PRETRAINED, 0, asked.fast)
+        rows.append((PRETRAINED, 0, *cost([made]), *("" for _ in names)))
+    return [*rows, ("PCA", "", "", "", *pca)]
 
 
-def measure(data: Path, work: Path, tasks: list[str], seeds: int, fast: bool) -> list[Row]:
-    """The figures of these tasks."""
-    files = {name: [singlets(data / file, name)] for name, file in PLATES.items()}
-    files["mix"] = [pure_wells(data / file, f"mix{i}") for i, file in enumerate(MIXTURES)]
-    plates = [*files["p1"], *files["p2"]]
-    rows = annotation(files, work, seeds, fast) if "annotate" in tasks else []
-    return rows + (integration(plates, work, seeds, fast) if "integrate" in tasks else [])
+def cost(made: list[Made]) -> tuple[str, str]:
+    """Parameters that were trained; seconds of training, the least and the most."""
+    least, most = (f(round(m.seconds) for m in made) for f in (min, max))
+    seconds = f"{least} s" if least == most else f"{least} to {most} s"
+    return f"{made[0].trained:,}", seconds
+
+
+def told(rows: list[tuple[object, ...]]) -> None:
+    """Rows as soon as they are known, on standard error."""
+    for row in rows:
+        print(*row, sep=" | ", file=sys.stderr)
+
+
+def table(head: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="tools/finetune_real")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--task", choices=("annotate", "integrate"), help="one of them only")
+    parser.add_argument("--variant", choices=VARIANTS, action="append", help="some of them only")
+    folds = range(len(FOLDS))
+    parser.add_argument("--fold", type=int, choices=folds, action="append", help="as in FOLDS")
+    parser.add_argument("--work", type=Path, help="keep runs here, and take those that are there")
     parser.add_argument("--fast", action="store_true", help="three steps of each: does it run?")
-    options = parser.parse_args()
-    data = os.environ.get("SCSHARDS_REAL_DATA")
-    if not data:
+    asked = parser.parse_args()
+    data = Path(os.environ.get("SCSHARDS_REAL_DATA") or "")
+    if not os.environ.get("SCSHARDS_REAL_DATA"):
         raise SystemExit("set SCSHARDS_REAL_DATA to the folder with the h5ad files")
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as work:
-        tasks = [options.task] if options.task else ["annotate", "integrate"]
-        rows = measure(Path(data), Path(work), tasks, options.seeds, options.fast)
-    lines = [(r.what, r.seed, *r.scores, f"{r.seconds:.0f} s") for r in rows]
-    header = ("task", "seed", "scshards", "logistic regression / PCA", "training")
-    print(Table(header, lines).text())
+    files = {name: [singlets(data / file, name)] for name, file in PLATES.items()}
+    files["mix"] = [pure_wells(data / file, f"mix{i}") for i, file in enumerate(MIXTURES)]
+    with contextlib.ExitStack() as stack:
+        work = asked.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if asked.task != "integrate":
+            rows = annotation(files, work, asked)
+            scores = ("accuracy, by seed", "macro F1, lowest")
+            about = ("trained on, tested on", "cells", "variant", "trained", "training")
+            print(table((*about, *scores), rows), end="\n\n")
+        if asked.task != "annotate":
+            scores = ("avg_bio", "NMI", "ARI", "ASW", "asw_domain")
+            rows = integration([*files["p1"], *files["p2"]], work, asked)
+            print(table(("variant", "seed", "trained", "training", *scores), rows))
 
 
 if __name__ == "__main__":

@@ -255,7 +255,7 @@ def test_each_flipped_bit_is_refused_or_changes_no_tensor():
         (lambda s: s | {"encoder.enc_norm.bias": torch.zeros(4)}, r"\[4\] instead of \[16\]"),
         (lambda s: s | {"encoder.enc_norm.bias": torch.zeros(16).long()}, "int64 instead of"),
         (lambda s: {n: t for n, t in s.items() if "enc_norm" not in n}, "missing: encoder"),
-        (lambda s: s | {"x": torch.zeros(2, dtype=torch.complex64)}, "complex64"),
+        (lambda s: s | {"x": torch.zeros(2).to(torch.float8_e4m3fn)}, "float8"),
         (lambda s: s | {"more": torch.zeros(2)}, "unexpected: more"),
     ],
 )

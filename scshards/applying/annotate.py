@@ -6,6 +6,7 @@ Called by `scshards annotate`.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from scshards.applying.apply import ApplyReport, Job, apply
+from scshards.applying.cells import Cells
 from scshards.applying.embed import collate_options, embedding_result, model_domains
 from scshards.applying.options import AnnotateOptions as AnnotateOptions
 from scshards.applying.output import Result, class_columns
@@ -26,7 +28,9 @@ from scshards.cells.batch import Batch
 from scshards.cells.vocab import Vocab
 from scshards.model.classes import CLASSES, LabelNames, read_classes
 from scshards.model.scgpt import LoadedModel, load_model
+from scshards.packing.labels import Label
 from scshards.ranks.ranks import ranks
+from scshards.tasks.confusion import Confusion
 
 
 def annotate(
@@ -71,6 +75,12 @@ def annotate(
             logits_BC = head(cells_BD).float()
             return torch.cat((normalize(cells_BD, dim=1), logits_BC.softmax(dim=1)), dim=1)
 
+        truths: list[Label] = []
+
+        def look(cells: Cells) -> None:
+            assert options.truth is not None
+            truths.append(cells.label(options.truth))
+
         job = Job(
             label="annotate",
             loaded=loaded,
@@ -83,22 +93,97 @@ def annotate(
             ],
             collate=collate_options(loaded.args, options),
             domains=model_domains(loaded, checkpoint, options, storage_options),
+            look=look if options.truth is not None else None,
         )
         report = apply(
             job, inputs, output, options, here, storage_options=storage_options, shown=shown
         )
         counts, n_below = np.zeros(len(classes), np.int64), 0
+        predicted = []
         if here.is_main:
             for file in report.files:
                 found, sure = class_columns(file.output, _column(options, classes))
                 counts += np.bincount(found, minlength=len(classes))
                 n_below += int((sure < options.confidence).sum())
+                predicted.append(found)
     return AnnotateReport(
         report,
         {name: n for name, n in zip(classes.names, counts.tolist(), strict=True) if n},
         n_below,
         options.confidence,
+        Truth.of(options.truth, classes.names, truths, predicted)
+        if truths and options.truth
+        else None,
     )
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Predicted classes beside those of a column of obs.
+
+    Attributes
+    ----------
+    column
+        Its name.
+    confusion
+        Of the cells whose class the model knows.
+    others
+        {class: cells} of those that it does not know.
+    n_without
+        Cells that have no class there.
+    """
+
+    column: str
+    confusion: Confusion
+    others: dict[str, int]
+    n_without: int
+
+    @classmethod
+    def of(
+        cls,
+        column: str,
+        names: tuple[str, ...],
+        truths: Sequence[Label],
+        predicted: Sequence[NDArray[np.int64]],
+    ) -> Truth:
+        """Of each input the true classes, and the predicted codes among `names`."""
+        counts, n_without = np.zeros((len(names),) * 2, np.int64), 0
+        others: Counter[str] = Counter()
+        place = {name: code for code, name in enumerate(names)}
+        for label, found in zip(truths, predicted, strict=True):
+            table = np.array([*(place.get(name, -1) for name in label.categories), -1])
+            codes, missing = table[label.values], label.missing
+            known = codes >= 0
+            np.add.at(counts, (codes[known], found[known]), 1)
+            n_without += int(missing.sum())
+            of = np.bincount(label.values[~known & ~missing], minlength=len(label.categories))
+            others.update({label.categories[i]: int(of[i]) for i in np.flatnonzero(of)})
+        return cls(column, Confusion(names, counts), dict(others.most_common()), n_without)
+
+    def tables(self) -> dict[str, Any]:
+        c = self.confusion
+        own = {"column": self.column, "n_cells": int(c.counts.sum()), "accuracy": c.accuracy}
+        more = {"macro_f1": c.macro_f1, "others": self.others, "n_without": self.n_without}
+        return own | more | c.tables()
+
+    def text(self) -> list[str | Table]:
+        """A row for each class, what share is right, and which cells are in none of it."""
+        c, n = self.confusion, int(self.confusion.counts.sum())
+        parts: list[str | Table] = [*c.text()] if n else []
+        said = [
+            f"the class is right for {100 * c.accuracy:.1f}% of {counted(n, 'cells')} whose class in "
+            f"{self.column!r} the model knows; macro F1 {c.macro_f1:.3f}"
+            if n
+            else f"the model knows none of the classes in {self.column!r}"
+        ]
+        if self.others:
+            some = ", ".join(f"{name} ({cells:,})" for name, cells in [*self.others.items()][:5])
+            more = ", ..." if len(self.others) > 5 else ""
+            cells = counted(sum(self.others.values()), "cells")
+            said.append(f"classes that it does not know have {cells}: {some}{more}")
+        if self.n_without:
+            said.append(f"{counted(self.n_without, 'cells')} without a class there are not counted")
+        return [*parts, "\n".join(said)]
 
 
 @dataclass(frozen=True)
@@ -113,16 +198,20 @@ class AnnotateReport:
         {class: cells}, of those that some cell has; {} on all ranks but the first.
     n_below
         Cells whose class has a probability below `confidence`.
+    truth
+        How they compare with true classes, where some are named; None on all ranks but the first.
     """
 
     applied: ApplyReport
     classes: dict[str, int]
     n_below: int
     confidence: float
+    truth: Truth | None = None
 
     def tables(self) -> dict[str, Any]:
         own = {"classes": self.classes, "n_below": self.n_below, "confidence": self.confidence}
-        return self.applied.tables() | own
+        truth = {} if self.truth is None else {"truth": self.truth.tables()}
+        return self.applied.tables() | own | truth
 
     def text(self) -> list[str | Table]:
         """A row for each class, the most frequent first, and the share of cells that are not sure."""
@@ -134,6 +223,7 @@ class AnnotateReport:
             f"{self.n_below:,} of {counted(self.applied.cells, 'cells')} "
             f"({100 * self.n_below / cells:.1f}%) have a class with a probability below "
             f"{self.confidence:g}",
+            *([] if self.truth is None else self.truth.text()),
         ]
 
 

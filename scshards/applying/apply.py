@@ -78,6 +78,8 @@ class Job:
         How the model was trained to see cells.
     domains
         What the model's domains are called, when it needs to know them.
+    look
+        What else is looked at in each input, before a cell of it is computed; on the first rank.
     """
 
     label: str
@@ -88,6 +90,7 @@ class Job:
     results: Sequence[Result]
     collate: CollateOptions
     domains: LabelNames | None
+    look: Callable[[Cells], object] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +211,8 @@ class _One:
             here.barrier()
         with contextlib.closing(self._opened()) as cells:
             if here.is_main:
+                if self._job.look is not None:
+                    self._job.look(cells)
                 self._new_file(path, cells)
                 here.barrier()
             unit = self._unit_cells()

@@ -25,7 +25,8 @@ from scshards.cells.batch import Batch
 from scshards.cells.tokenizer import GeneMatch, ValueKind, match_genes
 from scshards.cells.vocab import Vocab
 from scshards.model.classes import LabelNames
-from scshards.packing.labels import read_label
+from scshards.packing.labels import Label, read_label
+from scshards.shards.index import OBS_PREFIX
 from scshards.shards.manifest import MANIFEST
 from scshards.shards.members import pack_block
 from scshards.shards.shardset import ShardSet
@@ -69,6 +70,10 @@ class Cells(abc.ABC):
     @abc.abstractmethod
     def batches(self, part: int, begin: int, end: int, size: int) -> Iterator[Batch]:
         """The cells begin:end of a part, in order, `size` at a time, on the CPU."""
+
+    @abc.abstractmethod
+    def label(self, column: str) -> Label:
+        """A column of obs as categories, of all cells in order; SourceError when there is none."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -166,6 +171,10 @@ class SourceCells(Cells):
             yield batch
             key += len(sizes)
 
+    def label(self, column: str) -> Label:
+        where = f"{self.name}: obs, column {column!r}"
+        return read_label(self.source.obs(column), where=where).as_category()
+
     def close(self) -> None:
         self.source.close()
 
@@ -176,8 +185,7 @@ class SourceCells(Cells):
         if domains is None:
             return None
         column = options.domain_column or domains.column
-        where = f"{self.name}: obs, column {column!r}"
-        label = read_label(self.source.obs(column), where=where).as_category()
+        label, where = self.label(column), f"{self.name}: obs, column {column!r}"
         table = _domain_table(label.categories, np.unique(label.values), domains, where)
         return table[label.values]
 
@@ -298,6 +306,17 @@ class ShardCells(Cells):
         where = f"{self.name}, label {self._column!r}"
         table = _domain_table(categories, np.unique(codes), self._domains, where)
         return dataclasses.replace(batch, labels={DOMAIN: torch.from_numpy(table[codes])})
+
+    def label(self, column: str) -> Label:
+        labels = self.shardset.manifest.labels
+        if column not in labels:
+            raise missing_column(column, list(labels), frame="the shard set", where=self.name)
+        name, info = OBS_PREFIX + column, labels[column]
+        of_splits = (self.shardset.manifest.splits[split] for split in self.splits)
+        parts = [self.shardset.index(s, [name])[name] for shards in of_splits for s in shards]
+        return Label(
+            kind=info.kind, values=np.concatenate(parts), categories=tuple(info.categories)
+        ).as_category()
 
     def close(self) -> None:
         """Loaders are closed when their batches were taken."""

@@ -82,11 +82,15 @@ class AnnotateOptions(EmbedOptions):
         Write the probability of every class too, to obsm.
     confidence
         It is told how many cells have a class with a probability below this.
+    truth
+        A column of obs with the cells' true classes: it is told how many are found, and what each is
+        taken for.
     """
 
     column: str | None = None
     probabilities: bool = False
     confidence: float = 0.5
+    truth: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

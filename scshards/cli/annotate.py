@@ -24,10 +24,11 @@ def command(progress: bool, **chosen: Any) -> Result | None:
     CHECKPOINT has a class head and classes.json: the folder of scshards train --task annotate. INPUT
     and OUT are as of scshards embed. OUT has all that embed writes, and in obs the predicted class,
     by default named predicted_ and the column that the model was trained on, and its probability.
-    How many cells each class has is told, and how many are below a --confidence.
+    How many cells each class has is told, and how many are below a --confidence; with --truth, what
+    share of them is right, and what each true class is taken for.
 
     \b
-    scshards annotate run cells.h5ad -o annotated.h5ad
+    scshards annotate run cells.h5ad -o annotated.h5ad --truth cell_type
     """
     from scshards.applying.annotate import annotate
 

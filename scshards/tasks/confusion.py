@@ -1,6 +1,6 @@
 """Cells by their class and the one that is predicted: accuracy, F1, and what each class is taken for.
 
-Made of what the task annotate tallies; `scshards evaluate` shows it.
+Made of what the task annotate tallies; `scshards evaluate` and `scshards annotate --truth` show it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from plain_bins import bin_values
 from scipy.sparse import csr_matrix
 
 from scshards.applying.annotate import AnnotateOptions, annotate
-from scshards.base.errors import CheckpointError, ConfigError
+from scshards.base.errors import CheckpointError, ConfigError, SourceError
 from scshards.cells.batch import Batch
 from scshards.cells.vocab import Vocab
 from scshards.cli.annotate import command
@@ -127,6 +127,88 @@ def test_annotations_are_the_class_heads_own(tmp_path: Path, checkpoint: Path, c
         packed.obs["class"].tolist()
         == made.obs["predicted_cell_type"].iloc[packed.obs["row"]].tolist()
     )
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path, cells: Path) -> Path:
+    """The cells with true classes: three of four right, some unknown to the model, some missing."""
+    made = anndata.read_h5ad(cells)
+    right = [NAMES[i] for i in plain(checkpoint, cells).argmax(1)]
+    truth = [NAMES[(NAMES.index(n) + (i % 4 == 0)) % 3] for i, n in enumerate(right)]
+    truth[3:8] = ["a stranger"] * 5
+    truth[8:11] = ["odd"] * 3
+    truth[11:13] = [None] * 2
+    made.obs["truth"] = truth
+    made.obs["number"] = np.arange(40) % 3
+    made.write_h5ad(path := tmp_path_factory.mktemp("labelled") / "in.h5ad")
+    return path
+
+
+def test_true_classes_are_compared_with_predicted_ones(
+    tmp_path: Path, checkpoint: Path, labelled: Path
+) -> None:
+    from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+
+    out = tmp_path / "out.h5ad"
+    asked = [str(checkpoint), str(labelled), "--truth", "truth"]
+    result = CliRunner().invoke(command, [*asked, "-o", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    obs = anndata.read_h5ad(out).obs
+    known = obs["truth"].isin(NAMES)
+    truth, predicted = (
+        obs["truth"][known].astype(str),
+        obs["predicted_cell_type"][known].astype(str),
+    )
+    said = json.loads(result.stdout)["truth"]
+    assert (said["column"], said["n_cells"]) == ("truth", 30)
+    assert said["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
+    assert 0.5 < said["accuracy"] < 0.9
+    occur = sorted({*truth, *predicted}, key=NAMES.index)
+    assert said["macro_f1"] == pytest.approx(
+        f1_score(truth, predicted, labels=occur, average="macro", zero_division=0)
+    )
+    assert said["confusion"] == confusion_matrix(truth, predicted, labels=NAMES).tolist()
+    assert (said["others"], said["n_without"]) == ({"a stranger": 5, "odd": 3}, 2)
+
+    shown = CliRunner().invoke(command, [*asked, "-o", str(tmp_path / "b.h5ad")])
+    share = (
+        f"the class is right for {100 * said['accuracy']:.1f}% of 30 cells whose class in 'truth'"
+    )
+    assert share in shown.output and "most often taken for" in shown.output
+    assert "does not know have 8 cells: a stranger (5), odd (3)" in shown.output
+    assert "2 cells without a class there are not counted" in shown.output
+
+    # The same of a shard set, whose cells come in another order, and of two inputs together.
+    options = PackOptions(obs=("truth", "number"), valid_fraction=0.3, workers=1)
+    pack(str(labelled), str(tmp_path / "shards"), VOCAB, options, progress=False)
+    both = annotate(
+        str(checkpoint), [str(tmp_path / "shards"), str(labelled)], tmp_path / "both",
+        AnnotateOptions(truth="truth"), shown=False,
+    ).truth  # fmt: skip
+    assert both is not None and (both.others, both.n_without) == ({"a stranger": 10, "odd": 6}, 4)
+    assert both.confusion.counts.tolist() == [[2 * n for n in row] for row in said["confusion"]]
+    found = annotate(
+        str(checkpoint), str(tmp_path / "shards"), tmp_path / "number.h5ad",
+        AnnotateOptions(truth="number"), shown=False,
+    ).truth  # fmt: skip
+    assert found is not None and found.others == {"0": 14, "1": 13, "2": 13}
+    assert found.text() == [
+        "the model knows none of the classes in 'number'\n"
+        "classes that it does not know have 40 cells: 0 (14), 1 (13), 2 (13)"
+    ]
+
+
+def test_without_a_column_of_true_classes_nothing_is_computed(
+    tmp_path: Path, checkpoint: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(str(labelled), str(tmp_path / "shards"), VOCAB, PackOptions(obs=("truth",), workers=1),
+         progress=False)  # fmt: skip
+    monkeypatch.setattr(CellModel, "embed", None)  # would be called
+    for cells in (labelled, tmp_path / "shards"):
+        with pytest.raises(SourceError, match="no column 'trouth'") as e:
+            annotate(str(checkpoint), str(cells), tmp_path / "o", AnnotateOptions(truth="trouth"),
+                     shown=False)  # fmt: skip
+        assert "did you mean 'truth'" in str(e.value) and not (tmp_path / "o").exists()
 
 
 def test_a_checkpoint_that_lacks_classes_is_refused(tmp_path: Path, cells: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from scshards.base.config import build, check, override, read_toml
 from scshards.base.errors import ConfigError
 from scshards.base.records import Damaged, Form, from_tree, shown, to_tree
+from scshards.base.storage import check_address
 from scshards.base.text import did_you_mean
 from scshards.model.config import ModelSettings
 from scshards.model.scgpt import tables_of
@@ -212,6 +213,7 @@ class TrainConfig:
         task = tables.get("task")
         start = task.get("start") if isinstance(task, dict) else None
         if isinstance(start, str):
+            check_address(start, "task.start")
             for name, found in tables_of(start).items():
                 if isinstance(stated := tables.get(name, {}), dict):
                     tables[name] = found | stated

@@ -184,3 +184,14 @@ def test_packed_batches_are_refused_where_they_can_not_be():
     for setting in ("run.micro_batch=8", "task.objective=generate"):
         with pytest.raises(ConfigError, match="leave"):
             TrainConfig.read(None, ["data.tokens_per_batch=5000", setting])
+
+
+@pytest.mark.parametrize("key", ["task.start", "run.checkpoints", "evaluate.sets.other.root"])
+@pytest.mark.parametrize("secret", ["user:hunter2@", "?X-Amz-Signature=hunter2"])
+def test_addresses_hold_no_credentials(key, secret):
+    """They would stand in config.json and in every checkpoint."""
+    end = secret if secret[0] == "?" else ""
+    address = f"s3://{'' if end else secret}bucket/run{end}"
+    with pytest.raises(ConfigError, match="no credentials") as e:
+        TrainConfig.read(None, [f"{key}={address}"])
+    assert "hunter2" not in str(e.value) and key in str(e.value)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from plain_bins import bin_values
+from rank_host import RankTeam
 from scipy.io import mmwrite
 from scipy.sparse import coo_matrix, csc_matrix, csr_matrix
 
@@ -146,23 +144,22 @@ def test_the_bytes_do_not_depend_on_batches_and_threads_and_long_cells_are_sampl
     assert np.abs(vectors(one) - vectors(embedded("c.h5ad", seed=1))).max() > 1e-3
 
 
+def embedded_by_command(*words: str) -> tuple[int, str]:
+    """Exit code and standard output of `scshards embed`: a job for ranks of rank_host.py."""
+    done = CliRunner().invoke(command, words)
+    return done.exit_code, done.stdout
+
+
 def test_two_ranks_write_what_one_writes(
-    tmp_path: Path, checkpoint: str, counts: np.ndarray
+    tmp_path: Path, checkpoint: str, counts: np.ndarray, two_ranks: RankTeam
 ) -> None:
     # By columns: the matrix is written out by rows first, once for both ranks.
     source = write(tmp_path / "in.h5ad", csc_matrix(counts))
     embed(checkpoint, str(source), tmp_path / "one.h5ad", EmbedOptions(threads=2), shown=False)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*launch, "-m", "scshards", "embed", checkpoint, str(source), "-o", tmp_path / "two.h5ad"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("70 cells as 16 numbers") == 1
+    words = (checkpoint, str(source), "-o", str(tmp_path / "two.h5ad"))
+    said = two_ranks.run(f"{__name__}:embedded_by_command", *words)
+    assert [code for code, _ in said] == [0, 0]
+    assert ["70 cells as 16 numbers" in out for _, out in said] == [True, False]
     assert (tmp_path / "two.h5ad").read_bytes() == (tmp_path / "one.h5ad").read_bytes()
     assert len(list(tmp_path.iterdir())) == 3
 

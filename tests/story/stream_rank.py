@@ -1,6 +1,4 @@
-"""One rank that streams and dies when it is told to. Started by test_story_stream_ranks.py through torchrun.
-
-    stream_rank.py ROOT OUT ATTEMPT KILLED_RANK KILLED_STEP POINT
+"""One rank that streams and dies when it is told to: a job for ranks of rank_host.py.
 
 Writes the keys of each batch to OUT/keys-ATTEMPT-RANK.jsonl as it receives it. Like a training run, the
 ranks meet in every step, and every few steps the first one saves the state, all of it or nothing.
@@ -11,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -25,8 +21,8 @@ BATCHES = {4: 4, 2: 6, 3: 5}
 """Cells in a batch of each rank, by world size."""
 
 
-def main(root: str, out: Path, attempt: int, killed: int, step: int, point: str) -> None:
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=600))
+def main(root: str, folder: str, attempt: int, killed: int, step: int, point: str) -> None:
+    out = Path(folder)
     rank, world = distributed.get_rank(), distributed.get_world_size()
     loader = CellLoader(
         root,
@@ -61,8 +57,3 @@ def main(root: str, out: Path, attempt: int, killed: int, step: int, point: str)
                 part.replace(state)
             die_at("saved")
     distributed.barrier()
-    distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:6]), sys.argv[6])

@@ -1,4 +1,4 @@
-"""Story: ranks under torchrun die at random steps, others go on, and an epoch is exact all the same.
+"""Story: ranks die at random steps, others go on, and an epoch is exact all the same.
 
 What counts of an attempt is what it had received when it saved the state that the next one resumed from;
 the rest, a crash loses and the next attempt streams again.
@@ -7,14 +7,12 @@ the rest, a crash loses and the next attempt streams again.
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rank_host import RankFailed, RankHost
 from shardsets import Known, make_set
 from stream_rank import BATCHES, SAVE_EVERY
 
@@ -25,29 +23,6 @@ CELLS = sum(SIZES)
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
     return make_set(tmp_path_factory.mktemp("set"), SIZES)
-
-
-def stream(
-    known: Known, out: Path, attempt: int, ranks: int, killed: tuple[int, int, str]
-) -> subprocess.CompletedProcess[str]:
-    rank = Path(__file__).with_name("stream_rank.py")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return subprocess.run(
-        [
-            *launch,
-            f"--nproc-per-node={ranks}",
-            rank,
-            known.root,
-            out,
-            str(attempt),
-            *map(str, killed),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-    )
 
 
 def received(out: Path, attempt: int, batches: int | None) -> list[int]:
@@ -67,7 +42,7 @@ def state(out: Path) -> dict[str, Any] | None:
 
 
 def test_killed_ranks_and_other_worlds_lose_and_repeat_no_cell(
-    known: Known, tmp_path: Path
+    known: Known, tmp_path: Path, rank_host: RankHost
 ) -> None:
     rng = random.Random(2)
     worlds = (4, 2, 3)
@@ -83,12 +58,15 @@ def test_killed_ranks_and_other_worlds_lose_and_repeat_no_cell(
         if rng.random() < 0.3:
             killed = (0, SAVE_EVERY * rng.randint(2, 3), "saving")
         before = state(tmp_path)
-        done = stream(known, tmp_path, attempt, ranks, (-1, 0, "") if is_last else killed)
-        assert (done.returncode == 0) == is_last, done.stderr[-3000:]
-        if is_last:
-            seen += received(tmp_path, attempt, None)
-            continue
-        assert "Signal 9" in done.stderr, done.stderr[-3000:]
+        job = ("stream_rank:main", str(known.root), str(tmp_path), attempt)
+        with rank_host.team(ranks) as team:
+            if is_last:
+                team.run(*job, -1, 0, "")
+                seen += received(tmp_path, attempt, None)
+                continue
+            with pytest.raises(RankFailed) as e:
+                team.run(*job, *killed)
+        assert e.value.codes[killed[0]] == -9, e.value
         after = state(tmp_path)
         assert after is not None and after != before
         assert after["attempt"] == attempt and after["loader"]["epoch"] == 2

@@ -38,10 +38,10 @@ def nearest(
     Of codes with as many votes it is the least; of fewer than 10 train cells all vote. Vectors are unit
     vectors, and every pair is looked at.
     """
-    train_ND, out = train_ND.astype(np.float64), []
+    train_ND, out, k = train_ND.astype(np.float64), [], min(K, len(train_ND))
     for begin in range(0, len(cells_MD), _BLOCK):
         cosines_BN = cells_MD[begin : begin + _BLOCK].astype(np.float64) @ train_ND.T
-        voters_BK = codes_N[np.argsort(-cosines_BN, axis=1, kind="stable")[:, :K]]
+        voters_BK = codes_N[np.argpartition(-cosines_BN, k - 1, axis=1)[:, :k]]
         out += [int(np.bincount(votes).argmax()) for votes in voters_BK]
     return np.array(out, np.int64)
 

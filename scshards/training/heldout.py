@@ -109,7 +109,7 @@ class HeldOut:
                 f"the shard set has no split {VALID} to probe", where="evaluate.probe"
             )
         for name, cells in asked.sets.items():
-            self._sets[name] = self._named(f"evaluate.sets.{name}", cells)
+            self._sets[name] = self._named(f"evaluate.sets.{name}", cells, own.manifest.value_kind)
         self.cells = {name: one.loader.cells for name, one in self._sets.items()}
         self.notes = tuple(
             f"{name}: {one.n_other:,} cells of classes that the model does not know are left out"
@@ -163,15 +163,21 @@ class HeldOut:
             measure = IntegrationMetrics(once, t, self._here)
         return _Set(loader=once(), task=task, measure=measure, probe=probe, n_other=n_other)
 
-    def _named(self, at: str, asked: HeldOutSettings) -> _Set:
+    def _named(self, at: str, asked: HeldOutSettings, kind: str) -> _Set:
         """A set of the config; ConfigError when the model can't be scored on it."""
         root, t = asked.root or self._root, self._config.task
         where, shardset = f"{at}: {root}", ShardSet(root, self._options)
         shardset.shards(asked.split)  # refuses what is none, naming those that there are
         if not has_split(shardset, asked.split):
             raise ConfigError(f"the split {asked.split!r} has no cells", where=where)
-        conditions = self._config.collate.conditions
-        check_vocab(self._plan.vocab.to_dict(), conditions, shardset, where, self._root)
+        c = self._config.collate
+        check_vocab(self._plan.vocab.to_dict(), c.conditions, shardset, where, self._root)
+        if not c.has_bins and shardset.manifest.value_kind != kind:  # bins go by rank
+            raise ConfigError(
+                f"its values are {shardset.manifest.value_kind}, and the model is trained on {kind}",
+                where=where,
+                advice="pack the same kind of values, or train on bins (data.values)",
+            )
         names = self._plan.domains or self._plan.classes
         if t.needed is None or names is None:
             return self._set(root, asked.split, self._task)

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,10 @@ from finetune_support import FINE, pack_cells
 
 from scshards.applying.evaluate import evaluate_run
 from scshards.base.errors import ConfigError
+from scshards.cells.vocab import Vocab
 from scshards.model.scgpt import load_model
+from scshards.packing.options import PackOptions
+from scshards.packing.pack import pack
 from scshards.shards.manifest import Manifest
 from scshards.shards.shardset import ShardSet
 from scshards.training.config import TrainConfig
@@ -239,7 +243,7 @@ def test_a_run_that_goes_on_keeps_its_best_and_may_look_at_other_cells(cells, ot
 
 
 def test_what_an_evaluation_can_not_look_at_is_refused_before_anything_is_written(
-    cells, other, shards, tmp_path
+    cells, other, tmp_path
 ):
     def refused(match: str, *more: str) -> str:
         with pytest.raises(ConfigError, match=match) as e:
@@ -251,7 +255,10 @@ def test_what_an_evaluation_can_not_look_at_is_refused_before_anything_is_writte
     assert "choose one of loss, class_ce, accuracy, macro_f1" in said
     said = refused("'a/loss'", "evaluate.best_by=a/loss", "evaluate.sets.b.split=train", *PROBE)
     assert "knn_accuracy, knn_macro_f1, linear_accuracy" in said and "b/loss, b/masked_mse" in said
-    refused("another vocabulary", f"evaluate.sets.a.root={_renamed(other, tmp_path)}")
+    refused(
+        "another vocabulary",
+        f"evaluate.sets.a.root={_packed(other, tmp_path / 'renamed', first='H00')}",
+    )
     refused("no split 'tset'", "evaluate.sets.a.split=tset")
     refused("valid is the name of", "evaluate.sets.valid.split=train")
     refused("letters, digits", 'evaluate.sets={"a/b" = {split = "train"}}')
@@ -261,37 +268,26 @@ def test_what_an_evaluation_can_not_look_at_is_refused_before_anything_is_writte
     refused("holds numbers", "evaluate.probe=age")
     refused("at least two classes", "evaluate.probe=same")
     refused("only of evaluate.probe", "evaluate.probe_cells=7")
+    halved = _packed(other, tmp_path / "halved", factor=0.5, values="float")
+    refused("its values are float, and the model is trained on counts",
+            f"evaluate.sets.a.root={halved}", "data.values=log1p", "data.n_bins=0")  # fmt: skip
     strange = pack_cells(tmp_path / "strange", donors=("a", "z"))
     refused("not trained on these domains: z", *INTEGRATE, f"evaluate.sets.a.root={strange}")
     refused(
         "no label column 'donor'",
         *INTEGRATE,
-        f"evaluate.sets.a.root={_unlabelled(cells, tmp_path)}",
+        f"evaluate.sets.a.root={_packed(cells, tmp_path / 'unlabelled', obs=('kind',))}",
     )
 
 
-def _renamed(root: str, folder: Path) -> str:
-    """A copy of a shard set whose first gene is called otherwise."""
-    to = shutil.copytree(root, folder / "renamed")
-    vocab = ShardSet(root).vocab
-    text = json.dumps({("H00" if t == "G00" else t): i for t, i in vocab.to_dict().items()})
-    from scshards.cells.vocab import Vocab
-    from scshards.packing.options import PackOptions
-    from scshards.packing.pack import pack
-
-    shutil.rmtree(to)
-    tokens = Vocab.from_dict(json.loads(text), where="test")
-    options = PackOptions(obs=("kind", "donor"), valid_fraction=0.25, workers=1, min_match=0.5)
-    pack(str(Path(root).parent / "cells.h5ad"), str(to), tokens, options, progress=False)
-    return str(to)
-
-
-def _unlabelled(root: str, folder: Path) -> str:
-    from scshards.packing.options import PackOptions
-    from scshards.packing.pack import pack
-
-    to = str(folder / "unlabelled")
-    options = PackOptions(obs=("kind",), valid_fraction=0.25, workers=1)
-    source = str(Path(root).parent / "cells.h5ad")
-    pack(source, to, ShardSet(root).vocab, options, progress=False)
-    return to
+def _packed(root: str, to: Path, *, first: str = "G00", factor: float = 1.0, **options) -> str:
+    """The cells of a shard set packed anew: the first gene is called otherwise, values are scaled."""
+    file = anndata.read_h5ad(Path(root).parent / "cells.h5ad")
+    file.X = file.X * np.float32(factor)
+    file.var_names = [first, *file.var_names[1:]]
+    to.mkdir()
+    file.write_h5ad(to / "cells.h5ad")
+    asked = {"obs": ("kind", "donor"), "valid_fraction": 0.25, "workers": 1} | options
+    genes = Vocab.from_genes([*file.var_names])
+    pack(str(to / "cells.h5ad"), str(to / "shards"), genes, PackOptions(**asked), progress=False)
+    return str(to / "shards")

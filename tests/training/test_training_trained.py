@@ -23,7 +23,7 @@ from scshards.training.optim import make_optimizer, moments, update
 from scshards.training.parallel import unsharded
 from scshards.training.save.checkpoint import Checkpoints, TrainState, read_tensors
 from scshards.training.step import Stepper
-from scshards.training.trained import choose_trained
+from scshards.training.trained import choose_trained, keeps
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 TRUNK = ("encoder", "value_encoder", "transformer_encoder")
@@ -160,6 +160,20 @@ def test_adapters_need_weights_to_stand_beside_and_layers_to_be_in(shards, start
         config = small_config(f"task.start={start}", *LORA, more)
         with pytest.raises(ConfigError, match=said):
             train(shards, tmp_path / "run", config, shown=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "stay"),
+    [
+        ({}, False),
+        ({"lora_rank": 2}, True),
+        ({"freeze": ("encoder",)}, True),
+        ({"freeze": ("encoder.embedding",)}, True),
+        ({"freeze": ("encoder.enc_norm", "transformer_encoder")}, False),
+    ],
+)
+def test_tokens_that_stay_as_they_were_drawn_are_told_of(settings, stay):
+    assert keeps(OptimSettings(**settings), "encoder.embedding.weight") == stay
 
 
 def test_rates_fall_from_the_heads_down_as_in_beit():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
+import signal
+from pathlib import Path
 
 import pytest
 import torch
+from rank_host import RankFailed
 from train_support import small_model
 
 from scshards.base.errors import CheckpointError, StorageError
@@ -108,36 +110,32 @@ def test_the_last_k_and_every_nth_are_kept(tmp_path):
     assert [int(n[5:]) for n in complete(tmp_path / "b")] == [30, 60, 70]
 
 
-KILLED = """
-import os, sys
-sys.path[:0] = {folders!r}
-from test_training_checkpoint import save, Storage
-where, at = sys.argv[1], int(sys.argv[2])
-save(where, 1, keep_last=1)
-write, calls = Storage.write, []
-def killed(self, path, data):
-    write(self, path, data)
-    calls.append(path)
-    if len(calls) > at:
-        os.kill(os.getpid(), 9)
-Storage.write = killed
-remove = Storage.remove_tree
-def half(self, path):
-    os.unlink(self.local_path / path / "index.json")
-    os.kill(os.getpid(), 9)
-Storage.remove_tree = half
-save(where, 2, keep_last=1)
-"""
+def killed(folder: str, writes: int) -> None:
+    """Save twice, and die in the second save, after `writes` files of it or in what follows it."""
+    save(folder, 1, keep_last=1)
+    write, done = Storage.write, []
+
+    def dies(self, path, data):
+        write(self, path, data)
+        done.append(path)
+        if len(done) > writes:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def half(self, path):
+        (Path(self.local_path) / path / "index.json").unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Storage.write, Storage.remove_tree = dies, half
+    save(folder, 2, keep_last=1)
 
 
 @pytest.mark.parametrize(
     ("writes", "left"), [(0, 1), (2, 1), (9, 2)], ids=["data", "index", "removal"]
 )
-def test_a_run_that_is_killed_leaves_the_checkpoint_before(tmp_path, request, writes, left):
-    script = KILLED.format(folders=[str(request.path.parent), str(request.path.parents[1])])
-    line = [sys.executable, "-c", script, str(tmp_path), str(writes)]
-    done = subprocess.run(line, capture_output=True, timeout=600, check=False)
-    assert done.returncode == -9, done.stderr.decode()
+def test_a_run_that_is_killed_leaves_the_checkpoint_before(tmp_path, rank_host, writes, left):
+    with rank_host.team(1) as one, pytest.raises(RankFailed) as e:
+        one.run(f"{__name__}:killed", str(tmp_path), writes)
+    assert e.value.codes == [-9], e.value
     assert len(list(tmp_path.iterdir())) == 2, "the torn one must be there, under another name"
     assert complete(tmp_path) == [f"step-{left:08d}"]
     assert load(tmp_path, f"step-{left:08d}", trained(steps=0)).step == left

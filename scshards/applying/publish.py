@@ -29,7 +29,7 @@ from scshards.training.save.folder import RunFolder
 
 CARD = "README.md"
 
-_PATHS = frozenset({"start", "branch", "checkpoints", "cache_dir"})
+_PATHS = frozenset({"start", "branch", "checkpoints", "cache_dir", "root"})
 """Settings that are addresses."""
 
 
@@ -193,7 +193,8 @@ def _scores(run: RunFolder) -> str:
         parts.append(f"`scshards evaluate`, split {split}:\n\n{_figures(said)}")
     if lines:
         step = lines[-1]["step"]
-        parts.append(f"The valid split in training, at step {step:,}:\n\n{_figures(lines[-1])}")
+        what = f"In training, of the split valid and of sets by name, at step {step:,}"
+        parts.append(f"{what}:\n\n{_figures(lines[-1])}")
     return "\n\n".join(parts) or "There are none: nothing was evaluated."
 
 

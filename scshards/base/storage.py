@@ -379,9 +379,9 @@ def redact(url: str) -> str:
     return url if is_local(url) else url.partition("?")[0]
 
 
-def check_address(address: str | None, where: str) -> None:
+def check_address(address: str, where: str) -> None:
     """ConfigError for an address with a password or a signature in it: configs are written down."""
-    if address is not None and redact(address) != address:
+    if redact(address) != address:
         raise ConfigError(
             "an address in a config has no credentials and no query in it",
             where=f"{where}: {redact(address)}",

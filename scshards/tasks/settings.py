@@ -15,7 +15,6 @@ from typing import Literal
 
 from scshards.base.config import check
 from scshards.base.errors import ConfigError
-from scshards.base.storage import check_address
 
 TaskName = Literal["pretrain", "integrate", "annotate"]
 
@@ -80,7 +79,6 @@ class TaskSettings:
                     where=f"task.{key}",
                     advice=f"leave it out; it is for {' and '.join(tasks)}",
                 )
-        check_address(self.start, "task.start")
         for key in ("mvc", "zero", "prompt", "similarity", "adversary"):
             weight = f"{key}_weight"
             check(getattr(self, weight) >= 0, f"task.{weight}", "must be at least 0")

@@ -202,6 +202,7 @@ class TrainConfig:
         tables `base`; without these, with `task.start`, sizes and values are those of that checkpoint.
         """
         tables = override(read_toml(_file(file)) if file is not None else {}, settings)
+        _check_addresses(tables)
         if base is not None:
             length = {"steps", "epochs"}
             for name, old in base.items():
@@ -213,7 +214,6 @@ class TrainConfig:
         task = tables.get("task")
         start = task.get("start") if isinstance(task, dict) else None
         if isinstance(start, str):
-            check_address(start, "task.start")
             for name, found in tables_of(start).items():
                 if isinstance(stated := tables.get(name, {}), dict):
                     tables[name] = found | stated
@@ -267,6 +267,15 @@ class TrainConfig:
             where="data.lanes",
             advice=f"data.lanes={fit} fits; many world sizes divide 240",
         )
+
+
+def _check_addresses(tables: Any, at: str = "") -> None:
+    """ConfigError for an address with credentials: what a run is told is written down, many times."""
+    if isinstance(tables, Mapping):
+        for name, value in tables.items():
+            _check_addresses(value, f"{at}.{name}" if at else str(name))
+    elif isinstance(tables, str) and "://" in tables:
+        check_address(tables, at)
 
 
 def _file(given: str | Path) -> Path:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from scshards.base.config import check
-from scshards.base.storage import check_address
 
 VALID = "valid"
 """The split that every evaluation scores, and what it is called among held-out sets."""
@@ -132,7 +131,6 @@ class EvaluateSettings:
             )
             own = (cells.root, cells.split) == (None, VALID)
             check(not own, at, "these are the cells of valid: give another root or split")
-            check_address(cells.root, f"{at}.root")
             check("" not in (cells.root, cells.split), at, "root and split must not be empty")
         check(self.probe_cells >= 1, "evaluate.probe_cells", "must be at least 1")
         default = type(self).probe_cells
@@ -206,7 +204,6 @@ class RunSettings:
             "run.shard_ranks",
             'is for run.parallel="fsdp2"',
         )
-        check_address(self.checkpoints, "run.checkpoints")
         check(self.checkpoints != "", "run.checkpoints", "must not be empty; leave it out")
         check(len({*self.trackers}) == len(self.trackers), "run.trackers", "names one twice")
         check(

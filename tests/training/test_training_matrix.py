@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,47 @@ def of(parallel: str, code: str, kind: str) -> tuple[str, ...]:
     return (*COMMON, *settings, *RANKS[parallel], *CODE[code])
 
 
+TRACED = ("mask", "generate", "annotate")
+"""What is compiled in every run of the tests; compiling the others takes a minute: they are slow ones."""
+
+
+def is_slow(code: str, kind: str) -> bool:
+    return code == "compiled" and kind not in TRACED
+
+
+def cases() -> Iterator[Any]:
+    for parallel, code, kind in itertools.product(RANKS, CODE, KINDS):
+        marks = [pytest.mark.slow] if is_slow(code, kind) else []
+        yield pytest.param(parallel, code, kind, marks=marks, id=f"{parallel}-{code}-{kind}")
+
+
 @pytest.fixture(scope="module")
-def runs(shards, two_ranks, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("matrix")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("matrix")
+
+
+@pytest.fixture(scope="module")
+def runs(folder, shards, two_ranks) -> Path:
+    """All but what is slow."""
+    return train_all(folder, shards, two_ranks, slow=False)
+
+
+@pytest.fixture(scope="module")
+def slow_runs(runs, shards, two_ranks) -> Path:
+    return train_all(runs, shards, two_ranks, slow=True)
+
+
+def train_all(folder: Path, shards: str, two_ranks: Any, *, slow: bool) -> Path:
     what: dict[bool, list[tuple[str, tuple[str, ...]]]] = {False: [], True: []}
     for parallel, code, kind in itertools.product(RANKS, CODE, KINDS):
-        name = f"{parallel} {code} {kind}"
-        what[parallel == "alone"].append((str(folder / name), of(parallel, code, kind)))
-    what[False] += [(str(folder / name), (*COMMON, *s)) for name, s in NORM.items()]
+        if is_slow(code, kind) == slow:
+            name = f"{parallel} {code} {kind}"
+            what[parallel == "alone"].append((str(folder / name), of(parallel, code, kind)))
+    what[False] += [
+        (str(folder / name), (*COMMON, *s))
+        for name, s in NORM.items()
+        if name.endswith("compiled") == slow
+    ]
     assert train_worker.runs(shards, what[True], "aot_eager") == len(what[True]) * [""]
     said = two_ranks.run("train_worker:runs", shards, what[False], "aot_eager")
     assert said == 2 * [len(what[False]) * [""]]
@@ -103,20 +137,25 @@ def same(a: Path, b: Path, rel: float) -> None:
         torch.testing.assert_close(found[0], found[1], rtol=0, atol=rel)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("code", CODE)
-@pytest.mark.parametrize("parallel", RANKS)
+@pytest.mark.parametrize(("parallel", "code", "kind"), cases())
 def test_losses_are_those_of_one_process_that_runs_what_is_written(
-    runs: Path, parallel: str, code: str, kind: str
+    request: pytest.FixtureRequest, parallel: str, code: str, kind: str
 ) -> None:
+    runs = request.getfixturevalue("slow_runs" if is_slow(code, kind) else "runs")
     whole = "mask" if kind == "micro-batches" else kind
     rel = 1e-6 if code == "eager" else 1e-5
     same(runs / f"{parallel} {code} {kind}", runs / f"alone eager {whole}", rel)
 
 
-@pytest.mark.parametrize("name", NORM)
-def test_batch_norm_by_domain_is_the_same_under_shards_and_compiled(runs: Path, name: str) -> None:
-    same(runs / name, runs / next(iter(NORM)), 1e-6 if name.endswith("eager") else 1e-5)
+def test_batch_norm_by_domain_is_the_same_under_shards(runs: Path) -> None:
+    ddp, fsdp2 = (runs / name for name in NORM if name.endswith("eager"))
+    same(fsdp2, ddp, 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NORM if name.endswith("compiled")])
+def test_batch_norm_by_domain_is_the_same_compiled(slow_runs: Path, name: str) -> None:
+    same(slow_runs / name, slow_runs / next(iter(NORM)), 1e-5)
 
 
 @needs_compiler

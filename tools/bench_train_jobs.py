@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import itertools
 import json
 import os
@@ -32,7 +32,10 @@ def ours(root: str, settings: list[str], window: int, windows: int) -> Figures:
 
     It is run by other checkouts too, older ones among them, which had it all in one folder.
     """
-    new = importlib.util.find_spec("scshards.training") is not None
+    import scshards
+
+    # An editable install would find what the other checkout does not have.
+    new = (Path(scshards.__file__).parent / "training").is_dir()
     names = ("training.config", "training.loop", "training.log.metrics")
     if not new:
         names = ("train.config", "train.loop", "train.metrics")

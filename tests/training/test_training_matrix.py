@@ -137,7 +137,7 @@ def same(a: Path, b: Path, rel: float) -> None:
         torch.testing.assert_close(found[0], found[1], rtol=0, atol=rel)
 
 
-@pytest.mark.parametrize(("parallel", "code", "kind"), cases())
+@pytest.mark.parametrize(("parallel", "code", "kind"), [*cases()])
 def test_losses_are_those_of_one_process_that_runs_what_is_written(
     request: pytest.FixtureRequest, parallel: str, code: str, kind: str
 ) -> None:

@@ -166,13 +166,15 @@ def _replayed(
     with loader:
         batch = next(iter(loader))
     task = plan.task(model.to(here.device)).eval()
-    losses = [_loss(task, piece, here) for piece in cut(batch, 1)]
+    pieces = list(cut(batch, 1))
+    losses = [_loss(task, piece, here) for piece in pieces]
+    tokens = [padded_tokens(piece) for piece in pieces]
     return Replay(
         step=step,
         epoch=epoch,
         weights_of=taken,
         criterion=task.criterion,
-        cells=_cells(loader, batch, losses),
+        cells=_cells(loader, batch, tokens, losses),
     )
 
 
@@ -193,12 +195,11 @@ def _loss(task: Task, piece: AnyBatch, here: Ranks) -> float | None:
 
 
 def _cells(
-    loader: CellLoader, batch: AnyBatch, losses: list[float | None]
+    loader: CellLoader, batch: AnyBatch, tokens: list[int], losses: list[float | None]
 ) -> tuple[ReplayedCell, ...]:
     names = [s.name for s in loader.sources]
     assert isinstance(batch.labels, Labels)
     labels = {c: batch.labels.text(c) for c in batch.labels}
-    pieces = list(cut(batch, 1))
     sources, rows = split_keys(batch.key.numpy())
     found = [
         ReplayedCell(
@@ -206,7 +207,7 @@ def _cells(
             source=names[sources[i]],
             row=int(rows[i]),
             labels={c: texts[i] for c, texts in labels.items()},
-            tokens=padded_tokens(pieces[i]),
+            tokens=tokens[i],
             loss=losses[i],
         )
         for i, key in enumerate(batch.cell_keys)

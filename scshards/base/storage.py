@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from scshards.base.access import Access
-from scshards.base.errors import ConfigError, MissingDataError, OutputExistsError, StorageError
+from scshards.base.errors import MissingDataError, OutputExistsError, StorageError
 from scshards.base.files import TEMPORARY, publish
 from scshards.base.remote import answer_of, translated, version
 from scshards.base.retry import Requests
@@ -377,16 +377,6 @@ def redact(url: str) -> str:
     # A secret may hold slashes. `user:` at the front gives it away, unless a port stands there.
     url = re.sub(r"(://)[^/@:]+:(?!\d+/)[^@]*@", r"\1", url)
     return url if is_local(url) else url.partition("?")[0]
-
-
-def check_address(address: str, where: str) -> None:
-    """ConfigError for an address with a password or a signature in it: configs are written down."""
-    if redact(address) != address:
-        raise ConfigError(
-            "an address in a config has no credentials and no query in it",
-            where=f"{where}: {redact(address)}",
-            advice="leave them to the environment: AWS_* variables, or a profile",
-        )
 
 
 def name_of(url: str) -> str:

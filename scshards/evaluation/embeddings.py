@@ -26,6 +26,7 @@ from scshards.evaluation.integration import (
 from scshards.ranks.ranks import Ranks
 from scshards.streaming.loader import CellLoader
 from scshards.tasks.base import Task
+from scshards.tasks.labels import having
 from scshards.tasks.settings import TaskSettings
 
 NOTHING_HIDDEN = {"objective": "none", "mask_ratio": None, "exact_mask": False}
@@ -86,7 +87,7 @@ class IntegrationMetrics:
         need_sklearn()
         assert task.domain is not None
         self._ranks, self._label, self._domain = ranks, task.label, task.domain
-        known = " and ".join(f"`{c}` == `{c}`" for c in (task.label, task.domain) if c)
+        known = having(task.label, task.domain)
 
         def whole(take: int | None = None, **collate: Any) -> CellLoader:
             choose = {"where": known, "take": take}

@@ -19,6 +19,7 @@ from scshards.ranks.ranks import Ranks
 from scshards.streaming.loader import CellLoader
 from scshards.tasks.base import Task
 from scshards.tasks.confusion import Confusion
+from scshards.tasks.labels import having
 
 K = 10
 """Neighbours that vote."""
@@ -99,7 +100,7 @@ class Probe:
         ranks: Ranks,
     ) -> None:
         self._label, self._names, self._ranks = label, names, ranks
-        known = " and ".join(f"`{c}` == `{c}`" for c in dict.fromkeys((label, needed)) if c)
+        known = having(label, needed)
 
         def some(split: str) -> CellLoader:
             def made(take: int | None) -> CellLoader:

@@ -38,6 +38,12 @@ class Column:
     missing: int
 
 
+def having(*columns: str | None) -> str:
+    """The filter of cells that have a value in each of these columns, those that are None left out."""
+    # A missing value equals nothing, itself neither.
+    return " and ".join(f"`{c}` == `{c}`" for c in dict.fromkeys(columns) if c)
+
+
 def column(shardset: ShardSet, name: str, option: str, split: str = "train") -> Column:
     """A label column of categories, counted over a split.
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from scshards.base.config import build, check, override, read_toml
 from scshards.base.errors import ConfigError
 from scshards.base.records import Damaged, Form, from_tree, shown, to_tree
-from scshards.base.storage import check_address
+from scshards.base.storage import redact
 from scshards.base.text import did_you_mean
 from scshards.model.config import ModelSettings
 from scshards.model.scgpt import tables_of
@@ -274,8 +274,12 @@ def _check_addresses(tables: Any, at: str = "") -> None:
     if isinstance(tables, Mapping):
         for name, value in tables.items():
             _check_addresses(value, f"{at}.{name}" if at else str(name))
-    elif isinstance(tables, str) and "://" in tables:
-        check_address(tables, at)
+    elif isinstance(tables, str) and "://" in tables and redact(tables) != tables:
+        raise ConfigError(
+            "an address in a config has no credentials and no query in it",
+            where=f"{at}: {redact(tables)}",
+            advice="leave them to the environment: AWS_* variables, or a profile",
+        )
 
 
 def _file(given: str | Path) -> Path:

@@ -14,6 +14,7 @@ from scshards.ranks.ranks import Ranks
 from scshards.shards.shardset import ShardSet
 from scshards.streaming.loader import CellLoader
 from scshards.streaming.order.options import ChoiceOptions
+from scshards.tasks.labels import having
 from scshards.training.config import TrainConfig
 
 VALID_SEED = 0
@@ -93,7 +94,7 @@ def _where(config: TrainConfig, own: str | None = None) -> str | None:
     needed = config.task.needed
     if needed is None:
         return own
-    known = f"`{needed}` == `{needed}`"  # a missing value equals nothing, itself neither
+    known = having(needed)
     return known if own is None else f"({own}) and {known}"
 
 

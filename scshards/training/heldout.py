@@ -154,10 +154,7 @@ class HeldOut:
     def _set(
         self, root: str, split: str, task: Task, probe: Probe | None = None, n_other: int = 0
     ) -> _Set:
-        t, options = self._config.task, {"storage_options": self._options}
-        once = partial(
-            once_loader, root, self._config, self._here, split, self._batch_size, **options
-        )
+        t, once = self._config.task, partial(self._once, root, split)
         measure = None
         if t.metric_cells and t.name == "integrate":
             measure = IntegrationMetrics(once, t, self._here)
@@ -191,19 +188,17 @@ class HeldOut:
         )
         return self._set(root, asked.split, task, n_other=other)
 
+    def _once(self, root: str, split: str, **other: Any) -> CellLoader:
+        options = {"storage_options": self._options, **other}
+        return once_loader(root, self._config, self._here, split, self._batch_size, **options)
+
     def _probe(self, own: ShardSet) -> Probe | None:
         asked, t = self._config.evaluate, self._config.task
         if asked.probe is None:
             return None
         labels = column(own, asked.probe, "evaluate.probe")
         check_several(labels, "classes", "evaluate.probe", own)
-
-        def some(split: str, **other: Any) -> CellLoader:
-            options = {"storage_options": self._options, **other}
-            return once_loader(
-                self._root, self._config, self._here, split, self._batch_size, **options
-            )
-
+        some = partial(self._once, self._root)
         return Probe(some, labels.name, labels.names, t.needed, asked.probe_cells, self._here)
 
 

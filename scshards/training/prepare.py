@@ -76,14 +76,9 @@ class Run:
     log: MetricsLog
     notes: tuple[str, ...]
 
-    def tensors(self, *, shared: bool = False) -> dict[str, Tensor]:
-        """What a checkpoint holds of this rank; buffers, which ranks may differ in, are the first one's.
-
-        With `shared` they are every rank's: it is read into them.
-        """
-        return _tensors(
-            self.model, self.optimizer, self.average, shared=shared or self.here.is_main
-        )
+    def tensors(self) -> dict[str, Tensor]:
+        """What this rank saves; buffers, which ranks may differ in, are the first one's."""
+        return _tensors(self.model, self.optimizer, self.average, shared=self.here.is_main)
 
     def judged(self) -> AbstractContextManager[None]:
         """The model has the weights that evaluations, and so `best_model.pt`, take."""
@@ -158,7 +153,7 @@ def prepared(
 
     # Resume: every rank looks at RUN before the first one writes there; nobody else does meanwhile.
     here.first(lambda: stack.enter_context(run.lock()))
-    changed = run.check(config)
+    changed = run.check(config)  # it may have been another's since
     checkpoints = stack.enter_context(
         Checkpoints(
             every.checkpoints or run.checkpoints,

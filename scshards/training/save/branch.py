@@ -22,7 +22,7 @@ from scshards.training.save.folder import RunFolder
 _FIXED = {
     *("run.seed", "optim.name", "optim.ema", "optim.freeze"),
     *("optim.lora_rank", "optim.lora_alpha", "optim.lora_feed_forward"),
-    *("task.name", "task.objective"),
+    *("task.name", "task.objective", "task.start"),
     *("task.label", "task.domain", "task.domain_norm", "task.domain_labels"),
     *("optim.lora_rank", "optim.lora_alpha", "optim.lora_feed_forward"),
 }

@@ -1,4 +1,4 @@
-"""Small batches, models and configs for the tests of the train floor and the processes they start."""
+"""Small batches, models and configs for the tests of training and the processes they start."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Apply a model to all cells of an input, on any number of processes, and publish an h5ad file of it.
 
-    input --apply_cells--> batches --compute--> rows, in a file of each rank --apply_output--> h5ad
+    input --cells--> batches --compute--> rows, in a file of each rank --output--> h5ad
 
 Each rank takes a stretch of the cells. The bytes of the result are the same for any number of ranks,
 threads and cells in a batch, because none of them has a say in a forward pass: on CPU each cell is

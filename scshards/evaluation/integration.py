@@ -8,7 +8,7 @@
 
 These are scib's (Luecken et al., 2022, doi 10.1038/s41592-021-01336-8), but for the clustering: scib
 takes Leiden's, at the resolution with the best NMI. Pure functions of arrays. Called by
-integration_cells and tools.
+evaluation.embeddings.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Started plainly there is one rank and no process group. Under torchrun gradients are averaged through
 gloo on CPU and nccl on CUDA; what `Ranks` itself sends is a handful of numbers on the CPU, always
 through gloo, so that agreeing never waits for a GPU. It waits as long as the others work; ranks.watch
-ends it when one of them fails. Called by the loop, evaluate and the baselines.
+ends it when one of them fails. Called by training, evaluation and applying.
 """
 
 from __future__ import annotations

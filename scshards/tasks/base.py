@@ -4,8 +4,8 @@
     loss of a step = sum over terms of weight * sum / count, over all micro-batches and ranks
 
 Sums and counts, never means: they add up over micro-batches and ranks. A task is what is wrapped for
-several ranks, so that all forward passes of a step happen in one. tasks_pretrain and tasks_finetune
-have the tasks; tasks_setup makes the one that a config asks for. Called by step and evaluate.
+several ranks, so that all forward passes of a step happen in one. pretrain and finetune
+have the tasks; make makes the one that a config asks for. Called by step and evaluate.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Fine-tuning: cells of different domains made to look alike (`integrate`), classes (`annotate`).
 
-Called by tasks_setup.
+Called by tasks.make.
 """
 
 from __future__ import annotations

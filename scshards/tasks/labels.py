@@ -1,6 +1,6 @@
 """Label columns of a shard set as classes or domains: which there are, how many cells each has.
 
-Called by tasks_setup and evaluate.
+Called by tasks, evaluation, training and applying.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Pretraining: values that are masked are predicted (`mask`), or those of unknown genes (`generate`).
 
-Called by tasks_setup; tasks_finetune builds on MaskTask.
+Called by tasks.make; tasks.finetune builds on MaskTask.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The loaders of a run: the training stream, and a split read once in a fixed order.
 
-Called by the loop and applying.evaluate.
+Called by prepare, heldout, the loop, applying.evaluate and applying.replay.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The optimizer and its learning rate: fused Adam or AdamW, and a pure function of the step.
 
-Nothing of the schedule is ever saved: step and settings say it all. Called by the loop and the step.
+Nothing of the schedule is ever saved: step and settings say it all. Called by prepare and the step.
 """
 
 from __future__ import annotations

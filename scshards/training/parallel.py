@@ -5,7 +5,7 @@
 
 DDP keeps all weights, gradients and moments on each rank and sums gradients; FSDP2 (fully_shard) keeps
 a share of each and gathers a layer's weights when it is computed. Both average gradients over ranks.
-Called by the loop and the step.
+Called by prepare, the loop and the step.
 """
 
 from __future__ import annotations

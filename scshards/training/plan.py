@@ -2,7 +2,7 @@
 
     config, shard set --look--> labels, sizes, what a person should know --build--> model, task
 
-Called by the loop.
+Called by prepare and applying.replay.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     optim.lora_rank     adapters in the layers and the heads; what makes an embedding is frozen
     optim.layer_decay   lower rates further away from the heads
 
-Called by prepare, optim and the step.
+Called by prepare, plan, optim, the step and applying.replay.
 """
 
 from __future__ import annotations

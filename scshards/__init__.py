@@ -13,6 +13,7 @@ from scshards._version import __version__ as __version__
 if TYPE_CHECKING:
     from scshards.base.errors import ScshardsError as ScshardsError
     from scshards.cells.batch import Batch as Batch
+    from scshards.cells.batch import CountsBatch as CountsBatch
     from scshards.cells.batch import GenerateBatch as GenerateBatch
     from scshards.cells.batch import PackedBatch as PackedBatch
     from scshards.cells.vocab import Vocab as Vocab
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from scshards.streaming.loader import CellLoader as CellLoader
     from scshards.streaming.order.options import ChoiceOptions as ChoiceOptions
     from scshards.streaming.read.options import ReadOptions as ReadOptions
+    from scshards.streaming.variable import VariableGenes as VariableGenes
+    from scshards.streaming.variable import variable_genes as variable_genes
 
 _HOME = {
     "Batch": "cells.batch",
@@ -44,6 +47,7 @@ _HOME = {
     "CellLoader": "streaming.loader",
     "ChoiceOptions": "streaming.order.options",
     "CollateOptions": "streaming.collate.options",
+    "CountsBatch": "cells.batch",
     "ExportOptions": "exporting.options",
     "GenerateBatch": "cells.batch",
     "PackOptions": "packing.options",
@@ -53,6 +57,7 @@ _HOME = {
     "ReshardOptions": "packing.options",
     "ScshardsError": "base.errors",
     "ShardSet": "shards.shardset",
+    "VariableGenes": "streaming.variable",
     "Vocab": "cells.vocab",
     "append": "packing.pack",
     "build_vocab": "sources.vocabulary",
@@ -62,6 +67,7 @@ _HOME = {
     "pack": "packing.pack",
     "plan_pack": "packing.dry_run",
     "reshard": "packing.reshard",
+    "variable_genes": "streaming.variable",
     "verify": "packing.verify.whole",
 }
 

@@ -40,6 +40,9 @@ finish.mask_rows          i8[] i8[] i4[,] i8[] i8 u8 MaskRules u8[] i4[] f4[]
 finish.split_rows         i8[] i8[] i4[,] i8[] i8 u8 SplitRules u8[] i4[] f4[]
                           i4[,] f4[,] b1[,] i4[,] f4[,] b1[,]
 finish.mark_genes         i8[] i8[] i8[] i8 u8 f8 i8 u8[] b1[]
+counts.read_counts        u1[r] i8[,] CountRules i4[] CountScratch u2[] u2[] i8[] i8[]
+counts.read_counts        u1[r] i8[,] CountRules i4[] CountScratch i4[] u2[] i8[] i8[]
+counts.tally              i4[] u2[] u2[] b1[] u4[,] i8[] i8[]
 store.put                 u1[] i8[] i8[] i8[] i8[,] i8 u1[] i8[] i8[] i8[]
                           i8[] i8[,] i8[] i8[] i8[] i8[]
 store.free                i8[] i8[] i8[] i8[] i8[]
@@ -102,6 +105,13 @@ _TUPLES: dict[str, Any] = {
     "CellRules": _rules,
     "DrawKeys": lambda: DrawKeys(*[np.uint64(0)] * 4),
     "Scratch": lambda: new_scratch(_rules(), 1),
+    "CountRules": lambda: (0, 0, True),
+    "CountScratch": lambda: (
+        np.zeros(1, np.int32),
+        np.zeros(1, np.uint16),
+        np.zeros(1, np.uint16),
+        np.zeros(1, np.uint64),
+    ),
     "Scale": lambda: (0.0, False),
     "MaskRules": lambda: MaskRules(0, 0.0, False, 0, 0.0, 0.0, 0.0),
     "SplitRules": lambda: SplitRules(0.0, 0, 0, 0.0, 0.0),

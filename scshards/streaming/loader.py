@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Annotated, Any, Never, NoReturn
@@ -22,10 +22,11 @@ from scshards.base.config import Options
 from scshards.base.errors import ConfigError, FormatError
 from scshards.base.progress import counted
 from scshards.base.records import Count, Damaged, Form, Positive, shown
+from scshards.cells.batch import CellBatch
 from scshards.cells.vocab import Vocab
 from scshards.shards.shardlist import ShardList
 from scshards.streaming.blockstream import BlockStream, Pass
-from scshards.streaming.collate.batches import AnyBatch, Collator
+from scshards.streaming.collate.make import collator_of
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.collate.packing import cells_per_batch
 from scshards.streaming.mix.blocks import Block
@@ -64,9 +65,9 @@ class _Own(Options):
 class CellLoader(BlockStream):
     """Streams a split of a shard set; iterating yields the batches of `cells.batch`.
 
-    `Batch`; with CollateOptions(objective="generate") `GenerateBatch`, with tokens_per_batch
-    `PackedBatch`, with device_collate `RaggedBatch` (streaming.collate.device), which `to(device)` makes
-    one of these.
+    `Batch`; with CollateOptions(objective="generate") `GenerateBatch`, with objective="counts"
+    `CountsBatch`, with tokens_per_batch `PackedBatch`, with device_collate `RaggedBatch`
+    (streaming.collate.device), which `to(device)` makes one of the first two.
 
     Parameters
     ----------
@@ -163,7 +164,7 @@ class CellLoader(BlockStream):
         )
         self._own, self._transform = own, transform
         self.options: dict[str, Options] = {"choose": choose, "collate": collate, "read": read}
-        self._collator = Collator(
+        self._collator = collator_of(
             collate, shards.vocab, shards.value_kind, own.seed, shards.labels,
             pin_memory=read.pin_memory,
         )  # fmt: skip
@@ -194,6 +195,11 @@ class CellLoader(BlockStream):
         """The tokens of all batches: the shard set's, and those of conditions that it lacks."""
         return self._collator.vocab
 
+    @property
+    def genes(self) -> tuple[str, ...]:
+        """The gene of each column of a batch of objective="counts"; of other batches, none."""
+        return self._collator.genes
+
     def __repr__(self) -> str:
         """What a person wants to know: what is read by whom, and options that are not as by default."""
         ranks = counted(self.world_size, "ranks")
@@ -223,7 +229,7 @@ class CellLoader(BlockStream):
         made = self._made(block, wanted)
         return made if self._transform is None else map(self._transform, made)
 
-    def _made(self, block: Block, wanted: range) -> Iterator[AnyBatch]:
+    def _made(self, block: Block, wanted: range) -> Iterator[CellBatch]:
         """These batches; those that lie next to each other at once if they can."""
         at_once = _AT_ONCE if wanted.step == 1 and self._collator.makes_several else 1
         for begin in range(0, len(wanted), at_once):
@@ -239,7 +245,7 @@ class CellLoader(BlockStream):
                 for i in some:
                     yield from self._collate(block, i, 1)
 
-    def _collate(self, block: Block, first: int, batches: int) -> list[AnyBatch]:
+    def _collate(self, block: Block, first: int, batches: int) -> Sequence[CellBatch]:
         """So many batches of a block, from one on."""
         rows = slice(first * self.batch_size, (first + batches) * self.batch_size)
         of, sizes = block.cells, block.cells.sizes[rows]

@@ -16,7 +16,7 @@ from typing import Any
 from scshards.base.config import Options
 from scshards.base.errors import ConfigError
 from scshards.base.text import did_you_mean
-from scshards.streaming.collate.options import CollateOptions
+from scshards.streaming.collate.options import DIGESTS, CollateOptions
 from scshards.streaming.order.options import ChoiceOptions
 from scshards.streaming.read.options import ReadOptions
 
@@ -92,11 +92,13 @@ def renewed(state: Mapping[str, Any]) -> dict[str, Any]:
 def _renewed(
     cls: type[ChoiceOptions] | type[CollateOptions], table: Mapping[str, Any]
 ) -> dict[str, Any]:
-    names = cls().state()
+    # A digest says nothing of what it is of.
+    names = [name for name in cls().state() if name not in DIGESTS]
     try:
-        return cls(**{name: table[name] for name in names if name in table}).state()
+        new = cls(**{name: table[name] for name in names if name in table}).state()
     except ConfigError:
         return {}
+    return {k: v for k, v in new.items() if k in names or k not in table}
 
 
 def _written(name: str, value: Any) -> str:

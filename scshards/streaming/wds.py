@@ -31,12 +31,12 @@ from scshards.base import seeds
 from scshards.base.errors import ConfigError, FormatError
 from scshards.base.threads import Stop
 from scshards.base.where import parse
-from scshards.cells.batch import KEY_ROW_BITS
+from scshards.cells.batch import KEY_ROW_BITS, CellBatch
 from scshards.cells.tokenizer import ValueKind
 from scshards.shards.members import EXTENSION, decode_cell, decode_labels
 from scshards.shards.shardlist import ShardList
 from scshards.shards.shardset import ShardSet
-from scshards.streaming.collate.batches import AnyBatch, Collator
+from scshards.streaming.collate.make import collator_of
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.collate.packing import cells_per_batch
 from scshards.streaming.dataset import SharedEpoch, decoded
@@ -305,12 +305,14 @@ class Collate:
         """Let the next iteration be of this epoch: other masks and samples."""
         self._epochs.set(epoch)
 
-    def __call__(self, data: Iterable[Sample]) -> Iterator[AnyBatch]:
+    def __call__(self, data: Iterable[Sample]) -> Iterator[CellBatch]:
         # A collator has locks and threads' scratch space: each process makes its own.
         shardset = ShardSet(self._root, self._storage_options)
         manifest = shardset.manifest
         columns = manifest.labels
-        collator = Collator(self._options, shardset.vocab, manifest.value_kind, self._seed, columns)
+        collator = collator_of(
+            self._options, shardset.vocab, manifest.value_kind, self._seed, columns
+        )
         epoch = self._epochs.begin()
         position = 0
         for samples in _some(data, self._batch_size):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from scshards.base import seeds
 from scshards.base.errors import FormatError
-from scshards.cells.batch import Labels, key_text
+from scshards.cells.batch import CellBatch, Labels, key_text
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
 from scshards.kernels import cells as kernels
@@ -76,8 +77,14 @@ class Cells(NamedTuple):
         return self.read.keys
 
 
-class CollatorBase:
-    """Options, vocabulary, scratch space and buffers of a Collator; see there."""
+class CollatorBase(ABC):
+    """What a collator of any objective has: options, labels, and buffers for batches."""
+
+    makes_several = False
+    """Whether several batches can be made at once."""
+
+    genes: tuple[str, ...] = ()
+    """The genes that are columns of a batch, where it has columns."""
 
     def __init__(
         self,
@@ -89,9 +96,97 @@ class CollatorBase:
         pin_memory: bool | None,
     ) -> None:
         options.check_kind(kind)
-        self.options = options
+        self.options, self.vocab = options, vocab
+        self._seed = seed
         self._labels = dict(labels or {})
         self._categories = {name: info.categories for name, info in self._labels.items()}
+        self._local = threading.local()
+        self._pinned = pinned_memory(pin_memory)
+        self._buffers = self._pinned or BufferPool()
+
+    @abstractmethod
+    def collate(
+        self,
+        read: CellBytes,
+        epoch: int,
+        position: int = 0,
+        copies: NDArray[np.int64] | None = None,
+        batches: int = 1,
+    ) -> Sequence[CellBatch]:
+        """So many batches of as many cells each: see Collator.collate."""
+
+    def _measured(self, read: CellBytes) -> tuple[CellBytes, NDArray[np.bool_], NDArray[np.int64]]:
+        """The members, which rows hold a cell (bool [B]), and where their parts are: `Cells.fields`."""
+        read = dataclasses.replace(read, data=read_only(read.data))
+        is_cell = read.sizes > 0
+        fields = np.zeros((len(read.keys), MEMBER_FIELDS), np.int64)
+        status = np.zeros(len(read.keys), np.int64)
+        measure_members(read.data, read.starts, read.sizes, fields, status)
+        if status.any():
+            for bad in np.flatnonzero((status != OK) & is_cell):
+                self._check((int(status[bad]), int(bad)), read.keys)
+        return read, is_cell, fields
+
+    def _about(
+        self, read: CellBytes, is_cell: NDArray[np.bool_], batches: int = 1
+    ) -> Iterator[dict[str, Any]]:
+        """key, labels and weight of each of so many batches that the cells make."""
+        columns = []
+        for j, info in enumerate(self._labels.values()):
+            column = read.labels[:, j]
+            if info.kind == "number":
+                column = np.where(is_cell, column.view(np.float64), np.nan)
+            columns.append(self._kept(column))
+        all_of_it = [torch.from_numpy(read.keys.copy()), self._kept(is_cell.astype(np.float32))]
+        rows = len(is_cell) // batches
+        for key, weight, *labels in zip(
+            *(x.split(rows) for x in [*all_of_it, *columns]), strict=True
+        ):
+            named = dict(zip(self._labels, labels, strict=True))
+            yield {"key": key, "labels": Labels(named, self._categories), "weight": weight}
+
+    def _kept(self, array: NDArray[Any]) -> torch.Tensor:
+        """A small array as a tensor that shares no memory with it."""
+        if self._pinned is None:
+            return torch.from_numpy(array.copy())
+        memory = self._pinned.take(array.nbytes).view(array.dtype).reshape(array.shape)
+        memory[...] = array
+        return as_tensor(memory)
+
+    def _outputs(self, shapes: list[tuple[int, int]], kinds: list[Any]) -> list[NDArray[Any]]:
+        """Arrays of these shapes and kinds, in one buffer of the pool."""
+        used = [r * c * np.dtype(k).itemsize for (r, c), k in zip(shapes, kinds, strict=True)]
+        starts = np.cumsum([0, *(-(-n // 64) * 64 for n in used)]).tolist()
+        buffer = self._buffers.take(starts[-1])
+        return [
+            buffer[a : a + n].view(kind).reshape(shape)
+            for a, n, kind, shape in zip(starts, used, kinds, shapes, strict=False)
+        ]
+
+    def _check(self, result: tuple[int, int], keys: NDArray[np.int64]) -> None:
+        status, member = result
+        if status != OK:
+            key = int(keys[member])
+            raise FormatError(
+                STATUS[status],
+                where=f"cell {key_text(key)}",
+                advice="run scshards verify on the shard set",
+            )
+
+
+class TokenCollator(CollatorBase):
+    """Tokens and values of cells, as scGPT has them: what all kinds of its batches share."""
+
+    def __init__(
+        self,
+        options: CollateOptions,
+        vocab: Vocab,
+        kind: ValueKind,
+        seed: int,
+        labels: Mapping[str, LabelInfo] | None,
+        pin_memory: bool | None,
+    ) -> None:
+        super().__init__(options, vocab, kind, seed, labels, pin_memory)
         self._leads = LeadTokens(vocab, options.conditions, self._labels)
         self.vocab = self._leads.vocab
         self._pad_id = vocab.pad_id
@@ -106,25 +201,15 @@ class CollatorBase:
         )
         self._scale = (float(options.target_sum or 0), options.values == "log1p")
         self._gene_ids = gene_ids(vocab)
-        self._seed, self._packed_tokens = seed, options.tokens_per_batch
+        self._packed_tokens = options.tokens_per_batch
         self._epoch_keys: tuple[int, kernels.DrawKeys] | None = None
-        self._local = threading.local()
-        self._pinned = pinned_memory(pin_memory)
-        self._buffers = self._pinned or BufferPool()
 
     def _cells(
         self, read: CellBytes, epoch: int, position: int, copies: NDArray[np.int64] | None
     ) -> Cells:
         """The cells of a batch; parameters as of Collator.collate."""
-        read = dataclasses.replace(read, data=read_only(read.data))
-        is_cell, keys = read.sizes > 0, read.keys
-        fields = np.zeros((len(keys), MEMBER_FIELDS), np.int64)
-        status = np.zeros(len(keys), np.int64)
-        measure_members(read.data, read.starts, read.sizes, fields, status)
-        if status.any():
-            for bad in np.flatnonzero((status != OK) & is_cell):
-                self._check((int(status[bad]), int(bad)), keys)
-        n_genes = fields[:, 0].copy()
+        read, is_cell, fields = self._measured(read)
+        keys, n_genes = read.keys, fields[:, 0].copy()
         rules = self._rules
         if self._packed_tokens is not None:
             rules = self._packed_rules(n_genes, is_cell, self._packed_tokens)
@@ -227,41 +312,6 @@ class CollatorBase:
         draw = seeds.draws(seeds.key(self._seed, "ratio", epoch), np.array([position]))[0]
         return ratios[int(draw >> np.uint64(32)) * len(ratios) >> 32]
 
-    def _about(self, cells: Cells, batches: int = 1) -> Iterator[dict[str, Any]]:
-        """key, labels and weight of each of so many batches that the cells make."""
-        is_cell = cells.is_cell
-        columns = []
-        for j, info in enumerate(self._labels.values()):
-            column = cells.read.labels[:, j]
-            if info.kind == "number":
-                column = np.where(is_cell, column.view(np.float64), np.nan)
-            columns.append(self._kept(column))
-        all_of_it = [torch.from_numpy(cells.keys.copy()), self._kept(is_cell.astype(np.float32))]
-        rows = len(is_cell) // batches
-        for key, weight, *labels in zip(
-            *(x.split(rows) for x in [*all_of_it, *columns]), strict=True
-        ):
-            named = dict(zip(self._labels, labels, strict=True))
-            yield {"key": key, "labels": Labels(named, self._categories), "weight": weight}
-
-    def _kept(self, array: NDArray[Any]) -> torch.Tensor:
-        """A small array as a tensor that shares no memory with it."""
-        if self._pinned is None:
-            return torch.from_numpy(array.copy())
-        memory = self._pinned.take(array.nbytes).view(array.dtype).reshape(array.shape)
-        memory[...] = array
-        return as_tensor(memory)
-
-    def _outputs(self, shapes: list[tuple[int, int]], kinds: list[Any]) -> list[NDArray[Any]]:
-        """Arrays of these shapes and kinds, in one buffer of the pool."""
-        used = [r * c * np.dtype(k).itemsize for (r, c), k in zip(shapes, kinds, strict=True)]
-        starts = np.cumsum([0, *(-(-n // 64) * 64 for n in used)]).tolist()
-        buffer = self._buffers.take(starts[-1])
-        return [
-            buffer[a : a + n].view(kind).reshape(shape)
-            for a, n, kind, shape in zip(starts, used, kinds, shapes, strict=False)
-        ]
-
     def _draw_keys(self, epoch: int) -> kernels.DrawKeys:
         known = self._epoch_keys
         if known is None or known[0] != epoch:
@@ -269,16 +319,6 @@ class CollatorBase:
             keys = (np.uint64(seeds.key(self._seed, name, epoch)) for name in names)
             self._epoch_keys = known = (epoch, kernels.DrawKeys(*keys))
         return known[1]
-
-    def _check(self, result: tuple[int, int], keys: NDArray[np.int64]) -> None:
-        status, member = result
-        if status != OK:
-            key = int(keys[member])
-            raise FormatError(
-                STATUS[status],
-                where=f"cell {key_text(key)}",
-                advice="run scshards verify on the shard set",
-            )
 
     def _scratch(self) -> kernels.Scratch:
         if not hasattr(self._local, "scratch"):

@@ -20,7 +20,7 @@ from scshards.kernels.bits import DIGITS
 from scshards.kernels.cells import SLACK
 from scshards.kernels.finish import MaskRules, SplitRules, mark_genes, mask_rows, split_rows
 from scshards.shards.manifest import LabelInfo
-from scshards.streaming.collate.base import Cells, CollatorBase
+from scshards.streaming.collate.base import Cells, TokenCollator
 from scshards.streaming.collate.device import Layout, RaggedBatch
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.collate.pinned import as_tensor
@@ -32,7 +32,7 @@ _MASKED_KINDS = [np.int32, np.float32, np.float32, np.bool_, np.bool_]
 """Of genes, values, targets, is_masked and is_pad."""
 
 
-class Collator(CollatorBase):
+class Collator(TokenCollator):
     """Makes batches from members.
 
     Parameters
@@ -119,7 +119,7 @@ class Collator(CollatorBase):
         return list(self._masked(cells, list(map(self._length, longest))))
 
     @property
-    def makes_several(self) -> bool:
+    def makes_several(self) -> bool:  # type: ignore[override]
         """Whether several batches can be made at once: padded ones, all with one ratio."""
         is_padded = self.options.objective != "generate" and self._packed_tokens is None
         return is_padded and not self._is_for_device and len(self.options.ratios) < 2
@@ -131,7 +131,7 @@ class Collator(CollatorBase):
         np.cumsum(np.repeat(lengths, rows), out=at[1:])
         flat = [x[0] for x in self._outputs([(1, int(at[-1]) + SLACK)] * 5, _MASKED_KINDS)]
         self._fill_masked(cells, at, flat)
-        about = self._about(cells, len(lengths))
+        about = self._about(cells.read, cells.is_cell, len(lengths))
         tensor = torch.from_numpy if self._pinned is None else as_tensor
         for length, first, end in zip(lengths, at[:-1:rows], at[rows::rows], strict=True):
             each = [tensor(x[first:end].reshape(rows, length)) for x in flat]
@@ -163,7 +163,7 @@ class Collator(CollatorBase):
             cu_seqlens=self._kept(at.astype(np.int32)),
             max_seqlen=options.max_length,
             genes_cut=self._genes_cut(cells),
-            **next(self._about(cells)),
+            **next(self._about(cells.read, cells.is_cell)),
         )
 
     def _fill_masked(self, cells: Cells, at: NDArray[np.int64], out: list[NDArray[Any]]) -> None:
@@ -218,7 +218,7 @@ class Collator(CollatorBase):
             unknown_targets=tensors[4],
             unknown_is_pad=tensors[5],
             ratio=cells.ratio,
-            **next(self._about(cells)),
+            **next(self._about(cells.read, cells.is_cell)),
         )
 
     def _ragged(self, cells: Cells) -> RaggedBatch:
@@ -259,7 +259,7 @@ class Collator(CollatorBase):
                 pad_value=options.pad_value,
                 mask_value=options.mask_value,
             ),
-            **next(self._about(cells)),
+            **next(self._about(cells.read, cells.is_cell)),
         )
 
     def _small_kind(self, values: NDArray[np.float32]) -> Any:

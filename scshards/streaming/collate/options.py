@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from scshards.base.config import Options
 from scshards.base.errors import ConfigError
-from scshards.base.records import Count, Positive
+from scshards.base.records import Count, Damaged, Form, Positive, shown
 
 if TYPE_CHECKING:
     from scshards.cells.tokenizer import ValueKind
 
-Objective = Literal["mask", "generate", "none"]
+Objective = Literal["mask", "generate", "none", "counts"]
 ValueStyle = Literal["bins", "log1p", "counts"]
 PadTo = Literal["longest", "max"] | Positive
 TieBreak = Literal["high", "random"]
@@ -20,7 +22,35 @@ TieBreak = Literal["high", "random"]
 _NO_STATE = ("tokens_per_batch", "device_collate")
 """What may differ where a state is loaded: how many cells a batch has, and where it is finished."""
 
-_DEFAULT_RATIOS = {"mask": (0.4,), "generate": (0.25, 0.5, 0.75), "none": ()}
+_DEFAULT_RATIOS = {"mask": (0.4,), "generate": (0.25, 0.5, 0.75)}
+
+_ONLY_OF: dict[str, frozenset[str]] = {"counts": frozenset({"genes"})}
+"""Of objectives that make no scGPT tokens: the options that are theirs. All others are scGPT's."""
+
+DIGESTS = ("genes",)
+"""Options that a state tells by a digest: they may be long."""
+
+
+def _read_genes(value: Any) -> tuple[str, ...] | None:
+    """Names of genes, or a file that has one on each line."""
+    if value is None:
+        return None
+    if isinstance(value, str | Path):
+        try:
+            lines = Path(value).read_text("utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as e:
+            raise ConfigError(
+                f"the list of genes can't be read: {e}",
+                where="genes",
+                advice="name a text file with a gene on each line, or give a list of names",
+            ) from None
+        value = [line.strip() for line in lines if line.strip()]
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        raise Damaged(f"names of genes or a file of them are needed, not {shown(value)}")
+    return tuple(value)
+
+
+Genes = Annotated[tuple[str, ...] | str | Path | None, Form(_read_genes)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +63,12 @@ class CollateOptions(Options):
         Tokens of a cell at most, `<cls>` included. Longer cells are sampled anew in every epoch.
     objective
         What is hidden. mask: some values (`Batch`). generate: genes are split into known and unknown
-        ones (`GenerateBatch`). none: nothing, for embedding (`Batch`).
+        ones (`GenerateBatch`). none: nothing, for embedding (`Batch`). counts: nothing, and all counts
+        of a cell as they are, for models such as scVI (`CountsBatch`); of the other options it has
+        `genes` alone.
+    genes
+        Of "counts": the genes that are columns of a batch, in this order: names, or a text file with one
+        on each line. Without it, all genes of the vocabulary in the order of their ids.
     mask_ratio
         The share of genes masked, or unknown; of several, one is drawn for each batch. Without it, 0.4
         with "mask" and 0.25, 0.5 or 0.75 with "generate".
@@ -76,6 +111,7 @@ class CollateOptions(Options):
 
     max_length: int = 1200
     objective: Objective = "mask"
+    genes: Genes = None
     mask_ratio: float | tuple[float, ...] | None = None
     exact_mask: bool = False
     values: ValueStyle = "bins"
@@ -94,6 +130,7 @@ class CollateOptions(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_objective()
         if self.exact_mask and self.objective != "mask":
             raise ConfigError(
                 f"exact_mask is of objective='mask', and the objective is {self.objective!r}",
@@ -125,7 +162,7 @@ class CollateOptions(Options):
     def ratios(self) -> tuple[float, ...]:
         """The shares of which each batch has one; empty when nothing is hidden."""
         if self.mask_ratio is None:
-            return _DEFAULT_RATIOS[self.objective]
+            return _DEFAULT_RATIOS.get(self.objective, ())
         return self.mask_ratio if isinstance(self.mask_ratio, tuple) else (self.mask_ratio,)
 
     @property
@@ -151,12 +188,21 @@ class CollateOptions(Options):
     def state(self) -> dict[str, Any]:
         """What a loader's state has to agree on, ready for JSON."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NO_STATE}
+        for name in DIGESTS:
+            if values[name] is not None:
+                values[name] = hashlib.sha256("\n".join(values[name]).encode()).hexdigest()
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def check_kind(self, kind: ValueKind) -> None:
         """Raise ConfigError for what can't be done with values of that kind."""
         if kind == "counts":
             return
+        if self.objective == "counts":
+            raise ConfigError(
+                "objective='counts' is of counts, and this shard set holds fractions",
+                where="objective",
+                advice="pack the counts; values='counts' with objective='none' gives values as stored",
+            )
         advice = "pack the counts, or use values='bins' or values='counts' (values as stored)"
         if self.values == "log1p":
             raise ConfigError(
@@ -170,6 +216,27 @@ class CollateOptions(Options):
                 "need not be the cell's depth",
                 advice=advice,
             )
+
+    def _check_objective(self) -> None:
+        """ConfigError for an option of another objective."""
+        theirs = _ONLY_OF.get(self.objective)
+        others = frozenset[str]().union(*_ONLY_OF.values())
+        for name in self.changes():
+            if name == "objective" or (name not in others if theirs is None else name in theirs):
+                continue
+            advice = f"leave {name} out"
+            if theirs is None:
+                owners = [o for o, names in _ONLY_OF.items() if name in names]
+                advice += f", or give objective={' or '.join(map(repr, owners))}"
+            raise ConfigError(
+                f"{name} is no option of objective={self.objective!r}", where=name, advice=advice
+            )
+        if isinstance(self.genes, tuple):
+            if not self.genes:
+                raise ConfigError("the list of genes is empty", where="genes")
+            if len(set(self.genes)) != len(self.genes):
+                twice = next(g for i, g in enumerate(self.genes) if g in self.genes[:i])
+                raise ConfigError(f"the gene {twice} is in it twice", where="genes")
 
     def _check_packing(self, tokens: int) -> None:
         for is_wrong, what, advice in (
@@ -198,10 +265,11 @@ class CollateOptions(Options):
                 raise ConfigError(what, where="tokens_per_batch", advice=advice)
 
     def _check_ratios(self) -> None:
-        if self.objective == "none":
+        if self.objective not in _DEFAULT_RATIOS:
             if self.mask_ratio is not None:
                 raise ConfigError(
-                    "objective='none' hides nothing: leave mask_ratio out", where="mask_ratio"
+                    f"objective={self.objective!r} hides nothing: leave mask_ratio out",
+                    where="mask_ratio",
                 )
             return
         if not self.ratios:

@@ -1,0 +1,28 @@
+"""Which collator makes the batches of an objective. Called by streaming.loader and streaming.wds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from scshards.cells.tokenizer import ValueKind
+from scshards.cells.vocab import Vocab
+from scshards.shards.manifest import LabelInfo
+from scshards.streaming.collate.base import CollatorBase
+from scshards.streaming.collate.batches import Collator
+from scshards.streaming.collate.counts import CountsCollator
+from scshards.streaming.collate.options import CollateOptions
+
+
+def collator_of(
+    options: CollateOptions,
+    vocab: Vocab,
+    kind: ValueKind,
+    seed: int,
+    labels: Mapping[str, LabelInfo] | None = None,
+    *,
+    pin_memory: bool | None = False,
+) -> CollatorBase:
+    """The collator of an objective; parameters and errors as of Collator."""
+    if options.objective == "counts":
+        return CountsCollator(options, vocab, kind, seed, labels, pin_memory=pin_memory)
+    return Collator(options, vocab, kind, seed, labels, pin_memory=pin_memory)

@@ -13,7 +13,6 @@ from scshards._version import __version__ as __version__
 if TYPE_CHECKING:
     from scshards.base.errors import ScshardsError as ScshardsError
     from scshards.cells.batch import Batch as Batch
-    from scshards.cells.batch import CountsBatch as CountsBatch
     from scshards.cells.batch import GenerateBatch as GenerateBatch
     from scshards.cells.batch import PackedBatch as PackedBatch
     from scshards.cells.vocab import Vocab as Vocab
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from scshards.shards.members import decode_cell as decode_cell
     from scshards.shards.shardset import ShardSet as ShardSet
     from scshards.sources.vocabulary import build_vocab as build_vocab
+    from scshards.streaming.collate.counts import CountsBatch as CountsBatch
     from scshards.streaming.collate.options import CollateOptions as CollateOptions
     from scshards.streaming.dataset import CellDataset as CellDataset
     from scshards.streaming.loader import CellLoader as CellLoader
@@ -47,7 +47,7 @@ _HOME = {
     "CellLoader": "streaming.loader",
     "ChoiceOptions": "streaming.order.options",
     "CollateOptions": "streaming.collate.options",
-    "CountsBatch": "cells.batch",
+    "CountsBatch": "streaming.collate.counts",
     "ExportOptions": "exporting.options",
     "GenerateBatch": "cells.batch",
     "PackOptions": "packing.options",

@@ -3,10 +3,9 @@
     Batch          cells side by side, some values masked, or none
     PackedBatch    the same, one cell behind another in a fixed number of tokens
     GenerateBatch  each cell's known genes and its unknown ones, side by side each
-    CountsBatch    all counts of each cell, as compressed sparse rows
 
-Shapes: B cells, L tokens (the longest cell of the batch, or as `pad_to` says). Of the first three, token
-0 is `<cls>`; then come conditions, the cell's expressed genes in ascending id, its unexpressed genes in
+Shapes: B cells, L tokens (the longest cell of the batch, or as `pad_to` says). Token 0 is `<cls>`;
+then come conditions, the cell's expressed genes in ascending id, its unexpressed genes in
 ascending id, and padding. Imports no torch: it only holds tensors.
 """
 
@@ -258,55 +257,6 @@ class GenerateBatch(CellBatch):
             "gen_gene": self.unknown_genes.long(),
             "gen_expr_target": self.unknown_targets,
         }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class CountsBatch(CellBatch):
-    """All counts of cells: compressed sparse rows, N counts in G columns, which CellLoader.genes names.
-
-    Attributes
-    ----------
-    indptr
-        int32 [B + 1]: cell b has the counts indptr[b] to indptr[b + 1].
-    genes
-        uint16 [N] (int32 with more than 65,536 columns): the column of each; they ascend in a cell.
-    counts
-        uint16 [N], or int64 where one of the batch is above 65,535.
-    library
-        int64 [B]: the sum of all counts of each cell, those without a column too.
-    n_genes
-        G.
-    key, labels, weight
-        As in Batch. A row of weight 0 has no counts.
-    """
-
-    indptr: Tensor
-    genes: Tensor
-    counts: Tensor
-    library: Tensor
-    n_genes: int
-
-    def sparse(self) -> Tensor:
-        """The counts as `torch.sparse_csr`, float32 [B, G], on the device where the batch is."""
-        import torch
-
-        return torch.sparse_csr_tensor(
-            self.indptr,
-            self.genes.to(torch.int32),
-            self.counts.to(torch.float32),
-            (len(self), self.n_genes),
-            check_invariants=False,  # the collator made them so
-        )
-
-    def dense(self) -> Tensor:
-        """The counts as float32 [B, G], zeros included, on the device where the batch is."""
-        import torch
-
-        rows_N = torch.repeat_interleave(self.indptr.diff(), output_size=len(self.genes))
-        out_BG = self.library.new_zeros((len(self), self.n_genes), dtype=torch.float32)
-        places_N = rows_N * self.n_genes + self.genes.to(torch.int64)
-        out_BG.view(-1)[places_N] = self.counts.to(torch.float32)
-        return out_BG
 
 
 def format_key(source: int, row: int) -> str:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from scshards.base.errors import ConfigError
 from scshards.base.progress import Progress
 from scshards.base.text import did_you_mean
-from scshards.cells.batch import CountsBatch
 from scshards.kernels.counts import TALLIED, tally
+from scshards.streaming.collate.counts import CountsBatch
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.loader import CellLoader
 from scshards.streaming.order.options import ChoiceOptions

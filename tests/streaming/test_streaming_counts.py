@@ -17,10 +17,9 @@ from s3_start import S3
 from shardsets import Known, encode_cell, make_set
 
 from scshards.base.errors import ConfigError, FormatError, StateError
-from scshards.cells.batch import CountsBatch
 from scshards.cells.vocab import Vocab
 from scshards.shards.manifest import LabelInfo
-from scshards.streaming.collate.counts import CountsCollator
+from scshards.streaming.collate.counts import CountsBatch, CountsCollator
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.read.source import CellBytes
 

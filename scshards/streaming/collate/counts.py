@@ -7,14 +7,17 @@ Compressed sparse rows in small integers, which a device widens: a fifth of the 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from scshards.base.errors import ConfigError
 from scshards.base.text import did_you_mean
-from scshards.cells.batch import CountsBatch
+from scshards.cells.batch import CellBatch
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
 from scshards.kernels.counts import read_counts
@@ -27,6 +30,51 @@ from scshards.streaming.collate.pinned import as_tensor
 from scshards.streaming.read.source import CellBytes
 
 _SMALL = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class CountsBatch(CellBatch):
+    """All counts of cells: compressed sparse rows, N counts in G columns, which CellLoader.genes names.
+
+    Attributes
+    ----------
+    indptr
+        int32 [B + 1]: cell b has the counts indptr[b] to indptr[b + 1].
+    genes
+        uint16 [N] (int32 with more than 65,536 columns): the column of each; they ascend in a cell.
+    counts
+        uint16 [N], or int64 where one of the batch is above 65,535.
+    library
+        int64 [B]: the sum of all counts of each cell, those without a column too.
+    n_genes
+        G.
+    key, labels, weight
+        As in Batch. A row of weight 0 has no counts.
+    """
+
+    indptr: Tensor
+    genes: Tensor
+    counts: Tensor
+    library: Tensor
+    n_genes: int
+
+    def sparse(self) -> Tensor:
+        """The counts as `torch.sparse_csr`, float32 [B, G], on the device where the batch is."""
+        return torch.sparse_csr_tensor(
+            self.indptr,
+            self.genes.to(torch.int32),
+            self.counts.to(torch.float32),
+            (len(self), self.n_genes),
+            check_invariants=False,  # the collator made them so
+        )
+
+    def dense(self) -> Tensor:
+        """The counts as float32 [B, G], zeros included, on the device where the batch is."""
+        rows_N = torch.repeat_interleave(self.indptr.diff(), output_size=len(self.genes))
+        out_BG = self.library.new_zeros((len(self), self.n_genes), dtype=torch.float32)
+        places_N = rows_N * self.n_genes + self.genes.to(torch.int64)
+        out_BG.view(-1)[places_N] = self.counts.to(torch.float32)
+        return out_BG
 
 
 class CountsCollator(CollatorBase):

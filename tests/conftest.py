@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from python_host import PythonHost
 from rank_host import RankHost, RankTeam
 from s3_start import S3, s3_process
 from soma_census import Census, build_apart, upload
@@ -68,6 +69,19 @@ def s3(s3_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[S
         },
     )
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def python() -> Iterator[str]:
+    """What stands for Python where a command is called, and starts at once; see python_host.py."""
+    modules = (
+        "scshards.cli",
+        "scshards.packing.pack",
+        "scshards.training.loop",
+        "scshards.applying.apply",
+    )
+    with PythonHost(*modules, "anndata", "torch.distributed.run") as host:
+        yield host.python
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from train_support import small_config
 
 from scshards.training.loop import train
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 ENDS = 120
 """Seconds in which all ranks have ended, however one of them failed."""
 
@@ -81,14 +80,14 @@ def run(shards, tmp_path_factory) -> str:
 
 
 @pytest.mark.parametrize("case", ["all", "first"])
-def test_under_torchrun_an_error_is_said_once(run, shards, tmp_path, case):
+def test_under_torchrun_an_error_is_said_once(python, run, shards, tmp_path, case):
     """Of all ranks (the output is there), and of the first alone (it can't be written)."""
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / ("" if case == "all" else "out.h5ad")
     words = ["embed", run, shards, "-o", str(out), "--device", "cpu"]
     done = subprocess.run(
-        [*TORCHRUN, "-m", "scshards", *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        [python, *TORCHRUN, "-m", "scshards", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_EXEC": python},
         capture_output=True,
         text=True,
         timeout=2 * ENDS,

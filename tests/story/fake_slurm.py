@@ -1,8 +1,8 @@
 """A stand-in for Slurm that runs jobs as they come, for stories that submit the examples' scripts.
 
-env = slurm_environment(folder)      environment variables; `sbatch` and `scshards` are on its PATH
-jobs(folder)                         the exit codes of all jobs so far
-log(folder)                          what they said
+env = slurm_environment(folder, python)     environment variables; `sbatch` and `scshards` are on its PATH
+jobs(folder)                                the exit codes of all jobs so far
+log(folder)                                 what they said
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ echo $id
 """
 
 
-def slurm_environment(folder: Path) -> dict[str, str]:
-    """This process's environment, with a stand-in for sbatch and this scshards."""
+def slurm_environment(folder: Path, python: str = sys.executable) -> dict[str, str]:
+    """This process's environment, with a stand-in for sbatch and this scshards, run by `python`."""
     (folder / "bin").mkdir()
     (folder / "jobs").mkdir()
     (folder / "log.txt").touch()
     scripts = {
         "sbatch": SBATCH.format(jobs=folder / "jobs", log=folder / "log.txt"),
-        "scshards": f'#!/usr/bin/env bash\nexec "{sys.executable}" -m scshards "$@"\n',
+        "scshards": f'#!/usr/bin/env bash\nexec "{python}" -m scshards "$@"\n',
     }
     for name, text in scripts.items():
         path = folder / "bin" / name

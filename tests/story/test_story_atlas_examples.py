@@ -51,12 +51,12 @@ def script(name: str, *args: object, env: dict[str, str], ok: bool = True) -> st
     return done.stdout if ok else done.stderr
 
 
-def environment(census: Census, folder: Path) -> dict[str, str]:
+def environment(census: Census, folder: Path, python: str) -> dict[str, str]:
     """What the scripts take from it; the vocabulary and the training's settings are in `folder`."""
     genes = ["OLD-GENE", *census.anndata().var.feature_name[:5]]
     (folder / "old.json").write_bytes(Vocab.from_genes(genes).to_json())
     (folder / "small.toml").write_text(SMALL)
-    return slurm_environment(folder) | {
+    return slurm_environment(folder, python) | {
         "QUERIES": " ".join(QUERIES),
         "QUERIES_FILE": census.queries,
         "HELD_OUT": str(HELD_OUT),
@@ -81,8 +81,8 @@ def shard_files(root: Path) -> dict[str, bytes]:
     }
 
 
-def test_one_machine(census: Census, tmp_path: Path) -> None:
-    env, atlas = environment(census, tmp_path), tmp_path / "atlas"
+def test_one_machine(census: Census, tmp_path: Path, python: str) -> None:
+    env, atlas = environment(census, tmp_path, python), tmp_path / "atlas"
     line = ("build_atlas.sh", tmp_path / "old.json", atlas)
     nothing = env | {"CONFIG": str(tmp_path / "nothing.toml")}
     assert "does not exist" in script(*line, env=nothing, ok=False)
@@ -118,8 +118,8 @@ def test_one_machine(census: Census, tmp_path: Path) -> None:
     assert shard_files(tmp_path / "by-files") == shard_files(tmp_path / "straight")
 
 
-def test_slurm_and_dask(census: Census, tmp_path: Path) -> None:
-    env, atlas = environment(census, tmp_path), tmp_path / "atlas"
+def test_slurm_and_dask(census: Census, tmp_path: Path, python: str) -> None:
+    env, atlas = environment(census, tmp_path, python), tmp_path / "atlas"
     env["QUERIES"] = "heart lung"
     told = script("slurm.sh", tmp_path / "old.json", atlas, "--cells-per-shard", "50", env=env)
     assert "submitted: 1 (index), then 2 (vocabulary)" in told

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from scshards.packing.pack import pack
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BATCH = 8
+Run = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +65,21 @@ def needs(*libraries: str) -> pytest.MarkDecorator:
     )
 
 
-def run(*command: object, fails: bool = False, **told: object) -> str:
+@pytest.fixture
+def run(python: str) -> Run:
+    return functools.partial(_run, python)
+
+
+def _run(python: str, *command: object, fails: bool = False, **told: object) -> str:
     """What a script said on the CPU, or of its failure; it is told things by the environment."""
     here = {
+        "PYTHON_EXEC": python,
         "PYTHONPATH": os.pathsep.join(sys.path),
         "HF_HUB_OFFLINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
     }
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", *map(str, command)],
+        [python, "-W", "ignore", *map(str, command)],
         capture_output=True,
         text=True,
         timeout=600,
@@ -88,7 +97,7 @@ def train_cells(shards: Path) -> int:
     return ShardSet(shards).manifest.cells("train")
 
 
-def test_torch_dataloader(shards: Path) -> None:
+def test_torch_dataloader(run: Run, shards: Path) -> None:
     said = run(EXAMPLES / "torch_dataloader.py", shards, "--batch-size", BATCH)
     cells = train_cells(shards)
     steps = cells // BATCH
@@ -98,7 +107,7 @@ def test_torch_dataloader(shards: Path) -> None:
     assert f"genes ({BATCH}, " in said
 
 
-def test_webdataset_pipeline(shards: Path) -> None:
+def test_webdataset_pipeline(run: Run, shards: Path) -> None:
     manifest = ShardSet(shards).manifest
     cells = manifest.cells("train")
     said = run(EXAMPLES / "webdataset_pipeline.py", shards, "--where", "tissue != 't0'")
@@ -182,7 +191,9 @@ def read(folder: Path, name: str) -> list[list[Any]]:
     return [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
 
 
-def test_a_loop_of_ones_own_goes_on_with_other_processes(shards: Path, tmp_path: Path) -> None:
+def test_a_loop_of_ones_own_goes_on_with_other_processes(
+    run: Run, shards: Path, tmp_path: Path
+) -> None:
     """Two processes that crash, one that ends the epoch, two again."""
     cells, script = train_cells(shards), watched(tmp_path, LOOP)
     options = [shards, "-o", tmp_path / "run", "--batch-size", BATCH, "--save-every", 3]
@@ -230,7 +241,7 @@ PROCESSES = pytest.mark.parametrize("processes", [1, 2])
 @needs("pytorch_lightning")
 @PROCESSES
 def test_lightning_goes_on_in_the_middle_of_an_epoch(
-    shards: Path, tmp_path: Path, processes: int
+    run: Run, shards: Path, tmp_path: Path, processes: int
 ) -> None:
     told = {"EXAMPLES": EXAMPLES, "LOG": tmp_path / "log"}
     options = [shards, "-o", tmp_path / "run", "--epochs", 3, "--batch-size", BATCH]
@@ -245,7 +256,7 @@ def test_lightning_goes_on_in_the_middle_of_an_epoch(
 @needs("transformers", "accelerate")
 @PROCESSES
 def test_hugging_face_goes_on_in_the_middle_of_an_epoch(
-    shards: Path, tmp_path: Path, processes: int
+    run: Run, shards: Path, tmp_path: Path, processes: int
 ) -> None:
     told = {"EXAMPLES": EXAMPLES, "LOG": tmp_path / "log"}
     steps = train_cells(shards) // (BATCH * processes) * 3
@@ -263,7 +274,7 @@ def test_hugging_face_goes_on_in_the_middle_of_an_epoch(
 
 
 def test_a_script_in_the_manner_of_scgpts_learns_in_memory_and_from_the_stream(
-    shards: Path,
+    run: Run, shards: Path
 ) -> None:
     cells = shards.parent / "cells.h5ad"
     said = run(EXAMPLES / "scgpt_script.py", cells, shards, "--celltype", "tissue", "--epochs", 4)

@@ -47,7 +47,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(heading: str, folder: Path, text: str | None = None, **env: str) -> str:
+def run(
+    heading: str,
+    folder: Path,
+    text: str | None = None,
+    python: str = sys.executable,
+    **env: str,
+) -> str:
     """Run a section's commands in a shell; any that fails fails the test. Training is cut short."""
     commands = example(heading, "sh") if text is None else text
     config = "--config quickstart"
@@ -58,7 +64,7 @@ def run(heading: str, folder: Path, text: str | None = None, **env: str) -> str:
         capture_output=True,
         text=True,
         timeout=600,
-        env=os.environ | env | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        env=os.environ | env | {"PATH": f"{Path(python).parent}:{os.environ['PATH']}"},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -93,26 +99,26 @@ def test_stream(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert batch.labels["cell_type"].shape == (8,)  # type: ignore[attr-defined]
 
 
-def test_stream_in_a_shell(folder: Path) -> None:
-    out = run("Stream", folder)
+def test_stream_in_a_shell(folder: Path, python: str) -> None:
+    out = run("Stream", folder, python=python)
     assert "times the 1,500 cells/s" in out
     assert "donor_id" in out and "drawn at random" in out
 
 
-def test_train(folder: Path) -> None:
-    out = run("Train", folder)
+def test_train(folder: Path, python: str) -> None:
+    out = run("Train", folder, python=python)
     assert (folder / "run" / "best_model.pt").exists()
     assert "gene" in out
     embedded = anndata.read_h5ad(folder / "a_embedded.h5ad")
     assert embedded.obsm["X_scshards"].shape == (90, 64)
 
 
-def test_s3(folder: Path, s3) -> None:
+def test_s3(folder: Path, s3, python: str) -> None:
     text = example("S3", "sh")
     export, _, commands = text.partition("\n")
     assert export.startswith("export AWS_ENDPOINT_URL=")
     commands = commands.replace("s3://bucket", s3.url).replace("-o run", "-o run-s3")
-    out = run("S3", folder, commands, **s3.env)
+    out = run("S3", folder, commands, python, **s3.env)
     assert "150 cells" in out
     assert (folder / "run-s3" / "best_model.pt").exists()
 

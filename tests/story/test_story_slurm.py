@@ -16,7 +16,7 @@ from scshards import Vocab, verify
 EXAMPLE = Path(__file__).parents[2] / "examples" / "slurm" / "pack.sh"
 
 
-def test_the_slurm_example(tmp_path: Path) -> None:
+def test_the_slurm_example(tmp_path: Path, python: str) -> None:
     rng = np.random.default_rng(0)
     for i in range(3):
         x = sp.csr_matrix(rng.poisson(1.0, (50, 20)).astype(np.float32))
@@ -27,7 +27,7 @@ def test_the_slurm_example(tmp_path: Path) -> None:
         "bash", str(EXAMPLE), str(tmp_path / "*.h5ad"), "-o", str(tmp_path / "out"),
         "--vocab", str(tmp_path / "vocab.json"), "--cells-per-shard", "20",
     ]  # fmt: skip
-    env = slurm_environment(tmp_path) | {"SHARES": "3"}
+    env = slurm_environment(tmp_path, python) | {"SHARES": "3"}
     done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "submitted: 1 (cells), then 2 (shards), then 3 (manifest)" in done.stdout

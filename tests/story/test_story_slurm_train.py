@@ -7,7 +7,6 @@ import os
 import signal
 import stat
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -53,14 +52,12 @@ SETTINGS = (
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> dict[str, str]:
+def cluster(tmp_path: Path, python: str) -> dict[str, str]:
     folder = tmp_path / "bin"
     folder.mkdir()
     for name, text in SCRIPTS.items():
         path = folder / name
-        path.write_text(
-            "#!/usr/bin/env bash\n" + text.format(folder=tmp_path, python=sys.executable)
-        )
+        path.write_text("#!/usr/bin/env bash\n" + text.format(folder=tmp_path, python=python))
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return os.environ | {
         "PATH": f"{folder}:{os.environ['PATH']}",
@@ -70,6 +67,7 @@ def cluster(tmp_path: Path) -> dict[str, str]:
         "SLURM_JOB_NODELIST": "here",
         "SLURM_JOB_ID": "17",
         "PORT": "0",
+        "PYTHON_EXEC": python,
     }
 
 

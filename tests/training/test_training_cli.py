@@ -18,9 +18,8 @@ from scshards.cli import main
 from scshards.training.log.metrics import read_metrics
 from scshards.training.save.checkpoint import complete
 
-ALONE = [sys.executable, "-m", "scshards"]
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-TWO += ["-m", "scshards"]
+ALONE = ["-m", "scshards"]
+TWO = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "scshards"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -39,15 +38,15 @@ def _call(*words) -> subprocess.CompletedProcess[str]:
 def run(shards, tmp_path_factory) -> Path:
     """A run of one process, without dropout."""
     folder = tmp_path_factory.mktemp("cli") / "run"
-    done = _call(*ALONE, *_train(shards, folder, "model.dropout=0"), "--json")
+    done = _call(sys.executable, *ALONE, *_train(shards, folder, "model.dropout=0"), "--json")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert (summary["step"], summary["ranks"], summary["stopped_by"]) == (20, 1, None)
     return folder
 
 
-def test_train_evaluate_and_plot(run, shards, tmp_path):
-    done = _call(*ALONE, "evaluate", str(run), shards, "--device", "cpu")
+def test_train_evaluate_and_plot(python, run, shards, tmp_path):
+    done = _call(python, *ALONE, "evaluate", str(run), shards, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     head, _, model, gene, cell, _, counted, _, verdict = done.stdout.splitlines()
     assert head.split("  ")[0] == "prediction"
@@ -61,7 +60,7 @@ def test_train_evaluate_and_plot(run, shards, tmp_path):
     assert verdict.startswith("the model is ")
     assert ("better than" in verdict) == (evaluation["margin"] > 0)
 
-    done = _call(*ALONE, "plot", str(run), "-o", str(tmp_path / "run.png"))
+    done = _call(python, *ALONE, "plot", str(run), "-o", str(tmp_path / "run.png"))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -88,7 +87,7 @@ def test_two_ranks_go_on_with_what_one_began(run, shards, tmp_path):
     resumed = tmp_path / "run"
     shutil.copytree(run, resumed)
     shutil.rmtree(resumed / "checkpoints" / "step-00000020")
-    done = _call(*TWO, *_train(shards, resumed, "model.dropout=0"), "--json")
+    done = _call(sys.executable, *TWO, *_train(shards, resumed, "model.dropout=0"), "--json")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)  # of the first rank only
     assert (summary["start"], summary["step"], summary["ranks"]) == (10, 20, 2)
@@ -100,11 +99,14 @@ def test_two_ranks_go_on_with_what_one_began(run, shards, tmp_path):
         assert b["mvc_mse"] == pytest.approx(a["mvc_mse"], rel=1e-4)
 
 
-def test_a_signal_to_one_rank_saves_and_ends_both_with_exit_code_0(shards, tmp_path):
+def test_a_signal_to_one_rank_saves_and_ends_both_with_exit_code_0(python, shards, tmp_path):
     run = tmp_path / "run"
-    words = [*TWO, *_train(shards, run, "run.steps=100000")]
     process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        [sys.executable, *TWO, *_train(shards, run, "run.steps=100000")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT | {"PYTHON_EXEC": python},
     )
     try:
         deadline = time.monotonic() + 600

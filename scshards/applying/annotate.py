@@ -26,7 +26,7 @@ from scshards.base.errors import CheckpointError
 from scshards.base.progress import Table, counted
 from scshards.cells.batch import Batch
 from scshards.cells.vocab import Vocab
-from scshards.model.classes import CLASSES, LabelNames, read_classes
+from scshards.model.classes import CLASSES, LabelNames, read_names
 from scshards.model.scgpt import LoadedModel, load_model
 from scshards.packing.labels import Label
 from scshards.ranks.ranks import ranks
@@ -268,7 +268,7 @@ def _classes(
             where=checkpoint,
             advice="fine-tune it with scshards train --task annotate, and give that run's folder",
         )
-    classes = read_classes(checkpoint, storage_options)
+    classes = read_names(checkpoint, CLASSES, storage_options)
     if len(classes) != n:
         raise CheckpointError(
             f"{CLASSES} names {len(classes)} classes, and the model tells {n} apart",

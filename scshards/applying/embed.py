@@ -20,7 +20,7 @@ from scshards.base.config import build
 from scshards.base.errors import CheckpointError, ConfigError
 from scshards.cells.batch import Batch
 from scshards.cells.vocab import Vocab
-from scshards.model.classes import LabelNames, read_domains
+from scshards.model.classes import DOMAINS, LabelNames, read_names
 from scshards.model.scgpt import LoadedModel, load_model
 from scshards.ranks.ranks import ranks
 from scshards.streaming.collate.options import CollateOptions
@@ -152,7 +152,7 @@ def model_domains(
                 "this model does not look at domains", advice="leave --domain-column out"
             )
         return None
-    domains = read_domains(checkpoint, storage_options)
+    domains = read_names(checkpoint, DOMAINS, storage_options)
     if len(domains) != config.n_domains:
         raise CheckpointError(
             f"domains.json names {len(domains)} domains, and the model has {config.n_domains}",

@@ -17,7 +17,7 @@ from scshards.evaluation.baselines import baseline_errors, gene_means
 from scshards.evaluation.embeddings import NOTHING_HIDDEN, IntegrationMetrics
 from scshards.evaluation.score import Score, validate
 from scshards.evaluation.verdict import Annotation, Evaluation
-from scshards.model.classes import read_classes, read_domains
+from scshards.model.classes import CLASSES, DOMAINS, read_names
 from scshards.model.scgpt import load_model
 from scshards.model.transformer import CellModel
 from scshards.ranks.ranks import Ranks, ranks
@@ -117,7 +117,7 @@ class _Evaluated:
         t, here = self.config.task, self.here
         codes = None
         if t.domain is not None:
-            names = read_domains(run.path).names
+            names = read_names(run.path, DOMAINS).names
             _, codes = known_codes(t, names, self.shardset, self.split)
         task = make_task(t, model, codes)
         scored = self.loader(self.split)
@@ -157,7 +157,7 @@ class _Evaluated:
         """Classes, by the model and by the most frequent class of the train split."""
         t = self.config.task
         assert t.label is not None
-        names = read_classes(run.path).names
+        names = read_names(run.path, CLASSES).names
         found, codes = known_codes(t, names, self.shardset, self.split)
         trained = column(self.shardset, t.label, "task.label")
         score = self._finite(

@@ -18,7 +18,7 @@ from typing import Any
 from scshards.base.storage import Storage, name_of
 from scshards.cells.vocab import CLS
 from scshards.exporting.output import Output
-from scshards.model.classes import CLASSES, DOMAINS, read_classes, read_domains
+from scshards.model.classes import CLASSES, DOMAINS, read_names
 from scshards.model.config import ModelConfig
 from scshards.model.scgpt import LoadedModel, load_model
 from scshards.model.scgpt_files import ARGS, TENSORS, VOCAB
@@ -72,7 +72,7 @@ def publish(
     run = RunFolder(folder)
     config = run.config()
     loaded = load_model(folder)
-    args, names = _shared(loaded.args), _names(folder, loaded)
+    args, names = _shared(loaded.args), _names(folder)
     files = {
         TENSORS: write_tensors(loaded.model.state_dict()),
         ARGS: _json(args),
@@ -173,13 +173,12 @@ def _values(config: TrainConfig, model: ModelConfig) -> str:
     return f"of {CLS}, then {kind}; padding takes src_key_padding_mask"
 
 
-def _names(folder: str, loaded: LoadedModel) -> dict[str, Any]:
+def _names(folder: str) -> dict[str, Any]:
     """classes.json and domains.json, of models that have them."""
     found: dict[str, Any] = {}
-    storage = Storage(folder)
-    for file, read in ((CLASSES, read_classes), (DOMAINS, read_domains)):
-        if storage.exists(file):
-            names = read(storage)
+    for file in (CLASSES, DOMAINS):
+        if Storage(folder).exists(file):
+            names = read_names(folder, file)
             found[file] = {"column": names.column, file.removesuffix(".json"): list(names.names)}
     return found
 

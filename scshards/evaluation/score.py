@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from scshards.cells.batch import key_text
-from scshards.model.output import ModelOutput
-from scshards.model.transformer import AnyBatch
+from scshards.model.transformer import AnyBatch, ModelOutput
 from scshards.ranks.ranks import Ranks
 from scshards.streaming.loader import CellLoader
 from scshards.tasks.base import Task

@@ -3,7 +3,7 @@
     Padded   scaled_dot_product_attention with padded keys left out: the reference, CPU and CUDA
     Packed   varlen_attn on CUDA in half precision; otherwise the cells side by side, as Padded
     Split    over the known keys as Padded, then with each unknown token's own; on CUDA one
-             scaled_dot_product_attention with a mask of all pairs, or flex attention
+             scaled_dot_product_attention with a mask of all pairs
 
 `SelfAttention` (the projections, with scGPT's key names) calls them; model.encoder calls that.
 """
@@ -11,8 +11,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -96,16 +94,8 @@ def attend_split(
 
     No unknown gene's key but its own is ever looked at: N P products and not N^2. With `dropout` 0 the
     weights are not materialised. A layout with `may_see` runs one attention over all N keys with
-    that mask. One with `blocks` runs flex attention, which skips the keys that a block of queries does
-    not see, and has no dropout: `dropout` is not applied there.
+    that mask.
     """
-    if layout.blocks is not None:
-        from torch.nn.attention.flex_attention import flex_attention
-
-        # It is a kernel only when compiled; inside a compiled layer it is, with the rest.
-        alone = q_BHNE.is_cuda and not torch.compiler.is_compiling()
-        run: Any = _compiled(flex_attention) if alone else flex_attention
-        return run(q_BHNE, k_BHNE, v_BHNE, block_mask=layout.blocks)
     if layout.may_see is not None:
         return _attend_where(q_BHNE, k_BHNE, v_BHNE, layout.may_see[:, None], dropout)
     if q_BHNE.is_cpu and not dropout:
@@ -210,8 +200,3 @@ def _logit(q_BHGE: Tensor, k_BHGE: Tensor) -> Tensor:
 def _attend_where(q: Tensor, k: Tensor, v: Tensor, may_see: Tensor, dropout: float) -> Tensor:
     with sdpa_kernel(CUDA_BACKENDS) if q.is_cuda else contextlib.nullcontext():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=may_see, dropout_p=dropout)
-
-
-@functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function)

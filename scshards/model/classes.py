@@ -3,7 +3,7 @@
     {"column": "cell_type", "classes": ["B cell", "T cell"]}     the class of code 0, 1, ...
     {"column": "donor", "domains": ["d1", "d2"]}                 the domain of code 0, 1, ...
 
-Written by the tasks annotate and integrate, read by applying.embed and applying.annotate.
+Written by the tasks annotate and integrate, read by training and applying.
 """
 
 from __future__ import annotations
@@ -15,13 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from scshards.base.errors import CheckpointError, ConfigError
-from scshards.base.records import read_json
 from scshards.base.storage import Storage
+from scshards.model.scgpt_files import read_object
 
 CLASSES, DOMAINS = "classes.json", "domains.json"
-
-Folder = Storage | str | os.PathLike[str]
-"""A checkpoint folder (a local path or an fsspec URL), or its Storage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,83 +40,48 @@ class LabelNames:
         return len(self.names)
 
 
-def write_classes(folder: Folder, column: str, names: Sequence[str]) -> None:
-    """Publish the classes of a checkpoint folder.
-
-    Parameters
-    ----------
-    folder
-        The checkpoint folder.
-    column
-        The obs column that held the classes.
-    names
-        The class of each code, from 0.
+def write_names(
+    folder: str | os.PathLike[str], file: str, column: str, names: Sequence[str]
+) -> None:
+    """Publish CLASSES or DOMAINS of a checkpoint folder: a column of obs, and the name of each code.
 
     Raises
     ------
     ConfigError
-        When there is no class, or one twice.
+        When there is no name, or one twice.
     """
-    _write(folder, CLASSES, column, names)
+    storage, tree = Storage(folder), {"column": column, _what(file): list(names)}
+    if fault := _fault(column, tree[_what(file)]):
+        raise ConfigError(f"the names can't be kept: {fault}", where=storage.at(file))
+    storage.write(file, (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def write_domains(folder: Folder, column: str, names: Sequence[str]) -> None:
-    """As `write_classes`, of the domains that a model was trained on."""
-    _write(folder, DOMAINS, column, names)
-
-
-def read_classes(folder: Folder, options: Mapping[str, Any] | None = None) -> LabelNames:
-    """The classes of a checkpoint folder.
-
-    Parameters
-    ----------
-    folder
-        The checkpoint folder.
-    options
-        Storage options of that address.
+def read_names(
+    folder: str | os.PathLike[str], file: str, options: Mapping[str, Any] | None = None
+) -> LabelNames:
+    """CLASSES or DOMAINS of a checkpoint folder; `options` are for its file system.
 
     Raises
     ------
     CheckpointError
-        When there is no classes.json, or it is not what its name says.
+        When there is no such file, or it is not what its name says.
     """
-    return _read(folder, CLASSES, options)
-
-
-def read_domains(folder: Folder, options: Mapping[str, Any] | None = None) -> LabelNames:
-    """As `read_classes`, of the domains that a model was trained on."""
-    return _read(folder, DOMAINS, options)
-
-
-def _write(folder: Folder, file: str, column: str, names: Sequence[str]) -> None:
-    storage = folder if isinstance(folder, Storage) else Storage(folder)
-    fault = _fault(column, list(names))
-    if fault:
-        raise ConfigError(f"the names can't be kept: {fault}", where=storage.at(file))
-    tree = {"column": column, file.removesuffix(".json"): list(names)}
-    storage.write(file, (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def _read(folder: Folder, file: str, options: Mapping[str, Any] | None) -> LabelNames:
-    storage = folder if isinstance(folder, Storage) else Storage(folder, options)
-    data, where, what = storage.read_if_there(file), storage.at(file), file.removesuffix(".json")
-    if data is None:
+    storage, what = Storage(folder, options), _what(file)
+    if not storage.exists(file):
         raise CheckpointError(
             f"the checkpoint lacks {file}, which says what its {what} are called",
-            where=where,
+            where=storage.at(file),
             advice=f'write it: {{"column": ..., "{what}": [the name of each code, from 0]}}',
         )
-    try:
-        tree = read_json(data)
-    except ValueError as e:
-        raise CheckpointError(f"the file is {e}", where=where) from None
-    if not isinstance(tree, dict):
-        raise CheckpointError("the file does not hold a JSON object", where=where)
+    tree = read_object(storage, file)
     column, names = tree.get("column"), tree.get(what)
-    fault = _fault(column, names)
-    if fault:
-        raise CheckpointError(f"the file does not name {what}: {fault}", where=where)
+    if fault := _fault(column, names):
+        raise CheckpointError(f"the file does not name {what}: {fault}", where=storage.at(file))
     return LabelNames(column=str(column), names=tuple(names or ()))
+
+
+def _what(file: str) -> str:
+    return file.removesuffix(".json")
 
 
 def _fault(column: object, names: object) -> str | None:

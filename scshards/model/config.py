@@ -31,8 +31,8 @@ class ModelSettings:
     n_layers: int = 12
     dropout: float = 0.2
     """Probability, in [0, 1), for attention weights, residuals, feed-forward and value embeddings. 0
-    lets CPU attention take its fast path. The attention weights of a PackedBatch, and of flex attention,
-    are never dropped: the kernels can't."""
+    lets CPU attention take its fast path. The attention weights of a PackedBatch are never
+    dropped: the kernel can't."""
     mvc: bool = True
     """Whether the cell embedding must predict values too, by a second head (scGPT's MVC)."""
     value_style: Literal["continuous", "category", "scaling"] = "continuous"
@@ -52,16 +52,18 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         for name in ("d_model", "n_heads", "d_hid", "n_layers", "n_class_layers"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1 is needed")
-        _check(
-            self.d_model % self.n_heads == 0,
-            "n_heads",
-            self.n_heads,
-            f"it must divide d_model, {self.d_model}",
-        )
-        _check(0 <= self.dropout < 1, "dropout", self.dropout, "it has to be in [0, 1)")
-        for name, styles in _STYLES.items():
-            _check(getattr(self, name) in styles, name, getattr(self, name), f"one of {styles}")
+            self._need(name, getattr(self, name) >= 1, "at least 1 is needed")
+        is_divided = self.d_model % self.n_heads == 0
+        self._need("n_heads", is_divided, f"it must divide d_model, {self.d_model}")
+        self._need("dropout", 0 <= self.dropout < 1, "it has to be in [0, 1)")
+        for name, styles in STYLES.items():
+            self._need(name, getattr(self, name) in styles, f"one of {styles}")
+
+    def _need(self, name: str, ok: bool, advice: str) -> None:
+        """ConfigError about a field, unless it is `ok`."""
+        if not ok:
+            what = f"the model can't have {name} = {getattr(self, name)}"
+            raise ConfigError(what, where=f"model.{name}", advice=advice)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,68 +117,42 @@ class ModelConfig(ModelSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self.n_tokens >= 1, "n_tokens", self.n_tokens, "at least 1 is needed")
-        _check(
-            0 <= self.pad_id < self.n_tokens,
-            "pad_id",
-            self.pad_id,
-            f"it has to be one of the vocabulary's ids, 0 to {self.n_tokens - 1}",
-        )
+        self._need("n_tokens", self.n_tokens >= 1, "at least 1 is needed")
+        ids = f"it has to be one of the vocabulary's ids, 0 to {self.n_tokens - 1}"
+        self._need("pad_id", 0 <= self.pad_id < self.n_tokens, ids)
         for name in ("pad_value", "mask_value"):
-            _check(math.isfinite(getattr(self, name)), name, getattr(self, name), "it is no number")
-        _check(
-            self.mask_value != self.pad_value,
-            "mask_value",
-            self.mask_value,
-            "it has to differ from pad_value",
-        )
-        _check(
-            self.n_bins == 0 or self.n_bins >= 2,
-            "n_bins",
-            self.n_bins,
-            "at least 2 are needed, or 0 for values as they are",
-        )
-        _check(self.max_length >= 2, "max_length", self.max_length, "<cls> and one gene are needed")
-        self._check_domains()
-        if self.value_style == "category":
-            self._check_categories()
-        if self.generate:
-            for name, only, why in _GENERATE:
-                _check(getattr(self, name) in only, name, getattr(self, name), why)
-
-    def _check_domains(self) -> None:
+            self._need(name, math.isfinite(getattr(self, name)), "it is no number")
+        differs = self.mask_value != self.pad_value
+        self._need("mask_value", differs, "it has to differ from pad_value")
+        for name, none in (("n_bins", "values as they are"), ("n_classes", "no class head")):
+            n = getattr(self, name)
+            self._need(name, n == 0 or n >= 2, f"at least 2 are needed, or 0 for {none}")
+        self._need("max_length", self.max_length >= 2, "<cls> and one gene are needed")
         by_domain = self.use_domain_labels or self.adversary or self.domain_norm
-        _check(
-            self.n_classes == 0 or self.n_classes >= 2,
-            "n_classes",
-            self.n_classes,
-            "at least 2 are needed, or 0 for no class head",
-        )
-        _check(
-            self.n_domains >= 1 if by_domain else self.n_domains == 0,
+        self._need(
             "n_domains",
-            self.n_domains,
+            self.n_domains >= 1 if by_domain else self.n_domains == 0,
             "it is the number of domains, for use_domain_labels, adversary and domain_norm; "
             "without any of these it is 0",
         )
+        if self.value_style == "category":
+            bins = self.n_bins
+            self._need("n_bins", bins >= 2, "categories are bins, at least 2")
+            for name in ("pad_value", "mask_value"):
+                is_behind = getattr(self, name) in (bins, bins + 1)
+                room = f"behind the bins there is room for {bins} and {bins + 1}"
+                self._need(name, is_behind, room)
+        if self.generate:
+            for name, only, why in _GENERATE:
+                self._need(name, getattr(self, name) in only, why)
 
-    def _check_categories(self) -> None:
-        _check(self.n_bins >= 2, "n_bins", self.n_bins, "categories are bins, at least 2")
-        for name in ("pad_value", "mask_value"):
-            value = getattr(self, name)
-            _check(
-                value.is_integer() and self.n_bins <= value < self.n_bins + 2,
-                name,
-                value,
-                f"behind the bins there is room for {self.n_bins} and {self.n_bins + 1}",
-            )
 
-
-_STYLES: dict[str, tuple[str, ...]] = {
+STYLES: dict[str, tuple[str, ...]] = {
     "value_style": ("continuous", "category", "scaling"),
     "cell_style": ("cls", "avg-pool", "w-pool"),
     "mvc_style": ("inner product", "inner product, detach"),
 }
+"""{setting: what it can be}."""
 
 _GENERATE: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("value_style", ("continuous", "category"), "an unknown gene has no value to be scaled by"),
@@ -184,10 +160,3 @@ _GENERATE: tuple[tuple[str, tuple[object, ...], str], ...] = (
     ("domain_norm", (False,), "it is for masked values, without generate"),
 )
 """What a model with `generate` can have, and why no more."""
-
-
-def _check(ok: bool, name: str, value: object, advice: str) -> None:
-    if not ok:
-        raise ConfigError(
-            f"the model can't have {name} = {value}", where=f"model.{name}", advice=advice
-        )

@@ -1,6 +1,7 @@
 """The heads: values from each token and from the cell embedding (MVC), classes and domains of cells.
 
-Called by model.transformer. Module and attribute names are scGPT's, its checkpoints' keys.
+`ModelOutput` is what all of them give. Called by model.transformer. Module and attribute names are
+scGPT's, its checkpoints' keys.
 """
 
 from __future__ import annotations
@@ -19,6 +20,41 @@ class Values(NamedTuple):
 
     predictions: Tensor
     zero_probs: Tensor | None
+
+
+class ModelOutput(NamedTuple):
+    """What a forward pass gives; a tuple, so that torch's distributed wrappers see its tensors.
+
+    Everything is float32. A head that the model lacks, or that the batch does not ask for, gives
+    None.
+
+    Attributes
+    ----------
+    predictions
+        The value of each token, or of each unknown gene; means nothing at padding. [B, L] for a
+        Batch, [T] for a PackedBatch, [B, G] for a GenerateBatch.
+    cell_embeddings
+        [B, D]; not normalised, but for `cell_style="w-pool"`.
+    mvc_predictions
+        As `predictions`, from the cell embedding.
+    zero_probs, mvc_zero_probs
+        As `predictions`: the probability that a value is not zero (the name is scGPT's).
+    class_logits
+        [B, n_classes].
+    domain_logits
+        [B, n_domains], behind gradient reversal.
+    prompt_predictions
+        [B, G]: the unknown genes once more, with the cell embedding in the place of `<cls>`.
+    """
+
+    predictions: Tensor
+    cell_embeddings: Tensor
+    mvc_predictions: Tensor | None = None
+    zero_probs: Tensor | None = None
+    mvc_zero_probs: Tensor | None = None
+    class_logits: Tensor | None = None
+    domain_logits: Tensor | None = None
+    prompt_predictions: Tensor | None = None
 
 
 class ExprDecoder(nn.Module):

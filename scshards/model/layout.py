@@ -147,45 +147,26 @@ class Split(NamedTuple):
     may_see
         bool [B, N, N]: whether a token (second axis) attends to a token (third), for an attention that
         is told of all pairs; None elsewhere.
-    blocks
-        The same as flex attention's BlockMask, or None.
     """
 
     n_known: int
     bias: Tensor
     may_see: Tensor | None
-    blocks: Any
 
     @classmethod
-    def of(
-        cls,
-        known_is_pad_BP: Tensor,
-        n_unknown: int,
-        *,
-        flex: bool = False,
-        pairs: bool | None = None,
-    ) -> Split:
+    def of(cls, known_is_pad_BP: Tensor, n_unknown: int, *, pairs: bool | None = None) -> Split:
         """Made once a step, for all layers and passes; without `pairs` there is `may_see` on CUDA."""
         n_cells, n_known = known_is_pad_BP.shape
         n, device = n_known + n_unknown, known_is_pad_BP.device
         # As in attention: a cell without a known gene must not come to a softmax over nothing.
         is_key_BP = ~known_is_pad_BP | known_is_pad_BP.all(dim=1, keepdim=True)
         bias_BP = torch.zeros(n_cells, n_known, device=device).masked_fill_(~is_key_BP, -torch.inf)
-        bias_B11P, may_see_BNN, blocks = bias_BP[:, None, None], None, None
-        if flex:
-            from torch.nn.attention.flex_attention import create_block_mask
-
-            is_key_BN = torch.nn.functional.pad(is_key_BP, (0, n_unknown))
-
-            def may_see(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-                return is_key_BN[b, j] | ((i == j) & (j >= n_known))
-
-            blocks = create_block_mask(may_see, n_cells, None, n, n, device=device)
-        elif known_is_pad_BP.is_cuda if pairs is None else pairs:
+        may_see_BNN = None
+        if known_is_pad_BP.is_cuda if pairs is None else pairs:
             known_BNP = is_key_BP[:, None].expand(-1, n, -1)
             itself_NG = torch.eye(n, dtype=torch.bool, device=device)[:, n_known:]
             may_see_BNN = torch.cat([known_BNP, itself_NG[None].expand(n_cells, -1, -1)], 2)
-        return cls(n_known, bias_B11P, may_see_BNN, blocks)
+        return cls(n_known, bias_BP[:, None, None], may_see_BNN)
 
 
 Layout = Padded | Packed | Split

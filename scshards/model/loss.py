@@ -33,24 +33,10 @@ def masked_squared_error(
         float [B], `Batch.weight`: what each cell's positions count. None counts each once; a
         PackedBatch masks nothing in cells of weight 0.
     """
-    counts_BL, error_BL = _masked_difference(predictions_BL, targets_BL, is_masked_BL, weight_B)
+    counts_BL = _counts(is_masked_BL, weight_B)
+    # Selected, not multiplied by 0: 0 * NaN is NaN, in the sum and again in the gradient.
+    error_BL = torch.where(counts_BL > 0, predictions_BL.float() - targets_BL.float(), 0.0)
     return (counts_BL * error_BL.square()).sum(), counts_BL.sum()
-
-
-def masked_relative_error(
-    predictions_BL: Tensor,
-    targets_BL: Tensor,
-    is_masked_BL: Tensor,
-    weight_B: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Sum of |prediction - target| / (target + 1e-6) over the masked positions, and their count.
-
-    As `masked_squared_error`; sum / count is what scGPT reports as `mre`. Targets are bins, 1 and
-    up: a target of 0 makes it huge.
-    """
-    counts_BL, error_BL = _masked_difference(predictions_BL, targets_BL, is_masked_BL, weight_B)
-    scale_BL = torch.where(counts_BL > 0, targets_BL.float() + 1e-6, 1.0)
-    return (counts_BL * error_BL.abs() / scale_BL).sum(), counts_BL.sum()
 
 
 def zero_log_loss(
@@ -115,15 +101,6 @@ def cross_entropy(logits_BC: Tensor, codes_B: Tensor, weight_B: Tensor) -> tuple
     logits_BC = torch.where(counts_B[:, None] > 0, logits_BC.float(), 0.0)
     each_B = nn.functional.cross_entropy(logits_BC, codes_B.clamp(min=0).long(), reduction="none")
     return (counts_B * each_B).sum(), counts_B.sum()
-
-
-def _masked_difference(
-    predictions_BL: Tensor, targets_BL: Tensor, is_masked_BL: Tensor, weight_B: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    counts_BL = _counts(is_masked_BL, weight_B)
-    # Selected, not multiplied by 0: 0 * NaN is NaN, in the sum and again in the gradient.
-    error_BL = torch.where(counts_BL > 0, predictions_BL.float() - targets_BL.float(), 0.0)
-    return counts_BL, error_BL
 
 
 def _counts(is_masked_BL: Tensor, weight_B: Tensor | None) -> Tensor:

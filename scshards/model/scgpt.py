@@ -41,7 +41,6 @@ __all__ = [
     "LoadedModel",
     "ScgptFolder",
     "WeightsReport",
-    "load_config",
     "load_model",
     "load_weights",
     "read_folder",
@@ -76,17 +75,11 @@ class WeightsReport(NamedTuple):
         The model's own, left as they were: heads that the checkpoint lacks or has in another shape.
     unused
         In the checkpoint alone, or there in another shape.
-    other_shapes
-        Those that are both fresh and unused, with the two shapes.
-    new_tokens
-        Tokens that the checkpoint's vocabulary lacks: their embeddings are fresh.
     """
 
     loaded: list[str]
     fresh: list[str]
     unused: list[str]
-    other_shapes: list[str]
-    new_tokens: list[str]
 
 
 def load_model(path: str, options: Mapping[str, Any] | None = None) -> LoadedModel:
@@ -109,22 +102,22 @@ def load_model(path: str, options: Mapping[str, Any] | None = None) -> LoadedMod
         another shape or not finite: each is named.
     """
     folder = read_folder(path, options)
-    config, state = _config(folder, path, options)
+    config, state = _config(folder)
     unused = [name for name in state if _is_unused(name, config)]
     used = {name: tensor for name, tensor in state.items() if name not in unused}
     with torch.device("meta"):
         model = CellModel(config)
-    where = _weights_at(path, options)
-    _check_fit(model.state_dict(), used, where)
+    if wrong := _misfits(model.state_dict(), used):
+        raise CheckpointError(
+            f"the weights are not those of the model that {ARGS} and {VOCAB} describe\n    "
+            + "\n    ".join(wrong),
+            where=folder.weights_at,
+            advice=f"check that {ARGS}, {VOCAB} and {WEIGHTS} come from one training run",
+        )
     used = {name: _plain(tensor) for name, tensor in used.items()}
-    check_finite(used, where)
+    check_finite(used, folder.weights_at)
     model.load_state_dict(used, assign=True)
     return LoadedModel(model.eval(), folder.args, folder.vocab, unused)
-
-
-def load_config(path: str, options: Mapping[str, Any] | None = None) -> ModelConfig:
-    """The config of the model that `load_model` would give, with the same errors for args.json."""
-    return _config(read_folder(path, options), path, options)[0]
 
 
 def tables_of(start: str) -> dict[str, dict[str, Any]]:
@@ -177,8 +170,8 @@ def load_weights(
         heads of attention or the value style differ; when the vocabularies have no gene in common.
     """
     folder = read_folder(path, options)
-    theirs, state = _config(folder, path, options)
-    where = _weights_at(path, options)
+    theirs, state = _config(folder)
+    where = folder.weights_at
     _check_size(vocab, model.config, "the vocabulary given")
     for name in ("n_heads", "value_style"):
         if getattr(theirs, name) != getattr(model.config, name):
@@ -204,7 +197,7 @@ def load_weights(
             where=where,
             advice="take d_model, d_hid and n_layers from the checkpoint's args.json",
         )
-    state[EMBEDDING], new_tokens = _by_token(model, state[EMBEDDING], folder, theirs, vocab, where)
+    state[EMBEDDING] = _by_token(model, state[EMBEDDING], folder, theirs, vocab)
     fits = {n: _plain(t) for n, t in state.items() if n in own and own[n].shape == t.shape}
     check_finite(fits, where)
     model.load_state_dict(fits, strict=False)
@@ -212,12 +205,6 @@ def load_weights(
         loaded=[n for n in own if n in fits],
         fresh=[n for n in own if n not in fits],
         unused=[n for n in state if n not in fits],
-        other_shapes=[
-            f"{n}: {list(state[n].shape)} in the checkpoint, {list(own[n].shape)} here"
-            for n in own
-            if n in state and n not in fits
-        ],
-        new_tokens=new_tokens,
     )
 
 
@@ -263,20 +250,12 @@ def write_folder(
     write_files(storage, args, vocab, state)
 
 
-def _config(
-    folder: ScgptFolder, path: str, options: Mapping[str, Any] | None
-) -> tuple[ModelConfig, dict[str, Tensor]]:
+def _config(folder: ScgptFolder) -> tuple[ModelConfig, dict[str, Tensor]]:
     """What args.json and the weights say, and the weights under our names."""
-    where = f"{Storage(path, options).at('')}/{ARGS}"
     state = to_own_layout(folder.state)
-    config = config_from(folder.args, folder.vocab, state, where)
-    check_size(config, sum(t.numel() * t.itemsize for t in state.values()), where)
+    config = config_from(folder.args, folder.vocab, state, folder.at)
+    check_size(config, sum(t.numel() * t.itemsize for t in state.values()), folder.at)
     return config, state
-
-
-def _weights_at(path: str, options: Mapping[str, Any] | None) -> str:
-    storage = Storage(path, options)
-    return storage.at(weights_file(storage))
 
 
 def _by_token(
@@ -285,20 +264,19 @@ def _by_token(
     folder: ScgptFolder,
     config: ModelConfig,
     vocab: Mapping[str, int],
-    where: str,
-) -> tuple[Tensor, list[str]]:
-    """The model's token embeddings with the rows of all tokens that the checkpoint has, and the rest."""
+) -> Tensor:
+    """The model's token embeddings with the rows of all tokens that the checkpoint has."""
     own_VD = model.state_dict()[EMBEDDING].detach().to("cpu", torch.float32, copy=True)
     pairs = {i: folder.vocab[token] for token, i in vocab.items() if token in folder.vocab}
     pairs[model.config.pad_id] = config.pad_id
     if all(token in SPECIALS or i not in pairs for token, i in vocab.items()):
         raise CheckpointError(
             "the checkpoint's vocabulary has no gene of the model's",
-            where=where,
+            where=folder.weights_at,
             advice="the one may name genes by symbol and the other by Ensembl id",
         )
     own_VD[list(pairs)] = theirs_VD.float()[list(pairs.values())]
-    return own_VD, [token for token, i in vocab.items() if i not in pairs]
+    return own_VD
 
 
 def _check_size(vocab: Mapping[str, int], config: ModelConfig, where: str) -> None:
@@ -306,17 +284,6 @@ def _check_size(vocab: Mapping[str, int], config: ModelConfig, where: str) -> No
     if len(vocab) != config.n_tokens:
         raise CheckpointError(
             f"the vocabulary has {len(vocab)} tokens, the model {config.n_tokens}", where=where
-        )
-
-
-def _check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
-    wrong = _misfits(expected, found)
-    if wrong:
-        raise CheckpointError(
-            f"the weights are not those of the model that {ARGS} and {VOCAB} describe\n    "
-            + "\n    ".join(wrong),
-            where=where,
-            advice=f"check that {ARGS}, {VOCAB} and {WEIGHTS} come from one training run",
         )
 
 

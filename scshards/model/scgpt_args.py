@@ -10,12 +10,12 @@ from torch import Tensor
 
 from scshards.base.errors import CheckpointError, ConfigError
 from scshards.base.records import shown
-from scshards.model.config import ModelConfig
+from scshards.model.config import STYLES, ModelConfig
 
 _CAN: dict[str, tuple[object, ...]] = {
-    "input_emb_style": ("continuous", "category", "scaling"),
-    "cell_emb_style": ("cls", "avg-pool", "w-pool"),
-    "mvc_decoder_style": ("inner product", "inner product, detach"),
+    "input_emb_style": STYLES["value_style"],
+    "cell_emb_style": STYLES["cell_style"],
+    "mvc_decoder_style": STYLES["mvc_style"],
     "explicit_zero_prob": (True, False),
     "use_batch_labels": (True, False),
     "domain_spec_batchnorm": (True, False, "dsbn"),
@@ -122,9 +122,9 @@ def config_from(
     by_labels = bool(args.get("use_batch_labels")) or has("batch_encoder")
     norm = any(bool(args.get(name)) for name in ("DSBN", "domain_spec_batchnorm")) or has("dsbn")
     adversary = has("grad_reverse_discriminator")
-    n_domains = _n_domains(state)
-    if n_domains is None:
-        n_domains = number("num_batch_labels", int) if by_labels or norm else 0
+    n_classes, n_domains = _rows(state, "cls_decoder.out_layer"), _n_domains(state)
+    if not n_domains and (by_labels or norm):
+        n_domains = number("num_batch_labels", int)
     try:
         return ModelConfig(
             n_tokens=len(vocab),
@@ -148,7 +148,7 @@ def config_from(
             and value_style != "scaling"
             and cell_style == "cls"
             and not norm,
-            n_classes=n_classes if (n_classes := _rows(state, "cls_decoder.out_layer")) > 1 else 0,
+            n_classes=n_classes if n_classes > 1 else 0,
             n_class_layers=_n_class_layers(state)
             or number("n_layers_cls", int, ModelConfig.n_class_layers),
             n_domains=n_domains,
@@ -193,15 +193,14 @@ def _check_supported(args: Mapping[str, Any], where: str) -> None:
         )
 
 
-def _n_domains(state: Mapping[str, Tensor]) -> int | None:
+def _n_domains(state: Mapping[str, Tensor]) -> int:
     """As many as the weights know; when their parts differ, those that don't fit are named later."""
     norms = {name.split(".")[2] for name in state if name.startswith("dsbn.bns.")}
-    known = (
-        _rows(state, "batch_encoder.embedding"),
-        _rows(state, "grad_reverse_discriminator.out_layer"),
-        len(norms),
+    return (
+        _rows(state, "batch_encoder.embedding")
+        or _rows(state, "grad_reverse_discriminator.out_layer")
+        or len(norms)
     )
-    return next((n for n in known if n), None)
 
 
 def _n_class_layers(state: Mapping[str, Tensor]) -> int | None:

@@ -30,16 +30,21 @@ _RENAMED = (
     (re.compile(r"\.self_attn\.in_proj_(weight|bias)$"), r".self_attn.Wqkv.\1"),
 )
 
-LARGEST = {ARGS: 1 << 24, VOCAB: 1 << 28}
-"""Bytes of a JSON file at most; a vocabulary of 60,000 genes has one million."""
+LARGEST = {ARGS: 1 << 24}
+"""Bytes of a JSON file at most, 1 << 28 of others; a vocabulary of 60,000 genes has one million."""
 
 
 class ScgptFolder(NamedTuple):
-    """The three files as they are: `args` and `vocab` (token to id) parsed, `state` on the CPU."""
+    """The three files as they are: `args` and `vocab` (token to id) parsed, `state` on the CPU.
+
+    `at` and `weights_at` are the addresses of args and weights, for errors.
+    """
 
     args: dict[str, Any]
     vocab: dict[str, int]
     state: dict[str, Tensor]
+    at: str
+    weights_at: str
 
 
 def read_folder(path: str, options: Mapping[str, Any] | None = None) -> ScgptFolder:
@@ -72,7 +77,7 @@ def read_folder(path: str, options: Mapping[str, Any] | None = None) -> ScgptFol
     check_vocab(vocab, storage.at(VOCAB))
     read = read_weights if weights == WEIGHTS else read_tensors
     state = read(storage.read(weights), storage.at(weights))
-    return ScgptFolder(args, vocab, state)
+    return ScgptFolder(args, vocab, state, storage.at(ARGS), storage.at(weights))
 
 
 def weights_file(storage: Storage) -> str:
@@ -134,7 +139,7 @@ def read_object(storage: Storage, name: str) -> dict[str, Any]:
             where=storage.at(""),
             advice=f"give a folder that holds {ARGS}, {VOCAB} and {WEIGHTS}",
         )
-    size, most = storage.size(name), LARGEST[name]
+    size, most = storage.size(name), LARGEST.get(name, 1 << 28)
     if size > most:
         raise CheckpointError(
             f"the file has {size:,} bytes, and one of more than {most:,} is no {name}",

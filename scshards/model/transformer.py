@@ -20,10 +20,16 @@ from scshards.cells.batch import Batch, GenerateBatch, PackedBatch
 from scshards.model.config import ModelConfig
 from scshards.model.embeddings import DomainEncoder, GeneEncoder, value_encoder
 from scshards.model.encoder import Encoder
-from scshards.model.heads import ClsDecoder, ExprDecoder, MVCDecoder, Values, reversed_gradient
+from scshards.model.heads import (
+    ClsDecoder,
+    ExprDecoder,
+    ModelOutput,
+    MVCDecoder,
+    Values,
+    reversed_gradient,
+)
 from scshards.model.layout import Packed, Padded, Split
 from scshards.model.norm import DomainNorm
-from scshards.model.output import ModelOutput
 
 __all__ = ["CellModel", "ModelOutput"]
 
@@ -46,15 +52,11 @@ class CellModel(nn.Module):
         (move the model afterwards), unless that is "meta", where nothing is drawn. torch's global
         random state is left as it was. What the config adds to encoder and value decoder changes
         no weight of these.
-    flex
-        Whether a GenerateBatch runs through flex attention: on CUDA faster than one masked
-        attention, at its best in compiled layers, but without dropout of attention weights.
     """
 
-    def __init__(self, config: ModelConfig, *, seed: int = 0, flex: bool = False) -> None:
+    def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.flex = flex
         d_model, n_domains = config.d_model, config.n_domains
         meta = torch.get_default_device().type == "meta"
         with torch.device("meta" if meta else "cpu"), torch.random.fork_rng(devices=[]):
@@ -118,14 +120,12 @@ class CellModel(nn.Module):
         cells_BD = self._cells(x_BLD, batch.values, layout)
         return self._heads(x_BLD, tokens_BLD, cells_BD, layout, domains_B)
 
-    def embed(self, batch: AnyBatch, *, domains_B: Tensor | None = None) -> Tensor:
+    def embed(self, batch: Batch | PackedBatch, *, domains_B: Tensor | None = None) -> Tensor:
         """The cell embeddings alone, float32 [B, D]: `forward` without its heads.
 
-        Domains are needed for `domain_norm` alone. Of a GenerateBatch the known genes count.
+        Domains are needed for `domain_norm` alone.
         """
         self._check_domains(domains_B, self.config.domain_norm)
-        if isinstance(batch, GenerateBatch):
-            batch = _known(batch)
         layout = _layout(batch)
         x_BLD = self._encode(self.encoder(batch.genes), batch, layout, domains_B)
         return self._cells(x_BLD, batch.values, layout).float()
@@ -170,7 +170,7 @@ class CellModel(nn.Module):
                 advice="build it with generate=True, or read batches with objective='mask'",
             )
         n_known, n_unknown = batch.known_genes.shape[1], batch.unknown_genes.shape[1]
-        layout = Split.of(batch.known_is_pad, n_unknown, flex=self.flex)
+        layout = Split.of(batch.known_is_pad, n_unknown)
         tokens_BND = self.encoder(torch.cat([batch.known_genes, batch.unknown_genes], 1))
         known_BPD, unknown_BGD = tokens_BND.tensor_split([n_known], dim=1)
         flagged_BGD = unknown_BGD + self.flag_encoder(batch.unknown_genes.new_ones(()))
@@ -243,17 +243,3 @@ def _layout(batch: Batch | PackedBatch) -> Padded | Packed:
     if isinstance(batch, PackedBatch):
         return Packed.of(batch.cu_seqlens, batch.max_seqlen, batch.is_pad)
     return Padded(batch.is_pad)
-
-
-def _known(batch: GenerateBatch) -> Batch:
-    """The known genes as a Batch, none masked."""
-    return Batch(
-        genes=batch.known_genes,
-        values=batch.known_values,
-        targets=batch.known_values,
-        is_masked=torch.zeros_like(batch.known_is_pad),
-        is_pad=batch.known_is_pad,
-        key=batch.key,
-        labels=batch.labels,
-        weight=batch.weight,
-    )

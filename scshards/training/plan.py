@@ -15,15 +15,7 @@ from typing import Any
 from scshards.base.errors import ConfigError
 from scshards.base.storage import Storage, name_of
 from scshards.cells.vocab import Vocab
-from scshards.model.classes import (
-    CLASSES,
-    DOMAINS,
-    LabelNames,
-    read_classes,
-    read_domains,
-    write_classes,
-    write_domains,
-)
+from scshards.model.classes import CLASSES, DOMAINS, read_names, write_names
 from scshards.model.config import ModelConfig
 from scshards.model.scgpt import EMBEDDING, VOCAB, load_weights
 from scshards.model.scgpt_files import read_object
@@ -124,17 +116,14 @@ class TaskPlan:
     def write_names(self, folder: Path) -> None:
         """classes.json and domains.json, beside the weights, of the tasks that have them."""
         if self.config.task.name == "annotate" and self.classes is not None:
-            write_classes(folder, self.classes.name, self.classes.names)
+            write_names(folder, CLASSES, self.classes.name, self.classes.names)
         if self.domains is not None:
-            write_domains(folder, self.domains.name, self.domains.names)
+            write_names(folder, DOMAINS, self.domains.name, self.domains.names)
 
     def _has_names(self, start: str, file: str, ours: Column | None) -> bool:
         if ours is None:
             return True
-        if not Storage(start).exists(file):
-            return False
-        theirs: LabelNames = (read_classes if file == CLASSES else read_domains)(start)
-        return theirs.names == ours.names
+        return Storage(start).exists(file) and read_names(start, file).names == ours.names
 
 
 def plan_task(config: TrainConfig, shardset: ShardSet) -> TaskPlan:

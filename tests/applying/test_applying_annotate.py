@@ -19,7 +19,7 @@ from scshards.base.errors import CheckpointError, ConfigError, SourceError
 from scshards.cells.batch import Batch
 from scshards.cells.vocab import Vocab
 from scshards.cli.annotate import command
-from scshards.model.classes import LabelNames, read_classes, write_classes
+from scshards.model.classes import CLASSES, LabelNames, read_names, write_names
 from scshards.model.config import ModelConfig
 from scshards.model.scgpt import load_model, write_folder
 from scshards.model.transformer import CellModel
@@ -75,7 +75,7 @@ def plain(checkpoint: Path, path: Path) -> np.ndarray:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, cells: Path) -> Path:
     folder = tmp_path_factory.mktemp("model")
     model = write_model(folder, n_classes=3)
-    write_classes(folder, "cell_type", NAMES)
+    write_names(folder, CLASSES, "cell_type", NAMES)
     # A fresh head says nearly the same of every cell: what differs is made larger.
     head = model.cls_decoder.out_layer
     with torch.no_grad():
@@ -223,7 +223,7 @@ def test_a_checkpoint_that_lacks_classes_is_refused(tmp_path: Path, cells: Path)
     (folder := tmp_path / "model").mkdir()
     write_model(folder, n_classes=3)
     refused(folder, r"lacks classes\.json")
-    write_classes(folder, "cell_type", NAMES[:2])
+    write_names(folder, CLASSES, "cell_type", NAMES[:2])
     refused(folder, "names 2 classes, and the model tells 3 apart")
     for text, match in (
         ("{", "not valid JSON"),
@@ -239,9 +239,9 @@ def test_a_checkpoint_that_lacks_classes_is_refused(tmp_path: Path, cells: Path)
 
 
 def test_classes_are_kept_and_read_back(tmp_path: Path) -> None:
-    write_classes(tmp_path, "cell_type", ["ä", "b"])
-    assert read_classes(str(tmp_path)) == LabelNames(column="cell_type", names=("ä", "b"))
+    write_names(tmp_path, CLASSES, "cell_type", ["ä", "b"])
+    assert read_names(str(tmp_path), CLASSES) == LabelNames(column="cell_type", names=("ä", "b"))
     tree = {"column": "cell_type", "classes": ["ä", "b"]}
     assert json.loads((tmp_path / "classes.json").read_text()) == tree
     with pytest.raises(ConfigError, match="there is no name"):
-        write_classes(tmp_path, "cell_type", [])
+        write_names(tmp_path, CLASSES, "cell_type", [])

@@ -26,7 +26,7 @@ from scshards.base.errors import CheckpointError, ConfigError, OutputExistsError
 from scshards.cells.batch import Batch
 from scshards.cells.vocab import Vocab
 from scshards.cli.embed import command
-from scshards.model.classes import write_domains
+from scshards.model.classes import DOMAINS, write_names
 from scshards.model.config import ModelConfig
 from scshards.model.scgpt import load_model, write_folder
 from scshards.model.transformer import CellModel
@@ -277,10 +277,10 @@ def test_a_model_that_normalises_by_domain_is_told_each_cells_domain(
     source = write(tmp_path / "in.h5ad", csr_matrix(counts))
     with pytest.raises(CheckpointError, match=r"lacks domains\.json"):
         embed(str(folder), str(source), tmp_path / "o.h5ad", shown=False)
-    write_domains(folder, "batch", ["d2", "d0"])
+    write_names(folder, DOMAINS, "batch", ["d2", "d0"])
     with pytest.raises(CheckpointError, match="names 2 domains, and the model has 3"):
         embed(str(folder), str(source), tmp_path / "o.h5ad", shown=False)
-    write_domains(folder, "batch", ["d2", "d0", "d1"])
+    write_names(folder, DOMAINS, "batch", ["d2", "d0", "d1"])
     with pytest.raises(SourceError, match="no column 'batch'"):
         embed(str(folder), str(source), tmp_path / "o.h5ad", shown=False)
     options = EmbedOptions(domain_column="donor")
@@ -296,7 +296,7 @@ def test_a_model_that_normalises_by_domain_is_told_each_cells_domain(
     packed = anndata.read_h5ad(tmp_path / "b.h5ad")
     rows = packed.obs["row"].to_numpy()
     assert np.array_equal(packed.obsm["X_scshards"], vectors(tmp_path / "a.h5ad")[rows])
-    write_domains(folder, "donor", ["d2", "other", "d1"])
+    write_names(folder, DOMAINS, "donor", ["d2", "other", "d1"])
     for cells in (source, tmp_path / "shards"):
         with pytest.raises(SourceError, match="the domain 'd0' can't be embedded"):
             embed(str(folder), str(cells), tmp_path / "o.h5ad", shown=False)

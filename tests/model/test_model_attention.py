@@ -166,14 +166,10 @@ WAYS: dict[str, tuple[dict[str, bool], float]] = {
     "keys": ({}, 0.0),
     "keys, weights dropped": ({}, 1e-12),
     "pairs": ({"pairs": True}, 0.0),
-    "flex": ({"flex": True}, 0.0),
 }
 """How a layout is made, and a dropout: hardly any, which takes the way of any."""
 
-no_kernel = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
-
-@no_kernel
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("n_known", [1, 7, 11])
 def test_unknown_genes_see_the_known_and_themselves(
@@ -183,12 +179,9 @@ def test_unknown_genes_see_the_known_and_themselves(
     known_is_pad = is_pad[:, :n_known]
     layout = Split.of(known_is_pad, 11 - n_known, **options)
     may_see = visible(known_is_pad, 11 - n_known)
-    a, b = qkv.clone().requires_grad_(), qkv.clone()
-    b.requires_grad_(way != "flex")  # which has none on the CPU
+    a, b = qkv.clone().requires_grad_(), qkv.clone().requires_grad_()
     expected, out = looking_at(*a, may_see), attend_split(*b, layout, dropout)
     torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
-    if not b.requires_grad:
-        return
     weigh = torch.arange(out.numel()).reshape(out.shape) % 5 - 2.0
     for loss in (lambda x: x.sum(), lambda x: (x * weigh).sum()):
         (wanted,) = torch.autograd.grad(loss(expected), a, retain_graph=True)
@@ -243,7 +236,6 @@ def test_unknown_genes_take_no_weights_of_pairs_on_cpu() -> None:
     assert largest.numbers == qkv.numel() == 3 * 2 * 2 * 90 * 8 < 2 * 60 * 90
 
 
-@no_kernel
 @pytest.mark.parametrize("way", WAYS)
 def test_a_cell_without_known_genes_stays_finite(qkv: Tensor, way: str) -> None:
     options, dropout = WAYS[way]

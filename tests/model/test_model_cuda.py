@@ -67,15 +67,14 @@ def test_packed_cells(dtype: torch.dtype) -> None:
     assert (b.grad[:, 1100:] == 0).all()
 
 
-@pytest.mark.parametrize("flex", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_unknown_genes(dtype: torch.dtype, flex: bool) -> None:
+def test_unknown_genes(dtype: torch.dtype) -> None:
     is_pad = torch.arange(200) >= torch.tensor([[200], [77], [1], [0]])
     qkv = torch.randn(3, 4, 8, 330, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
     a = qkv.float().requires_grad_(True)
     b = qkv.cuda().requires_grad_(True)
     expected = attend_split(*a, Split.of(is_pad, 130), 0.0)
-    found = attend_split(*b, Split.of(is_pad.cuda(), 130, flex=flex), 0.0)
+    found = attend_split(*b, Split.of(is_pad.cuda(), 130), 0.0)
     expected.square().sum().backward()
     found.float().square().sum().backward()
     near = 2e-3 if dtype == torch.float32 else 3e-2
@@ -83,10 +82,8 @@ def test_unknown_genes(dtype: torch.dtype, flex: bool) -> None:
     torch.testing.assert_close(b.grad.float().cpu(), a.grad, atol=near, rtol=near)
 
 
-@pytest.mark.parametrize("flex", [False, True])
-def test_generates_what_scgpt_generates(golden: Path, flex: bool) -> None:
+def test_generates_what_scgpt_generates(golden: Path) -> None:
     model = load_model(str(golden / "generate_wqkv")).model.cuda()
-    model.flex = flex
     io = {k: v.cuda() for k, v in golden_io(golden / "generate_wqkv").items()}
     batch = golden_generate(io)
     with torch.no_grad():

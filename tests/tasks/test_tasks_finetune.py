@@ -15,7 +15,7 @@ from loaders import loader_of
 from scshards.applying.evaluate import Annotation, Evaluation, evaluate_run
 from scshards.base.errors import ConfigError
 from scshards.cli import main
-from scshards.model.classes import read_classes, read_domains
+from scshards.model.classes import CLASSES, DOMAINS, read_names
 from scshards.model.scgpt import load_model
 from scshards.shards.manifest import Manifest
 from scshards.shards.shardset import ShardSet
@@ -64,7 +64,7 @@ def test_annotate_learns_and_names_its_classes(cells, annotated):
     assert max(m["accuracy"] for m in valid) > 0.9 and max(m["macro_f1"] for m in valid) > 0.9
     best = min(m["class_ce"] for m in valid)
     assert [m["class_ce"] for m in valid if m["is_best"]][-1] == best
-    names = read_classes(annotated)
+    names = read_names(annotated, CLASSES)
     assert (names.column, names.names) == ("kind", ("k0", "k1", "k2"))
     assert load_model(str(annotated)).model.config.n_classes == 3
 
@@ -140,7 +140,7 @@ def test_integrate_writes_each_loss_and_its_scores_beside_pca(cells, integrated)
         assert -0.5 <= valid[name] <= 1 and -0.5 <= valid[f"pca_{name}"] <= 1
     assert valid["pca_avg_bio"] > 0.8, "kinds differ in their counts, and PCA sees it"
     assert valid["metric_cells"] == valid["n_cells"] - _without(cells, "valid")
-    names = read_domains(integrated)
+    names = read_names(integrated, DOMAINS)
     assert (names.column, names.names) == ("donor", ("a", "b"))
 
 

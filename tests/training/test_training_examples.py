@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from scshards.base.errors import ConfigError
 from scshards.cli import main
-from scshards.model.classes import read_classes
+from scshards.model.classes import CLASSES, read_names
 from scshards.model.config import ModelConfig
 from scshards.model.transformer import CellModel
 from scshards.training.config import SHIPPED, TrainConfig
@@ -98,7 +98,7 @@ def test_annotate_starts_from_it(shards, tiny, tmp_path):
     train(shards, tmp_path / "run", config, shown=False)
     last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     assert {"class_ce", "accuracy", "macro_f1"} <= last.keys()
-    assert read_classes(str(tmp_path / "run")).names == ("k0", "k1", "k2")
+    assert read_names(str(tmp_path / "run"), CLASSES).names == ("k0", "k1", "k2")
 
 
 def test_integrate_starts_from_it(shards, tiny, tmp_path):

@@ -24,7 +24,7 @@ from scshards.base.errors import CheckpointError, ScshardsError
 from scshards.cells.vocab import Vocab
 from scshards.cli import annotate, embed, evaluate
 from scshards.cli import train as train_command
-from scshards.model.classes import write_classes
+from scshards.model.classes import CLASSES, write_names
 from scshards.model.config import ModelConfig
 from scshards.model.scgpt import write_folder
 from scshards.model.transformer import CellModel
@@ -126,7 +126,7 @@ def test_results_that_are_not_finite_are_refused(
     with torch.no_grad():
         model.encoder.embedding.weight[vocab["G07"]] = 3e38  # finite, but not its sum
     write_folder(str(tmp_path / "model"), model, vocab.to_dict())
-    write_classes(tmp_path / "model", "kind", ["a", "b"])
+    write_names(tmp_path / "model", CLASSES, "kind", ["a", "b"])
     counts = np.zeros((30, 60), np.float32)
     counts[:, 3] = 2
     counts[21, 7] = 1

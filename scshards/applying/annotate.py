@@ -18,14 +18,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from scshards.applying.apply import ApplyReport, Job, apply
-from scshards.applying.cells import Cells
-from scshards.applying.embed import collate_options, embedding_result, model_domains
+from scshards.applying.cells import Cells, Given
+from scshards.applying.embed import embedding_result
 from scshards.applying.options import AnnotateOptions as AnnotateOptions
 from scshards.applying.output import Result, class_columns
 from scshards.base.errors import CheckpointError
 from scshards.base.progress import Table, counted
 from scshards.cells.batch import Batch
-from scshards.cells.vocab import Vocab
 from scshards.model.classes import CLASSES, LabelNames, read_names
 from scshards.model.scgpt import LoadedModel, load_model
 from scshards.packing.labels import Label
@@ -76,44 +75,40 @@ def annotate(
             return torch.cat((normalize(cells_BD, dim=1), logits_BC.softmax(dim=1)), dim=1)
 
         truths: list[Label] = []
+        truth = options.truth
 
         def look(cells: Cells) -> None:
-            assert options.truth is not None
-            truths.append(cells.label(options.truth))
+            if truth is not None:
+                truths.append(cells.label(truth))
 
         job = Job(
             label="annotate",
-            loaded=loaded,
-            vocab=Vocab.from_dict(loaded.vocab, where=checkpoint),
+            model=model,
             compute=compute,
             width=d_model + len(classes),
             results=[
                 embedding_result(options, d_model),
                 *_class_results(options, classes, d_model),
             ],
-            collate=collate_options(loaded.args, options),
-            domains=model_domains(loaded, checkpoint, options, storage_options),
-            look=look if options.truth is not None else None,
+            given=Given.of(checkpoint, loaded, options, storage_options),
+            here=here,
+            shown=shown,
+            look=look,
         )
-        report = apply(
-            job, inputs, output, options, here, storage_options=storage_options, shown=shown
-        )
+        report = apply(job, inputs, output)
         counts, n_below = np.zeros(len(classes), np.int64), 0
         predicted = []
-        if here.is_main:
-            for file in report.files:
-                found, sure = class_columns(file.output, _column(options, classes))
-                counts += np.bincount(found, minlength=len(classes))
-                n_below += int((sure < options.confidence).sum())
-                predicted.append(found)
+        for file in report.files if here.is_main else ():
+            found, sure = class_columns(file.output, _column(options, classes))
+            counts += np.bincount(found, minlength=len(classes))
+            n_below += int((sure < options.confidence).sum())
+            predicted.append(found)
     return AnnotateReport(
         report,
         {name: n for name, n in zip(classes.names, counts.tolist(), strict=True) if n},
         n_below,
         options.confidence,
-        Truth.of(options.truth, classes.names, truths, predicted)
-        if truths and options.truth
-        else None,
+        Truth.of(truth, classes.names, truths, predicted) if truths and truth else None,
     )
 
 

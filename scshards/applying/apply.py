@@ -11,12 +11,13 @@ by applying.embed and applying.annotate.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,35 +27,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scshards.applying.cells import (
-    DOMAIN,
-    Cells,
-    ShardCells,
-    SourceCells,
-    is_shard_set,
-    rows_of,
-)
-from scshards.applying.options import EmbedOptions
-from scshards.applying.output import (
-    Result,
-    RowFile,
-    copy_of,
-    file_of_shards,
-    file_of_source,
-    fill,
-)
+from scshards.applying.cells import DOMAIN, Cells, Given, ShardCells, SourceCells, is_shard_set
+from scshards.applying.output import Result, RowFile, fill
 from scshards.base.errors import ConfigError, OutputExistsError, ScshardsError, StorageError
 from scshards.base.progress import Progress
 from scshards.base.storage import is_local, path_of
-from scshards.cells.batch import Batch, key_text
-from scshards.cells.vocab import Vocab
+from scshards.cells.batch import Batch
 from scshards.census.address import is_cells
-from scshards.model.classes import LabelNames
-from scshards.model.scgpt import LoadedModel
+from scshards.model.transformer import CellModel
 from scshards.ranks.ranks import Ranks
-from scshards.sources.anndata import AnnDataSource
 from scshards.sources.inputs import expand
-from scshards.streaming.collate.options import CollateOptions
+from scshards.training.micro import cells_of
 
 UNIT = 32
 """Cells of a forward pass on a GPU."""
@@ -64,33 +47,43 @@ _SUFFIXES = (".h5ad", ".h5", ".zarr", ".parquet", ".scb")
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is done with each cell.
+    """What is done with each cell, and where.
 
     Attributes
     ----------
     label
         What the progress line calls it.
+    model
+        On the device, in eval mode.
     compute
         (batch, domains_B) on the device to float32 [B, width].
     width, results
         Of the rows, and what is made of them.
-    collate
-        How the model was trained to see cells.
-    domains
-        What the model's domains are called, when it needs to know them.
+    given
+        How cells are read.
+    here, shown
+        This process among all, and whether progress is shown, by the first.
     look
         What else is looked at in each input, before a cell of it is computed; on the first rank.
     """
 
     label: str
-    loaded: LoadedModel
-    vocab: Vocab
+    model: CellModel
     compute: Callable[[Batch, Tensor | None], Tensor]
     width: int
     results: Sequence[Result]
-    collate: CollateOptions
-    domains: LabelNames | None
-    look: Callable[[Cells], object] | None = None
+    given: Given
+    here: Ranks
+    shown: bool
+    look: Callable[[Cells], object] = lambda cells: None
+
+    @property
+    def unit(self) -> int:
+        """Cells of a forward pass."""
+        # Where embeddings are pooled, padding is pooled as well: how much of it there is must not
+        # depend on other cells.
+        pools = self.model.config.cell_style != "cls"
+        return 1 if self.here.device.type == "cpu" or pools else UNIT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,18 +118,10 @@ class ApplyReport:
         return asdict(self)
 
 
-def apply(
-    job: Job,
-    inputs: str | Sequence[str],
-    output: str | os.PathLike[str],
-    options: EmbedOptions,
-    here: Ranks,
-    *,
-    storage_options: Mapping[str, Any] | None = None,
-    shown: bool = True,
-) -> ApplyReport:
+def apply(job: Job, inputs: str | Sequence[str], output: str | os.PathLike[str]) -> ApplyReport:
     """Do a job on every input and publish the files; see applying.embed.embed for the parameters."""
-    given = _inputs(inputs, storage_options)
+    here = job.here
+    given = _inputs(inputs, job.given.storage_options)
     target = _target(output)
     names = _names([url for url, _ in given], target)
     with _work_folder(target, here) as work:
@@ -146,10 +131,9 @@ def apply(
         for i, ((url, is_set), name) in enumerate(zip(given, names, strict=True)):
             scratch = work / f"{i:06d}"
             scratch.mkdir(exist_ok=True)
-            one = _One(job, url, is_set, options, here, scratch, storage_options)
-            report, took = one.write(work / "out" / name, shown and here.is_main)
             final = target if len(given) == 1 else target / name
-            files.append(FileReport(input=url, output=str(final), **report))
+            report, took = _file(job, url, is_set, work / "out" / name, str(final), scratch)
+            files.append(report)
             seconds += took
             here.barrier()
             if here.is_main:
@@ -160,7 +144,7 @@ def apply(
     return ApplyReport(
         output=str(target),
         names=tuple(r.name for r in job.results),
-        dimensions=job.loaded.model.config.d_model,
+        dimensions=job.model.config.d_model,
         cells=sum(f.cells for f in files),
         empty_cells=sum(f.empty_cells for f in files),
         seconds=seconds,
@@ -186,128 +170,89 @@ def shares(
     return out
 
 
-class _One:
-    """The job on one input."""
-
-    def __init__(
-        self,
-        job: Job,
-        url: str,
-        is_set: bool,
-        options: EmbedOptions,
-        here: Ranks,
-        scratch: Path,
-        storage_options: Mapping[str, Any] | None,
-    ) -> None:
-        self._job, self._url, self._is_set, self._options = job, url, is_set, options
-        self._here, self._scratch, self._storage_options = here, scratch, storage_options
-        self._empty = 0
-
-    def write(self, path: Path, shown: bool) -> tuple[dict[str, Any], float]:
-        """Write the file, on all ranks together; the fields of its report, and how long it took."""
-        here = self._here
-        # The first rank writes what has to be written before rows can be read; then all open it.
-        if not here.is_main:
+def _file(
+    job: Job, url: str, is_set: bool, path: Path, final: str, scratch: Path
+) -> tuple[FileReport, float]:
+    """Write the file of one input, on all ranks together; its report, and how long it took."""
+    here = job.here
+    # The first rank writes what has to be written before rows can be read; then all open it.
+    if not here.is_main:
+        here.barrier()
+    made = ShardCells(url, job.given) if is_set else SourceCells(url, job.given, scratch / "matrix")
+    with contextlib.closing(made) as cells:
+        if here.is_main:
+            job.look(cells)
+            cells.new_file(path)
             here.barrier()
-        with contextlib.closing(self._opened()) as cells:
-            if here.is_main:
-                if self._job.look is not None:
-                    self._job.look(cells)
-                self._new_file(path, cells)
-                here.barrier()
-            unit = self._unit_cells()
-            mine = shares(cells.parts, unit, here.rank, here.world_size)
-            total = sum(end - begin for _, begin, end in mine)
-            rows = RowFile(self._rows(here.rank), self._job.width)
-            with Progress(self._job.label, total, "cells", shown=shown) as progress:
-                rows.write(self._computed(cells, mine, unit, progress))
-            (empty,) = here.total([self._empty])
-            replaced: list[str] = []
-            if here.is_main:
-                n = sum(cells.parts)
-                replaced = fill(path, n, self._all_rows(), self._job.results)
-            return {
-                "cells": sum(cells.parts),
-                "columns": cells.columns,
-                "matched": cells.matched,
-                "empty_cells": int(empty),
-                "replaced": tuple(replaced),
-            }, progress.seconds
+        files = [RowFile(scratch / f"rank-{r:06d}.f32", job.width) for r in range(here.world_size)]
+        mine = shares(cells.parts, job.unit, here.rank, here.world_size)
+        total = sum(end - begin for _, begin, end in mine)
+        empty: list[int] = []
+        with Progress(job.label, total, "cells", shown=job.shown and here.is_main) as progress:
+            files[here.rank].write(_computed(job, cells, mine, empty, progress))
+        (n_empty,) = here.total([sum(empty)])
+        replaced: list[str] = []
+        if here.is_main:
+            rows = itertools.chain.from_iterable(file.read() for file in files)
+            replaced = fill(path, sum(cells.parts), rows, job.results)
+        report = FileReport(
+            input=url,
+            output=final,
+            cells=sum(cells.parts),
+            columns=cells.columns,
+            matched=cells.matched,
+            empty_cells=int(n_empty),
+            replaced=tuple(replaced),
+        )
+        return report, progress.seconds
 
-    def _unit_cells(self) -> int:
-        # Where embeddings are pooled, padding is pooled as well: how much of it there is must not
-        # depend on other cells.
-        pools = self._job.loaded.model.config.cell_style != "cls"
-        return 1 if self._here.device.type == "cpu" or pools else UNIT
 
-    def _opened(self) -> Cells:
-        job, options = self._job, self._options
-        about = (self._url, job.vocab, job.collate, options, job.domains)
-        if self._is_set:
-            return ShardCells(*about, self._storage_options)
-        return SourceCells(*about, self._scratch / "matrix", self._storage_options)
+def _computed(
+    job: Job,
+    cells: Cells,
+    mine: list[tuple[int, int, int]],
+    empty: list[int],
+    progress: Progress,
+) -> Iterator[NDArray[np.float32]]:
+    """The rows of this rank's cells, a batch at a time; `empty` gets the cells without any gene."""
+    unit, options = job.unit, job.given.options
+    on_cpu = job.here.device.type == "cpu"
+    threads = (options.threads or torch.get_num_threads()) if on_cpu else 1
+    # One batch is prepared while another is computed.
+    ahead: deque[list[Future[NDArray[np.float32]]]] = deque()
 
-    def _new_file(self, path: Path, cells: Cells) -> None:
-        if isinstance(cells, ShardCells):
-            file_of_shards(path, cells.shardset, cells.splits)
-            return
-        assert isinstance(cells, SourceCells)
-        source = cells.source
-        if isinstance(source, AnnDataSource) and source.is_hdf5:
-            copy_of(self._url, path, self._storage_options)
-        else:
-            file_of_source(path, cells.source)
+    def rows() -> NDArray[np.float32]:
+        made = np.concatenate([f.result() for f in ahead.popleft()])
+        progress.add(len(made))
+        return made
 
-    def _rows(self, rank: int) -> Path:
-        return self._scratch / f"rank-{rank:06d}.f32"
+    with _one_thread_each(on_cpu), ThreadPoolExecutor(threads, "scshards-apply") as pool:
+        for part, begin, end in mine:
+            for batch in cells.batches(part, begin, end, -(-options.batch_size // unit) * unit):
+                empty.append(int(((~batch.is_pad).sum(dim=1) == 1).sum()))
+                pieces = (slice(i, i + unit) for i in range(0, len(batch), unit))
+                ahead.append([pool.submit(_unit, job, cells, cells_of(batch, p)) for p in pieces])
+                if len(ahead) > 1:
+                    yield rows()
+        while ahead:
+            yield rows()
 
-    def _all_rows(self) -> Iterator[NDArray[np.float32]]:
-        for rank in range(self._here.world_size):
-            yield from RowFile(self._rows(rank), self._job.width).read()
 
-    def _computed(
-        self, cells: Cells, mine: list[tuple[int, int, int]], unit: int, progress: Progress
-    ) -> Iterator[NDArray[np.float32]]:
-        """The rows of this rank's cells, a batch at a time."""
-        size = -(-self._options.batch_size // unit) * unit
-        on_cpu = self._here.device.type == "cpu"
-        threads = (self._options.threads or torch.get_num_threads()) if on_cpu else 1
-        # One batch is prepared while another is computed.
-        ahead: deque[list[Any]] = deque()
-
-        def rows() -> NDArray[np.float32]:
-            made = np.concatenate([f.result() for f in ahead.popleft()])
-            progress.add(len(made))
-            return made
-
-        with _one_thread_each(on_cpu), ThreadPoolExecutor(threads, "scshards-apply") as pool:
-            for part, begin, end in mine:
-                for batch in cells.batches(part, begin, end, size):
-                    self._empty += int(((~batch.is_pad).sum(dim=1) == 1).sum())
-                    pieces = (slice(i, i + unit) for i in range(0, len(batch), unit))
-                    ahead.append([pool.submit(self._unit, rows_of(batch, p)) for p in pieces])
-                    if len(ahead) > 1:
-                        yield rows()
-            while ahead:
-                yield rows()
-
-    def _unit(self, batch: Batch) -> NDArray[np.float32]:
-        """One forward pass; both modes are a thread's own."""
-        batch = batch.to(self._here.device)
-        domains_B = batch.labels[DOMAIN] if self._job.domains else None
-        with torch.inference_mode(), self._here.autocast():
-            out: NDArray[np.float32] = self._job.compute(batch, domains_B).float().cpu().numpy()
-        wrong = ~np.isfinite(out).all(axis=1)
-        if wrong.any():
-            key = int(batch.key.cpu()[torch.from_numpy(wrong)][0])
-            raise ScshardsError(
-                "the model computes NaN or infinity for a cell",
-                where=f"{self._url}, "
-                + (f"cell {key_text(key)}" if self._is_set else f"row {key}"),
-                advice="with --precision bf16, use fp32; else look at the cell's values, and leave it "
-                "out if they are wrong",
-            )
-        return out
+def _unit(job: Job, cells: Cells, batch: Batch) -> NDArray[np.float32]:
+    """One forward pass; both modes are a thread's own."""
+    batch = batch.to(job.here.device)
+    domains_B = batch.labels[DOMAIN] if job.given.domains else None
+    with torch.inference_mode(), job.here.autocast():
+        out: NDArray[np.float32] = job.compute(batch, domains_B).float().cpu().numpy()
+    wrong = ~np.isfinite(out).all(axis=1)
+    if wrong.any():
+        raise ScshardsError(
+            "the model computes NaN or infinity for a cell",
+            where=cells.at(int(batch.key.cpu()[torch.from_numpy(wrong)][0])),
+            advice="with --precision bf16, use fp32; else look at the cell's values, and leave it "
+            "out if they are wrong",
+        )
+    return out
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,21 @@ import torch
 from numpy.typing import NDArray
 
 from scshards.applying.options import EmbedOptions
+from scshards.applying.output import copy_of, file_of_shards, file_of_source
+from scshards.base.config import build
 from scshards.base.errors import CheckpointError, ConfigError, SourceError
 from scshards.base.storage import Storage
-from scshards.cells.batch import Batch
+from scshards.cells.batch import Batch, key_text
 from scshards.cells.tokenizer import GeneMatch, ValueKind, match_genes
 from scshards.cells.vocab import Vocab
-from scshards.model.classes import LabelNames
+from scshards.model.classes import DOMAINS, LabelNames, read_names
+from scshards.model.scgpt import LoadedModel
 from scshards.packing.labels import Label, read_label
 from scshards.shards.index import OBS_PREFIX
-from scshards.shards.manifest import MANIFEST
+from scshards.shards.manifest import MANIFEST, LabelInfo
 from scshards.shards.members import pack_block
 from scshards.shards.shardset import ShardSet
+from scshards.sources.anndata import AnnDataSource
 from scshards.sources.ids import GENE_VOCAB
 from scshards.sources.open import open_source
 from scshards.sources.options import GENES_ALONE
@@ -40,6 +45,7 @@ from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.loader import CellLoader
 from scshards.streaming.read.options import ReadOptions
 from scshards.streaming.read.source import CellBytes
+from scshards.training.micro import cells_of
 
 ALL = "all"
 """Names all splits of a shard set."""
@@ -47,8 +53,67 @@ ALL = "all"
 DOMAIN = "domain"
 """The label of batches that holds the model's domain codes, where it needs them."""
 
+_OWN = (
+    "tie_break", "include_zero_genes", "values", "target_sum", "cls_value", "keep_first", "conditions",
+)  # fmt: skip
+"""What runs of ours keep of a cell's look that scGPT has no word for."""
+
 Members = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Encoded cells one behind another, and the size of each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a checkpoint, and who applies it, say of how cells are read.
+
+    Attributes
+    ----------
+    vocab
+        The model's.
+    collate
+        How the model was trained to see cells, with nothing hidden.
+    domains
+        What the model's domains are called, when it needs to know them.
+    options, storage_options
+        Which cells and genes, and how they are reached.
+    """
+
+    vocab: Vocab
+    collate: CollateOptions
+    domains: LabelNames | None
+    options: EmbedOptions
+    storage_options: Mapping[str, Any] | None
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: str,
+        loaded: LoadedModel,
+        options: EmbedOptions,
+        storage_options: Mapping[str, Any] | None,
+    ) -> Given:
+        """Of a checkpoint that was loaded.
+
+        Raises
+        ------
+        CheckpointError
+            When args.json or domains.json say what can't be.
+        ConfigError
+            For a `max_length` that the options give and that leaves no room, and a column of domains
+            for a model that has none.
+        """
+        return cls(
+            vocab=Vocab.from_dict(loaded.vocab, where=checkpoint),
+            collate=_collate_options(loaded.args, options),
+            domains=_domains(checkpoint, loaded, options, storage_options),
+            options=options,
+            storage_options=storage_options,
+        )
+
+    @property
+    def domain_column(self) -> str | None:
+        """The column of obs with the domains; None where the model needs none."""
+        return None if self.domains is None else self.options.domain_column or self.domains.column
 
 
 class Cells(abc.ABC):
@@ -76,7 +141,14 @@ class Cells(abc.ABC):
         """A column of obs as categories, of all cells in order; SourceError when there is none."""
 
     @abc.abstractmethod
-    def close(self) -> None:
+    def new_file(self, path: Path) -> None:
+        """The output, without results."""
+
+    @abc.abstractmethod
+    def at(self, key: int) -> str:
+        """Where a cell of a batch is, by its key, for errors."""
+
+    def close(self) -> None:  # noqa: B027  # most have nothing open
         """Close what was opened."""
 
 
@@ -92,14 +164,6 @@ class SourceCells(Cells):
 
     Parameters
     ----------
-    url
-        The input.
-    vocab, collate
-        Of the model.
-    options
-        Which matrix, which gene names, and how many of them must match.
-    domains
-        What the model's domains are called, when it needs to know them.
     scratch
         A folder that is not there yet, for what has to be written before rows can be read; the same
         on all ranks.
@@ -110,16 +174,8 @@ class SourceCells(Cells):
         When the input can't be used, has no cells, or too few of its genes have a token.
     """
 
-    def __init__(
-        self,
-        url: str,
-        vocab: Vocab,
-        collate: CollateOptions,
-        options: EmbedOptions,
-        domains: LabelNames | None,
-        scratch: Path,
-        storage_options: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, url: str, given: Given, scratch: Path) -> None:
+        options, collate = given.options, given.collate
         if options.split is not None:
             raise ConfigError("only a shard set has splits", where=url, advice="leave --split out")
         if collate.conditions:
@@ -129,12 +185,13 @@ class SourceCells(Cells):
                 where=url,
                 advice=f"give a shard set that was packed with --obs {named}",
             )
-        self.source = open_source(
+        self._url, self._storage_options = url, given.storage_options
+        self._source = open_source(
             url,
             gene_column=options.gene_column,
             layer=options.layer,
             raw=options.raw,
-            storage_options=storage_options,
+            storage_options=given.storage_options,
             scratch=scratch,
             ids_vocab=options.ids_vocab,
             list_columns=options.list_columns,
@@ -142,17 +199,23 @@ class SourceCells(Cells):
             feature_types=options.feature_types,
         )
         try:
-            self.name, self.parts = self.source.name, (self.source.n_rows,)
-            self.columns = self.source.n_columns
-            self._match = _matched(self.source, vocab, options)
+            self.name, self.parts = self._source.name, (self._source.n_rows,)
+            self.columns = self._source.n_columns
+            self._match = _matched(self._source, given.vocab, options)
             self.matched = self._match.matched
-            self._kind = _kind(self.source, collate)
-            self._collator = Collator(collate, vocab, self._kind, options.seed)
-            self._domains = self._domain_codes(domains, options)
-            if self.source.needs_transposing:
-                self.source.transpose()
+            self._kind = _kind(self._source, collate)
+            self._collator = Collator(collate, given.vocab, self._kind, options.seed)
+            self._domains = None
+            if given.domains is not None and (column := given.domain_column):
+                label, where = self.label(column), f"{self.name}: obs, column {column!r}"
+                used = np.unique(label.values)
+                self._domains = _domain_table(label.categories, used, given.domains, where)[
+                    label.values
+                ]
+            if self._source.needs_transposing:
+                self._source.transpose()
         except BaseException:
-            self.source.close()
+            self._source.close()
             raise
 
     def batches(self, part: int, begin: int, end: int, size: int) -> Iterator[Batch]:
@@ -173,24 +236,22 @@ class SourceCells(Cells):
 
     def label(self, column: str) -> Label:
         where = f"{self.name}: obs, column {column!r}"
-        return read_label(self.source.obs(column), where=where).as_category()
+        return read_label(self._source.obs(column), where=where).as_category()
+
+    def new_file(self, path: Path) -> None:
+        if isinstance(self._source, AnnDataSource) and self._source.is_hdf5:
+            copy_of(self._url, path, self._storage_options)
+        else:
+            file_of_source(path, self._source)
+
+    def at(self, key: int) -> str:
+        return f"{self._url}, row {key}"
 
     def close(self) -> None:
-        self.source.close()
-
-    def _domain_codes(
-        self, domains: LabelNames | None, options: EmbedOptions
-    ) -> NDArray[np.int64] | None:
-        """The model's code of each cell's domain, int64 [cells]."""
-        if domains is None:
-            return None
-        column = options.domain_column or domains.column
-        label, where = self.label(column), f"{self.name}: obs, column {column!r}"
-        table = _domain_table(label.categories, np.unique(label.values), domains, where)
-        return table[label.values]
+        self._source.close()
 
     def _members(self, begin: int, end: int) -> Iterator[Members]:
-        for block in self.source.blocks(begin, end):
+        for block in self._source.blocks(begin, end):
             data, ends = pack_block(
                 block.indptr,
                 block.indices,
@@ -198,24 +259,13 @@ class SourceCells(Cells):
                 self._match,
                 self._kind,
                 first_row=block.first_row,
-                where=f"{self.source.name}, {self.source.matrix_name}",
+                where=f"{self._source.name}, {self._source.matrix_name}",
             )
             yield data, np.diff(ends, prepend=np.int64(0)).astype(np.int64)
 
 
 class ShardCells(Cells):
     """The cells of a shard set, one split behind another.
-
-    Parameters
-    ----------
-    url
-        Its root.
-    vocab, collate
-        Of the model.
-    options
-        Which split.
-    domains
-        What the model's domains are called, when it needs to know them.
 
     Raises
     ------
@@ -225,72 +275,57 @@ class ShardCells(Cells):
         When the shards hold tokens that the model's vocabulary lacks.
     """
 
-    def __init__(
-        self,
-        url: str,
-        vocab: Vocab,
-        collate: CollateOptions,
-        options: EmbedOptions,
-        domains: LabelNames | None,
-        storage_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.shardset = ShardSet(url, storage_options)
-        self.name = self.shardset.storage.at("")
+    def __init__(self, url: str, given: Given) -> None:
+        options, collate = given.options, given.collate
+        self._url, self._given = url, given
+        self._shardset = ShardSet(url, given.storage_options)
+        self.name = self._shardset.storage.at("")
         choices = ("gene_column", "layer", "raw", "ids_vocab", "trust_pickle")
-        given = [n for n in choices if getattr(options, n)]
-        given += ["feature_types"] if options.feature_types != GENES_ALONE else []
-        if given:
+        others = [n for n in choices if getattr(options, n)]
+        others += ["feature_types"] if options.feature_types != GENES_ALONE else []
+        if others:
             raise ConfigError(
-                f"a shard set has no such choice: {', '.join(given)}", where=self.name
+                f"a shard set has no such choice: {', '.join(others)}", where=self.name
             )
-        wanted = options.split or ALL
-        known = [s for s, shards in self.shardset.manifest.splits.items() if shards]
-        self.splits = known if wanted == ALL else [wanted]
-        for split in self.splits:
-            self.shardset.shards(split)  # refuses what is none, naming those that there are
-        if self.shardset.manifest.value_kind == "float" and not collate.has_bins:
+        manifest = self._shardset.manifest
+        all_splits = [s for s, shards in manifest.splits.items() if shards]
+        self._splits = all_splits if options.split in (None, ALL) else [str(options.split)]
+        for split in self._splits:
+            self._shardset.shards(split)  # refuses what is none, naming those that there are
+        if manifest.value_kind == "float" and not collate.has_bins:
             raise SourceError(
                 "the model was trained on counts as they are, and these shards hold fractions",
                 where=self.name,
                 advice="pack the counts",
             )
-        self.parts = tuple(self.shardset.manifest.cells(s) for s in self.splits)
-        labels = self.shardset.manifest.labels
-        theirs = LeadTokens(self.shardset.vocab, collate.conditions, labels).vocab
-        self._tokens = _token_table(theirs, vocab, self.name)
-        self.columns = self.matched = len(self.shardset.vocab)
-        self._column, self._domains = "", domains
-        if domains is not None:
-            self._column = options.domain_column or domains.column
-            known = list(self.shardset.manifest.labels)
-            if self._column not in known:
-                raise missing_column(self._column, known, frame="the shard set", where=self.name)
-            if self.shardset.manifest.labels[self._column].kind == "number":
-                raise ConfigError(
-                    f"the label {self._column!r} holds numbers, and domains have names",
-                    where=self.name,
-                )
-        self._url, self._collate, self._seed = url, collate, options.seed
-        self._storage_options = storage_options
+        self.parts = tuple(manifest.cells(s) for s in self._splits)
+        theirs = LeadTokens(self._shardset.vocab, collate.conditions, manifest.labels).vocab
+        self._tokens = _token_table(theirs, given.vocab, self.name)
+        self.columns = self.matched = len(self._shardset.vocab)
+        column = given.domain_column
+        if column is not None and self._info(column).kind == "number":
+            raise ConfigError(
+                f"the label {column!r} holds numbers, and domains have names", where=self.name
+            )
 
     def batches(self, part: int, begin: int, end: int, size: int) -> Iterator[Batch]:
         loader = CellLoader(
             self._url,
-            split=self.splits[part],
+            split=self._splits[part],
             batch_size=size,
-            seed=self._seed,
+            seed=self._given.options.seed,
             rank=0,
             world_size=1,
             shuffle=False,
             drop_last=False,
-            collate=self._collate,
-            read=ReadOptions(lanes=1, storage_options=self._storage_options),
+            collate=self._given.collate,
+            read=ReadOptions(lanes=1, storage_options=self._given.storage_options),
         )
         loader.load_state_dict(loader.state_dict() | {"position": begin})
         stream = iter(loader)
         try:
             while begin < end:
-                batch = rows_of(next(stream), slice(0, min(size, end - begin)))
+                batch = cells_of(next(stream), slice(0, min(size, end - begin)))
                 if self._tokens is not None:
                     batch = dataclasses.replace(batch, genes=self._tokens[batch.genes.long()])
                 yield self._with_domains(batch)
@@ -299,27 +334,33 @@ class ShardCells(Cells):
             stream.close()
 
     def _with_domains(self, batch: Batch) -> Batch:
-        if self._domains is None:
+        domains, column = self._given.domains, self._given.domain_column
+        if domains is None or column is None:
             return batch
-        codes = batch.labels[self._column].numpy()
-        categories = self.shardset.manifest.labels[self._column].categories
-        where = f"{self.name}, label {self._column!r}"
-        table = _domain_table(categories, np.unique(codes), self._domains, where)
+        codes = batch.labels[column].numpy()
+        where = f"{self.name}, label {column!r}"
+        table = _domain_table(self._info(column).categories, np.unique(codes), domains, where)
         return dataclasses.replace(batch, labels={DOMAIN: torch.from_numpy(table[codes])})
 
     def label(self, column: str) -> Label:
-        labels = self.shardset.manifest.labels
-        if column not in labels:
-            raise missing_column(column, list(labels), frame="the shard set", where=self.name)
-        name, info = OBS_PREFIX + column, labels[column]
-        of_splits = (self.shardset.manifest.splits[split] for split in self.splits)
-        parts = [self.shardset.index(s, [name])[name] for shards in of_splits for s in shards]
+        name, info = OBS_PREFIX + column, self._info(column)
+        of_splits = (self._shardset.manifest.splits[split] for split in self._splits)
+        parts = [self._shardset.index(s, [name])[name] for shards in of_splits for s in shards]
         return Label(
             kind=info.kind, values=np.concatenate(parts), categories=tuple(info.categories)
         ).as_category()
 
-    def close(self) -> None:
-        """Loaders are closed when their batches were taken."""
+    def new_file(self, path: Path) -> None:
+        file_of_shards(path, self._shardset, self._splits)
+
+    def at(self, key: int) -> str:
+        return f"{self._url}, cell {key_text(key)}"
+
+    def _info(self, column: str) -> LabelInfo:
+        labels = self._shardset.manifest.labels
+        if column not in labels:
+            raise missing_column(column, list(labels), frame="the shard set", where=self.name)
+        return labels[column]
 
 
 def regrouped(members: Iterator[Members], size: int) -> Iterator[Members]:
@@ -336,17 +377,50 @@ def regrouped(members: Iterator[Members], size: int) -> Iterator[Members]:
         yield data, sizes
 
 
-def rows_of(batch: Batch, rows: slice) -> Batch:
-    """Some cells of a batch, only as wide as the longest of them."""
-    width = int((~batch.is_pad[rows]).sum(dim=1).max())
-    names = ("genes", "values", "targets", "is_masked", "is_pad")
-    return dataclasses.replace(
-        batch,
-        **{name: getattr(batch, name)[rows, :width] for name in names},
-        key=batch.key[rows],
-        labels={k: v[rows] for k, v in batch.labels.items()},
-        weight=batch.weight[rows],
-    )
+def _collate_options(args: Mapping[str, Any], options: EmbedOptions) -> CollateOptions:
+    """How the model of these args.json was trained to see cells, with nothing hidden."""
+    binned = args.get("input_style", "binned") == "binned"
+    settings: dict[str, Any] = {
+        "max_length": options.max_length or args.get("max_seq_len", 1200),
+        "n_bins": args.get("n_bins", 51) if binned else 0,
+        "pad_value": float(args.get("pad_value", -2)),
+        "mask_value": float(args.get("mask_value", -1)),
+        "objective": "none",
+    }
+    own: Any = args
+    for name in ("scshards", "config", "data"):
+        own = own.get(name) if isinstance(own, Mapping) else None
+    if isinstance(own, Mapping):
+        settings |= {k: own[k] for k in _OWN if k in own}
+    try:
+        return build(CollateOptions, settings, "args.json")
+    except ConfigError as e:
+        if options.max_length is not None:
+            raise
+        raise CheckpointError(f"args.json can't be used: {e.what}", where=e.where) from None
+
+
+def _domains(
+    checkpoint: str,
+    loaded: LoadedModel,
+    options: EmbedOptions,
+    storage_options: Mapping[str, Any] | None,
+) -> LabelNames | None:
+    """What the domains of a model are called that must know each cell's; None of others."""
+    config = loaded.model.config
+    if not config.domain_norm:
+        if options.domain_column is not None:
+            raise ConfigError(
+                "this model does not look at domains", advice="leave --domain-column out"
+            )
+        return None
+    domains = read_names(checkpoint, DOMAINS, storage_options)
+    if len(domains) != config.n_domains:
+        raise CheckpointError(
+            f"domains.json names {len(domains)} domains, and the model has {config.n_domains}",
+            where=checkpoint,
+        )
+    return domains
 
 
 def _matched(cells: Source, vocab: Vocab, options: EmbedOptions) -> GeneMatch:

@@ -1,6 +1,6 @@
 """Cell embeddings: `obsm["X_scshards"]` of the cells of h5ad files, zarr stores, shard sets.
 
-Called by `scshards embed`, and by applying.annotate for what both need of a checkpoint.
+Called by `scshards embed`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from scshards.applying.apply import ApplyReport, Job, apply
+from scshards.applying.cells import Given
 from scshards.applying.options import OBSM_KEY as OBSM_KEY
 from scshards.applying.options import EmbedOptions as EmbedOptions
 from scshards.applying.output import Result
-from scshards.base.config import build
-from scshards.base.errors import CheckpointError, ConfigError
 from scshards.cells.batch import Batch
-from scshards.cells.vocab import Vocab
-from scshards.model.classes import DOMAINS, LabelNames, read_names
-from scshards.model.scgpt import LoadedModel, load_model
+from scshards.model.scgpt import load_model
 from scshards.ranks.ranks import ranks
-from scshards.streaming.collate.options import CollateOptions
 
 
 def embed(
@@ -73,17 +69,15 @@ def embed(
 
         job = Job(
             label="embed",
-            loaded=loaded,
-            vocab=Vocab.from_dict(loaded.vocab, where=checkpoint),
+            model=model,
             compute=compute,
             width=model.config.d_model,
             results=[embedding_result(options, model.config.d_model)],
-            collate=collate_options(loaded.args, options),
-            domains=model_domains(loaded, checkpoint, options, storage_options),
+            given=Given.of(checkpoint, loaded, options, storage_options),
+            here=here,
+            shown=shown,
         )
-        return apply(
-            job, inputs, output, options, here, storage_options=storage_options, shown=shown
-        )
+        return apply(job, inputs, output)
 
 
 def embedding_result(options: EmbedOptions, d_model: int) -> Result:
@@ -91,71 +85,3 @@ def embedding_result(options: EmbedOptions, d_model: int) -> Result:
     return Result(
         frame="obsm", name=options.key, of=lambda rows: rows[:, :d_model], columns=d_model
     )
-
-
-_OWN = (
-    "tie_break", "include_zero_genes", "values", "target_sum", "cls_value", "keep_first", "conditions",
-)  # fmt: skip
-"""What runs of ours keep of a cell's look that scGPT has no word for."""
-
-
-def collate_options(args: Mapping[str, Any], options: EmbedOptions) -> CollateOptions:
-    """How the model of these args.json was trained to see cells, with nothing hidden.
-
-    Raises
-    ------
-    CheckpointError
-        When args.json says what can't be.
-    ConfigError
-        For a `max_length` that the options give and that leaves no room.
-    """
-    binned = args.get("input_style", "binned") == "binned"
-    settings: dict[str, Any] = {
-        "max_length": options.max_length or args.get("max_seq_len", 1200),
-        "n_bins": args.get("n_bins", 51) if binned else 0,
-        "pad_value": float(args.get("pad_value", -2)),
-        "mask_value": float(args.get("mask_value", -1)),
-        "objective": "none",
-    }
-    own: Any = args
-    for name in ("scshards", "config", "data"):
-        own = own.get(name) if isinstance(own, Mapping) else None
-    if isinstance(own, Mapping):
-        settings |= {k: own[k] for k in _OWN if k in own}
-    try:
-        return build(CollateOptions, settings, "args.json")
-    except ConfigError as e:
-        if options.max_length is not None:
-            raise
-        raise CheckpointError(f"args.json can't be used: {e.what}", where=e.where) from None
-
-
-def model_domains(
-    loaded: LoadedModel,
-    checkpoint: str,
-    options: EmbedOptions,
-    storage_options: Mapping[str, Any] | None,
-) -> LabelNames | None:
-    """What the domains of a model are called that must know each cell's; None of others.
-
-    Raises
-    ------
-    CheckpointError
-        When domains.json is missing, or names another number of domains.
-    ConfigError
-        When a column of domains is named for a model that has none.
-    """
-    config = loaded.model.config
-    if not config.domain_norm:
-        if options.domain_column is not None:
-            raise ConfigError(
-                "this model does not look at domains", advice="leave --domain-column out"
-            )
-        return None
-    domains = read_names(checkpoint, DOMAINS, storage_options)
-    if len(domains) != config.n_domains:
-        raise CheckpointError(
-            f"domains.json names {len(domains)} domains, and the model has {config.n_domains}",
-            where=checkpoint,
-        )
-    return domains

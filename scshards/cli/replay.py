@@ -20,13 +20,14 @@ from scshards.cli.options import option, options, store_options
 )
 @options(EmbedOptions, only="device")
 @store_options
-def command(progress: bool, **chosen: Any) -> Result:
+def command(progress: bool, **chosen: Any) -> Result | None:
     """Show the cells that RUN took step STEP with, and the loss of each: what made a loss jump.
 
     STEP is counted as in metrics.jsonl. The losses are those of each cell alone, by the weights of the
     latest checkpoint before the step. With --json all cells, else those with the largest losses.
     """
     from scshards.applying.replay import replay
+    from scshards.ranks.launch import is_first_process
 
     found = replay(**chosen)
-    return Result(found, found.text())
+    return Result(found, found.text()) if is_first_process() else None

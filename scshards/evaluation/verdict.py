@@ -75,15 +75,14 @@ class Annotation:
     Attributes
     ----------
     n_cells
-        Cells that have a class, which is what the rest is about.
-    n_without
-        Cells of the split that have none.
-    n_other
-        Of `n_cells`, those of classes that the model does not know: never right, in no loss.
+        Cells of classes that the model knows, which is what the rest is about.
+    n_without, n_other
+        Further cells of the split, which count nothing: without a class, and of classes that the model
+        does not know.
     majority, majority_accuracy
         That class, and the share of cells that have it.
     confusion
-        Of the cells whose class the model knows, by that class and the predicted one.
+        The cells by their class and the predicted one.
     """
 
     split: str
@@ -114,7 +113,7 @@ class Annotation:
         ]
         cells = f"{self.n_cells:,} {self.split} cells with a class"
         if self.n_other:
-            cells += f" ({self.n_other:,} of classes that the model does not know)"
+            cells += f" that the model knows; {self.n_other:,} of other classes are left out"
         if self.n_without:
             cells += f"; {self.n_without:,} more have none"
         side = "better than" if self.accuracy > self.majority_accuracy else "no better than"

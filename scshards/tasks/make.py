@@ -6,7 +6,7 @@ Called by training.plan, training.heldout and applying.evaluate.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from scshards.base.errors import ConfigError
 from scshards.cells.vocab import Vocab
@@ -71,10 +71,26 @@ def check_vocab(
         )
 
 
-def known_codes(
-    t: TaskSettings, names: Sequence[str], shardset: ShardSet, split: str
-) -> tuple[Column, tuple[int, ...] | None]:
-    """The label column that the task needs, over a split, and its codes' places among the model's names.
+class Known(NamedTuple):
+    """The label column that a task needs, over a split, by the names that a model has for it.
+
+    Attributes
+    ----------
+    column
+        Of the shard set.
+    codes
+        The place of each of its codes among the model's names, -1 for none; None: the same.
+    n_other
+        Cells of classes that the model does not know, which count nothing.
+    """
+
+    column: Column
+    codes: tuple[int, ...] | None
+    n_other: int
+
+
+def known_codes(t: TaskSettings, names: Sequence[str], shardset: ShardSet, split: str) -> Known:
+    """What a model with these `names` knows of a split.
 
     Raises
     ------
@@ -82,14 +98,14 @@ def known_codes(
         When there is no such column, or (integrate) cells are of domains that the model does not know.
     """
     assert t.needed is not None
-    found = column(
-        shardset, t.needed, f"task.{'label' if t.name == 'annotate' else 'domain'}", split
-    )
-    unknown = [n for n, c in zip(found.names, found.cells, strict=True) if c and n not in names]
+    option = "task.label" if t.name == "annotate" else "task.domain"
+    found = column(shardset, t.needed, option, split)
+    pairs = zip(found.names, found.cells.tolist(), strict=True)
+    unknown = {name: n for name, n in pairs if n and name not in names}
     if unknown and t.name == "integrate":
         raise ConfigError(
-            f"the model was not trained on these domains: {', '.join(unknown[:5])}",
+            f"the model was not trained on these domains: {', '.join([*unknown][:5])}",
             where=f"{shardset.storage.at('')}: {t.needed}",
             advice="evaluate on cells of the domains in domains.json",
         )
-    return found, codes_in(found, tuple(names))
+    return Known(found, codes_in(found, tuple(names)), sum(unknown.values()))

@@ -9,6 +9,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from scshards.base.errors import ConfigError
 from scshards.cells.batch import Batch
 from scshards.ranks.ranks import Ranks
 from scshards.shards.shardset import ShardSet
@@ -42,7 +43,8 @@ def train_loader(
         ),
         collate=config.collate,
         read=replace(data.read, storage_options=storage_options),
-        **_place(ranks),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
     )
 
 
@@ -74,13 +76,21 @@ def once_loader(
         shuffle=False,
         drop_last=False,
         fixed_epoch=True,
-        **_place(ranks),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
     )
 
 
 def has_split(shardset: ShardSet, split: str) -> bool:
     """Whether the shard set has cells in that split."""
     return split in shardset.manifest.splits and shardset.manifest.cells(split) > 0
+
+
+def check_split(shardset: ShardSet, split: str, at: str) -> None:
+    """ConfigError unless the shard set has cells in that split; `at` says whose it is."""
+    shardset.shards(split)  # refuses what is none, naming those that there are
+    if not has_split(shardset, split):
+        raise ConfigError(f"the split {split!r} has no cells", where=at)
 
 
 def endless(loader: CellLoader) -> Generator[Batch]:
@@ -96,7 +106,3 @@ def _where(config: TrainConfig, own: str | None = None) -> str | None:
         return own
     known = having(needed)
     return known if own is None else f"({own}) and {known}"
-
-
-def _place(ranks: Ranks) -> dict[str, Any]:
-    return {"rank": ranks.rank, "world_size": ranks.world_size}

@@ -24,7 +24,7 @@ from scshards.tasks.base import Task
 from scshards.tasks.labels import check_several, column
 from scshards.tasks.make import check_vocab, known_codes, make_task
 from scshards.training.config import TrainConfig
-from scshards.training.data import has_split, once_loader
+from scshards.training.data import check_split, has_split, once_loader
 from scshards.training.plan import TaskPlan
 from scshards.training.settings import LOSS, VALID, HeldOutSettings
 
@@ -99,7 +99,14 @@ class HeldOut:
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._root, self._config, self._plan, self._task = root, config, plan, task
-        self._here, self._batch_size, self._options = here, batch_size, storage_options
+        self._here, self._options = here, storage_options
+        self._once = partial(
+            once_loader,
+            config=config,
+            ranks=here,
+            batch_size=batch_size,
+            storage_options=storage_options,
+        )
         asked, own = config.evaluate, ShardSet(root, storage_options)
         self._sets: dict[str, _Set] = {}
         if has_split(own, VALID):
@@ -154,7 +161,7 @@ class HeldOut:
     def _set(
         self, root: str, split: str, task: Task, probe: Probe | None = None, n_other: int = 0
     ) -> _Set:
-        t, once = self._config.task, partial(self._once, root, split)
+        t, once = self._config.task, partial(self._once, root, split=split)
         measure = None
         if t.metric_cells and t.name == "integrate":
             measure = IntegrationMetrics(once, t, self._here)
@@ -164,9 +171,7 @@ class HeldOut:
         """A set of the config; ConfigError when the model can't be scored on it."""
         root, t = asked.root or self._root, self._config.task
         where, shardset = f"{at}: {root}", ShardSet(root, self._options)
-        shardset.shards(asked.split)  # refuses what is none, naming those that there are
-        if not has_split(shardset, asked.split):
-            raise ConfigError(f"the split {asked.split!r} has no cells", where=where)
+        check_split(shardset, asked.split, where)
         c = self._config.collate
         check_vocab(self._plan.vocab.to_dict(), c.conditions, shardset, where, self._root)
         if not c.has_bins and shardset.manifest.value_kind != kind:  # bins go by rank
@@ -178,19 +183,9 @@ class HeldOut:
         names = self._plan.domains or self._plan.classes
         if t.needed is None or names is None:
             return self._set(root, asked.split, self._task)
-        labels, codes = known_codes(t, names.names, shardset, asked.split)
-        task = self._task if codes is None else make_task(t, self._task.model, codes)
-        known = {*names.names}
-        other = sum(
-            n
-            for name, n in zip(labels.names, labels.cells.tolist(), strict=True)
-            if name not in known
-        )
-        return self._set(root, asked.split, task, n_other=other)
-
-    def _once(self, root: str, split: str, **other: Any) -> CellLoader:
-        options = {"storage_options": self._options, **other}
-        return once_loader(root, self._config, self._here, split, self._batch_size, **options)
+        known = known_codes(t, names.names, shardset, asked.split)
+        task = self._task if known.codes is None else make_task(t, self._task.model, known.codes)
+        return self._set(root, asked.split, task, n_other=known.n_other)
 
     def _probe(self, own: ShardSet) -> Probe | None:
         asked, t = self._config.evaluate, self._config.task

@@ -11,7 +11,6 @@ Called by prepare, the loop and the step.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import warnings
 from collections.abc import Iterable
@@ -20,24 +19,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     FSDPModule,
     MixedPrecisionPolicy,
     fully_shard,
-    register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from scshards.base.errors import ConfigError
-from scshards.cells.batch import Batch, GenerateBatch
 from scshards.model.adapters import merged, scales
-from scshards.model.config import ModelConfig
-from scshards.model.transformer import AnyBatch, CellModel
+from scshards.model.transformer import CellModel
 from scshards.ranks.ranks import Ranks
 from scshards.ranks.watch import NO_END
 from scshards.training.config import RunSettings
@@ -72,7 +67,6 @@ def prepare(model: CellModel, ranks: Ranks, settings: RunSettings) -> None:
         for layer in model.transformer_encoder.layers:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(model, mesh=mesh)
-        register_fsdp_forward_method(model, "embed")
 
 
 def wrapped(task: nn.Module, ranks: Ranks) -> nn.Module:
@@ -128,37 +122,6 @@ def unsharded(model: CellModel) -> CellModel:
         copy = CellModel(model.config)
     copy.load_state_dict(merged(state, adapted), assign=True)
     return copy
-
-
-def as_wide(batch: AnyBatch, config: ModelConfig, kept: int = 1) -> AnyBatch:
-    """The batch padded to `max_length` tokens a cell, so that compiled code sees one shape.
-
-    Of a GenerateBatch both parts together are, split as a cell of that length is: one shape for each
-    ratio. Packed batches have one shape anyway.
-
-    Parameters
-    ----------
-    kept
-        How many tokens of a cell, from `<cls>` on, are never unknown.
-    """
-    length, gene, value = config.max_length, config.pad_id, config.pad_value
-    parts: list[tuple[int, dict[str, float]]]
-    if isinstance(batch, Batch):
-        names = {"genes": gene, "values": value, "targets": value, "is_masked": 0, "is_pad": 1}
-        parts = [(length, names)]
-    elif isinstance(batch, GenerateBatch):
-        n_unknown = max(int((length - kept) * batch.ratio), 1)
-        known = {"known_genes": gene, "known_values": value, "known_is_pad": 1}
-        unknown = {"unknown_genes": gene, "unknown_targets": value, "unknown_is_pad": 1}
-        parts = [(length - n_unknown, known), (n_unknown, unknown)]
-    else:
-        return batch
-    wide: dict[str, Any] = {}
-    for width, fillers in parts:
-        for name, filler in fillers.items():
-            tensor = getattr(batch, name)
-            wide[name] = F.pad(tensor, (0, max(width - tensor.shape[1], 0)), value=filler)
-    return dataclasses.replace(batch, **wide)
 
 
 def eager() -> AbstractContextManager[Any]:

@@ -31,9 +31,9 @@ from scshards.training.config import TrainConfig
 from scshards.training.ema import WeightAverage
 from scshards.training.guard import Guard, Skip, seed
 from scshards.training.log.flops import Amounts
-from scshards.training.micro import cut, padded_tokens
+from scshards.training.micro import as_wide, cut, padded_tokens
 from scshards.training.optim import learning_rate, update
-from scshards.training.parallel import as_wide, clip_norm, synced_if, wrapped
+from scshards.training.parallel import clip_norm, synced_if, wrapped
 from scshards.training.trained import still
 from scshards.training.transfer import Report, Sender
 

@@ -95,6 +95,19 @@ def test_the_command_shows_them(shards, tmp_path):
     assert found["cells"][0]["key"] in text and "by the weights after step 10" in text
 
 
+def shown_by_command(*words: str) -> tuple[int, str]:
+    """Exit code and standard output of `scshards replay`: a job for ranks of rank_host.py."""
+    done = CliRunner().invoke(main, ["replay", *words])
+    return done.exit_code, done.stdout
+
+
+def test_of_several_ranks_the_first_one_shows_them(shards, tmp_path, two_ranks):
+    train(shards, tmp_path / "run", small_config("run.steps=4"), shown=False)
+    said = two_ranks.run(f"{__name__}:shown_by_command", str(tmp_path / "run"), "3")
+    assert [code for code, _ in said] == [0, 0]
+    assert ["step 3, epoch 0" in out for _, out in said] == [True, False]
+
+
 def test_a_branch_knows_its_own_steps_alone(shards, tmp_path):
     old = ("run.save_every=5", "run.keep_every=5")
     train(shards, tmp_path / "old", small_config(*old), shown=False)

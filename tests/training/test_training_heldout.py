@@ -101,6 +101,12 @@ def test_classes_of_another_set_go_by_name_and_unknown_ones_are_counted(
     assert last["other/accuracy"] == pytest.approx(share, abs=0.15)
     best = next(m for m in reversed(read_metrics(run / "metrics.jsonl")) if m.get("is_best"))
     assert summary.best["other/accuracy"] == best["other/accuracy"]
+    found = evaluate_run(str(run), other, device="cpu", shown=False)
+    assert (found.n_cells, found.n_other) == (last["other/n_labelled"], unknown)
+    assert found.accuracy == pytest.approx(best["other/accuracy"])
+    most = int((codes == names.index(found.majority)).sum())
+    assert found.majority_accuracy == pytest.approx(most / found.n_cells)
+    assert f"{unknown} of other classes are left out" in str(found.text())
     assert (
         f"valid:      cross-entropy of classes {best['class_ce']:.4g}, accuracy" in summary.text()
     )

@@ -12,8 +12,8 @@ from scshards.ranks.ranks import Ranks
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.loader import CellLoader
 from scshards.tasks.finetune import IntegrateTask
-from scshards.training.micro import cut
-from scshards.training.parallel import as_wide, prepare
+from scshards.training.micro import as_wide, cut
+from scshards.training.parallel import prepare
 from scshards.training.step import Stepper
 
 ALONE = Ranks(0, 1, torch.device("cpu"))

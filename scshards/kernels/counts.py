@@ -66,8 +66,10 @@ def read_counts(src, fields, rules, columns, scratch, genes, counts, ends, libra
         if whole:
             if n > 0 and ids[0] < base:
                 return ID_TOO_LARGE, b
+            # Slices: numba adds a test for negative places otherwise, and that costs the vectors.
+            to, first = genes[at : at + n], np.int32(base)
             for j in range(n):
-                genes[at + j] = ids[j] - base
+                to[j] = ids[j] - first
             at += n
         elif is_sorted:
             at = _keep(n, ids, small, columns, genes, counts, at)
@@ -100,13 +102,14 @@ def tally(indptr, genes, counts, is_mine, table, large_genes, large_counts):
 @inlined
 def _keep(n, ids, small, columns, genes, counts, at):
     """Those that have a column, in the order of their tokens; where they end comes back."""
-    for j in range(n):
-        column = columns[ids[j]]
+    k = _U64(at)
+    for j in range(_U64(n)):
+        column = columns[np.uint32(ids[j])]
         # Written in any case, and then over: no branch is guessed wrong. There is room for all.
-        genes[at] = column
-        counts[at] = small[j]
-        at += column >= 0
-    return at
+        genes[k] = column
+        counts[k] = small[j]
+        k += _U64(column >= 0)
+    return np.int64(k)
 
 
 @inlined

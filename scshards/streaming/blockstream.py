@@ -94,7 +94,7 @@ class BlockStream:
         drop_last: bool,
         threads: int,
         fixed_epoch: bool,
-        prefetch: int | str,
+        prefetch: int | str | None,
     ) -> None:
         self._prefetch = prefetch
         self.shardset, self.split = shards.shardsets[0], shards.split

@@ -27,6 +27,8 @@ from scshards.streaming.mix.blocks import Block
 
 Made = TypeVar("Made")
 
+AHEAD, AHEAD_BYTES = 16, "64 MB"
+
 _END_S = 1.0
 """How long who closes an iterator waits for its threads at most."""
 
@@ -46,7 +48,8 @@ class Batches(Iterator[Made]):
         How many; they begin at once.
     ahead
         Batches that are made before they are asked for; or, as a text such as "64 MB", about how many
-        bytes of them, counted by the largest one so far. One is made in any case.
+        bytes of them, counted by the largest one so far. One is made in any case. None: AHEAD batches,
+        or fewer where they have more than AHEAD_BYTES.
     first, step
         Only the batches first, first + step, ... of all are made; first is less than step. `make` is
         asked for those of a block, by their numbers in it.
@@ -64,7 +67,7 @@ class Batches(Iterator[Made]):
         make: Callable[[Block, range], Iterator[Made]],
         *,
         threads: int,
-        ahead: int | str,
+        ahead: int | str | None,
         first: int = 0,
         step: int = 1,
         stop: Stop | None = None,
@@ -106,14 +109,15 @@ class _Line(Generic[Made]):
         blocks: Iterator[Block],
         make: Callable[[Block, range], Iterator[Made]],
         threads: int,
-        ahead: int | str,
+        ahead: int | str | None,
         first: int,
         step: int,
         stop: Stop,
     ) -> None:
         self._blocks, self._make = blocks, make
-        self._ahead = ahead if isinstance(ahead, int) else None
-        self._ahead_bytes = size_of(ahead) if isinstance(ahead, str) else 0
+        most = AHEAD_BYTES if ahead is None else ahead
+        self._ahead_bytes = size_of(most) if isinstance(most, str) else 0
+        self._ahead = AHEAD if ahead is None else ahead if isinstance(ahead, int) else None
         # Of the next block's batches, those before the first one that is wanted.
         self._skipped, self._step = first, step
         self._dealing = threading.Lock()
@@ -181,7 +185,12 @@ class _Line(Generic[Made]):
 
     def has_room(self, number: int) -> bool:
         """Whether this batch may be made; the one that is taken next always may."""
-        return number < self._next + (self._ahead or max(1, self._ahead_bytes // self._largest))
+        room = self._ahead
+        if self._ahead_bytes:
+            by_bytes = max(1, self._ahead_bytes // self._largest)
+            room = by_bytes if room is None else min(room, by_bytes)
+        assert room is not None
+        return number < self._next + room
 
     def let_go(self) -> None:
         """Free what was read and made: who has closed an iterator may hold it for long."""

@@ -265,6 +265,24 @@ def test_prefetch_of_batches_and_of_bytes(
     iterator.close()
 
 
+@pytest.mark.parametrize(("mb", "ahead"), [(1, 16), (19, 3), (100, 1)])
+def test_prefetch_is_bounded_by_bytes_where_batches_are_large(
+    known: Known, mb: int, ahead: int
+) -> None:
+    made: list[Batch] = []
+
+    def transform(batch: Batch) -> dict[str, Any]:
+        made.append(batch)
+        return {"batch": batch, "more": torch.empty(mb * 1_000_000, dtype=torch.uint8)}
+
+    iterator = iter(loader(known, transform=transform, batch_size=2, threads=1))
+    for _ in range(3):
+        next(iterator)
+    assert eventually(lambda: len(made) >= 3 + ahead)
+    assert not eventually(lambda: len(made) > 3 + ahead, seconds=0.5)
+    iterator.close()
+
+
 @pytest.mark.parametrize("prefetch", [0, -1, "much", "3 parsecs"])
 def test_a_prefetch_that_is_none_is_refused(known: Known, prefetch: Any) -> None:
     with pytest.raises(ConfigError):

@@ -36,7 +36,9 @@ def _read_size(value: Any) -> int | None:
         raise Damaged(f"it is bytes, or a text such as '200 GB', not {shown(value)}") from None
 
 
-def _read_prefetch(value: Any) -> str | int:
+def _read_prefetch(value: Any) -> str | int | None:
+    if value is None:
+        return None
     if isinstance(value, str):
         size_of(value)
         return value
@@ -63,6 +65,7 @@ class ReadOptions(Options):
         Threads that shuffle cells and make batches. Without it 2, and 1 in each worker of a DataLoader.
     prefetch
         What is made before it is asked for: a number of batches, or bytes as a text, such as "64 MB".
+        Without it 16 batches, or fewer where so many have more than 64 MB.
     pin_memory
         Put batches, but not their keys, into page-locked memory, which `to(device, non_blocking=True)`
         copies from while the host goes on. Without it, where there is a CUDA device.
@@ -88,7 +91,7 @@ class ReadOptions(Options):
     lanes: Positive = 64
     shuffle_buffer: Positive = 8192
     threads: Positive | None = None
-    prefetch: Annotated[str | int, Form(_read_prefetch)] = 16
+    prefetch: Annotated[str | int | None, Form(_read_prefetch)] = None
     pin_memory: bool | None = None
     cache_dir: Annotated[str | os.PathLike[str] | None, Form(_read_folder)] = None
     cache_size: Annotated[str | int | None, Form(_read_size)] = None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from scshards.cells.batch import Batch as Batch
     from scshards.cells.batch import GenerateBatch as GenerateBatch
     from scshards.cells.batch import PackedBatch as PackedBatch
+    from scshards.cells.batch import SetBatch as SetBatch
     from scshards.cells.vocab import Vocab as Vocab
     from scshards.exporting.export import export as export
     from scshards.exporting.options import ExportOptions as ExportOptions
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from scshards.streaming.loader import CellLoader as CellLoader
     from scshards.streaming.order.options import ChoiceOptions as ChoiceOptions
     from scshards.streaming.read.options import ReadOptions as ReadOptions
+    from scshards.streaming.sets.options import SetOptions as SetOptions
     from scshards.streaming.variable import VariableGenes as VariableGenes
     from scshards.streaming.variable import variable_genes as variable_genes
 
@@ -56,6 +58,8 @@ _HOME = {
     "ReadOptions": "streaming.read.options",
     "ReshardOptions": "packing.options",
     "ScshardsError": "base.errors",
+    "SetBatch": "cells.batch",
+    "SetOptions": "streaming.sets.options",
     "ShardSet": "shards.shardset",
     "VariableGenes": "streaming.variable",
     "Vocab": "cells.vocab",

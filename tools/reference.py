@@ -15,7 +15,12 @@ import scshards
 from scshards.cli.options import field_texts
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
-KEYWORDS = {"ChoiceOptions": "choose", "CollateOptions": "collate", "ReadOptions": "read"}
+KEYWORDS = {
+    "ChoiceOptions": "choose",
+    "CollateOptions": "collate",
+    "ReadOptions": "read",
+    "SetOptions": "sets",
+}
 """What CellLoader calls its option classes."""
 
 

@@ -3,6 +3,7 @@
     Batch          cells side by side, some values masked, or none
     PackedBatch    the same, one cell behind another in a fixed number of tokens
     GenerateBatch  each cell's known genes and its unknown ones, side by side each
+    SetBatch       two of these: sets of cells of one group each, and as many controls
 
 Shapes: B cells, L tokens (the longest cell of the batch, or as `pad_to` says). Token 0 is `<cls>`;
 then come conditions, the cell's expressed genes in ascending id, its unexpressed genes in
@@ -257,6 +258,63 @@ class GenerateBatch(CellBatch):
             "gen_gene": self.unknown_genes.long(),
             "gen_expr_target": self.unknown_targets,
         }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class SetBatch:
+    """Sets of cells of one group each, S of them, beside as many controls; its length is S.
+
+    Attributes
+    ----------
+    cells
+        The cells, S * size rows, set by set: whatever batch the loader's objective makes.
+    controls
+        A batch of the same kind: the i-th control of a set stands beside its i-th cell.
+    groups
+        {label: int64 [S]}: the codes of each set's group, -1 in sets that only fill up a batch.
+        `groups.text(label)` has the categories.
+    weight
+        float32 [S]: 1, or 0 in sets that only fill up the last batch of an evaluation, and in those
+        that lost all their cells or all their controls.
+    size
+        Cells of a set.
+    """
+
+    cells: CellBatch
+    controls: CellBatch
+    groups: dict[str, Tensor]
+    weight: Tensor
+    size: int
+
+    def __len__(self) -> int:
+        return int(self.weight.shape[0])
+
+    __iter__ = None
+
+    def __repr__(self) -> str:
+        groups = self.groups if isinstance(self.groups, Labels) else Labels(self.groups)
+        lines = [
+            f"{type(self).__name__} of {len(self)} sets of {self.size} cells and as many controls"
+        ]
+        for name, column in groups.items():
+            texts = groups.text(name) if name in groups.categories else ()
+            lines.append(f"    groups[{name!r}] {_shown(column)} {_first(texts)}".rstrip())
+        return "\n".join([*lines, f"cells: {self.cells!r}", f"controls: {self.controls!r}"])
+
+    def to(self, device: Any, *, non_blocking: bool = False) -> Self:
+        """The batch on another device; keys stay where they are."""
+        return self._each(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The batch in page-locked memory; `DataLoader(pin_memory=True)` asks for it."""
+        return self._each(lambda x: x.pin_memory())
+
+    def _each(self, change: Callable[[Any], Any]) -> Self:
+        groups: dict[str, Any] = {name: change(column) for name, column in self.groups.items()}
+        if isinstance(self.groups, Labels):
+            groups = Labels(groups, self.groups.categories)
+        changed = {name: change(getattr(self, name)) for name in ("cells", "controls", "weight")}
+        return dataclasses.replace(self, groups=groups, **changed)
 
 
 def format_key(source: int, row: int) -> str:

@@ -113,6 +113,10 @@ def prepare_dataloader(
         "cls_value": 0.0,
     } | options
     tables, of_loader = by_part(asked)
+    if "sets" in tables or of_loader.get("sets") is not None:
+        raise ConfigError(
+            "scGPT's trainer knows no sets of cells", advice="use CellLoader(sets=...)"
+        )
     parts: dict[str, Any] = {part: PARTS[part](**table) for part, table in tables.items()}
     loader = CellLoader(
         data_pt,

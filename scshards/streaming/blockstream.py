@@ -25,13 +25,16 @@ from scshards.streaming.options import renewed
 from scshards.streaming.order.options import ChoiceOptions
 from scshards.streaming.order.plan import EpochPlan
 from scshards.streaming.order.state import Order, Position
-from scshards.streaming.order.strata import choice_of
+from scshards.streaming.order.strata import Choice, choice_of
 from scshards.streaming.pipeline import Batches, Made
 from scshards.streaming.quarantine import LostCells, Quarantine
 from scshards.streaming.read.cache import NodeCache
 from scshards.streaming.read.fetch import LOCAL_READS, REMOTE_READS, ChunkFetcher
 from scshards.streaming.read.pool import BufferPool
 from scshards.streaming.read.source import IndexCache, shards_kept
+from scshards.streaming.sets.groups import SetGroups, SetSummary, groups_of
+from scshards.streaming.sets.options import SetOptions
+from scshards.streaming.sets.reader import SetReader, held_sets
 from scshards.streaming.stages import StageClock, Stages
 
 _log = logging.getLogger(__name__)
@@ -56,8 +59,9 @@ class BlockStream:
     ----------
     shards
         What is read.
-    choosing, shares
-        Which cells, and how often; the share of each set of a blend, or None.
+    choosing, sets, shares
+        Which cells, and how often; which sets they make, or None; the share of each shard set of a
+        blend, or None.
     making
         How batches are made of them, as plain JSON: a state has to agree on it.
     cache
@@ -67,6 +71,11 @@ class BlockStream:
     seed, epoch, fixed_epoch, rank, world_size, batch_size, lanes, shuffle, shuffle_buffer, drop_last, \
     threads, prefetch
         As CellLoader's.
+
+    Attributes
+    ----------
+    sets
+        What sets there are and what is left out of them; None where batches are of single cells.
 
     Raises
     ------
@@ -78,6 +87,7 @@ class BlockStream:
         self,
         shards: ShardList,
         choosing: ChoiceOptions,
+        sets: SetOptions | None,
         shares: Sequence[float] | None,
         making: Mapping[str, Any],
         cache: NodeCache | None,
@@ -106,8 +116,12 @@ class BlockStream:
         self._quarantine = quarantine.begin(epoch)
         self._buffers, self._stores = BufferPool(), CellStores()
         shards.read_indexes_by(ChunkFetcher(shards, StageClock(), cache).index)
-        self._choice = self._quarantine.choosing(
-            lambda: choice_of(shards, choosing, seed, shares, stratified=shuffle)
+        self._choice: Choice | SetGroups = self._quarantine.choosing(
+            lambda: (
+                choice_of(shards, choosing, seed, shares, stratified=shuffle)
+                if sets is None
+                else groups_of(shards, choosing, sets, seed)
+            )
         )
         self.order = Order(
             parts=self._choice.parts,
@@ -118,9 +132,16 @@ class BlockStream:
             batch_size=batch_size,
             lanes=lanes,
             shuffle=shuffle,
-            shuffle_buffer=shuffle_buffer,
+            shuffle_buffer=shuffle_buffer if sets is None else max(1, shuffle_buffer // sets.size),
             drop_last=drop_last,
         )
+        self._units, self._set_size = "cells", 1
+        self.sets: SetSummary | None = None
+        if isinstance(self._choice, SetGroups):
+            self._units, self._set_size = "sets", self._choice.options.size
+            self.sets = self._choice.summary(held_sets(self.order))
+            if rank == 0:
+                self._choice.tell(self.sets)
         # What a state has to agree on, besides where it stands.
         self._asked: dict[str, Any] = {
             "version": STATE_VERSION,
@@ -133,6 +154,8 @@ class BlockStream:
             **choosing.state(),
             "blend": None if shares is None else list(map(float, shares)),
         }
+        if sets is not None:
+            self._asked["sets"] = sets.state()
         self._indexes = IndexCache(self._choice.columns)
         # The passes that somebody holds, the one begun last behind the others.
         self._passes: list[weakref.ref[Pass[Any]]] = []
@@ -144,24 +167,24 @@ class BlockStream:
             most = max((p.positions for p in self._choice.parts), default=0)
             whose = "" if choosing.domain_by is None else "the largest domain of "
             raise ConfigError(
-                f"{whose}the split {self.split!r} has {most} cells, fewer than one global batch of "
-                f"{self.global_batch} ({batch_size} on each of {world_size} ranks)",
+                f"{whose}the split {self.split!r} has {most} {self._units}, fewer than one global batch "
+                f"of {self.global_batch} ({batch_size} on each of {world_size} ranks)",
                 where=shards.name(),
                 advice="use a smaller batch_size, or drop_last=False for evaluation",
             )
         self._look_for_small_domains(choosing)
-        if shuffle and rank == 0:
+        if shuffle and rank == 0 and sets is None:
             _look_for_order(shards, shuffle_buffer)
 
     @property
     def cells(self) -> int:
-        """Cells of an epoch, those that appear several times counted each time."""
-        return self.order.cells
+        """Cells of an epoch, those that appear several times counted each time; of sets, no controls."""
+        return self.order.cells * self._set_size
 
     @property
     def rank_cells(self) -> int:
         """Those of an epoch that this rank gets when none is dropped."""
-        return self.order.rank_cells
+        return self.order.rank_cells * self._set_size
 
     @property
     def sources(self) -> tuple[SourceInfo, ...]:
@@ -180,7 +203,7 @@ class BlockStream:
 
     @property
     def global_batch(self) -> int:
-        """Cells in a batch over all ranks."""
+        """Cells, or sets, in a batch over all ranks."""
         return self.order.global_batch
 
     @property
@@ -216,7 +239,7 @@ class BlockStream:
     @property
     def dropped_cells(self) -> int:
         """Cells that this pass leaves out because they do not fill a global batch."""
-        return self.order.dropped(self._here())
+        return self.order.dropped(self._here()) * self._set_size
 
     def __len__(self) -> int:
         """Batches of a whole epoch, the same number on every rank and in every epoch."""
@@ -370,6 +393,14 @@ class BlockStream:
         """StateError unless a state is one of a stream like this, naming what differs."""
         known, state = self.state_dict(), renewed(state)
         is_same_version = state.get("version", STATE_VERSION) == STATE_VERSION
+        if is_same_version and ("sets" in state) != ("sets" in known):
+            kinds = ["single cells", "sets of cells"]
+            of, other = kinds if "sets" in known else kinds[::-1]
+            raise StateError(
+                f"the state is of {of}, and the loader of {other}",
+                where=self._shards.name(),
+                advice="make the loader as it was made when the state was taken",
+            )
         if is_same_version and not set(known) <= set(state):
             raise StateError(
                 "this is not the state of a CellLoader",
@@ -410,25 +441,27 @@ class Pass(Iterator[Made]):
         self.is_over = False
         stop = Stop()
         stretches, _ = stream.order.held(begin)
-        stream._indexes.most = shards_kept(stretches)
+        # Controls lie in other shards than the cells that they stand beside.
+        stream._indexes.most = shards_kept(stretches * (2 if stream.sets else 1))
         n_fetchers = LOCAL_READS if stream._shards.is_local else REMOTE_READS
-        reader = EpochReader(
-            choice=stream._choice,
-            order=stream.order,
-            position=begin,
-            indexes=stream._indexes,
-            stores=stream._stores,
-            fetcher=ChunkFetcher(
+        common: dict[str, Any] = {
+            "choice": stream._choice,
+            "order": stream.order,
+            "position": begin,
+            "indexes": stream._indexes,
+            "stores": stream._stores,
+            "fetcher": ChunkFetcher(
                 stream._shards,
                 stream._clock,
                 stream._cache,
                 buffers=stream._buffers,
                 stop=stop,
-                lanes=stretches,
+                lanes=1 if stream.sets else stretches,
             ),
-            fetchers=Jobs(n_fetchers, "scshards-fetch", stop),
-            quarantine=stream._quarantine.begin(begin.epoch),
-        )
+            "fetchers": Jobs(n_fetchers, "scshards-fetch", stop),
+            "quarantine": stream._quarantine.begin(begin.epoch),
+        }
+        reader = SetReader(**common) if stream.sets else EpochReader(**common)
         self._batches = Batches(
             reader.blocks(),
             make,

@@ -90,6 +90,11 @@ class CellDataset(IterableDataset[Sample]):
                 "transform is of batches: leave it out with as_cells=True",
                 advice="a DataLoader's collate_fn does it",
             )
+        if as_cells and options.get("sets") is not None:
+            raise ConfigError(
+                "sets are batches: leave as_cells out, or sets",
+                advice="a SetBatch has the cells of its sets and their controls",
+            )
         self._root, self._as_cells = root, as_cells
         read = options.get("read", ReadOptions())
         if isinstance(read, ReadOptions):
@@ -424,9 +429,12 @@ def _unpacked(kind: type[Any], flat: Tensor, places: dict[str, Any]) -> Any:
 
 
 def _replaced(value: Any, kind: type[Any], by: Callable[[Any], Any]) -> Any:
-    """A value or a dict of them, with by(x) in place of each x of a kind."""
+    """A value, or a dict or dataclass of them, with by(x) in place of each x of a kind."""
     if isinstance(value, dict):
         return {name: _replaced(v, kind, by) for name, v in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **_replaced(fields, kind, by))
     return by(value) if isinstance(value, kind) else value
 
 

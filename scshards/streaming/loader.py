@@ -18,11 +18,14 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Annotated, Any, Never, NoReturn
 
+import numpy as np
+from numpy.typing import NDArray
+
 from scshards.base.config import Options
 from scshards.base.errors import ConfigError, FormatError
 from scshards.base.progress import counted
 from scshards.base.records import Count, Damaged, Form, Positive, shown
-from scshards.cells.batch import CellBatch
+from scshards.cells.batch import CellBatch, SetBatch
 from scshards.cells.vocab import Vocab
 from scshards.shards.shardlist import ShardList
 from scshards.streaming.blockstream import BlockStream, Pass
@@ -36,6 +39,8 @@ from scshards.streaming.quarantine import Quarantine
 from scshards.streaming.read.cache import open_cache
 from scshards.streaming.read.options import THREADS, ReadOptions
 from scshards.streaming.read.source import CellBytes
+from scshards.streaming.sets.options import SetOptions
+from scshards.streaming.sets.reader import SetBlock
 
 _AT_ONCE = 8
 """Batches of a block that are made by one call, at most: more would only take memory."""
@@ -67,7 +72,8 @@ class CellLoader(BlockStream):
 
     `Batch`; with CollateOptions(objective="generate") `GenerateBatch`, with objective="counts"
     `CountsBatch`, with tokens_per_batch `PackedBatch`, with device_collate `RaggedBatch`
-    (streaming.collate.device), which `to(device)` makes one of the first two.
+    (streaming.collate.device), which `to(device)` makes one of the first two. With `sets`, a `SetBatch`
+    of two of these.
 
     Parameters
     ----------
@@ -76,13 +82,16 @@ class CellLoader(BlockStream):
     split
         Which split to read.
     batch_size
-        Cells in a batch on each rank; None for 64, or what fits into `collate.tokens_per_batch`.
+        Cells in a batch on each rank; None for 64, or what fits into `collate.tokens_per_batch`. With
+        `sets` it is sets; None for 16.
     choose
         Which cells, and how often each comes in an epoch.
     collate
         What a batch is made of: its length, what is hidden, bins, padding, packing.
     read
         How shards are read and shuffled: lanes, buffers, threads, a cache, credentials, bad shards.
+    sets
+        Sets of cells of one group beside as many controls, in place of single cells.
     seed, epoch
         With the shard set they decide order, samples, masks and ties.
     shuffle
@@ -101,7 +110,8 @@ class CellLoader(BlockStream):
     Attributes
     ----------
     options
-        {"choose": ..., "collate": ..., "read": ...}: the option classes that it was made with.
+        {"choose": ..., "collate": ..., "read": ...}, and "sets" where there are any: the option classes
+        that it was made with.
 
     Raises
     ------
@@ -118,6 +128,7 @@ class CellLoader(BlockStream):
         choose: ChoiceOptions = ChoiceOptions(),  # noqa: B008  # it is frozen
         collate: CollateOptions = CollateOptions(),  # noqa: B008
         read: ReadOptions = ReadOptions(),  # noqa: B008
+        sets: SetOptions | None = None,
         seed: int = 0,
         epoch: int = 0,
         shuffle: bool = True,
@@ -130,7 +141,9 @@ class CellLoader(BlockStream):
     ) -> None:
         if unknown:
             refuse(unknown, inspect.signature(CellLoader).parameters)
-        check_parts(choose=choose, collate=collate, read=read)
+        check_parts(choose=choose, collate=collate, read=read, sets=sets)
+        if sets is not None:
+            _check_sets(root, collate)
         own = _Own(
             split=split, batch_size=batch_size, rank=rank, world_size=world_size, epoch=epoch,
             seed=seed, shuffle=shuffle, drop_last=drop_last, fixed_epoch=fixed_epoch,
@@ -145,6 +158,7 @@ class CellLoader(BlockStream):
         super().__init__(
             shards,
             choose,
+            sets,
             tuple(root.values()) if isinstance(root, Mapping) else None,
             {"collate": collate.state()},
             open_cache(read.cache_dir, read.cache_size),
@@ -153,7 +167,7 @@ class CellLoader(BlockStream):
             epoch=own.epoch,
             rank=rank,
             world_size=world_size,
-            batch_size=64 if batch_size is None else batch_size,
+            batch_size=batch_size or (64 if sets is None else 16),
             lanes=read.lanes,
             shuffle=own.shuffle,
             shuffle_buffer=read.shuffle_buffer,
@@ -164,6 +178,8 @@ class CellLoader(BlockStream):
         )
         self._own, self._transform = own, transform
         self.options: dict[str, Options] = {"choose": choose, "collate": collate, "read": read}
+        if sets is not None:
+            self.options["sets"] = sets
         self._collator = collator_of(
             collate, shards.vocab, shards.value_kind, own.seed, shards.labels,
             pin_memory=read.pin_memory,
@@ -205,8 +221,8 @@ class CellLoader(BlockStream):
         ranks = counted(self.world_size, "ranks")
         lines = [
             f"CellLoader of {self._shards.name()}, split {self.split!r}",
-            f"{counted(self.cells, 'cells')} an epoch, {counted(len(self), 'batches')} of "
-            f"{self.batch_size} cells on each of {ranks}; this is rank {self.rank}",
+            f"{counted(self.order.cells, self._units)} an epoch, {counted(len(self), 'batches')} of "
+            f"{self.batch_size} {self._units} on each of {ranks}; this is rank {self.rank}",
         ]
         for name, options in {"": self._own, **self.options}.items():
             said = ", ".join(f"{option}={value!r}" for option, value in options.changes().items())
@@ -226,7 +242,10 @@ class CellLoader(BlockStream):
 
     def collate(self, block: Block, wanted: range) -> Iterator[Any]:
         """These batches of a block, in order, as `transform` leaves them."""
-        made = self._made(block, wanted)
+        if isinstance(block, SetBlock):
+            made: Iterator[Any] = (self._set_batch(block, i) for i in wanted)
+        else:
+            made = self._made(block, wanted)
         return made if self._transform is None else map(self._transform, made)
 
     def _made(self, block: Block, wanted: range) -> Iterator[CellBatch]:
@@ -248,6 +267,27 @@ class CellLoader(BlockStream):
     def _collate(self, block: Block, first: int, batches: int) -> Sequence[CellBatch]:
         """So many batches of a block, from one on."""
         rows = slice(first * self.batch_size, (first + batches) * self.batch_size)
+        return self._of_rows(block, rows, first, batches)
+
+    def _set_batch(self, block: SetBlock, number: int) -> SetBatch:
+        """A batch of a block of sets."""
+        sets, rows = self.batch_size, self.batch_size * self._set_size
+        begin = 2 * rows * number
+        own, beside = (
+            self._of_rows(block, slice(a, a + rows), number, 1)[0] for a in (begin, begin + rows)
+        )
+        codes = block.groups[sets * number : sets * (number + 1)]
+        found = (block.cells.sizes[begin : begin + 2 * rows] > 0).reshape(2, sets, -1)
+        is_set: NDArray[np.bool_] = found.any(axis=2).min(axis=0)
+        return SetBatch(
+            cells=own,
+            controls=beside,
+            **self._collator.about_sets(codes, block.categories, is_set),
+            size=self._set_size,
+        )
+
+    def _of_rows(self, block: Block, rows: slice, first: int, batches: int) -> Sequence[CellBatch]:
+        """So many batches of some rows of a block, the first of which is its batch `first`."""
         of, sizes = block.cells, block.cells.sizes[rows]
         copies = of.labels[rows, -1] if self._choice.resamples else None
         with self._clock.time("collate"):
@@ -256,6 +296,22 @@ class CellLoader(BlockStream):
             made = self._collator.collate(cells, block.epoch, position, copies, batches)
         self._clock.count(cells=int((sizes > 0).sum()), batches=batches)
         return made
+
+
+def _check_sets(root: Any, collate: CollateOptions) -> None:
+    """ConfigError for what does not go with sets."""
+    if isinstance(root, Mapping):
+        raise ConfigError(
+            "a blend gives each shard set a share of the cells, and sets have all cells of their groups",
+            where="sets",
+            advice="merge the shard sets into one: scshards merge",
+        )
+    if collate.tokens_per_batch is not None:
+        raise ConfigError(
+            "packed batches hold as many cells as fit, and sets have a size",
+            where="tokens_per_batch",
+            advice="leave it out",
+        )
 
 
 def topology(rank: int | None, world_size: int | None) -> tuple[int, int]:

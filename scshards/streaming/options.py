@@ -3,6 +3,7 @@
     ChoiceOptions   choose=     which cells, how often               streaming.order.options
     CollateOptions  collate=    what a batch is made of              streaming.collate.options
     ReadOptions     read=       how shards are read and shuffled     streaming.read.options
+    SetOptions      sets=       sets of cells beside controls        streaming.sets.options
 
 Called by streaming.loader, streaming.blockstream and training.config.
 """
@@ -19,22 +20,25 @@ from scshards.base.text import did_you_mean
 from scshards.streaming.collate.options import DIGESTS, CollateOptions
 from scshards.streaming.order.options import ChoiceOptions
 from scshards.streaming.read.options import ReadOptions
+from scshards.streaming.sets.options import SetOptions
 
 PARTS: dict[str, type[Options]] = {
     "choose": ChoiceOptions,
     "collate": CollateOptions,
     "read": ReadOptions,
+    "sets": SetOptions,
 }
-"""{keyword of CellLoader: its class}."""
+"""{keyword of CellLoader: its class}; all but the last have a default for each field."""
 
 FIELDS = {f.name: (part, f) for part, cls in PARTS.items() for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
 """{option: (keyword of the class that it is a field of, the field)}."""
 
 
 def check_parts(**given: Any) -> None:
-    """ConfigError unless `choose`, `collate` and `read` are of their classes."""
+    """ConfigError unless options are of their classes; `sets` may be None."""
     for part, value in given.items():
-        if not isinstance(value, PARTS[part]):
+        is_left_out = part == "sets" and value is None
+        if not is_left_out and not isinstance(value, PARTS[part]):
             raise ConfigError(
                 f"{part} is a {PARTS[part].__name__}, not {type(value).__name__}",
                 where=part,
@@ -71,10 +75,13 @@ def refuse(given: Mapping[str, Any], known: Iterable[str]) -> None:
 def by_part(
     given: Mapping[str, Any],
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Options that were given flat: {keyword of their class: those of its fields}, and the others."""
-    tables: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
+    """Options that were given flat: {keyword of their class: those of its fields}, and the others.
+
+    There are none of "sets" unless one of its fields is given.
+    """
+    tables: dict[str, dict[str, Any]] = {part: {} for part in PARTS if part != "sets"}
     for name in given.keys() & FIELDS.keys():
-        tables[FIELDS[name][0]][name] = given[name]
+        tables.setdefault(FIELDS[name][0], {})[name] = given[name]
     return tables, {name: value for name, value in given.items() if name not in FIELDS}
 
 
@@ -84,21 +91,20 @@ def renewed(state: Mapping[str, Any]) -> dict[str, Any]:
     What this version does not know stays as it is, and so does what is no option at all.
     """
     out = dict(state) | _renewed(ChoiceOptions, state)
-    if isinstance(state.get("collate"), Mapping):
-        out["collate"] = dict(state["collate"]) | _renewed(CollateOptions, state["collate"])
+    for part, cls in (("collate", CollateOptions), ("sets", SetOptions)):
+        if isinstance(state.get(part), Mapping):
+            out[part] = dict(state[part]) | _renewed(cls, state[part])
     return out
 
 
-def _renewed(
-    cls: type[ChoiceOptions] | type[CollateOptions], table: Mapping[str, Any]
-) -> dict[str, Any]:
+def _renewed(cls: type[Options], table: Mapping[str, Any]) -> dict[str, Any]:
     # A digest says nothing of what it is of.
-    names = [name for name in cls().state() if name not in DIGESTS]
+    names = [f.name for f in dataclasses.fields(cls) if f.name not in DIGESTS]  # type: ignore[arg-type]
     try:
-        new = cls(**{name: table[name] for name in names if name in table}).state()
-    except ConfigError:
+        made: Any = cls(**{name: table[name] for name in names if name in table})
+    except (ConfigError, TypeError):  # or a field without a default is not there
         return {}
-    return {k: v for k, v in new.items() if k in names or k not in table}
+    return {k: v for k, v in made.state().items() if k in names or k not in table}
 
 
 def _written(name: str, value: Any) -> str:

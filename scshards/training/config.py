@@ -79,6 +79,8 @@ _ELSEWHERE = {
 }
 """{field of a loader's options: why it is no key of [data]}."""
 
+_NO_SETS = "no task of `scshards train` is of sets of cells: CellLoader(sets=...) gives them"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
@@ -107,11 +109,14 @@ class DataSettings:
         if not isinstance(table, Mapping):
             raise Damaged(f"a table is needed, not {shown(table)}")
         tables, others = by_part(table)
-        for name in (*others, *(n for n in _ELSEWHERE if n in table)):
-            why = _ELSEWHERE.get(name) or did_you_mean(name, FIELDS.keys() - _ELSEWHERE)
+        sets = dict.fromkeys(tables.pop("sets", {}), _NO_SETS)
+        for name in (*others, *sets, *(n for n in _ELSEWHERE if n in table)):
+            why = (sets | _ELSEWHERE).get(name) or did_you_mean(name, FIELDS.keys() - _ELSEWHERE)
             raise Damaged(f"unknown key {name!r:.60}", advice=why)
         try:
-            parts: dict[str, Any] = {part: from_tree(PARTS[part], tables[part]) for part in PARTS}
+            parts: dict[str, Any] = {
+                part: from_tree(PARTS[part], of) for part, of in tables.items()
+            }
             return cls(**parts)
         except ConfigError as e:
             at = None if e.where is None else f"data.{e.where.removeprefix('data.')}"

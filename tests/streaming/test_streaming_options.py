@@ -1,4 +1,4 @@
-"""The options of a loader: three classes, what they refuse, and where an option is that is no keyword."""
+"""The options of a loader: their classes, what they refuse, and where an option is that is no keyword."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from scshards.base.where import parse
 from scshards.cli.options import field_texts
 from scshards.streaming import wds
 from scshards.streaming.options import FIELDS, PARTS, by_part
+from scshards.streaming.sets.options import SetOptions
 
 CLASSES = (ChoiceOptions, CollateOptions, ReadOptions)
 
@@ -43,18 +44,18 @@ def test_they_load_nothing_heavy() -> None:
 
 
 def test_each_option_is_a_field_of_one_class_and_has_a_text() -> None:
-    names = [f.name for cls in CLASSES for f in dataclasses.fields(cls)]
+    names = [f.name for cls in PARTS.values() for f in dataclasses.fields(cls)]
     assert sorted(names) == sorted(FIELDS) and len(set(names)) == len(names)
-    for cls in CLASSES:
+    for cls in PARTS.values():
         assert {f.name for f in dataclasses.fields(cls)} == set(field_texts(cls))
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("cls", [*CLASSES, SetOptions])
 def test_they_are_frozen_and_cross_processes(cls: Any) -> None:
-    made = cls()
+    made = cls() if cls is not SetOptions else cls(by=["line", "drug"], control="DMSO")
     assert pickle.loads(pickle.dumps(made)) == made == dataclasses.replace(made)  # noqa: S301
     with pytest.raises(dataclasses.FrozenInstanceError):
-        made.where = made.max_length = made.lanes = 3
+        made.where = made.max_length = made.lanes = made.size = 3
 
 
 @pytest.mark.parametrize("make", [CellLoader, CellDataset, wds.Collate])

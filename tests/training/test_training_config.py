@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from scshards.base.errors import ConfigError, OutputExistsError
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.options import FIELDS
 from scshards.streaming.read.options import ReadOptions
+from scshards.streaming.sets.options import SetOptions
 from scshards.training.config import MAY_CHANGE, TrainConfig
 from scshards.training.save.folder import RunFolder
 
@@ -101,7 +103,8 @@ def test_every_option_of_a_loader_is_a_key_or_says_why_not():
     for name in FIELDS.keys() - keys:
         with pytest.raises(ConfigError, match=f"unknown key {name!r}(.|\\n)*to do: "):
             TrainConfig.read(None, [f"data.{name}=1"])
-    assert FIELDS.keys() - keys == {"objective", "storage_options", "device_collate"}
+    sets = {f.name for f in dataclasses.fields(SetOptions)}
+    assert FIELDS.keys() - keys == {"objective", "storage_options", "device_collate", *sets}
 
 
 @pytest.mark.parametrize(

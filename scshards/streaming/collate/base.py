@@ -145,6 +145,20 @@ class CollatorBase(ABC):
             named = dict(zip(self._labels, labels, strict=True))
             yield {"key": key, "labels": Labels(named, self._categories), "weight": weight}
 
+    def about_sets(
+        self,
+        codes: NDArray[np.int64],
+        categories: Mapping[str, Sequence[str]],
+        is_set: NDArray[np.bool_],
+    ) -> dict[str, Any]:
+        """groups and weight of a SetBatch; `codes`, [sets, labels], are of these categories."""
+        columns = map(self._kept, codes.T)
+        named = dict(zip(categories, columns, strict=True))
+        return {
+            "groups": Labels(named, categories),
+            "weight": self._kept(is_set.astype(np.float32)),
+        }
+
     def _kept(self, array: NDArray[Any]) -> torch.Tensor:
         """A small array as a tensor that shares no memory with it."""
         if self._pinned is None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from scshards.base import seeds
 from scshards.base.errors import StateError
@@ -29,7 +29,6 @@ from scshards.streaming.order.plan import (
     plan_epoch,
     steps,
 )
-from scshards.streaming.order.strata import Appearances, Part
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +43,22 @@ class Position:
     def is_begin(self) -> bool:
         """Whether nothing of the epoch was handed out yet."""
         return not any(self.consumed)
+
+
+class Part(Protocol):
+    """What batches are made of: strata.Part, or sets.groups.SetPart, whose cells are sets."""
+
+    @property
+    def seed(self) -> int:
+        """What its order is made of."""
+
+    @property
+    def strata(self) -> Sequence[Any]:
+        """What keeps its share of any positions in a row."""
+
+    @property
+    def positions(self) -> int:
+        """Those of an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +142,12 @@ class Order:
             yield part, before
             before += cells
 
-    def appearances(self, part: int, position: Position) -> list[Appearances]:
+    def appearances(self, part: int, position: Position) -> list[Any]:
         """How often the cells of each stratum of a part appear in this epoch."""
         strata = self.parts[part].strata
         return [s.appearances(position.epoch, shuffle=self.shuffle) for s in strata]
 
-    def plan(self, part: int, position: Position, appearances: Sequence[Appearances]) -> EpochPlan:
+    def plan(self, part: int, position: Position, appearances: Sequence[Any]) -> EpochPlan:
         """The order of a part, on integers."""
         return plan_epoch(
             [(a.stratum.shards, a.of_shard) for a in appearances],

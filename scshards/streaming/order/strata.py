@@ -22,12 +22,12 @@ from __future__ import annotations
 import hashlib
 import logging
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, cached_property
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -248,8 +248,8 @@ class Choice:
         self.resamples = options.resamples or shares is not None
         if self.resamples and not cells:
             raise ConfigError(f"the split {shards.split!r} has no cells", where=shards.name())
-        self._domain_column, domains = _column(shards, options.domain_by, "domain_by")
-        self._stratum_column, strata = _column(shards, options.stratify, "stratify")
+        self._domain_column, domains = category_column(shards, options.domain_by, "domain_by")
+        self._stratum_column, strata = category_column(shards, options.stratify, "stratify")
         self._domains = [*domains, None]
         self._categories = [*strata, "(missing)" if self._stratum_column else ""]
         self._origins, begins = _origins(shards, additions=stratified)
@@ -376,7 +376,9 @@ def _dealt(weights: Sequence[Fraction], positions: int) -> list[int]:
     return [b - a for a, b in pairwise(bounds)]
 
 
-_CHOICES: WeakValueDictionary[str, Choice] = WeakValueDictionary()
+Made = TypeVar("Made")
+
+_MADE: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
 
 def choice_of(
@@ -387,22 +389,33 @@ def choice_of(
     *,
     stratified: bool,
 ) -> Choice:
-    """The choice of these options; one that is still in use somewhere is not made again.
+    """The choice of these options, as `made_once` has it."""
+    return made_once(
+        shards,
+        (options.state(), seed, shares, stratified),
+        lambda: Choice(shards, options, seed, shares, stratified=stratified),
+    )
 
-    A DataLoader's workers make a loader for each epoch, and what a choice reads of the indexes, which
-    are told by their checksums, does not change.
+
+def made_once(shards: ShardList, asked: tuple[Any, ...], make: Callable[[], Made]) -> Made:
+    """What is made of these shards' indexes by what was asked; what is still in use is not made again.
+
+    A DataLoader's workers make a loader for each epoch, and what is read of the indexes, which are told
+    by their checksums, does not change.
     """
-    asked = [shards.fingerprint(), *(s.index_sha256 for s in shards.shards)]
-    asked += [repr(shards.labels), repr(options.state()), repr((seed, shares, stratified))]
-    key = hashlib.sha256("\n".join(asked).encode()).hexdigest()
-    made = _CHOICES.get(key)
+    told = [shards.fingerprint(), *(s.index_sha256 for s in shards.shards)]
+    told += [repr(shards.labels), repr(asked)]
+    key = hashlib.sha256("\n".join(told).encode()).hexdigest()
+    made: Made | None = _MADE.get(key)
     if made is None:
-        made = _CHOICES[key] = Choice(shards, options, seed, shares, stratified=stratified)
+        made = _MADE[key] = make()
     return made
 
 
-def _column(shards: ShardList, name: str | None, option: str) -> tuple[str | None, tuple[str, ...]]:
-    """The index column of an option that names categories, and these."""
+def category_column(
+    shards: ShardList, name: str | None, option: str
+) -> tuple[str | None, tuple[str, ...]]:
+    """The index column of an option that names categories, and these; ConfigError when it is none."""
     if name is None:
         return None, ()
     known = [c for c, info in shards.labels.items() if info.kind == "category"]

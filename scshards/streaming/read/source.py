@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.base.errors import FormatError, ScshardsError
+from scshards.base.errors import FormatError
 from scshards.cells.batch import KEY_ROW_BITS
 from scshards.shards.index import OBS_PREFIX
 from scshards.streaming.order.strata import Appearances, Passes
@@ -75,13 +75,17 @@ def shards_kept(stretches: int) -> int:
     return max(stretches * 5 // 4 + 2, REMOTE_READS)
 
 
-class _Kept(Generic[Made]):
+class Kept(Generic[Made]):
     """What was made of some shards, those used last, `most` of them."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self._made: OrderedDict[int, Made] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __contains__(self, shard: int) -> bool:
+        with self._lock:
+            return shard in self._made
 
     def get(self, shard: int, make: Callable[[int], Made]) -> Made:
         """That of a shard, made now if it is not kept."""
@@ -97,7 +101,7 @@ class _Kept(Generic[Made]):
         return made
 
 
-class IndexCache(_Kept[ShardIndex]):
+class IndexCache(Kept[ShardIndex]):
     """The indexes of the shards that a loader's passes read.
 
     Each pass says how many stay in memory.
@@ -142,6 +146,84 @@ class IndexCache(_Kept[ShardIndex]):
             )
 
 
+class ChunkCells:
+    """Reads cells of chunks: checked, or lost to the quarantine.
+
+    Parameters
+    ----------
+    indexes, fetcher
+        Where indexes and chunks come from.
+    quarantine
+        Decides over chunks and indexes that are bad.
+    """
+
+    def __init__(self, indexes: IndexCache, fetcher: ChunkFetcher, quarantine: Quarantine) -> None:
+        self._list, self._indexes, self.fetcher = fetcher.shards, indexes, fetcher
+        self.quarantine = quarantine
+
+    def index(self, shard: int) -> ShardIndex:
+        """A shard's index; an error of BAD where there is none, each time without reading it again."""
+        reason = self.quarantine.reason(shard, None)
+        if reason is not None:
+            raise FormatError(reason)
+        return self._indexes.of(shard, self.fetcher)
+
+    def load(
+        self, piece: Piece, cells: NDArray[np.integer], copies: NDArray[np.int64] | None
+    ) -> CellBytes:
+        """Read and check the chunk of a piece; some cells of it, told by their places in the shard.
+
+        Cells that are lost to the quarantine have a size of 0 and a key of -1. `copies`, if there are
+        any, become the last column of labels.
+
+        Raises
+        ------
+        ChecksumError, FormatError, StorageError
+            Naming the shard and the chunk.
+        """
+        shard, bad_part = piece.shard, None
+        try:
+            index = self.index(shard)
+            bad_part = piece.chunk
+            return self._read(index, piece, cells, copies)
+        except BAD as e:
+            self.quarantine.lose(shard, bad_part, cells, e)
+        n, columns = len(cells), len(self._list.labels) + (copies is not None)
+        return CellBytes(
+            data=np.zeros(0, np.uint8),
+            starts=np.zeros(n, np.int64),
+            sizes=np.zeros(n, np.int64),
+            keys=np.full(n, -1, np.int64),
+            labels=np.full((n, columns), -1, np.int64),
+        )
+
+    def _read(
+        self,
+        index: ShardIndex,
+        piece: Piece,
+        cells: NDArray[np.integer],
+        copies: NDArray[np.int64] | None,
+    ) -> CellBytes:
+        shard, chunk = piece.shard, piece.chunk
+        data = self.fetcher.fetch(shard, chunk, piece.read)
+        starts = index.starts[cells] - self._list.chunk_starts(shard)[1][chunk]
+        sizes = index.sizes[cells]
+        # Of numbers that are not known to be small, no sum: it might wrap around.
+        inside = (starts >= 0) & (starts <= len(data)) & (sizes > 0) & (sizes <= len(data) - starts)
+        if not inside.all():
+            raise FormatError(
+                "the index points outside a chunk",
+                where=f"{self._list.at(shard)}, chunk {chunk}",
+                advice="run scshards verify on the shard set",
+            )
+        labels = index.labels[cells]
+        if copies is not None:
+            labels = np.column_stack([labels, copies])
+        return CellBytes(
+            data=data, starts=starts, sizes=sizes, keys=index.keys[cells], labels=labels
+        )
+
+
 class CellSource:
     """Reads the cells of one stratum.
 
@@ -168,12 +250,13 @@ class CellSource:
         passes_kept: int,
         quarantine: Quarantine,
     ) -> None:
-        self._list, self._indexes, self.fetcher = fetcher.shards, indexes, fetcher
-        self._appearances, self._quarantine = appearances, quarantine
+        self._list, self.fetcher = fetcher.shards, fetcher
+        self._chunks = ChunkCells(indexes, fetcher, quarantine)
+        self._appearances = appearances
         self._choice = appearances.stratum.choice
         self.needs_index = bool(self._choice.columns)
         self._next = dict(pairwise(order.tolist()))
-        self._passes: _Kept[Passes] = _Kept(passes_kept)
+        self._passes: Kept[Passes] = Kept(passes_kept)
 
     def pieces(self, shard: int, first: int, end: int) -> list[Piece]:
         """Appearances [first, end) of a shard's cells, chunk by chunk."""
@@ -203,21 +286,12 @@ class CellSource:
     def load(self, piece: Piece, which: NDArray[np.int64] | None = None) -> CellBytes:
         """Read and check the chunk of a piece; its cells, or some `which` of these.
 
-        Cells that are lost to the quarantine have a size of 0 and a key of -1.
-
-        Raises
-        ------
-        ChecksumError, FormatError, StorageError
-            Naming the shard and the chunk.
+        See ChunkCells.load.
         """
-        shard, bad_part = piece.shard, None
+        shard = piece.shard
         at = np.arange(piece.first, piece.end) if which is None else piece.first + which
-        try:
-            index = self._index(shard)
-            bad_part = piece.chunk
-            loaded = self._read(index, piece, at)
-        except BAD as e:
-            loaded = self._lost(shard, bad_part, at, e)
+        copies = self._passes_of(shard).copies(at) if self._choice.resamples else None
+        loaded = self._chunks.load(piece, self._cells(shard, at), copies)
         # From the middle of a shard on: whoever deals is not to wait for the next one's index.
         if 2 * piece.end > self._appearances.count(shard) and shard in self._next:
             self.look_up(self._next[shard])
@@ -227,47 +301,6 @@ class CellSource:
         """Read what `pieces` needs of a shard, so that it does not have to wait for it."""
         if self.needs_index:
             self._passes_of(shard)
-
-    def _index(self, shard: int) -> ShardIndex:
-        """A shard's index; an error of BAD where there is none, each time without reading it again."""
-        reason = self._quarantine.reason(shard, None)
-        if reason is not None:
-            raise FormatError(reason)
-        return self._indexes.of(shard, self.fetcher)
-
-    def _read(self, index: ShardIndex, piece: Piece, at: NDArray[np.int64]) -> CellBytes:
-        shard, chunk = piece.shard, piece.chunk
-        data = self.fetcher.fetch(shard, chunk, piece.read)
-        cells = self._cells(shard, at)
-        starts = index.starts[cells] - self._list.chunk_starts(shard)[1][chunk]
-        sizes = index.sizes[cells]
-        # Of numbers that are not known to be small, no sum: it might wrap around.
-        inside = (starts >= 0) & (starts <= len(data)) & (sizes > 0) & (sizes <= len(data) - starts)
-        if not inside.all():
-            raise FormatError(
-                "the index points outside a chunk",
-                where=f"{self._list.at(shard)}, chunk {chunk}",
-                advice="run scshards verify on the shard set",
-            )
-        labels = index.labels[cells]
-        if self._choice.resamples:
-            labels = np.column_stack([labels, self._passes_of(shard).copies(at)])
-        return CellBytes(
-            data=data, starts=starts, sizes=sizes, keys=index.keys[cells], labels=labels
-        )
-
-    def _lost(
-        self, shard: int, chunk: int | None, at: NDArray[np.int64], error: ScshardsError
-    ) -> CellBytes:
-        self._quarantine.lose(shard, chunk, self._cells(shard, at), error)
-        n, columns = len(at), len(self._list.labels) + self._choice.resamples
-        return CellBytes(
-            data=np.zeros(0, np.uint8),
-            starts=np.zeros(n, np.int64),
-            sizes=np.zeros(n, np.int64),
-            keys=np.full(n, -1, np.int64),
-            labels=np.full((n, columns), -1, np.int64),
-        )
 
     def _cells(self, shard: int, at: NDArray[np.int64]) -> NDArray[np.integer]:
         """Which cells of a shard some appearances are."""
@@ -283,9 +316,9 @@ class CellSource:
         table = {}
         if self.needs_index:
             try:
-                table = self._index(shard).chosen_by
+                table = self._chunks.index(shard).chosen_by
             except BAD as e:
                 # Its cells will be lost, at the places that they have: only their number matters.
-                self._quarantine.lose(shard, None, np.zeros(0, np.int64), e)
+                self._chunks.quarantine.lose(shard, None, np.zeros(0, np.int64), e)
                 return self._appearances.of_any(shard, self._list.shards[shard].cells)
         return self._appearances.passes(shard, table)

@@ -164,10 +164,10 @@ def _bars(rows: Mapping[str, Figures], size: str, device: str) -> list[Bar]:
 def _config(settings: list[str], root: str) -> tuple[Any, Any]:
     from scshards.shards.shardset import ShardSet
     from scshards.training.config import TrainConfig
-    from scshards.training.plan import plan_task
+    from scshards.training.plan import TaskPlan
 
     config = TrainConfig.read(None, settings)
-    return config, plan_task(config, ShardSet(root)).model
+    return config, TaskPlan(config, ShardSet(root)).model
 
 
 def _packed_tokens(root: str, config: Any) -> int:

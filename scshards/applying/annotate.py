@@ -142,18 +142,19 @@ class Truth:
         predicted: Sequence[NDArray[np.int64]],
     ) -> Truth:
         """Of each input the true classes, and the predicted codes among `names`."""
-        counts, n_without = np.zeros((len(names),) * 2, np.int64), 0
+        pairs, n_without = [], 0
         others: Counter[str] = Counter()
         place = {name: code for code, name in enumerate(names)}
         for label, found in zip(truths, predicted, strict=True):
             table = np.array([*(place.get(name, -1) for name in label.categories), -1])
             codes, missing = table[label.values], label.missing
             known = codes >= 0
-            np.add.at(counts, (codes[known], found[known]), 1)
+            pairs.append((codes[known], found[known]))
             n_without += int(missing.sum())
             of = np.bincount(label.values[~known & ~missing], minlength=len(label.categories))
             others.update({label.categories[i]: int(of[i]) for i in np.flatnonzero(of)})
-        return cls(column, Confusion(names, counts), dict(others.most_common()), n_without)
+        confusion = Confusion.of(names, *map(np.concatenate, zip(*pairs, strict=True)))
+        return cls(column, confusion, dict(others.most_common()), n_without)
 
     def tables(self) -> dict[str, Any]:
         c = self.confusion
@@ -228,28 +229,24 @@ def _column(options: AnnotateOptions, classes: LabelNames) -> str:
 
 def _class_results(options: AnnotateOptions, classes: LabelNames, first: int) -> list[Result]:
     """What is made of the probabilities, which begin at column `first` of the rows."""
-
-    def code(rows: NDArray[np.float32]) -> NDArray[np.int64]:
-        return rows[:, first:].argmax(axis=1)  # of equal ones the first
-
     column = _column(options, classes)
     results = [
-        Result(frame="obs", name=column, of=code, categories=classes.names),
         Result(
             frame="obs",
-            name=f"{column}_probability",
-            of=lambda rows: rows[:, first:].max(axis=1),
+            name=column,
+            of=lambda rows: rows[:, first:].argmax(axis=1),  # of equal ones the first
+            categories=classes.names,
+        ),
+        Result(
+            frame="obs", name=f"{column}_probability", of=lambda rows: rows[:, first:].max(axis=1)
         ),
     ]
     if options.probabilities:
-        results.append(
-            Result(
-                frame="obsm",
-                name=f"{column}_probabilities",
-                of=lambda rows: rows[:, first:],
-                columns=len(classes),
-            )
+        name = f"{column}_probabilities"
+        every = Result(
+            frame="obsm", name=name, of=lambda rows: rows[:, first:], columns=len(classes)
         )
+        results.append(every)
     return results
 
 

@@ -28,7 +28,7 @@ from scshards.tasks.labels import Column, column
 from scshards.tasks.make import Known, check_vocab, known_codes, make_task
 from scshards.training.config import TrainConfig
 from scshards.training.data import check_split, once_loader
-from scshards.training.save.folder import RunFolder
+from scshards.training.save.folder import EVALUATION, RunFolder
 
 
 def evaluate_run(
@@ -124,7 +124,7 @@ def evaluate_run(
                 figures=figures,
             )
         if here.is_main:
-            run.write("evaluation.json", found.tables())
+            run.write(EVALUATION, found.tables())
     return found
 
 

@@ -126,15 +126,17 @@ def file_of_source(path: Path, source: Source) -> None:
 
 def file_of_shards(path: Path, shardset: ShardSet, splits: Sequence[str]) -> None:
     """A file with what a shard set kept of its cells: keys as names, split, source, row and labels."""
+    import h5py
+
     manifest = shardset.manifest
     n = sum(manifest.cells(s) for s in splits)
-    labels = {name: info for name, info in manifest.labels.items()}
+    labels = manifest.labels
     own = [name for name in ("split", "source", "row") if name not in labels]
     with _new(path) as f:
         obs = f.create_group("obs")
         obs.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0"})
         obs.attrs["_index"] = "_index"
-        keys = _text_array(obs, "_index", n)
+        keys = _array(obs, "_index", (n,), h5py.string_dtype(), "string-array")
         kinds: dict[str, Sequence[str] | None] = {
             "split": splits, "source": [s.name for s in manifest.sources], "row": None
         }  # fmt: skip
@@ -227,17 +229,11 @@ def _column(obs: Any, name: str, n: int, categories: Sequence[str] | None, kind:
     return _array(group, "codes", (n,), smallest)
 
 
-def _array(group: Any, name: str, shape: tuple[int, ...], kind: Any) -> Any:
+def _array(
+    group: Any, name: str, shape: tuple[int, ...], kind: Any, encoding: str = "array"
+) -> Any:
     array = group.create_dataset(name, shape, kind)
-    array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-    return array
-
-
-def _text_array(group: Any, name: str, n: int) -> Any:
-    import h5py
-
-    array = group.create_dataset(name, (n,), h5py.string_dtype())
-    array.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+    array.attrs.update({"encoding-type": encoding, "encoding-version": "0.2.0"})
     return array
 
 

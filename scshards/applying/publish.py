@@ -72,12 +72,11 @@ def publish(
     run = RunFolder(folder)
     config = run.config()
     loaded = load_model(folder)
-    args, names = _shared(loaded.args), _names(folder)
     files = {
         TENSORS: write_tensors(loaded.model.state_dict()),
-        ARGS: _json(args),
+        ARGS: _json(_shared(loaded.args)),
         VOCAB: _json(dict(sorted(loaded.vocab.items(), key=lambda of: of[1]))),
-        **{name: _json(tree) for name, tree in names.items()},
+        **{name: _json(tree) for name, tree in _names(folder).items()},
     }
     card = model_card(run, config, loaded).encode()
     with Output(os.fspath(output).rstrip("/"), storage_options, is_file=False) as target:
@@ -94,7 +93,8 @@ def model_card(run: RunFolder, config: TrainConfig, loaded: LoadedModel) -> str:
     model, task = loaded.model.config, config.task.name
     parameters = sum(p.numel() for p in loaded.model.parameters())
     annotates = "\nscshards annotate DIR cells.h5ad -o annotated.h5ad" if model.n_classes else ""
-    chosen = {k: new for k, (_, new) in differences(TrainConfig().tables(), _told(config)).items()}
+    changed = differences(TrainConfig().tables(), _shared(config.tables()))
+    chosen = {key: new for key, (_, new) in changed.items()}
     return f"""---
 library_name: scshards
 tags:
@@ -186,8 +186,7 @@ def _names(folder: str) -> dict[str, Any]:
 def _scores(run: RunFolder) -> str:
     lines = [m for m in read_metrics(run.metrics) if m["kind"] == "valid" and m.get("is_best")]
     parts = []
-    if run.evaluation.exists():
-        said = run.read(run.evaluation.name)
+    if said := run.evaluation():
         split = said.get("split") if isinstance(said.get("split"), str) else "valid"
         parts.append(f"`scshards evaluate`, split {split}:\n\n{_figures(said)}")
     if lines:
@@ -213,7 +212,7 @@ def _table(head: tuple[str, str], rows: Iterable[tuple[str, str]]) -> str:
 
 def _cells(loaded: LoadedModel) -> str:
     """What the model was trained on, as training.plan wrote it down."""
-    said = _own(loaded).get("shards")
+    said = loaded.args.get("scshards", {}).get("shards")
     if said is None:
         return "The version of scshards that trained it did not write down on which cells."
     cells = ", ".join(f"{n:,} {split}" for split, n in said["cells"].items())
@@ -226,18 +225,7 @@ def _cells(loaded: LoadedModel) -> str:
 
 
 def _step(loaded: LoadedModel) -> int:
-    return int(_own(loaded).get("step", 0))
-
-
-def _own(loaded: LoadedModel) -> dict[str, Any]:
-    """What args.json says beside scGPT's own words."""
-    own: dict[str, Any] = loaded.args.get("scshards", {})
-    return own
-
-
-def _told(config: TrainConfig) -> dict[str, Any]:
-    tables: dict[str, Any] = _shared(config.tables())
-    return tables
+    return int(loaded.args.get("scshards", {}).get("step", 0))
 
 
 def _shared(value: Any, key: str = "") -> Any:

@@ -22,11 +22,10 @@ from scshards.ranks.ranks import Ranks, ranks
 from scshards.shards.shardset import ShardSet
 from scshards.streaming.loader import CellLoader
 from scshards.tasks.base import Task
-from scshards.training.config import TrainConfig
 from scshards.training.data import train_loader
 from scshards.training.micro import cut, padded_tokens
-from scshards.training.plan import plan_task
-from scshards.training.save.checkpoint import complete, read_state, read_tensors
+from scshards.training.plan import TaskPlan
+from scshards.training.save.checkpoint import complete, read_state, read_tensors, step_of
 from scshards.training.save.folder import RunFolder
 from scshards.training.trained import choose_trained
 
@@ -122,60 +121,38 @@ def replay(
     config = run.config()
     if step < 1:
         raise ConfigError(f"steps are counted from 1, not {step}", where="STEP")
-    root = root or run.root()
+    root, taken = root or run.root(), 0
     with ranks(device, config.run.precision) as here:
-        return _replayed(run, config, root, step, here, storage_options)
-
-
-def _replayed(
-    run: RunFolder,
-    config: TrainConfig,
-    root: str,
-    step: int,
-    here: Ranks,
-    storage_options: Mapping[str, Any] | None,
-) -> Replay:
-    # Cut into cells, which packed batches can't be; the cells are the same.
-    whole = replace(config.data, collate=replace(config.data.collate, tokens_per_batch=None))
-    alone = Ranks(0, 1, here.device)
-    loader = train_loader(
-        root, replace(config, data=whole), alone, config.run.batch_size, storage_options
-    )
-    place = config.run.checkpoints or run.checkpoints
-    before = [n for n in complete(place) if int(n.removeprefix("step-")) < step]
-    plan = plan_task(config, ShardSet(root, storage_options))
-    model = plan.fresh()
-    choose_trained(model, config.optim, seed=config.run.seed)
-    taken = 0
-    if before:
-        at = f"{str(place).rstrip('/')}/{before[-1]}"
-        state = read_state(at)
-        loader.load_state_dict(state.loader)
-        model.load_state_dict(read_tensors(at))
-        taken = state.step
-    elif config.run.branch is not None:
-        raise ConfigError(
-            f"the run is a branch of {config.run.branch}, and has no checkpoint before step {step}",
-            where=run.path,
-            advice="give the run that it is a branch of, or a later step",
-        )
-    else:
-        plan.start(model)
-    _skip(loader, step - 1 - taken)
-    epoch = loader.epoch
-    with loader:
-        batch = next(iter(loader))
-    task = plan.task(model.to(here.device)).eval()
-    pieces = list(cut(batch, 1))
-    losses = [_loss(task, piece, here) for piece in pieces]
-    tokens = [padded_tokens(piece) for piece in pieces]
-    return Replay(
-        step=step,
-        epoch=epoch,
-        weights_of=taken,
-        criterion=task.criterion,
-        cells=_cells(loader, batch, tokens, losses),
-    )
+        # Cut into cells, which packed batches can't be; the cells are the same.
+        whole = replace(config.data, collate=replace(config.data.collate, tokens_per_batch=None))
+        padded, alone = replace(config, data=whole), Ranks(0, 1, here.device)
+        loader = train_loader(root, padded, alone, config.run.batch_size, storage_options)
+        before = [name for name in complete(run.place(config)) if step_of(name) < step]
+        plan = TaskPlan(config, ShardSet(root, storage_options))
+        model = plan.fresh()
+        choose_trained(model, config.optim, seed=config.run.seed)
+        if before:
+            at = f"{run.place(config).rstrip('/')}/{before[-1]}"
+            state = read_state(at)
+            loader.load_state_dict(state.loader)
+            model.load_state_dict(read_tensors(at))
+            taken = state.step
+        elif config.run.branch is not None:
+            raise ConfigError(
+                f"the run is a branch of {config.run.branch}, and has no checkpoint before step "
+                f"{step}",
+                where=run.path,
+                advice="give the run that it is a branch of, or a later step",
+            )
+        else:
+            plan.start(model)
+        _skip(loader, step - 1 - taken)
+        epoch = loader.epoch
+        with loader:
+            batch = next(iter(loader))
+        task = plan.task(model.to(here.device)).eval()
+        cells = _cells(loader, batch, [_told(task, piece, here) for piece in cut(batch, 1)])
+    return Replay(step=step, epoch=epoch, weights_of=taken, criterion=task.criterion, cells=cells)
 
 
 def _skip(loader: CellLoader, batches: int) -> None:
@@ -186,29 +163,30 @@ def _skip(loader: CellLoader, batches: int) -> None:
     loader.load_state_dict(loader.state_after(batches))
 
 
-def _loss(task: Task, piece: AnyBatch, here: Ranks) -> float | None:
-    n = task.counts(piece)[task.criterion]
-    moved = piece.to(here.device)
+def _told(task: Task, cell: AnyBatch, here: Ranks) -> tuple[int, float | None]:
+    """The tokens of one cell, and its mean loss."""
+    n = task.counts(cell)[task.criterion]
+    moved = cell.to(here.device)
     with here.autocast():
         out = task.run(moved, None)
-    return float(task.sums(moved, out)[task.criterion]) / n if n else None
+    loss = float(task.sums(moved, out)[task.criterion]) / n if n else None
+    return padded_tokens(cell), loss
 
 
 def _cells(
-    loader: CellLoader, batch: AnyBatch, tokens: list[int], losses: list[float | None]
+    loader: CellLoader, batch: AnyBatch, told: list[tuple[int, float | None]]
 ) -> tuple[ReplayedCell, ...]:
-    names = [s.name for s in loader.sources]
     assert isinstance(batch.labels, Labels)
     labels = {c: batch.labels.text(c) for c in batch.labels}
     sources, rows = split_keys(batch.key.numpy())
     found = [
         ReplayedCell(
             key=key,
-            source=names[sources[i]],
+            source=loader.sources[sources[i]].name,
             row=int(rows[i]),
             labels={c: texts[i] for c, texts in labels.items()},
-            tokens=tokens[i],
-            loss=losses[i],
+            tokens=told[i][0],
+            loss=told[i][1],
         )
         for i, key in enumerate(batch.cell_keys)
     ]

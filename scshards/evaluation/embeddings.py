@@ -8,7 +8,7 @@ Called by training.heldout, applying.evaluate and probes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,12 +52,28 @@ def embedded(
             unit_BD = torch.nn.functional.normalize(vectors_BD, dim=1).cpu().numpy()
             rows = (batch.weight > 0).numpy()
             found.append((batch.key.numpy()[rows], unit_BD[rows], labels(batch)[rows]))
-    every = ranks.gather([np.concatenate(parts) for parts in zip(*found, strict=True)])
-    if not ranks.is_main:
+    every = _gathered(found, ranks)
+    if every is None:
         return None
-    keys, vectors, codes = (np.concatenate(parts) for parts in zip(*every, strict=True))
+    keys, vectors, codes = every
     order = np.argsort(keys, kind="stable")
     return vectors[order], codes[order]
+
+
+def some_cells(
+    loader: Callable[..., CellLoader], columns: Sequence[str | None], most: int, **collate: Any
+) -> CellLoader:
+    """So many cells at most, drawn by hash, of those that have a value in these columns, shown whole.
+
+    `loader` makes one of a split's cells, each once, with other fields of ChoiceOptions (`choose`) and
+    CollateOptions (`collate`) than the task's own. ConfigError when no cell of the split has them.
+    """
+
+    def made(take: int | None) -> CellLoader:
+        choose = {"where": having(*columns), "take": take}
+        return loader(choose=choose, collate=NOTHING_HIDDEN | collate)
+
+    return made(min(most, made(None).cells))
 
 
 class IntegrationMetrics:
@@ -66,8 +82,7 @@ class IntegrationMetrics:
     Parameters
     ----------
     loader
-        Makes a loader of a split's cells, each once, with other fields of ChoiceOptions (`choose`) and
-        CollateOptions (`collate`) than the task's own.
+        As of `some_cells`.
     task
         Which cells: `metric_cells` of them at most, drawn by hash, of those that have a domain and, with
         `label`, a class.
@@ -87,18 +102,14 @@ class IntegrationMetrics:
         need_sklearn()
         assert task.domain is not None
         self._ranks, self._label, self._domain = ranks, task.label, task.domain
-        known = having(task.label, task.domain)
-
-        def whole(take: int | None = None, **collate: Any) -> CellLoader:
-            choose = {"where": known, "take": take}
-            return loader(choose=choose, collate=NOTHING_HIDDEN | collate)
-
-        n = min(task.metric_cells, whole().cells)
-        self._loader = whole(take=n)
+        columns, n = (task.label, task.domain), task.metric_cells
+        self._loader = some_cells(loader, columns, n)
         longest = 1 + max(s.max_genes for s in self._loader.shardset.shards(self._loader.split))
         as_counts = self._loader.value_kind == "counts"
-        self._plain = whole(
-            take=n,
+        self._plain = some_cells(
+            loader,
+            columns,
+            n,
             max_length=max(longest, 2),
             include_zero_genes=0,
             conditions=(),
@@ -118,8 +129,7 @@ class IntegrationMetrics:
         if found is None:
             return {}
         vectors, codes = found
-        own = scores(vectors, *self._split(codes))
-        return {"metric_cells": len(vectors)} | own | self._pca
+        return {"metric_cells": len(vectors)} | self._scores(vectors, codes) | self._pca
 
     def _of_pca(self) -> dict[str, Any]:
         found = []
@@ -131,18 +141,15 @@ class IntegrationMetrics:
             keys = batch.key.numpy()
             tokens = (keys[at], batch.genes.numpy()[at, places], batch.targets.numpy()[at, places])
             found.append((keys[rows], self._codes(batch)[rows], *tokens))
-        mine = [np.concatenate(parts) for parts in zip(*found, strict=True)]
-        every = self._ranks.gather(mine)
-        if not self._ranks.is_main:
+        every = _gathered(found, self._ranks)
+        if every is None:
             return {}
-        keys, codes, of_cell, genes, values = (
-            np.concatenate(parts) for parts in zip(*every, strict=True)
-        )
+        keys, codes, of_cell, genes, values = every
         order = np.argsort(keys, kind="stable")
         keys, codes = keys[order], codes[order]
         cells = np.searchsorted(keys, of_cell)
         best = most_variable(cells, genes, values, len(keys))
-        own = scores(principal_components(best), *self._split(codes))
+        own = self._scores(principal_components(best), codes)
         return {f"pca_{name}": value for name, value in own.items()}
 
     def _codes(self, batch: Any) -> NDArray[np.int64]:
@@ -151,7 +158,11 @@ class IntegrationMetrics:
         label = np.full_like(domain, -1) if not self._label else batch.labels[self._label].numpy()
         return np.stack((label, domain), axis=1)
 
-    def _split(
-        self, codes: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
-        return (codes[:, 0] if self._label else None), codes[:, 1]
+    def _scores(self, vectors: NDArray[Any], codes: NDArray[np.int64]) -> dict[str, float]:
+        return scores(vectors, codes[:, 0] if self._label else None, codes[:, 1])
+
+
+def _gathered(found: Sequence[tuple[NDArray[Any], ...]], ranks: Ranks) -> list[NDArray[Any]] | None:
+    """The arrays of all batches behind one another, those of all ranks; None but on the first."""
+    every = ranks.gather([np.concatenate(parts) for parts in zip(*found, strict=True)])
+    return [np.concatenate(parts) for parts in zip(*every, strict=True)] if ranks.is_main else None

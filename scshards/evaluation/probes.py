@@ -9,17 +9,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.evaluation.embeddings import NOTHING_HIDDEN, embedded
+from scshards.evaluation.embeddings import embedded, some_cells
 from scshards.ranks.ranks import Ranks
 from scshards.streaming.loader import CellLoader
 from scshards.tasks.base import Task
 from scshards.tasks.confusion import Confusion
-from scshards.tasks.labels import having
 
 K = 10
 """Neighbours that vote."""
@@ -73,8 +73,7 @@ class Probe:
     Parameters
     ----------
     loader
-        Makes a loader of a split's cells, each once, with other fields of ChoiceOptions (`choose`) and
-        CollateOptions (`collate`) than the task's own.
+        As of embeddings.some_cells, of the split that it is given besides.
     label, names
         A label column, and its categories.
     needed
@@ -100,16 +99,10 @@ class Probe:
         ranks: Ranks,
     ) -> None:
         self._label, self._names, self._ranks = label, names, ranks
-        known = having(label, needed)
-
-        def some(split: str) -> CellLoader:
-            def made(take: int | None) -> CellLoader:
-                choose = {"where": known, "take": take}
-                return loader(split=split, choose=choose, collate=NOTHING_HIDDEN)
-
-            return made(min(n_cells, made(None).cells))
-
-        self._train, self._valid = some("train"), some("valid")
+        self._train, self._valid = (
+            some_cells(partial(loader, split=split), (label, needed), n_cells)
+            for split in ("train", "valid")
+        )
 
     def __call__(self, task: Task) -> dict[str, Any]:
         """The figures, and of how many cells; {} but on the first rank. All ranks call it."""
@@ -122,8 +115,6 @@ class Probe:
         vectors, codes = scored
         out: dict[str, Any] = {"probe_cells": len(codes)}
         for name, fit in (("knn", nearest), ("linear", linear)):
-            counts = np.zeros((len(self._names),) * 2, np.int64)
-            np.add.at(counts, (codes, fit(*fitted, vectors)), 1)
-            found = Confusion(self._names, counts)
+            found = Confusion.of(self._names, codes, fit(*fitted, vectors))
             out |= {f"{name}_accuracy": found.accuracy, f"{name}_macro_f1": found.macro_f1}
         return out

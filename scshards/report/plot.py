@@ -90,14 +90,13 @@ def _runs(folders: Sequence[str]) -> list[Curves]:
         metrics = read_metrics(run.metrics)
         if not metrics:
             raise ConfigError("the run has no metrics yet", where=run.metrics)
-        baselines = run.read("evaluation.json") if run.evaluation.exists() else {}
         out.append(
             Curves(
                 name="/".join(path.parts[-depth:]),
                 data=run.root().rstrip("/").rpartition("/")[2],
                 day=date.fromtimestamp(run.metrics.stat().st_mtime).isoformat(),
                 metrics=metrics,
-                baselines=baselines,
+                baselines=run.evaluation(),
             )
         )
     return out

@@ -32,6 +32,13 @@ class Confusion:
     names: tuple[str, ...]
     counts: NDArray[np.int64]
 
+    @classmethod
+    def of(cls, names: tuple[str, ...], codes: NDArray[Any], predicted: NDArray[Any]) -> Confusion:
+        """Of cells by their codes among the names, and the codes that are predicted, int64 [cells]."""
+        counts = np.zeros((len(names),) * 2, np.int64)
+        np.add.at(counts, (codes, predicted), 1)
+        return cls(names, counts)
+
     @property
     def accuracy(self) -> float:
         """The share of cells whose class is predicted; 0 without cells."""

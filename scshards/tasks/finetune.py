@@ -5,7 +5,8 @@ Called by tasks.make.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ class IntegrateTask(MaskTask):
         }
         super().__init__(model, mvc_weight=mvc_weight, zero_weight=zero_weight, more=more)
         self._domain, self._threshold = domain, similarity_threshold
-        self._recoded = Recoding(codes)
+        self._recoded = _recoding(codes)
 
     def counts(self, batch: AnyBatch) -> dict[str, int]:
         n_cells = int((batch.weight > 0).sum())
@@ -99,7 +100,7 @@ class AnnotateTask(Task):
 
     def __init__(self, model: CellModel, label: str, *, codes: Sequence[int] | None = None) -> None:
         super().__init__(model, {"class_ce": 1.0}, "class_ce", "n_labelled")
-        self._label, self._recoded = label, Recoding(codes)
+        self._label, self._recoded = label, _recoding(codes)
         trained = ("encoder", "value_encoder", "transformer_encoder", "cls_decoder")
         for name, part in model.named_children():
             if name not in trained:
@@ -135,22 +136,13 @@ class AnnotateTask(Task):
         return self._recoded(batch.labels[self._label])
 
 
-class Recoding:
-    """table[code] of each code, -1 for -1; a table of None leaves codes as they are.
-
-    It is brought to each device once: to bring it in each step would wait for the device.
-    """
-
-    def __init__(self, table: Sequence[int] | None) -> None:
-        self._table = None if table is None else torch.tensor([*table, -1])
-        self._there: dict[torch.device, Tensor] = {}
-
-    def __call__(self, codes_B: Tensor) -> Tensor:
-        if self._table is None:
-            return codes_B
-        if codes_B.device not in self._there:
-            self._there[codes_B.device] = self._table.to(codes_B.device)
-        return self._there[codes_B.device][codes_B]
+def _recoding(table: Sequence[int] | None) -> Callable[[Tensor], Tensor]:
+    """table[code] of each code, -1 for -1; a table of None leaves codes as they are."""
+    if table is None:
+        return lambda codes_B: codes_B
+    # Brought to each device once: to bring it in each step would wait for the device.
+    there = functools.cache(torch.tensor([*table, -1]).to)
+    return lambda codes_B: there(codes_B.device)[codes_B]
 
 
 def _known(codes_B: Tensor, weight_B: Tensor) -> Tensor:

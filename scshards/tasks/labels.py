@@ -86,10 +86,3 @@ def check_several(found: Column, what: str, option: str, shardset: ShardSet) -> 
             where=f"{shardset.storage.at('')}: {option}",
             advice="choose another column, or pack more cells",
         )
-
-
-def codes_in(found: Column, names: tuple[str, ...]) -> tuple[int, ...] | None:
-    """What each code of the column is among `names`, -1 where it is not there; None: the same code."""
-    place = {name: code for code, name in enumerate(names)}
-    codes = tuple(place.get(name, -1) for name in found.names)
-    return None if codes == tuple(range(len(codes))) else codes

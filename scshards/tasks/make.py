@@ -15,7 +15,7 @@ from scshards.shards.shardset import ShardSet
 from scshards.streaming.collate.lead_tokens import LeadTokens
 from scshards.tasks.base import Task
 from scshards.tasks.finetune import AnnotateTask, IntegrateTask
-from scshards.tasks.labels import Column, codes_in, column
+from scshards.tasks.labels import Column, column
 from scshards.tasks.pretrain import GenerateTask, MaskTask
 from scshards.tasks.settings import TaskSettings
 
@@ -108,4 +108,7 @@ def known_codes(t: TaskSettings, names: Sequence[str], shardset: ShardSet, split
             where=f"{shardset.storage.at('')}: {t.needed}",
             advice="evaluate on cells of the domains in domains.json",
         )
-    return Known(found, codes_in(found, tuple(names)), sum(unknown.values()))
+    place = {name: code for code, name in enumerate(names)}
+    codes = tuple(place.get(name, -1) for name in found.names)
+    is_same = codes == tuple(range(len(codes)))
+    return Known(found, None if is_same else codes, sum(unknown.values()))

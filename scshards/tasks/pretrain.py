@@ -27,9 +27,14 @@ class MaskTask(Task):
         Of what is made of the cell embedding; a model without that head has none.
     zero_weight
         Of the likelihoods.
+    prompt_weight
+        Of `prompt_mse`, a term of GenerateTask.
     more
         Further terms of a subclass.
     """
+
+    asked = "masked"
+    """What is said of the values that are asked for, in the names of terms."""
 
     def __init__(
         self,
@@ -37,41 +42,64 @@ class MaskTask(Task):
         *,
         mvc_weight: float = 1.0,
         zero_weight: float = 1.0,
+        prompt_weight: float = 0.0,
         more: Mapping[str, float] | None = None,
     ) -> None:
         mvc = mvc_weight if model.config.mvc else 0.0
         zero = zero_weight if model.config.explicit_zero_prob else 0.0
-        own = {"masked_mse": 1.0, "mvc_mse": mvc, "zero_nll": zero, "mvc_zero_nll": mvc * zero}
-        super().__init__(model, own | dict(more or {}), "masked_mse", "n_masked")
-        _freeze_idle(self)
+        terms = {
+            f"{self.asked}_mse": 1.0,
+            "mvc_mse": mvc,
+            "prompt_mse": prompt_weight,
+            "zero_nll": zero,
+            "mvc_zero_nll": mvc * zero,
+            **(more or {}),
+        }
+        super().__init__(model, terms, f"{self.asked}_mse", f"n_{self.asked}")
+        # Heads whose terms weigh nothing are not trained: DDP waits for a gradient of all that are.
+        heads = {
+            "zero_nll": model.decoder.zero_logit,
+            "mvc_mse": model.mvc_decoder,
+            "mvc_zero_nll": model.mvc_decoder and model.mvc_decoder.W_zero_logit,
+        }
+        for term, head in heads.items():
+            if head is not None and term not in self.terms:
+                head.requires_grad_(False)
 
     def counts(self, batch: AnyBatch) -> dict[str, int]:
-        assert isinstance(batch, Batch | PackedBatch)
-        masked = batch.is_masked
-        if isinstance(batch, Batch):  # the rows that fill up a packed batch hold no gene
-            masked = masked & (batch.weight > 0)[:, None]
-        return dict.fromkeys(self.terms, int(masked.sum()))
+        _, is_asked, weight_B = self._values(batch)
+        if weight_B is not None:
+            is_asked = is_asked & (weight_B > 0)[:, None]
+        return dict.fromkeys(self.terms, int(is_asked.sum()))
 
     def run(self, batch: AnyBatch, step: int | None) -> ModelOutput:
         out: ModelOutput = self.model(batch)
         return out
 
     def losses(self, batch: AnyBatch, out: ModelOutput) -> dict[str, Tensor]:
+        predicted = {
+            f"{self.asked}_mse": out.predictions,
+            "mvc_mse": out.mvc_predictions,
+            "prompt_mse": out.prompt_predictions,
+            "zero_nll": out.zero_probs,
+            "mvc_zero_nll": out.mvc_zero_probs,
+        }
+        found, asked = {}, self._values(batch)
+        for term, values in predicted.items():
+            if values is not None:
+                error = zero_log_loss if term.endswith("_nll") else masked_squared_error
+                found[term], _ = error(values, *asked)
+        return found
+
+    def _values(self, batch: AnyBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """All values, which of them are asked for, and what each cell weighs."""
         assert isinstance(batch, Batch | PackedBatch)
-        return value_losses(
-            {
-                "masked_mse": out.predictions,
-                "mvc_mse": out.mvc_predictions,
-                "zero_nll": out.zero_probs,
-                "mvc_zero_nll": out.mvc_zero_probs,
-            },
-            batch.targets,
-            batch.is_masked,
-            None if isinstance(batch, PackedBatch) else batch.weight,
-        )
+        # The rows that fill up a packed batch hold no gene.
+        weight_B = None if isinstance(batch, PackedBatch) else batch.weight
+        return batch.targets, batch.is_masked, weight_B
 
 
-class GenerateTask(Task):
+class GenerateTask(MaskTask):
     """Values of unknown genes, predicted from the known ones: scGPT's generative pretraining.
 
     Terms: `unknown_mse`, by gene prompt; `mvc_mse`, from the cell embedding; `prompt_mse`, by a second
@@ -84,6 +112,8 @@ class GenerateTask(Task):
         Of the second pass, which begins at that step, counted from 0; evaluations always make it.
     """
 
+    asked = "unknown"
+
     def __init__(
         self,
         model: CellModel,
@@ -93,71 +123,18 @@ class GenerateTask(Task):
         prompt_weight: float = 1.0,
         cell_prompt_after: int = 1000,
     ) -> None:
-        mvc = mvc_weight if model.config.mvc else 0.0
-        zero = zero_weight if model.config.explicit_zero_prob else 0.0
-        terms = {
-            "unknown_mse": 1.0,
-            "mvc_mse": mvc,
-            "prompt_mse": prompt_weight,
-            "zero_nll": zero,
-            "mvc_zero_nll": mvc * zero,
-        }
-        super().__init__(model, terms, "unknown_mse", "n_unknown")
-        _freeze_idle(self)
+        super().__init__(
+            model, mvc_weight=mvc_weight, zero_weight=zero_weight, prompt_weight=prompt_weight
+        )
         self._after = cell_prompt_after
-
-    def counts(self, batch: AnyBatch) -> dict[str, int]:
-        assert isinstance(batch, GenerateBatch)
-        n = int((~batch.unknown_is_pad & (batch.weight > 0)[:, None]).sum())
-        return dict.fromkeys(self.terms, n)
 
     def run(self, batch: AnyBatch, step: int | None) -> ModelOutput:
         has_prompt = "prompt_mse" in self.terms and (step is None or step >= self._after)
-        has_prompt &= isinstance(
-            batch, GenerateBatch
-        )  # cells that are shown whole have nothing to ask
+        # Cells that are shown whole have nothing to ask.
+        has_prompt &= isinstance(batch, GenerateBatch)
         out: ModelOutput = self.model(batch, cell_prompt=has_prompt)
         return out
 
-    def losses(self, batch: AnyBatch, out: ModelOutput) -> dict[str, Tensor]:
+    def _values(self, batch: AnyBatch) -> tuple[Tensor, Tensor, Tensor | None]:
         assert isinstance(batch, GenerateBatch)
-        return value_losses(
-            {
-                "unknown_mse": out.predictions,
-                "mvc_mse": out.mvc_predictions,
-                "prompt_mse": out.prompt_predictions,
-                "zero_nll": out.zero_probs,
-                "mvc_zero_nll": out.mvc_zero_probs,
-            },
-            batch.unknown_targets,
-            ~batch.unknown_is_pad,
-            batch.weight,
-        )
-
-
-def value_losses(
-    predicted: Mapping[str, Tensor | None],
-    targets: Tensor,
-    is_asked: Tensor,
-    weight_B: Tensor | None,
-) -> dict[str, Tensor]:
-    """The sum of each term, by its predictions: squared errors, or likelihoods where it ends in nll."""
-    out = {}
-    for term, values in predicted.items():
-        if values is not None:
-            error = zero_log_loss if term.endswith("_nll") else masked_squared_error
-            out[term], _ = error(values, targets, is_asked, weight_B)
-    return out
-
-
-def _freeze_idle(task: Task) -> None:
-    """Heads whose terms weigh nothing are not trained: DDP waits for a gradient of all that are."""
-    decoder, mvc = task.model.decoder, task.model.mvc_decoder
-    heads = {
-        "zero_nll": decoder.zero_logit,
-        "mvc_mse": mvc,
-        "mvc_zero_nll": mvc and mvc.W_zero_logit,
-    }
-    for term, head in heads.items():
-        if head is not None and term not in task.terms:
-            head.requires_grad_(False)
+        return batch.unknown_targets, ~batch.unknown_is_pad, batch.weight

@@ -208,20 +208,15 @@ class TrainConfig:
         """
         tables = override(read_toml(_file(file)) if file is not None else {}, settings)
         _check_addresses(tables)
-        if base is not None:
-            length = {"steps", "epochs"}
-            for name, old in base.items():
-                stated = tables.get(name, {})
-                if isinstance(stated, dict):
-                    instead = length if name == "run" and length & stated.keys() else set()
-                    tables[name] = {k: v for k, v in old.items() if k not in instead} | stated
-            return build(cls, tables)
-        task = tables.get("task")
-        start = task.get("start") if isinstance(task, dict) else None
-        if isinstance(start, str):
-            for name, found in tables_of(start).items():
-                if isinstance(stated := tables.get(name, {}), dict):
-                    tables[name] = found | stated
+        if base is None:
+            task = tables.get("task")
+            start = task.get("start") if isinstance(task, dict) else None
+            base = tables_of(start) if isinstance(start, str) else {}
+        length = {"steps", "epochs"}  # who states one of them does not want the other
+        for name, old in base.items():
+            if isinstance(stated := tables.get(name, {}), dict):
+                instead = length if name == "run" and length & stated.keys() else set()
+                tables[name] = {k: v for k, v in old.items() if k not in instead} | stated
         return build(cls, tables)
 
     def tables(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     seed        a sum of the loss that is not finite -> a gradient that is NaN throughout, on all ranks
     update      nothing changes where its norm is not finite (training.optim)
-    judge       a step later: who made it so, and were there too many
+    judge       a step later: who made it so; `too_many` in a row end the run
 
 The device decides, so that the host need not wait for it. Called by the step.
 """
@@ -36,59 +36,35 @@ def seed(sums: Tensor) -> Tensor:
     return torch.where(sums.isfinite().all(), 1.0, torch.nan)
 
 
-class Guard:
-    """Counts the bad steps in a row.
+def judge(ranks: Ranks, losses: list[float], norm: float, cells: list[str]) -> Skip | None:
+    """None for a good step; every rank must call it, and all get the same answer.
 
     Parameters
     ----------
-    max_skipped
-        So many in a row are left out; the next one is an error. 0: the first one is.
-    in_a_row
-        What a run that is resumed has seen already.
+    losses
+        This rank's summed losses.
+    norm
+        The norm of the gradient over all ranks.
+    cells
+        The keys of this rank's cells.
     """
+    if math.isfinite(norm):
+        return None
+    # The averaged gradient is not finite on every rank; name the cells of those that made it so.
+    is_mine = not all(map(math.isfinite, losses))
+    said = ranks.gather((is_mine, cells))
+    if any(bad for bad, _ in said):
+        return Skip("the loss is not finite", [k for bad, some in said if bad for k in some])
+    why = f"the loss is finite but the gradient is not (norm {norm})"
+    return Skip(why, [k for _, some in said for k in some])
 
-    def __init__(self, ranks: Ranks, max_skipped: int, in_a_row: int = 0) -> None:
-        self._ranks, self._max = ranks, max_skipped
-        self.in_a_row = in_a_row
 
-    def judge(self, step: int, losses: list[float], norm: float, cells: list[str]) -> Skip | None:
-        """None for a good step; every rank must call it, and all get the same answer.
-
-        Parameters
-        ----------
-        step
-            Its number, from 0.
-        losses
-            This rank's summed losses.
-        norm
-            The norm of the gradient over all ranks.
-        cells
-            The keys of this rank's cells.
-
-        Raises
-        ------
-        ScshardsError
-            When more than `max_skipped` steps in a row were bad.
-        """
-        if math.isfinite(norm):
-            self.in_a_row = 0
-            return None
-        # The averaged gradient is not finite on every rank; name the cells of those that made it so.
-        is_mine = not all(map(math.isfinite, losses))
-        said = self._ranks.gather((is_mine, cells))
-        if any(bad for bad, _ in said):
-            why = "the loss is not finite"
-            keys = [k for bad, some in said if bad for k in some]
-        else:
-            why = f"the loss is finite but the gradient is not (norm {norm})"
-            keys = [k for _, some in said for k in some]
-        self.in_a_row += 1
-        if self.in_a_row <= self._max:
-            return Skip(why, keys)
-        before = f" after {self._max} such steps in a row" if self._max else ""
-        raise ScshardsError(
-            f"step {step + 1}: {why}{before}; the weights were left as they were",
-            where=f"cells {', '.join(keys)}",
-            advice="lower optim.lr, lengthen optim.warmup_steps, or use run.precision=fp32; "
-            "the same command goes on from the latest checkpoint",
-        )
+def too_many(skip: Skip, step: int, most: int) -> ScshardsError:
+    """What ends a run when step number `step`, from 0, is bad as the `most` before it were."""
+    before = f" after {most} such steps in a row" if most else ""
+    return ScshardsError(
+        f"step {step + 1}: {skip.why}{before}; the weights were left as they were",
+        where=f"cells {', '.join(skip.cells)}",
+        advice="lower optim.lr, lengthen optim.warmup_steps, or use run.precision=fp32; "
+        "the same command goes on from the latest checkpoint",
+    )

@@ -47,9 +47,7 @@ class Evaluated:
     figures: dict[str, float]
     not_finite: tuple[str, ...] = ()
 
-    def is_better_than(
-        self, best: Mapping[str, float | None], by: str, terms: Collection[str]
-    ) -> bool:
+    def is_better_than(self, best: Mapping[str, float], by: str, terms: Collection[str]) -> bool:
         """Whether the model is better than that of the figures `best`; never where it is not finite.
 
         `by` names the figure: the less the better where it is a loss, of these `terms`, else the more.

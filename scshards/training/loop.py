@@ -26,8 +26,7 @@ from scshards.training.log.profiling import StepProfile
 from scshards.training.log.summary import Summary, found_note, opening, progress_note
 from scshards.training.parallel import eager
 from scshards.training.preempt import StopSignals
-from scshards.training.prepare import Run, prepared
-from scshards.training.settings import LOSS
+from scshards.training.prepare import Run
 from scshards.training.step import Share, Stepper, StepResult
 
 
@@ -69,13 +68,13 @@ def train(
         here = stack.enter_context(
             ranks(every.device, every.precision, deterministic=every.deterministic)
         )
-        run = prepared(root, folder, config, here, stack, storage_options)
+        run = Run(root, folder, config, here, stack, storage_options)
         state, task, log, total = run.state, run.task, run.log, run.total
         held_out = run.held_out
         shown = shown and here.is_main
         start, spent, began = state.step, state.seconds, time.perf_counter()
         if shown:
-            told = [*run.notes, *([_opening(run)] if start < total else [])]
+            told = [*run.notes, *([opening(run)] if start < total else [])]
             print(*told, sep="\n", file=sys.stderr, end="\n" if told else "")
         stepper = Stepper(
             task,
@@ -118,11 +117,9 @@ def train(
                 found = held_out(lambda: bool(signals))
                 if found is None:
                     return False
-                best = {LOSS: state.best_loss} | state.best
-                is_best = found.is_better_than(best, config.evaluate.best_by, task.terms)
+                is_best = found.is_better_than(state.best, config.evaluate.best_by, task.terms)
                 if is_best:
                     state.best_step, state.best = state.step, found.figures
-                    state.best_loss = found.figures.get(LOSS)
                     run.publish()
             state.evaluated_step = state.step
             epoch = state.step / run.steps_per_epoch
@@ -209,19 +206,7 @@ def train(
             terms=terms,
             rates=window.whole(),
             best_step=state.best_step,
-            best_loss=state.best_loss,
             best_by=config.evaluate.best_by,
             best=state.best,
             stopped_by=(signals.caught or "a signal to another rank") if stopped else None,
         )
-
-
-def _opening(run: Run) -> str:
-    return opening(
-        **run.about(),
-        cells={"train": run.loader.cells, **run.held_out.cells},
-        max_length=run.config.collate.max_length,
-        batch_size=run.config.run.batch_size,
-        steps=(run.state.step, run.total),
-        steps_per_epoch=run.steps_per_epoch,
-    )

@@ -8,7 +8,6 @@ Called by prepare and applying.replay.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,31 +38,51 @@ _CLASS_HEAD = ("cls_decoder.",)
 _DOMAIN_PARTS = ("batch_encoder.", "dsbn.", "grad_reverse_discriminator.")
 
 
-@dataclass(frozen=True)
 class TaskPlan:
-    """What a task needs to know of a shard set; made before anything is written.
+    """What a config's task needs to know of a shard set; made before anything is written.
 
     Attributes
     ----------
-    config
-        Of the run.
     model
         The shape of the model.
+    vocab
+        Its tokens.
     classes, domains
         The label columns; None where the task has none.
-    shards
-        What the model says of the cells that it is trained on.
     notes
         What a person should know, in sentences.
+
+    Raises
+    ------
+    ConfigError
+        For a label column that is not there, that holds numbers, or one category only; for a
+        vocabulary that shares too little with the checkpoint's.
     """
 
-    config: TrainConfig
-    model: ModelConfig
-    shards: dict[str, Any]
-    vocab: Vocab
-    classes: Column | None
-    domains: Column | None
-    notes: tuple[str, ...]
+    def __init__(self, config: TrainConfig, shardset: ShardSet) -> None:
+        t = config.task
+        self.config = config
+        self.classes = self.domains = None
+        notes: list[str] = []
+        if t.label is not None:
+            self.classes = column(shardset, t.label, "task.label")
+        if t.domain is not None:
+            self.domains = column(shardset, t.domain, "task.domain")
+            check_several(self.domains, "domains", "task.domain", shardset)
+            notes.append(_of(self.domains, "domains"))
+            if small := _too_small(self.domains, config):
+                notes.append(
+                    f"domains with fewer train cells than a batch of {config.run.batch_size} are not "
+                    f"trained on: {', '.join(small)}; a smaller run.batch_size takes them in"
+                )
+        if t.name == "annotate":
+            assert self.classes is not None
+            check_several(self.classes, "classes", "task.label", shardset)
+            notes.append(_of(self.classes, "classes"))
+        self.vocab = model_vocab(config.collate.conditions, shardset)
+        self.notes = (*notes, *_shared_tokens(config, self.vocab))
+        self.model = _shape(config, self.vocab, self.classes, self.domains)
+        self._shards = _told(shardset)
 
     def fresh(self) -> CellModel:
         """The model with the weights of the config's seed."""
@@ -110,7 +129,7 @@ class TaskPlan:
             "batch_size": config.run.batch_size,
             "lr": config.optim.lr,
             "seed": config.run.seed,
-            "scshards": {"step": step, "config": config.tables(), "shards": self.shards},
+            "scshards": {"step": step, "config": config.tables(), "shards": self._shards},
         }
 
     def write_names(self, folder: Path) -> None:
@@ -126,42 +145,6 @@ class TaskPlan:
         return Storage(start).exists(file) and read_names(start, file).names == ours.names
 
 
-def plan_task(config: TrainConfig, shardset: ShardSet) -> TaskPlan:
-    """What the config's task needs of the shard set.
-
-    Raises
-    ------
-    ConfigError
-        For a label column that is not there, that holds numbers, or one category only; for a
-        vocabulary that shares too little with the checkpoint's.
-    """
-    t = config.task
-    classes = domains = None
-    notes: list[str] = []
-    if t.label is not None:
-        classes = column(shardset, t.label, "task.label")
-    if t.domain is not None:
-        domains = column(shardset, t.domain, "task.domain")
-        check_several(domains, "domains", "task.domain", shardset)
-        notes += _of(domains, "domains")
-        notes += _too_small(domains, config)
-    if t.name == "annotate":
-        assert classes is not None
-        check_several(classes, "classes", "task.label", shardset)
-        notes += _of(classes, "classes")
-    vocab = model_vocab(config.collate.conditions, shardset)
-    notes += _shared_tokens(config, vocab)
-    return TaskPlan(
-        config=config,
-        model=_shape(config, vocab, classes, domains),
-        shards=_told(shardset),
-        vocab=vocab,
-        classes=classes,
-        domains=domains,
-        notes=tuple(notes),
-    )
-
-
 def _told(shardset: ShardSet) -> dict[str, Any]:
     """What a shard set is, without its address and with as many names as anybody reads."""
     manifest = shardset.manifest
@@ -174,32 +157,21 @@ def _told(shardset: ShardSet) -> dict[str, Any]:
     }
 
 
-def _of(found: Column, what: str) -> list[str]:
+def _of(found: Column, what: str) -> str:
     seen = int((found.cells > 0).sum())
     note = f"{what}: {seen} in {found.name!r}, of {int(found.cells.sum()):,} train cells"
     if seen < len(found.names):
         note += f"; {len(found.names) - seen} more have none there"
     if found.missing:
         note += f"; {found.missing:,} train cells have none and are not trained on"
-    return [note]
+    return note
 
 
 def _too_small(domains: Column, config: TrainConfig) -> list[str]:
-    if not config.task.domain_norm:
-        return []
-    batch = config.run.batch_size
-    small = [
-        f"{name} ({cells})"
-        for name, cells in zip(domains.names, domains.cells.tolist(), strict=True)
-        if 0 < cells < batch
-    ]
-    if not small:
-        return []
-    return [
-        f"domains with fewer train cells than a batch of {batch} are not trained on: "
-        + ", ".join(small)
-        + "; a smaller run.batch_size takes them in"
-    ]
+    """Domains, with their cells, that make no batch of their own."""
+    most = config.run.batch_size if config.task.domain_norm else 0
+    pairs = zip(domains.names, domains.cells.tolist(), strict=True)
+    return [f"{name} ({cells})" for name, cells in pairs if 0 < cells < most]
 
 
 def _shared_tokens(config: TrainConfig, vocab: Vocab) -> list[str]:

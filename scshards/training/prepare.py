@@ -1,4 +1,4 @@
-"""What a run has before its first step: cells, model, optimizer, and where it goes on; `prepared`.
+"""What a run has before its first step: cells, model, optimizer, and where it goes on; `Run`.
 
     config, shard set -> loaders -> model, task, optimizer -> the latest checkpoint -> RUN is claimed
 
@@ -9,20 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from scshards.base.errors import StateError
 from scshards.model.scgpt import write_folder
-from scshards.model.transformer import CellModel
 from scshards.ranks.ranks import Ranks, check_packed
 from scshards.shards.shardset import ShardSet
-from scshards.streaming.loader import CellLoader
-from scshards.tasks.base import Task
 from scshards.training.config import TrainConfig, with_unknown
 from scshards.training.data import train_loader
 from scshards.training.ema import WeightAverage
@@ -31,16 +26,17 @@ from scshards.training.log.metrics import MetricsLog
 from scshards.training.log.trackers import check_trackers, open_trackers
 from scshards.training.optim import decay, make_optimizer, moments, warmup
 from scshards.training.parallel import prepare, unsharded
-from scshards.training.plan import TaskPlan, plan_task
+from scshards.training.plan import TaskPlan
 from scshards.training.save.branch import branch_state
 from scshards.training.save.checkpoint import Checkpoints, TrainState
 from scshards.training.save.folder import RunFolder
 from scshards.training.trained import choose_trained
 
 
-@dataclass(kw_only=True)
 class Run:
-    """All that a run is made of.
+    """A run in its folder, new or where it was; what has to be closed is on the `stack`.
+
+    The parameters, and what is raised, are those of `train`. Every rank must make one.
 
     Attributes
     ----------
@@ -58,27 +54,92 @@ class Run:
         What a person should know, in sentences.
     """
 
-    config: TrainConfig
-    here: Ranks
-    folder: RunFolder
-    plan: TaskPlan
-    loader: CellLoader
-    held_out: HeldOut
-    micro_batch: int
-    total: int
-    steps_per_epoch: int
-    model: CellModel
-    task: Task
-    optimizer: torch.optim.Optimizer
-    average: WeightAverage | None
-    checkpoints: Checkpoints
-    state: TrainState
-    log: MetricsLog
-    notes: tuple[str, ...]
+    def __init__(
+        self,
+        root: str,
+        folder: str | Path,
+        config: TrainConfig,
+        here: Ranks,
+        stack: ExitStack,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.config, self.here, every = config, here, config.run
+        if config.collate.tokens_per_batch is not None:
+            check_packed(here.device)
+        check_trackers(every.trackers)
+        self.folder = run = RunFolder(folder)
+        run.check(config)
+
+        # Cells.
+        rank_batch, self.micro_batch = config.rank_batch(here.world_size)
+        self.plan = TaskPlan(config, ShardSet(root, storage_options))
+        self.loader = train_loader(root, config, here, rank_batch, storage_options)
+        if len({*here.gather(self.loader.state_dict()["fingerprint"])}) > 1:
+            raise StateError(
+                "ranks have other cells than each other: some found an index bad that others could "
+                "read",
+                where=root,
+                advice="start again; where it lasts, run scshards verify on the shard set",
+            )
+        self.steps_per_epoch = len(self.loader)
+        self.total = config.total_steps(self.steps_per_epoch)
+        warmup(config.optim, self.total)  # both refuse to be longer than the run
+        decay(config.optim, self.total)
+
+        # Model: made from the seed and the checkpoint to start from, the same on every rank.
+        self.model = self.plan.fresh()
+        notes = [*self.plan.notes, *self.plan.start(self.model)]
+        choose_trained(self.model, config.optim, seed=every.seed)
+        self.model.to(here.device)
+        self.task = self.plan.task(self.model)
+        prepare(self.model, here, every)
+        self.held_out = HeldOut(
+            root, config, self.plan, self.task, here, self.micro_batch, storage_options
+        )
+        notes += self.held_out.notes
+        self.optimizer = make_optimizer(self.model, config.optim)
+        self.average = WeightAverage(self.model, config.optim.ema) if config.optim.ema else None
+
+        # Resume: every rank looks at RUN before the first one writes there; nobody else does meanwhile.
+        here.first(lambda: stack.enter_context(run.lock()))
+        changed = run.check(config)  # it may have been another's since
+        place = run.place(config)
+        self.checkpoints = stack.enter_context(
+            Checkpoints(place, here, keep_last=every.keep_last, keep_every=every.keep_every)
+        )
+        self.state = TrainState()
+        if saved := self.checkpoints.latest():
+            self.state = self.checkpoints.load(saved, self._tensors(shared=True))
+            changed |= run.refuse_other(self.state.config, config, every.checkpoints or run.path)
+            if not (run.path / "best_model.pt").exists():  # a new folder, or lost: choose anew
+                self.state.best_step, self.state.best = None, {}
+            if {"evaluate.sets", "evaluate.probe", "evaluate.probe_cells"} & changed.keys():
+                best = self.state.best.items()
+                self.state.best = {n: v for n, v in best if not HeldOut.may_mean_another(n)}
+        elif every.branch is not None:
+            self.state = branch_state(config, here, self._tensors(shared=True))
+            notes.append(f"goes on from {every.branch}, after step {self.state.step:,}")
+        else:
+            config.check_lanes(here.world_size)
+        if self.state.loader:
+            self.loader.load_state_dict(self.state.loader)
+        self.state.config = with_unknown(config.tables(), self.state.config)
+        here.barrier()
+        if here.is_main:
+            run.claim(self.state.config, root)
+            notes += run.unknown(self.state.others)
+        for name, (old, new) in changed.items():
+            notes.append(f"changed since this run started: {name} was {old}, is {new}")
+        self.notes, step = notes, self.state.step
+        opened = open_trackers(
+            every.trackers if here.is_main else (), run.path, config.tables(), step=step
+        )
+        trackers = stack.enter_context(opened)
+        self.log = MetricsLog(run.metrics, step, enabled=here.is_main, trackers=trackers)
 
     def tensors(self) -> dict[str, Tensor]:
         """What this rank saves; buffers, which ranks may differ in, are the first one's."""
-        return _tensors(self.model, self.optimizer, self.average, shared=self.here.is_main)
+        return self._tensors(shared=self.here.is_main)
 
     def judged(self) -> AbstractContextManager[None]:
         """The model has the weights that evaluations, and so `best_model.pt`, take."""
@@ -104,123 +165,10 @@ class Run:
             "precision": "bf16" if self.here.bf16 else "fp32",
         }
 
-
-def prepared(
-    root: str,
-    folder: str | Path,
-    config: TrainConfig,
-    here: Ranks,
-    stack: ExitStack,
-    storage_options: Mapping[str, Any] | None = None,
-) -> Run:
-    """The run in `folder`, new or where it was; what has to be closed is on the `stack`.
-
-    The parameters, and what is raised, are those of `train`. Every rank must call it.
-    """
-    every = config.run
-    if config.collate.tokens_per_batch is not None:
-        check_packed(here.device)
-    check_trackers(every.trackers)
-    run = RunFolder(folder)
-    run.check(config)
-
-    # Cells.
-    rank_batch, micro_batch = config.rank_batch(here.world_size)
-    plan = plan_task(config, ShardSet(root, storage_options))
-    loader = train_loader(root, config, here, rank_batch, storage_options)
-    if len({*here.gather(loader.state_dict()["fingerprint"])}) > 1:
-        raise StateError(
-            "ranks have other cells than each other: some found an index bad that others could read",
-            where=root,
-            advice="start again; where it lasts, run scshards verify on the shard set",
-        )
-    steps_per_epoch = len(loader)
-    total = config.total_steps(steps_per_epoch)
-    warmup(config.optim, total)  # both refuse to be longer than the run
-    decay(config.optim, total)
-
-    # Model: made from the seed and the checkpoint to start from, the same on every rank.
-    model = plan.fresh()
-    notes = plan.notes + plan.start(model)
-    choose_trained(model, config.optim, seed=every.seed)
-    model.to(here.device)
-    task = plan.task(model)
-    prepare(model, here, every)
-    held_out = HeldOut(root, config, plan, task, here, micro_batch, storage_options)
-    notes += held_out.notes
-    optimizer = make_optimizer(model, config.optim)
-    average = WeightAverage(model, config.optim.ema) if config.optim.ema else None
-
-    # Resume: every rank looks at RUN before the first one writes there; nobody else does meanwhile.
-    here.first(lambda: stack.enter_context(run.lock()))
-    changed = run.check(config)  # it may have been another's since
-    checkpoints = stack.enter_context(
-        Checkpoints(
-            every.checkpoints or run.checkpoints,
-            here,
-            keep_last=every.keep_last,
-            keep_every=every.keep_every,
-        )
-    )
-    state = TrainState()
-    if saved := checkpoints.latest():
-        state = checkpoints.load(saved, _tensors(model, optimizer, average, shared=True))
-        changed |= run.refuse_other(state.config, config, every.checkpoints or run.path)
-        loader.load_state_dict(state.loader)
-        if not (run.path / "best_model.pt").exists():  # a new folder, or lost: choose anew
-            state.best_step = state.best_loss = None
-            state.best = {}
-        if {"evaluate.sets", "evaluate.probe", "evaluate.probe_cells"} & changed.keys():
-            state.best = {n: v for n, v in state.best.items() if not HeldOut.may_mean_another(n)}
-    elif every.branch is not None:
-        state = branch_state(config, here, _tensors(model, optimizer, average, shared=True))
-        loader.load_state_dict(state.loader)
-        notes = (*notes, f"goes on from {every.branch}, after step {state.step:,}")
-    else:
-        config.check_lanes(here.world_size)
-    state.config = with_unknown(config.tables(), state.config)
-    here.barrier()
-    if here.is_main:
-        run.claim(state.config, root)
-        notes = (*notes, *run.unknown(state.others))
-    for name, (old, new) in changed.items():
-        notes = (*notes, f"changed since this run started: {name} was {old}, is {new}")
-    trackers = stack.enter_context(
-        open_trackers(
-            every.trackers if here.is_main else (), run.path, config.tables(), step=state.step
-        )
-    )
-    return Run(
-        config=config,
-        here=here,
-        folder=run,
-        plan=plan,
-        loader=loader,
-        held_out=held_out,
-        micro_batch=micro_batch,
-        total=total,
-        steps_per_epoch=steps_per_epoch,
-        model=model,
-        task=task,
-        optimizer=optimizer,
-        average=average,
-        checkpoints=checkpoints,
-        state=state,
-        log=MetricsLog(run.metrics, state.step, enabled=here.is_main, trackers=trackers),
-        notes=notes,
-    )
-
-
-def _tensors(
-    model: CellModel,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage | None,
-    *,
-    shared: bool,
-) -> dict[str, Tensor]:
-    mine = model.state_dict()
-    if not shared:
-        mine = {n: mine[n] for n, _ in model.named_parameters()}
-    kinds = {"model": mine, "optimizer": moments(model, optimizer)}
-    kinds |= {"average": average.tensors()} if average is not None else {}
-    return {f"{kind}/{name}": t for kind, of in kinds.items() for name, t in of.items()}
+    def _tensors(self, *, shared: bool) -> dict[str, Tensor]:
+        mine = self.model.state_dict()
+        if not shared:
+            mine = {n: mine[n] for n, _ in self.model.named_parameters()}
+        kinds = {"model": mine, "optimizer": moments(self.model, self.optimizer)}
+        kinds |= {"average": self.average.tensors()} if self.average is not None else {}
+        return {f"{kind}/{name}": t for kind, of in kinds.items() for name, t in of.items()}

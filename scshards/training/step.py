@@ -15,6 +15,7 @@ but the step before, while the device has this one to compute. Called by the loo
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +30,7 @@ from scshards.ranks.ranks import Ranks
 from scshards.tasks.base import Task
 from scshards.training.config import TrainConfig
 from scshards.training.ema import WeightAverage
-from scshards.training.guard import Guard, Skip, seed
+from scshards.training.guard import Skip, judge, seed, too_many
 from scshards.training.log.flops import Amounts
 from scshards.training.micro import as_wide, cut, padded_tokens
 from scshards.training.optim import learning_rate, update
@@ -101,18 +102,6 @@ class StepResult:
     skip: Skip | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Taken:
-    """A step that the host has not looked at yet; `report` has its sums and its norm."""
-
-    step: int
-    share: Share
-    has: Tensor
-    padded_tokens: int
-    lr: float
-    report: Report
-
-
 class Stepper:
     """Takes optimizer steps on a task's model.
 
@@ -129,7 +118,8 @@ class Stepper:
     average
         Is updated after each step.
     skipped_in_a_row
-        Steps that were skipped just before.
+        Steps that were skipped just before; as an attribute, how many of the latest were, one after
+        another, of those that are settled.
     """
 
     def __init__(
@@ -150,14 +140,9 @@ class Stepper:
         self._micro_batch, self._total_steps = micro_batch, total_steps
         self._steps_per_epoch, self._average = steps_per_epoch, average
         self._forward, self._still = wrapped(task, ranks), still(task)
-        self._guard = Guard(ranks, config.optim.max_skipped, skipped_in_a_row)
+        self.skipped_in_a_row = skipped_in_a_row
         self._sender = Sender(ranks.device)
-        self._taken: _Taken | None = None
-
-    @property
-    def skipped_in_a_row(self) -> int:
-        """How many of the latest steps were skipped, one after another, of those that are settled."""
-        return self._guard.in_a_row
+        self._taken: Callable[[], StepResult] | None = None
 
     def prepare(self, batch: AnyBatch, *, stop: bool = False) -> Share:
         """This rank's share of the next global batch, made ready while the device computes.
@@ -222,14 +207,9 @@ class Stepper:
         with torch.no_grad():
             for buffer, was in buffers:
                 buffer.copy_(torch.where(is_good, buffer, was))
-        self._taken = _Taken(
-            step=step,
-            share=share,
-            has=has,
-            padded_tokens=sum(map(padded_tokens, micros)),
-            lr=lr,
-            report=Report(torch.cat([totals, norm.double()[None]])),
-        )
+        report = Report(torch.cat([totals, norm.double()[None]]))
+        tokens = sum(map(padded_tokens, micros))
+        self._taken = functools.partial(self._settled, step, share, has, tokens, lr, report)
         return before
 
     def settle(self) -> StepResult | None:
@@ -238,23 +218,31 @@ class Stepper:
         Whoever looks at weights, moments or average has to have called it: of a step that is not
         settled nobody knows yet whether it was taken.
         """
-        if self._taken is None:
-            return None
         taken, self._taken = self._taken, None
-        *sums, norm = taken.report.read().tolist()
-        skip = self._guard.judge(taken.step, sums, norm, taken.share.batch.cell_keys)
+        return None if taken is None else taken()
+
+    def _settled(
+        self, step: int, share: Share, has: Tensor, tokens: int, lr: float, report: Report
+    ) -> StepResult:
+        """What a step did, by its sums and its norm, for which it waits."""
+        *sums, norm = report.read().tolist()
+        skip = judge(self._ranks, sums, norm, share.batch.cell_keys)
+        self.skipped_in_a_row = 0 if skip is None else self.skipped_in_a_row + 1
+        most = self._config.optim.max_skipped
+        if skip is not None and self.skipped_in_a_row > most:
+            raise too_many(skip, step, most)
         if skip is None and self._average is not None:
-            self._average.update(taken.step)
-        counts = torch.tensor(taken.share.counts, dtype=torch.float64) * taken.has
+            self._average.update(step)
+        counts = torch.tensor(share.counts, dtype=torch.float64) * has
         totals = torch.tensor(sums, dtype=torch.float64)
         return StepResult(
-            step=taken.step,
+            step=step,
             terms=tuple(self._task.terms),
             sums=torch.zeros_like(totals) if skip else totals,
             counts=torch.zeros_like(counts) if skip else counts,
-            amounts=taken.share.amounts,
-            padded_tokens=taken.padded_tokens,
-            lr=taken.lr,
+            amounts=share.amounts,
+            padded_tokens=tokens,
+            lr=lr,
             grad_norm=norm,
             skip=skip,
         )

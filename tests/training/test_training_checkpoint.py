@@ -46,7 +46,7 @@ def load(folder, name: str, tensors) -> TrainState:
 
 
 def test_what_is_saved_comes_back_to_the_bit(tmp_path):
-    state = TrainState(step=20, best_step=10, best_loss=0.1 + 0.2, loader={"lanes": [1, 2]})
+    state = TrainState(step=20, best_step=10, best={"loss": 0.1 + 0.2}, loader={"lanes": [1, 2]})
     tensors = trained()
     tensors["model/half"] = torch.randn(3, 5).to(torch.bfloat16)
     tensors["model/turned"] = torch.randn(4, 6).T
@@ -216,7 +216,7 @@ def test_saving_a_step_again_only_renews_what_is_told_of_it(tmp_path):
     save(tmp_path, 1)
     path = tmp_path / "step-00000001" / "0000-000.bin"
     inode = path.stat().st_ino
-    state = TrainState(step=1, best_step=1, best_loss=2.0, evaluated_step=1)
+    state = TrainState(step=1, best_step=1, best={"loss": 2.0}, evaluated_step=1)
     Checkpoints(tmp_path, ALONE, keep_last=1).save(state, trained())
     assert path.stat().st_ino == inode
     assert load(tmp_path, "step-00000001", trained()) == state

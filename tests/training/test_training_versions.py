@@ -17,6 +17,7 @@ from scshards.model.scgpt import load_model
 from scshards.training.config import TrainConfig
 from scshards.training.log.metrics import read_metrics
 from scshards.training.loop import train
+from scshards.training.save.checkpoint import read_state
 from scshards.training.save.folder import RunFolder
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -106,6 +107,12 @@ def test_a_setting_that_an_upgrade_adds_does_not_block_a_resume(tmp_path, table,
     del tables[table]
     (tmp_path / "config.json").write_text(json.dumps({"config": tables}))
     assert run.check(config) == {}
+
+
+def test_what_was_the_best_loss_is_the_figure_to_beat(run):
+    found = read_state(str(state_file(run).parent))
+    assert (found.best_step, found.best) == (2, {"loss": 941.1350812815657})
+    assert "best_loss" not in found.others
 
 
 def test_a_checkpoint_without_newer_settings_and_counters_goes_on(cells, run):
@@ -199,7 +206,7 @@ BAD_STATES = {
     "text for step": (put("step", value="4"), "step", "a whole number"),
     "negative step": (put("step", value=-1), "step", "a whole number"),
     "huge step": (put("step", value=10**400), "step", "401 digits"),
-    "text for loss": (put("best_loss", value="low"), "best_loss", "a number"),
+    "text for loss": (put("best_loss", value="low"), "best.loss", "a number"),
     "text for config": (put("config", value="x"), "config", "a table is needed"),
     "text for a table": (put("config", "run", value="x"), "config.run", "a table is needed"),
     "list for data": (put("config", "data", value=[1]), "config.data", "a table is needed"),

@@ -5,8 +5,8 @@ Called by the loop.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -17,7 +17,7 @@ _MOST_EVENTS = 1_000_000
 """Allocations that a memory snapshot tells the story of."""
 
 
-class StepProfile:
+class StepProfile(AbstractContextManager["StepProfile"]):
     """Writes FOLDER/steps-10-20.json, and on CUDA FOLDER/steps-10-20.pickle, on the first rank.
 
     A context manager: a profile that is under way is written when it is left.
@@ -33,15 +33,7 @@ class StepProfile:
         self._folder, self._cuda = folder, ranks.device.type == "cuda"
         self._running: profile | None = None
 
-    def __enter__(self) -> StepProfile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop()
 
     def before(self, step: int) -> None:

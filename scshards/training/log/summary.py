@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scshards.base.progress import duration
+from scshards.training.prepare import Run
 from scshards.training.settings import LOSS, VALID
 
 CRITERIA = {
@@ -45,10 +46,8 @@ class Summary:
         Numbers of the model, and how many of them the optimizer has.
     train_loss
         Of the last log line, None when this call took no step.
-    best_step, best_loss
-        The best evaluation, and its loss on the split valid; None without them.
-    best_by, best
-        The figure that chose it, and all its figures by name.
+    best_step, best_by, best
+        The best evaluation, None without one; the figure that chose it, and all its figures by name.
     terms
         The loss terms of the last log line, by name.
     rates
@@ -74,7 +73,6 @@ class Summary:
     criterion: str
     train_loss: float | None
     best_step: int | None
-    best_loss: float | None
     best_by: str
     best: dict[str, float]
     terms: dict[str, float]
@@ -82,7 +80,12 @@ class Summary:
     stopped_by: str | None
 
     def tables(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"best_loss": self.best_loss}
+
+    @property
+    def best_loss(self) -> float | None:
+        """The loss of the best evaluation on the split valid."""
+        return self.best.get(LOSS)
 
     def text(self) -> str:
         """A few lines for a person, with how to go on when the run was stopped."""
@@ -124,9 +127,8 @@ class Summary:
 
     def _best(self) -> dict[str, str]:
         """Of each set of cells, the figures of the best evaluation that a person looks for."""
-        best = ({} if self.best_loss is None else {LOSS: self.best_loss}) | self.best
         sets: dict[str, list[str]] = {}
-        for name, value in best.items():
+        for name, value in self.best.items():
             at, _, figure = name.rpartition("/")
             is_asked = name == self.best_by and figure != self.criterion
             if figure == LOSS or figure in TOLD or is_asked:
@@ -135,34 +137,17 @@ class Summary:
         return {name: ", ".join(said) for name, said in sets.items()}
 
 
-def opening(
-    *,
-    parameters: int,
-    trained: int,
-    precision: str,
-    ranks: int,
-    device: str,
-    cells: Mapping[str, int],
-    max_length: int,
-    batch_size: int,
-    steps: tuple[int, int],
-    steps_per_epoch: int,
-) -> str:
-    """What a run is about to do, a few lines before its first step.
-
-    Parameters
-    ----------
-    cells
-        {split: cells} that it reads.
-    steps
-        The steps that were taken before, and the last one.
-    """
-    start, total = steps
+def opening(run: Run) -> str:
+    """What a run is about to do, a few lines before its first step."""
+    start, total, about = run.state.step, run.total, run.about()
+    cells = {"train": run.loader.cells, **run.held_out.cells}
     told = [f"{n:,} {split}" for split, n in cells.items() if n]
+    most = run.config.collate.max_length
     lines = [
-        f"model:      {_model(parameters, trained, precision, ranks, device)}",
-        f"cells:      {', '.join(told)}; at most {max_length:,} tokens of each",
-        f"steps:      {total:,} of {batch_size:,} cells, {total / steps_per_epoch:.3g} epochs"
+        f"model:      {_model(**about)}",
+        f"cells:      {', '.join(told)}; at most {most:,} tokens of each",
+        f"steps:      {total:,} of {run.config.run.batch_size:,} cells, "
+        f"{total / run.steps_per_epoch:.3g} epochs"
         + (f"; on from step {start:,}" if start else ""),
     ]
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from torch import Tensor
 from scshards.base.errors import ConfigError
 from scshards.ranks.ranks import Ranks
 from scshards.training.config import MAY_CHANGE, TrainConfig, differences
-from scshards.training.save.checkpoint import Checkpoints, TrainState, complete
+from scshards.training.save.checkpoint import Checkpoints, TrainState, complete, step_of
 from scshards.training.save.folder import RunFolder
 
 _FIXED = {
@@ -24,7 +24,6 @@ _FIXED = {
     *("optim.lora_rank", "optim.lora_alpha", "optim.lora_feed_forward"),
     *("task.name", "task.objective", "task.start"),
     *("task.label", "task.domain", "task.domain_norm", "task.domain_labels"),
-    *("optim.lora_rank", "optim.lora_alpha", "optim.lora_feed_forward"),
 }
 """Beside [model] and [data], what a branch has of its run: its tensors and its cells."""
 
@@ -57,10 +56,9 @@ def branch_state(config: TrainConfig, here: Ranks, tensors: Mapping[str, Tensor]
     branch = config.run.branch
     assert branch is not None
     run, step = _place(branch)
-    old = run.config()
-    root = old.run.checkpoints or run.checkpoints
+    root = run.place(run.config())
     names = here.gather(complete(root) if here.is_main else [])[0]
-    steps = [int(name.removeprefix("step-")) for name in names]
+    steps = [step_of(name) for name in names]
     if not steps or (step is not None and step not in steps):
         raise ConfigError(
             f"the run has no checkpoint of step {step}" if steps else "the run has no checkpoint",

@@ -11,15 +11,14 @@ under a hidden name and renamed, in an object store index.json comes last. Calle
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any
 
 import torch
@@ -31,6 +30,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from scshards._version import __version__
 from scshards.base.errors import CheckpointError, ScshardsError, StorageError
+from scshards.base.files import sync
 from scshards.base.records import Count, Form, to_tree
 from scshards.base.storage import Storage
 from scshards.model.weights import not_finite
@@ -40,6 +40,7 @@ from scshards.training.config import recorded_tables
 from scshards.training.parallel import local
 from scshards.training.save.recorded import WRITER, read_record
 from scshards.training.save.store import FORMAT, INDEX, MEND, TensorReader, TensorWriter
+from scshards.training.settings import LOSS
 
 STATE = "state.json"
 _NAME = re.compile(r"step-(\d{8,})")
@@ -53,10 +54,9 @@ class TrainState:
     ----------
     step
         Steps taken, those that were skipped included.
-    best_step, best_loss
-        The step of the best evaluation so far, and its loss on the split valid; None before the first.
-    best
-        Its figures: all that a best model can be chosen by.
+    best_step, best
+        The step of the best evaluation so far, None before the first, and its figures: all that a best
+        model can be chosen by.
     evaluated_step
         The last step that was evaluated.
     skipped, skipped_in_a_row
@@ -73,7 +73,6 @@ class TrainState:
 
     step: Count = 0
     best_step: Count | None = None
-    best_loss: float | None = None
     best: dict[str, float] = field(default_factory=dict)
     evaluated_step: Count = 0
     skipped: Count = 0
@@ -84,7 +83,7 @@ class TrainState:
     others: dict[str, Any] = field(default_factory=dict, init=False)
 
 
-class Checkpoints:
+class Checkpoints(AbstractContextManager["Checkpoints"]):
     """The checkpoints of one run. Every rank makes one and calls the same methods in the same order.
 
     A context manager: a save that is in flight is finished before it is left.
@@ -109,15 +108,7 @@ class Checkpoints:
         )
         self._in_flight: Future[Any] | None = None
 
-    def __enter__(self) -> Checkpoints:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
             self.wait()
             return
@@ -144,7 +135,7 @@ class Checkpoints:
         """
         folder = Storage(f"{self._storage.url.rstrip('/')}/{name}", self._storage.options)
         state = read_state(folder)
-        if state.step != _step(name):
+        if state.step != step_of(name):
             raise CheckpointError(
                 f"state.json is of step {state.step}: the folder is not what it is called",
                 where=folder.at(STATE),
@@ -195,12 +186,11 @@ class Checkpoints:
             advice="lower optim.lr, or use run.precision=fp32; the same command goes on from the "
             "checkpoint before",
         )
-        place = _Place(self._storage, name, self._keep_last, self._keep_every)
         writer = TensorWriter(
             self._storage,
-            place.folder,
-            begin=place.clear,
-            publish=lambda index: place.publish(index, text),
+            _hidden(name) if self._storage.is_local else name,
+            begin=self._clear,
+            publish=lambda index: self._publish(name, index, text),
         )
         self._in_flight = self._run(
             lambda: dcp.async_save(
@@ -217,6 +207,43 @@ class Checkpoints:
         if self._in_flight is not None:
             future, self._in_flight = self._in_flight, None
             self._run(future.result, self._storage.at(""))
+
+    # On one rank.
+
+    def _clear(self) -> None:
+        """Remove what saves that were killed have left, of this step or another."""
+        root = self._storage.local_path
+        if root is not None:
+            root.mkdir(parents=True, exist_ok=True)
+            left = [p.name for p in root.glob(_hidden("step-*"))]
+        else:
+            folders = [n for n in self._storage.folder()[0] if _NAME.fullmatch(n)]
+            left = sorted(set(folders) - set(complete(self._storage)))
+        for name in left:
+            self._storage.remove_tree(name)
+
+    def _publish(self, name: str, index: bytes, state: bytes) -> None:
+        """Make a checkpoint visible, whole; remove what it takes the place of."""
+        root = self._storage.local_path
+        folder = name if root is None else _hidden(name)
+        self._storage.write(f"{folder}/{STATE}", state)
+        self._storage.write(f"{folder}/{INDEX}", index)
+        if root is not None:
+            sync(root / folder)
+            (root / folder).rename(root / name)
+            sync(root)
+        for old in complete(self._storage)[: -self._keep_last]:
+            if self._keep_every is None or step_of(old) % self._keep_every:
+                self._remove(old)
+
+    def _remove(self, name: str) -> None:
+        root = self._storage.local_path
+        if root is not None:  # out of sight first: half a checkpoint must not look like one
+            (root / name).rename(root / _hidden(name))
+            name = _hidden(name)
+        else:
+            self._storage.remove(f"{name}/{INDEX}")
+        self._storage.remove_tree(name)
 
     def _check_finite(
         self, tensors: Mapping[str, Tensor], what: str, *, where: str, advice: str
@@ -254,8 +281,13 @@ def complete(root: str | Path | Storage) -> list[str]:
     if storage.local_path is not None and not storage.local_path.is_dir():
         return []
     folders, _ = storage.folder()
-    names = sorted((n for n in folders if _NAME.fullmatch(n)), key=_step)
+    names = sorted((n for n in folders if _NAME.fullmatch(n)), key=step_of)
     return names if storage.is_local else [n for n in names if storage.exists(f"{n}/{INDEX}")]
+
+
+def step_of(name: str) -> int:
+    """The step of a checkpoint, by its name."""
+    return int(name.removeprefix("step-"))
 
 
 def read_tensors(folder: str | Path, kind: str = "model") -> dict[str, Tensor]:
@@ -278,6 +310,7 @@ def read_state(folder: str | Storage) -> TrainState:
         TrainState,
         folder.read(STATE),
         needed=("step", "loader", "config"),
+        older=_as_figures,
         layout=FORMAT,
         at=folder.at(STATE),
         error=CheckpointError,
@@ -287,55 +320,15 @@ def read_state(folder: str | Storage) -> TrainState:
     return state
 
 
-class _Place:
-    """Where one checkpoint is written, how it becomes visible, and what goes then; on one rank."""
-
-    def __init__(self, storage: Storage, name: str, keep_last: int, keep_every: int | None):
-        self._storage, self._name = storage, name
-        self._keep_last, self._keep_every = keep_last, keep_every
-        self.folder = _hidden(name) if storage.is_local else name
-
-    def clear(self) -> None:
-        """Remove what saves that were killed have left, of this step or another."""
-        root = self._storage.local_path
-        if root is not None:
-            root.mkdir(parents=True, exist_ok=True)
-            left = [p.name for p in root.glob(_hidden("step-*"))]
-        else:
-            folders = [n for n in self._storage.folder()[0] if _NAME.fullmatch(n)]
-            left = sorted(set(folders) - set(complete(self._storage)))
-        for name in left:
-            self._storage.remove_tree(name)
-
-    def publish(self, index: bytes, state: bytes) -> None:
-        """Make the checkpoint visible, whole; remove what it takes the place of."""
-        self._storage.write(f"{self.folder}/{STATE}", state)
-        self._storage.write(f"{self.folder}/{INDEX}", index)
-        root = self._storage.local_path
-        if root is not None:
-            _sync(root / self.folder)
-            (root / self.folder).rename(root / self._name)
-            _sync(root)
-        for name in complete(self._storage)[: -self._keep_last]:
-            if self._keep_every is None or _step(name) % self._keep_every:
-                self._remove(name)
-
-    def _remove(self, name: str) -> None:
-        root = self._storage.local_path
-        if root is not None:  # out of sight first: half a checkpoint must not look like one
-            (root / name).rename(root / _hidden(name))
-            name = _hidden(name)
-        else:
-            self._storage.remove(f"{name}/{INDEX}")
-        self._storage.remove_tree(name)
+def _as_figures(tree: dict[str, Any]) -> None:
+    """What was `best_loss` is one of the figures `best`."""
+    loss = tree.pop("best_loss", None)
+    if loss is not None and not tree.get("best"):
+        tree["best"] = {LOSS: loss}
 
 
 def _hidden(name: str) -> str:
     return f".{name}.partial"
-
-
-def _step(name: str) -> int:
-    return int(name.removeprefix("step-"))
 
 
 def _check_fit(found: Mapping[str, Any], wanted: Mapping[str, Tensor], where: str) -> None:
@@ -358,11 +351,3 @@ def _check_fit(found: Mapping[str, Any], wanted: Mapping[str, Tensor], where: st
         raise CheckpointError(
             f"the checkpoint is of another model: {', '.join(wrong[:3])}{more}", where=where
         )
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -38,7 +38,7 @@ from scshards.training.config import (
 )
 from scshards.training.save.recorded import WRITER, read_record
 
-CONFIG = "config.json"
+CONFIG, EVALUATION = "config.json", "evaluation.json"
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,8 @@ class RunFolder:
                 advice="train into a local folder and copy it; shards may be anywhere",
             )
         self.path = Path(path)
-        self.checkpoints = self.path / "checkpoints"
         self.stopped = self.path / "STOPPED"
         self.metrics = self.path / "metrics.jsonl"
-        self.evaluation = self.path / "evaluation.json"
 
     def check(self, config: TrainConfig) -> dict[str, tuple[Any, Any]]:
         """What `config` changes in the run that is here, of what may change; {} for a new run.
@@ -162,6 +160,10 @@ class RunFolder:
         said = f"scshards {__version__} does not know what another version wrote of this run"
         return [f"{said}, leaves it aside and keeps it: {', '.join(names)}"]
 
+    def place(self, config: TrainConfig) -> str:
+        """Where the checkpoints of a run of that config are, a folder or a URL."""
+        return config.run.checkpoints or str(self.path / "checkpoints")
+
     def config(self) -> TrainConfig:
         """The config that the run was started with; ConfigError when this is no run."""
         if not (self.path / CONFIG).exists():
@@ -176,16 +178,19 @@ class RunFolder:
         """The address of the shard set that it was started with; "" where that is not known."""
         return self._about()[0].root
 
-    def read(self, name: str) -> dict[str, Any]:
-        """The table of a JSON file; CheckpointError when it is none."""
+    def evaluation(self) -> dict[str, Any]:
+        """What `scshards evaluate` found, {} where it was not called; CheckpointError for no table."""
         storage = Storage(self.path)
+        if (data := storage.read_if_there(EVALUATION)) is None:
+            return {}
         try:
-            out = read_json(storage.read(name))
-            if not isinstance(out, dict):
-                raise Damaged(f"a table is needed, not {shown(out)}")
+            found = read_json(data)
+            if not isinstance(found, dict):
+                raise Damaged(f"a table is needed, not {shown(found)}")
         except Damaged as e:
-            raise CheckpointError(f"the file can't be read: {e}", where=storage.at(name)) from None
-        return out
+            where = storage.at(EVALUATION)
+            raise CheckpointError(f"the file can't be read: {e}", where=where) from None
+        return found
 
     def _about(self) -> tuple[_About, dict[str, Any]]:
         """What CONFIG says, and what another version put there besides."""

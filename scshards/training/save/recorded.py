@@ -9,7 +9,7 @@ Called by training.save.checkpoint and training.save.folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from scshards._version import __version__
@@ -28,6 +28,7 @@ def read_record(
     *,
     needed: Iterable[str],
     layout: int | None = None,
+    older: Callable[[dict[str, Any]], None] = lambda tree: None,
     at: str,
     error: type[ScshardsError],
     mend: str,
@@ -40,6 +41,8 @@ def read_record(
         Keys that the file has in every version.
     layout
         What `format` has to say; None: there is no such key.
+    older
+        Puts what older versions wrote into its place, in the table.
     at, error, mend
         Where the file is, what is raised when it can't be read, and what to do when it is damaged.
     """
@@ -53,6 +56,8 @@ def read_record(
         for name in needed:
             if name not in tree:
                 raise Damaged("it is missing", name)
+        tree = dict(tree)
+        older(tree)
         record = from_tree(cls, tree, others=True)
         known = {WRITER, "format", *to_tree(record)}
         return record, from_tree(dict[str, Any], {n: tree[n] for n in tree.keys() - known})

@@ -78,50 +78,34 @@ def prepare_data(
     """
     if config.task not in TASKS:
         raise ConfigError(f"the task is {config.task!r}", advice=f"use one of {', '.join(TASKS)}")
-    return (
-        _dictionary(
-            tokenized_train, train_batch_labels, train_celltype_labels, config, epoch, "train",
-            sort_seq_batch,
-        ),
-        _dictionary(
-            tokenized_valid, valid_batch_labels, valid_celltype_labels, config, epoch, "valid",
-            sort_seq_batch,
-        ),
-    )  # fmt: skip
-
-
-def _dictionary(
-    tokenized: dict[str, Tensor],
-    batch_labels: NDArray[np.integer],
-    celltype_labels: NDArray[np.integer] | None,
-    config: Any,
-    epoch: int,
-    name: str,
-    sort: bool,
-) -> SeqData:
-    seed = int(getattr(config, "seed", 0))
-    values = random_mask_value(
-        tokenized["values"],
-        mask_ratio=config.mask_ratio,
-        mask_value=config.mask_value,
-        pad_value=config.pad_value,
-        seed=seed,
-        epoch=epoch if name == "train" else 0,
-        name=name,
-    )
-    data = SeqData(
-        gene_ids=tokenized["genes"],
-        values=values,
-        target_values=tokenized["values"],
-        batch_labels=torch.from_numpy(np.asarray(batch_labels)).long(),
-    )
-    data.seed, data.epoch = seed, epoch
-    if config.task == "annotation":
-        if celltype_labels is None:
-            raise ConfigError(f"the task annotation needs {name}_celltype_labels")
-        data["celltype_labels"] = torch.from_numpy(np.asarray(celltype_labels)).long()
-    if sort:
-        order = torch.from_numpy(np.argsort(np.asarray(batch_labels), kind="stable"))
-        for key in data:
-            data[key] = data[key][order]
-    return data
+    seed, made = int(getattr(config, "seed", 0)), []
+    for name, tokenized, domains, classes in (
+        ("train", tokenized_train, train_batch_labels, train_celltype_labels),
+        ("valid", tokenized_valid, valid_batch_labels, valid_celltype_labels),
+    ):
+        values = random_mask_value(
+            tokenized["values"],
+            mask_ratio=config.mask_ratio,
+            mask_value=config.mask_value,
+            pad_value=config.pad_value,
+            seed=seed,
+            epoch=epoch if name == "train" else 0,
+            name=name,
+        )
+        data = SeqData(
+            gene_ids=tokenized["genes"],
+            values=values,
+            target_values=tokenized["values"],
+            batch_labels=torch.from_numpy(np.asarray(domains)).long(),
+        )
+        data.seed, data.epoch = seed, epoch
+        if config.task == "annotation":
+            if classes is None:
+                raise ConfigError(f"the task annotation needs {name}_celltype_labels")
+            data["celltype_labels"] = torch.from_numpy(np.asarray(classes)).long()
+        if sort_seq_batch:
+            order = torch.from_numpy(np.argsort(np.asarray(domains), kind="stable"))
+            for key in data:
+                data[key] = data[key][order]
+        made.append(data)
+    return made[0], made[1]

@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from scshards.base import seeds
 from scshards.base.errors import ConfigError
-from scshards.cells.batch import KEY_ROW_BITS as ROW_BITS
-from scshards.cells.batch import Batch, format_key
+from scshards.cells.batch import Batch, key_text
 from scshards.compat.data import SeqDataset
 from scshards.compat.tokens import random_mask_value
 from scshards.streaming.loader import CellLoader
@@ -234,10 +233,9 @@ class StreamLoader:
     def _label(self, codes: Tensor, column: str, keys: Tensor) -> Tensor:
         missing = torch.nonzero(codes < 0)
         if len(missing):
-            key = int(keys[missing[0, 0]])
             raise ConfigError(
                 f"a cell has no {column!r}",
-                where=f"cell {format_key(key >> ROW_BITS, key & ((1 << ROW_BITS) - 1))}",
+                where=f"cell {key_text(int(keys[missing[0, 0]]))}",
                 advice="leave such cells out with where=, or pack them without",
             )
         return codes.long()

@@ -87,7 +87,17 @@ def config_from(
     CheckpointError, at `where`, for what is absent or no shape of a model, and, naming each, for what
     CellModel does not have.
     """
-    _check_supported(args, where)
+    wrong = [
+        f"{name} = {shown(args[name])}: this model has {' or '.join(map(json.dumps, can))}"
+        for name, can in _CAN.items()
+        if args.get(name) is not None and args[name] not in can
+    ]
+    if wrong:
+        raise CheckpointError(
+            "the checkpoint asks for what this model can't do\n    " + "\n    ".join(wrong),
+            where=where,
+            advice="load it with scGPT itself, or take a checkpoint without this",
+        )
 
     def number(name: str, kind: type, default: float | None = None) -> Any:
         value = args.get(name, default)
@@ -176,20 +186,6 @@ def check_size(config: ModelConfig, nbytes: int, where: str) -> None:
             f"{nbytes:,} bytes",
             where=where,
             advice="check that the three files come from one training run",
-        )
-
-
-def _check_supported(args: Mapping[str, Any], where: str) -> None:
-    wrong = [
-        f"{name} = {shown(args[name])}: this model has {' or '.join(map(json.dumps, can))}"
-        for name, can in _CAN.items()
-        if args.get(name) is not None and args[name] not in can
-    ]
-    if wrong:
-        raise CheckpointError(
-            "the checkpoint asks for what this model can't do\n    " + "\n    ".join(wrong),
-            where=where,
-            advice="load it with scGPT itself, or take a checkpoint without this",
         )
 
 

@@ -6,13 +6,10 @@ model.weights' matter. Called by model.scgpt.
 
 from __future__ import annotations
 
-import io
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from scshards.base.errors import CheckpointError
@@ -107,17 +104,6 @@ def to_own_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise CheckpointError(f"the weights hold {new} twice, under different names")
         own[new] = tensor
     return own
-
-
-def write_files(
-    storage: Storage, args: Mapping[str, Any], vocab: Mapping[str, int], state: Mapping[str, Tensor]
-) -> None:
-    """Publish the three files, each whole or not at all, the weights last."""
-    data = io.BytesIO()
-    torch.save(dict(state), data)
-    storage.write(ARGS, json.dumps(args, indent=2).encode())
-    storage.write(VOCAB, json.dumps(dict(sorted(vocab.items(), key=lambda x: x[1]))).encode())
-    storage.write(WEIGHTS, data.getbuffer())
 
 
 def check_vocab(vocab: Mapping[str, Any], where: str) -> None:

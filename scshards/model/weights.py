@@ -101,22 +101,15 @@ def read_tensors(data: bytes, at: str) -> dict[str, Tensor]:
     import safetensors
     import safetensors.torch  # late: who reads no such file does not need it
 
-    damaged = "copy or download the file again; its bytes are not those that were written"
     try:
         state = safetensors.torch.load(data)
         header = read_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
     except (safetensors.SafetensorError, *_MALFORMED) as e:
-        raise CheckpointError(
-            f"the weights can't be read: {str(e) or type(e).__name__}", where=at, advice=damaged
-        ) from None
+        raise _damaged(f"the weights can't be read: {str(e) or type(e).__name__}", at) from None
     _check_tensors(state, at)
     said = header.get("__metadata__", {}).get(_SUM)
     if said is not None and said != _sum(state):
-        raise CheckpointError(
-            "the weights are damaged: the tensors don't have their checksum",
-            where=at,
-            advice=damaged,
-        )
+        raise _damaged("the weights are damaged: the tensors don't have their checksum", at)
     return state
 
 
@@ -162,11 +155,7 @@ def _checked_entries(data: bytes, at: str) -> dict[str, memoryview]:
     """The zip's entries by their names in the archive, each with the sum that it was written with."""
 
     def damaged(what: str) -> CheckpointError:
-        return CheckpointError(
-            f"the weights are damaged: {what}",
-            where=at,
-            advice="copy or download the file again; its bytes are not those that were written",
-        )
+        return _damaged(f"the weights are damaged: {what}", at)
 
     view = memoryview(data)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -189,6 +178,11 @@ def _checked_entries(data: bytes, at: str) -> dict[str, memoryview]:
     if len(entries) != len(infos) or min(info.header_offset for info in infos):
         raise damaged("the zip's table lists an entry twice, or begins elsewhere")
     return entries
+
+
+def _damaged(what: str, at: str) -> CheckpointError:
+    again = "copy or download the file again; its bytes are not those that were written"
+    return CheckpointError(what, where=at, advice=again)
 
 
 class _Claims(_weights_only_unpickler.Unpickler):

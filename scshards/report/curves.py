@@ -132,7 +132,10 @@ def panels(runs: Sequence[Curves]) -> list[Panel]:
     valid = list(dict.fromkeys(key.rpartition("/")[2] for key in _fields(runs, "valid")))
     terms = [k for k in train if k not in MEASURED]
     terms += [k for k in valid if k in TERMS and k not in terms]
-    found = [_term(key) for key in terms]
+    words = {key: TERMS.get(key, (key.replace("_", " "), "loss")) for key in terms}
+    found = [
+        Panel(key=key, title=title, unit=unit, is_loss=True) for key, (title, unit) in words.items()
+    ]
     if len(terms) > 1 and "loss" in train:
         found.append(Panel(key="loss", title="All losses, weighted", unit="loss", is_loss=True))
     for key in valid:
@@ -225,11 +228,6 @@ def _fields(runs: Sequence[Curves], kind: str) -> list[str]:
         if isinstance(v, int | float) and not isinstance(v, bool)
     }
     return [k for k in names if k not in ("step", "epoch")]
-
-
-def _term(key: str) -> Panel:
-    title, unit = TERMS.get(key, (key.replace("_", " "), "loss"))
-    return Panel(key=key, title=title, unit=unit, is_loss=True)
 
 
 def _line(

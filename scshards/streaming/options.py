@@ -17,9 +17,11 @@ from typing import Any
 from scshards.base.config import Options
 from scshards.base.errors import ConfigError
 from scshards.base.text import did_you_mean
-from scshards.streaming.collate.options import DIGESTS, CollateOptions
+from scshards.streaming.collate import options as collate_options
+from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.order.options import ChoiceOptions
 from scshards.streaming.read.options import ReadOptions
+from scshards.streaming.sets import options as set_options
 from scshards.streaming.sets.options import SetOptions
 
 PARTS: dict[str, type[Options]] = {
@@ -99,7 +101,8 @@ def renewed(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _renewed(cls: type[Options], table: Mapping[str, Any]) -> dict[str, Any]:
     # A digest says nothing of what it is of.
-    names = [f.name for f in dataclasses.fields(cls) if f.name not in DIGESTS]  # type: ignore[arg-type]
+    digests = (*collate_options.DIGESTS, *set_options.DIGESTS)
+    names = [f.name for f in dataclasses.fields(cls) if f.name not in digests]  # type: ignore[arg-type]
     try:
         made: Any = cls(**{name: table[name] for name in names if name in table})
     except (ConfigError, TypeError):  # or a field without a default is not there

@@ -27,6 +27,7 @@ from scshards.shards.shardlist import ShardList
 from scshards.streaming.order.choose import check_category, choose, misfit, scan
 from scshards.streaming.order.options import ChoiceOptions
 from scshards.streaming.order.strata import category_column, made_once
+from scshards.streaming.sets.holdout import Holdout
 from scshards.streaming.sets.options import SetOptions
 from scshards.streaming.sets.plan import Entries, SetPlan
 
@@ -54,6 +55,8 @@ class SetSummary:
         Sets of an epoch.
     cells, controls
         Cells of these groups, and the controls that there are.
+    other_groups, other_cells
+        Groups of other parts of the holdout, and their cells.
     small_groups, small_cells
         Groups with fewer cells than a set, and their cells; with small="repeat" they make a set each.
     unlabelled
@@ -74,6 +77,8 @@ class SetSummary:
     sets: int
     cells: int
     controls: int
+    other_groups: int
+    other_cells: int
     small_groups: int
     small_cells: int
     unlabelled: int
@@ -278,8 +283,9 @@ class SetGroups:
         groups, group = _numbered(by, is_set)
         sums = np.zeros(len(groups), np.int64)
         np.add.at(sums, group[is_set], cells[is_set])
-        is_small = sums < options.size
-        kept = np.ones(len(groups), np.bool_) if options.small == "repeat" else ~is_small
+        is_part = self._in_part(groups)
+        is_small = is_part & (sums < options.size)
+        kept = is_part if options.small == "repeat" else is_part & ~is_small
         renumbered = np.where(kept, np.cumsum(kept) - 1, -1)
         group[is_set] = renumbered[group[is_set]]
         is_set &= group >= 0
@@ -298,7 +304,8 @@ class SetGroups:
             raise misfit(
                 shards,
                 "sets",
-                f"no group of {', '.join(options.by)} has {options.size} cells beside controls",
+                f"no group of {', '.join(options.by)} has {options.size} cells beside controls"
+                + (f" in the part {options.part!r}" if options.holdout is not None else ""),
                 'take a smaller size, or small="repeat"',
             )
         self._said = {
@@ -307,6 +314,8 @@ class SetGroups:
             "sets": int(plan.sets.sum()),
             "cells": int(sums[kept].sum()),
             "controls": int(cells[is_control].sum()),
+            "other_groups": int((~is_part).sum()),
+            "other_cells": int(sums[~is_part].sum()),
             "small_groups": int(is_small.sum()),
             "small_cells": int(sums[is_small].sum()),
             "unlabelled": sum(x[2] for x in looked),
@@ -315,6 +324,21 @@ class SetGroups:
         }
         self._runs = sum(x[3] for x in looked)
         return plan
+
+    def _in_part(self, groups: Ints) -> NDArray[np.bool_]:
+        """Which groups are in the part of the holdout that is asked for."""
+        holdout, part = self.options.holdout, self.options.part
+        if not isinstance(holdout, Holdout):
+            return np.ones(len(groups), np.bool_)
+        lines, perturbations = (
+            self.categories[name] for name in (self.options.by[0], self.options.by[-1])
+        )
+        held = holdout.resolved(lines, perturbations, self.options.control)
+        named = [(lines[row[0]], perturbations[row[-1]]) for row in groups.tolist()]
+        is_part = np.array([part in held.parts(*pair) for pair in named], np.bool_)
+        if part == "train":
+            held.check_train([pair for pair, mine in zip(named, is_part, strict=True) if mine])
+        return is_part
 
     def _codes(self, kinds: Ints) -> Ints:
         """int64 [kinds, labels]: what kinds are made of."""

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from scshards.base.config import Options
 from scshards.base.errors import ConfigError
-from scshards.base.records import Positive
+from scshards.base.records import Form, Positive
+from scshards.streaming.sets.holdout import Holdout, Part, read_holdout
 
 SMALL = Literal["leave", "repeat"]
 UNMATCHED = Literal["raise", "leave"]
+
+DIGESTS = ("holdout",)
+"""Options that a state tells by a digest."""
+
+HoldoutOption = Annotated[Holdout | str | Path | None, Form(read_holdout)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,12 @@ class SetOptions(Options):
     unmatched
         What becomes of cells that no control matches. raise: they are refused. leave: they are left
         out, and a line says how many.
+    holdout
+        A TOML file that says which lines (categories of the first label of `by`) and which
+        perturbations are not trained on, in the tables [zeroshot] and [fewshot] of cell-load.
+    part
+        Of `holdout`: which groups make sets, those to train on or those held out. Controls are in
+        every part.
     """
 
     by: tuple[str, ...]
@@ -46,6 +59,8 @@ class SetOptions(Options):
     match: tuple[str, ...] | None = None
     small: SMALL = "leave"
     unmatched: UNMATCHED = "raise"
+    holdout: HoldoutOption = None
+    part: Part = "train"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,6 +74,18 @@ class SetOptions(Options):
             given = getattr(self, name) or ()
             if len(set(given)) != len(given):
                 raise ConfigError(f"a label is twice in it: {', '.join(given)}", where=name)
+        if self.holdout is None and self.part != "train":
+            raise ConfigError(
+                f"it is {self.part!r}, and no holdout says what is held out",
+                where="part",
+                advice='give holdout="splits.toml"',
+            )
+        if self.holdout is not None and len(self.by) < 2:
+            raise ConfigError(
+                "a holdout is of lines and their perturbations, and by has one label",
+                where="holdout",
+                advice='for example by=("cell_line", "perturbation")',
+            )
         if self.by[-1] in self.matched:
             raise ConfigError(
                 f"{self.by[-1]!r} is the label that has the control: no control shares it with a cell",
@@ -79,4 +106,6 @@ class SetOptions(Options):
     def state(self) -> dict[str, Any]:
         """What a loader's state has to agree on, ready for JSON."""
         told = {f.name: getattr(self, f.name) for f in fields(self)} | {"match": self.matched}
+        if isinstance(self.holdout, Holdout):
+            told["holdout"] = self.holdout.digest()
         return {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}

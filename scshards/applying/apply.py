@@ -14,7 +14,6 @@ import contextlib
 import itertools
 import os
 import shutil
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +29,7 @@ from torch import Tensor
 from scshards.applying.cells import DOMAIN, Cells, Given, ShardCells, SourceCells, is_shard_set
 from scshards.applying.output import Result, RowFile, fill
 from scshards.base.errors import ConfigError, OutputExistsError, ScshardsError, StorageError
+from scshards.base.files import claimed
 from scshards.base.progress import Progress
 from scshards.base.storage import is_local, path_of
 from scshards.cells.batch import Batch
@@ -321,26 +321,24 @@ def _names(urls: Sequence[str], target: Path) -> list[str]:
 
 @contextlib.contextmanager
 def _work_folder(target: Path, here: Ranks) -> Iterator[Path]:
-    """A folder beside the target, the same on all ranks, that is gone afterwards."""
-    made: Path | None = None
+    """A folder beside the target, of all ranks and this command alone, that is gone afterwards."""
+    folder = target.with_name(f".{target.name}.applying")
+    with contextlib.ExitStack() as stack, _writing(target):
+
+        def claim() -> None:
+            with _writing(target):
+                stack.enter_context(claimed(folder, at=target))
+
+        here.first(claim)
+        yield folder
+
+
+@contextlib.contextmanager
+def _writing(target: Path) -> Iterator[None]:
     try:
-        if here.is_main:
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                made = Path(
-                    tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-                )
-            except OSError as e:
-                raise StorageError(
-                    f"the output can't be written: {e.strerror}", where=target
-                ) from None
-        work = here.gather(None if made is None else str(made))[0]
-        try:
-            yield Path(work)
-        except OSError as e:
-            if isinstance(e, StorageError):
-                raise
-            raise StorageError(f"the output can't be written: {e}", where=target) from None
-    finally:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
+        yield
+    except ScshardsError:
+        raise
+    except OSError as e:
+        what = f"the output can't be written: {e.strerror or e}"
+        raise StorageError(what, where=target) from None

@@ -102,10 +102,24 @@ class Given:
             For a `max_length` that the options give and that leaves no room, and a column of domains
             for a model that has none.
         """
+        config, domains = loaded.model.config, None
+        if not config.domain_norm:
+            if options.domain_column is not None:
+                raise ConfigError(
+                    "this model does not look at domains", advice="leave --domain-column out"
+                )
+        else:
+            domains = read_names(checkpoint, DOMAINS, storage_options)
+            if len(domains) != config.n_domains:
+                raise CheckpointError(
+                    f"domains.json names {len(domains)} domains, and the model has "
+                    f"{config.n_domains}",
+                    where=checkpoint,
+                )
         return cls(
             vocab=Vocab.from_dict(loaded.vocab, where=checkpoint),
             collate=_collate_options(loaded.args, options),
-            domains=_domains(checkpoint, loaded, options, storage_options),
+            domains=domains,
             options=options,
             storage_options=storage_options,
         )
@@ -398,29 +412,6 @@ def _collate_options(args: Mapping[str, Any], options: EmbedOptions) -> CollateO
         if options.max_length is not None:
             raise
         raise CheckpointError(f"args.json can't be used: {e.what}", where=e.where) from None
-
-
-def _domains(
-    checkpoint: str,
-    loaded: LoadedModel,
-    options: EmbedOptions,
-    storage_options: Mapping[str, Any] | None,
-) -> LabelNames | None:
-    """What the domains of a model are called that must know each cell's; None of others."""
-    config = loaded.model.config
-    if not config.domain_norm:
-        if options.domain_column is not None:
-            raise ConfigError(
-                "this model does not look at domains", advice="leave --domain-column out"
-            )
-        return None
-    domains = read_names(checkpoint, DOMAINS, storage_options)
-    if len(domains) != config.n_domains:
-        raise CheckpointError(
-            f"domains.json names {len(domains)} domains, and the model has {config.n_domains}",
-            where=checkpoint,
-        )
-    return domains
 
 
 def _matched(cells: Source, vocab: Vocab, options: EmbedOptions) -> GeneMatch:

@@ -109,10 +109,6 @@ class AnnotateTask(Task):
     def counts(self, batch: AnyBatch) -> dict[str, int]:
         return {"class_ce": int(_known(self._classes(batch), batch.weight).sum())}
 
-    def run(self, batch: AnyBatch, step: int | None) -> ModelOutput:
-        out: ModelOutput = self.model(batch)
-        return out
-
     def losses(self, batch: AnyBatch, out: ModelOutput) -> dict[str, Tensor]:
         assert out.class_logits is not None
         ce, _ = cross_entropy(out.class_logits, self._classes(batch), batch.weight)

@@ -72,10 +72,6 @@ class MaskTask(Task):
             is_asked = is_asked & (weight_B > 0)[:, None]
         return dict.fromkeys(self.terms, int(is_asked.sum()))
 
-    def run(self, batch: AnyBatch, step: int | None) -> ModelOutput:
-        out: ModelOutput = self.model(batch)
-        return out
-
     def losses(self, batch: AnyBatch, out: ModelOutput) -> dict[str, Tensor]:
         predicted = {
             f"{self.asked}_mse": out.predictions,

@@ -23,6 +23,7 @@ from scshards.applying.apply import shares
 from scshards.applying.cells import regrouped
 from scshards.applying.embed import EmbedOptions, embed
 from scshards.base.errors import CheckpointError, ConfigError, OutputExistsError, SourceError
+from scshards.base.locks import LOCK, locked
 from scshards.cells.batch import Batch
 from scshards.cells.vocab import Vocab
 from scshards.cli.embed import command
@@ -408,6 +409,20 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(
         "sub",
         "there.h5ad",
     ]
+
+
+def test_what_a_killed_command_left_goes_with_the_next(
+    tmp_path: Path, checkpoint: str, counts: np.ndarray
+) -> None:
+    source = str(write(tmp_path / "in.h5ad", csr_matrix(counts)))
+    left = tmp_path / ".o.h5ad.applying"
+    (left / "out").mkdir(parents=True)
+    (left / "out" / "o.h5ad").write_bytes(b"half of it")
+    with locked(left / LOCK), pytest.raises(OutputExistsError):
+        embed(checkpoint, source, tmp_path / "o.h5ad", shown=False)
+    embed(checkpoint, source, tmp_path / "o.h5ad", shown=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.h5ad", "o.h5ad"]
+    assert vectors(tmp_path / "o.h5ad").shape[0] == len(counts)
 
 
 def test_the_command(tmp_path: Path, checkpoint: str, counts: np.ndarray) -> None:

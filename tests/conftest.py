@@ -80,7 +80,16 @@ def python() -> Iterator[str]:
         "scshards.training.loop",
         "scshards.applying.apply",
     )
-    with PythonHost(*modules, "anndata", "torch.distributed.run") as host:
+    with PythonHost(*modules, "anndata", "s3fs", "torch.distributed.run") as host:
+        yield host.python
+
+
+@pytest.fixture(scope="session")
+def small_python() -> Iterator[str]:
+    """The same without torch, so that worker processes are forked as by a pack that runs alone."""
+    with PythonHost(
+        "scshards.cli.pack", "scshards.cli.merge", "scshards.sources.anndata", "anndata"
+    ) as host:
         yield host.python
 
 

@@ -23,6 +23,7 @@ import importlib
 import json
 import os
 import runpy
+import select
 import selectors
 import signal
 import socket
@@ -30,10 +31,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import types
 import warnings
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 START_SECONDS = 300
 
@@ -45,7 +47,8 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.
 signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
     line.connect({address!r})
-    told = json.dumps([sys.argv[1:], dict(os.environ), os.getcwd(), os.umask(0)]).encode()
+    told = [os.getpid(), sys.argv[1:], dict(os.environ), os.getcwd(), os.umask(0)]
+    told = json.dumps(told).encode()
     socket.send_fds(line, [len(told).to_bytes(8, "little")], [0, 1, 2])
     line.sendall(told)
     with line.makefile("r") as answers:
@@ -101,6 +104,16 @@ class PythonHost:
         self._folder.cleanup()
 
 
+def kill(process: subprocess.Popen[Any]) -> int:
+    """Kill what a stand-in for Python began, and wait until it has gone: the exit code."""
+    forked = Path(process.args[0]).with_name(str(process.pid))  # type: ignore[index,arg-type]
+    process.kill()
+    code = process.wait()
+    while forked.exists():
+        time.sleep(0.002)
+    return code
+
+
 def serve(address: str) -> list[str]:
     """Fork for whoever asks, until standard input ends; returns in forks, with their arguments."""
     lines: dict[int, socket.socket] = {}  # by process id
@@ -126,6 +139,8 @@ def serve(address: str) -> list[str]:
                 elif key.fileobj is door:
                     line, _ = door.accept()
                     told, streams = _told(line)
+                    if not told:
+                        continue
                     pid = os.fork()
                     if pid == 0:
                         signal.set_wakeup_fd(-1)
@@ -134,8 +149,13 @@ def serve(address: str) -> list[str]:
                         return _become(told, streams)
                     for stream in streams:
                         os.close(stream)
-                    line.sendall(b"%d\n" % pid)
+                    # A link is there whole or not at all.
+                    caller = Path(address).with_name(str(json.loads(told)[0]))
+                    caller.unlink(missing_ok=True)
+                    caller.symlink_to(f"/proc/{pid}")
                     lines[pid] = line
+                    with contextlib.suppress(OSError):  # it was killed, which is seen below
+                        line.sendall(b"%d\n" % pid)
                     selector.register(line, selectors.EVENT_READ, pid)
                 elif key.fileobj is woken:
                     with contextlib.suppress(BlockingIOError):
@@ -154,15 +174,22 @@ def serve(address: str) -> list[str]:
 
 
 def _told(line: socket.socket) -> tuple[bytes, list[int]]:
-    """What a script says of itself, and its standard streams."""
+    """What a script says of itself, and its standard streams; nothing if it was killed before."""
     size, streams, _, _ = socket.recv_fds(line, 8, 3)
-    with line.makefile("rb") as words:
-        return words.read(int.from_bytes(size, "little")), streams
+    with contextlib.suppress(OSError), line.makefile("rb") as words:
+        told = words.read(int.from_bytes(size, "little"))
+        is_whole = len(size) == 8 and len(told) == int.from_bytes(size, "little")
+        if is_whole and not select.select([line], [], [], 0)[0]:
+            return told, streams
+    for stream in streams:
+        os.close(stream)
+    line.close()
+    return b"", []
 
 
 def _become(told: bytes, streams: list[int]) -> list[str]:
     """Take up arguments, environment, folder and streams of a script; the arguments."""
-    arguments, environment, folder, mask = json.loads(told)
+    _, arguments, environment, folder, mask = json.loads(told)
     for to, stream in enumerate(streams):
         os.dup2(stream, to)
         os.close(stream)
@@ -174,6 +201,7 @@ def _become(told: bytes, streams: list[int]) -> list[str]:
     os.environ.update(environment)
     os.chdir(folder)
     os.umask(mask)
+    tempfile.tempdir = None  # asks TMPDIR anew
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     return list(arguments)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +66,11 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == ["a", "b.scb", ExportOptions(to="scbank"), {"progress": False}]
 
 
-def test_errors_are_short(tmp_path: Path) -> None:
+def test_errors_are_short(tmp_path: Path, small_python: str) -> None:
     make_set(tmp_path / "set", [5])
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "x").touch()
-    line = [sys.executable, "-m", "scshards", "export"]
+    line = [small_python, "-m", "scshards", "export"]
     for args, message in (
         ([tmp_path / "set", "-o", tmp_path / "there"], "error: there is something already"),
         ([tmp_path, "-o", tmp_path / "x"], "error: there is no complete shard set here"),

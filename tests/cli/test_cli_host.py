@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from python_host import kill
 
 STREAMS = """
-import os, pathlib, sys
-print(sys.argv, sys.stdin.read(), os.environ["TOLD"], pathlib.Path.cwd(), __name__)
+import os, pathlib, sys, tempfile
+print(tempfile.gettempdir(), sys.argv, sys.stdin.read(), os.environ["TOLD"], pathlib.Path.cwd(), __name__)
 print("error", file=sys.stderr)
 raise SystemExit(int(sys.argv[1]))
 """
@@ -32,7 +33,7 @@ def test_arguments_streams_and_exit_codes_are_those_of_python(
             capture_output=True,
             text=True,
             cwd=tmp_path,
-            env=os.environ | {"TOLD": "this"},
+            env=os.environ | {"TOLD": "this", "TMPDIR": str(tmp_path)},
         )
         for p in (sys.executable, python)
         for code in ("0", "7")
@@ -82,6 +83,8 @@ def test_signals_are_passed_on_and_a_kill_takes_it_along(python: str) -> None:
             assert pid != process.pid
             process.send_signal(signal.SIGUSR1)
             assert process.stdout.readline() == "told\n"
+            if number == signal.SIGKILL:
+                assert kill(process) == -number and not Path(f"/proc/{pid}").exists()
             process.send_signal(number)
             # Its standard output ends when nobody has it any more.
             assert process.stdout.read() == ""

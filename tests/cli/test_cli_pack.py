@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,18 +124,18 @@ def test_options_that_click_refuses(folder: Path) -> None:
     assert run("-o", folder / "o", "--vocab", "v").exit_code == 2
 
 
-def scshards(*args: object) -> subprocess.CompletedProcess[str]:
+def scshards(python: str, *args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "scshards", *map(str, args)],
+        [python, "-m", "scshards", *map(str, args)],
         capture_output=True,
         text=True,
         timeout=600,
     )
 
 
-def test_an_error_is_short_and_exits_with_1(folder: Path) -> None:
+def test_an_error_is_short_and_exits_with_1(small_python: str, folder: Path) -> None:
     run = scshards(
-        "pack", folder / "a.h5ad", "-o", folder / "out", "--vocab", folder / "vocab.json",
+        small_python, "pack", folder / "a.h5ad", "-o", folder / "out", "--vocab", folder / "vocab.json",
         "--layer", "counts", "--storage-options", '{"secret": "hush"}',
     )  # fmt: skip
     assert run.returncode == 1 and run.stdout == ""
@@ -144,7 +143,17 @@ def test_an_error_is_short_and_exits_with_1(folder: Path) -> None:
         f"error: the file has no layer 'counts'\n  where: {folder / 'a.h5ad'}\n  to do: it has: X\n"
     )
     assert not (folder / "out").exists()
-    run = scshards("pack", "x", "-o", "y", "--vocab", "v", "--storage-options", '{"secret": "hush"')
+    run = scshards(
+        small_python,
+        "pack",
+        "x",
+        "-o",
+        "y",
+        "--vocab",
+        "v",
+        "--storage-options",
+        '{"secret": "hush"',
+    )
     assert run.returncode == 1 and "hush" not in run.stderr and "Traceback" not in run.stderr
 
 

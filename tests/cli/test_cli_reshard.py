@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +124,8 @@ def test_every_option_arrives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n
     assert seen[2] == ReshardOptions(shuffle=True, one_split=True)
 
 
-def test_errors_are_short(folder: Path, tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "scshards"]
+def test_errors_are_short(folder: Path, tmp_path: Path, small_python: str) -> None:
+    line = [small_python, "-m", "scshards"]
     for args, message in (
         (["reshard", folder / "a", "-o", folder / "b"], "error: there is a shard set already"),
         (["merge", folder / "a", "-o", tmp_path / "x"], "error: there is one set only"),

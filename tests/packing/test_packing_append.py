@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -215,12 +214,12 @@ def test_numbers_and_columns_without_a_value(tmp_path: Path) -> None:
     assert [c["type"] for c in labels] == [0] * 6 + [-1] * 6
 
 
-def test_on_s3_and_on_the_command_line(s3: Any, tmp_path: Path, paths: Any) -> None:
+def test_on_s3_and_on_the_command_line(python: str, s3: Any, tmp_path: Path, paths: Any) -> None:
     root = f"{s3.url}/set"
     quiet_pack(paths[:1], root, vocab_of(GENES), **OPTIONS)
     quiet_pack(paths[:1], tmp_path / "local", vocab_of(GENES), **OPTIONS)
     quiet_append(paths[1:], tmp_path / "local")
-    line = [sys.executable, "-m", "scshards", "pack", *map(str, paths[1:]), "-o", root, "--append"]
+    line = [python, "-m", "scshards", "pack", *map(str, paths[1:]), "-o", root, "--append"]
     refused = subprocess.run([*line, "--seed", "9"], capture_output=True, text=True, timeout=600)
     assert refused.returncode == 1 and "seed=3" in refused.stderr
     done = subprocess.run([*line, "--seed", "3"], capture_output=True, text=True, timeout=600)

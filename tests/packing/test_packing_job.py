@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from pack_support import counts, quiet_pack, read_back, tree_sums, vocab_of, write
+from python_host import kill
 from test_packing_executors import dask_cluster, until
 
 from scshards import PackOptions
@@ -55,9 +56,9 @@ def inputs(folder: Path) -> list[Path]:
     return [folder / f"{i}.h5ad" for i in range(5)]
 
 
-def command(folder: Path, root: Path | str, *more: str) -> list[str]:
+def command(python: str, folder: Path, root: Path | str, *more: str) -> list[str]:
     return [
-        sys.executable, "-m", "scshards", "pack", *map(str, inputs(folder)), "-o", str(root),
+        python, "-m", "scshards", "pack", *map(str, inputs(folder)), "-o", str(root),
         "--vocab", str(folder / "vocab.json"), "--cells-per-shard", "7", "--obs", "donor",
         "--valid-fraction", "0.3", "--split-by", "donor", "--seed", "4", *more,
     ]  # fmt: skip
@@ -377,9 +378,11 @@ def test_shares_beside_each_other(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_killed_at_ten_random_moments(folder: Path, tmp_path: Path, workers: str) -> None:
+def test_killed_at_ten_random_moments(
+    small_python: str, folder: Path, tmp_path: Path, workers: str
+) -> None:
     root, rng = tmp_path / "out", random.Random(int(workers))
-    line = command(folder, root, "--workers", workers)
+    line = command(small_python, folder, root, "--workers", workers)
     killed = 0
     while killed < 10:
         run = subprocess.Popen(line)
@@ -390,8 +393,8 @@ def test_killed_at_ten_random_moments(folder: Path, tmp_path: Path, workers: str
             )
             time.sleep(rng.uniform(0, 0.25))
         finally:
-            run.kill()
-        killed += run.wait(timeout=600) != 0
+            code = kill(run)
+        killed += code != 0
         if (root / "manifest.json").exists():
             # It was done, or as good as done: what it may have left goes, and it begins anew.
             subprocess.run(line, capture_output=True, timeout=600)

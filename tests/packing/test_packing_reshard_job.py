@@ -6,13 +6,13 @@ import json
 import random
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pack_support import counts, quiet_pack, tree_sums, vocab_of, write
+from python_host import kill
 from test_packing_executors import until
 from test_packing_job import fail_at
 from test_packing_reshard import assert_good, quiet_reshard, shard_files
@@ -90,10 +90,12 @@ def test_stopped_again_and_again(
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_killed_at_random_moments(folder: Path, tmp_path: Path, workers: str) -> None:
+def test_killed_at_random_moments(
+    small_python: str, folder: Path, tmp_path: Path, workers: str
+) -> None:
     root, rng = tmp_path / "out", random.Random(int(workers))
     line = [
-        sys.executable, "-m", "scshards", "merge", str(folder / "a"), str(folder / "b"), "-o", str(root),
+        small_python, "-m", "scshards", "merge", str(folder / "a"), str(folder / "b"), "-o", str(root),
         "--cells-per-shard", "5", "--no-shuffle", "--compression", "zstd", "--workers", workers,
     ]  # fmt: skip
     killed = 0
@@ -105,8 +107,8 @@ def test_killed_at_random_moments(folder: Path, tmp_path: Path, workers: str) ->
             )  # type: ignore[misc]
             time.sleep(rng.uniform(0, 0.15))
         finally:
-            run.kill()
-        if run.wait(timeout=600) == 0:
+            code = kill(run)
+        if code == 0:
             break
         killed += 1
     if not (root / "manifest.json").exists():

@@ -12,7 +12,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -511,6 +510,11 @@ class Done:
     err: str
 
 
+def process(python: str, *args: Any) -> Done:
+    done = subprocess.run([python, *map(str, args)], capture_output=True, timeout=600)
+    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
 def command_line(*args: Any) -> Done:
     """The command line in this process."""
     out, err = io.StringIO(), io.StringIO()
@@ -740,11 +744,11 @@ assert run("pack", *args, "-o", root) == 0
     ("limit", "says"), [(100, "temporary files"), (30_000, "out/train/000000.tar")]
 )
 def test_a_full_disk(
-    limit: int, says: str, tmp_path: Path, vocab: Path, sources: list[Path]
+    limit: int, says: str, tmp_path: Path, vocab: Path, sources: list[Path], small_python: str
 ) -> None:
     root = tmp_path / "out"
     args = [*sources, "--vocab", vocab, "--workers", "1", "--cells-per-shard", "60"]
-    done = python("-c", FULL, *args, root, limit)
+    done = process(small_python, "-c", FULL, *args, root, limit)
     assert done.code == 0, done.err
     errors = done.err[done.err.index("error: ") :]
     assert says in errors and "File too large" in errors and "Traceback" not in errors
@@ -761,15 +765,10 @@ def tree_bytes(root: Path) -> dict[str, bytes]:
 # --- names that only a real terminal tells apart ------------------------------------------------
 
 
-def python(*args: Any) -> Done:
-    run = subprocess.run(
-        [sys.executable, *map(str, args)], capture_output=True, timeout=600, env=os.environ
-    )
-    return Done(run.returncode, run.stdout.decode(), run.stderr.decode())
-
-
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_name_that_is_no_utf8_can_be_written(as_json: bool, tmp_path: Path, vocab: Path) -> None:
+def test_a_name_that_is_no_utf8_can_be_written(
+    as_json: bool, tmp_path: Path, vocab: Path, small_python: str
+) -> None:
     path = h5ad(tmp_path / os.fsdecode(b"caf\xe9\n.h5ad"))
     args = [
         "pack",
@@ -780,16 +779,18 @@ def test_a_name_that_is_no_utf8_can_be_written(as_json: bool, tmp_path: Path, vo
         vocab,
         *(["--json"] if as_json else []),
     ]
-    done = python("-m", "scshards", *args)
+    done = process(small_python, "-m", "scshards", *args)
     assert done.code == 0, done.err
     if as_json:
         (source,) = json.loads(done.out)["sources"]
         assert source["name"] == str(path)
     else:
         assert r"caf\udce9\n.h5ad" in done.out and len(done.out.splitlines()) == 7
-    again = python("-m", "scshards", *args, "--seed", "1")
+    again = process(small_python, "-m", "scshards", *args, "--seed", "1")
     assert again.code == 1 and again.err.startswith("error: there is a shard set already")
-    missing = python("-m", "scshards", *args[:1], f"{path}x", *args[2:-1], vocab, "--restart")
+    missing = process(
+        small_python, "-m", "scshards", *args[:1], f"{path}x", *args[2:-1], vocab, "--restart"
+    )
     assert missing.code == 1 and "Traceback" not in missing.err
 
 

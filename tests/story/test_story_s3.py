@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import anndata
@@ -58,9 +57,9 @@ def options(**more: object) -> PackOptions:
     return PackOptions(**(chosen | more))
 
 
-def command(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+def command(python: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "scshards", *args],
+        [python, "-m", "scshards", *args],
         capture_output=True,
         text=True,
         timeout=600,
@@ -115,20 +114,20 @@ def test_pack_verify_and_stream(s3, h5ad, counts, vocab, compression: str, tmp_p
             assert here.read(name) == there.read(name), name
 
 
-def test_the_command_line(s3, h5ad, vocab, tmp_path: Path) -> None:
+def test_the_command_line(python: str, s3, h5ad, vocab, tmp_path: Path) -> None:
     file = tmp_path / "vocab.json"
     file.write_bytes(vocab.to_json())
     root = f"{s3.url}/shards"
-    packed = command("pack", str(h5ad), "-o", root, "--vocab", str(file), "--obs", "donor")
+    packed = command(python, "pack", str(h5ad), "-o", root, "--vocab", str(file), "--obs", "donor")
     assert packed.returncode == 0, packed.stderr
-    checked = command("verify", root)
+    checked = command(python, "verify", root)
     assert checked.returncode == 0, checked.stderr
     assert f"{CELLS} cells" in checked.stdout
-    told = command("info", root, "--json")
+    told = command(python, "info", root, "--json")
     assert told.returncode == 0 and json.loads(told.stdout)
-    again = command("pack", str(h5ad), "-o", root, "--vocab", str(file))
+    again = command(python, "pack", str(h5ad), "-o", root, "--vocab", str(file))
     assert again.returncode == 1 and again.stderr.startswith("error: ")
-    assert command("verify", root).returncode == 0
+    assert command(python, "verify", root).returncode == 0
 
 
 def test_what_is_there_is_not_overwritten(s3, h5ad, vocab) -> None:
@@ -164,7 +163,7 @@ WRONG = {
 
 @pytest.mark.parametrize("env", WRONG.values(), ids=WRONG)
 def test_wrong_credentials_are_one_clear_error(
-    s3, h5ad, vocab, env: dict[str, str], tmp_path: Path
+    python: str, s3, h5ad, vocab, env: dict[str, str], tmp_path: Path
 ) -> None:
     file = tmp_path / "vocab.json"
     file.write_bytes(vocab.to_json())
@@ -174,7 +173,7 @@ def test_wrong_credentials_are_one_clear_error(
         ["verify", root],
         ["info", root],
     ):
-        done = command(*args, **env)
+        done = command(python, *args, **env)
         assert done.returncode == 1, args
         lines = done.stderr.splitlines()
         (error,) = [line for line in lines if line.startswith("error: ")]

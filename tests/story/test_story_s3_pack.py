@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from python_host import kill
 
 from scshards import PackOptions, Vocab, verify
 from scshards.base.locks import claims
@@ -65,9 +66,9 @@ def atlas(s3: Any, folder: Path) -> str:
     return str(s3.url)
 
 
-def line(atlas: str, root: str, *more: str) -> list[str]:
+def line(python: str, atlas: str, root: str, *more: str) -> list[str]:
     return [
-        sys.executable, "-m", "scshards", "pack", f"{atlas}/raw/*.h5ad", "-o", root,
+        python, "-m", "scshards", "pack", f"{atlas}/raw/*.h5ad", "-o", root,
         "--vocab", f"{atlas}/raw/vocab.json", *OPTIONS, *more,
     ]  # fmt: skip
 
@@ -82,55 +83,62 @@ def the_same(root: str, folder: Path) -> None:
     assert verify(root, progress=False).ok
 
 
-def test_killed_again_and_again(atlas: str, folder: Path, tmp_path: Path) -> None:
+def test_killed_again_and_again(python: str, atlas: str, folder: Path, tmp_path: Path) -> None:
     root, rng = f"{atlas}/set", random.Random(1)
     env = os.environ | {"TMPDIR": str(tmp_path)}
     for _ in range(5):
-        run = subprocess.Popen(line(atlas, root, "--workers", "2"), env=env, stderr=subprocess.PIPE)
+        run = subprocess.Popen(
+            line(python, atlas, root, "--workers", "2"), env=env, stderr=subprocess.PIPE
+        )
         deadline = time.monotonic() + 600
         while run.poll() is None and not list(tmp_path.glob("scshards-*/job.json")):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 1.5))
-        run.kill()
+        kill(run)
         run.communicate(timeout=600)
     if not Storage(root).exists("manifest.json"):
-        subprocess.run(line(atlas, root), env=env, check=True, timeout=600)
+        subprocess.run(line(python, atlas, root), env=env, check=True, timeout=600)
     the_same(root, folder)
     assert not list(tmp_path.glob("scshards-*"))
 
 
-def test_shares(atlas: str, folder: Path, tmp_path: Path) -> None:
+def test_shares(python: str, atlas: str, folder: Path, tmp_path: Path) -> None:
     root, scratch = f"{atlas}/set", ["--scratch", str(tmp_path / "scratch")]
     refused = subprocess.run(
-        line(atlas, root, "--share", "1/2"), capture_output=True, text=True, timeout=600
+        line(python, atlas, root, "--share", "1/2"), capture_output=True, text=True, timeout=600
     )
     assert refused.returncode == 1 and "--scratch" in refused.stderr
     for _ in range(2):
-        runs = [subprocess.Popen(line(atlas, root, *scratch, "--share", f"{i}/2")) for i in (1, 2)]
+        runs = [
+            subprocess.Popen(line(python, atlas, root, *scratch, "--share", f"{i}/2"))
+            for i in (1, 2)
+        ]
         assert [run.wait(timeout=600) for run in runs] == [0, 0]
     assert not Storage(root).exists("manifest.json")
-    subprocess.run(line(atlas, root, *scratch, "--finish"), check=True, timeout=600)
+    subprocess.run(line(python, atlas, root, *scratch, "--finish"), check=True, timeout=600)
     the_same(root, folder)
 
 
 def test_a_second_pack_is_refused_while_the_first_runs(
-    atlas: str, folder: Path, tmp_path: Path
+    python: str, atlas: str, folder: Path, tmp_path: Path
 ) -> None:
     root = f"{atlas}/set"
     places = [os.environ | {"TMPDIR": str(tmp_path / name)} for name in "ab"]
     for name in "ab":
         (tmp_path / name).mkdir()
-    first = subprocess.Popen(line(atlas, root), env=places[0], stderr=subprocess.PIPE)
+    first = subprocess.Popen(
+        line(sys.executable, atlas, root), env=places[0], stderr=subprocess.PIPE
+    )
     try:
         deadline = time.monotonic() + 600
         while not claims(Storage(root), FOLDER):
             assert first.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
-        # Stopped, so that it holds the output for as long as this takes.
+        # Stopped (which no stand-in passes on), so that it holds the output for as long as this takes.
         first.send_signal(19)
         second = subprocess.run(
-            line(atlas, root), env=places[0], capture_output=True, text=True, timeout=600
+            line(python, atlas, root), env=places[0], capture_output=True, text=True, timeout=600
         )
         assert second.returncode == 1 and "another process is writing there" in second.stderr
     finally:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from scshards.cells.batch import Batch as Batch
     from scshards.cells.batch import GenerateBatch as GenerateBatch
     from scshards.cells.batch import PackedBatch as PackedBatch
+    from scshards.cells.batch import RankBatch as RankBatch
     from scshards.cells.batch import SetBatch as SetBatch
     from scshards.cells.vocab import Vocab as Vocab
     from scshards.exporting.export import export as export
@@ -55,6 +56,7 @@ _HOME = {
     "PackOptions": "packing.options",
     "PackPlan": "packing.dry_run",
     "PackedBatch": "cells.batch",
+    "RankBatch": "cells.batch",
     "ReadOptions": "streaming.read.options",
     "ReshardOptions": "packing.options",
     "ScshardsError": "base.errors",

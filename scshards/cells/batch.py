@@ -3,6 +3,7 @@
     Batch          cells side by side, some values masked, or none
     PackedBatch    the same, one cell behind another in a fixed number of tokens
     GenerateBatch  each cell's known genes and its unknown ones, side by side each
+    RankBatch      each cell's genes by falling value, some masked, as Geneformer has them
     SetBatch       two of these: sets of cells of one group each, and as many controls
 
 Shapes: B cells, L tokens (the longest cell of the batch, or as `pad_to` says). Token 0 is `<cls>`;
@@ -257,6 +258,40 @@ class GenerateBatch(CellBatch):
             "pcpt_expr": self.known_values,
             "gen_gene": self.unknown_genes.long(),
             "gen_expr_target": self.unknown_targets,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class RankBatch(CellBatch):
+    """Padded cells told by the order of their genes, the one of the highest value first.
+
+    Attributes
+    ----------
+    genes
+        int32 [B, L]: what the model sees: `<cls>`, genes or what is in their place (`<mask>`, another
+        gene), `<eos>`, `<pad>`.
+    targets
+        int32 [B, L]: the gene that is there, where the model has to predict it; else -100.
+    is_pad
+        bool [B, L]: padding.
+    left_out
+        int32 [B]: how many expressed genes of the cell have no median.
+    key, labels, weight
+        As in Batch. A row of weight 0 has `<cls>` and `<eos>` alone.
+    """
+
+    genes: Tensor
+    targets: Tensor
+    is_pad: Tensor
+    left_out: Tensor
+
+    def to_bert(self) -> dict[str, Tensor]:
+        """What BertForMaskedLM and its kin take by name: `input_ids`, `attention_mask` (1 where there
+        is a token) and `labels` (-100 where nothing is predicted), all int64 [B, L]."""
+        return {
+            "input_ids": self.genes.long(),
+            "attention_mask": (~self.is_pad).long(),
+            "labels": self.targets.long(),
         }
 
 

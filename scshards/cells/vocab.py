@@ -27,6 +27,9 @@ PAD, CLS, EOC = "<pad>", "<cls>", "<eoc>"
 SPECIALS = (PAD, CLS, EOC)
 """scGPT's special tokens, appended in this order when a vocabulary lacks them."""
 
+MASK, EOS = "<mask>", "<eos>"
+"""What Geneformer's dictionaries have beside `<pad>` and `<cls>`."""
+
 _MANY = 1024
 """Names of genes that are kept until others are looked up."""
 

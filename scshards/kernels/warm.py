@@ -18,6 +18,8 @@ import numpy as np
 
 from scshards.kernels.cells import CellRules, DrawKeys, new_scratch
 from scshards.kernels.finish import MaskRules, SplitRules
+from scshards.kernels.ranks import new_scratch as new_rank_scratch
+from scshards.kernels.ranks import rank_rules
 
 TYPES = """
 members.parse_member      u1[r] i8 i8 i8[]
@@ -42,6 +44,9 @@ finish.split_rows         i8[] i8[] i4[,] i8[] i8 u8 SplitRules u8[] i4[] f4[]
 finish.mark_genes         i8[] i8[] i8[] i8 u8 f8 i8 u8[] b1[]
 counts.read_counts        u1[r] i8[,] CountRules i4[] CountScratch u2[] u2[] i8[] i8[]
 counts.read_counts        u1[r] i8[,] CountRules i4[] CountScratch i4[] u2[] i8[] i8[]
+ranks.rank_cells          u1[r] i8[,] i8[] RankRules RankScratch i4[] i8[] i8[]
+ranks.fill_ranks          i8[] i8[] i8[] i4[] i8[] Specials i8 Keys i4[] u8[] i4[] i4[] b1[]
+ranks.tally_values        i4[] u2[] u2[] i8[] b1[] u4[,,]
 counts.tally              i4[] u2[] u2[] b1[] u4[,] i8[] i8[]
 store.put                 u1[] i8[] i8[] i8[] i8[,] i8 u1[] i8[] i8[] i8[]
                           i8[] i8[,] i8[] i8[] i8[] i8[]
@@ -112,6 +117,10 @@ _TUPLES: dict[str, Any] = {
         np.zeros(1, np.uint16),
         np.zeros(1, np.uint64),
     ),
+    "RankRules": lambda: rank_rules(np.ones(1), 1),
+    "RankScratch": lambda: new_rank_scratch(1),
+    "Specials": lambda: (0, 0, 0, 0),
+    "Keys": lambda: (np.uint64(0), np.uint64(0)),
     "Scale": lambda: (0.0, False),
     "MaskRules": lambda: MaskRules(0, 0.0, False, 0, 0.0, 0.0, 0.0),
     "SplitRules": lambda: SplitRules(0.0, 0, 0, 0.0, 0.0),

@@ -71,9 +71,9 @@ class CellLoader(BlockStream):
     """Streams a split of a shard set; iterating yields the batches of `cells.batch`.
 
     `Batch`; with CollateOptions(objective="generate") `GenerateBatch`, with objective="counts"
-    `CountsBatch`, with tokens_per_batch `PackedBatch`, with device_collate `RaggedBatch`
-    (streaming.collate.device), which `to(device)` makes one of the first two. With `sets`, a `SetBatch`
-    of two of these.
+    `CountsBatch`, with objective="ranks" `RankBatch`, with tokens_per_batch `PackedBatch`, with
+    device_collate `RaggedBatch` (streaming.collate.device), which `to(device)` makes one of the first
+    two. With `sets`, a `SetBatch` of two of these.
 
     Parameters
     ----------

@@ -55,6 +55,7 @@ more = [
     dict(include_zero_genes=3), dict(n_bins=7), dict(pad_value=-2, mask_value=-1, cls_value=0),
     dict(max_length=np.int32(20), target_sum=np.float32(3), values="counts"),
     dict(mask_ratio=[0.25, 0.5]), dict(objective="generate", pad_to=8), dict(objective="counts"),
+    dict(objective="ranks", medians={"g1": 2.0, "g2": 3}), dict(objective="ranks", medians={"g1": 2}, mask_ratio=0),
 ]
 vocab = ShardSet(counts).vocab
 assert decode_cell(bytes(member)).values.tolist() == [1, 128]
@@ -62,7 +63,7 @@ for asked in more:
     for way in dict(), dict(device_collate=True), dict(tokens_per_batch=60):
         if way.get("tokens_per_batch") and (asked.get("objective") == "generate" or "pad_to" in asked):
             continue
-        if way and asked.get("objective") == "counts":
+        if way and asked.get("objective") in ("counts", "ranks"):
             continue
         collator = collator_of(CollateOptions(**asked, **way), vocab, "counts", 0)
         for data in member, member.copy():
@@ -129,6 +130,7 @@ def test_it_knows_every_kernel_of_a_batch_and_of_pack() -> None:
         finish,
         members,
         order,
+        ranks,
         rows,
         store,
     )
@@ -138,7 +140,7 @@ def test_it_knows_every_kernel_of_a_batch_and_of_pack() -> None:
     listed = {line.split()[0] for line in TYPES.splitlines() if line and line[0] != " "}
     every = {
         f"{module.__name__.rpartition('.')[2]}.{name}"
-        for module in (bits, cells, counts, finish, members, order, rows, store)
+        for module in (bits, cells, counts, finish, members, order, ranks, rows, store)
         for name, kernel in vars(module).items()
         if isinstance(getattr(kernel, "_cache", None), _Kept)
         and kernel.py_func.__module__ == module.__name__

@@ -21,6 +21,7 @@ from scshards.cells.batch import CellBatch, Labels, key_text
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
 from scshards.kernels import cells as kernels
+from scshards.kernels.bits import DIGITS
 from scshards.kernels.members import MEMBER_FIELDS, OK, measure_members, read_only
 from scshards.shards.manifest import LabelInfo
 from scshards.shards.members import STATUS
@@ -177,6 +178,29 @@ class CollatorBase(ABC):
             for a, n, kind, shape in zip(starts, used, kinds, shapes, strict=False)
         ]
 
+    def _length(self, longest: int) -> int:
+        """Tokens of each row of a batch whose longest cell has so many, padding included."""
+        to = self.options.pad_to
+        if to == "longest":
+            return longest
+        if to == "max":
+            return self.options.max_length
+        return min(self.options.max_length, -(-longest // to) * to)
+
+    def _ratio(self, epoch: int, position: int) -> float:
+        """The ratio of the batch at that position: one draw, the same on every rank."""
+        ratios = self.options.ratios
+        if len(ratios) < 2:
+            return ratios[0] if ratios else 0.0
+        draw = seeds.draws(seeds.key(self._seed, "ratio", epoch), np.array([position]))[0]
+        return ratios[int(draw >> np.uint64(32)) * len(ratios) >> 32]
+
+    def _drawn_by(
+        self, keys: NDArray[np.int64], copies: NDArray[np.int64] | None
+    ) -> NDArray[np.int64]:
+        """The keys that draws are made by, int64 [B]: of another appearance of a cell, another one."""
+        return keys if copies is None else keys + copies * _COPY_STEP
+
     def _check(self, result: tuple[int, int], keys: NDArray[np.int64]) -> None:
         status, member = result
         if status != OK:
@@ -230,7 +254,7 @@ class TokenCollator(CollatorBase):
         return Cells(
             read=read,
             fields=fields,
-            drawn_by=keys if copies is None else keys + copies * _COPY_STEP,
+            drawn_by=self._drawn_by(keys, copies),
             leads=self._leads.ids(read.labels),
             is_cell=is_cell,
             tokens=self._tokens(n_genes, is_cell, rules),
@@ -309,23 +333,6 @@ class TokenCollator(CollatorBase):
             genes += np.clip(len(self._gene_ids) - n_genes, 0, self.options.include_zero_genes)
         return self.options.n_leads + genes * is_cell
 
-    def _length(self, longest: int) -> int:
-        """Tokens of each row of a batch whose longest cell has so many, padding included."""
-        to = self.options.pad_to
-        if to == "longest":
-            return longest
-        if to == "max":
-            return self.options.max_length
-        return min(self.options.max_length, -(-longest // to) * to)
-
-    def _ratio(self, epoch: int, position: int) -> float:
-        """The ratio of the batch at that position: one draw, the same on every rank."""
-        ratios = self.options.ratios
-        if len(ratios) < 2:
-            return ratios[0] if ratios else 0.0
-        draw = seeds.draws(seeds.key(self._seed, "ratio", epoch), np.array([position]))[0]
-        return ratios[int(draw >> np.uint64(32)) * len(ratios) >> 32]
-
     def _draw_keys(self, epoch: int) -> kernels.DrawKeys:
         known = self._epoch_keys
         if known is None or known[0] != epoch:
@@ -339,3 +346,8 @@ class TokenCollator(CollatorBase):
             self._local.scratch = kernels.new_scratch(self._rules, self.options.n_leads)
         scratch: kernels.Scratch = self._local.scratch
         return scratch
+
+
+def share_of(ratio: float) -> int:
+    """A ratio below 1 as a chance of `kernels.bits.chances`."""
+    return min(round(ratio * (1 << DIGITS)), (1 << DIGITS) - 1)

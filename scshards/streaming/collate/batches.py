@@ -16,11 +16,10 @@ from scshards.base import seeds
 from scshards.cells.batch import Batch, GenerateBatch, PackedBatch
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
-from scshards.kernels.bits import DIGITS
 from scshards.kernels.cells import SLACK
 from scshards.kernels.finish import MaskRules, SplitRules, mark_genes, mask_rows, split_rows
 from scshards.shards.manifest import LabelInfo
-from scshards.streaming.collate.base import Cells, TokenCollator
+from scshards.streaming.collate.base import Cells, TokenCollator, share_of
 from scshards.streaming.collate.device import Layout, RaggedBatch
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.collate.pinned import as_tensor
@@ -174,7 +173,7 @@ class Collator(TokenCollator):
         )
         self._read(cells, at[:-1] + options.n_leads, genes, targets)
         mask = MaskRules(
-            share=_share(cells.ratio),
+            share=share_of(cells.ratio),
             ratio=float(cells.ratio),
             exact=bool(options.exact_mask),
             pad_id=self._pad_id,
@@ -252,7 +251,7 @@ class Collator(TokenCollator):
                 length=length,
                 n_unknown=n_unknown,
                 first=options.n_leads + options.kept_genes,
-                share=_share(cells.ratio),
+                share=share_of(cells.ratio),
                 ratio=cells.ratio,
                 pad_id=self._pad_id,
                 cls_value=self._cls_value,
@@ -296,8 +295,3 @@ class Collator(TokenCollator):
         wanted = int(max(genes, 0) * ratio)
         at_least = 1 if wanted == 0 and genes > 0 else 0
         return max(wanted, at_least), at_least
-
-
-def _share(ratio: float) -> int:
-    """A ratio below 1 as a chance of `kernels.bits.chances`."""
-    return min(round(ratio * (1 << DIGITS)), (1 << DIGITS) - 1)

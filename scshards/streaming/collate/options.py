@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from scshards.base.config import Options
 from scshards.base.errors import ConfigError
-from scshards.base.records import Count, Damaged, Form, Positive, shown
+from scshards.base.progress import counted
+from scshards.base.records import Count, Damaged, Form, Positive, read_json, shown
 
 if TYPE_CHECKING:
     from scshards.cells.tokenizer import ValueKind
 
-Objective = Literal["mask", "generate", "none", "counts"]
+Objective = Literal["mask", "generate", "none", "counts", "ranks"]
 ValueStyle = Literal["bins", "log1p", "counts"]
 PadTo = Literal["longest", "max"] | Positive
 TieBreak = Literal["high", "random"]
@@ -22,12 +26,18 @@ TieBreak = Literal["high", "random"]
 _NO_STATE = ("tokens_per_batch", "device_collate")
 """What may differ where a state is loaded: how many cells a batch has, and where it is finished."""
 
-_DEFAULT_RATIOS = {"mask": (0.4,), "generate": (0.25, 0.5, 0.75)}
+_DEFAULT_RATIOS = {"mask": (0.4,), "generate": (0.25, 0.5, 0.75), "ranks": (0.15,)}
 
-_ONLY_OF: dict[str, frozenset[str]] = {"counts": frozenset({"genes"})}
-"""Of objectives that make no scGPT tokens: the options that are theirs. All others are scGPT's."""
+_SHARED = frozenset({"max_length", "mask_ratio", "pad_to"})
 
-DIGESTS = ("genes",)
+_ONLY_OF: dict[str, frozenset[str]] = {
+    "counts": frozenset({"genes"}),
+    "ranks": frozenset({"medians", "add_cls", "add_eos"}) | _SHARED,
+}
+"""Of objectives that make no scGPT tokens: the options that are theirs. All others are scGPT's, and so
+are the shared ones."""
+
+DIGESTS = ("genes", "medians")
 """Options that a state tells by a digest: they may be long."""
 
 
@@ -53,6 +63,49 @@ def _read_genes(value: Any) -> tuple[str, ...] | None:
 Genes = Annotated[tuple[str, ...] | str | Path | None, Form(_read_genes)]
 
 
+class GeneMedians(tuple[tuple[str, float], ...]):
+    """(gene, median) of each gene, sorted by name; `dict` of it is the mapping."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"GeneMedians of {counted(len(self), 'genes')}"
+
+
+def read_medians(value: Any) -> GeneMedians | None:
+    """Medians by gene: a mapping, or a JSON file that holds one."""
+    if value is None or isinstance(value, GeneMedians):
+        return value
+    at = "medians"
+    if isinstance(value, str | Path):
+        at = f"medians {value}"
+        try:
+            value = read_json(Path(value).read_bytes())
+        except (OSError, Damaged) as e:
+            raise ConfigError(
+                f"the medians can't be read: {e}",
+                where=at,
+                advice="make a JSON file {gene: median} by `scshards genes ROOT --medians`, or by "
+                "`scshards genes --from-pickle` of a published one",
+            ) from None
+    if not isinstance(value, Mapping):
+        raise Damaged(f"medians by gene or a JSON file of them are needed, not {shown(value)}")
+    for gene, median in value.items():
+        is_number = isinstance(median, Real) and not isinstance(median, bool)
+        if not isinstance(gene, str) or not is_number or not 0 < float(median) < math.inf:
+            raise ConfigError(
+                f"a median is a number above 0, by the name of a gene, not {shown(gene)}: "
+                f"{shown(median)}",
+                where=at,
+            )
+    if not value:
+        raise ConfigError("there are no medians in it", where=at)
+    return GeneMedians(sorted((gene, float(median)) for gene, median in value.items()))
+
+
+Medians = Annotated[GeneMedians | Mapping[str, float] | str | Path | None, Form(read_medians)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CollateOptions(Options):
     """What a batch is made of: `CellLoader(..., collate=...)`.
@@ -60,18 +113,27 @@ class CollateOptions(Options):
     Attributes
     ----------
     max_length
-        Tokens of a cell at most, `<cls>` included. Longer cells are sampled anew in every epoch.
+        Tokens of a cell at most, `<cls>` included. Longer cells are sampled anew in every epoch; with
+        "ranks" they are cut behind the genes of the highest values.
     objective
         What is hidden. mask: some values (`Batch`). generate: genes are split into known and unknown
         ones (`GenerateBatch`). none: nothing, for embedding (`Batch`). counts: nothing, and all counts
         of a cell as they are, for models such as scVI (`CountsBatch`); of the other options it has
-        `genes` alone.
+        `genes` alone. ranks: some genes of cells that are told as Geneformer's are, genes by falling
+        value (`RankBatch`); of the other options it has `medians`, `add_cls`, `add_eos`, `max_length`,
+        `mask_ratio` and `pad_to`.
     genes
         Of "counts": the genes that are columns of a batch, in this order: names, or a text file with one
         on each line. Without it, all genes of the vocabulary in the order of their ids.
+    medians
+        Of "ranks", which needs it: by what each gene's count is divided, a mapping {gene: median} or a
+        JSON file of one (`scshards genes --medians` makes it). A gene that has none is left out of
+        cells, and each batch counts them.
+    add_cls, add_eos
+        Of "ranks": whether `<cls>` comes first in a row, and `<eos>` behind its genes.
     mask_ratio
         The share of genes masked, or unknown; of several, one is drawn for each batch. Without it, 0.4
-        with "mask" and 0.25, 0.5 or 0.75 with "generate".
+        with "mask", 0.25, 0.5 or 0.75 with "generate" and 0.15 with "ranks", where 0 hides nothing.
     exact_mask
         Mask int(n * ratio) of a cell's n genes, in place of each gene by a draw of its own.
     values
@@ -112,6 +174,9 @@ class CollateOptions(Options):
     max_length: int = 1200
     objective: Objective = "mask"
     genes: Genes = None
+    medians: Medians = None
+    add_cls: bool = True
+    add_eos: bool = True
     mask_ratio: float | tuple[float, ...] | None = None
     exact_mask: bool = False
     values: ValueStyle = "bins"
@@ -167,7 +232,9 @@ class CollateOptions(Options):
 
     @property
     def n_leads(self) -> int:
-        """Tokens in front of the genes: `<cls>` and the conditions."""
+        """Tokens that are no genes: `<cls>` and the conditions, or `<cls>` and `<eos>` of "ranks"."""
+        if self.objective == "ranks":
+            return self.add_cls + self.add_eos
         return 1 + len(self.conditions)
 
     @property
@@ -190,16 +257,23 @@ class CollateOptions(Options):
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NO_STATE}
         for name in DIGESTS:
             if values[name] is not None:
-                values[name] = hashlib.sha256("\n".join(values[name]).encode()).hexdigest()
+                values[name] = hashlib.sha256(
+                    "\n".join(map(_line, values[name])).encode()
+                ).hexdigest()
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def check_kind(self, kind: ValueKind) -> None:
         """Raise ConfigError for what can't be done with values of that kind."""
         if kind == "counts":
             return
-        if self.objective == "counts":
+        if self.objective in _ONLY_OF:
+            what = (
+                "divides counts by medians of counts"
+                if self.objective == "ranks"
+                else "is of counts"
+            )
             raise ConfigError(
-                "objective='counts' is of counts, and this shard set holds fractions",
+                f"objective={self.objective!r} {what}, and this shard set holds fractions",
                 where="objective",
                 advice="pack the counts; values='counts' with objective='none' gives values as stored",
             )
@@ -220,7 +294,7 @@ class CollateOptions(Options):
     def _check_objective(self) -> None:
         """ConfigError for an option of another objective."""
         theirs = _ONLY_OF.get(self.objective)
-        others = frozenset[str]().union(*_ONLY_OF.values())
+        others = frozenset[str]().union(*_ONLY_OF.values()) - _SHARED
         for name in self.changes():
             if name == "objective" or (name not in others if theirs is None else name in theirs):
                 continue
@@ -286,11 +360,12 @@ class CollateOptions(Options):
             raise ConfigError(
                 f"a column is twice in it: {', '.join(self.conditions)}", where="conditions"
             )
+        is_ranked = self.objective == "ranks"
         if self.room < 1:
             raise ConfigError(
                 f"it is at least {self.max_length - self.room + 1}, not {self.max_length}: "
-                f"{self.n_leads} for <cls> and conditions, {self.include_zero_genes} for unexpressed "
-                "genes, and one gene",
+                f"{self.n_leads} for {'<cls> and <eos>' if is_ranked else '<cls> and conditions'}, "
+                f"{self.include_zero_genes} for unexpressed genes, and one gene",
                 where="max_length",
             )
         if not 0 <= self.kept_genes < self.room:
@@ -299,3 +374,8 @@ class CollateOptions(Options):
                 f"{self.n_leads + self.room}, not {self.keep_first}",
                 where="keep_first",
             )
+
+
+def _line(item: Any) -> str:
+    """An item of an option that is told by a digest."""
+    return item if isinstance(item, str) else f"{item[0]}\t{item[1].hex()}"

@@ -14,21 +14,22 @@ MAX_VALUE = 512.0
 """Values above this are taken as this (scGPT's ContinuousValueEncoder)."""
 
 
-class GeneEncoder(nn.Module):
-    """Token ids to normalised embeddings.
+class RowEncoder(nn.Module):
+    """A row of a table for each code, normalised: of tokens, of values as bins, of domains.
 
-    Weights are uniform in (-0.1, 0.1) as in scGPT, the row of `<pad>` too; that row stays as it is.
+    scGPT's GeneEncoder, CategoryValueEncoder and BatchLabelEncoder. `pad_row` stays as it is.
     """
 
-    def __init__(self, n_tokens: int, d_model: int, pad_id: int) -> None:
+    def __init__(self, n_rows: int, d_model: int, pad_row: int | None = None) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(n_tokens, d_model, padding_idx=pad_id)
+        self.embedding = nn.Embedding(n_rows, d_model, padding_idx=pad_row)
         self.enc_norm = nn.LayerNorm(d_model)
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
 
-    def forward(self, genes_BL: Tensor) -> Tensor:
-        """int32 or int64 ids [B, L] (or [T]) to float [B, L, D]."""
-        return self.enc_norm(self.embedding(genes_BL))
+    def forward(self, codes_BL: Tensor) -> Tensor:
+        """Codes of any shape, integers or whole numbers, [B, L], to float [B, L, D]."""
+        if codes_BL.is_floating_point():
+            codes_BL = codes_BL.long()
+        return self.enc_norm(self.embedding(codes_BL))
 
 
 class ContinuousValueEncoder(nn.Module):
@@ -48,19 +49,6 @@ class ContinuousValueEncoder(nn.Module):
         return self.dropout(self.norm(x_BLD))
 
 
-class CategoryValueEncoder(nn.Module):
-    """Values as categories: a row for each bin, for padding and for what is masked."""
-
-    def __init__(self, n_rows: int, d_model: int, pad_row: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(n_rows, d_model, padding_idx=pad_row)
-        self.enc_norm = nn.LayerNorm(d_model)
-
-    def forward(self, values_BL: Tensor) -> Tensor:
-        """Whole numbers 0 to n_rows - 1 of any dtype, [B, L], to float [B, L, D]."""
-        return self.enc_norm(self.embedding(values_BL.long()))
-
-
 class ScalingValueEncoder(nn.Module):
     """Values as factors of the token embedding, which is scGPT's `scaling`; it has no weights."""
 
@@ -69,17 +57,11 @@ class ScalingValueEncoder(nn.Module):
         return values_BL.unsqueeze(-1)
 
 
-class DomainEncoder(nn.Module):
-    """Domains to embeddings, for the decoders (scGPT's BatchLabelEncoder)."""
-
-    def __init__(self, n_domains: int, d_model: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(n_domains, d_model)
-        self.enc_norm = nn.LayerNorm(d_model)
-
-    def forward(self, domains_B: Tensor) -> Tensor:
-        """int64 [B] to float [B, D]."""
-        return self.enc_norm(self.embedding(domains_B))
+def gene_encoder(config: ModelConfig) -> RowEncoder:
+    """That of tokens: uniform in (-0.1, 0.1) as in scGPT, the row of `<pad>` too."""
+    encoder = RowEncoder(config.n_tokens, config.d_model, config.pad_id)
+    nn.init.uniform_(encoder.embedding.weight, -0.1, 0.1)
+    return encoder
 
 
 def value_encoder(config: ModelConfig) -> nn.Module:
@@ -87,5 +69,6 @@ def value_encoder(config: ModelConfig) -> nn.Module:
     if config.value_style == "continuous":
         return ContinuousValueEncoder(config.d_model, config.dropout)
     if config.value_style == "category":
-        return CategoryValueEncoder(config.n_bins + 2, config.d_model, int(config.pad_value))
+        # A row for each bin, for padding and for what is masked.
+        return RowEncoder(config.n_bins + 2, config.d_model, int(config.pad_value))
     return ScalingValueEncoder()

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scshards.model.attention import SelfAttention
+from scshards.model.config import ModelConfig
 from scshards.model.layout import Layout
 
 
@@ -42,15 +43,12 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """`n_layers` layers in turn. There is no positional encoding: a cell is a set of genes."""
+    """The layers in turn. There is no positional encoding: a cell is a set of genes."""
 
-    def __init__(
-        self, n_layers: int, d_model: int, n_heads: int, d_hid: int, dropout: float
-    ) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            EncoderLayer(d_model, n_heads, d_hid, dropout) for _ in range(n_layers)
-        )
+        shape = config.d_model, config.n_heads, config.d_hid, config.dropout
+        self.layers = nn.ModuleList(EncoderLayer(*shape) for _ in range(config.n_layers))
 
     def forward(self, x_BLD: Tensor, layout: Layout) -> Tensor:
         """float [B, L, D], or as the layout says, to the same shape."""

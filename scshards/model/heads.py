@@ -90,7 +90,7 @@ class MVCDecoder(nn.Module):
         self.W_zero_logit = nn.Linear(d_model, width) if config.explicit_zero_prob else None
 
     def forward(self, cells_BD: Tensor, genes_BLD: Tensor, layout: Padded | Packed) -> Values:
-        """Cell embeddings [B, D] (then domains, 2 D) and GeneEncoder's output to float32 [B, L]."""
+        """Cell embeddings [B, D] (then domains, 2 D) and tokens' embeddings to float32 [B, L]."""
         if self.detach:
             genes_BLD = genes_BLD.detach()
         query_BLD = torch.sigmoid(self.gene2query(genes_BLD))

@@ -18,7 +18,7 @@ from scshards.base import seeds
 from scshards.base.errors import ConfigError
 from scshards.cells.batch import Batch, GenerateBatch, PackedBatch
 from scshards.model.config import ModelConfig
-from scshards.model.embeddings import DomainEncoder, GeneEncoder, value_encoder
+from scshards.model.embeddings import RowEncoder, gene_encoder, value_encoder
 from scshards.model.encoder import Encoder
 from scshards.model.heads import (
     ClsDecoder,
@@ -62,16 +62,14 @@ class CellModel(nn.Module):
         with torch.device("meta" if meta else "cpu"), torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed: it reseeds every CUDA device too, and fork_rng([]) saves none.
             torch.default_generator.manual_seed(seeds.key(seed, "weights"))
-            self.encoder = GeneEncoder(config.n_tokens, d_model, config.pad_id)
+            self.encoder = gene_encoder(config)
             self.value_encoder = value_encoder(config)
-            self.transformer_encoder = Encoder(
-                config.n_layers, d_model, config.n_heads, config.d_hid, config.dropout
-            )
+            self.transformer_encoder = Encoder(config)
             self.decoder = ExprDecoder(config)
             self.mvc_decoder = MVCDecoder(config) if config.mvc else None
             self.flag_encoder = nn.Embedding(2, d_model) if config.generate else None
             self.batch_encoder = (
-                DomainEncoder(n_domains, d_model) if config.use_domain_labels else None
+                RowEncoder(n_domains, d_model) if config.use_domain_labels else None
             )
             self.dsbn = DomainNorm(n_domains, d_model) if config.domain_norm else None
             self.cls_decoder = (

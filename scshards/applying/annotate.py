@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from scshards.applying.apply import ApplyReport, Job, apply
-from scshards.applying.cells import Cells, Given
+from scshards.applying.cells import Cells, ModelInput
 from scshards.applying.embed import embedding_result
 from scshards.applying.options import AnnotateOptions as AnnotateOptions
 from scshards.applying.output import Result, class_columns
@@ -90,7 +90,7 @@ def annotate(
                 embedding_result(options, d_model),
                 *_class_results(options, classes, d_model),
             ],
-            given=Given.of(checkpoint, loaded, options, storage_options),
+            wants=ModelInput.of(checkpoint, loaded, options, storage_options),
             here=here,
             shown=shown,
             look=look,

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scshards.applying.cells import DOMAIN, Cells, Given, ShardCells, SourceCells, is_shard_set
+from scshards.applying.cells import DOMAIN, Cells, ModelInput, ShardCells, SourceCells, is_shard_set
 from scshards.applying.output import Result, RowFile, fill
 from scshards.base.errors import ConfigError, OutputExistsError, ScshardsError, StorageError
 from scshards.base.files import claimed
@@ -59,7 +59,7 @@ class Job:
         (batch, domains_B) on the device to float32 [B, width].
     width, results
         Of the rows, and what is made of them.
-    given
+    wants
         How cells are read.
     here, shown
         This process among all, and whether progress is shown, by the first.
@@ -72,7 +72,7 @@ class Job:
     compute: Callable[[Batch, Tensor | None], Tensor]
     width: int
     results: Sequence[Result]
-    given: Given
+    wants: ModelInput
     here: Ranks
     shown: bool
     look: Callable[[Cells], object] = lambda cells: None
@@ -121,7 +121,7 @@ class ApplyReport:
 def apply(job: Job, inputs: str | Sequence[str], output: str | os.PathLike[str]) -> ApplyReport:
     """Do a job on every input and publish the files; see applying.embed.embed for the parameters."""
     here = job.here
-    given = _inputs(inputs, job.given.storage_options)
+    given = _inputs(inputs, job.wants.storage_options)
     target = _target(output)
     names = _names([url for url, _ in given], target)
     with _work_folder(target, here) as work:
@@ -178,7 +178,7 @@ def _file(
     # The first rank writes what has to be written before rows can be read; then all open it.
     if not here.is_main:
         here.barrier()
-    made = ShardCells(url, job.given) if is_set else SourceCells(url, job.given, scratch / "matrix")
+    made = ShardCells(url, job.wants) if is_set else SourceCells(url, job.wants, scratch / "matrix")
     with contextlib.closing(made) as cells:
         if here.is_main:
             job.look(cells)
@@ -215,7 +215,7 @@ def _computed(
     progress: Progress,
 ) -> Iterator[NDArray[np.float32]]:
     """The rows of this rank's cells, a batch at a time; `empty` gets the cells without any gene."""
-    unit, options = job.unit, job.given.options
+    unit, options = job.unit, job.wants.options
     on_cpu = job.here.device.type == "cpu"
     threads = (options.threads or torch.get_num_threads()) if on_cpu else 1
     # One batch is prepared while another is computed.
@@ -241,7 +241,7 @@ def _computed(
 def _unit(job: Job, cells: Cells, batch: Batch) -> NDArray[np.float32]:
     """One forward pass; both modes are a thread's own."""
     batch = batch.to(job.here.device)
-    domains_B = batch.labels[DOMAIN] if job.given.domains else None
+    domains_B = batch.labels[DOMAIN] if job.wants.domains else None
     with torch.inference_mode(), job.here.autocast():
         out: NDArray[np.float32] = job.compute(batch, domains_B).float().cpu().numpy()
     wrong = ~np.isfinite(out).all(axis=1)

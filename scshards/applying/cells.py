@@ -63,8 +63,8 @@ Members = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
-    """What a checkpoint, and who applies it, say of how cells are read.
+class ModelInput:
+    """What a model wants to be given: what a checkpoint, and who applies it, say of how cells are read.
 
     Attributes
     ----------
@@ -91,7 +91,7 @@ class Given:
         loaded: LoadedModel,
         options: EmbedOptions,
         storage_options: Mapping[str, Any] | None,
-    ) -> Given:
+    ) -> ModelInput:
         """Of a checkpoint that was loaded.
 
         Raises
@@ -188,8 +188,8 @@ class SourceCells(Cells):
         When the input can't be used, has no cells, or too few of its genes have a token.
     """
 
-    def __init__(self, url: str, given: Given, scratch: Path) -> None:
-        options, collate = given.options, given.collate
+    def __init__(self, url: str, wants: ModelInput, scratch: Path) -> None:
+        options, collate = wants.options, wants.collate
         if options.split is not None:
             raise ConfigError("only a shard set has splits", where=url, advice="leave --split out")
         if collate.conditions:
@@ -199,13 +199,13 @@ class SourceCells(Cells):
                 where=url,
                 advice=f"give a shard set that was packed with --obs {named}",
             )
-        self._url, self._storage_options = url, given.storage_options
+        self._url, self._storage_options = url, wants.storage_options
         self._source = open_source(
             url,
             gene_column=options.gene_column,
             layer=options.layer,
             raw=options.raw,
-            storage_options=given.storage_options,
+            storage_options=wants.storage_options,
             scratch=scratch,
             ids_vocab=options.ids_vocab,
             list_columns=options.list_columns,
@@ -215,15 +215,15 @@ class SourceCells(Cells):
         try:
             self.name, self.parts = self._source.name, (self._source.n_rows,)
             self.columns = self._source.n_columns
-            self._match = _matched(self._source, given.vocab, options)
+            self._match = _matched(self._source, wants.vocab, options)
             self.matched = self._match.matched
             self._kind = _kind(self._source, collate)
-            self._collator = Collator(collate, given.vocab, self._kind, options.seed)
+            self._collator = Collator(collate, wants.vocab, self._kind, options.seed)
             self._domains = None
-            if given.domains is not None and (column := given.domain_column):
+            if wants.domains is not None and (column := wants.domain_column):
                 label, where = self.label(column), f"{self.name}: obs, column {column!r}"
                 used = np.unique(label.values)
-                self._domains = _domain_table(label.categories, used, given.domains, where)[
+                self._domains = _domain_table(label.categories, used, wants.domains, where)[
                     label.values
                 ]
             if self._source.needs_transposing:
@@ -289,10 +289,10 @@ class ShardCells(Cells):
         When the shards hold tokens that the model's vocabulary lacks.
     """
 
-    def __init__(self, url: str, given: Given) -> None:
-        options, collate = given.options, given.collate
-        self._url, self._given = url, given
-        self._shardset = ShardSet(url, given.storage_options)
+    def __init__(self, url: str, wants: ModelInput) -> None:
+        options, collate = wants.options, wants.collate
+        self._url, self._wants = url, wants
+        self._shardset = ShardSet(url, wants.storage_options)
         self.name = self._shardset.storage.at("")
         choices = ("gene_column", "layer", "raw", "ids_vocab", "trust_pickle")
         others = [n for n in choices if getattr(options, n)]
@@ -314,9 +314,9 @@ class ShardCells(Cells):
             )
         self.parts = tuple(manifest.cells(s) for s in self._splits)
         theirs = LeadTokens(self._shardset.vocab, collate.conditions, manifest.labels).vocab
-        self._tokens = _token_table(theirs, given.vocab, self.name)
+        self._tokens = _token_table(theirs, wants.vocab, self.name)
         self.columns = self.matched = len(self._shardset.vocab)
-        column = given.domain_column
+        column = wants.domain_column
         if column is not None and self._info(column).kind == "number":
             raise ConfigError(
                 f"the label {column!r} holds numbers, and domains have names", where=self.name
@@ -327,13 +327,13 @@ class ShardCells(Cells):
             self._url,
             split=self._splits[part],
             batch_size=size,
-            seed=self._given.options.seed,
+            seed=self._wants.options.seed,
             rank=0,
             world_size=1,
             shuffle=False,
             drop_last=False,
-            collate=self._given.collate,
-            read=ReadOptions(lanes=1, storage_options=self._given.storage_options),
+            collate=self._wants.collate,
+            read=ReadOptions(lanes=1, storage_options=self._wants.storage_options),
         )
         loader.load_state_dict(loader.state_dict() | {"position": begin})
         stream = iter(loader)
@@ -348,7 +348,7 @@ class ShardCells(Cells):
             stream.close()
 
     def _with_domains(self, batch: Batch) -> Batch:
-        domains, column = self._given.domains, self._given.domain_column
+        domains, column = self._wants.domains, self._wants.domain_column
         if domains is None or column is None:
             return batch
         codes = batch.labels[column].numpy()

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from scshards.applying.apply import ApplyReport, Job, apply
-from scshards.applying.cells import Given
+from scshards.applying.cells import ModelInput
 from scshards.applying.options import OBSM_KEY as OBSM_KEY
 from scshards.applying.options import EmbedOptions as EmbedOptions
 from scshards.applying.output import Result
@@ -73,7 +73,7 @@ def embed(
             compute=compute,
             width=model.config.d_model,
             results=[embedding_result(options, model.config.d_model)],
-            given=Given.of(checkpoint, loaded, options, storage_options),
+            wants=ModelInput.of(checkpoint, loaded, options, storage_options),
             here=here,
             shown=shown,
         )

@@ -25,7 +25,7 @@ from scshards.shards.shardset import ShardSet
 from scshards.streaming.loader import CellLoader
 from scshards.tasks.confusion import Confusion
 from scshards.tasks.labels import Column, column
-from scshards.tasks.make import Known, check_vocab, known_codes, make_task
+from scshards.tasks.make import TaskLabels, check_vocab, known_codes, make_task
 from scshards.training.config import TrainConfig
 from scshards.training.data import check_split, once_loader
 from scshards.training.save.folder import EVALUATION, RunFolder
@@ -136,7 +136,7 @@ def _whole(once: Callable[..., CellLoader], shardset: ShardSet, config: TrainCon
 
 
 def _annotation(
-    split: str, score: Score, known: Known, names: tuple[str, ...], trained: Column
+    split: str, score: Score, known: TaskLabels, names: tuple[str, ...], trained: Column
 ) -> Annotation:
     """Classes that the model knows, by it and by the most frequent one of the train split."""
     assert score.tally is not None, "the task tallies classes"

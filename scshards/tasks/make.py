@@ -71,7 +71,7 @@ def check_vocab(
         )
 
 
-class Known(NamedTuple):
+class TaskLabels(NamedTuple):
     """The label column that a task needs, over a split, by the names that a model has for it.
 
     Attributes
@@ -89,7 +89,9 @@ class Known(NamedTuple):
     n_other: int
 
 
-def known_codes(t: TaskSettings, names: Sequence[str], shardset: ShardSet, split: str) -> Known:
+def known_codes(
+    t: TaskSettings, names: Sequence[str], shardset: ShardSet, split: str
+) -> TaskLabels:
     """What a model with these `names` knows of a split.
 
     Raises
@@ -111,4 +113,4 @@ def known_codes(t: TaskSettings, names: Sequence[str], shardset: ShardSet, split
     place = {name: code for code, name in enumerate(names)}
     codes = tuple(place.get(name, -1) for name in found.names)
     is_same = codes == tuple(range(len(codes)))
-    return Known(found, None if is_same else codes, sum(unknown.values()))
+    return TaskLabels(found, None if is_same else codes, sum(unknown.values()))

@@ -74,7 +74,10 @@ class RunFolder:
             When the folder holds something that is no run.
         """
         if not (self.path / CONFIG).exists():
-            if self.path.exists() and (not self.path.is_dir() or self._holds_something()):
+            is_folder = self.path.is_dir()
+            # The lock is of a process that was killed before it began.
+            holds = is_folder and any(p.name != LOCK for p in self.path.iterdir())
+            if holds or (self.path.exists() and not is_folder):
                 raise OutputExistsError(
                     "the output exists and is not a run",
                     where=self.path,
@@ -133,10 +136,6 @@ class RunFolder:
                 (self.path / LOCK).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):  # it was not trained at all: nothing is left
                     self.path.rmdir()
-
-    def _holds_something(self) -> bool:
-        """Whether there is more than the lock of a process that was killed before it began."""
-        return any(p.name != LOCK for p in self.path.iterdir())
 
     def claim(self, tables: dict[str, Any], root: str) -> None:
         """Write the config, and that the run is not stopped; called by one rank, after `check`.

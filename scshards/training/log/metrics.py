@@ -88,7 +88,7 @@ class MetricsLog:
             ) from None
         if numbers := numbers_of({k: line[k] for k in values}):
             for tracker in self._trackers:
-                tracker.write(kind, step, numbers)
+                tracker(kind, step, numbers)
 
 
 @dataclass(frozen=True)

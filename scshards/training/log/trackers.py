@@ -10,21 +10,14 @@ import contextlib
 import hashlib
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from scshards.base.errors import ConfigError
 
-
-class Tracker(Protocol):
-    """Where the numbers of a line go."""
-
-    def write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
-        """Take the numbers of a line; `kind` is "train" or "valid"."""
-
-    def close(self, *, failed: bool) -> None:
-        """Send or write what is left; `failed` when an error ends the run."""
+Tracker = Callable[[str, int, Mapping[str, float]], None]
+"""Takes the numbers of a line: its kind, "train" or "valid", its step, and they."""
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -59,23 +52,11 @@ def open_trackers(
     Raises
     ------
     ConfigError
-        When a library is not installed, or W&B can't start.
+        When W&B can't start.
     """
-    check_trackers(names)
-    makers: dict[str, type[_TensorBoard] | type[_WandB]] = {
-        "tensorboard": _TensorBoard,
-        "wandb": _WandB,
-    }
-    opened: list[Tracker] = []
-    failed = True
-    try:
-        for name in names:
-            opened.append(makers[name](folder, config, step))
-        yield opened
-        failed = False
-    finally:
-        for tracker in opened:
-            tracker.close(failed=failed)
+    makers = {"tensorboard": _tensorboard, "wandb": _wandb}
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(makers[name](folder, config, step)) for name in names]
 
 
 def numbers_of(values: Mapping[str, Any]) -> dict[str, float]:
@@ -83,56 +64,56 @@ def numbers_of(values: Mapping[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
 
 
-class _TensorBoard:
-    def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+@contextlib.contextmanager
+def _tensorboard(folder: Path, config: Mapping[str, Any], step: int) -> Iterator[Tracker]:
+    from torch.utils.tensorboard import SummaryWriter
 
-        # Readers drop what an earlier start wrote about steps that are now taken again.
-        purge = step + 1 if step else None
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+    # Readers drop what an earlier start wrote about steps that are now taken again.
+    purge = step + 1 if step else None
+    with SummaryWriter(str(folder / "tensorboard"), purge_step=purge) as writer:
 
-    def write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
-        for name, value in numbers.items():
-            self._writer.add_scalar(f"{kind}/{name}", value, step)
-        self._writer.flush()
+        def write(kind: str, step: int, numbers: Mapping[str, float]) -> None:
+            for name, value in numbers.items():
+                writer.add_scalar(f"{kind}/{name}", value, step)
+            writer.flush()
 
-    def close(self, *, failed: bool) -> None:
-        self._writer.close()
+        yield write
 
 
-class _WandB:
+@contextlib.contextmanager
+def _wandb(folder: Path, config: Mapping[str, Any], step: int) -> Iterator[Tracker]:
     """A run's page has the folder's name, and is gone on with when the run is resumed.
 
     Project, entity, mode (`WANDB_MODE=offline`) and key are W&B's own variables.
     """
+    import wandb
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], step: int) -> None:
-        import wandb
-
-        folder.mkdir(parents=True, exist_ok=True)
-        path = str(folder.resolve())
-        try:
-            self._run = wandb.init(
-                project=os.environ.get("WANDB_PROJECT", "scshards"),
-                name=folder.name,
-                id=hashlib.sha256(path.encode()).hexdigest()[:12],
-                resume="allow",
-                dir=path,
-                config=dict(config),
-                settings=wandb.Settings(silent=True, console="off"),
-            )
-        except wandb.Error as e:
-            raise ConfigError(
-                f"Weights & Biases can't start: {e}",
-                where="run.trackers",
-                advice="`wandb login`, or WANDB_MODE=offline to sync the run later",
-            ) from None
-        # Their own counter of steps only goes up; a run that was resumed may go back.
-        for kind in ("train", "valid"):
-            self._run.define_metric(f"{kind}/*", step_metric="step")
-
-    def write(self, kind: str, step: int, numbers: Mapping[str, float]) -> None:
-        self._run.log({"step": step} | {f"{kind}/{k}": v for k, v in numbers.items()})
-
-    def close(self, *, failed: bool) -> None:
-        self._run.finish(exit_code=int(failed))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = str(folder.resolve())
+    try:
+        run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "scshards"),
+            name=folder.name,
+            id=hashlib.sha256(path.encode()).hexdigest()[:12],
+            resume="allow",
+            dir=path,
+            config=dict(config),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except wandb.Error as e:
+        raise ConfigError(
+            f"Weights & Biases can't start: {e}",
+            where="run.trackers",
+            advice="`wandb login`, or WANDB_MODE=offline to sync the run later",
+        ) from None
+    # Their own counter of steps only goes up; a run that was resumed may go back.
+    for kind in ("train", "valid"):
+        run.define_metric(f"{kind}/*", step_metric="step")
+    failed = True
+    try:
+        yield lambda kind, step, numbers: run.log(
+            {"step": step} | {f"{kind}/{k}": v for k, v in numbers.items()}
+        )
+        failed = False
+    finally:
+        run.finish(exit_code=int(failed))

@@ -281,3 +281,15 @@ def test_a_script_in_the_manner_of_scgpts_learns_in_memory_and_from_the_stream(
     losses = [float(line.rpartition(" ")[2]) for line in said.splitlines()]
     assert len(losses) == 8
     assert losses[3] < losses[0] and losses[7] < losses[4], losses
+
+
+def test_a_perturbation_model_predicts_pairs_that_it_never_saw(run: Run, tmp_path: Path) -> None:
+    said = run(EXAMPLES / "perturbation.py", "-o", tmp_path / "run", "--epochs", 8)
+    assert "108 pairs to train on, 540 sets; 12 held out" in said
+    found = {
+        name: (float(r), float(error))
+        for name, r, error in re.findall(r"^(m\D+): ([-.\d]+), ([.\d]+)$", said, re.MULTILINE)
+    }
+    model, baseline = found["model"], found["mean of the line's training perturbations"]
+    assert model[0] > 0.6 > 0.3 > baseline[0], said
+    assert model[1] < 0.6 * baseline[1], said

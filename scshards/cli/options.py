@@ -37,7 +37,7 @@ GROUPS = {
     "on_bad_input same_names allow_repeats queries:FILE release:DATE index:DIR offline",
     "Genes": "vocab:FILE gene_column:COL id_column:COL strip_versions allow_mixed min_match:SHARE "
     "min_cells:N",
-    "Cells": "splits:NAME split:NAME shuffle seed:N where:EXPR take:N weights:COL "
+    "Cells": "splits:NAME split:NAME shuffle group_by:COL,COL seed:N where:EXPR take:N weights:COL "
     "epoch_cells:CELLS domain_by:LABEL stratify:LABEL on_small_domain unique:COL min_genes:N "
     "max_genes:N "
     "min_counts:X partitions:I domain_column:COL max_length:N balanced:LABEL by:COL,COL "

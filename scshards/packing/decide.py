@@ -4,8 +4,8 @@
     decide(surveys, ...) -> Decision     the kind of values, labels, cells and shards of each split
 
 and, in the scratch folder, map-<label>.npy of each source and, where the order of shard sets is kept,
-bounds.npy, the first key of each shard. Every refusal that needs more than one input to be seen is
-raised here.
+bounds.npy, the first key of each shard; where cells are sorted by labels, groups.npy, how many each
+group has. Every refusal that needs more than one input to be seen is raised here.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from scshards.packing.labels import LabelSurvey
 from scshards.packing.marks import source_folder
 from scshards.packing.options import PackOptions
 from scshards.packing.refusals import together
-from scshards.packing.scatter import BOUNDS
+from scshards.packing.scatter import BOUNDS, GROUPS, LabelColumn
 from scshards.packing.survey import KEYS, Survey, Work
-from scshards.packing.unique import dropped_reason
+from scshards.packing.unique import dropped_reason, load_split
 from scshards.shards.manifest import LabelInfo, Manifest, SourceInfo
 from scshards.shards.spill import stretches
 from scshards.sources.genes import Shared, are_ids, refuse_mixed, shared_genes, two_kinds
@@ -136,6 +136,8 @@ def decide(
         ]
         assert [len(b) for b in bounds] == list(n_shards)
         publish_array(Path(work.folder) / BOUNDS, np.concatenate(bounds))
+    if work.group_by:
+        publish_array(Path(work.folder) / GROUPS, _count_groups(surveys, work, infos))
     return Decision(
         kind=kind,
         labels=infos,
@@ -145,6 +147,42 @@ def decide(
         repeated=dict(repeated),
         shared=dict(shared),
     )
+
+
+def groups_of(work: Work, infos: Mapping[str, LabelInfo]) -> tuple[tuple[int, int], ...]:
+    """Of each label that cells are sorted by: its number among the labels, and its categories."""
+    numbers = [work.options.labels.index(name) for name in work.group_by]
+    sizes = [len(infos[name].categories) for name in work.group_by]
+    return tuple(zip(numbers, sizes, strict=True))
+
+
+def _count_groups(
+    surveys: Sequence[Survey], work: Work, infos: Mapping[str, LabelInfo]
+) -> NDArray[np.int64]:
+    """The groups of all cells, and how many cells of each split each has, for plan.assign_grouped."""
+    for name in work.group_by:
+        if infos[name].kind != "category":
+            raise ConfigError(
+                f"cells are sorted by categories, and the label {name!r} holds numbers",
+                where="group_by",
+            )
+    grouped = groups_of(work, infos)
+    known = np.zeros((1 + len(work.splits), 0), np.int64)
+    for s in surveys:
+        split = load_split(work.folder, s.ordinal, work.options)
+        columns = [LabelColumn(source_folder(work.folder, s.ordinal), i) for i, _ in grouped]
+        for start in range(0, len(split), STRETCH):
+            rows = np.arange(start, min(start + STRETCH, len(split)))
+            codes = plan.group_codes([c.at(rows) for c in columns], [n for _, n in grouped])
+            found = np.unique(np.concatenate((known[0], codes)))
+            counted = np.zeros((len(known), len(found)), np.int64)
+            counted[0] = found
+            counted[1:, np.searchsorted(found, known[0])] = known[1:]
+            for code, cells in enumerate(counted[1:]):
+                mine = codes[split[rows] == code]
+                cells += np.bincount(np.searchsorted(found, mine), minlength=len(found))
+            known = counted
+    return known
 
 
 def check_splits(

@@ -88,12 +88,15 @@ class History:
         The seed of the order, where that of the splits is another.
     splits
         See KEPT.
+    group_by
+        The labels that the cells of each split are sorted by.
     """
 
     added: tuple[Mapping[str, Any], ...] = ()
     made_of: tuple[Origin, ...] = ()
     order_seed: int = 0
     splits: Literal["kept"] = "kept"
+    group_by: tuple[str, ...] = ()
 
 
 OF_THE_SET = tuple(f.name for f in dataclasses.fields(History))
@@ -311,6 +314,10 @@ class ReshardOptions(_Options):
         The labels to keep, in this order; an empty name keeps none. Without it, all of them.
     cells_per_shard, compression, shuffle, seed, held_out
         As in PackOptions.
+    group_by
+        Sort the cells of each split by the categories of these labels, and at random where all of these
+        are the same, as sets of cells (`CellLoader(sets=...)`) are read best. A shard has
+        `cells_per_shard` cells, about.
     valid_fraction
         Split all cells anew: the share of them (of the values of `split_by`, where it is given) that
         goes to the split "valid". Without any option of splits, every cell stays in its split.
@@ -335,6 +342,7 @@ class ReshardOptions(_Options):
     cells_per_shard: int | None = None
     compression: Compression | None = None
     shuffle: bool | None = None
+    group_by: tuple[str, ...] | None = None
     seed: int | None = None
     valid_fraction: float | None = None
     test_fraction: float | None = None
@@ -352,6 +360,9 @@ class ReshardOptions(_Options):
         super().__post_init__()
         if self.splits is not None and not self.splits:
             raise ConfigError("no split is named", where="splits")
+        if self.group_by is not None and (not self.group_by or self.shuffle is False):
+            kept = "shuffle=False keeps the order of cells, and group_by sorts them"
+            raise ConfigError(kept if self.group_by else "no label is named", where="group_by")
         if self.one_split and self._splits_anew:
             raise ConfigError(
                 "choose either one split or new splits",

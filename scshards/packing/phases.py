@@ -32,7 +32,7 @@ from scshards.base.locks import LOCK, locked
 from scshards.base.progress import Progress
 from scshards.cells.vocab import Vocab
 from scshards.packing import plan, refusals
-from scshards.packing.decide import Decision, check_splits, compare, decide
+from scshards.packing.decide import Decision, check_splits, compare, decide, groups_of
 from scshards.packing.executors import Executor, Pool
 from scshards.packing.job import PLAN, Job
 from scshards.packing.marks import (
@@ -355,6 +355,7 @@ class Phases:
                 n_tokens=len(self.request.vocab),
                 n_shards=self.decision.n_shards,
                 labels=self.label_kinds,
+                grouped=groups_of(self.work, self.decision.labels),
             )
             mark = self.job.mark(f"{number:06d}")
             works.append(Marked(function=scatter, task=task, mark=str(mark)))
@@ -382,6 +383,7 @@ class Phases:
                     root=self.job.storage.url,
                     work=self.work,
                     labels=self.label_kinds,
+                    grouped=groups_of(self.work, self.decision.labels),
                     claim=self.job.claim,
                 )
                 mark = self.job.mark(f"{split}-{number:06d}")

@@ -7,6 +7,9 @@ seed, its key and how many cells there are in all: not on workers, blocks or tas
     shard    shuffled: a hash of (seed, key) over the split's shards; else its rank in the split, cut
              every `cells_per_shard`
     place    shuffled: by another hash; else by key
+
+Where cells are grouped, all those of a split lie in the order of (group, that other hash), and are cut
+into shards as if the hashes of each group were spread evenly.
 """
 
 from __future__ import annotations
@@ -163,11 +166,61 @@ def assign_shards(
     return out
 
 
-def order_in_shard(seed: int, keys: NDArray[np.int64], *, shuffle: bool) -> NDArray[np.int64]:
-    """The order of a shard's cells, as indices into `keys`."""
+def order_in_shard(
+    seed: int,
+    keys: NDArray[np.int64],
+    *,
+    shuffle: bool,
+    groups: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """The order of a shard's cells, as indices into `keys`; by `groups` first, if there are any."""
     if not shuffle:
         return np.argsort(keys, kind="stable")
-    return np.lexsort((keys, seeds.draws(seeds.key(seed, "order"), keys)))
+    drawn = seeds.draws(seeds.key(seed, "order"), keys)
+    return np.lexsort((keys, drawn) if groups is None else (keys, drawn, groups))
+
+
+def group_codes(columns: Sequence[NDArray[np.integer]], sizes: Sequence[int]) -> NDArray[np.int64]:
+    """One number for each cell's codes of some labels with so many categories, in their order; a missing
+    one comes after all others."""
+    out = np.zeros(len(columns[0]), np.int64)
+    for codes, size in zip(columns, sizes, strict=True):
+        out = out * (size + 1) + np.where(codes < 0, size, codes)
+    return out
+
+
+def assign_grouped(
+    split: NDArray[np.int8],
+    keys: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    known: NDArray[np.int64],
+    n_shards: Sequence[int],
+    *,
+    seed: int,
+    cells_per_shard: int,
+) -> NDArray[np.int32]:
+    """The shard of each of a slice's cells, as assign_shards, where cells are grouped.
+
+    Parameters
+    ----------
+    groups
+        The number of each cell's group.
+    known
+        int64 [1 + splits, groups]: the numbers of all groups, ascending, and of each split the cells of
+        each group.
+    """
+    out = np.full(len(split), -1, np.int32)
+    drawn = seeds.draws(seeds.key(seed, "order"), keys) >> np.uint64(32)
+    place = np.searchsorted(known[0], groups)
+    first = 0
+    for code, (n, cells) in enumerate(zip(n_shards, known[1:], strict=True)):
+        mine = np.flatnonzero(split == code)
+        before, of_group = np.cumsum(cells) - cells, cells[place[mine]].astype(np.uint64)
+        # The rank of a cell, if the hashes of its group were spread evenly.
+        rank = before[place[mine]] + (drawn[mine] * of_group >> np.uint64(32)).astype(np.int64)
+        out[mine] = first + rank // cells_per_shard
+        first += n
+    return out
 
 
 def _cut(drawn: NDArray[np.float64], valid: float, test: float) -> NDArray[np.int8]:

@@ -206,6 +206,7 @@ def _new_labels(
     """The labels of the new set; those that it is split by are always among them."""
     all_labels = dict.fromkeys(name for old in sets for name in old.manifest.labels)
     needed = apart if options.split_by is None else [options.split_by]
+    needed = [*needed, *(options.group_by or ())]
     names = list(dict.fromkeys([*(all_labels if options.obs is None else options.obs), *needed]))
     # Where no set has it as a label, the index knows from which input each cell is.
     in_index = () if SOURCE in all_labels else (SOURCE,)
@@ -246,6 +247,8 @@ def _new_options(
         chosen["split_by"] = next(iter(columns), None)
         if asked.held_out is None:
             chosen |= {f"{name}_fraction": old.get(f"{name}_fraction") for name in HELD_OUT}
+    if asked.group_by:
+        chosen["shuffle"] = True  # in each group
     chosen |= known({name: value for name, value in vars(asked).items() if value is not None})
     chosen |= {"obs": labels, "values": manifests[0].value_kind}
     return PackOptions(**{name: value for name, value in chosen.items() if value is not None})
@@ -278,6 +281,8 @@ def _recorded(
             top["splits"] = KEPT
     if added:
         top["added"] = added
+    if asked.group_by:
+        top["group_by"] = list(asked.group_by)
     top["made_of"] = [
         {"name": s.name, "sha256": s.sha256, "first_source": s.first_source} for s in sets
     ]

@@ -46,11 +46,15 @@ BLOCK_VALUES = 1 << 18
 BOUNDS = "bounds.npy"
 """The first key of each shard, when the order of shard sets is kept."""
 
+GROUPS = "groups.npy"
+"""How many cells each group has, where cells are sorted by labels."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScatterTask:
     """One slice to pack; `labels` are the kinds of `options.labels`, `n_shards` those of each split.
 
+    `grouped` has the labels that cells are sorted by, each as its number and its categories.
     `identity` is that of the input when it was surveyed.
     """
 
@@ -63,6 +67,7 @@ class ScatterTask:
     n_tokens: int
     n_shards: tuple[int, ...]
     labels: tuple[str, ...]
+    grouped: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,16 +112,29 @@ def scatter(task: ScatterTask) -> Scattered:
     split = np.array(load_split(folder, s.source, options)[s.start : s.stop])
     with _open(task) as source, SpillWriter(folder, task.number, sum(task.n_shards)) as spill:
         keys = source.keys(s.start, s.stop)
-        shards = plan.assign_shards(
-            split,
-            keys,
-            s.ranks,
-            task.n_shards,
-            seed=options.seed,
-            shuffle=options.shuffle,
-            cells_per_shard=options.cells_per_shard,
-            bounds=np.load(folder / BOUNDS) if task.work.keeps_order else None,
-        )
+        if task.grouped:
+            arrays, every = source_folder(task.work.folder, s.source), np.arange(s.start, s.stop)
+            codes = [LabelColumn(arrays, i).at(every) for i, _ in task.grouped]
+            shards = plan.assign_grouped(
+                split,
+                keys,
+                plan.group_codes(codes, [n for _, n in task.grouped]),
+                np.load(folder / GROUPS),
+                task.n_shards,
+                seed=options.seed,
+                cells_per_shard=options.cells_per_shard,
+            )
+        else:
+            shards = plan.assign_shards(
+                split,
+                keys,
+                s.ranks,
+                task.n_shards,
+                seed=options.seed,
+                shuffle=options.shuffle,
+                cells_per_shard=options.cells_per_shard,
+                bounds=np.load(folder / BOUNDS) if task.work.keeps_order else None,
+            )
         cells = _Cells(task, source, spill)
         with contextlib.closing(_blocks(source, s.start, shards >= 0, task.file.url)) as blocks:
             for block in blocks:
@@ -179,10 +197,7 @@ class _Cells:
         options = task.work.options
         arrays = source_folder(task.work.folder, task.slice.source)
         self._task, self._source, self._spill = task, source, spill
-        self._labels = [
-            _Labels(arrays, i, name, kind)
-            for i, (name, kind) in enumerate(zip(options.labels, task.labels, strict=True))
-        ]
+        self._labels = [LabelColumn(arrays, i, kind) for i, kind in enumerate(task.labels)]
         match = GeneMatch(tokens=np.load(arrays / "tokens.npy"), n_tokens=task.n_tokens)
         self._work = Workspace(match, task.kind)
         self._values = np.empty(len(self._work.tokens), self._work.scratch.dtype)
@@ -202,7 +217,8 @@ class _Cells:
         """Pack the rows of a block that have a shard (not -1)."""
         rows = np.flatnonzero(shards >= 0)
         shards, numbers, keys = shards[rows], block.first_row + rows, keys[rows]
-        columns = {label.name: label.column(numbers) for label in self._labels}
+        names = self._task.work.options.labels
+        columns = {n: label.at(numbers) for n, label in zip(names, self._labels, strict=True)}
         labels, label_ends = encode_labels(columns, len(rows))
         records = np.zeros(len(rows), record_dtype(self._task.labels))
         sizes, n_genes = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
@@ -273,15 +289,17 @@ class _Cells:
         )
 
 
-class _Labels:
-    """One label of one source, with its own codes turned into the common ones."""
+class LabelColumn:
+    """One label of one source, whose arrays are in a folder, with its own codes turned into the common
+    ones."""
 
-    def __init__(self, arrays: Path, number: int, name: str, kind: str) -> None:
-        self.name, self._is_number = name, kind == "number"
+    def __init__(self, arrays: Path, number: int, kind: str = "category") -> None:
+        self._is_number = kind == "number"
         self._values = np.load(arrays / f"label-{number}.npy", mmap_mode="r")
         self._common = np.append(np.load(arrays / f"map-{number}.npy"), np.int32(-1))
 
-    def column(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+    def at(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """The codes or numbers of some rows."""
         values = self._values[rows]
         if self._is_number:
             # An empty column of text is read as category, where others hold numbers.

@@ -88,6 +88,11 @@ class Work:
         return self.reshard is not None and self.reshard.keeps_splits
 
     @property
+    def group_by(self) -> tuple[str, ...]:
+        """The labels by which cells are sorted."""
+        return () if self.reshard is None else self.reshard.group_by or ()
+
+    @property
     def keeps_order(self) -> bool:
         """Whether cells come in the order of their keys, which is not that of the inputs."""
         return self.reshard is not None and not self.options.shuffle

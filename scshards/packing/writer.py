@@ -29,7 +29,8 @@ from scshards.shards.tar import layout, seal, write_members
 class WriteTask:
     """One shard to write: `name` without an ending, and its number through all splits.
 
-    `claim` is an object at the root; when it is gone, another writes there.
+    `grouped` is as of ScatterTask. `claim` is an object at the root; when it is gone, another writes
+    there.
     """
 
     name: str
@@ -37,6 +38,7 @@ class WriteTask:
     root: str
     work: Work
     labels: tuple[str, ...]
+    grouped: tuple[tuple[int, int], ...] = ()
     claim: str | None = None
 
 
@@ -66,7 +68,13 @@ def write_shard(task: WriteTask) -> Written:
     with scratch_writes(folder):
         segments = read_segments(folder, task.shard)
         records = read_records(folder, segments, record_dtype(task.labels))
-    order = plan.order_in_shard(options.seed, records["key"], shuffle=options.shuffle)
+    groups = None
+    if task.grouped:
+        codes = [records[f"label-{i}"] for i, _ in task.grouped]
+        groups = plan.group_codes(codes, [n for _, n in task.grouped])
+    order = plan.order_in_shard(
+        options.seed, records["key"], shuffle=options.shuffle, groups=groups
+    )
     offsets, size = layout(records["size"][order])
     with borrowed(size) as tar, ThreadPoolExecutor(1, "checksum") as thread:
         places = np.empty_like(offsets)

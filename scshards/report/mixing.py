@@ -236,7 +236,9 @@ def mix(
         steps=n_steps,
         sampled=len(windows[1][0]),
         is_packed_shuffled=all(
-            bool(s.manifest.options.get("shuffle", False)) for s in shards.shardsets
+            bool(s.manifest.options.get("shuffle", False))
+            and not s.manifest.options.get("group_by")
+            for s in shards.shardsets
         ),
         columns=tuple(found),
         drift=_drift(plan, [a.stratum.name for a in appearances], n_steps, batch),

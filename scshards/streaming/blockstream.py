@@ -513,15 +513,14 @@ def _look_for_order(shards: ShardList, shuffle_buffer: int) -> None:
     """Warn, once in a process for each set, of cells that lie in order and are more than buffers mix."""
     for shardset in shards.shardsets:
         manifest = shardset.manifest
-        if (
-            manifest.options.get("shuffle") is False
-            and manifest.cells(shards.split) > shuffle_buffer
-        ):
+        how = "group by group" if manifest.options.get("group_by") else "without shuffling"
+        is_shuffled = manifest.options.get("shuffle", True) and how == "without shuffling"
+        if not is_shuffled and manifest.cells(shards.split) > shuffle_buffer:
             warnings.warn(
-                f"{shardset.storage.at('')} was packed without shuffling: cells that lay together in an "
-                f"input come close together, as a shuffle buffer of {shuffle_buffer:,} cells mixes them "
-                "but little; `scshards reshard --shuffle` makes a shuffled set of it, and `scshards "
-                "mix` says how well it mixes",
+                f"{shardset.storage.at('')} was packed {how}: cells that lie together come close "
+                f"together, as a shuffle buffer of {shuffle_buffer:,} cells mixes them but little; "
+                "`scshards reshard --shuffle` makes a shuffled set of it, and `scshards mix` says how "
+                "well it mixes",
                 stacklevel=2,
             )
 

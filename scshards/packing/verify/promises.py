@@ -3,6 +3,7 @@
     genes and counts     no cell has fewer or more than `min_genes`, `max_genes` and `min_counts` say
     splits               no value of `split_by` is in two splits; values that are held out are in theirs
     unique               no value of the column is there twice
+    order                cells are sorted by the labels of `group_by`
     the options          are such as a pack can have, and fit what the manifest says beside them
 
 A set that was added to has the options of the first pack, and under "added" those that differ, with the
@@ -24,6 +25,7 @@ from scshards.base.config import build
 from scshards.base.errors import ConfigError, FormatError
 from scshards.base.text import text_of
 from scshards.packing.options import NO_PACK, OF_THE_SET, PackOptions, known, parts_of
+from scshards.packing.plan import group_codes
 from scshards.packing.verify.shard import Faults
 from scshards.shards.index import LABEL_TYPES, OBS_PREFIX
 from scshards.shards.manifest import MANIFEST, LabelInfo, Manifest
@@ -59,6 +61,7 @@ class Promises:
         self._parts = [options for _, options in parts]
         for part in self._parts:
             self._check_part(part)
+        self._group_by = self._sorted_by()
         part_of_source = np.zeros(len(manifest.sources), np.intp)
         for i, (first, _) in enumerate(parts):
             part_of_source[first:] = i
@@ -87,6 +90,12 @@ class Promises:
             limit = self._limits[name][source]
             for i in np.flatnonzero(breaks(index[column], limit)).tolist():
                 faults.add(path, str(index["key"][i]), f"it has {what} than {name}, {limit[i]:g}")
+        if self._group_by:
+            sizes = [len(self._manifest.labels[name].categories) for name in self._group_by]
+            codes = group_codes([index[OBS_PREFIX + name] for name in self._group_by], sizes)
+            for i in np.flatnonzero(np.diff(codes) < 0).tolist()[:1]:
+                names = ", ".join(self._group_by)
+                faults.add(path, str(index["key"][i + 1]), f"cells are not sorted by {names}")
         for name, values in self._splits.items():
             values.add(split, index[OBS_PREFIX + name])
         for name, values in self._unique.items():
@@ -158,6 +167,16 @@ class Promises:
         extra = manifest.splits.keys() - set(options.splits)
         if "train" in manifest.splits and extra and not manifest.options.keys() & set(OF_THE_SET):
             self._no_pack(f"nothing makes the split {min(extra)}")
+
+    def _sorted_by(self) -> list[str]:
+        """The labels by which all cells are sorted; none in a set that was added to."""
+        given = self._manifest.options.get("group_by") or []
+        labels = self._manifest.labels
+        names = [str(name) for name in given] if isinstance(given, list) else []
+        if any(name not in labels or labels[name].kind != "category" for name in names):
+            self._no_pack(f"group_by is {given!r:.60}, and these are not all labels of categories")
+            return []
+        return names if len(self._parts) == 1 else []
 
     def _no_pack(self, what: str) -> None:
         self._wrong.append(f"{NO_PACK}: {what}")

@@ -142,6 +142,7 @@ def _annotation(
     assert score.tally is not None, "the task tallies classes"
     is_known = np.isin(trained.names, names)
     majority = int(np.where(is_known, trained.cells, -1).argmax())
+    cells = np.where(is_known, known.column.cells, 0)
     return Annotation(
         split=split,
         n_cells=score.n,
@@ -151,6 +152,6 @@ def _annotation(
         accuracy=score.figures["accuracy"],
         macro_f1=score.figures["macro_f1"],
         majority=trained.names[majority],
-        majority_accuracy=float(known.column.cells[majority]) / max(score.n, 1),
+        majority_accuracy=float(cells[majority]) / max(score.n, 1),
         confusion=Confusion(names, score.tally.long().numpy()),
     )

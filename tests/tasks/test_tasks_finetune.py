@@ -125,6 +125,12 @@ def test_classes_go_by_name_and_not_by_code(annotated, tmp_path):
     assert first.accuracy > 0.9
     # What is called k0 is k1 and the other way about: both are wrong now, k2 is as right as before.
     assert swapped.accuracy < 0.6
+    for name in ("k0", "k1", "k2"):
+        text = text.replace(f'"{name}"', f'"x{name}"')
+    manifest.write_bytes(Manifest.from_json(text).to_json())
+    strange = evaluate_run(str(annotated), other, device="cpu", shown=False)
+    assert (strange.n_cells, strange.n_other) == (0, first.n_cells)
+    assert strange.accuracy == strange.majority_accuracy == 0
 
 
 def test_integrate_writes_each_loss_and_its_scores_beside_pca(cells, integrated):

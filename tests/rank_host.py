@@ -29,6 +29,7 @@ from typing import Any
 
 START_SECONDS = 120
 JOB_SECONDS = 300
+GRACE_SECONDS = 30
 
 
 class RankFailed(AssertionError):
@@ -113,8 +114,12 @@ class RankTeam:
         self._lines: list[Connection] = []
         self._said = Path()
 
-    def run(self, job: str, *arguments: Any, seconds: float = JOB_SECONDS) -> list[Any]:
+    def run(
+        self, job: str, *arguments: Any, seconds: float = JOB_SECONDS, grace: float = GRACE_SECONDS
+    ) -> list[Any]:
         """Call the function `job`, "module:name", on every rank; what each returned, in order.
+
+        When one has failed, the others have `grace` seconds to say what they make of it.
 
         Raises
         ------
@@ -141,7 +146,7 @@ class RankTeam:
                     answers[rank] = {"raised": "it has ended"}
             # Who waits for one that failed may wait for ever.
             if any("raised" in a for a in answers.values()):
-                end = min(end, time.monotonic() + 30)
+                end = min(end, time.monotonic() + grace)
             if not ready:
                 break
         if all("returned" in a for a in answers.values()) and len(answers) == self._n:

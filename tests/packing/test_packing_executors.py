@@ -68,7 +68,7 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from scshards.packing.executors import Pool\n"
-        "import math, torch\n"  # with it processes are spawned
+        "import math, fsspec.asyn\n"  # with it processes are spawned, as with torch
         "with Pool(2) as e:\n"
         "    print(sorted(e.run(math.sqrt, [4.0, 9.0])))\n"
     )

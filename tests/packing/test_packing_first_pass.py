@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from scshards import PackOptions, ShardSet, verify
 from scshards.base.errors import ConfigError, SourceError, StorageError
 from scshards.base.storage import Storage
 from scshards.packing import phases, refusals
-from scshards.packing.executors import Pool
 from scshards.packing.pack import append, pack, pack_share
 
 GENES, N, BAD = 6, 12, (3, 7, 11)
@@ -213,14 +213,21 @@ def test_shares_survey_each_input_once(folder: Path, monkeypatch: pytest.MonkeyP
     assert tree_sums(folder / "out") == tree_sums(folder / "one")
 
 
-def nap(task: int) -> int:
+PHASES = """
+import os, time
+from scshards.packing.executors import Pool
+
+def nap(task):
     time.sleep(0.2)
     return os.getpid()
 
+with Pool(4) as pool:
+    assert len(set(pool.run(nap, range(2)))) == 2
+    assert len(set(pool.run(nap, range(12)))) == 4
+    assert not pool.will_fork(3)
+    assert len(set(pool.run(nap, range(3)))) <= 3
+"""
 
-def test_each_phase_has_the_processes_it_can_use() -> None:
-    with Pool(4) as pool:
-        assert len(set(pool.run(nap, range(2)))) == 2
-        assert len(set(pool.run(nap, range(12)))) == 4
-        assert not pool.will_fork(3)
-        assert len(set(pool.run(nap, range(3)))) <= 3
+
+def test_each_phase_has_the_processes_it_can_use(small_python: str) -> None:
+    subprocess.run([small_python, "-c", PHASES], check=True, timeout=600)

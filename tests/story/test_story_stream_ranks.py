@@ -65,7 +65,7 @@ def test_killed_ranks_and_other_worlds_lose_and_repeat_no_cell(
                 seen += received(tmp_path, attempt, None)
                 continue
             with pytest.raises(RankFailed) as e:
-                team.run(*job, *killed)
+                team.run(*job, *killed, grace=0.5)
         assert e.value.codes[killed[0]] == -9, e.value
         after = state(tmp_path)
         assert after is not None and after != before

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from scshards.sources.vocabulary import build_vocab as build_vocab
     from scshards.streaming.collate.counts import CountsBatch as CountsBatch
     from scshards.streaming.collate.options import CollateOptions as CollateOptions
+    from scshards.streaming.collate.own import TokenBatch as TokenBatch
     from scshards.streaming.dataset import CellDataset as CellDataset
     from scshards.streaming.loader import CellLoader as CellLoader
     from scshards.streaming.order.options import ChoiceOptions as ChoiceOptions
@@ -63,6 +64,7 @@ _HOME = {
     "SetBatch": "cells.batch",
     "SetOptions": "streaming.sets.options",
     "ShardSet": "shards.shardset",
+    "TokenBatch": "streaming.collate.own",
     "VariableGenes": "streaming.variable",
     "Vocab": "cells.vocab",
     "append": "packing.pack",

@@ -20,22 +20,38 @@ from scshards.base.memory import peak_bytes, resident_bytes
 Figures = dict[str, float]
 
 
-def epoch(root: str, threads: int, n_bins: int, pinned: bool) -> Figures:
-    """An epoch of a shard set, after a first batch that loaded the kernels."""
+def epoch(
+    root: str,
+    threads: int,
+    options: dict[str, Any],
+    pinned: bool = False,
+    batch_size: int = 64,
+    change: str = "",
+) -> Figures:
+    """An epoch of a shard set, after a first batch that loaded the kernels.
+
+    `options` are CollateOptions'; `change` is a method of a batch that is called on each.
+    """
     if pinned:
         _pin()
     from scshards import CellLoader, CollateOptions, ReadOptions
 
     before = _memory_of_imports()
     start = time.perf_counter()
-    collate, read = CollateOptions(n_bins=n_bins), ReadOptions(threads=threads)
-    loader = CellLoader(root, collate=collate, read=read)
+    collate, read = CollateOptions(**options), ReadOptions(threads=threads)
+    loader = CellLoader(root, batch_size=batch_size, collate=collate, read=read)
     first = iter(loader)
     next(first)
     first_batch = time.perf_counter() - start
     first.close()
     loader.set_epoch(1)
-    seconds, processor, cells = _timed(len(batch.key) for batch in loader)
+
+    def seen(batch: Any) -> int:
+        if change:
+            getattr(batch, change)()
+        return len(batch.key)
+
+    seconds, processor, cells = _timed(seen(batch) for batch in loader)
     return {
         "cells/s": cells / seconds,
         "µs of processor a cell": 1e6 * processor / cells,

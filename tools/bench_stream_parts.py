@@ -10,8 +10,10 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import bench_stream_jobs as jobs
+from bench_pack_data import NAMES
 from bench_process import in_process
 from bench_stream_data import Data
 from bench_stream_report import Figures, Part, in_turn
@@ -21,6 +23,9 @@ STOCK_CELLS = 4000
 
 STREAMED = 300_000
 """Cells of a large set that the memory part streams: every lane turns its buffer over many times."""
+
+VARIABLE = 4000
+"""Genes that models of counts look at."""
 
 ANNBATCH_BATCH = 4096
 """Cells of a batch in annbatch's documentation and figures."""
@@ -36,7 +41,7 @@ def speed(data: Data, runs: int) -> Part:
     def epoch(
         root: str, *, threads: int, n_bins: int = 51, pinned: bool = False
     ) -> Callable[[], Figures]:
-        return partial(in_process, jobs.epoch, root, threads, n_bins, pinned)
+        return partial(in_process, jobs.epoch, root, threads, {"n_bins": n_bins}, pinned)
 
     def stock(do_binning: bool, in_memory: bool = False) -> Callable[[], Figures]:
         cells = min(data.cells, STOCK_CELLS)
@@ -135,6 +140,34 @@ def _annbatch(data: Data, cores: int, batch_size: int) -> Figures:
     said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
     figures: Figures = json.loads(said.stdout)
     return figures
+
+
+def counts(data: Data, runs: int) -> Part:
+    """Rows of counts in batches of the size that annbatch's documentation has, beside annbatch's."""
+    root = str(data.repeated(10 * data.cells))
+    some = tuple(NAMES[::5][:VARIABLE])
+
+    def epoch(batch_size: int, change: str = "", **options: Any) -> Callable[[], Figures]:
+        return partial(in_process, jobs.epoch, root, 2, options, False, batch_size, change)
+
+    measured = {
+        "51 bins, masked, batches of 64": epoch(64),
+        f"counts, batches of {ANNBATCH_BATCH:,}": epoch(ANNBATCH_BATCH, objective="counts"),
+        "... made torch.sparse_csr on the CPU": epoch(ANNBATCH_BATCH, "sparse", objective="counts"),
+        f"... of {VARIABLE:,} genes": epoch(ANNBATCH_BATCH, objective="counts", genes=some),
+    }
+    version = _annbatch_version(data)
+    rival = f"annbatch {version}, raw CSR batches of {ANNBATCH_BATCH:,}"
+    if version:
+        measured[rival] = partial(_annbatch, data, 2, ANNBATCH_BATCH)
+    rows = in_turn(measured, runs)
+    own = rows[f"counts, batches of {ANNBATCH_BATCH:,}"]
+    bars = [("memory of counts, MB", own["memory, MB"], "at most", 500.0)]
+    if version:
+        times = own["cells/s"] / rows[rival]["cells/s"]
+        bars.append(("counts against annbatch's raw rows", times, "at least", 3.0))
+    missing = [] if version else [f"annbatch was not measured: {data.annbatch_python} lacks it."]
+    return Part(rows, bars, missing)
 
 
 def memory(data: Data, runs: int) -> Part:
@@ -241,6 +274,7 @@ def s3(data: Data, runs: int) -> Part:
 
 PARTS: dict[str, Callable[[Data, int], Part]] = {
     "speed": speed,
+    "counts": counts,
     "memory": memory,
     "start": start,
     "plan": plan,

@@ -310,7 +310,7 @@ def read_others(src, fields, cells, at, rules, keys, scratch, scale, genes, valu
         if n <= rules.n_tokens:
             status = decode_genes(src, fields[b, 1], fields[b, 2], n, rules.n_tokens, ids)
         if status == OK:
-            status = _read_numbers(
+            status = read_numbers(
                 src, fields[b, 3], fields[b, 4], n, rules.as_counts, counts, floats
             )
         if status != OK:
@@ -414,7 +414,7 @@ def _scaled(c, total, target_sum, as_log):
 
 
 @inner
-def _read_numbers(src, start, end, n, as_counts, counts, floats):
+def read_numbers(src, start, end, n, as_counts, counts, floats):
     """Values into `counts`, or else `floats`, which are above 0 and finite."""
     if as_counts:
         return decode_counts(src, start, end, n, counts)

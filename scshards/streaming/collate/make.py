@@ -11,6 +11,7 @@ from scshards.streaming.collate.base import CollatorBase
 from scshards.streaming.collate.batches import Collator
 from scshards.streaming.collate.counts import CountsCollator
 from scshards.streaming.collate.options import CollateOptions
+from scshards.streaming.collate.own import OwnCollator
 from scshards.streaming.collate.ranks import RankCollator
 
 
@@ -24,9 +25,10 @@ def collator_of(
     pin_memory: bool | None = False,
 ) -> CollatorBase:
     """The collator of an objective; parameters and errors as of Collator."""
-    made: type[CountsCollator | RankCollator | Collator] = Collator
-    if options.objective == "counts":
-        made = CountsCollator
-    elif options.objective == "ranks":
-        made = RankCollator
-    return made(options, vocab, kind, seed, labels, pin_memory=pin_memory)
+    own: dict[str, type[CountsCollator | OwnCollator | RankCollator]] = {
+        "counts": CountsCollator,
+        "own": OwnCollator,
+        "ranks": RankCollator,
+    }
+    make = own.get(options.objective, Collator)
+    return make(options, vocab, kind, seed, labels, pin_memory=pin_memory)

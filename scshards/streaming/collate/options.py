@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from scshards.base.config import Options
@@ -18,7 +20,7 @@ from scshards.base.records import Count, Damaged, Form, Positive, read_json, sho
 if TYPE_CHECKING:
     from scshards.cells.tokenizer import ValueKind
 
-Objective = Literal["mask", "generate", "none", "counts", "ranks"]
+Objective = Literal["mask", "generate", "none", "counts", "ranks", "own"]
 ValueStyle = Literal["bins", "log1p", "counts"]
 PadTo = Literal["longest", "max"] | Positive
 TieBreak = Literal["high", "random"]
@@ -28,16 +30,17 @@ _NO_STATE = ("tokens_per_batch", "device_collate")
 
 _DEFAULT_RATIOS = {"mask": (0.4,), "generate": (0.25, 0.5, 0.75), "ranks": (0.15,)}
 
-_SHARED = frozenset({"max_length", "mask_ratio", "pad_to"})
-
 _ONLY_OF: dict[str, frozenset[str]] = {
     "counts": frozenset({"genes"}),
-    "ranks": frozenset({"medians", "add_cls", "add_eos"}) | _SHARED,
+    "ranks": frozenset({"medians", "add_cls", "add_eos", "max_length", "mask_ratio", "pad_to"}),
+    "own": frozenset({"tokenize", "max_length", "pad_to", "pad_value"}),
 }
-"""Of objectives that make no scGPT tokens: the options that are theirs. All others are scGPT's, and so
-are the shared ones."""
+"""Of objectives that make no scGPT tokens: the options that they have."""
 
-DIGESTS = ("genes", "medians")
+_SHARED = frozenset({"max_length", "mask_ratio", "pad_to", "pad_value"})
+"""Options of these that scGPT's objectives have too."""
+
+DIGESTS = ("genes", "medians", "tokenize")
 """Options that a state tells by a digest: they may be long."""
 
 
@@ -58,6 +61,13 @@ def _read_genes(value: Any) -> tuple[str, ...] | None:
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
         raise Damaged(f"names of genes or a file of them are needed, not {shown(value)}")
     return tuple(value)
+
+
+def _read_function(value: Any) -> Callable[..., Any] | None:
+    if value is not None and not isinstance(getattr(value, "py_func", value), FunctionType):
+        raise Damaged(f"a function is needed, plain or compiled by numba, not {shown(value)}")
+    function: Callable[..., Any] | None = value
+    return function
 
 
 Genes = Annotated[tuple[str, ...] | str | Path | None, Form(_read_genes)]
@@ -121,7 +131,8 @@ class CollateOptions(Options):
         of a cell as they are, for models such as scVI (`CountsBatch`); of the other options it has
         `genes` alone. ranks: some genes of cells that are told as Geneformer's are, genes by falling
         value (`RankBatch`); of the other options it has `medians`, `add_cls`, `add_eos`, `max_length`,
-        `mask_ratio` and `pad_to`.
+        `mask_ratio` and `pad_to`. own: what `tokenize` makes of each cell (`TokenBatch`); of the other
+        options it has `max_length`, `pad_to` and `pad_value`.
     genes
         Of "counts": the genes that are columns of a batch, in this order: names, or a text file with one
         on each line. Without it, all genes of the vocabulary in the order of their ids.
@@ -131,6 +142,11 @@ class CollateOptions(Options):
         cells, and each batch counts them.
     add_cls, add_eos
         Of "ranks": whether `<cls>` comes first in a row, and `<eos>` behind its genes.
+    tokenize
+        Of "own": a function that numba compiles, tokenize(genes, counts, key, tokens, values), called
+        for each cell: its genes (int32 [n], ascending ids) and counts (float32 [n]), and random bits of
+        its own in this epoch (uint64). It writes to tokens (int32) and values (float32), both
+        [max_length], and returns how many.
     mask_ratio
         The share of genes masked, or unknown; of several, one is drawn for each batch. Without it, 0.4
         with "mask", 0.25, 0.5 or 0.75 with "generate" and 0.15 with "ranks", where 0 hides nothing.
@@ -177,6 +193,7 @@ class CollateOptions(Options):
     medians: Medians = None
     add_cls: bool = True
     add_eos: bool = True
+    tokenize: Annotated[Callable[..., Any] | None, Form(_read_function)] = None
     mask_ratio: float | tuple[float, ...] | None = None
     exact_mask: bool = False
     values: ValueStyle = "bins"
@@ -257,16 +274,14 @@ class CollateOptions(Options):
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NO_STATE}
         for name in DIGESTS:
             if values[name] is not None:
-                values[name] = hashlib.sha256(
-                    "\n".join(map(_line, values[name])).encode()
-                ).hexdigest()
+                values[name] = _digest(values[name])
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def check_kind(self, kind: ValueKind) -> None:
         """Raise ConfigError for what can't be done with values of that kind."""
         if kind == "counts":
             return
-        if self.objective in _ONLY_OF:
+        if self.objective in ("counts", "ranks"):
             what = (
                 "divides counts by medians of counts"
                 if self.objective == "ranks"
@@ -304,6 +319,10 @@ class CollateOptions(Options):
                 advice += f", or give objective={' or '.join(map(repr, owners))}"
             raise ConfigError(
                 f"{name} is no option of objective={self.objective!r}", where=name, advice=advice
+            )
+        if self.objective == "own" and self.tokenize is None:
+            raise ConfigError(
+                "objective='own' needs the function", where="tokenize", advice="give tokenize=..."
             )
         if isinstance(self.genes, tuple):
             if not self.genes:
@@ -376,6 +395,20 @@ class CollateOptions(Options):
             )
 
 
+def _digest(value: Any) -> str:
+    """SHA-256 (hex) of names, of medians, or of what a function does."""
+    if isinstance(value, tuple):
+        text = "\n".join(map(_line, value))
+    else:
+        function = getattr(value, "py_func", value)
+        try:
+            text = inspect.getsource(function)
+        except OSError:  # typed in, with no file to look it up in
+            code = function.__code__
+            text = repr((code.co_code, code.co_consts, code.co_names))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _line(item: Any) -> str:
-    """An item of an option that is told by a digest."""
+    """A name, or a gene and its median."""
     return item if isinstance(item, str) else f"{item[0]}\t{item[1].hex()}"

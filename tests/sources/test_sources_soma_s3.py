@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,14 @@ HIT_AND_MISS = ("500", "refuse", "reset", "cut")
 
 
 def run(
-    census: Census, root: Path, vocab: Path, s3: Any, url: str
+    python: str, census: Census, root: Path, vocab: Path, s3: Any, url: str
 ) -> subprocess.CompletedProcess[str]:
     # In a process of its own: TileDB waits for answers without letting this one's proxy run.
     query = f"census://heart?queries={census.queries}&max_cells=40"
     options = ["--gene-column", "feature_name", "--cells-per-shard", "30", "--workers", "1"]
     return subprocess.run(
         [
-            sys.executable,
+            python,
             "-m",
             "scshards",
             "pack",
@@ -47,7 +46,7 @@ def run(
 
 
 def test_a_pack_of_the_census_outlives_its_connection(
-    s3_census: Census, census: Census, s3: Any, tmp_path: Path
+    python: str, s3_census: Census, census: Census, s3: Any, tmp_path: Path
 ) -> None:
     vocab = tmp_path / "vocab.json"
     query = f"census://heart?queries={census.queries}"
@@ -61,7 +60,7 @@ def test_a_pack_of_the_census_outlives_its_connection(
         return "refuse" if lost[0] and "/X/raw/" in path and path.endswith("d0.tdb") else None
 
     with FaultProxy(endpoint, share=cut) as proxy:
-        failed = run(s3_census, tmp_path / "set", vocab, s3, proxy.url)
+        failed = run(python, s3_census, tmp_path / "set", vocab, s3, proxy.url)
     assert failed.returncode != 0 and proxy.faults["refuse"] > 1
     assert "S3" in failed.stderr and "check the address, the network" in failed.stderr
     assert "Traceback" not in failed.stderr and "s3cret" not in failed.stderr
@@ -69,7 +68,7 @@ def test_a_pack_of_the_census_outlives_its_connection(
 
     # The same again on a bad line.
     with FaultProxy(endpoint, share=0.04, seed=3, kinds=HIT_AND_MISS) as proxy:
-        done = run(s3_census, tmp_path / "set", vocab, s3, proxy.url)
+        done = run(python, s3_census, tmp_path / "set", vocab, s3, proxy.url)
     assert done.returncode == 0, done.stderr
     assert proxy.faults.total() > 3
     chosen = {"gene_column": "feature_name", "cells_per_shard": 30}

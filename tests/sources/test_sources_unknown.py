@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,7 +140,7 @@ def test_a_filter_of_nobody_is_named(tmp_path: Path, node: str) -> None:
 
 
 @pytest.mark.parametrize("form", ["sparse", "dense"])
-def test_filters_of_hdf5plugin(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_filters_of_hdf5plugin(tmp_path: Path, form: str, small_python: str) -> None:
     """Named with its package where that is missing; what it wrote is read where it is installed."""
     code = (
         "import sys, h5py, numpy as np, scipy.sparse as sp, anndata, pandas as pd, hdf5plugin\n"
@@ -156,7 +155,7 @@ def test_filters_of_hdf5plugin(tmp_path: Path, form: str, monkeypatch: pytest.Mo
     path = tmp_path / "a.h5ad"
     # In a process of its own: a plugin stays with the process that loaded it.
     made = subprocess.run(
-        [sys.executable, "-c", code, path, tmp_path / "x.npy", form], capture_output=True, text=True
+        [small_python, "-c", code, path, tmp_path / "x.npy", form], capture_output=True, text=True
     )
     assert made.returncode == 0, made.stderr
     read = (
@@ -165,9 +164,7 @@ def test_filters_of_hdf5plugin(tmp_path: Path, form: str, monkeypatch: pytest.Mo
         "s = open_source(sys.argv[1]); print(sum(b.data.sum() for b in s.blocks()))\n"
     )
     for how in ("without", "with"):
-        done = subprocess.run(
-            [sys.executable, "-c", read, path, how], capture_output=True, text=True
-        )
+        done = subprocess.run([small_python, "-c", read, path, how], capture_output=True, text=True)
         if how == "with":
             assert float(done.stdout) == x.sum(), done.stderr
             continue

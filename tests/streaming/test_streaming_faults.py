@@ -195,6 +195,9 @@ def test_options_are_checked(good: Known, wrong: dict) -> None:
         loader(good.root, **wrong)
 
 
+NOT_COMPRESSED = pytest.mark.parametrize("good", ["none"], indirect=True, scope="module")
+"""For tests of an index: it is the same file whatever its shard is."""
+
 CHOICES = [
     {"where": "age > 30"},
     {"weights": {"donor": "balanced"}, "epoch_cells": 500},
@@ -203,6 +206,7 @@ CHOICES = [
 ]
 
 
+@NOT_COMPRESSED
 @pytest.mark.parametrize("choice", CHOICES)
 def test_an_index_that_is_bad_when_cells_are_chosen(
     good: Known, bad: Path, choice: dict, caplog: pytest.LogCaptureFixture
@@ -229,6 +233,7 @@ def test_an_index_that_is_bad_when_cells_are_chosen(
         loader(good.root, **choice).load_state_dict(reading.state_dict())
 
 
+@NOT_COMPRESSED
 @pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("lanes", [1, 6])
 def test_an_index_that_goes_bad_after_cells_were_chosen(
@@ -280,6 +285,7 @@ def test_bits_that_flip_on_their_way_are_read_again(good: Known, remote: str, s3
         assert all("000002" in x.shard for x in lost.lost)
 
 
+@NOT_COMPRESSED
 @pytest.mark.parametrize("choice", [{}, *CHOICES])
 @pytest.mark.parametrize("fault", ["404", FLIP])
 def test_an_index_that_is_bad_while_chunks_are_read_ahead(

@@ -1,6 +1,6 @@
 """scvi-tools trains its SCVI on CellLoader: raw counts of variable genes, streamed from a shard set.
 
-    python examples/scvi_model.py shards --batch donor                # pip install "scshards[scvi]"
+    python examples/scvi_model.py shards --batch donor                # pip install "scshards[examples]"
     python examples/scvi_model.py shards --batch donor --beside       # and from memory, for comparison
 
 The data module is what `SCVI.train(datamodule=...)` takes. Cells come as small integers and become dense
@@ -24,8 +24,15 @@ import numpy as np
 import scvi
 import torch
 
-from scshards import CellLoader, CollateOptions, CountsBatch, ShardSet, export, variable_genes
-from scshards.exporting.options import ExportOptions
+from scshards import (
+    CellLoader,
+    CollateOptions,
+    CountsBatch,
+    ExportOptions,
+    ShardSet,
+    export,
+    variable_genes,
+)
 
 
 class Cells(pl.LightningDataModule):

@@ -293,3 +293,14 @@ def test_a_perturbation_model_predicts_pairs_that_it_never_saw(run: Run, tmp_pat
     model, baseline = found["model"], found["mean of the line's training perturbations"]
     assert model[0] > 0.6 > 0.3 > baseline[0], said
     assert model[1] < 0.6 * baseline[1], said
+
+
+@needs("scvi", "skmisc")
+def test_scvi_ends_where_it_ends_from_memory(run: Run, shards: Path) -> None:
+    options = ["--batch", "donor", "--top", 50, "--epochs", 12, "--batch-size", 32, "--beside"]
+    said = run(EXAMPLES / "scvi_model.py", shards, *options)
+    losses = [float(x) for x in re.findall(r"held-out loss ([0-9.]+)", said)]
+    valid = ShardSet(shards).manifest.cells("valid")
+    assert f"latent space of the held-out cells: {valid} x 10" in said
+    # Two trainings by other draws: the same loss, but for chance.
+    assert len(losses) == 2 and losses[0] == pytest.approx(losses[1], rel=0.05)

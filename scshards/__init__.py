@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from scshards.streaming.collate.own import TokenBatch as TokenBatch
     from scshards.streaming.dataset import CellDataset as CellDataset
     from scshards.streaming.loader import CellLoader as CellLoader
+    from scshards.streaming.medians import gene_medians as gene_medians
     from scshards.streaming.order.options import ChoiceOptions as ChoiceOptions
     from scshards.streaming.read.options import ReadOptions as ReadOptions
     from scshards.streaming.sets.options import SetOptions as SetOptions
@@ -71,6 +72,7 @@ _HOME = {
     "build_vocab": "sources.vocabulary",
     "decode_cell": "shards.members",
     "export": "exporting.export",
+    "gene_medians": "streaming.medians",
     "merge": "packing.reshard",
     "pack": "packing.pack",
     "plan_pack": "packing.dry_run",

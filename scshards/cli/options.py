@@ -41,7 +41,7 @@ GROUPS = {
     "epoch_cells:CELLS domain_by:LABEL stratify:LABEL on_small_domain unique:COL min_genes:N "
     "max_genes:N "
     "min_counts:X partitions:I domain_column:COL max_length:N balanced:LABEL by:COL,COL "
-    "batch_by:LABEL top:N",
+    "batch_by:LABEL top:N medians from_pickle:FILE",
     "Labels and splits": "obs:COL,COL max_categories:N valid_fraction:SHARE test_fraction:SHARE "
     "split_by:COL split_file:FILE one_split",
     "Output": "output:PATH to append values round_within:OFF dtype "

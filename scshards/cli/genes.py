@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from scshards.base.config import Options
 from scshards.base.errors import ConfigError
@@ -37,10 +36,8 @@ class GenesRun(Options):
         Find each gene's median among the cells that have it, as Geneformer's: of counts that are
         scaled to a sum of 10,000, and at most 0.78 % off.
     from_pickle
-        Write the medians that this pickled dictionary has, such as Geneformer's: with `trust_pickle`,
-        and without ROOT.
-    trust_pickle
-        Read a pickle, which can run any code: when you trust whoever made the file.
+        Write the medians that this pickled dictionary has, such as Geneformer's; without ROOT. Names
+        and numbers are read alone, and no code of a pickle is run.
     batch_by
         Of `top`: a label of categories: each is looked at by itself, and genes go by the median of
         their ranks (scanpy's batch_key).
@@ -52,7 +49,6 @@ class GenesRun(Options):
     top: Positive | None = None
     medians: bool = False
     from_pickle: str | None = None
-    trust_pickle: bool = False
     batch_by: str | None = None
     split: str = "train"
 
@@ -73,8 +69,6 @@ class GenesRun(Options):
             )
         if self.batch_by is not None and self.top is None:
             raise ConfigError("it goes with --top alone", where="batch_by")
-        if self.trust_pickle and self.from_pickle is None:
-            raise ConfigError("it goes with --from-pickle alone", where="trust_pickle")
 
 
 @click.command("genes", cls=Command)
@@ -96,7 +90,7 @@ def command(root: str | None, storage_options: Any, progress: bool, **chosen: An
     if o.from_pickle is not None:
         of_root = "root split where take threads storage_options retries timeout"
         source = click.get_current_context().get_parameter_source
-        if any(source(name) is not ParameterSource.DEFAULT for name in of_root.split()):
+        if any(source(name) is not click.core.ParameterSource.DEFAULT for name in of_root.split()):
             raise click.UsageError("--from-pickle reads a file: leave ROOT and its options out")
         return _published(o, o.from_pickle)
     if root is None:
@@ -165,7 +159,7 @@ def _published(o: GenesRun, path: str) -> Result:
     """The medians of a pickled dictionary."""
     from scshards.streaming.medians import published_medians
 
-    medians = dict(published_medians(path, trust_pickle=o.trust_pickle))
+    medians = dict(published_medians(path))
     _write(o.output, medians)
     said = f"{o.output}: medians of {counted(len(medians), 'genes')}, as {path} has them"
     return Result({"output": o.output, "genes": len(medians)}, [said])

@@ -11,7 +11,7 @@ a median is at most 0.78 % off, whatever came in which order. Called by `scshard
 from __future__ import annotations
 
 import os
-import pickle
+import pickletools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,20 @@ MEDIAN_ERROR = 1 / 129
 _BATCH = 512
 _GENES = 512
 """Genes whose medians are worked out at a time."""
+
+_MARK = object()
+_PLAIN = (
+    "BININT",
+    "LONG",
+    "BINFLOAT",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+)
+_DTYPES = ("f4", "f8", "i4", "i8")
+_SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+"""How opcodes begin that say a value; numpy's numbers, as its versions name them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,32 +120,26 @@ def gene_medians(
     return Medians(by_gene=by_gene, without=without, cells=cells)
 
 
-def published_medians(path: str | os.PathLike[str], *, trust_pickle: bool = False) -> GeneMedians:
+def published_medians(path: str | os.PathLike[str]) -> GeneMedians:
     """The medians of a pickled {gene: median}, as Geneformer publishes them.
+
+    A pickle can run any code while it is loaded. So this one is not: its names and numbers, Python's and
+    numpy's, are read, and whatever else is in it is an error.
 
     Raises
     ------
     ConfigError
-        Without `trust_pickle`: a pickle runs whatever it says while it is read. And for one that holds
-        something else.
+        For a file that can't be read, or that holds something else.
     """
-    if not trust_pickle:
-        raise ConfigError(
-            "a pickle can run any code while it is read",
-            where=os.fspath(path),
-            advice="when you trust whoever made the file, allow it with --trust-pickle",
-        )
     try:
-        held: Any = pickle.loads(Path(path).read_bytes())  # noqa: S301  # it was said to be trusted
+        held = _literals(Path(path).read_bytes())
     except OSError as e:
         _refuse(path, f"it can't be read: {e.strerror}")
-    except Exception as e:  # whatever code in it raises
-        _refuse(path, f"it is no pickle that can be read: {e}")
+    except (ValueError, IndexError, KeyError, AttributeError, TypeError) as e:
+        _refuse(path, f"it is no pickle of names and numbers: {e}")
     if not isinstance(held, dict):
         _refuse(path, f"it holds no medians by gene, but a {type(held).__name__}")
-    # Of numpy, too, which is no number of JSON.
-    plain = {gene: getattr(median, "item", lambda m=median: m)() for gene, median in held.items()}
-    medians = read_medians(plain)
+    medians = read_medians(held)
     assert medians is not None
     return medians
 
@@ -167,6 +175,87 @@ def _medians(table: NDArray[np.uint32]) -> Iterator[NDArray[np.float64]]:
         # Of an even number, the mean of both that are in the middle.
         both = [middle[(upto <= at).sum(axis=1) % middle.size] for at in ((n - 1) // 2, n // 2)]
         yield np.where(n[:, 0] > 0, (both[0] + both[1]) / 2, 0)
+
+
+def _literals(data: bytes) -> Any:
+    """What a pickle of dictionaries, names and numbers holds; ValueError for anything else.
+
+    Numpy writes a number as `scalar(dtype("f8", ...), bytes)`, and sets the order of bytes of the dtype
+    after it was made.
+    """
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+
+    def above_mark() -> list[Any]:
+        at = len(stack) - 1 - stack[::-1].index(_MARK)
+        taken = stack[at + 1 :]
+        del stack[at:]
+        return taken
+
+    value: Any
+    for op, value, _ in pickletools.genops(data):
+        match op.name:
+            case "PROTO" | "FRAME":
+                pass
+            case "STOP":
+                return stack[-1]
+            case "MARK":
+                stack.append(_MARK)
+            case "EMPTY_DICT":
+                stack.append({})
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append(None)  # of a dtype, where they say nothing of floats
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINPUT" | "LONG_BINPUT":
+                memo[value] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[value])
+            case "SETITEM":
+                stack[-3][stack[-2]] = stack[-1]
+                del stack[-2:]
+            case "SETITEMS":
+                pairs = above_mark()
+                stack[-1].update(zip(pairs[::2], pairs[1::2], strict=True))
+            case "TUPLE":
+                stack.append(tuple(above_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                n = int(op.name[-1])
+                stack[-n:] = [tuple(stack[-n:])]
+            case "STACK_GLOBAL":
+                stack[-2:] = [_Global(f"{stack[-2]}.{stack[-1]}")]
+            case "GLOBAL":
+                stack.append(_Global(value.replace(" ", ".")))
+            case "REDUCE":
+                stack[-2:] = [_numpys(stack[-2], stack[-1])]
+            case "BUILD":
+                if not isinstance(stack[-2], np.dtype) or stack[-1][1] not in ("<", "|"):
+                    raise ValueError("it has an object of another kind")
+                stack.pop()
+            case name if name.startswith(_PLAIN):
+                stack.append(value)
+            case name:
+                raise ValueError(f"it has the opcode {name}")
+    raise ValueError("it ends early")
+
+
+class _Global(str):
+    """What a pickle names, and nobody looks up."""
+
+    __slots__ = ()
+
+
+def _numpys(what: Any, arguments: tuple[Any, ...]) -> Any:
+    """A dtype of numpy, a number of it as one of Python, or its bytes."""
+    if isinstance(what, _Global) and what == "numpy.dtype":
+        if arguments[0] not in _DTYPES:
+            raise ValueError(f"it has values of the dtype {arguments[0]}")
+        return np.dtype(f"<{arguments[0]}")
+    if isinstance(what, _Global) and what == "_codecs.encode" and arguments[1] == "latin1":
+        return arguments[0].encode("latin1")  # bytes, before there was an opcode for them
+    if isinstance(what, _Global) and what in _SCALARS:
+        return np.frombuffer(arguments[1], arguments[0])[0].item()
+    raise ValueError(f"it calls {what}")
 
 
 def _refuse(path: str | os.PathLike[str], what: str) -> NoReturn:

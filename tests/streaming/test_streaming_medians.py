@@ -112,24 +112,46 @@ def test_genes_that_no_cell_has_are_said(tmp_path: Path) -> None:
     assert medians.keys() == expressed and f"{40 - len(expressed)} genes that no cell has" in said
 
 
-def test_a_published_pickle_becomes_json(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_a_published_pickle_becomes_json(tmp_path: Path, protocol: int) -> None:
     pickled, file = tmp_path / "medians.pkl", tmp_path / "medians.json"
-    pickled.write_bytes(pickle.dumps({"ENSG2": np.float64(2.5), "ENSG1": 3}))
-    said = run("genes", "--from-pickle", pickled, "-o", file, fails=True)
-    assert "can run any code" in said and "--trust-pickle" in said and not file.exists()
-    run("genes", "--from-pickle", pickled, "--trust-pickle", "-o", file)
-    assert json.loads(file.read_text()) == {"ENSG1": 3.0, "ENSG2": 2.5}
-    assert dict(published_medians(pickled, trust_pickle=True)) == {"ENSG1": 3.0, "ENSG2": 2.5}
+    many = {f"ENSG{i}": 0.5 + i for i in range(3000)}
+    published = {"a": np.float64(2.5), "b": 3, "c": np.float64(2.5), "d": np.float32(0.5)} | many
+    published |= {"e": np.int64(1 << 40), "f": 1 << 40}
+    pickled.write_bytes(pickle.dumps(published, protocol))
+    run("genes", "--from-pickle", pickled, "-o", file)
+    assert json.loads(file.read_text()) == {k: float(v) for k, v in published.items()}
+
+
+class Bomb:
+    """Writes a file where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("unpickled"),))
+
+
+def test_a_pickle_of_anything_else_is_refused_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pickled, file = tmp_path / "medians.pkl", tmp_path / "medians.json"
     for data, what in (
-        (b"no pickle", "no pickle that can be read"),
-        (pickle.dumps([1]), "no medians by gene, but a list"),
+        (b"no pickle", "no pickle of names and numbers"),
+        (b"", "no pickle of names and numbers"),
+        (pickle.dumps({"ENSG1": 2.5})[:-8], "no pickle of names and numbers"),
+        (pickle.dumps(2.5), "no medians by gene, but a float"),
+        (pickle.dumps([1]), "it has the opcode"),
+        (pickle.dumps({"ENSG1": Bomb()}), "it calls pathlib."),
+        (pickle.dumps({"ENSG1": Path("x")}), "it calls pathlib."),
         (pickle.dumps({"ENSG1": "x"}), "a median is a number above 0"),
+        (pickle.dumps({"ENSG1": np.float64(-1)}), "a median is a number above 0"),
+        (pickle.dumps({"ENSG1": np.complex128(1)}), "values of the dtype c16"),
     ):
         pickled.write_bytes(data)
-        assert what in run(
-            "genes", "--from-pickle", pickled, "--trust-pickle", "-o", file, fails=True
-        )
-    assert json.loads(file.read_text()) == {"ENSG1": 3.0, "ENSG2": 2.5}
+        assert what in run("genes", "--from-pickle", pickled, "-o", file, fails=True), data
+    assert not file.exists() and not (tmp_path / "unpickled").exists()
+    with pytest.raises(ConfigError, match="can't be read: No such file"):
+        published_medians(tmp_path / "absent.pkl")
 
 
 def test_one_thing_is_asked_for(known: Known, tmp_path: Path) -> None:
@@ -138,10 +160,6 @@ def test_one_thing_is_asked_for(known: Known, tmp_path: Path) -> None:
         ((known.root,), "give --top N, --medians or --from-pickle FILE"),
         ((known.root, "--top", 3, "--medians"), "not --top and --medians"),
         ((known.root, "--medians", "--batch-by", "donor"), "it goes with --top alone"),
-        (
-            (known.root, "--medians", "--trust-pickle"),
-            "it goes with --from-pickle alone",
-        ),
         ((known.root, "--from-pickle", "x"), "leave ROOT and its options out"),
         (("--from-pickle", "x", "--split", "valid"), "leave ROOT and its options out"),
         (("--from-pickle", "x", "--retries", 3), "leave ROOT and its options out"),

@@ -6,9 +6,10 @@
 
 Numba's own cache looks at the file of a kernel alone: after an edit of a loop from another file, built
 into it, the kernel would go on as it was compiled before. Here one folder holds everything, and its
-name is a hash of all that goes in: every file beside this one, numba's version, the processor, and
-whether bounds are checked. It is in the user's cache, or in SCSHARDS_CACHE, never beside the source,
-which may be read-only; where there is no home, among temporary files. `scshards warm` fills it.
+name is a hash of all that goes in: every file beside this one, numba's version, the processor, whether
+bounds are checked, and how far loops are optimized. It is in the user's cache, or in SCSHARDS_CACHE,
+never beside the source, which may be read-only; where there is no home, among temporary files.
+`scshards warm` fills it.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def folder() -> Path:
         digest.update(path.read_bytes())
     processor = llvmlite.binding.get_host_cpu_name()
     features = llvmlite.binding.get_host_cpu_features().flatten()
-    asked = [getattr(config, name) for name in ("CPU_NAME", "CPU_FEATURES", "BOUNDSCHECK")]
+    settings = ("CPU_NAME", "CPU_FEATURES", "BOUNDSCHECK", "OPT")
+    asked = [getattr(config, name) for name in settings]
     digest.update(repr((nb.__version__, processor, features, asked)).encode())
     return _root().absolute() / "kernels" / digest.hexdigest()[:24]
 
@@ -100,9 +102,12 @@ def _root() -> Path:
 class _Locator(caching._CacheLocator):
     """Numba's question where a function is kept; the folder's name says that it is fresh."""
 
+    def __init__(self, py_file: str) -> None:
+        self._py_file = py_file  # numba names it where it can't keep a function
+
     @classmethod
     def from_function(cls, py_func: Any, py_file: str) -> _Locator:
-        return cls()
+        return cls(py_file)
 
     def get_cache_path(self) -> str:
         return str(folder())

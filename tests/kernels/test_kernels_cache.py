@@ -97,10 +97,10 @@ print(out.sum())
 
 def test_a_folder_for_each_processor_and_for_bounds_checks(copy: Path, tmp_path: Path) -> None:
     generic = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
-    ways = [{"NUMBA_BOUNDSCHECK": "0"}, {"NUMBA_BOUNDSCHECK": "1"}, generic]
+    ways = [{"NUMBA_BOUNDSCHECK": "0"}, {"NUMBA_BOUNDSCHECK": "1"}, {"NUMBA_OPT": "0"}, generic]
     found = [bound(copy, tmp_path / "kept", **way) for way in ways]
     assert {(value, compiled) for value, compiled, _, _ in found} == {(79, True)}
-    assert len({folder for _, _, folder, _ in found}) == 3
+    assert len({folder for _, _, folder, _ in found}) == 4
 
 
 def test_what_is_kept_is_loaded_without_what_compiles(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Members -> what a user's function makes of each cell: objective="own".
 
-    @numba.njit
     def tokenize(genes, counts, key, tokens, values):
         n = min(len(genes), len(tokens))
         for i in range(n):

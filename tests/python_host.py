@@ -202,6 +202,7 @@ def _become(told: bytes, streams: list[int]) -> list[str]:
     os.chdir(folder)
     os.umask(mask)
     tempfile.tempdir = None  # asks TMPDIR anew
+    sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     return list(arguments)

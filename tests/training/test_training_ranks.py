@@ -23,10 +23,10 @@ COMMON = (
     "optim.lr=3e-3",
     "optim.eps=1e-2",
     "optim.ema=0.9",
-    "run.steps=30",
+    "run.steps=20",
     "run.log_every=1",
-    "run.eval_every=30",
-    "run.save_every=15",
+    "run.eval_every=20",
+    "run.save_every=10",
     "run.keep_last=9",
 )
 
@@ -64,7 +64,7 @@ RUNS = {
         "fsdp2 bf16": ("run.parallel=fsdp2", "run.micro_batch=4", *BF16),
     },
 }
-"""By number of ranks. "a to b" goes on, on 2 ranks, from the checkpoint that a wrote at step 15."""
+"""By number of ranks. "a to b" goes on, on 2 ranks, from the checkpoint that a wrote at step 10."""
 
 
 def _ranks(team: RankTeam, n: int, shards: str, folder: Path) -> None:
@@ -83,7 +83,7 @@ def runs(shards, tmp_path_factory, rank_host, two_ranks) -> Path:
         _ranks(four, 4, shards, folder)
     for name in (n for n in RUNS[2] if " to " in n):
         shutil.copytree(folder / name.split()[0], folder / name)
-        shutil.rmtree(folder / name / "checkpoints" / "step-00000030")
+        shutil.rmtree(folder / name / "checkpoints" / "step-00000020")
         (folder / name / "best_model.pt").unlink()
     _ranks(two_ranks, 2, shards, folder)
     return folder
@@ -94,7 +94,7 @@ def runs(shards, tmp_path_factory, rank_host, two_ranks) -> Path:
 )
 def test_a_run_is_that_of_one_rank(runs, name):
     mine, one = (_lines(runs / n) for n in (name, "one"))
-    assert [m["step"] for m in mine if m["kind"] == "train"] == list(range(1, 31))
+    assert [m["step"] for m in mine if m["kind"] == "train"] == list(range(1, 21))
     for a, b in zip(mine, one, strict=True):
         assert a["masked_mse"] == pytest.approx(b["masked_mse"], rel=1e-6)
         assert a["mvc_mse"] == pytest.approx(b["mvc_mse"], rel=1e-6)
@@ -103,7 +103,7 @@ def test_a_run_is_that_of_one_rank(runs, name):
     for kind in ("model", "average"):
         a, b = (_tensors(runs / n, kind) for n in (name, "one"))
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
-    middle = read_tensors(runs / "one" / "checkpoints" / "step-00000015")
+    middle = read_tensors(runs / "one" / "checkpoints" / "step-00000010")
     moved = max((t - _tensors(runs / "one", "model")[n]).abs().max() for n, t in middle.items())
     assert moved > 5e-3, "the weights must have gone somewhere"
     best = [load_model(str(runs / n)).model.state_dict() for n in (name, "one")]
@@ -142,10 +142,10 @@ def test_every_rank_wrote_its_share(runs):
         sizes = [p.stat().st_size for p in sorted(folder.glob("*.bin"))]
         assert len(sizes) == ranks
         assert max(sizes) < 2 * min(sizes)
-    index = json.loads((runs / "fsdp4/checkpoints/step-00000015/index.json").read_text())
+    index = json.loads((runs / "fsdp4/checkpoints/step-00000010/index.json").read_text())
     assert len(index["tensors"]["model/decoder.fc.0.weight"]["pieces"]) == 4
     # Two ranks share a model, and of its two copies one is written.
-    index = json.loads((runs / "hsdp4/checkpoints/step-00000015/index.json").read_text())
+    index = json.loads((runs / "hsdp4/checkpoints/step-00000010/index.json").read_text())
     assert len(index["tensors"]["model/decoder.fc.0.weight"]["pieces"]) == 2
 
 
@@ -154,4 +154,4 @@ def _lines(run: Path) -> list[dict]:
 
 
 def _tensors(run: Path, kind: str) -> dict[str, torch.Tensor]:
-    return read_tensors(run / "checkpoints" / "step-00000030", kind)
+    return read_tensors(run / "checkpoints" / "step-00000020", kind)

@@ -100,18 +100,19 @@ class SetReader:
         most = max(1, BLOCK_CELLS // (2 * size * per_batch))
         counts = _doubling(order.left(self.position)[0], most)
         known: deque[_Block] = deque()
-        limit, begin = per_batch, share.begin
+        begin = share.begin
         following = next(counts, 0)
         while known or following:
             while following and (
-                not known or sum(b.sets for b in known) + following * per_batch <= limit
+                not known or sum(b.sets for b in known) + following * per_batch <= held
             ):
                 known.append(ahead.block(following * per_batch))
                 following = next(counts, 0)
+            # The later a chunk is read, the more of the sets that want its cells are known: so one
+            # block is read while another is taken, and of a store's as many as keep it busy.
             read = 0
-            for block in known:
-                # A block is read while another is taken, as soon as there are two.
-                if read and 2 * read >= max(limit, 2 * known[0].sets + 1):
+            for i, block in enumerate(known):
+                if i > 1 and (shards.is_local or 4 * read >= held):
                     break
                 ahead.read(block)
                 read += block.sets
@@ -131,7 +132,6 @@ class SetReader:
                 categories=self.choice.categories,
             )
             begin += batches * share.global_batch
-            limit = min(held, 2 * limit)
 
 
 def held_sets(order: Order) -> int:
@@ -156,7 +156,7 @@ class _Block:
     places
         int64 [rows]: where each cell lies in the store; -1 as long as it does not.
     chunks
-        (shard, chunk): where the cells come from.
+        (shard, chunk): where cells are that nobody reads yet.
     reads
         What puts them there.
     """
@@ -164,7 +164,7 @@ class _Block:
     def __init__(self, groups: Ints, rows: int) -> None:
         self.groups, self.sets = groups, len(groups)
         self.places = np.full(rows, -1, np.int64)
-        self.chunks: list[tuple[int, int]] = []
+        self.chunks: dict[tuple[int, int], None] = {}
         self.reads: list[Future[None]] = []
 
 
@@ -221,12 +221,12 @@ class _Ahead:
 
     def read(self, block: _Block) -> None:
         """Begin to read the chunks that a block still waits for, for all blocks that are known."""
-        keys = [key for key in block.chunks if key in self._waiting]
-        pieces = (Piece(shard, chunk, 0, 0) for shard, chunk in keys)
+        pieces = [Piece(shard, chunk, 0, 0) for shard, chunk in block.chunks]
         for piece in self._chunks.fetcher.announced(pieces):
             wanted = self._waiting.pop((piece.shard, piece.chunk))
             job = self._fetchers.submit(self._load, piece, wanted)
             for one in wanted:
+                del one.block.chunks[piece.shard, piece.chunk]
                 one.block.reads.append(job)
 
     def _wait(self, shard: int, cells: Ints, rows: Ints, copies: Ints, block: _Block) -> None:
@@ -236,7 +236,7 @@ class _Ahead:
         along = np.argsort(chunk, kind="stable")
         each, begins = np.unique(chunk[along], return_index=True)
         for of, at in zip(each.tolist(), np.split(along, begins[1:]), strict=True):
-            block.chunks.append((shard, of))
+            block.chunks[shard, of] = None
             wanted = _Wanted(block, rows[at], cells[at], copies[at])
             self._waiting.setdefault((shard, of), []).append(wanted)
 

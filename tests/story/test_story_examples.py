@@ -178,6 +178,23 @@ example.CellTrainer = Watched
 example.main()
 """
 
+GENEFORMER = """
+import geneformer as example
+
+class Watched(example.RankTrainer):
+    def training_step(self, model, inputs, *others):
+        took(self.state.global_step, inputs["input_ids"])
+        return super().training_step(model, inputs, *others)
+
+    def train(self, **options):
+        done = super().train(**options)
+        trained(self.model)
+        return done
+
+example.RankTrainer = Watched
+example.main()
+"""
+
 
 def watched(folder: Path, script: str) -> Path:
     """An example that writes down what each of its processes takes, and stops where it is told to."""
@@ -271,6 +288,38 @@ def test_hugging_face_goes_on_in_the_middle_of_an_epoch(
     logs = read(tmp_path, "log")
     assert len(logs) == processes
     assert_one_run(logs, 30, train_cells(shards), 3)
+
+
+@needs("transformers", "accelerate")
+@PROCESSES
+def test_a_geneformer_that_was_resumed_is_the_one_that_was_not(
+    run: Run, shards: Path, tmp_path: Path, processes: int
+) -> None:
+    """Two runs of an epoch and a half, one of which stops in between: the same losses and weights."""
+    medians = tmp_path / "medians.json"
+    run("-m", "scshards", "genes", shards, "--medians", "-o", medians)
+    script, steps = (
+        watched(tmp_path, GENEFORMER),
+        train_cells(shards) // (BATCH * processes) * 3 // 2,
+    )
+    start = [*(torchrun(processes) if processes > 1 else []), script, shards, medians]
+    said, losses = {}, {}
+    for name, stops in ("whole", [-1]), ("parts", [steps - 3, -1]):
+        options = ["-o", tmp_path / name, "--steps", steps, "--batch-size", BATCH]
+        told = {"EXAMPLES": EXAMPLES, "LOG": tmp_path / f"{name}-log"}
+        for stop in stops:
+            said[name] = run(*start, *options, fails=stop > 0, **told, STOP=stop)
+        state = json.loads((tmp_path / name / f"checkpoint-{steps}/trainer_state.json").read_text())
+        losses[name] = [line["loss"] for line in state["log_history"] if "loss" in line]
+    assert f"step {steps}: " in said["whole"]
+    last = re.compile(rf"step {steps}: .*")
+    assert last.findall(said["whole"]) == last.findall(said["parts"])
+    assert len(losses["whole"]) == steps and losses["parts"] == losses["whole"]
+    assert np.mean(losses["whole"][-5:]) < np.mean(losses["whole"][:5]) - 0.05
+    for whole, parts in zip(read(tmp_path, "whole-log"), read(tmp_path, "parts-log"), strict=True):
+        resumed_at = (steps - 3) // 10 * 10
+        assert parts[steps - 3][0] == resumed_at
+        assert parts[:resumed_at] + parts[steps - 3 :] == whole
 
 
 def test_a_script_in_the_manner_of_scgpts_learns_in_memory_and_from_the_stream(

@@ -50,7 +50,13 @@ def sparse_cells(cells: int, *, seed: int, values: int = 50) -> sp.csr_matrix:
     )
 
 
-def write_h5ad(path: Path, x: sp.csr_matrix, *, compression: str | None) -> None:
+def write_h5ad(
+    path: Path,
+    x: sp.csr_matrix,
+    *,
+    compression: str | None,
+    obs: dict[str, list[str]] | None = None,
+) -> None:
     """Write a matrix as h5ad. Genes lie in no order of the vocabulary, as in real files."""
     import anndata
     import pandas as pd
@@ -58,4 +64,6 @@ def write_h5ad(path: Path, x: sp.csr_matrix, *, compression: str | None) -> None
     names = np.random.default_rng(0).permutation(NAMES)
     frame = anndata.AnnData(x, var=pd.DataFrame(index=names))
     frame.obs_names = [f"c{i}" for i in range(x.shape[0])]
+    for name, values in (obs or {}).items():
+        frame.obs[name] = pd.Categorical(values)
     frame.write_h5ad(path, compression=compression)

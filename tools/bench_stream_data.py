@@ -14,11 +14,13 @@ import scipy.sparse as sp
 from bench_pack_data import GENES, NAMES, dense_cells, write_h5ad
 
 from scshards.cells.vocab import Vocab
+from scshards.packing.options import ReshardOptions
 from scshards.packing.pack import PackOptions, pack
+from scshards.packing.reshard import reshard
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest
 from scshards.shards.tar import Chunks
 
-SHARDS = 8
+SHARDS, LINES = 8, 4
 RECIPE = 1
 """To be raised when the shards change, so that older ones are not taken for them."""
 
@@ -76,6 +78,31 @@ class Data:
             whole = dataclasses.replace(manifest, splits={"train": tuple(shards)})
             (root / MANIFEST).write_bytes(whole.to_json())
         return root
+
+    def screens(self) -> tuple[Path, Path]:
+        """Two sets of the same cells, several times, as lines under perturbations: shuffled, and grouped
+        by both."""
+        root = self._folder / "screen"
+        if not (root / "grouped" / MANIFEST).exists():
+            print(f"making {LINES} lines in {root}", file=sys.stderr, flush=True)
+            shutil.rmtree(root, ignore_errors=True)
+            root.mkdir()
+            x, files = dense_cells(self.cells, seed=0), []
+            for line in range(LINES):
+                rng = np.random.default_rng(line)
+                is_control = rng.random(self.cells) < 0.1
+                drawn = np.where(is_control, 0, rng.integers(1, 41, self.cells))
+                obs = {"line": [f"line{line}"] * self.cells, "drug": [f"d{i:02d}" for i in drawn]}
+                files.append(root / f"{line}.h5ad")
+                write_h5ad(files[-1], x, compression=None, obs=obs)
+            vocab, labels = Vocab.from_genes(NAMES), ("line", "drug")
+            options = PackOptions(workers=1, obs=labels, allow_repeats=True)
+            pack(list(map(str, files)), str(root / "mixed"), vocab, options, progress=False)
+            for file in files:
+                file.unlink()
+            asked = ReshardOptions(workers=1, group_by=labels)
+            reshard(str(root / "mixed"), str(root / "grouped"), asked, progress=False)
+        return root / "mixed", root / "grouped"
 
     def manifest_only(self, shards: int, cells: int) -> Path:
         """A set of which there is the manifest alone, as pack would write it: chunks of about 1 MiB."""

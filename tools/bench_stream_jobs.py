@@ -61,6 +61,46 @@ def epoch(
     }
 
 
+def sets(root: str, in_sets: bool) -> Figures:
+    """Two epochs of counts of a screen: sets of 64 beside their controls, or single cells.
+
+    Batches have as many cells; a control counts as one.
+    """
+    from scshards import CellLoader, CollateOptions, ReadOptions, SetOptions
+
+    before = _memory_of_imports()
+    asked = SetOptions(by=("line", "drug"), control="d00", size=64) if in_sets else None
+    loader = CellLoader(
+        root,
+        batch_size=16 if in_sets else 2048,
+        sets=asked,
+        collate=CollateOptions(objective="counts"),
+        read=ReadOptions(threads=2),
+    )
+    first = iter(loader)
+    next(first)
+    first.close()
+    before_it = loader.stages()
+    seconds, processor, cells = _timed(
+        2 * len(batch) * batch.size if in_sets else len(batch.key)
+        for number in (1, 2)
+        for batch in _of_epoch(loader, number)
+    )
+    done = loader.stages() - before_it
+    return {
+        "cells/s": cells / seconds,
+        "µs of processor a cell": 1e6 * processor / cells,
+        "bytes read a cell": done.bytes / cells,
+        "memory, MB": (peak_bytes() - before) / 1e6,
+        "cells": cells,
+    }
+
+
+def _of_epoch(loader: Any, number: int) -> Iterator[Any]:
+    loader.set_epoch(number)
+    return iter(loader)
+
+
 def stock(folder: str, cells: int, do_binning: bool, in_memory: bool) -> Figures:
     """Stock webdataset with scGPT's collation on one core; or its collation alone, cells in memory."""
     _pin()

@@ -170,6 +170,26 @@ def counts(data: Data, runs: int) -> Part:
     return Part(rows, bars, missing)
 
 
+def sets(data: Data, runs: int) -> Part:
+    """Sets beside their controls, of sorted shards and of shuffled ones, beside single cells."""
+    mixed, grouped = data.screens()
+    single = "counts of single cells, batches of 2,048"
+    measured = {
+        single: partial(in_process, jobs.sets, str(grouped), False),
+        "16 sets of 64 and their controls, grouped shards": partial(
+            in_process, jobs.sets, str(grouped), True
+        ),
+        "... shuffled shards": partial(in_process, jobs.sets, str(mixed), True),
+    }
+    rows = in_turn(measured, runs)
+    own = rows["16 sets of 64 and their controls, grouped shards"]
+    bars = [
+        ("sets against single cells", own["cells/s"] / rows[single]["cells/s"], "at least", 0.7),
+        ("memory of sets, MB", own["memory, MB"], "at most", 500.0),
+    ]
+    return Part(rows, bars)
+
+
 def memory(data: Data, runs: int) -> Part:
     """The default loader's peak for sets of more and more cells, and for more and more epochs.
 
@@ -275,6 +295,7 @@ def s3(data: Data, runs: int) -> Part:
 PARTS: dict[str, Callable[[Data, int], Part]] = {
     "speed": speed,
     "counts": counts,
+    "sets": sets,
     "memory": memory,
     "start": start,
     "plan": plan,

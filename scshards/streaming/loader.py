@@ -112,6 +112,9 @@ class CellLoader(BlockStream):
     options
         {"choose": ..., "collate": ..., "read": ...}, and "sets" where there are any: the option classes
         that it was made with.
+    sets
+        With `sets`: what sets there are, what is left out of them, and the memory that they take
+        (streaming.sets.groups.SetSummary).
 
     Raises
     ------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -408,8 +409,6 @@ def test_states_of_sets_and_of_cells_are_told_apart(root: Path) -> None:
 
 
 def test_a_damaged_chunk_is_an_error_or_its_rows_weigh_nothing(root: Path, tmp_path: Path) -> None:
-    import shutil
-
     bad = tmp_path / "bad"
     shutil.copytree(root, bad)
     shard = ShardSet(bad).shards("train")[1]
@@ -438,6 +437,22 @@ def test_a_damaged_chunk_is_an_error_or_its_rows_weigh_nothing(root: Path, tmp_p
     index.write_bytes(b"x" + index.read_bytes()[1:])
     lost_rows = sum(int((b.cells.weight == 0).sum()) for b in whole)
     assert lost_rows > 0 and {one.chunk for one in whole.lost} == {1, None}
+
+
+def test_a_shard_whose_index_is_bad_from_the_start_is_left_out(root: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(root, bad)
+    index = bad / ShardSet(bad).shards("train")[2].index_path
+    gone = pq.read_table(index).to_pydict()
+    index.write_bytes(b"x" + index.read_bytes()[1:])
+    with pytest.raises(ChecksumError, match="the index is not the one that was packed"):
+        loader_of(bad, **OPTIONS)
+    loader = loader_of(bad, **OPTIONS, on_bad_shard="quarantine")
+    assert 0 < loader.sets.sets < loader_of(root, **OPTIONS).sets.sets
+    lost = {(s << 40) | r for s, r in zip(gone["source"], gone["row"], strict=True)}
+    for b in loader:
+        assert (b.cells.weight == 1).all() and (b.controls.weight == 1).all()
+        assert not lost & {*b.cells.key.tolist(), *b.controls.key.tolist()}
 
 
 def test_from_s3_it_is_the_same(root: Path, s3: S3) -> None:

@@ -31,6 +31,9 @@ from scshards.streaming.read.source import ChunkCells, IndexCache, Kept
 from scshards.streaming.sets.groups import SetGroups
 from scshards.streaming.sets.plan import EpochSets
 
+_BLOCKS_READ = 4
+"""Blocks that are read ahead from a disk: fewer would wait for one another."""
+
 _AT_ONCE = 1 << 16
 """Positions whose sets are worked out at a time."""
 
@@ -108,11 +111,11 @@ class SetReader:
             ):
                 known.append(ahead.block(following * per_batch))
                 following = next(counts, 0)
-            # The later a chunk is read, the more of the sets that want its cells are known: so one
-            # block is read while another is taken, and of a store's as many as keep it busy.
+            # The later a chunk is read, the more of the sets that want its cells are known: so a few
+            # blocks are read while one is taken, and of a store's as many as keep it busy.
             read = 0
             for i, block in enumerate(known):
-                if i > 1 and (shards.is_local or 4 * read >= held):
+                if i >= _BLOCKS_READ and (shards.is_local or 4 * read >= held):
                     break
                 ahead.read(block)
                 read += block.sets

@@ -32,6 +32,12 @@ def main() -> None:
         help="a Python that has annbatch[zarrs]",
     )
     parser.add_argument(
+        "--datasets",
+        default=sys.executable,
+        metavar="PYTHON",
+        help="a Python that has torch and Hugging Face's datasets",
+    )
+    parser.add_argument(
         "--beside", type=Path, metavar="TREE", help="another checkout of scshards, measured too"
     )
     parser.add_argument("--markdown", action="store_true", help="tables for docs/performance.md")
@@ -44,7 +50,13 @@ def main() -> None:
     about = machine("numpy", "numba", "torch", "webdataset")
     if not args.json:
         print(about, flush=True)
-    data = Data(args.cache, args.cells, annbatch_python=args.annbatch, beside=args.beside)
+    data = Data(
+        args.cache,
+        args.cells,
+        annbatch_python=args.annbatch,
+        datasets_python=args.datasets,
+        beside=args.beside,
+    )
     data.warm()
     in_process(jobs.compile_kernels, str(data.own))
     found: dict[str, Part] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import sys
@@ -38,18 +39,29 @@ class Data:
         Folder of as many tars for stock webdataset.
     annbatch
         Where annbatch's own script keeps its collection of the cells, and the Python that runs it.
+    medians, ranked
+        The cells' medians of genes, and their ranked tokens: see `make_ranks`.
+    datasets, datasets_python
+        Where the peer's script keeps its data set of these, and the Python that runs it.
     beside
         Another checkout of scshards that is measured too, or None.
     """
 
     def __init__(
-        self, folder: Path, cells: int, annbatch_python: str, beside: Path | None = None
+        self,
+        folder: Path,
+        cells: int,
+        annbatch_python: str,
+        datasets_python: str,
+        beside: Path | None = None,
     ) -> None:
         self.beside = beside
         self.cells = cells
         self._folder = folder / f"recipe{RECIPE}-{cells}"
         self.own, self.stock = self._folder / "own", self._folder / "stock"
         self.annbatch, self.annbatch_python = self._folder / "annbatch.zarr", annbatch_python
+        self.medians, self.ranked = self._folder / "medians.json", self._folder / "ranked.npz"
+        self.datasets, self.datasets_python = self._folder / "datasets", datasets_python
         if not self._folder.exists():
             print(f"making {cells:,} cells in {self._folder}", file=sys.stderr, flush=True)
             making = self._folder.with_suffix(f".making{os.getpid()}")
@@ -103,6 +115,31 @@ class Data:
             asked = ReshardOptions(workers=1, group_by=labels)
             reshard(str(root / "mixed"), str(root / "grouped"), asked, progress=False)
         return root / "mixed", root / "grouped"
+
+    def make_ranks(self, max_length: int) -> None:
+        """Write the medians, and all cells as rows of ranked tokens, unless they are there."""
+        from scshards import CellLoader, CollateOptions, gene_medians
+
+        if not self.medians.exists():
+            self.medians.write_text(json.dumps(gene_medians(self.own).by_gene))
+        if self.ranked.exists():
+            return
+        ranks = CollateOptions(
+            objective="ranks",
+            medians=self.medians,
+            max_length=max_length,
+            mask_ratio=0.0,
+            add_cls=False,
+            add_eos=False,
+        )
+        rows = [
+            row[~is_pad].numpy()
+            for batch in CellLoader(self.own, collate=ranks, drop_last=False)
+            for row, is_pad, weight in zip(batch.genes, batch.is_pad, batch.weight, strict=True)
+            if weight > 0
+        ]
+        indptr = np.cumsum([0, *map(len, rows)])
+        np.savez(self.ranked, tokens=np.concatenate(rows), indptr=indptr)
 
     def manifest_only(self, shards: int, cells: int) -> Path:
         """A set of which there is the manifest alone, as pack would write it: chunks of about 1 MiB."""

@@ -30,6 +30,9 @@ VARIABLE = 4000
 ANNBATCH_BATCH = 4096
 """Cells of a batch in annbatch's documentation and figures."""
 
+RANKED = 2048
+"""Tokens of a cell told by ranks at most."""
+
 S3_TIMES = 4
 """How often the cells are in the set that is read from S3."""
 
@@ -125,16 +128,24 @@ def _beside(tree: Path, root: str, threads: int) -> Figures:
 
 
 def _annbatch_version(data: Data) -> str:
-    """The version of annbatch, or "" where it is not installed."""
-    ask = "import annbatch, importlib.metadata as m; print(m.version('annbatch'))"
-    asked = subprocess.run([data.annbatch_python, "-c", ask], capture_output=True, text=True)
+    return _version(data.annbatch_python, "annbatch")
+
+
+def _version(python: str, package: str) -> str:
+    """The version of a package in another Python, or "" where it is not installed."""
+    ask = f"import {package}, importlib.metadata as m; print(m.version({package!r}))"
+    asked = subprocess.run([python, "-c", ask], capture_output=True, text=True)
     return asked.stdout.strip() if asked.returncode == 0 else ""
 
 
 def _annbatch(data: Data, cores: int, batch_size: int) -> Figures:
-    script = Path(__file__).with_name("bench_stream_annbatch.py")
-    numbers = map(str, (data.cells, cores, batch_size))
-    command = [data.annbatch_python, "-W", "ignore", str(script), str(data.annbatch), *numbers]
+    return _peer(data.annbatch_python, "annbatch", data.annbatch, data.cells, cores, batch_size)
+
+
+def _peer(python: str, name: str, *arguments: object) -> Figures:
+    """The figures of a script of a peer, run by a Python that has it."""
+    script = Path(__file__).with_name(f"bench_stream_{name}.py")
+    command = [python, "-W", "ignore", str(script), *map(str, arguments)]
     # Its Python need not be ours, nor have what ours has.
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
@@ -188,6 +199,45 @@ def sets(data: Data, runs: int) -> Part:
         ("memory of sets, MB", own["memory, MB"], "at most", 500.0),
     ]
     return Part(rows, bars)
+
+
+def ranks(data: Data, runs: int) -> Part:
+    """Cells by ranked genes, beside masked values, and beside Geneformer's way on ranked tokens."""
+    root = str(data.repeated(10 * data.cells))
+    data.make_ranks(RANKED)
+    options: dict[str, dict[str, Any]] = {
+        "masked values": {},
+        "ranks": {"objective": "ranks", "medians": str(data.medians)},
+    }
+
+    def epoch(name: str, threads: int, change: str = "") -> Callable[[], Figures]:
+        collate = {"max_length": RANKED, **options[name]}
+        return partial(in_process, jobs.epoch, root, threads, collate, False, 64, change)
+
+    measured = {
+        f"{name}, {n} thread{'s' * (n > 1)}": epoch(name, n) for n in (2, 1) for name in options
+    }
+    measured["ranks, 2 threads, made int64 by to_bert"] = epoch("ranks", 2, "to_bert")
+    version = _version(data.datasets_python, "datasets")
+    rival = f"datasets {version}, ranked tokens, two workers"
+    if version:
+        measured[rival] = partial(
+            _peer, data.datasets_python, "datasets", data.ranked, data.datasets, 2, 64
+        )
+    rows = in_turn(measured, runs)
+    each = "µs of processor a cell"
+    own = rows["ranks, 2 threads"]
+    ratio = own[each] / rows["masked values, 2 threads"][each]
+    bars = [
+        ("ranks, 2 threads, cells/s", own["cells/s"], "at least", 60_000.0),
+        ("... processor time against masked values", ratio, "at most", 1.25),
+        ("memory of ranks, MB", own["memory, MB"], "at most", 500.0),
+    ]
+    if version:
+        times = own["cells/s"] / rows[rival]["cells/s"]
+        bars.append(("ranks against datasets of ranked tokens", times, "at least", 30.0))
+    missing = [] if version else [f"datasets was not measured: {data.datasets_python} lacks it."]
+    return Part(rows, bars, missing)
 
 
 def memory(data: Data, runs: int) -> Part:
@@ -296,6 +346,7 @@ PARTS: dict[str, Callable[[Data, int], Part]] = {
     "speed": speed,
     "counts": counts,
     "sets": sets,
+    "ranks": ranks,
     "memory": memory,
     "start": start,
     "plan": plan,

@@ -44,7 +44,7 @@ FLOORS = {
 # {library: the modules that may import it}, as patterns over whole module names.
 LIBRARIES = {
     "torch": r"scshards\.(streaming\.(collate\..*|loader|dataset|wds\w*)"
-    r"|(model|ranks|tasks|evaluation|training|applying|compat)\..*)",
+    r"|(model|ranks|tasks|evaluation|training|applying|compat)\..*|report\.doctor)",
     "anndata": r"scshards\.(census|sources|exporting|applying\.output|report\.plot)(\..*)?",
     "h5py": r"scshards\.(census|sources|exporting|applying\.output)(\..*)?",
     "zarr": r"scshards\.(sources|applying\.output)(\..*)?",

@@ -42,6 +42,7 @@ COMMANDS = {
     "embed": "Write a model's cell embeddings into an h5ad file.",
     "annotate": "Write the classes that a model predicts into an h5ad file.",
     "publish": "Write a run's model, with a card, to hand on.",
+    "doctor": "Look at this machine, for a report of a bug.",
     "plot": "Draw a run's loss curve and embeddings.",
 }
 """{command: its line in the help}; the module scshards.cli.<command> holds it."""

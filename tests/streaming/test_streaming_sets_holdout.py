@@ -164,6 +164,20 @@ def test_a_state_tells_holdouts_and_parts_apart(root: Path, toml: Path) -> None:
             one.load_state_dict(state(**other)[1])
 
 
+def test_a_held_out_line_without_controls_does_not_trouble_the_others(root: Path) -> None:
+    where = "not (cell_line == 'rpe1' and perturbation == 'non-targeting')"
+    options = {
+        **SETS,
+        "objective": "counts",
+        "where": where,
+        "holdout": {"zeroshot": {"rpe1": "test"}},
+    }
+    loader = loader_of(root, **options)
+    assert (loader.sets.groups, loader.sets.unmatched, loader.sets.other_groups) == (9, 0, 3)
+    with pytest.raises(ConfigError, match="no control of the same cell_line: rpe1"):
+        loader_of(root, **options, part="test")
+
+
 def test_a_part_without_groups_says_which(root: Path) -> None:
     with pytest.raises(ConfigError, match="in the part 'test'"):
         loader_of(root, **SETS, holdout={"zeroshot": {"rpe1": "val"}}, part="test")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,10 +235,6 @@ class SetGroups:
         kinds, _ = self._kinds(shard, table)
         return np.argsort(kinds, kind="stable")
 
-    def name(self, codes: Sequence[int]) -> str:
-        """A group in words."""
-        return ", ".join(self._labels[i][1][code] for i, code in enumerate(codes))
-
     def _kinds(self, shard: int, table: Mapping[str, NDArray[Any]]) -> tuple[Ints, int]:
         """The kind of each cell of a shard, _NO_KIND where it has none; how many lack a label."""
         kinds = np.zeros(int(self._shards.cells[shard]), np.int64)
@@ -251,8 +247,9 @@ class SetGroups:
         kinds[~(is_labelled & is_chosen)] = _NO_KIND
         return kinds, int((is_chosen & ~is_labelled).sum())
 
-    def _planned(self, seed: int) -> SetPlan:
-        options, shards = self.options, self._shards
+    def _counted(self) -> tuple[Ints, Ints, Ints, Ints]:
+        """Of each kind in each shard: the kind, the shard, its first cell in `order`, and its cells."""
+        shards = self._shards
 
         def look(shard: int, table: Mapping[str, NDArray[Any]]) -> tuple[Ints, Ints, int, int]:
             kinds, unlabelled = self._kinds(shard, table)
@@ -264,35 +261,43 @@ class SetGroups:
             return found, counts, unlabelled, len(np.unique(of_chunk))
 
         looked = scan(shards, self.columns, look)
-        shard = np.repeat(np.arange(len(looked)), [len(x[0]) for x in looked])
-        kinds, cells = (np.concatenate([x[i] for x in looked]).astype(np.int64) for i in (0, 1))
-        first = np.concatenate([np.cumsum(x[1]) - x[1] for x in looked]).astype(np.int64)
+        self._runs = sum(runs for *_, runs in looked)
+        self._said = {
+            "unlabelled": sum(unlabelled for _, _, unlabelled, _ in looked),
+            "chunks": sum(len(s.chunks.cells) for s in shards.shards),
+        }
+        shard = np.repeat(np.arange(len(looked)), [len(kinds) for kinds, *_ in looked])
+        first = np.concatenate([np.cumsum(counts) - counts for _, counts, *_ in looked])
+        kinds, cells = (np.concatenate([x[i] for x in looked]) for i in (0, 1))
+        return kinds.astype(np.int64), shard, first.astype(np.int64), cells.astype(np.int64)
+
+    def _planned(self, seed: int) -> SetPlan:
+        options = self.options
+        kinds, shard, first, cells = self._counted()
         codes = self._codes(kinds)
         by, matched = (
-            codes[:, [options.columns.index(c) for c in names]]
+            codes[:, [options.columns.index(name) for name in names]]
             for names in (options.by, options.matched)
         )
-        control = self._labels[len(options.by) - 1][1].index(options.control)
-        is_control = by[:, -1] == control
+        is_control = by[:, -1] == self.categories[options.by[-1]].index(options.control)
         contexts, context = _numbered(matched, is_control)
-        is_left = (context < 0) & ~is_control
-        unmatched = int(cells[is_left].sum())
-        if unmatched:
-            self._tell_of_unmatched(unmatched, matched[is_left])
-        is_set = ~is_control & ~is_left
-        groups, group = _numbered(by, is_set)
-        sums = np.zeros(len(groups), np.int64)
-        np.add.at(sums, group[is_set], cells[is_set])
+        groups, group = _numbered(by, ~is_control)
         is_part = self._in_part(groups)
-        is_small = is_part & (sums < options.size)
-        kept = is_part if options.small == "repeat" else is_part & ~is_small
-        renumbered = np.where(kept, np.cumsum(kept) - 1, -1)
-        group[is_set] = renumbered[group[is_set]]
-        is_set &= group >= 0
+        in_part = ~is_control & is_part[group]
+        is_left = in_part & (context < 0)
+        if is_left.any():
+            self._tell_of_unmatched(int(cells[is_left].sum()), matched[is_left])
+        is_set = in_part & ~is_left
+        sums, others = np.zeros((2, len(groups)), np.int64)
+        np.add.at(sums, group[is_set], cells[is_set])
+        np.add.at(others, group[~is_control & ~in_part], cells[~is_control & ~in_part])
+        is_small = (sums > 0) & (sums < options.size)
+        kept = sums > 0 if options.small == "repeat" else sums >= options.size
+        is_set &= kept[group]
         self.codes = groups[kept]
         rows = (context, shard, first, cells)
         plan = SetPlan(
-            _entries(is_set, group, kinds, rows),
+            _entries(is_set, (np.cumsum(kept) - 1)[group], kinds, rows),
             _entries(is_control, context, kinds, rows),
             groups=len(self.codes),
             contexts=len(contexts),
@@ -301,28 +306,25 @@ class SetGroups:
             seed=seed,
         )
         if not plan.sets.sum():
+            part = f" in the part {options.part!r}" if options.holdout is not None else ""
             raise misfit(
-                shards,
+                self._shards,
                 "sets",
-                f"no group of {', '.join(options.by)} has {options.size} cells beside controls"
-                + (f" in the part {options.part!r}" if options.holdout is not None else ""),
+                f"no group of {', '.join(options.by)} has {options.size} cells beside controls{part}",
                 'take a smaller size, or small="repeat"',
             )
-        self._said = {
+        self._said |= {
             "groups": len(self.codes),
             "contexts": len(contexts),
             "sets": int(plan.sets.sum()),
             "cells": int(sums[kept].sum()),
             "controls": int(cells[is_control].sum()),
             "other_groups": int((~is_part).sum()),
-            "other_cells": int(sums[~is_part].sum()),
+            "other_cells": int(others.sum()),
             "small_groups": int(is_small.sum()),
             "small_cells": int(sums[is_small].sum()),
-            "unlabelled": sum(x[2] for x in looked),
-            "unmatched": unmatched,
-            "chunks": sum(len(s.chunks.cells) for s in shards.shards),
+            "unmatched": int(cells[is_left].sum()),
         }
-        self._runs = sum(x[3] for x in looked)
         return plan
 
     def _in_part(self, groups: Ints) -> NDArray[np.bool_]:
@@ -376,9 +378,10 @@ def groups_of(
     shards: ShardList, choosing: ChoiceOptions, options: SetOptions, seed: int
 ) -> SetGroups:
     """The groups of these options, as `order.strata.made_once` has it."""
+    named = options.holdout.datasets if isinstance(options.holdout, Holdout) else ()
     return made_once(
         shards,
-        ("sets", choosing.state(), options.state(), seed),
+        ("sets", choosing.state(), options.state(), named, seed),
         lambda: SetGroups(shards, choosing, options, seed),
     )
 

@@ -29,6 +29,7 @@ from scshards.base import seeds
 from scshards.base.errors import ChecksumError, ConfigError, StateError
 from scshards.shards import tar
 from scshards.streaming.order.plan import plan_epoch
+from scshards.streaming.sets import groups
 
 GENES = 12
 LINES, DRUGS, PLATES = ("A549", "K562", "RPE1"), ("DMSO", "d1", "d2", "d3", "d4"), ("p1", "p2")
@@ -513,6 +514,10 @@ def test_shards_in_which_groups_lie_far_apart_are_warned_of(
     indexes = len(loader.shardset.shards("train"))
     assert 0.7 * loader.sets.reads < loader.stages().reads - indexes < 1.3 * loader.sets.reads
     assert "read each chunk about" in caplog.text and "--group-by donor" in caplog.text
+    assert loader.sets.sums == 20 and "kinds of cells" not in caplog.text
+    monkeypatch.setattr(groups, "_MANY_SUMS", 10)
+    loader_of(mixed.root, **options)
+    assert "20 kinds of cells in all shards together take 3.0 kB" in caplog.text
     caplog.clear()
     sorted_ = make_set(tmp_path / "s", [1000, 1000], categories=names, donors=np.sort(donors))
     loader = loader_of(sorted_.root, **options)

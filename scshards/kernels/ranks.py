@@ -394,9 +394,11 @@ def _sort_down(n, scratch):
         order[place], keys[place] = genes[j], words[j]
         tally[1, d] += 1
     moves = _MOVES * known
+    before = keys[0]
     for i in range(1, known):
-        word = keys[i]
-        if keys[i - 1] >= word:
+        word = keys[_U64(i)]
+        if before >= word:
+            before = word
             continue
         gene, p = order[i], i
         while p > 0 and keys[p - 1] < word:
@@ -436,21 +438,21 @@ def _merge(n, scratch):
 def _merged(n, n_singles, ones, scratch, out, at, room):
     """The first `room` of order[:n] and singles[:n_singles], both sorted, to out[at:]."""
     order, singles, numbers = scratch.order, scratch.singles, scratch.keys.view(np.float64)
-    k, s, end = at, _I64(0), at + room
-    for i in range(n):
+    # Unsigned: numba adds a test for negative places otherwise.
+    k, s, end, n_singles = _U64(at), _U64(0), _U64(at + room), _U64(n_singles)
+    for i in range(_U64(n)):
         value, gene = numbers[i], order[i]
         while s < n_singles and k < end:
             single = singles[s]
-            if ones[single] < value or (ones[single] == value and single > gene):
+            one = ones[_U64(single)]
+            if one < value or (one == value and single > gene):
                 break
             out[k] = single
-            k += 1
-            s += 1
+            k += _U64(1)
+            s += _U64(1)
         if k == end:
             return
         out[k] = gene
-        k += 1
-    left = _U64(end - k)
-    start, behind = _U64(s), _U64(k)
-    for j in range(left):
-        out[behind + j] = singles[start + j]
+        k += _U64(1)
+    for j in range(end - k):
+        out[k + j] = singles[s + j]

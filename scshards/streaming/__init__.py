@@ -7,6 +7,7 @@
     collate/   blocks -> batches: options, padding, packing, what is finished on the device
     options                     which class each option of a loader is a field of
     loader, dataset, wds        the faces; quarantine: what stays bad
+    variable, medians           what one stream says of each gene
 
 Read first: loader.py, then order/plan.py.
 """

@@ -461,7 +461,9 @@ class Pass(Iterator[Made]):
             "fetchers": Jobs(n_fetchers, "scshards-fetch", stop),
             "quarantine": stream._quarantine.begin(begin.epoch),
         }
-        reader = SetReader(**common) if stream.sets else EpochReader(**common)
+        reader = (
+            SetReader(**common, first=first, step=step) if stream.sets else EpochReader(**common)
+        )
         self._batches = Batches(
             reader.blocks(),
             make,

@@ -29,7 +29,7 @@ from scshards.base import seeds
 from scshards.base.errors import ChecksumError, ConfigError, StateError
 from scshards.shards import tar
 from scshards.streaming.order.plan import plan_epoch
-from scshards.streaming.sets import groups
+from scshards.streaming.sets import groups, reader
 
 GENES = 12
 LINES, DRUGS, PLATES = ("A549", "K562", "RPE1"), ("DMSO", "d1", "d2", "d3", "d4"), ("p1", "p2")
@@ -296,6 +296,26 @@ def test_workers_of_a_dataloader_give_the_same(root: Path) -> None:
     assert torch.equal(found[0].groups["drug"], plain.groups["drug"])
     with pytest.raises(ConfigError, match="sets are batches"):
         dataset_of(root, **OPTIONS, as_cells=True)
+
+
+def test_a_worker_reads_what_it_makes_batches_of(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "BLOCK_CELLS", 1)  # a batch of sets is mostly larger than a block
+    options = OPTIONS | {"batch_size": 1, "shuffle_buffer": 8}
+    whole = loader_of(root, **options)
+    expected = [pairs(b) for b in whole]
+    reads = []
+    for step in (1, 3):
+        found: list[Any] = [None] * len(expected)
+        for first in range(step):
+            loader = loader_of(root, **options)
+            found[first::step] = [
+                pairs(b) for b in loader.stream(loader.collate, first=first, step=step)
+            ]
+            reads.append(loader.stages().reads)
+        assert found == expected
+    assert max(reads[1:]) < 0.6 * reads[0], reads
 
 
 def test_a_transform_is_of_set_batches(root: Path) -> None:

@@ -60,6 +60,8 @@ class SetReader:
     ----------
     choice, order, position
         Which sets.
+    first, step
+        Only the batches first, first + step, ... are wanted: a block of which none is has no cells.
     indexes, fetcher, fetchers
         Where indexes and chunks come from, and what runs the reads.
     stores
@@ -71,6 +73,8 @@ class SetReader:
     choice: SetGroups
     order: Order
     position: Position
+    first: int
+    step: int
     indexes: IndexCache
     stores: CellStores
     fetcher: ChunkFetcher
@@ -103,13 +107,15 @@ class SetReader:
         most = max(1, BLOCK_CELLS // (2 * size * per_batch))
         counts = _doubling(order.left(self.position)[0], most)
         known: deque[_Block] = deque()
-        begin = share.begin
+        begin, batch = share.begin, 0
         following = next(counts, 0)
         while known or following:
             while following and (
                 not known or sum(b.sets for b in known) + following * per_batch <= held
             ):
-                known.append(ahead.block(following * per_batch))
+                is_wanted = (self.first - batch) % self.step < following
+                known.append(ahead.block(following * per_batch, is_wanted=is_wanted))
+                batch += following
                 following = next(counts, 0)
             # The later a chunk is read, the more of the sets that want its cells are known: so a few
             # blocks are read while one is taken, and of a store's as many as keep it busy.
@@ -192,10 +198,13 @@ class _Ahead:
         self._orders: Kept[NDArray[np.int32] | None] = Kept(shards_kept)
         self._waiting: dict[tuple[int, int], list[_Wanted]] = {}
 
-    def block(self, sets: int) -> _Block:
-        """The next so many sets, as a block that waits for its cells; fewer fill it up at the end."""
+    def block(self, sets: int, *, is_wanted: bool) -> _Block:
+        """The next so many sets, as a block that waits for its cells, if they are wanted; fewer fill it
+        up at the end."""
         with self._chunks.fetcher.clock.time("deal"):
             pairs = list(itertools.islice(self._coming, sets))
+            if not is_wanted:
+                pairs = []
             groups, which = np.array(pairs, np.int64).reshape(-1, 2).T
             codes = np.full((sets, self._choice.codes.shape[1]), -1, np.int64)
             codes[: len(pairs)] = self._choice.codes[groups]

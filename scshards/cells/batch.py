@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -74,8 +74,73 @@ class Labels(dict[str, Any]):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class SparseArray:
+    """Rows of a sparse array beside the genes: compressed sparse rows, N values in `width` columns.
+
+    Attributes
+    ----------
+    indptr
+        int64 [B + 1]: cell b has the values indptr[b] to indptr[b + 1].
+    columns
+        int32 [N]: the column of each; they ascend in a cell.
+    values
+        int32 or float32 [N].
+    width
+        How many columns there are.
+    """
+
+    indptr: Tensor
+    columns: Tensor
+    values: Tensor
+    width: int
+
+    def __len__(self) -> int:
+        return int(self.indptr.shape[0]) - 1
+
+    def __getitem__(self, rows: slice) -> SparseArray:
+        """Some cells that lie next to each other."""
+        first, end, step = rows.indices(len(self))
+        assert step == 1
+        indptr = self.indptr[first : max(first, end) + 1]
+        a, b = int(indptr[0]), int(indptr[-1])
+        return dataclasses.replace(
+            self, indptr=indptr - a, columns=self.columns[a:b], values=self.values[a:b]
+        )
+
+    def __repr__(self) -> str:
+        return f"SparseArray of {_shown(self.values)} in {len(self)} rows of {self.width:,} columns"
+
+    def to(self, device: Any, *, non_blocking: bool = False) -> SparseArray:
+        """The rows on another device."""
+        return self._each(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> SparseArray:
+        """The rows in page-locked memory."""
+        return self._each(lambda t: t.pin_memory())
+
+    def dense(self) -> Tensor:
+        """All values [B, width], zeros included, of their dtype, on the device where they are."""
+        numbers_B = self.indptr.new_ones(len(self)).cumsum(0) - 1
+        rows_N = numbers_B.repeat_interleave(self.indptr.diff(), output_size=len(self.columns))
+        out_BW = self.values.new_zeros((len(self), self.width))
+        out_BW.view(-1)[rows_N * self.width + self.columns.long()] = self.values
+        return out_BW
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> SparseArray:
+        return dataclasses.replace(
+            self,
+            indptr=change(self.indptr),
+            columns=change(self.columns),
+            values=change(self.values),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class CellBatch:
     """What batches of every kind say about their cells.
+
+    `arrays` has, by name, what was asked for of what lies beside the genes: [B, width] of the array's
+    dtype, zeros in rows of weight 0, and a SparseArray of one that is stored sparse.
 
     `batch["genes"]` is `batch.genes`, and `model(**batch)` gives all fields by name. It is no Mapping
     for all that: its length is that of its cells, and `values` are theirs.
@@ -84,6 +149,7 @@ class CellBatch:
     key: Tensor
     labels: dict[str, Tensor]
     weight: Tensor
+    arrays: dict[str, Tensor | SparseArray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.key.shape[0])
@@ -94,13 +160,14 @@ class CellBatch:
         return getattr(self, name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.__dataclass_fields__
+        return name in self.keys()
 
     __iter__ = None  # or whoever asks for its items by their places would be given none
 
     def keys(self) -> list[str]:
-        """The names of the fields."""
-        return list(self.__dataclass_fields__)
+        """The names of the fields; `arrays` is one where some were asked for."""
+        # A model that takes no arrays is given none.
+        return [n for n in self.__dataclass_fields__ if n != "arrays" or self.arrays]
 
     def items(self) -> list[tuple[str, Any]]:
         """The fields by name."""
@@ -112,14 +179,17 @@ class CellBatch:
 
     def __repr__(self) -> str:
         about = {
-            name: _shown(value) for name, value in self.items() if name not in ("key", "labels")
+            name: _shown(value)
+            for name, value in self.items()
+            if name not in ("key", "labels", "arrays")
         }
         about["key"] = f"{_shown(self.key)} {_first(self.cell_keys)}" if _is_here(self.key) else ""
         labels = self.labels if isinstance(self.labels, Labels) else Labels(self.labels)
         for name, column in labels.items():
             texts = labels.text(name) if name in labels.categories else ()
             about[f"labels[{name!r}]"] = f"{_shown(column)} {_first(texts)}".rstrip()
-        lines = (f"    {name:<20}{said}" for name, said in about.items())
+        about |= {f"arrays[{name!r}]": _shown(array) for name, array in self.arrays.items()}
+        lines = (f"    {name:<19} {said}" for name, said in about.items())
         return "\n".join([f"{type(self).__name__} of {len(self)} cells", *lines])
 
     def to(self, device: Any, *, non_blocking: bool = False) -> Self:
@@ -141,7 +211,7 @@ class CellBatch:
                 return Labels(made, value.categories) if isinstance(value, Labels) else made
             return change(value) if hasattr(value, "to") else value
 
-        return dataclasses.replace(self, **{name: changed(self[name]) for name in fields})
+        return dataclasses.replace(self, **{name: changed(getattr(self, name)) for name in fields})
 
     @property
     def cell_keys(self) -> list[str]:

@@ -36,6 +36,7 @@ def command(root: str, sources: bool, storage_options: Any) -> Result:
         + ("uncompressed" if manifest.compression == "none" else stored),
         report.split_table(manifest),
         *([report.label_table(manifest)] if manifest.labels else []),
+        *([report.array_table(manifest)] if manifest.arrays else []),
         *report.source_parts(manifest, whole=sources),
         f"packed with: {printable(_packed_with(manifest.options))}",
     ]

@@ -33,7 +33,8 @@ E = TypeVar("E", bound=ScshardsError)
 F = TypeVar("F", bound=Callable[..., Any])
 
 GROUPS = {
-    "Inputs": "layer:NAME raw feature_types:TYPE ids_vocab:FILE list_columns:GENES,VALUES trust_pickle "
+    "Inputs": "layer:NAME raw feature_types:TYPE obsm:NAME,NAME feature_arrays:TYPE "
+    "arrays:NAME,NAME ids_vocab:FILE list_columns:GENES,VALUES trust_pickle "
     "on_bad_input same_names allow_repeats queries:FILE release:DATE index:DIR offline",
     "Genes": "vocab:FILE gene_column:COL id_column:COL strip_versions allow_mixed min_match:SHARE "
     "min_cells:N",
@@ -70,6 +71,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "partitions": ("--partition",),
     "held_out": ("--split-file",),
     "feature_types": ("--feature-type",),
+    "feature_arrays": ("--feature-array",),
     "key": ("--obsm",),
 }
 """The flags of fields whose flag is not their name with dashes."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from scshards.base.progress import Table, counted, duration, printable, shorten, size
+from scshards.base.records import to_tree
 from scshards.cli.command import Result
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def summary(manifest: Manifest, seconds: Mapping[int, float] | None = None) -> d
             name: {"kind": label.kind, "categories": list(label.categories)}
             for name, label in manifest.labels.items()
         },
+        **({"arrays": to_tree(manifest)["arrays"]} if manifest.arrays else {}),
         "sources": [
             {"name": s.name, **{name: getattr(s, name) for name in _NUMBERS}}
             | {"dropped": dict(s.dropped), "left_out": dict(s.left_out)}
@@ -150,7 +152,8 @@ def left_out(of_inputs: Iterable[Mapping[str, int]]) -> list[str | Table]:
         for kind, n in features.most_common()
     ]
     return [
-        f"features left out, as they are no genes: {', '.join(kinds)}; --feature-type takes them"
+        f"features left out, as they are no genes: {', '.join(kinds)}; --feature-type takes them, "
+        "--feature-array keeps them beside genes"
     ]
 
 
@@ -174,6 +177,17 @@ def label_table(manifest: Manifest) -> Table:
         more = ", ..." if len(label.categories) > 5 else ""
         rows.append((_cut(name), label.kind, len(label.categories) or None, first + more))
     return Table(("label", "kind", "categories", "such as"), rows)
+
+
+def array_table(manifest: Manifest) -> Table:
+    """A row per array beside the genes: how it is stored, and its first columns."""
+    rows = []
+    for name, info in manifest.arrays.items():
+        names = info.columns or ()
+        first = ", ".join(shorten(printable(c), NAME_WIDTH // 2) for c in names[:5])
+        more = ", ..." if len(names) > 5 else ""
+        rows.append((_cut(name), info.kind, info.dtype, info.width, first + more))
+    return Table(("array", "kind", "numbers", "columns", "such as"), rows)
 
 
 def plan_parts(plan: PackPlan) -> list[str | Table]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -60,13 +61,24 @@ def _tree(cell: NamedCell) -> dict[str, Any]:
     tree = {name: getattr(cell, name) for name in ("key", "split", "shard", "source")}
     labels = {name: v if v == v else None for name, v in cell.labels.items()}
     genes = dict(zip(cell.genes, cell.values.tolist(), strict=True))
-    return tree | {"labels": labels, "genes": genes}
+    arrays = {name: [_plain(v) for v in a.tolist()] for name, a in cell.arrays.items()}
+    more = {"arrays": arrays} if arrays else {}
+    return tree | {"labels": labels, "genes": genes, **more}
+
+
+def _plain(number: float) -> float | None:
+    """A number as JSON has it: no NaN, and nothing infinite."""
+    return number if math.isfinite(number) else None
 
 
 def _text(cell: NamedCell) -> str:
     lines = [f"{cell.key}  {cell.shard}  {_shown(cell.source)}"]
     if cell.labels:
         lines.append("  " + ", ".join(f"{_shown(k)}={_shown(v)}" for k, v in cell.labels.items()))
+    for name, numbers in cell.arrays.items():
+        begin = " ".join(f"{v:g}" for v in numbers[:NAMED].tolist())
+        more = " ..." if len(numbers) > NAMED else ""
+        lines.append(f"  {_shown(name)}: {begin}{more}")
     n, total = len(cell.genes), cell.values.sum().item()
     lines.append(f"  {counted(n, 'genes')}, values that sum to {total:,.10g}")
     # The largest first; equal ones in the order of their ids.

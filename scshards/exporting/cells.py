@@ -23,6 +23,7 @@ from scshards.base.progress import Progress, printable
 from scshards.cells.batch import format_key
 from scshards.cells.tokenizer import TokenRows, ValueKind
 from scshards.exporting.options import Dtype, ExportOptions
+from scshards.shards.arrays import Rows
 from scshards.shards.chunks import chunk_runs
 from scshards.shards.index import OBS_PREFIX, key_texts
 from scshards.shards.manifest import LabelInfo
@@ -68,8 +69,8 @@ class Part:
         """Their keys as text, an arrow array."""
         return key_texts(self.known("source").astype(np.int64), self.known("row"))
 
-    def read(self, dtype: np.dtype[Any]) -> TokenRows:
-        """Genes, and values as `dtype`.
+    def read(self, dtype: np.dtype[Any]) -> tuple[TokenRows, dict[str, Rows]]:
+        """Genes, and values as `dtype`; and what lies beside the genes, by name.
 
         Raises
         ------
@@ -78,12 +79,12 @@ class Part:
         ChecksumError, FormatError, StorageError
             When the shard is not what was packed, or can't be read.
         """
-        ((_, rows),) = self.source.cells(0, self.places)
+        ((_, rows, beside),) = self.source.cells(0, self.places)
         values = rows.values
         with np.errstate(invalid="ignore"):  # what is above 2^63 is looked at below
             out = values.astype(dtype, copy=False)
             if values.dtype.kind == "f" or int(values.max(initial=0)) <= _EXACT[dtype.name]:
-                return rows._replace(values=out)
+                return rows._replace(values=out), beside
             differs = out.astype(np.int64).view(np.uint64) != values
         above = values >= 1 << 63 if dtype.kind == "i" else out >= 2.0**63
         bad = np.flatnonzero(differs | above)
@@ -95,7 +96,7 @@ class Part:
                 where=f"{self.source.name}: {key}",
                 advice="choose a wider one with --dtype, or leave the cell out with --where",
             )
-        return rows._replace(values=out)
+        return rows._replace(values=out), beside
 
 
 Column = tuple[Callable[[Part], NDArray[Any]], tuple[str, ...] | None]
@@ -112,6 +113,9 @@ class Cells:
     columns
         What is known of a cell, by name: its split, its input and its row there, then its labels. A
         label comes in the place of another column of its name.
+    arrays
+        What is read of what lies beside the genes: all of it, but for a scBank, which has no place for
+        it.
 
     Raises
     ------
@@ -123,6 +127,7 @@ class Cells:
         manifest = shardset.manifest
         self.name, self.vocab = shardset.storage.at(""), shardset.vocab
         self._options, self._set = options, OldSet.of(shardset)
+        self.arrays = {} if options.to == "scbank" else dict(manifest.arrays)
         for split in options.splits or ():
             shardset.shards(split)
         asked = manifest.splits if options.splits is None else options.splits
@@ -203,7 +208,7 @@ class Cells:
 
     def _shards(self) -> Iterator[tuple[str, ShardSource, NDArray[np.intp]]]:
         """Each shard of the splits, and the places of the cells that are taken."""
-        for run in self._set.runs(self._set.manifest.labels, cells=1):
+        for run in self._set.runs(self._set.manifest.labels, cells=1, arrays=self.arrays):
             split = run.shards[0][0]
             if split not in self._splits:
                 continue

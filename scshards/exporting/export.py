@@ -137,6 +137,8 @@ def export(
     else:
         layout = ParquetLayout(cells, labelled=options.to == "parquet")
     target = Output(address, options.storage_options, options.scratch, is_file=is_file)
+    if len(cells.arrays) < len(names := shardset.manifest.arrays):
+        _log.warning(f"a scBank has no place for what lies beside the genes: {', '.join(names)}")
     done = _finished(target, request, is_file=is_file)
     if done is not None:
         return done
@@ -164,8 +166,8 @@ def export(
         )
 
         def prepared(part: Part) -> tuple[Part, int, Any]:
-            rows = part.read(dtype)
-            return part, len(rows.genes), layout.prepared(part, rows)
+            rows, beside = part.read(dtype)
+            return part, len(rows.genes), layout.prepared(part, rows, beside)
 
         limit = options.max_cells or MAX_CELLS if one is None else sys.maxsize
         workers = options.workers or min(all_cores(), MOST_WORKERS)

@@ -7,7 +7,7 @@ scBank's columns are those that `datasets.Dataset.to_parquet` writes of what scG
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from scshards.base.errors import ConfigError
 from scshards.cells.tokenizer import TokenRows
 from scshards.cells.vocab import SPECIALS, Vocab
 from scshards.exporting.cells import Cells, Part
+from scshards.shards.arrays import Rows, SparseRows
+from scshards.shards.manifest import ArrayInfo
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,8 +54,18 @@ class ParquetLayout:
                     where=cells.name,
                     advice="export a copy without it: scshards reshard --obs",
                 )
+        self._arrays = cells.arrays
+        others = {ID, KEY, GENES, EXPRESSIONS, *self._columns}
+        for name in [c for n, i in cells.arrays.items() for c in _array_columns(n, i)]:
+            if name in others:
+                raise ConfigError(
+                    f"an array would have the name of another column, {name!r}",
+                    where=cells.name,
+                    advice="export a copy without it: scshards reshard --arrays",
+                )
+            others.add(name)
 
-    def prepared(self, part: Part, rows: TokenRows) -> pa.Table:
+    def prepared(self, part: Part, rows: TokenRows, beside: Mapping[str, Rows]) -> pa.Table:
         """Cells as `write` takes them."""
         import pyarrow as pa
 
@@ -72,6 +84,17 @@ class ParquetLayout:
                 dictionary = pa.array(texts, pa.string())
                 array = pa.DictionaryArray.from_arrays(array, dictionary).dictionary_decode()
             found[name] = array
+        for name, info in self._arrays.items():
+            of = beside[name]
+            if not isinstance(of, SparseRows):
+                flat = pa.array(np.ascontiguousarray(of, info.dtype).reshape(-1))
+                found[name] = pa.FixedSizeListArray.from_arrays(flat, info.width)
+                continue
+            ends = pa.array(of.indptr.astype(np.int32))
+            for column, values in zip(
+                _array_columns(name, info), (of.columns, of.values), strict=True
+            ):
+                found[column] = pa.ListArray.from_arrays(ends, pa.array(values))
         return pa.table(found)
 
     def write(self, path: Path, record: str, found: Iterator[pa.Table]) -> None:
@@ -100,6 +123,11 @@ class ParquetLayout:
                     group, n_values = schema.empty_table(), 0
             if len(group):
                 writer.write_table(group, row_group_size=len(group))
+
+
+def _array_columns(name: str, info: ArrayInfo) -> tuple[str, ...]:
+    """The columns of an array: its numbers, or of a sparse one the places and the numbers."""
+    return (name,) if info.kind == "dense" else (f"{name}.columns", f"{name}.values")
 
 
 def bank_vocab(vocab: Vocab) -> dict[str, int]:

@@ -217,6 +217,81 @@ def gather_slices(src, starts, sizes, order, out):
     return p
 
 
+@kernel
+def interleave(first, first_sizes, second, second_sizes, out, at):
+    """Copy one piece of `first` and one of `second` in turns into out[at:]; where the last ends."""
+    a, b, p = np.int64(0), np.int64(0), np.int64(at)
+    for i in range(len(first_sizes)):
+        copy_bytes(first, a, first_sizes[i], out, p)
+        p += first_sizes[i]
+        a += first_sizes[i]
+        copy_bytes(second, b, second_sizes[i], out, p)
+        p += second_sizes[i]
+        b += second_sizes[i]
+    return p
+
+
+@kernel
+def find_arrays(src, starts, sizes, names, name_ends, row_bytes, places, status):
+    """Where the arrays are in the members at src[starts[i]:starts[i] + sizes[i]].
+
+    Parameters
+    ----------
+    names, name_ends
+        The arrays' names as msgpack strings, one after another, in the order that members have.
+    row_bytes
+        int64 [arrays]: the bytes of each, -1 where they differ from cell to cell.
+    places
+        int64 [cells, arrays, 2]: filled with the start and end of each one's bytes.
+    status
+        int64 [cells]: OK, or BAD_STRUCTURE, or BAD_COUNT for an array of another size. A cell of size 0
+        is left as it is.
+    """
+    n = len(name_ends)
+    for i in range(len(starts)):
+        if sizes[i] == 0:
+            continue
+        status[i] = BAD_STRUCTURE
+        start, end = starts[i], starts[i] + sizes[i]
+        if start < 0 or end > len(src) or start >= end:
+            continue
+        p = np.int64(-1)
+        if n < 16:
+            if src[start] == 0x80 | n:
+                p = np.int64(start + 1)
+        elif (
+            end - start >= 3
+            and src[start] == 0xDE
+            and np.int64(src[start + 1]) << 8 | np.int64(src[start + 2]) == n
+        ):
+            p = np.int64(start + 3)
+        first, fits = np.int64(0), True
+        for k in range(n):
+            size, p = _read_number(
+                src, _match(src, p, end, names[first : name_ends[k]]), end, 0xC4, 0
+            )
+            first = name_ends[k]
+            if p < 0 or size > end - p:
+                p = np.int64(-1)
+                break
+            fits &= row_bytes[k] < 0 or row_bytes[k] == size
+            places[i, k, 0], places[i, k, 1] = p, p + size
+            p += size
+        if p == end:
+            status[i] = OK if fits else BAD_COUNT
+
+
+@kernel
+def gather_rows(src, starts, out):
+    """Copy the row of bytes src[starts[i]:] to out[i]; zeros where starts[i] is -1."""
+    for i in range(len(starts)):
+        if starts[i] < 0:
+            out[i, :] = 0
+        else:
+            row = out[i]
+            copy_bytes(src, starts[i], len(row), row, 0)
+
+
 @inner
 def _match(src, p, end, name):
     """Step over an expected field name; -1 when something else stands there, or p is -1."""

@@ -30,6 +30,8 @@ members.decode_counts     u1[r] i8 i8 i8 u8[]
 members.decode_members    u1[r] i8[,] i8[] i8 i4[] u8[] i8[]
 members.gather_slices     u1[r] i8[:] i8[] i8[] u1[]
 members.gather_slices     u1[] i8[] i8[:] i8[] u1[]
+members.find_arrays       u1[r] i8[] i8[] u1[r] i8[] i8[] i8[,,] i8[]
+members.gather_rows       u1[r] i8[:] u1[,]
 cells.read_cells          u1[r] i8[,] i8[] i8[] CellRules DrawKeys Scratch
                           i4[] f4[] u8[] b1[]
 cells.read_others         u1[r] i8[,] i8[] i8[] CellRules DrawKeys Scratch
@@ -69,6 +71,7 @@ members.encode_labels     u1[r] i8[] i8[,] u8[,] b1[] u1[] i8[]
 members.encode_members    i8[] i4[] u8[] u1[] i8[] u1[] i8[]
 members.encode_members    i8[] i4[] f4[] u1[] i8[] u1[] i8[]
 members.write_members     u1[r] i8[] i8[] u1[] i8[] i8[] u1[] i8[]
+members.interleave        u1[] i8[] u1[] i8[] u1[] i8
 members.write_keys        i8[] i8[] u1[,]
 """
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from scshards.packing.refusals import together
 from scshards.packing.scatter import BOUNDS, GROUPS, LabelColumn
 from scshards.packing.survey import KEYS, Survey, Work
 from scshards.packing.unique import dropped_reason, load_split
-from scshards.shards.manifest import LabelInfo, Manifest, SourceInfo
+from scshards.shards.manifest import ArrayInfo, LabelInfo, Manifest, SourceInfo
 from scshards.shards.spill import stretches
 from scshards.sources.genes import Shared, are_ids, refuse_mixed, shared_genes, two_kinds
 from scshards.sources.rows import SOURCE
@@ -67,6 +67,8 @@ class Decision:
         {ordinal: cells dropped because another has the same value of `options.unique`}.
     shared
         {ordinal: what its genes have in common with those of the others}; of shard sets nothing.
+    arrays
+        Those beside the genes, in the order of `options.arrays`.
     """
 
     kind: ValueKind
@@ -76,6 +78,7 @@ class Decision:
     n_shards: tuple[int, ...]
     repeated: dict[int, int]
     shared: dict[int, Shared]
+    arrays: dict[str, ArrayInfo] = field(default_factory=dict)
 
 
 def decide(
@@ -146,6 +149,7 @@ def decide(
         n_shards=n_shards,
         repeated=dict(repeated),
         shared=dict(shared),
+        arrays=_unite_arrays(surveys, options, kind, base),
     )
 
 
@@ -341,6 +345,59 @@ def _unite_labels(
         for s, codes in zip(surveys, maps[len(whole) :], strict=True):
             publish_array(source_folder(work.folder, s.ordinal) / f"map-{i}.npy", codes)
     return infos
+
+
+def _unite_arrays(
+    surveys: Sequence[Survey], options: PackOptions, kind: ValueKind, base: Manifest | None
+) -> dict[str, ArrayInfo]:
+    """The arrays of the set, which are the same in all inputs, and in the set that is added to."""
+    infos: dict[str, ArrayInfo] = {}
+    if base is not None and {*base.arrays} != {*options.arrays}:
+        raise ConfigError(
+            f"the set has the arrays {', '.join(base.arrays) or 'none'}, and its options name "
+            f"{', '.join(options.arrays) or 'none'}",
+            where="the shard set",
+        )
+    by_kind = "int32" if kind == "counts" else "float32"
+    for name in options.arrays:
+        first = base.arrays[name] if base is not None else None
+        at = "the shard set"
+        for s in surveys:
+            found = s.arrays[name]
+            info = ArrayInfo(
+                kind=found.kind,
+                dtype=found.dtype or by_kind,
+                width=found.width,
+                columns=found.columns,
+                source=found.source,
+            )
+            if first is None:
+                first, at = info, s.name
+            if (differs := _difference(info, first)) is not None:
+                raise SourceError(
+                    f"its {name!r} has {differs[0]}, and that of {at} {differs[1]}",
+                    where=s.name,
+                    advice="make them the same in all inputs, or leave the array out",
+                )
+        assert first is not None
+        infos[name] = first
+    return infos
+
+
+def _difference(a: ArrayInfo, b: ArrayInfo) -> tuple[str, str] | None:
+    """In what two arrays differ, in words."""
+    if a.width != b.width:
+        return f"{a.width:,} columns", f"{b.width:,}"
+    for place, (x, y) in enumerate(zip(a.columns or (), b.columns or (), strict=False)):
+        if x != y:
+            return f"the column {x!r} at place {place}", f"{y!r}"
+    if (a.columns is None) != (b.columns is None):
+        named = {True: "columns without names", False: "named ones"}
+        return named[a.columns is None], named[b.columns is None]
+    for x, y in ((a.dtype, b.dtype), (a.kind, b.kind)):
+        if x != y:
+            return f"{x} numbers", f"{y} numbers"
+    return None
 
 
 # --- inputs beside each other: cells that are there twice, genes that are not the same genes ----------

@@ -38,6 +38,9 @@ OF_THE_RUN = (
 )  # fmt: skip
 """Options that change neither a byte of the shards nor their meaning, or that hold secrets."""
 
+OF_ARRAYS = ("obsm", "feature_arrays", "arrays")
+"""Options that manifests of sets without arrays do not tell."""
+
 KEPT = "kept"
 """`options["splits"]` of a set whose parts were split in different ways: no rule says where a new cell
 would go."""
@@ -133,7 +136,9 @@ class _Options:
             options["ids_vocab"] = redact(options["ids_vocab"])
         if self.held_out is not None:
             options["held_out"] = {name: list(values) for name, values in self.held_out.items()}
-        return {name: v for name, v in options.items() if name not in OF_THE_RUN}
+        # Sets without arrays are the same bytes as before there were any.
+        absent = [name for name in OF_ARRAYS if options.get(name) in (None, [])]
+        return {name: v for name, v in options.items() if name not in (*OF_THE_RUN, *absent)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +208,12 @@ class PackOptions(_Options):
         base.access). They are written down nowhere.
     ids_vocab, list_columns, trust_pickle, feature_types
         As in TableOptions.
+    obsm
+        Elements of obsm to keep beside the genes of each cell, such as protein_expression or X_pca:
+        dense arrays, CSR, and tables of numbers. Batches have them by these names.
+    feature_arrays
+        Types of features, such as "Antibody Capture", whose columns of the matrix are kept beside the
+        genes of each cell, and not among them. Batches have them by the names of the types.
     round_within
         Take a value that is off a whole number by no more than this, such as 1e-6, as that number, and
         count it; other fractions are refused as without. Without it, nothing is rounded.
@@ -242,6 +253,8 @@ class PackOptions(_Options):
     list_columns: tuple[str, str] = TableOptions.list_columns
     trust_pickle: bool = False
     feature_types: tuple[str, ...] = TableOptions.feature_types
+    obsm: tuple[str, ...] = ()
+    feature_arrays: tuple[str, ...] = ()
     round_within: float | None = None
     max_categories: int = 100_000
     allow_mixed: bool = False
@@ -250,6 +263,12 @@ class PackOptions(_Options):
     def __post_init__(self) -> None:
         check_names(self)
         super().__post_init__()
+        for name in ("obsm", "feature_arrays"):
+            object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
+        twice = [name for name in self.obsm if name in self.feature_arrays]
+        if twice or "" in self.arrays:
+            what = f"{twice[0]!r} is named twice" if twice else "'' is the name of no array"
+            raise ConfigError(what, where="obsm, feature_arrays")
         valid, test = self.valid_fraction, self.test_fraction
         has_fractions, has_lists = valid + test > 0, self.held_out is not None
         for is_wrong, where, what in (
@@ -296,6 +315,11 @@ class PackOptions(_Options):
         return self.obs + extra
 
     @property
+    def arrays(self) -> tuple[str, ...]:
+        """The names of the arrays beside the genes, in the order that cells have them."""
+        return self.obsm + self.feature_arrays
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """The names of the splits, in the order of their codes."""
         if self.held_out is not None:
@@ -312,6 +336,8 @@ class ReshardOptions(_Options):
     ----------
     obs
         The labels to keep, in this order; an empty name keeps none. Without it, all of them.
+    arrays
+        The arrays beside the genes to keep; an empty name keeps none. Without it, all of them.
     cells_per_shard, compression, shuffle, seed, held_out
         As in PackOptions.
     group_by
@@ -339,6 +365,7 @@ class ReshardOptions(_Options):
     """
 
     obs: tuple[str, ...] | None = None
+    arrays: tuple[str, ...] | None = None
     cells_per_shard: int | None = None
     compression: Compression | None = None
     shuffle: bool | None = None
@@ -357,6 +384,8 @@ class ReshardOptions(_Options):
     storage_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        if self.arrays == ():
+            object.__setattr__(self, "arrays", ("",))  # none; a manifest tells it from all of them
         super().__post_init__()
         if self.splits is not None and not self.splits:
             raise ConfigError("no split is named", where="splits")

@@ -278,6 +278,7 @@ class Phases:
                 *(base.requests if base is not None else ()),
                 self.job.request([s.identity for s in self.surveys]),
             ),
+            arrays=self.decision.arrays,
         )
 
     @property
@@ -356,6 +357,7 @@ class Phases:
                 n_shards=self.decision.n_shards,
                 labels=self.label_kinds,
                 grouped=groups_of(self.work, self.decision.labels),
+                arrays=self.decision.arrays,
             )
             mark = self.job.mark(f"{number:06d}")
             works.append(Marked(function=scatter, task=task, mark=str(mark)))
@@ -384,6 +386,7 @@ class Phases:
                     work=self.work,
                     labels=self.label_kinds,
                     grouped=groups_of(self.work, self.decision.labels),
+                    has_arrays=bool(self.decision.arrays),
                     claim=self.job.claim,
                 )
                 mark = self.job.mark(f"{split}-{number:06d}")

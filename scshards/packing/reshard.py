@@ -17,11 +17,11 @@ from scshards.base.errors import ConfigError, SourceError, VocabError
 from scshards.base.text import did_you_mean
 from scshards.cells.vocab import Vocab
 from scshards.packing.decide import known_by
-from scshards.packing.options import HELD_OUT, KEPT, PackOptions, known, parts_of
+from scshards.packing.options import HELD_OUT, KEPT, OF_ARRAYS, PackOptions, known, parts_of
 from scshards.packing.options import ReshardOptions as ReshardOptions
 from scshards.packing.pack import run
 from scshards.packing.phases import Request
-from scshards.shards.manifest import Manifest
+from scshards.shards.manifest import ArrayInfo, Manifest
 from scshards.shards.shardset import ShardSet
 from scshards.shards.tar import MAX_SOURCES
 from scshards.sources.inputs import Input
@@ -114,7 +114,8 @@ def _repack(
         columns = (options.get("split_by") for _, options in parts_of(old.manifest, old.name))
         apart |= {c: None for c in columns if c is not None and c in old.manifest.labels}
     labels = _new_labels(sets, asked, list(apart))
-    options = _new_options(manifests, asked, labels)
+    arrays = _new_arrays(sets, asked)
+    options = _new_options(manifests, asked, labels, arrays)
     splits = options.splits
     if asked.keeps_splits:
         found = {split for m in manifests for split in m.splits}
@@ -125,7 +126,7 @@ def _repack(
         needed.update(where_.parse(asked.where).columns)
     request = Request(
         root=os.fspath(new),
-        inputs=[run for old in sets for run in old.runs(needed)],
+        inputs=[run for old in sets for run in old.runs(needed, arrays=options.arrays)],
         vocab=vocab,
         options=options,
         splits=splits,
@@ -226,8 +227,34 @@ def _new_labels(
     return tuple(names)
 
 
+def _new_arrays(sets: Sequence[OldSet], options: ReshardOptions) -> dict[str, tuple[str, ...]]:
+    """The arrays of the new set, as the options of pack have them."""
+    known = [old.manifest.arrays for old in sets]
+    names = dict.fromkeys(name for of_set in known for name in of_set)
+    if options.arrays is not None:
+        names = dict.fromkeys(name for name in options.arrays if name)
+    infos: dict[str, ArrayInfo] = {}
+    for name in names:
+        for old in sets:
+            if name not in old.manifest.arrays:
+                common = [n for n in known[0] if all(n in of_set for of_set in known)]
+                raise ConfigError(
+                    f"the set has no array {name!r}",
+                    where=old.name,
+                    advice=f"keep what all sets have, with --arrays: {', '.join(common) or 'nothing'}",
+                )
+            infos.setdefault(name, old.manifest.arrays[name])
+    return {
+        option: tuple(name for name, info in infos.items() if info.source == source)
+        for option, source in (("obsm", "obsm"), ("feature_arrays", "feature_type"))
+    }
+
+
 def _new_options(
-    manifests: Sequence[Manifest], asked: ReshardOptions, labels: tuple[str, ...]
+    manifests: Sequence[Manifest],
+    asked: ReshardOptions,
+    labels: tuple[str, ...],
+    arrays: Mapping[str, tuple[str, ...]],
 ) -> PackOptions:
     """The options that the new set is written by; how it was split, where that stays, is not in them,
     and what cells must have only where it is asked for here."""
@@ -250,7 +277,7 @@ def _new_options(
     if asked.group_by:
         chosen["shuffle"] = True  # in each group
     chosen |= known({name: value for name, value in vars(asked).items() if value is not None})
-    chosen |= {"obs": labels, "values": manifests[0].value_kind}
+    chosen |= {"obs": labels, "values": manifests[0].value_kind, **arrays}
     return PackOptions(**{name: value for name, value in chosen.items() if value is not None})
 
 
@@ -296,6 +323,8 @@ def _changed(
     options, written = dict(part), new.recorded()
     for name in ("obs", "cells_per_shard", "compression", "shuffle"):
         options[name] = written[name]
+    options = {name: value for name, value in options.items() if name not in OF_ARRAYS}
+    options |= {name: written[name] for name in OF_ARRAYS if name in written}
     if asked.where is not None:
         before = options.get("where")
         options["where"] = asked.where if before is None else f"({before}) and ({asked.where})"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,23 @@ from scshards.cells.tokenizer import (
 )
 from scshards.census.address import is_soma
 from scshards.kernels import rows as kernels
+from scshards.kernels.members import interleave
 from scshards.packing import plan
 from scshards.packing.marks import source_folder
 from scshards.packing.survey import AnyInput, Work, limit_reasons, open_input
 from scshards.packing.unique import load_split
 from scshards.packing.values import matrix_advice
+from scshards.shards.arrays import Rows, SparseRows, encode_arrays, rows_of
+from scshards.shards.manifest import ArrayInfo
 from scshards.shards.members import encode_labels
 from scshards.shards.spill import SpillWriter, record_dtype
-from scshards.sources.rows import Block, Source
+from scshards.sources.rows import BLOCK_ROWS, Block, Source
 
 BLOCK_VALUES = 1 << 18
 """Most values of a block: with what is made of them, they stay in a processor's cache."""
+
+BLOCK_ARRAY_BYTES = 1 << 22
+"""Most bytes of its dense arrays, unless one row alone has more."""
 
 BOUNDS = "bounds.npy"
 """The first key of each shard, when the order of shard sets is kept."""
@@ -54,7 +60,8 @@ GROUPS = "groups.npy"
 class ScatterTask:
     """One slice to pack; `labels` are the kinds of `options.labels`, `n_shards` those of each split.
 
-    `grouped` has the labels that cells are sorted by, each as its number and its categories.
+    `grouped` has the labels that cells are sorted by, each as its number and its categories; `arrays`
+    what is kept beside the genes.
     `identity` is that of the input when it was surveyed.
     """
 
@@ -68,6 +75,7 @@ class ScatterTask:
     n_shards: tuple[int, ...]
     labels: tuple[str, ...]
     grouped: tuple[tuple[int, int], ...] = ()
+    arrays: Mapping[str, ArrayInfo] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +144,7 @@ def scatter(task: ScatterTask) -> Scattered:
                 bounds=np.load(folder / BOUNDS) if task.work.keeps_order else None,
             )
         cells = _Cells(task, source, spill)
-        with contextlib.closing(_blocks(source, s.start, shards >= 0, task.file.url)) as blocks:
+        with contextlib.closing(_blocks(source, task, shards >= 0)) as blocks:
             for block in blocks:
                 first = block.first_row - s.start
                 rows = slice(first, first + len(block.indptr) - 1)
@@ -171,9 +179,9 @@ def warm_up(task: ScatterTask) -> None:
 
 
 def _blocks(
-    source: Source, start: int, wanted: NDArray[np.bool_], url: str
+    source: Source, task: ScatterTask, wanted: NDArray[np.bool_]
 ) -> Generator[Block, None, None]:
-    """The blocks from the first to the last row that is wanted, of those from `start` on; they are read
+    """The blocks from the first to the last row that is wanted, of those of the slice; they are read
     ahead where they come over a network.
 
     A SOMA experiment reads ahead by itself: what it reads at once is many blocks.
@@ -181,9 +189,12 @@ def _blocks(
     A worker is one processor's: a thread that inflates or copies would only take it from another.
     """
     first, last = np.flatnonzero(wanted)[[0, -1]].tolist()
+    start, url = task.slice.start, task.file.url
+    row_bytes = sum(info.row_bytes for info in task.arrays.values() if info.kind == "dense")
     blocks = source.blocks(
         start + first,
         start + last + 1,
+        max_rows=max(1, min(BLOCK_ROWS, BLOCK_ARRAY_BYTES // max(row_bytes, 1))),
         max_values=BLOCK_VALUES,
         wanted=wanted[first : last + 1],
     )
@@ -201,6 +212,8 @@ class _Cells:
         match = GeneMatch(tokens=np.load(arrays / "tokens.npy"), n_tokens=task.n_tokens)
         self._work = Workspace(match, task.kind)
         self._values = np.empty(len(self._work.tokens), self._work.scratch.dtype)
+        # Members that arrays are laid beside; no more of them than a block has.
+        self._apart = np.empty(16 * BLOCK_VALUES if task.arrays else 0, np.uint8)
         none = 1 << 62
         self._limits = (
             options.min_genes,
@@ -220,7 +233,8 @@ class _Cells:
         names = self._task.work.options.labels
         columns = {n: label.at(numbers) for n, label in zip(names, self._labels, strict=True)}
         labels, label_ends = encode_labels(columns, len(rows))
-        records = np.zeros(len(rows), record_dtype(self._task.labels))
+        arrays = self._task.arrays
+        records = np.zeros(len(rows), record_dtype(self._task.labels, bool(arrays)))
         sizes, n_genes = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
         totals, fates = np.empty(len(rows), np.float64), np.empty(len(rows), np.int8)
         where = f"{self._source.name}: {self._source.matrix_name}"
@@ -235,10 +249,11 @@ class _Cells:
         for i, values in enumerate(columns.values()):
             records[f"label-{i}"] = values
         while True:
+            out, used = (self._apart, 0) if arrays else (spill.members, spill.used)
             status, stop, at, end, unmatched = kernels.pack_rows(
                 block.indptr, block.indices, data, LARGEST[data.dtype.kind], rows, first, work.slots,
                 self._task.kind == "counts", self._limits, labels, label_ends, work.scratch, work.bits,
-                work.tokens, self._values, spill.members, spill.used, sizes, n_genes,
+                work.tokens, self._values, out, used, sizes, n_genes,
                 totals, fates,
             )  # fmt: skip
             if status > 0:
@@ -252,6 +267,8 @@ class _Cells:
             records["size"][done], records["n_genes"][done] = sizes[done], n_genes[done]
             records["total"][done] = totals[done]
             kept = first + np.flatnonzero(fates[done] == kernels.KEPT)
+            if arrays:
+                end = self._lay_beside(block, rows[kept], records, kept)
             self._sums[0, 2] += unmatched
             self._count(records[done], fates[done])
             spill.add(shards[kept], records[kept], end)
@@ -260,15 +277,41 @@ class _Cells:
             first = stop
             n_values = int(np.diff(block.indptr[rows[stop] : rows[stop] + 2])[0])
             label_bytes = int(label_ends[stop] - (label_ends[stop - 1] if stop else 0))
-            spill.make_room(kernels.member_bound(n_values, label_bytes))
+            room = int(kernels.member_bound(n_values, label_bytes))
+            if not arrays:
+                spill.make_room(room)
+            elif room > len(self._apart):
+                self._apart = np.empty(room, np.uint8)
+
+    def _lay_beside(
+        self, block: Block, rows: NDArray[np.int64], records: NDArray[Any], kept: NDArray[np.int64]
+    ) -> int:
+        """Put the members that are in `_apart` into the spill, each with that of its arrays behind it.
+
+        `rows` are those of the block, and `kept` those of the records, that have a member. Where the
+        last one ends comes back.
+        """
+        spill, found = self._spill, {}
+        for name, info in self._task.arrays.items():
+            some, where = rows_of(block.beside[name], rows), f"{self._source.name}: {name}"
+            found[name] = as_stored(some, info, block.first_row + rows, where)
+        payload, sizes = encode_arrays(self._task.arrays, found, len(rows))
+        of_cells = np.ascontiguousarray(records["size"][kept])
+        total = len(payload) + int(of_cells.sum())
+        if spill.used + total > len(spill.members):
+            spill.make_room(total)
+        records["size"][kept] += sizes
+        records["arrays"][kept] = sizes
+        return int(interleave(self._apart, of_cells, payload, sizes, spill.members, spill.used))
 
     def _count(self, records: NDArray[Any], fates: NDArray[np.int8]) -> None:
         sources = plan.split_keys(records["key"])[0] - self._first_source
         n, n_fates = self._fates.shape
         self._fates += np.bincount(sources * n_fates + fates, minlength=n * n_fates).reshape(n, -1)
         kept = fates == kernels.KEPT
-        for sums, name in zip(self._sums.T, ("n_genes", "size"), strict=False):
-            sums += np.bincount(sources[kept], records[name][kept], n).astype(np.int64)
+        sizes = records["size"] - records["arrays"] if self._task.arrays else records["size"]
+        for sums, column in zip(self._sums.T, (records["n_genes"], sizes), strict=False):
+            sums += np.bincount(sources[kept], column[kept], n).astype(np.int64)
 
     def scattered(self) -> Scattered:
         """The account of all blocks."""
@@ -287,6 +330,37 @@ class _Cells:
             ),
             bytes=int(self._sums[:, 1].sum()),
         )
+
+
+def as_stored(rows: Rows, info: ArrayInfo, numbers: NDArray[np.int64], where: str) -> Rows:
+    """Rows of an array as members have them; `numbers` are those of the rows in the input.
+
+    Raises
+    ------
+    ValueKindError
+        For a value of a sparse array of whole numbers that is none from 1 to 2^31 - 1.
+    """
+    if not isinstance(rows, SparseRows):
+        return rows
+    values = rows.values
+    if info.dtype == "int32":
+        bad = ~((values >= 1) & (values < 1 << 31)) | (values != np.trunc(values))
+        for i in np.flatnonzero(bad)[:1].tolist():
+            row = int(numbers[np.searchsorted(rows.indptr, i, side="right") - 1])
+            raise ValueKindError(
+                f"its row {row} holds {values[i].item()!r}, and counts are whole numbers from 0 to "
+                f"{(1 << 31) - 1:,}",
+                where=where,
+                advice="store it as a dense array of float32 in obsm, or pack with --values float",
+            )
+        return rows._replace(values=values.astype(np.int32))
+    values = values.astype(np.float32)
+    if (values != 0).all():
+        return rows._replace(values=values)
+    # What is too small for a float32 is 0 there.
+    is_value = values != 0
+    ends = np.append(0, np.cumsum(is_value))[rows.indptr]
+    return SparseRows(ends, rows.columns[is_value], values[is_value])
 
 
 class LabelColumn:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +108,17 @@ class SurveyTask:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ArraySurvey:
+    """What an array of one input is, as of ArrayInfo; no dtype where the kind of values decides."""
+
+    kind: Literal["dense", "sparse"]
+    dtype: str
+    width: int
+    columns: tuple[str, ...] | None
+    source: Literal["obsm", "feature_type"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Survey:
     """What packing.pack must know of one input; of one that is left out nothing beyond `info`.
 
@@ -137,6 +148,8 @@ class Survey:
         Whether the file says that it is log-normalised.
     advice
         What to do when counts are wanted and there are fractions.
+    arrays
+        {name: what it is}, of the arrays that are kept beside the genes.
     seconds
         That the survey took.
     """
@@ -156,6 +169,7 @@ class Survey:
     is_empty: bool
     is_log1p: bool
     advice: str
+    arrays: dict[str, ArraySurvey] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property
@@ -243,7 +257,21 @@ def _survey(task: SurveyTask, identity: dict[str, Any]) -> Survey:
             is_empty=is_empty,
             is_log1p=source.is_log1p,
             advice="" if off is None else rounding_advice(off) + matrix_advice(source, advice),
+            arrays=_arrays_beside(source),
         )
+
+
+def _arrays_beside(source: Source) -> dict[str, ArraySurvey]:
+    """What the arrays of an open input are."""
+    found: dict[str, Any] = dict(source.beside)
+    if isinstance(source, ShardSource):
+        found = {name: source.run.arrays[name] for name in source.run.wanted}
+    return {
+        name: ArraySurvey(
+            kind=a.kind, dtype=a.dtype, width=a.width, columns=a.columns, source=a.source
+        )
+        for name, a in found.items()
+    }
 
 
 def _folder(task: SurveyTask) -> Path:
@@ -311,6 +339,8 @@ def open_input(
         list_columns=options.list_columns,
         trust_pickle=options.trust_pickle,
         feature_types=options.feature_types,
+        obsm=options.obsm,
+        feature_arrays=options.feature_arrays,
     )
 
 

@@ -21,16 +21,17 @@ from scshards.packing import plan
 from scshards.packing.survey import Work
 from scshards.shards.index import write_index
 from scshards.shards.manifest import ShardInfo
+from scshards.shards.members import ARRAYS_EXTENSION
 from scshards.shards.spill import borrowed, read_members, read_records, read_segments, record_dtype
-from scshards.shards.tar import layout, seal, write_members
+from scshards.shards.tar import arrays_offsets, layout, seal, write_members
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WriteTask:
     """One shard to write: `name` without an ending, and its number through all splits.
 
-    `grouped` is as of ScatterTask. `claim` is an object at the root; when it is gone, another writes
-    there.
+    `grouped` is as of ScatterTask. With `has_arrays`, each cell has two members. `claim` is an object at
+    the root; when it is gone, another writes there.
     """
 
     name: str
@@ -39,6 +40,7 @@ class WriteTask:
     work: Work
     labels: tuple[str, ...]
     grouped: tuple[tuple[int, int], ...] = ()
+    has_arrays: bool = False
     claim: str | None = None
 
 
@@ -67,7 +69,7 @@ def write_shard(task: WriteTask) -> Written:
     folder, options = Path(task.work.folder), task.work.options
     with scratch_writes(folder):
         segments = read_segments(folder, task.shard)
-        records = read_records(folder, segments, record_dtype(task.labels))
+        records = read_records(folder, segments, record_dtype(task.labels, task.has_arrays))
     groups = None
     if task.grouped:
         codes = [records[f"label-{i}"] for i, _ in task.grouped]
@@ -75,12 +77,14 @@ def write_shard(task: WriteTask) -> Written:
     order = plan.order_in_shard(
         options.seed, records["key"], shuffle=options.shuffle, groups=groups
     )
-    offsets, size = layout(records["size"][order])
+    arrays = np.ascontiguousarray(records["arrays"]) if task.has_arrays else None
+    sizes = np.ascontiguousarray(records["size"] - (0 if arrays is None else arrays))
+    offsets, size = layout(sizes[order], None if arrays is None else arrays[order])
     with borrowed(size) as tar, ThreadPoolExecutor(1, "checksum") as thread:
         places = np.empty_like(offsets)
         places[order] = offsets
         with scratch_writes(folder):
-            _gather(tar, folder, segments, records, places)
+            _gather(tar, folder, segments, records, (sizes, arrays), places)
         # One waits for the processor, the other for the disk or the network.
         is_plain = options.compression == "none"
         early = thread.submit(hashlib.sha256, tar.data) if is_plain else None
@@ -95,15 +99,22 @@ def write_shard(task: WriteTask) -> Written:
             )
         path = f"{task.name}.tar" + (".zst" if options.compression == "zstd" else "")
         storage.write(path, stored.data)
-        records = records[order]
+        records, sizes = records[order], sizes[order]
+        beside = {}
+        if arrays is not None:
+            beside = {
+                "arrays_offset": arrays_offsets(offsets, sizes),
+                "arrays_size": arrays[order],
+            }
         sources, rows = plan.split_keys(records["key"])
         index = write_index(
             offset=offsets,
-            size=np.ascontiguousarray(records["size"]),
+            size=sizes,
             n_genes=records["n_genes"].astype(np.int64),
             total=np.ascontiguousarray(records["total"]),
             source=sources,
             row=rows,
+            **beside,
             labels={
                 name: np.ascontiguousarray(records[f"label-{i}"])
                 for i, name in enumerate(options.labels)
@@ -131,13 +142,22 @@ def _gather(
     folder: Path,
     segments: NDArray[Any],
     records: NDArray[Any],
+    parts: tuple[NDArray[np.int64], NDArray[np.int64] | None],
     places: NDArray[np.int64],
 ) -> None:
-    """Write each cell's member to its place in the tar, in the order in which the spills hold them."""
-    sizes = np.ascontiguousarray(records["size"])
+    """Write each cell's members to their places in the tar, in the order in which the spills hold them.
+
+    `parts` are the sizes of the first member of each, and of the second where there are two.
+    """
+    whole, (sizes, arrays) = np.ascontiguousarray(records["size"]), parts
     sources, rows = plan.split_keys(records["key"])
-    for cells, members in read_members(folder, segments, sizes):
-        starts = np.cumsum(sizes[cells]) - sizes[cells]
-        write_members(
-            tar, members, starts, sizes[cells], sources[cells], rows[cells], places[cells]
-        )
+    for cells, members in read_members(folder, segments, whole):
+        starts = np.cumsum(whole[cells]) - whole[cells]
+        keys = sources[cells], rows[cells]
+        write_members(tar, members, starts, sizes[cells], *keys, places[cells])
+        if arrays is not None:
+            at = arrays_offsets(places[cells], sizes[cells])
+            starts = starts + sizes[cells]
+            write_members(
+                tar, members, starts, arrays[cells], *keys, at, extension=ARRAYS_EXTENSION
+            )

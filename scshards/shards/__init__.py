@@ -3,6 +3,7 @@
     members   a cell <-> the payload of a tar member       index      one row per cell, beside each tar
     tar       members one after another, in chunks         manifest   what a set holds, written last
     shardset  a set that is opened                         chunks     cells of a shard, read in order
+    arrays    what a cell has beside its genes <-> the payload of its second member
     spill     members in temporary files, grouped by shard
 
 Read first: manifest.py, then members.py.

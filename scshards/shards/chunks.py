@@ -20,6 +20,7 @@ from scshards.cells.batch import format_key
 from scshards.cells.tokenizer import TokenRows, ValueKind
 from scshards.kernels import members as kernels
 from scshards.shards import Compression
+from scshards.shards.arrays import ArrayReader, Rows, check_arrays
 from scshards.shards.manifest import ShardInfo
 from scshards.shards.members import check_status, decode_rows
 from scshards.shards.tar import open_chunk
@@ -56,23 +57,27 @@ def read_cells(
     taken: NDArray[np.intp],
     n_tokens: int,
     kind: ValueKind,
-) -> Iterator[tuple[NDArray[np.intp], TokenRows]]:
-    """Genes and values of some cells, those of a few chunks at a time.
+    arrays: ArrayReader | None = None,
+) -> Iterator[tuple[NDArray[np.intp], TokenRows, dict[str, Rows]]]:
+    """Genes and values of some cells, those of a few chunks at a time; and their arrays.
 
     Parameters
     ----------
     storage, shard, compression
         The shard.
     index
-        Its index, with `offset`, `size`, `n_genes`, `source` and `row` at least.
+        Its index, with `offset`, `size`, `n_genes`, `source` and `row` at least, for arrays
+        ARRAY_COLUMNS, too.
     taken
         The places of the cells in the shard, ascending.
     n_tokens, kind
         Gene ids are below this; "counts" or "float".
+    arrays
+        Of the set, where some of them are asked for.
 
     Yields
     ------
-    (places of the cells, genes and values).
+    (places of the cells, genes and values, {array: its rows}).
 
     Raises
     ------
@@ -89,11 +94,17 @@ def read_cells(
         chunk_of = np.searchsorted(np.cumsum(chunks.cells), run, side="right")
         offset, size = index["offset"][run] - int(starts[0]), index["size"][run]
         begins = starts - starts[0]
-        inside = (size >= 0) & (offset >= begins[chunk_of - chunk_of[0]])
-        inside &= offset + size <= begins[chunk_of - chunk_of[0] + 1]
-        if not inside.all():
-            what = "its offset and size are not those of a member"
-            raise FormatError(what, where=named(run[np.argmin(inside)]))
+        first, last = (begins[chunk_of - chunk_of[0] + i] for i in (0, 1))
+        places = [(offset, size)]
+        if arrays is not None:
+            at = index["arrays_offset"][run] - int(starts[0])
+            places.append((at, index["arrays_size"][run]))
+        for at, n_bytes in places:
+            # Of numbers that are not known to be small, no sum: it might wrap around.
+            inside = (n_bytes >= 0) & (at >= first) & (at <= last) & (n_bytes <= last - at)
+            if not inside.all():
+                what = "its offset and size are not those of a member"
+                raise FormatError(what, where=named(run[np.argmin(inside)]))
         rows, _, status = decode_rows(raw, offset, size, n_tokens, kind)
         is_zero = np.searchsorted(rows.indptr, np.flatnonzero(rows.values == 0), side="right") - 1
         wrong = np.diff(rows.indptr) != index["n_genes"][run]
@@ -101,7 +112,12 @@ def read_cells(
         status[wrong & (status == kernels.OK)] = kernels.BAD_COUNT
         for i in np.flatnonzero(status)[:1]:
             check_status(int(status[i]), named(run[i]))
-        yield run, rows
+        beside: dict[str, Rows] = {}
+        if arrays is not None:
+            beside, status = arrays.read(raw, *places[1])
+            status[places[1][1] == 0] = kernels.BAD_STRUCTURE
+            check_arrays(status, lambda i: named(run[i]))  # noqa: B023
+        yield run, rows, beside
 
 
 def read_run(

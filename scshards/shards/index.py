@@ -1,8 +1,9 @@
 """One shard's index: a parquet file with a row per cell, in the order of the tar.
 
 Columns: key (text), offset and size (where the member's payload lies in the uncompressed tar),
-n_genes, total (sum of the values), source, row, and `obs.<column>` for each obs column that was kept
-(int32 category code, or float64). Called by packing.writer, packing.verify.whole and stream.
+n_genes, total (sum of the values), source, row, in a set with arrays where those lie, and
+`obs.<column>` for each obs column that was kept (int32 category code, or float64). Called by
+packing.writer, packing.verify.whole and stream.
 """
 
 from __future__ import annotations
@@ -32,21 +33,27 @@ OWN_COLUMNS: Mapping[str, Any] = {
 }
 """{column: what numpy has it as}; `obs.*` columns are int32 or float64."""
 
+ARRAY_COLUMNS: Mapping[str, Any] = {"arrays_offset": np.int64, "arrays_size": np.int64}
+"""Behind these, in a set with arrays: where the member that holds a cell's arrays lies."""
+
 OBS_PREFIX = "obs."
+_KNOWN = {**OWN_COLUMNS, **ARRAY_COLUMNS}
+
 LABEL_TYPES: Mapping[str, Any] = {"category": np.int32, "number": np.float64}
 
 
 def write_index(*, labels: Mapping[str, NDArray[Any]], **own: NDArray[Any]) -> bytes:
     """The parquet bytes of an index; the same bytes for the same rows.
 
-    `own` is all of OWN_COLUMNS but the key; `labels` maps each kept obs column to int codes (-1 missing)
-    or float64 numbers (NaN missing).
+    `own` is all of OWN_COLUMNS but the key, and ARRAY_COLUMNS or none; `labels` maps each kept obs
+    column to int codes (-1 missing) or float64 numbers (NaN missing).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = {"key": key_texts(own["source"], own["row"])}
     columns |= {n: _column(own[n], kind) for n, kind in OWN_COLUMNS.items() if n != "key"}
+    columns |= {n: _column(own[n], kind) for n, kind in ARRAY_COLUMNS.items() if n in own}
     for name, values in labels.items():
         kind = LABEL_TYPES["number" if values.dtype.kind == "f" else "category"]
         columns[OBS_PREFIX + name] = _column(values, kind)
@@ -83,7 +90,7 @@ def read_index(
     except (pa.ArrowException, OSError, ValueError) as e:
         raise FormatError(f"the index can't be read: {e}", where=where) from None
     for name, values in found.items():
-        kinds = np.dtype(OWN_COLUMNS[name]).kind if name in OWN_COLUMNS else "if"
+        kinds = np.dtype(_KNOWN[name]).kind if name in _KNOWN else "if"
         # A column with nulls comes out as another kind, too.
         if values.dtype.kind not in kinds:
             raise FormatError(f"the index's column {name!r} holds {values.dtype}", where=where)

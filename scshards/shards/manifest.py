@@ -25,6 +25,7 @@ from scshards.base.records import (
     Damaged,
     Form,
     Share,
+    Within,
     from_tree,
     read_json,
     shown,
@@ -42,6 +43,16 @@ RECORD = "record"
 """The key among the options that holds what they are not: requests, and more of each source."""
 
 VALUES_ENCODING = {"counts": "leb128", "float": "float32-le"}
+MINOR_VERSION = 1
+"""Of a set with arrays: what readers of version 1 skip, and need not know."""
+
+DENSE_DTYPES = (
+    "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8"
+)  # fmt: skip
+SPARSE_DTYPES = ("int32", "float32")
+MAX_WIDTH = 1 << 24
+"""Most columns of an array."""
+
 _OPEN = 4
 _SEAL = ',\n "sha256": "'
 
@@ -96,6 +107,43 @@ class LabelInfo:
         if self.kind == "number":
             return value
         return None if value < 0 else self.categories[int(value)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArrayInfo:
+    """An array beside the genes of each cell, such as proteins: a row of `width` numbers (format 1.1).
+
+    Attributes
+    ----------
+    kind
+        "dense": all numbers. "sparse": those that are not 0, with their columns.
+    dtype
+        Of the numbers: for a dense array any of DENSE_DTYPES, for a sparse one "int32" (whole numbers
+        from 1 on) or "float32".
+    width
+        How many columns there are.
+    columns
+        Their names, where the input has some.
+    source
+        What it is in the input: "obsm", or columns of the matrix that are of a "feature_type".
+    """
+
+    kind: Literal["dense", "sparse"]
+    dtype: str
+    width: Annotated[int, Within(1, MAX_WIDTH)]
+    columns: tuple[str, ...] | None = None
+    source: Literal["obsm", "feature_type"]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (DENSE_DTYPES if self.kind == "dense" else SPARSE_DTYPES):
+            raise Damaged(f"{self.dtype!r} is no type of a {self.kind} array", "dtype")
+        if self.columns is not None and len(self.columns) != self.width:
+            raise Damaged(f"{len(self.columns)} names for {self.width} columns", "columns")
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of a dense array."""
+        return self.width * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,6 +238,8 @@ class Manifest:
     requests
         SHA-256 (hex) of what each call that made or added to the set was asked for, the state of its
         inputs included; a set that an older version made has none.
+    arrays
+        The arrays beside the genes of each cell, in the order they have in its second member.
     """
 
     vocab_size: Annotated[Count, At("vocab.size")]
@@ -201,6 +251,7 @@ class Manifest:
     sources: tuple[SourceInfo, ...]
     options: Mapping[str, Any]
     requests: tuple[str, ...] = ()
+    arrays: Mapping[str, ArrayInfo] = field(default_factory=dict)
 
     def cells(self, split: str) -> int:
         """Cells of a split."""
@@ -224,11 +275,14 @@ class Manifest:
         tree: dict[str, Any] = {
             "format": FORMAT_NAME,
             "version": FORMAT_VERSION,
+            **({"minor": MINOR_VERSION} if self.arrays else {}),
             "vocab": {"file": VOCAB, **said["vocab"]},
             "genes": {"encoding": GENES_ENCODING},
             "values": {**said["values"], "encoding": VALUES_ENCODING[self.value_kind]},
         }
-        tree |= {n: said[n] for n in ("compression", "labels", "splits", "sources", "options")}
+        after = ("arrays",) if self.arrays else ()
+        names = ("compression", "labels", *after, "splits", "sources", "options")
+        tree |= {n: said[n] for n in names}
         for label in tree["labels"].values():
             if label["kind"] == "number":
                 del label["categories"]

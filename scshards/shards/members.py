@@ -40,6 +40,9 @@ Labels = Mapping[str, NDArray[Any]]
 EXTENSION = "cell.mp"
 """Of a member's name; `mp` is how webdataset's own `.decode()` knows msgpack."""
 
+ARRAYS_EXTENSION = "arrays.mp"
+"""Of the name of the member behind it that holds the cell's arrays; see shards.arrays."""
+
 MAX_TOKENS = MAX_CODES = 1 << 31
 """Token ids and category codes are below this, so that an int32 holds them."""
 

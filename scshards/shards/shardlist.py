@@ -26,11 +26,12 @@ from scshards.base.errors import (
     VocabError,
 )
 from scshards.base.storage import Storage
+from scshards.base.text import did_you_mean
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
 from scshards.shards import Compression
-from scshards.shards.index import OBS_PREFIX, OWN_COLUMNS
-from scshards.shards.manifest import LabelInfo, ShardInfo, SourceInfo
+from scshards.shards.index import ARRAY_COLUMNS, OBS_PREFIX, OWN_COLUMNS
+from scshards.shards.manifest import ArrayInfo, LabelInfo, ShardInfo, SourceInfo
 from scshards.shards.shardset import ShardSet
 
 SOURCE = "source"
@@ -155,6 +156,41 @@ class ShardList:
         """The addresses of all sets, for messages."""
         return ", ".join(s.storage.at("") for s in self.shardsets)
 
+    def arrays(self, names: Sequence[str]) -> Mapping[str, ArrayInfo]:
+        """The arrays of all sets, which have these; none where none is named.
+
+        Raises
+        ------
+        ConfigError
+            When there is no such array, or sets have other arrays than the first.
+        """
+        return self.arrays_of(self.shardsets, names)
+
+    @staticmethod
+    def arrays_of(sets: Sequence[ShardSet], names: Sequence[str]) -> Mapping[str, ArrayInfo]:
+        """The same of some sets."""
+        if not names:
+            return {}
+        first, *others = sets
+        known = first.manifest.arrays
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"the cells have no array {name!r}",
+                    where=first.storage.at(""),
+                    advice=did_you_mean(name, known)
+                    if known
+                    else "pack them with --obsm or --feature-array",
+                )
+        for other in others:
+            if list(other.manifest.arrays.items()) != list(known.items()):
+                raise ConfigError(
+                    f"it has other arrays than {first.storage.at('')}",
+                    where=other.storage.at(""),
+                    advice="keep those that both have, in one order: scshards reshard --arrays",
+                )
+        return known
+
     def read_indexes_by(self, read: Callable[[int], bytes]) -> None:
         """Let this function read the bytes of a shard's index from now on."""
         self._index_bytes = read
@@ -210,7 +246,8 @@ class ShardList:
         ]
         table: Mapping[str, NDArray[Any]] = {}
         if shard in self._left_out:
-            table = {c: np.empty(0, OWN_COLUMNS.get(c, np.int32)) for c in has}
+            kinds = {**OWN_COLUMNS, **ARRAY_COLUMNS}
+            table = {c: np.empty(0, kinds.get(c, np.int32)) for c in has}
         elif has:
             try:
                 table = shardset.index(

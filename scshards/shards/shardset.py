@@ -8,7 +8,7 @@ import operator
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, SupportsIndex
 
@@ -21,8 +21,9 @@ from scshards.base.text import did_you_mean
 from scshards.base.threads import in_order
 from scshards.cells.batch import KEY_ROW_BITS, format_key
 from scshards.cells.vocab import Vocab
+from scshards.shards.arrays import ArrayReader, dense_rows
 from scshards.shards.chunks import read_cells
-from scshards.shards.index import OBS_PREFIX, check_bounds, read_index
+from scshards.shards.index import ARRAY_COLUMNS, OBS_PREFIX, check_bounds, read_index
 from scshards.shards.manifest import MANIFEST, VOCAB, LabelInfo, Manifest, ShardInfo, seal_holds
 
 _KEY = re.compile(r"(\d{1,6})-(\d{1,10})")
@@ -47,6 +48,8 @@ class NamedCell:
         uint64 or float32 [genes].
     labels
         {column: text, None where it is missing, or a number, NaN where it is missing}.
+    arrays
+        {array: its numbers [width]}, zeros included.
     """
 
     key: str
@@ -56,6 +59,7 @@ class NamedCell:
     genes: tuple[str, ...]
     values: NDArray[Any]
     labels: Mapping[str, Any]
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 class ShardSet:
@@ -181,7 +185,10 @@ class ShardSet:
 
     def _places(self, shard: ShardInfo) -> dict[str, NDArray[Any]]:
         """What `_cells` needs of an index."""
-        return self.index(shard, [*_PLACE, *(OBS_PREFIX + name for name in self.manifest.labels)])
+        labels = (OBS_PREFIX + name for name in self.manifest.labels)
+        return self.index(
+            shard, [*_PLACE, *(ARRAY_COLUMNS if self.manifest.arrays else ()), *labels]
+        )
 
     def _cells(
         self,
@@ -192,10 +199,12 @@ class ShardSet:
     ) -> Iterator[NamedCell]:
         """The cells at some places of a shard, ascending."""
         m, tokens = self.manifest, self.vocab.tokens
+        arrays = ArrayReader(m.arrays) if m.arrays else None
         found = read_cells(
-            self.storage, shard, m.compression, index, taken, m.vocab_size, m.value_kind
+            self.storage, shard, m.compression, index, taken, m.vocab_size, m.value_kind, arrays
         )
-        for places, rows in found:
+        for places, rows, beside in found:
+            dense = {name: dense_rows(of, m.arrays[name]) for name, of in beside.items()}
             for i, place in enumerate(places.tolist()):
                 source, cell = int(index["source"][place]), slice(*rows.indptr[i : i + 2].tolist())
                 yield NamedCell(
@@ -209,6 +218,7 @@ class ShardSet:
                         name: info.named(index[OBS_PREFIX + name][place].item())
                         for name, info in m.labels.items()
                     },
+                    arrays={name: numbers[i] for name, numbers in dense.items()},
                 )
 
 

@@ -103,9 +103,13 @@ def forget(folder: Path, task: int) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def record_dtype(labels: Sequence[str]) -> np.dtype[Any]:
-    """What is known of a cell beside its member; `labels` are the kinds of its labels."""
+def record_dtype(labels: Sequence[str], arrays: bool = False) -> np.dtype[Any]:
+    """What is known of a cell beside its member; `labels` are the kinds of its labels.
+
+    With `arrays`, `size` is that of its two members, and `arrays` that of the second.
+    """
     fields = [("key", "<i8"), ("size", "<i8"), ("n_genes", "<i4"), ("total", "<f8")]
+    fields += [("arrays", "<i8")] if arrays else []
     fields += [
         (f"label-{i}", "<f8" if kind == "number" else "<i4") for i, kind in enumerate(labels)
     ]

@@ -23,7 +23,7 @@ from scshards.base.errors import ChecksumError, FormatError
 from scshards.cells.batch import format_key
 from scshards.kernels import members as kernels
 from scshards.shards import Compression
-from scshards.shards.members import EXTENSION
+from scshards.shards.members import ARRAYS_EXTENSION, EXTENSION
 
 CHUNK_BYTES = 1 << 20
 """A chunk begins with the first member at or after each multiple of this in the uncompressed tar."""
@@ -71,24 +71,47 @@ def build_tar(
     sizes: NDArray[np.int64],
     sources: NDArray[np.integer],
     rows: NDArray[np.integer],
+    arrays: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The tar of the members payload[starts[i]:starts[i] + sizes[i]], in this order.
 
+    `arrays` are the starts and sizes of the members that hold the cells' arrays, where there are some.
+
     Returns
     -------
-    The tar (uint8, with its two closing zero blocks) and where each member's data begins (int64).
+    The tar (uint8, with its two closing zero blocks) and where each cell's member begins (int64).
     """
-    offsets, size = layout(sizes)
+    offsets, size = layout(sizes, None if arrays is None else arrays[1])
     out = np.empty(size, np.uint8)
     write_members(out, payload, starts, sizes, sources, rows, offsets)
+    if arrays is not None:
+        at = arrays_offsets(offsets, sizes)
+        write_members(out, payload, *arrays, sources, rows, at, extension=ARRAYS_EXTENSION)
     return out, offsets
 
 
-def layout(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
-    """Where the data of members of these sizes begins in their tar (int64), and the tar's size."""
-    padded = (np.asarray(sizes, np.int64) + 511) // 512 * 512 + 512
+def layout(
+    sizes: NDArray[np.int64], arrays: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], int]:
+    """Where the data of cells' members of these sizes begins in their tar (int64), and the tar's size.
+
+    `arrays` are the sizes of the members behind them that hold their arrays, where there are some.
+    """
+    padded = _padded(sizes)
+    if arrays is not None:
+        padded = padded + _padded(arrays)
     ends = np.cumsum(padded)
     return ends - padded + 512, int(ends[-1] if len(ends) else 0) + _END
+
+
+def arrays_offsets(offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where the data of the members begins that come behind cells' members at these places."""
+    return offsets + _padded(sizes)
+
+
+def _padded(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The bytes that members take in a tar, each with its header."""
+    return (np.asarray(sizes, np.int64) + 511) // 512 * 512 + 512
 
 
 def write_members(
@@ -99,6 +122,7 @@ def write_members(
     sources: NDArray[np.integer],
     rows: NDArray[np.integer],
     offsets: NDArray[np.int64],
+    extension: str = EXTENSION,
 ) -> None:
     """Write some of a tar's members where `layout` says that they are, in any order.
 
@@ -108,7 +132,7 @@ def write_members(
         kernels.read_only(payload),
         np.ascontiguousarray(starts, np.int64),
         np.ascontiguousarray(sizes, np.int64),
-        _template(),
+        _template(extension),
         np.ascontiguousarray(sources, np.int64),
         np.ascontiguousarray(rows, np.int64),
         tar,
@@ -203,8 +227,8 @@ def open_chunk(
     return np.frombuffer(raw, np.uint8)
 
 
-def _template() -> NDArray[np.uint8]:
+def _template(extension: str) -> NDArray[np.uint8]:
     """A ustar header with zeros for key, size and checksum; no time, no owner: the same everywhere."""
-    info: Any = tarfile.TarInfo(member_name(0, 0))
+    info: Any = tarfile.TarInfo(f"{format_key(0, 0)}.{extension}")
     info.mode, info.mtime = 0o644, 0
     return np.frombuffer(info.tobuf(tarfile.USTAR_FORMAT), np.uint8).copy()

@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ScshardsError, SourceError
+from scshards.base.text import did_you_mean
+from scshards.sources.arrays import Beside, Columns, DenseBeside, SparseBeside
 from scshards.sources.hdf5 import check_filters, plain_values, text
 from scshards.sources.matrix import Csc, Csr, Dense
 from scshards.sources.rows import INDEX, Matrix, Opening, Source, attribute, reading
@@ -87,6 +89,30 @@ class AnnDataSource(Source):
                 check_filters(node, f"{self.name}: obs, column {self._cells.index!r}")
                 return node.asstr() if self.is_hdf5 else self._direct(node)
         return super().cell_names
+
+    def _obsm(self, name: str) -> Beside:
+        known = [] if "obsm" not in self._file else sorted(self._file["obsm"])
+        if name not in known:
+            advice = did_you_mean(name, known) if known else "it has no obsm at all"
+            raise SourceError(f"obsm has no {name!r}", where=self.name, advice=advice)
+        node = self._file["obsm"][name]
+        check_filters(node, f"{self.name}: obsm/{name}")
+        if _is_array(node):
+            return DenseBeside(self._direct(node))
+        kind = attribute(node, "encoding-type")
+        if kind == "csr_matrix":
+            matrix = self._open_matrix(f"obsm/{name}")
+            assert isinstance(matrix, Csr)
+            return SparseBeside(matrix, node["data"].dtype)
+        if kind != "dataframe":
+            what = "dense arrays, CSR and tables of numbers can be read"
+            raise ValueError(f"its encoding is {kind!r}; {what}")
+        columns = _Frame(node, f"{self.name}: obsm/{name}").columns
+        for column in columns:
+            part = node[column]
+            if not _is_array(part) or part.dtype.kind not in "iufb" or "categories" in part.attrs:
+                raise ValueError(f"its column {column!r} does not hold plain numbers")
+        return DenseBeside(Columns([self._direct(node[c]) for c in columns]), columns)
 
     @property
     def is_log1p(self) -> bool:

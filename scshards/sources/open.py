@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,8 @@ def open_source(
     raw: bool = False,
     storage_options: Mapping[str, Any] | None = None,
     scratch: Path | None = None,
+    obsm: Sequence[str] = (),
+    feature_arrays: Sequence[str] = (),
     **tables: Any,
 ) -> Source:
     """Open an input, whose kind is told by what is in it, or by soma:// before its address.
@@ -68,6 +70,8 @@ def open_source(
         For the file system.
     scratch
         Where `transpose` writes and other processes find it; None uses a temporary folder.
+    obsm, feature_arrays
+        What blocks have beside the genes; see Source.lay_beside.
     tables
         The fields of TableOptions; the columns of a scBank are always the usual ones.
 
@@ -92,6 +96,8 @@ def open_source(
                 f"format 1 numbers {MAX_SOURCES:,} inputs of {MAX_ROWS:,} cells", where=name
             )
         source.take(options.feature_types)
+        if obsm or feature_arrays:
+            source.lay_beside(obsm, feature_arrays)
         on_error.pop_all()  # the source closes it from here on
     return source
 

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -25,6 +26,8 @@ from numpy.typing import NDArray
 from scshards.base.errors import ScshardsError, SourceError
 from scshards.base.text import did_you_mean
 from scshards.cells.batch import cell_keys
+from scshards.shards.arrays import Rows
+from scshards.sources.arrays import Beside, TypedColumns
 from scshards.sources.options import GENES_ALONE
 
 Item = TypeVar("Item")
@@ -67,12 +70,15 @@ class Block(NamedTuple):
         int32 [values]: columns, in any order within a row, possibly repeated.
     data
         [values] of the stored dtype; a Source's of one that compiled loops know, see kernel_dtype.
+    beside
+        Of a Source where arrays were laid beside the genes: the rows of each.
     """
 
     first_row: int
     indptr: NDArray[np.int64]
     indices: NDArray[np.int32]
     data: NDArray[Any]
+    beside: Mapping[str, Rows] = MappingProxyType({})
 
 
 class Opening(NamedTuple):
@@ -132,6 +138,8 @@ class Source(abc.ABC):
         about so many, the same each time.
     left_out
         {type: how many} of the features that are no gene columns, because of their type.
+    beside
+        {name: the arrays that blocks have beside the genes}.
     naming
         Where gene names are from when no gene column is chosen.
     """
@@ -142,6 +150,7 @@ class Source(abc.ABC):
     _taken: NDArray[np.intp] | None = None  # the columns of the file that are gene columns
     # Where some are not taken, the number of each column of the file, or -1.
     _place: NDArray[np.int32]
+    beside: Mapping[str, Beside] = MappingProxyType({})
 
     def __init__(self, opening: Opening, matrix: Matrix, matrix_name: str) -> None:
         self.name, self.ordinal, self.gene_column, _, self._closing = opening
@@ -214,6 +223,68 @@ class Source(abc.ABC):
             self.n_columns = len(self._taken)
             self._place = np.full(self._n_features, -1, np.int32)
             self._place[self._taken] = np.arange(self.n_columns)
+
+    def lay_beside(
+        self, obsm: Sequence[str], feature_arrays: Sequence[str]
+    ) -> Mapping[str, Beside]:
+        """Let every block have the rows of these arrays, too; what they are, by name, in this order.
+
+        Done once, after `take`. Features of a type that is an array must not be genes.
+
+        Raises
+        ------
+        SourceError
+            When there is no such array, or it is none that can be stored.
+        """
+        found: dict[str, Beside] = {}
+        for name in obsm:
+            with reading(f"{self.name}: obsm/{name}"):
+                found[name] = array = self._obsm(name)
+                if array.n_rows != self.n_rows:
+                    raise ValueError(f"it has {array.n_rows:,} rows for {self.n_rows:,} cells")
+        types: Sequence[str] = []
+        if feature_arrays and FEATURE_TYPES in self._var_columns:
+            types = self._of_all(FEATURE_TYPES)
+        names = self._of_all(None) if types else []
+        for name in feature_arrays:
+            where = f"{self.name}: {FEATURE_TYPES}"
+            taken = np.flatnonzero([t == name for t in types])
+            if not len(taken):
+                has = ", ".join(f"{n:,} {t!r}" for t, n in Counter(types).most_common(5))
+                raise SourceError(
+                    f"no feature is of the type {name!r}: {f'it has {has}' if has else 'it tells none'}",
+                    where=where,
+                    advice="name what to lay beside the genes as var has it, with --feature-array",
+                )
+            if name not in self.left_out:
+                raise SourceError(
+                    f"features of the type {name!r} are genes here, and no array beside them",
+                    where=where,
+                    advice="leave the type out of --feature-type, or of --feature-array",
+                )
+            with reading(where):
+                found[name] = TypedColumns(
+                    taken, (self.n_rows, self._n_features), [names[i] for i in taken.tolist()]
+                )
+        self.left_out = {t: n for t, n in self.left_out.items() if t not in found}
+        self.beside = found
+        return found
+
+    def _of_all(self, column: str | None) -> Sequence[str]:
+        """What is in a column of var, or its index, of all features, those that are no genes too."""
+        taken, self._taken = self._taken, None
+        try:
+            return self.names_in(column)
+        finally:
+            self._taken = taken
+
+    def _obsm(self, name: str) -> Beside:
+        """An element of obsm."""
+        raise SourceError(
+            "only AnnData, h5ad and zarr, has obsm, and this is another kind of input",
+            where=self.name,
+            advice="leave --obsm out, or convert the input to h5ad",
+        )
 
     def obs(self, column: str) -> Any:
         """One obs column [n_rows]: a numpy array, or a pandas array where values can be missing.
@@ -329,13 +400,26 @@ class Source(abc.ABC):
         wanted = np.ones(stop - start, np.bool_) if wanted is None else wanted
         blocks = self._blocks(start, stop, max_rows, max_values, wanted)
         for block in guarded(blocks, self._where_matrix):
+            beside = self._rows_beside(block) if self.beside else block.beside
             if self._taken is not None:
                 places = self._place[block.indices]
                 kept = places >= 0
                 ends = np.append(0, np.cumsum(kept))[block.indptr - block.indptr[0]]
                 block = Block(block.first_row, ends, places[kept], block.data[kept])
             kind = kernel_dtype(block.data.dtype)
-            yield block._replace(data=block.data.astype(kind, copy=False))
+            yield block._replace(data=block.data.astype(kind, copy=False), beside=beside)
+
+    def _rows_beside(self, block: Block) -> Mapping[str, Rows]:
+        """The rows of the arrays beside a block of the whole matrix."""
+        rows: dict[str, Rows] = {}
+        first, n = block.first_row, len(block.indptr) - 1
+        for name, array in self.beside.items():
+            if isinstance(array, TypedColumns):
+                rows[name] = array.of_block(block.indptr, block.indices, block.data)
+                continue
+            with reading(f"{self.name}: obsm/{name}"):
+                rows[name] = array.rows(first, first + n)
+        return rows
 
     def _blocks(
         self, start: int, stop: int, max_rows: int, max_values: int, wanted: NDArray[np.bool_]

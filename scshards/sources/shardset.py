@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,10 @@ from scshards.base.errors import SourceError
 from scshards.base.storage import Storage
 from scshards.cells.batch import cell_keys
 from scshards.cells.tokenizer import TokenRows, ValueKind
+from scshards.shards.arrays import ArrayReader, Rows, SparseRows
 from scshards.shards.chunks import read_cells
-from scshards.shards.index import OBS_PREFIX
-from scshards.shards.manifest import LabelInfo, Manifest, ShardInfo
+from scshards.shards.index import ARRAY_COLUMNS, OBS_PREFIX
+from scshards.shards.manifest import ArrayInfo, LabelInfo, Manifest, ShardInfo
 from scshards.shards.shardset import ShardSet, checked_index
 from scshards.shards.tar import Compression
 from scshards.sources.matrix import cut_block, row_cuts
@@ -57,6 +58,8 @@ class ShardRun:
         The ordinal of the set's first source in the new set, and how many it has.
     compression, kind, n_tokens
         Of the shards and their members.
+    arrays, wanted
+        The arrays of the set, and the names of those that blocks are to have.
     """
 
     url: str
@@ -70,6 +73,8 @@ class ShardRun:
     compression: Compression
     kind: ValueKind
     n_tokens: int
+    arrays: Mapping[str, ArrayInfo] = field(default_factory=dict)
+    wanted: tuple[str, ...] = ()
 
     @property
     def cells(self) -> int:
@@ -117,8 +122,11 @@ class OldSet:
             first_source=first_source,
         )
 
-    def runs(self, labels: Collection[str], cells: int = RUN_CELLS) -> Iterator[ShardRun]:
-        """All shards in order, about so many cells at a time, with those of these labels it has."""
+    def runs(
+        self, labels: Collection[str], cells: int = RUN_CELLS, arrays: Collection[str] = ()
+    ) -> Iterator[ShardRun]:
+        """All shards in order, about so many cells at a time, with those of these labels and arrays it
+        has."""
         m = self.manifest
         shards = [(split, s) for split, some in m.splits.items() for s in some if s.cells]
         sizes = np.append(0, np.cumsum([shard.cells for _, shard in shards], dtype=np.int64))
@@ -134,6 +142,8 @@ class OldSet:
                 compression=m.compression,
                 kind=m.value_kind,
                 n_tokens=m.vocab_size,
+                arrays=m.arrays,
+                wanted=tuple(name for name in arrays if name in m.arrays),
             )
 
 
@@ -166,6 +176,7 @@ class ShardSource(Source):
         self.n_values = sum(shard.tokens for _, shard in run.shards)
         self._storage = Storage(run.url, storage_options)
         self._tables: dict[int, dict[str, NDArray[Any]]] = {}
+        self._arrays = ArrayReader(run.arrays, run.wanted) if run.wanted else None
 
     def _names(self, column: str | None) -> Sequence[str]:
         raise AssertionError("the columns of a shard set are tokens already")
@@ -203,12 +214,21 @@ class ShardSource(Source):
         """A column of the index [n_rows]."""
         return np.concatenate([self.index(i)[column] for i in range(len(self.run.shards))])
 
-    def cells(self, i: int, rows: NDArray[np.intp]) -> Iterator[tuple[NDArray[np.intp], TokenRows]]:
-        """Genes and values of some cells of the i-th shard; see chunks.read_cells."""
+    def cells(
+        self, i: int, rows: NDArray[np.intp]
+    ) -> Iterator[tuple[NDArray[np.intp], TokenRows, dict[str, Rows]]]:
+        """Genes, values and arrays of some cells of the i-th shard; see chunks.read_cells."""
         run, index = self.run, self.index(i)
         shard = run.shards[i][1]
         return read_cells(
-            self._storage, shard, run.compression, index, rows, run.n_tokens, run.kind
+            self._storage,
+            shard,
+            run.compression,
+            index,
+            rows,
+            run.n_tokens,
+            run.kind,
+            self._arrays,
         )
 
     def in_splits(self, names: Sequence[str]) -> NDArray[np.int8]:
@@ -232,14 +252,17 @@ class ShardSource(Source):
         first_row = start
         for i, a, b in self._shards_of(start, stop):
             rows = np.arange(a, b)[wanted[first_row - start : first_row - start + b - a]]
-            for cells, found in self.cells(i, rows):
+            for cells, found, beside in self.cells(i, rows):
                 # Rows between them are empty.
-                sizes = np.zeros(int(cells[-1] - cells[0]) + 1, np.int64)
-                sizes[cells - cells[0]] = np.diff(found.indptr)
-                indptr = np.append(0, np.cumsum(sizes))
+                at, n = cells - cells[0], int(cells[-1] - cells[0]) + 1
+                indptr = _spread(found.indptr, at, n)
                 first = first_row + int(cells[0]) - a
                 block = Block(first, indptr, found.genes, found.values)
-                yield from cut_block(block, max_values, max_rows)
+                whole = {name: _spread_rows(of, at, n) for name, of in beside.items()}
+                for piece in cut_block(block, max_values, max_rows):
+                    begin = piece.first_row - first
+                    some = slice(begin, begin + len(piece.indptr) - 1)
+                    yield piece._replace(beside={n: _cut(of, some) for n, of in whole.items()})
             first_row += b - a
 
     def sample(self, n_values: int) -> NDArray[Any]:
@@ -256,7 +279,8 @@ class ShardSource(Source):
             return self._tables[i]
         run, shard = self.run, self.run.shards[i][1]
         labels = [OBS_PREFIX + name for name in run.labels]
-        columns = list(dict.fromkeys([*_PLACES, *KNOWN, *labels]))
+        arrays = ARRAY_COLUMNS if self._arrays is not None else ()
+        columns = list(dict.fromkeys([*_PLACES, *arrays, *KNOWN, *labels]))
         index = checked_index(self._storage, shard, columns, run.labels, run.n_sources)
         self._tables[i] = index
         return index
@@ -269,3 +293,29 @@ class ShardSource(Source):
             if a < b:
                 yield i, a, b
             first += shard.cells
+
+
+def _spread(indptr: NDArray[np.int64], at: NDArray[np.intp], n: int) -> NDArray[np.int64]:
+    """The bounds of n rows, of which those at `at` have these, and others nothing."""
+    sizes = np.zeros(n, np.int64)
+    sizes[at] = np.diff(indptr)
+    return np.append(0, np.cumsum(sizes))
+
+
+def _spread_rows(rows: Rows, at: NDArray[np.intp], n: int) -> Rows:
+    """n rows of an array, of which those at `at` are these, and others zeros."""
+    if isinstance(rows, SparseRows):
+        return rows._replace(indptr=_spread(rows.indptr, at, n))
+    if len(at) == n:
+        return rows
+    out = np.zeros((n, rows.shape[1]), rows.dtype)
+    out[at] = rows
+    return out
+
+
+def _cut(rows: Rows, some: slice) -> Rows:
+    if not isinstance(rows, SparseRows):
+        return rows[some]
+    indptr = rows.indptr[some.start : some.stop + 1]
+    values = slice(indptr[0], indptr[-1])
+    return SparseRows(indptr - indptr[0], rows.columns[values], rows.values[values])

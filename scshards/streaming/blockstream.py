@@ -68,6 +68,8 @@ class BlockStream:
         Keeps what is read, for all processes of the node.
     quarantine
         Decides over chunks and indexes that are bad.
+    arrays
+        Whether cells come with their arrays.
     seed, epoch, fixed_epoch, rank, world_size, batch_size, lanes, shuffle, shuffle_buffer, drop_last, \
     threads, prefetch
         As CellLoader's.
@@ -105,6 +107,7 @@ class BlockStream:
         threads: int,
         fixed_epoch: bool,
         prefetch: int | str | None,
+        arrays: bool = False,
     ) -> None:
         self._prefetch = prefetch
         self.shardset, self.split = shards.shardsets[0], shards.split
@@ -156,7 +159,7 @@ class BlockStream:
         }
         if sets is not None:
             self._asked["sets"] = sets.state()
-        self._indexes = IndexCache(self._choice.columns)
+        self._indexes = IndexCache(self._choice.columns, arrays=arrays)
         # The passes that somebody holds, the one begun last behind the others.
         self._passes: list[weakref.ref[Pass[Any]]] = []
         begin = self.order.begin(epoch)

@@ -35,7 +35,9 @@ from scshards.base import seeds
 from scshards.base.errors import ConfigError, StateError
 from scshards.cells.batch import Batch, GenerateBatch, key_text
 from scshards.cells.tokenizer import ValueKind
+from scshards.shards.arrays import decode_arrays
 from scshards.shards.members import decode_cell
+from scshards.shards.tar import arrays_offsets
 from scshards.streaming.loader import CellLoader, topology
 from scshards.streaming.mix.blocks import Block
 from scshards.streaming.order.state import Position
@@ -280,13 +282,20 @@ def _cell(loader: CellLoader, block: Block, row: int) -> dict[str, Any]:
     cells = block.cells
     start, size = int(cells.starts[row]), int(cells.sizes[row])
     key = key_text(int(cells.keys[row]))
+    arrays, beside = loader.arrays, {}
+    if arrays is not None:
+        end, size = start + size, int(cells.labels[row, len(loader.labels)])
+        at = int(arrays_offsets(np.array([start]), np.array([size]))[0])
+        payload = cells.data[at:end].tobytes()
+        found = decode_arrays(payload, arrays.infos, where=f"cell {key}")
+        beside = {"arrays": {name: found[name] for name in arrays.names}}
     member = cells.data[start : start + size].tobytes()
     # The codes of a member are those of its set, in a blend not those of all sets.
     labels = {
         name: int(code) if info.kind == "category" else float(code.view(np.float64))
         for code, (name, info) in zip(cells.labels[row], loader.labels.items(), strict=False)
     }
-    return {"__key__": key, **decoded(member, loader.value_kind, key), "labels": labels}
+    return {"__key__": key, **decoded(member, loader.value_kind, key), "labels": labels, **beside}
 
 
 def decoded(member: bytes, kind: ValueKind, key: str) -> dict[str, Any]:

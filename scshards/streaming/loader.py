@@ -27,6 +27,7 @@ from scshards.base.progress import counted
 from scshards.base.records import Count, Damaged, Form, Positive, shown
 from scshards.cells.batch import CellBatch, SetBatch
 from scshards.cells.vocab import Vocab
+from scshards.shards.arrays import ArrayReader
 from scshards.shards.shardlist import ShardList
 from scshards.streaming.blockstream import BlockStream, Pass
 from scshards.streaming.collate.make import collator_of
@@ -154,6 +155,7 @@ class CellLoader(BlockStream):
         rank, world_size = topology(own.rank, own.world_size)
         batch_size = own.batch_size
         shards = ShardList(list(root) if isinstance(root, Mapping) else [root], split, read.access)
+        arrays = shards.arrays(collate.arrays)
         if collate.tokens_per_batch is not None:
             mean_genes = sum(s.tokens for s in shards.shards) / max(1, int(shards.cells.sum()))
             tokens = collate.tokens_per_batch
@@ -178,6 +180,7 @@ class CellLoader(BlockStream):
             threads=THREADS if read.threads is None else read.threads,
             fixed_epoch=own.fixed_epoch,
             prefetch=read.prefetch,
+            arrays=bool(collate.arrays),
         )
         self._own, self._transform = own, transform
         self.options: dict[str, Options] = {"choose": choose, "collate": collate, "read": read}
@@ -185,7 +188,7 @@ class CellLoader(BlockStream):
             self.options["sets"] = sets
         self._collator = collator_of(
             collate, shards.vocab, shards.value_kind, own.seed, shards.labels,
-            pin_memory=read.pin_memory,
+            pin_memory=read.pin_memory, arrays=arrays,
         )  # fmt: skip
 
     @classmethod
@@ -213,6 +216,11 @@ class CellLoader(BlockStream):
     def vocab(self) -> Vocab:
         """The tokens of all batches: the shard set's, and those of conditions that it lacks."""
         return self._collator.vocab
+
+    @property
+    def arrays(self) -> ArrayReader | None:
+        """What reads the arrays that batches have; None where none was asked for."""
+        return self._collator.arrays
 
     @property
     def genes(self) -> tuple[str, ...]:

@@ -33,9 +33,10 @@ from scshards.base.threads import Stop
 from scshards.base.where import parse
 from scshards.cells.batch import KEY_ROW_BITS, CellBatch
 from scshards.cells.tokenizer import ValueKind
-from scshards.shards.members import EXTENSION, decode_cell, decode_labels
+from scshards.shards.members import ARRAYS_EXTENSION, EXTENSION, decode_cell, decode_labels
 from scshards.shards.shardlist import ShardList
 from scshards.shards.shardset import ShardSet
+from scshards.shards.tar import arrays_offsets
 from scshards.streaming.collate.make import collator_of
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.collate.packing import cells_per_batch
@@ -309,9 +310,10 @@ class Collate:
         # A collator has locks and threads' scratch space: each process makes its own.
         shardset = ShardSet(self._root, self._storage_options)
         manifest = shardset.manifest
-        columns = manifest.labels
+        columns, has_arrays = manifest.labels, bool(self._options.arrays)
+        arrays = ShardList.arrays_of([shardset], self._options.arrays)
         collator = collator_of(
-            self._options, shardset.vocab, manifest.value_kind, self._seed, columns
+            self._options, shardset.vocab, manifest.value_kind, self._seed, columns, arrays=arrays
         )
         epoch = self._epochs.begin()
         position = 0
@@ -319,8 +321,16 @@ class Collate:
             if len(samples) < self._batch_size and self._drop_last:
                 return
             members = [_member(s) for s in samples]
+            labels = np.zeros((len(samples), len(columns) + has_arrays), np.int64)
+            if has_arrays:
+                # As they lie in a shard: the second behind the first, and how long that is a label.
+                labels[:, -1] = [len(m) for m in members]
+                begin = arrays_offsets(np.zeros(1, np.int64), labels[:, -1]).tolist()
+                members = [
+                    m.ljust(at, b"\0") + _member(s, ARRAYS_EXTENSION)
+                    for m, at, s in zip(members, begin, samples, strict=True)
+                ]
             sizes = np.array([len(m) for m in members], np.int64)
-            labels = np.zeros((len(samples), len(columns)), np.int64)
             for j, (name, found) in enumerate(_labels(samples, list(columns)).items()):
                 is_number = columns[name].kind == "number"
                 labels[:, j] = found.astype(np.float64).view(np.int64) if is_number else found
@@ -357,11 +367,11 @@ def _labels(samples: list[Sample], names: list[str]) -> dict[str, NDArray[Any]]:
     return {name: np.array([cell[name] for cell in cells]) for name in names}
 
 
-def _member(sample: Sample) -> bytes:
-    member = sample.get(EXTENSION)
+def _member(sample: Sample, extension: str = EXTENSION) -> bytes:
+    member = sample.get(extension)
     if not isinstance(member, bytes):
         raise FormatError(
-            f"the sample has no bytes of a cell: {EXTENSION!r} is missing, or was decoded already",
+            f"the sample has no bytes of a cell: {extension!r} is missing, or was decoded already",
             where=sample.get("__key__"),
             advice="leave out webdataset's own .decode(), and keep the member in the sample",
         )

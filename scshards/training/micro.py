@@ -63,6 +63,7 @@ def cells_of(batch: T, rows: slice, on_cpu: AnyBatch | None = None) -> T:
         "key": batch.key[rows],
         "labels": {k: v[rows] for k, v in batch.labels.items()},
         "weight": batch.weight[rows],
+        "arrays": {k: v[rows] for k, v in batch.arrays.items()},
     }
     for is_pad, names in _parts(batch):
         width = int((~lengths[is_pad][rows]).sum(dim=1).max())

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from scshards.cells.batch import KEY_ROW_BITS, Batch, Labels, format_key
+from scshards.cells.batch import KEY_ROW_BITS, Batch, Labels, SparseArray, format_key
 
 
 @pytest.fixture
@@ -41,12 +41,11 @@ def test_format_key() -> None:
 
 def test_to_moves_everything_but_the_keys(batch: Batch) -> None:
     moved = batch.to("meta")
-    for field in dataclasses.fields(Batch):
-        value = getattr(moved, field.name)
-        if field.name == "labels":
+    for name, value in moved.items():
+        if name == "labels":
             assert value["donor"].device.type == "meta"
         else:
-            assert (value.device.type == "meta") == (field.name != "key")
+            assert (value.device.type == "meta") == (name != "key")
     assert batch.genes.device.type == "cpu"
 
 
@@ -54,15 +53,34 @@ def test_pinned_memory_holds_all_tensors(batch: Batch, monkeypatch: pytest.Monke
     # Pinning needs a CUDA device: a copy of another type stands for it.
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: t.to(torch.float64) + 1)
     pinned = batch.pin_memory()
-    for field in dataclasses.fields(Batch):
-        a, b = getattr(batch, field.name), getattr(pinned, field.name)
-        if field.name == "labels":
+    for name, a in batch.items():
+        b = pinned[name]
+        if name == "labels":
             a, b = a["donor"], b["donor"]
         assert b.dtype == torch.float64 and torch.equal(b, a.double() + 1)
 
 
+def test_arrays_go_with_their_batch(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = SparseArray(
+        indptr=torch.tensor([0, 2, 2, 3]),
+        columns=torch.tensor([0, 3, 1], dtype=torch.int32),
+        values=torch.tensor([5, 6, 7], dtype=torch.int32),
+        width=4,
+    )
+    batch = dataclasses.replace(batch, arrays={"pca": torch.ones(3, 2), "adt": rows})
+    assert "arrays" in batch and batch.keys()[-1] != "arrays" and "arrays" in {**batch}
+    assert rows.dense().tolist() == [[5, 0, 0, 6], [0, 0, 0, 0], [0, 7, 0, 0]]
+    assert rows[1:3].dense().tolist() == rows.dense()[1:3].tolist() and len(rows[3:3]) == 0
+    moved: Any = batch.to("meta").arrays
+    assert moved["pca"].device.type == "meta" and moved["adt"].values.device.type == "meta"
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda t: t + 1)
+    pinned: Any = batch.pin_memory().arrays
+    assert (pinned["pca"] == 2).all() and pinned["adt"].columns.tolist() == [1, 4, 2]
+
+
 def test_a_batch_is_a_mapping_of_its_fields(batch: Batch) -> None:
-    names = [f.name for f in dataclasses.fields(Batch)]
+    # Arrays are a field where there are some: a model that takes none is given none.
+    names = [f.name for f in dataclasses.fields(Batch) if f.name != "arrays"]
     assert batch.keys() == names and len(batch) == 3
     assert batch["genes"] is batch.genes and batch.get("n") is None and batch.get("n", 1) == 1
     assert "weight" in batch and "n" not in batch and 0 not in batch

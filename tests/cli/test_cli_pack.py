@@ -12,11 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from arrays_support import ANTIBODIES, N_GENES, cells_with_arrays, numbers_of
 from click.testing import CliRunner, Result
+from pack_support import vocab_of
 
 from scshards import PackOptions, ShardSet, Vocab
 from scshards.base.errors import ConfigError
 from scshards.base.progress import shorten
+from scshards.cli import info, reshard, show
 from scshards.cli.pack import command
 
 
@@ -162,3 +165,33 @@ def test_notes_and_progress_are_silent_when_that_is_asked_for(folder: Path) -> N
     assert run(*args, "--workers", 1, "-q").stderr == ""
     assert f"{folder / 'out'} is complete" in run(*args, "--no-progress").stderr
     assert run(*args, "-q").stderr == ""
+
+
+def test_arrays_beside_the_genes(tmp_path: Path) -> None:
+    cells_with_arrays(30).write_h5ad(tmp_path / "a.h5ad")
+    (tmp_path / "vocab.json").write_bytes(vocab_of(N_GENES).to_json())
+    made = run(
+        tmp_path / "a.h5ad", "-o", tmp_path / "out", "--vocab", tmp_path / "vocab.json",
+        "--obsm", "X_pca,protein", "--feature-array", "Antibody Capture", "--workers", 1, "--json",
+    )  # fmt: skip
+    arrays = json.loads(made.stdout)["arrays"]
+    assert list(arrays) == ["X_pca", "protein", "Antibody Capture"]
+    assert arrays["Antibody Capture"]["columns"] == ANTIBODIES
+
+    def of(command: Any, *args: object) -> str:
+        done = CliRunner().invoke(command, [str(a) for a in args], catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.stdout
+
+    assert "p1, p 2, p3" in of(info.command, tmp_path / "out")
+    assert "  protein: " in of(show.command, tmp_path / "out", "--cells", 1)
+    (cell,) = json.loads(of(show.command, tmp_path / "out", "--cells", 1, "--json"))
+    row = int(cell["key"][7:])
+    want = numbers_of(cells_with_arrays(30))
+    assert cell["arrays"]["Antibody Capture"] == want["Antibody Capture"][row].tolist()
+    pca = [None if np.isnan(v) else v for v in want["X_pca"][row].tolist()]
+    assert cell["arrays"]["X_pca"] == pca
+    of(reshard.command, tmp_path / "out", "-o", tmp_path / "few", "--arrays", "protein")
+    assert list(ShardSet(tmp_path / "few").manifest.arrays) == ["protein"]
+    of(reshard.command, tmp_path / "out", "-o", tmp_path / "none", "--arrays", "")
+    assert not ShardSet(tmp_path / "none").manifest.arrays

@@ -32,8 +32,10 @@ from scshards.base.storage import Storage
 from scshards.cells.tokenizer import kernel_values, round_values
 from scshards.kernels import rows as row_kernels
 from scshards.packing.options import PackOptions, known, parts_of
+from scshards.packing.scatter import as_stored
 from scshards.packing.survey import Work, open_input
 from scshards.packing.verify.whole import VerifyReport, verify
+from scshards.shards.arrays import encode_arrays, rows_of
 from scshards.shards.chunks import read_run
 from scshards.shards.index import OBS_PREFIX, write_index
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, ShardInfo
@@ -47,6 +49,7 @@ from scshards.shards.shardset import ShardSet
 from scshards.shards.tar import build_tar, seal
 from scshards.sources.genes import match_source
 from scshards.sources.inputs import Input, InputFile, expand
+from scshards.sources.rows import Block, Source
 
 AT_ONCE = 16
 """Shards that are packed again in one pass over the inputs: they are in memory."""
@@ -55,6 +58,7 @@ _TYPES: Mapping[str, Any] = {"number": np.float64, "category": np.int64}
 """Labels as members have them."""
 
 _Index = Mapping[str, NDArray[Any]]
+_Parts = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -202,26 +206,38 @@ class _Repair:
             some = shards[start : start + AT_ONCE]
             indexes = [self.shard_set.index(info) for info in some]
             index = {name: np.concatenate([i[name] for i in indexes]) for name in indexes[0]}
-            members = [b""] * len(index["row"])
+            members, arrays = [b""] * len(index["row"]), [b""] * len(index["row"])
             with Progress("repair", len(members), "cells", shown=self.shown) as bar:
                 for source in np.unique(index["source"]).tolist():
-                    for places, data, ends in self._members(given[names[source]], source, index):
-                        bounds = itertools.pairwise([0, *ends.tolist()])
-                        for place, (a, b) in zip(places.tolist(), bounds, strict=True):
-                            members[place] = data[a:b].tobytes()
+                    found = self._members(given[names[source]], source, index)
+                    for places, *parts in found:
+                        for into, (data, ends) in zip((members, arrays), parts, strict=True):
+                            bounds = itertools.pairwise([0, *ends.tolist()])
+                            for place, (a, b) in zip(places.tolist(), bounds, strict=True):
+                                into[place] = data[a:b].tobytes()
                         bar.add(len(places))
             for info, one in zip(some, indexes, strict=True):
                 mine, members = members[: info.cells], members[info.cells :]
-                sizes = np.array([len(m) for m in mine], np.int64)
-                payload, starts = np.frombuffer(b"".join(mine), np.uint8), np.cumsum(sizes) - sizes
-                tar, offsets = build_tar(payload, starts, sizes, one["source"], one["row"])
+                beside, arrays = arrays[: info.cells], arrays[info.cells :]
+                sizes = np.array([len(m) for m in (*mine, *beside)], np.int64)
+                payload = np.frombuffer(b"".join((*mine, *beside)), np.uint8)
+                starts, n = np.cumsum(sizes) - sizes, info.cells
+                tar, offsets = build_tar(
+                    payload,
+                    starts[:n],
+                    sizes[:n],
+                    one["source"],
+                    one["row"],
+                    (starts[n:], sizes[n:]) if manifest.arrays else None,
+                )
                 made = seal(tar, offsets, manifest.compression)[0].tobytes()
                 self.publish(info.path, made, "its inputs")
 
     def _members(
         self, file: InputFile, source: int, index: _Index
-    ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.uint8], NDArray[np.int64]]]:
-        """Places in an index of cells of an input, and their members: bytes, and where each ends."""
+    ) -> Iterator[tuple[NDArray[np.intp], _Parts, _Parts]]:
+        """Places in an index of cells of an input, their members, and those of their arrays: bytes, and
+        where each ends."""
         manifest, vocab = self.shard_set.manifest, self.shard_set.vocab
         options, kind = self._options(source), manifest.value_kind
         places = np.flatnonzero(index["source"] == source)
@@ -268,7 +284,19 @@ class _Repair:
                         first_row=block.first_row,
                         where=where,
                     )
-                    yield places[a:b], *members
+                    which = rows[a:b] - block.first_row
+                    yield places[a:b], members, self._arrays(opened, block, which)
+
+    def _arrays(self, opened: Source, block: Block, rows: NDArray[np.int64]) -> _Parts:
+        """The members of the arrays of some rows of a block."""
+        infos, found = self.shard_set.manifest.arrays, {}
+        if not infos:
+            return np.zeros(0, np.uint8), np.zeros(len(rows), np.int64)
+        for name, info in infos.items():
+            some = rows_of(block.beside[name], rows)
+            found[name] = as_stored(some, info, block.first_row + rows, f"{opened.name}: {name}")
+        payload, sizes = encode_arrays(infos, found, len(rows))
+        return payload, np.cumsum(sizes)
 
     def _options(self, source: int) -> PackOptions:
         """What a source was packed with."""
@@ -289,7 +317,14 @@ def _index_of(manifest: Manifest, info: ShardInfo, storage: Storage) -> bytes:
     ends = np.array([0, info.cells - 1])
     raw, _ = read_run(storage, info, manifest.compression, ends)
     with tarfile.open(fileobj=io.BytesIO(raw.tobytes())) as tar:
-        members = tar.getmembers()
+        every = tar.getmembers()
+    step = 2 if manifest.arrays else 1
+    members, beside = every[::step], {}
+    if manifest.arrays:
+        beside = {
+            "arrays_offset": np.array([m.offset_data for m in every[1::2]], np.int64),
+            "arrays_size": np.array([m.size for m in every[1::2]], np.int64),
+        }
     starts = np.array([m.offset_data for m in members], np.int64)
     sizes = np.array([m.size for m in members], np.int64)
     rows, _, status = decode_rows(raw, starts, sizes, manifest.vocab_size, manifest.value_kind)
@@ -307,6 +342,7 @@ def _index_of(manifest: Manifest, info: ShardInfo, storage: Storage) -> bytes:
         total=totals,
         source=np.array([int(m.name[:6]) for m in members], np.int64),
         row=np.array([int(m.name.partition(".")[0][7:]) for m in members], np.int64),
+        **beside,
         labels={
             name: np.array([cell[name] for cell in cells], _TYPES[label.kind])
             for name, label in manifest.labels.items()

@@ -22,10 +22,11 @@ from scshards.base.storage import Storage
 from scshards.cells.batch import format_key
 from scshards.kernels import members as shard_kernels
 from scshards.kernels import rows as kernels
-from scshards.shards.index import LABEL_TYPES, OBS_PREFIX, OWN_COLUMNS, read_index
+from scshards.shards.arrays import ARRAYS_STATUS, ArrayReader, encode_arrays
+from scshards.shards.index import ARRAY_COLUMNS, LABEL_TYPES, OBS_PREFIX, OWN_COLUMNS, read_index
 from scshards.shards.manifest import Manifest, ShardInfo
 from scshards.shards.members import STATUS, decode_rows, encode_rows
-from scshards.shards.tar import build_tar, cut, open_chunk
+from scshards.shards.tar import arrays_offsets, build_tar, cut, open_chunk
 
 MAX_FAULTS = 1000
 """How many faults are kept to be shown; all are counted."""
@@ -162,7 +163,8 @@ class ShardCheck:
             self._fault(e.what, path)
             return None
         labels = self._manifest.labels.items()
-        types = {**OWN_COLUMNS, **{OBS_PREFIX + name: LABEL_TYPES[c.kind] for name, c in labels}}
+        own = {**OWN_COLUMNS, **(ARRAY_COLUMNS if self._manifest.arrays else {})}
+        types = {**own, **{OBS_PREFIX + name: LABEL_TYPES[c.kind] for name, c in labels}}
         said, found = (
             [f"{name} {np.dtype(kind)}" for name, kind in columns.items()]
             for columns in (types, {name: values.dtype for name, values in index.items()})
@@ -180,8 +182,12 @@ class ShardCheck:
         info, total = self._info, int(self._info.chunks.raw.sum())
         offset, size, source, row = (index[name] for name in ("offset", "size", "source", "row"))
         # A member ends where the header of the next begins, the last at the two closing blocks.
-        ends = offset + (size + 511) // 512 * 512
-        ok = (size >= 0) & (ends == np.append(offset[1:] - 512, total - 1024))
+        ends, ok = offset + (size + 511) // 512 * 512, size >= 0
+        if self._manifest.arrays:
+            second, more = (index[name] for name in ARRAY_COLUMNS)
+            ok &= (second == ends + 512) & (more >= 0)
+            ends = second + (more + 511) // 512 * 512
+        ok &= ends == np.append(offset[1:] - 512, total - 1024)
         ok &= (offset == 512) | (np.arange(info.cells) > 0)
         self._flag(~ok, "its offset and size are not those of a member", index)
         named = np.array([format_key(s, r) for s, r in zip(source, row, strict=True)], object)
@@ -226,7 +232,12 @@ class ShardCheck:
         self, raw: NDArray[np.uint8], starts: NDArray[np.int64], index: Mapping[str, NDArray[Any]]
     ) -> bool:
         """Check the tar around the members of a chunk; whether it has some."""
-        again, offsets = build_tar(raw, starts, index["size"], index["source"], index["row"])
+        arrays = None
+        if self._manifest.arrays:
+            arrays = (arrays_offsets(starts, index["size"]), index["arrays_size"])
+        again, offsets = build_tar(
+            raw, starts, index["size"], index["source"], index["row"], arrays
+        )
         places = np.flatnonzero(again[: len(raw)] != raw)
         if not len(starts):
             if len(places):
@@ -268,3 +279,20 @@ class ShardCheck:
             (differs, "the member is not what its index row and values encode to"),
         ):
             self._flag(good & wrong, what, index)
+        if self._manifest.arrays:
+            self._check_arrays(raw, arrays_offsets(starts, index["size"]), index)
+
+    def _check_arrays(
+        self, raw: NDArray[np.uint8], starts: NDArray[np.int64], index: Mapping[str, NDArray[Any]]
+    ) -> None:
+        """Check the second members of cells, which have their arrays."""
+        infos, sizes = self._manifest.arrays, index["arrays_size"]
+        found, status = ArrayReader(infos).read(raw, starts, sizes)
+        status[sizes == 0] = shard_kernels.BAD_STRUCTURE
+        for code, what in ARRAYS_STATUS.items():
+            self._flag(status == code, what, index)
+        members, again = encode_arrays(infos, found, len(sizes))
+        differs = np.zeros(len(sizes), np.bool_)
+        kernels.slices_differ(raw, starts, members, np.cumsum(again), sizes, differs)
+        differs &= status == shard_kernels.OK
+        self._flag(differs, "the member of its arrays is not what they encode to", index)

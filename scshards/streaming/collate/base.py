@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 
 from scshards.base import seeds
 from scshards.base.errors import FormatError
-from scshards.cells.batch import CellBatch, Labels, key_text
+from scshards.cells.batch import CellBatch, Labels, SparseArray, key_text
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
 from scshards.kernels import cells as kernels
 from scshards.kernels.bits import DIGITS
 from scshards.kernels.members import MEMBER_FIELDS, OK, measure_members, read_only
+from scshards.shards.arrays import ArrayReader, SparseRows, check_arrays
 from scshards.shards.manifest import LabelInfo
 from scshards.shards.members import STATUS
+from scshards.shards.tar import arrays_offsets
 from scshards.streaming.collate.lead_tokens import LeadTokens, gene_ids
 from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.collate.packing import fitting_room
@@ -87,6 +89,10 @@ class CollatorBase(ABC):
     genes: tuple[str, ...] = ()
     """The genes that are columns of a batch, where it has columns."""
 
+    arrays: ArrayReader | None = None
+    """Reads what batches have beside the genes; behind the labels of cells are the sizes of their first
+    members then."""
+
     def __init__(
         self,
         options: CollateOptions,
@@ -122,16 +128,48 @@ class CollatorBase(ABC):
         is_cell = read.sizes > 0
         fields = np.zeros((len(read.keys), MEMBER_FIELDS), np.int64)
         status = np.zeros(len(read.keys), np.int64)
-        measure_members(read.data, read.starts, read.sizes, fields, status)
+        measure_members(read.data, read.starts, self._cell_sizes(read), fields, status)
         if status.any():
             for bad in np.flatnonzero((status != OK) & is_cell):
                 self._check((int(status[bad]), int(bad)), read.keys)
         return read, is_cell, fields
 
+    def _cell_sizes(self, read: CellBytes) -> NDArray[np.int64]:
+        """The size of each cell's first member, which has the genes."""
+        if self.arrays is None:
+            return read.sizes
+        return np.where(read.sizes > 0, read.labels[:, len(self._labels)], 0)
+
+    def _arrays(self, read: CellBytes) -> dict[str, torch.Tensor | SparseArray]:
+        """What the cells have beside their genes, of what was asked for."""
+        if self.arrays is None:
+            return {}
+        is_cell, ends = read.sizes > 0, read.starts + read.sizes
+        at = arrays_offsets(read.starts, self._cell_sizes(read))
+        rows, status = self.arrays.read(read.data, at, np.where(is_cell, ends - at, 0))
+        check_arrays(status, lambda i: f"cell {key_text(int(read.keys[i]))}")
+        made: dict[str, torch.Tensor | SparseArray] = {}
+        for name, found in rows.items():
+            info = self.arrays.infos[name]
+            if isinstance(found, SparseRows):
+                made[name] = SparseArray(
+                    indptr=self._shared(found.indptr),
+                    columns=self._shared(found.columns),
+                    values=self._shared(found.values),
+                    width=info.width,
+                )
+            else:
+                made[name] = self._shared(found.astype(info.dtype, copy=False))
+        return made
+
+    def _shared(self, array: NDArray[Any]) -> torch.Tensor:
+        """An array that nobody else has as a tensor."""
+        return torch.from_numpy(array) if self._pinned is None else self._kept(array)
+
     def _about(
         self, read: CellBytes, is_cell: NDArray[np.bool_], batches: int = 1
     ) -> Iterator[dict[str, Any]]:
-        """key, labels and weight of each of so many batches that the cells make."""
+        """key, labels, weight and arrays of each of so many batches that the cells make."""
         columns = []
         for j, info in enumerate(self._labels.values()):
             column = read.labels[:, j]
@@ -140,11 +178,20 @@ class CollatorBase(ABC):
             columns.append(self._kept(column))
         all_of_it = [torch.from_numpy(read.keys.copy()), self._kept(is_cell.astype(np.float32))]
         rows = len(is_cell) // batches
+        arrays = self._arrays(read)
+        first = 0
         for key, weight, *labels in zip(
             *(x.split(rows) for x in [*all_of_it, *columns]), strict=True
         ):
             named = dict(zip(self._labels, labels, strict=True))
-            yield {"key": key, "labels": Labels(named, self._categories), "weight": weight}
+            some = slice(first, first + rows)
+            yield {
+                "key": key,
+                "labels": Labels(named, self._categories),
+                "weight": weight,
+                "arrays": arrays if batches == 1 else {n: a[some] for n, a in arrays.items()},
+            }
+            first += rows
 
     def about_sets(
         self,

@@ -97,6 +97,7 @@ class RaggedBatch(CellBatch):
             "key": self.key,
             "labels": self._each(["labels"], move).labels,
             "weight": move(self.weight),
+            "arrays": self._each(["arrays"], move).arrays,
         }
         return rows.masked(about) if self.layout.n_unknown is None else rows.split(about)
 

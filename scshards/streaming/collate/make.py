@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
-from scshards.shards.manifest import LabelInfo
+from scshards.shards.arrays import ArrayReader
+from scshards.shards.manifest import ArrayInfo, LabelInfo
 from scshards.streaming.collate.base import CollatorBase
 from scshards.streaming.collate.batches import Collator
 from scshards.streaming.collate.counts import CountsCollator
@@ -23,12 +25,19 @@ def collator_of(
     labels: Mapping[str, LabelInfo] | None = None,
     *,
     pin_memory: bool | None = False,
+    arrays: Mapping[str, ArrayInfo] = MappingProxyType({}),
 ) -> CollatorBase:
-    """The collator of an objective; parameters and errors as of Collator."""
+    """The collator of an objective; parameters and errors as of Collator.
+
+    `arrays` are what members have beside the genes, where the options ask for some of it.
+    """
     own: dict[str, type[CountsCollator | OwnCollator | RankCollator]] = {
         "counts": CountsCollator,
         "own": OwnCollator,
         "ranks": RankCollator,
     }
     make = own.get(options.objective, Collator)
-    return make(options, vocab, kind, seed, labels, pin_memory=pin_memory)
+    collator = make(options, vocab, kind, seed, labels, pin_memory=pin_memory)
+    if options.arrays:
+        collator.arrays = ArrayReader(arrays, options.arrays)
+    return collator

@@ -25,8 +25,9 @@ ValueStyle = Literal["bins", "log1p", "counts"]
 PadTo = Literal["longest", "max"] | Positive
 TieBreak = Literal["high", "random"]
 
-_NO_STATE = ("tokens_per_batch", "device_collate")
-"""What may differ where a state is loaded: how many cells a batch has, and where it is finished."""
+_NO_STATE = ("tokens_per_batch", "device_collate", "arrays")
+"""What may differ where a state is loaded: how many cells a batch has, where it is finished, and what
+comes beside the genes."""
 
 _DEFAULT_RATIOS = {"mask": (0.4,), "generate": (0.25, 0.5, 0.75), "ranks": (0.15,)}
 
@@ -185,6 +186,9 @@ class CollateOptions(Options):
     device_collate
         Make small batches, about a fifth of the bytes (`RaggedBatch`), that `to(device)` widens, masks
         and pads there: the same bits.
+    arrays
+        Of the arrays that were packed beside the genes, those that batches have, such as
+        protein_expression: `batch.arrays[name]`. Without it, none, and none is read.
     """
 
     max_length: int = 1200
@@ -209,6 +213,7 @@ class CollateOptions(Options):
     cls_value: float | None = None
     tokens_per_batch: int | None = None
     device_collate: bool = False
+    arrays: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -311,7 +316,8 @@ class CollateOptions(Options):
         theirs = _ONLY_OF.get(self.objective)
         others = frozenset[str]().union(*_ONLY_OF.values()) - _SHARED
         for name in self.changes():
-            if name == "objective" or (name not in others if theirs is None else name in theirs):
+            fits = name not in others if theirs is None else name in theirs
+            if fits or name in ("objective", "arrays"):
                 continue
             advice = f"leave {name} out"
             if theirs is None:

@@ -147,7 +147,7 @@ class EpochReader:
         stretches, buffered = self.order.held(self.position)
         # Of each, besides its buffer, the chunk that it uses up and, half of the time, the next one.
         at_a_time = buffered + stretches * 3 * chunk // 2 + _BLOCKS * BLOCK_CELLS
-        columns = len(shards.labels) + self.choice.resamples
+        columns = self.indexes.columns(shards) + self.choice.resamples
         return self.stores.take(at_a_time, shards.cell_bytes * 9 // 8 + 64, columns)
 
 

@@ -20,12 +20,17 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import FormatError
 from scshards.cells.batch import KEY_ROW_BITS
-from scshards.shards.index import OBS_PREFIX
+from scshards.shards.index import ARRAY_COLUMNS, OBS_PREFIX
+from scshards.shards.shardlist import ShardList
+from scshards.shards.tar import arrays_offsets
 from scshards.streaming.order.strata import Appearances, Passes
 from scshards.streaming.quarantine import BAD, Quarantine
 from scshards.streaming.read.fetch import REMOTE_READS, ChunkFetcher, Piece
 
 Made = TypeVar("Made")
+
+_MOST = 1 << 48
+"""Bytes of a shard: sums of a few such numbers do not wrap around."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,9 @@ class CellBytes:
         int64 [cells]: `source << 40 | row`.
     labels
         int64 [cells, columns]: codes, or the bits of float64 numbers; where cells may appear more than
-        once, the last column says how often the cell appeared before.
+        once, the last column says how often the cell appeared before. Where arrays are read, `sizes` is
+        from the begin of the first member to the end of the second, and the column behind the labels has
+        the size of the first.
     """
 
     data: NDArray[np.uint8]
@@ -110,11 +117,17 @@ class IndexCache(Kept[ShardIndex]):
     ----------
     chosen_by
         Index columns that say how often a cell appears.
+    arrays
+        Whether the members with the cells' arrays are read, too.
     """
 
-    def __init__(self, chosen_by: Sequence[str]) -> None:
+    def __init__(self, chosen_by: Sequence[str], *, arrays: bool = False) -> None:
         super().__init__(most=1)
-        self._chosen_by = chosen_by
+        self._chosen_by, self._arrays = chosen_by, arrays
+
+    def columns(self, shards: ShardList) -> int:
+        """Of the labels of cells, without that for cells which appear more than once."""
+        return len(shards.labels) + self._arrays
 
     def of(self, shard: int, fetcher: ChunkFetcher) -> ShardIndex:
         """The index of a shard, which `fetcher` reads when it is not kept.
@@ -128,22 +141,40 @@ class IndexCache(Kept[ShardIndex]):
 
     def _read(self, shard: int, fetcher: ChunkFetcher) -> ShardIndex:
         names = [OBS_PREFIX + c for c in fetcher.shards.labels]
-        wanted = ["offset", "size", "source", "row", *names, *self._chosen_by]
+        arrays = [*ARRAY_COLUMNS] if self._arrays else []
+        wanted = ["offset", "size", "source", "row", *arrays, *names, *self._chosen_by]
         data = fetcher.index(shard)
         with fetcher.clock.time("index"):
             table = fetcher.shards.index(shard, list(dict.fromkeys(wanted)), data)
-            labels = np.empty((len(table["row"]), len(names)), np.int64)
+            labels = np.empty((len(table["row"]), len(names) + self._arrays), np.int64)
             for j, name in enumerate(names):
                 of_all = table[name]
                 is_number = of_all.dtype.kind == "f"
                 labels[:, j] = of_all.astype(np.float64).view(np.int64) if is_number else of_all
+            starts, sizes = (table[n].astype(np.int64) for n in ("offset", "size"))
+            if self._arrays:
+                labels[:, -1] = sizes
+                sizes = _with_arrays(table, fetcher.shards.at(shard))
             return ShardIndex(
-                starts=table["offset"].astype(np.int64),
-                sizes=table["size"].astype(np.int64),
+                starts=starts,
+                sizes=sizes,
                 keys=(table["source"].astype(np.int64) << KEY_ROW_BITS) | table["row"],
                 labels=labels,
                 chosen_by={c: table[c] for c in self._chosen_by},
             )
+
+
+def _with_arrays(table: dict[str, NDArray[Any]], where: str) -> NDArray[np.int64]:
+    """The bytes from the begin of each cell's first member to the end of its second."""
+    at, size, second, more = (table[n] for n in ("offset", "size", *ARRAY_COLUMNS))
+    small = (at >= 0) & (at < _MOST) & (size > 0) & (size < _MOST) & (more > 0) & (more < _MOST)
+    if not (small.all() and np.array_equal(second, arrays_offsets(at, size))):
+        raise FormatError(
+            "the index does not say where the arrays of a cell are",
+            where=where,
+            advice="run scshards verify on the shard set",
+        )
+    return second + more - at
 
 
 class ChunkCells:
@@ -188,7 +219,7 @@ class ChunkCells:
             return self._read(index, piece, cells, copies)
         except BAD as e:
             self.quarantine.lose(shard, bad_part, cells, e)
-        n, columns = len(cells), len(self._list.labels) + (copies is not None)
+        n, columns = len(cells), self._indexes.columns(self._list) + (copies is not None)
         return CellBytes(
             data=np.zeros(0, np.uint8),
             starts=np.zeros(n, np.int64),

@@ -92,7 +92,9 @@ class SetReader:
         share, size = order.share(0, self.position), self.choice.plan.size
         per_batch = order.batch_size
         held = held_sets(order)
-        store = self.stores.take(2 * size * held, shards.cell_bytes, len(shards.labels) + 1)
+        store = self.stores.take(
+            2 * size * held, shards.cell_bytes, self.indexes.columns(shards) + 1
+        )
         appearances = order.appearances(0, self.position)
         ahead = _Ahead(
             self.choice,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class Decision:
     n_shards: tuple[int, ...]
     repeated: dict[int, int]
     shared: dict[int, Shared]
-    arrays: dict[str, ArrayInfo] = field(default_factory=dict)
+    arrays: dict[str, ArrayInfo]
 
 
 def decide(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -169,7 +169,7 @@ class Survey:
     is_empty: bool
     is_log1p: bool
     advice: str
-    arrays: dict[str, ArraySurvey] = field(default_factory=dict)
+    arrays: dict[str, ArraySurvey]
     seconds: float = 0.0
 
     @property
@@ -199,7 +199,7 @@ def survey(task: SurveyTask) -> Survey:
             ordinal=task.ordinal, info=_info(task.file, identity, skipped=e.what), identity=identity,
             n_values=0, needs_transposing=False, tiles=(0, 1), has_source=False,
             cells=(), dropped=(), labels=(), apart={}, fraction=None, is_empty=True, is_log1p=False,
-            advice="",
+            advice="", arrays={},
         )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def surveyed(folder: Path, columns: list[Any], splits: list[Any], n_splits: int)
             Survey(
                 ordinal=i, info=info, identity={}, n_values=0, needs_transposing=False, tiles=(0, 1),
                 has_source=False, cells=cells, dropped=(), labels=(), apart={},
-                fraction=None, is_empty=False, is_log1p=False, advice="",
+                fraction=None, is_empty=False, is_log1p=False, advice="", arrays={},
             )
         )  # fmt: skip
     return surveys

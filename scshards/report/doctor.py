@@ -223,8 +223,7 @@ def _folders(found: Examined, root: str | None) -> Iterator[tuple[str, Any]]:
             found.problems.append(
                 Problem(
                     what=f"{there} has {size(free)} free",
-                    advice="a shuffled pack takes about three times the size of its shards, part of it "
-                    "in --scratch",
+                    advice="scshards pack --dry-run says what a pack takes; --scratch chooses where",
                 )
             )
 
@@ -251,7 +250,10 @@ def _store(
     except ScshardsError as e:
         yield "state", "can't be read"
         found.problems.append(
-            Problem(what=f"{redact(root)} can't be read: {e.what}", advice=e.advice or "see docs")
+            Problem(
+                what=f"{redact(root)} can't be read: {e.what}",
+                advice=e.advice or "look at the address and the options of its store",
+            )
         )
 
 

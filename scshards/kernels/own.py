@@ -6,6 +6,7 @@ of writing into other memory; the loop around it is as all kernels are. Called b
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ WRONG_LENGTH = -1
 """The function did not return how many tokens it wrote: less than 0, or more than there is room for."""
 
 
+@functools.cache
 def loop_of(function: Callable[..., Any]) -> Any:
     """A kernel that calls a function for each cell; it is compiled once in a process, and not kept.
 

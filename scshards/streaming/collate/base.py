@@ -9,6 +9,7 @@ import dataclasses
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from scshards.kernels import cells as kernels
 from scshards.kernels.bits import DIGITS
 from scshards.kernels.members import MEMBER_FIELDS, OK, measure_members, read_only
 from scshards.shards.arrays import ArrayReader, SparseRows, check_arrays
-from scshards.shards.manifest import LabelInfo
+from scshards.shards.manifest import ArrayInfo, LabelInfo
 from scshards.shards.members import STATUS
 from scshards.shards.tar import arrays_offsets
 from scshards.streaming.collate.lead_tokens import LeadTokens, gene_ids
@@ -83,9 +84,6 @@ class Cells(NamedTuple):
 class CollatorBase(ABC):
     """What a collator of any objective has: options, labels, and buffers for batches."""
 
-    makes_several = False
-    """Whether several batches can be made at once."""
-
     genes: tuple[str, ...] = ()
     """The genes that are columns of a batch, where it has columns."""
 
@@ -99,8 +97,10 @@ class CollatorBase(ABC):
         vocab: Vocab,
         kind: ValueKind,
         seed: int,
-        labels: Mapping[str, LabelInfo] | None,
-        pin_memory: bool | None,
+        labels: Mapping[str, LabelInfo] | None = None,
+        *,
+        pin_memory: bool | None = False,
+        arrays: Mapping[str, ArrayInfo] = MappingProxyType({}),
     ) -> None:
         options.check_kind(kind)
         self.options, self.vocab = options, vocab
@@ -110,6 +110,18 @@ class CollatorBase(ABC):
         self._local = threading.local()
         self._pinned = pinned_memory(pin_memory)
         self._buffers = self._pinned or BufferPool()
+        if options.arrays:
+            self.arrays = ArrayReader(arrays, options.arrays)
+        self._prepare(kind)
+
+    @property
+    def makes_several(self) -> bool:
+        """Whether several batches can be made at once."""
+        return False
+
+    @abstractmethod
+    def _prepare(self, kind: ValueKind) -> None:
+        """What an objective needs besides, of values of that kind."""
 
     @abstractmethod
     def collate(
@@ -262,16 +274,8 @@ class CollatorBase(ABC):
 class TokenCollator(CollatorBase):
     """Tokens and values of cells, as scGPT has them: what all kinds of its batches share."""
 
-    def __init__(
-        self,
-        options: CollateOptions,
-        vocab: Vocab,
-        kind: ValueKind,
-        seed: int,
-        labels: Mapping[str, LabelInfo] | None,
-        pin_memory: bool | None,
-    ) -> None:
-        super().__init__(options, vocab, kind, seed, labels, pin_memory)
+    def _prepare(self, kind: ValueKind) -> None:
+        options, vocab = self.options, self.vocab
         self._leads = LeadTokens(vocab, options.conditions, self._labels)
         self.vocab = self._leads.vocab
         self._pad_id = vocab.pad_id

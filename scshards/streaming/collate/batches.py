@@ -5,7 +5,7 @@ A Collator is used by several threads at once; each has scratch space of its own
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,10 @@ from numpy.typing import NDArray
 
 from scshards.base import seeds
 from scshards.cells.batch import Batch, GenerateBatch, PackedBatch
-from scshards.cells.tokenizer import ValueKind
-from scshards.cells.vocab import Vocab
 from scshards.kernels.cells import SLACK
 from scshards.kernels.finish import MaskRules, SplitRules, mark_genes, mask_rows, split_rows
-from scshards.shards.manifest import LabelInfo
 from scshards.streaming.collate.base import Cells, TokenCollator, share_of
 from scshards.streaming.collate.device import Layout, RaggedBatch
-from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.collate.pinned import as_tensor
 from scshards.streaming.read.source import CellBytes
 
@@ -61,19 +57,6 @@ class Collator(TokenCollator):
         For options that make no sense with these values or labels, or pin_memory=True without a device.
     """
 
-    def __init__(
-        self,
-        options: CollateOptions,
-        vocab: Vocab,
-        kind: ValueKind,
-        seed: int,
-        labels: Mapping[str, LabelInfo] | None = None,
-        *,
-        pin_memory: bool | None = False,
-    ) -> None:
-        super().__init__(options, vocab, kind, seed, labels, pin_memory)
-        self._is_for_device = options.device_collate
-
     def collate(
         self,
         read: CellBytes,
@@ -110,7 +93,7 @@ class Collator(TokenCollator):
         cells = self._cells(read, epoch, position, copies)
         if self._packed_tokens is not None:
             return [self._packed(cells, self._packed_tokens)]
-        if self._is_for_device:
+        if self.options.device_collate:
             return [self._ragged(cells)]
         if self.options.objective == "generate":
             return [self._generated(cells)]
@@ -118,10 +101,10 @@ class Collator(TokenCollator):
         return list(self._masked(cells, list(map(self._length, longest))))
 
     @property
-    def makes_several(self) -> bool:  # type: ignore[override]
+    def makes_several(self) -> bool:
         """Whether several batches can be made at once: padded ones, all with one ratio."""
         is_padded = self.options.objective != "generate" and self._packed_tokens is None
-        return is_padded and not self._is_for_device and len(self.options.ratios) < 2
+        return is_padded and not self.options.device_collate and len(self.options.ratios) < 2
 
     def _masked(self, cells: Cells, lengths: Sequence[int]) -> Iterator[Batch]:
         """The cells as one batch for each length, with as many cells each."""

@@ -6,7 +6,6 @@ genes, which take 240 kB dense in float32. Called by streaming.loader through co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +16,13 @@ from torch import Tensor
 
 from scshards.base.errors import ConfigError
 from scshards.base.text import did_you_mean
-from scshards.cells.batch import CellBatch
+from scshards.cells.batch import CellBatch, SparseArray
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
 from scshards.kernels.counts import read_counts
 from scshards.kernels.members import LARGE, decode_members
-from scshards.shards.manifest import LabelInfo
 from scshards.streaming.collate.base import CollatorBase
 from scshards.streaming.collate.lead_tokens import gene_ids
-from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.collate.pinned import as_tensor
 from scshards.streaming.read.source import CellBytes
 
@@ -70,11 +67,12 @@ class CountsBatch(CellBatch):
 
     def dense(self) -> Tensor:
         """The counts as float32 [B, G], zeros included, on the device where the batch is."""
-        rows_N = torch.repeat_interleave(self.indptr.diff(), output_size=len(self.genes))
-        out_BG = self.library.new_zeros((len(self), self.n_genes), dtype=torch.float32)
-        places_N = rows_N * self.n_genes + self.genes.to(torch.int64)
-        out_BG.view(-1)[places_N] = self.counts.to(torch.float32)
-        return out_BG
+        return SparseArray(
+            indptr=self.indptr,
+            columns=self.genes,
+            values=self.counts.to(torch.float32),
+            width=self.n_genes,
+        ).dense()
 
 
 class CountsCollator(CollatorBase):
@@ -91,17 +89,8 @@ class CountsCollator(CollatorBase):
         For fractions, and for a gene that the vocabulary lacks.
     """
 
-    def __init__(
-        self,
-        options: CollateOptions,
-        vocab: Vocab,
-        kind: ValueKind,
-        seed: int,
-        labels: Mapping[str, LabelInfo] | None = None,
-        *,
-        pin_memory: bool | None = False,
-    ) -> None:
-        super().__init__(options, vocab, kind, seed, labels, pin_memory)
+    def _prepare(self, kind: ValueKind) -> None:
+        options, vocab = self.options, self.vocab
         if isinstance(options.genes, tuple):
             self.genes = options.genes
             tokens = _tokens_of(self.genes, vocab)

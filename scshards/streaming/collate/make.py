@@ -7,7 +7,6 @@ from types import MappingProxyType
 
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
-from scshards.shards.arrays import ArrayReader
 from scshards.shards.manifest import ArrayInfo, LabelInfo
 from scshards.streaming.collate.base import CollatorBase
 from scshards.streaming.collate.batches import Collator
@@ -37,7 +36,4 @@ def collator_of(
         "ranks": RankCollator,
     }
     make = own.get(options.objective, Collator)
-    collator = make(options, vocab, kind, seed, labels, pin_memory=pin_memory)
-    if options.arrays:
-        collator.arrays = ArrayReader(arrays, options.arrays)
-    return collator
+    return make(options, vocab, kind, seed, labels, pin_memory=pin_memory, arrays=arrays)

@@ -13,7 +13,6 @@ Called by streaming.loader through collate.make.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +24,8 @@ from scshards.base import seeds
 from scshards.base.errors import ConfigError
 from scshards.cells.batch import CellBatch, key_text
 from scshards.cells.tokenizer import ValueKind
-from scshards.cells.vocab import Vocab
 from scshards.kernels.own import WRONG_LENGTH, loop_of, new_scratch
-from scshards.shards.manifest import LabelInfo
 from scshards.streaming.collate.base import CollatorBase
-from scshards.streaming.collate.options import CollateOptions
 from scshards.streaming.collate.pinned import as_tensor
 from scshards.streaming.read.source import CellBytes
 
@@ -64,17 +60,8 @@ class OwnCollator(CollatorBase):
         For a function that numba can't compile.
     """
 
-    def __init__(
-        self,
-        options: CollateOptions,
-        vocab: Vocab,
-        kind: ValueKind,
-        seed: int,
-        labels: Mapping[str, LabelInfo] | None = None,
-        *,
-        pin_memory: bool | None = False,
-    ) -> None:
-        super().__init__(options, vocab, kind, seed, labels, pin_memory)
+    def _prepare(self, kind: ValueKind) -> None:
+        options, vocab = self.options, self.vocab
         assert options.tokenize is not None
         self._as_counts = kind == "counts"
         self._pad = (np.int32(vocab.pad_id), np.float32(options.pad_value))

@@ -8,7 +8,7 @@ streaming.loader through collate.make.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from scshards.cells.batch import RankBatch
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import CLS, EOS, MASK, PAD, Vocab
 from scshards.kernels.ranks import RankScratch, fill_ranks, new_scratch, rank_cells, rank_rules
-from scshards.shards.manifest import LabelInfo
 from scshards.streaming.collate.base import CollatorBase, share_of
 from scshards.streaming.collate.lead_tokens import gene_ids
 from scshards.streaming.collate.options import CollateOptions, GeneMedians
@@ -49,17 +48,8 @@ class RankCollator(CollatorBase):
         For fractions, without medians, and where no gene of the vocabulary has one.
     """
 
-    def __init__(
-        self,
-        options: CollateOptions,
-        vocab: Vocab,
-        kind: ValueKind,
-        seed: int,
-        labels: Mapping[str, LabelInfo] | None = None,
-        *,
-        pin_memory: bool | None = False,
-    ) -> None:
-        super().__init__(options, vocab, kind, seed, labels, pin_memory)
+    def _prepare(self, kind: ValueKind) -> None:
+        options, vocab = self.options, self.vocab
         self._rules = rank_rules(_medians(options, vocab), int(options.room))
         # Members have ids of the shard set's vocabulary alone.
         missing = [token for token in (PAD, MASK, CLS, EOS) if token not in vocab]
@@ -70,7 +60,7 @@ class RankCollator(CollatorBase):
         self._known = np.flatnonzero(np.isfinite(self._rules.medians)).astype(np.int32)
 
     @property
-    def makes_several(self) -> bool:  # type: ignore[override]
+    def makes_several(self) -> bool:
         """Whether several batches can be made at once: those with one ratio."""
         return len(self.options.ratios) < 2
 

@@ -5,7 +5,10 @@ Called by streaming.collate.counts and streaming.variable; `cells.read_cells` ma
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from scshards.kernels.cache import inlined, kernel
 from scshards.kernels.members import BAD_COUNT, ID_TOO_LARGE, OK, decode_counts, decode_genes
@@ -15,6 +18,16 @@ TALLIED = 32
 """`tally` has a place for each count below it."""
 
 _U64 = np.uint64
+
+
+def new_scratch(n_tokens: int, n_columns: int) -> tuple[NDArray[Any], ...]:
+    """Work space of one thread for `read_counts`."""
+    return (
+        np.zeros(n_tokens + 128, np.int32),
+        np.zeros(n_tokens + 128, np.uint16),
+        np.zeros(n_columns, np.uint16),
+        np.zeros((n_columns + 63) // 64, np.uint64),
+    )
 
 
 @kernel
@@ -32,8 +45,7 @@ def read_counts(src, fields, rules, columns, scratch, genes, counts, ends, libra
     columns
         int32 [tokens]: the column of each token, -1 for none.
     scratch
-        (ids, small, dense, bits): int32 and uint16 [tokens + 128], uint16 [columns], and a zeroed bit
-        set (uint64) of as many.
+        `new_scratch`'s: genes and counts of a cell, and counts by column with a zeroed bit set of these.
     genes, counts
         Filled: columns (uint16 or int32) and counts (uint16), with room for all genes of all cells.
     ends, library

@@ -17,6 +17,7 @@ import numba as nb
 import numpy as np
 
 from scshards.kernels.cells import CellRules, DrawKeys, new_scratch
+from scshards.kernels.counts import new_scratch as new_count_scratch
 from scshards.kernels.finish import MaskRules, SplitRules
 from scshards.kernels.ranks import new_scratch as new_rank_scratch
 from scshards.kernels.ranks import rank_rules
@@ -114,12 +115,7 @@ _TUPLES: dict[str, Any] = {
     "DrawKeys": lambda: DrawKeys(*[np.uint64(0)] * 4),
     "Scratch": lambda: new_scratch(_rules(), 1),
     "CountRules": lambda: (0, 0, True),
-    "CountScratch": lambda: (
-        np.zeros(1, np.int32),
-        np.zeros(1, np.uint16),
-        np.zeros(1, np.uint16),
-        np.zeros(1, np.uint64),
-    ),
+    "CountScratch": lambda: new_count_scratch(1, 1),
     "RankRules": lambda: rank_rules(np.ones(1), 1),
     "RankScratch": lambda: new_rank_scratch(1),
     "Specials": lambda: (0, 0, 0, 0),

@@ -99,28 +99,18 @@ def _versions(found: Examined) -> Iterator[tuple[str, str]]:
     yield "installed in", str(Path(__file__).parents[1])
     yield "Python", f"{platform.python_version()} ({sys.executable})"
     for name in PACKAGES:
-        try:
-            yield name, importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            yield name, "not installed"
-    for requirement in importlib.metadata.requires("scshards") or () if _is_installed() else ():
+        yield name, _version(name) or "not installed"
+    is_installed = _version("scshards") is not None
+    for requirement in importlib.metadata.requires("scshards") or () if is_installed else ():
         name, _, extra = requirement.partition(";")
         package = re.split(r"[<>=!~\[ (]", name.strip())[0]
-        if "extra" not in extra and found_version(package) is None:
+        if "extra" not in extra and _version(package) is None:
             found.problems.append(
                 Problem(
                     what=f"{package} is not installed, and scshards needs it",
                     advice="pip install --upgrade scshards",
                 )
             )
-
-
-def found_version(package: str) -> str | None:
-    """The version of an installed package, or None."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _machine(found: Examined) -> Iterator[tuple[str, Any]]:
@@ -264,8 +254,12 @@ def _environment() -> Iterator[tuple[str, str]]:
     yield "credentials given", ", ".join(given) or "none by variables"
 
 
-def _is_installed() -> bool:
-    return found_version("scshards") is not None
+def _version(package: str) -> str | None:
+    """The version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:

@@ -21,18 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError
-from scshards.base.progress import Progress
 from scshards.kernels.ranks import OCTAVES, tally_values, value_bins
 from scshards.streaming.collate.counts import CountsBatch
-from scshards.streaming.collate.options import CollateOptions, GeneMedians, read_medians
-from scshards.streaming.loader import CellLoader
+from scshards.streaming.collate.options import GeneMedians, read_medians
 from scshards.streaming.order.options import ChoiceOptions
 from scshards.streaming.read.options import ReadOptions
+from scshards.streaming.variable import all_counts, counts_loader
 
 MEDIAN_ERROR = 1 / 129
 """How far a median is off at most, as a share of it."""
 
-_BATCH = 512
 _GENES = 512
 """Genes whose medians are worked out at a time."""
 
@@ -92,27 +90,12 @@ def gene_medians(
     ConfigError
         For fractions in place of counts, a split without cells, a cell of more than a billion counts.
     """
-    loader = CellLoader(
-        os.fspath(root),
-        split=split,
-        batch_size=_BATCH,
-        choose=choose,
-        collate=CollateOptions(objective="counts"),
-        read=read,
-        shuffle=False,
-        drop_last=False,
-        rank=0,
-        world_size=1,
-    )
+    loader = counts_loader(root, split, choose, read)
     # Zeroed by the system where it is first written to.
     table = np.zeros((OCTAVES, len(loader.genes), 64), np.uint32)
     cells = 0
-    with loader, Progress("reading counts", loader.cells, shown=progress) as bar:
-        for batch in loader:
-            cells += _tally(batch, table)
-            bar.add(int((batch.weight > 0).sum()))
-    if cells == 0:
-        raise ConfigError(f"the split {split!r} has no cells to look at", where=os.fspath(root))
+    for batch in all_counts(loader, progress=progress):
+        cells += _tally(batch, table)
     medians = np.concatenate(list(_medians(table)) or [np.zeros(0)])
     found = zip(loader.genes, medians.tolist(), strict=True)
     by_gene = {gene: median for gene, median in found if median > 0}

@@ -5,13 +5,14 @@
 The formula (Stuart et al. 2019, doi 10.1016/j.cell.2019.05.031, as scanpy 1.11 computes it) looks at the
 counts twice: a curve is fitted through means and variances, then counts far above it are clipped. What
 the first look keeps is all that the second one needs. Small counts are tallied in a table, the others
-listed: memory grows with genes and different counts, never with cells. Called by `scshards genes`.
+listed: memory grows with genes and different counts, never with cells. Called by `scshards genes`;
+streaming.medians reads counts in the same way.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,29 +92,14 @@ def variable_genes(
     loess = _loess()
     if top < 1:
         raise ConfigError(f"top is at least 1, not {top}", where="top")
-    loader = CellLoader(
-        os.fspath(root),
-        split=split,
-        batch_size=_BATCH,
-        choose=choose,
-        collate=CollateOptions(objective="counts"),
-        read=read,
-        shuffle=False,
-        drop_last=False,
-        rank=0,
-        world_size=1,
-    )
+    loader = counts_loader(root, split, choose, read)
     names = _categories(loader, by)
     tallies = [_Tally(len(loader.genes)) for _ in names]
-    with loader, Progress("reading counts", loader.cells, shown=progress) as bar:
-        for batch in loader:
-            codes = np.zeros(len(batch), np.int64) if by is None else batch.labels[by].numpy()
-            codes = np.where(batch.weight.numpy() > 0, codes, -1)
-            for code in np.unique(codes[codes >= 0]).tolist():
-                tallies[code].add(batch, codes == code)
-            bar.add(int((batch.weight > 0).sum()))
-    if loader.cells == 0:
-        raise ConfigError(f"the split {split!r} has no cells to look at", where=os.fspath(root))
+    for batch in all_counts(loader, progress=progress):
+        codes = np.zeros(len(batch), np.int64) if by is None else batch.labels[by].numpy()
+        codes = np.where(batch.weight.numpy() > 0, codes, -1)
+        for code in np.unique(codes[codes >= 0]).tolist():
+            tallies[code].add(batch, codes == code)
     found = [(name, t) for name, t in zip(names, tallies, strict=True) if t.cells]
     for name, one in found:
         if one.cells == 1:
@@ -134,6 +120,41 @@ def variable_genes(
         batches=batches[order],
         cells=sum(one.cells for _, one in found),
     )
+
+
+def counts_loader(
+    root: str | os.PathLike[str], split: str, choose: ChoiceOptions, read: ReadOptions
+) -> CellLoader:
+    """A loader of all counts of a split's cells, for one stream of them in one process.
+
+    Raises
+    ------
+    ConfigError
+        As of CellLoader, and for a split without cells.
+    """
+    loader = CellLoader(
+        os.fspath(root),
+        split=split,
+        batch_size=_BATCH,
+        choose=choose,
+        collate=CollateOptions(objective="counts"),
+        read=read,
+        shuffle=False,
+        drop_last=False,
+        rank=0,
+        world_size=1,
+    )
+    if loader.cells == 0:
+        raise ConfigError(f"the split {split!r} has no cells to look at", where=os.fspath(root))
+    return loader
+
+
+def all_counts(loader: CellLoader, *, progress: bool) -> Iterator[CountsBatch]:
+    """The batches of an epoch, and how far it is."""
+    with loader, Progress("reading counts", loader.cells, shown=progress) as bar:
+        for batch in loader:
+            yield batch
+            bar.add(int((batch.weight > 0).sum()))
 
 
 class _Tally:
@@ -164,18 +185,15 @@ class _Tally:
         model.fit()
         fitted[varies] = model.outputs.fitted_values
         expected = 10**fitted  # its variance, by the curve
-        sums = self._sums(np.sqrt(expected * n) + mean)
+        sums = self.sums(np.sqrt(expected * n) + mean)
         total = n * np.square(mean) + sums[1] - 2 * mean * sums[0]
         return np.asarray(total / ((n - 1) * expected))
 
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Mean and variance (of n - 1) of each gene, float64 [genes]."""
-        total, squares = self._sums(np.full(len(self._small), np.inf))
-        mean = total / self.cells
-        # Of whole numbers: exact but for the last step, whatever came first.
-        return mean, (squares - total * mean) / (self.cells - 1)
+        return _moments(self.sums(np.full(len(self._small), np.inf)), self.cells)
 
-    def _sums(self, most: NDArray[np.float64]) -> NDArray[np.float64]:
+    def sums(self, most: NDArray[np.float64]) -> NDArray[np.float64]:
         """The sums of each gene's counts and of their squares, none above `most`, float64 [2, genes]."""
         self._merge()
         out = np.zeros((2, len(self._small)))
@@ -214,11 +232,15 @@ def _ranked(scores: NDArray[np.float64], top: int) -> tuple[NDArray[np.float64],
 
 def _over_all(tallies: Sequence[_Tally]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and variance of each gene over the cells of all tallies."""
-    n = sum(t.cells for t in tallies)
     none = np.full(len(tallies[0]._small), np.inf)
-    total, squares = np.sum([t._sums(none) for t in tallies], axis=0)
-    mean = total / n
-    return mean, (squares - total * mean) / (n - 1)
+    return _moments(np.sum([t.sums(none) for t in tallies], axis=0), sum(t.cells for t in tallies))
+
+
+def _moments(sums: NDArray[np.float64], n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and variance (of n - 1) of sums of n counts and of their squares."""
+    mean = sums[0] / n
+    # Sums of whole numbers are exact, whatever came first.
+    return mean, (sums[1] - sums[0] * mean) / (n - 1)
 
 
 def _categories(loader: CellLoader, by: str | None) -> list[str]:

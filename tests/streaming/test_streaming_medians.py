@@ -20,6 +20,7 @@ from scshards.base.errors import ConfigError
 from scshards.cli import main
 from scshards.kernels.ranks import OCTAVES, tally_values
 from scshards.streaming import medians as module
+from scshards.streaming import variable
 from scshards.streaming.medians import MEDIAN_ERROR, gene_medians, published_medians
 from scshards.streaming.read.options import ReadOptions
 
@@ -46,7 +47,7 @@ def plain(known: Known, keys: list[int]) -> dict[str, float]:
 def test_medians_are_numpys(
     known: Known, threads: int, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BATCH", batch)
+    monkeypatch.setattr(variable, "_BATCH", batch)
     found = gene_medians(known.root, read=ReadOptions(threads=threads))
     expected = plain(known, list(known.genes))
     assert found.cells == 700 and found.without == ()

@@ -19,7 +19,7 @@ from scshards.base.text import did_you_mean
 from scshards.cells.batch import CellBatch, SparseArray
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
-from scshards.kernels.counts import read_counts
+from scshards.kernels.counts import new_scratch, read_counts
 from scshards.kernels.members import LARGE, decode_members
 from scshards.streaming.collate.base import CollatorBase
 from scshards.streaming.collate.lead_tokens import gene_ids
@@ -177,16 +177,6 @@ class CountsCollator(CollatorBase):
             self._local.scratch = new_scratch(len(self.vocab), len(self.genes))
         scratch: tuple[NDArray[Any], ...] = self._local.scratch
         return scratch
-
-
-def new_scratch(n_tokens: int, n_columns: int) -> tuple[NDArray[Any], ...]:
-    """Work space of one thread for `kernels.counts.read_counts`."""
-    return (
-        np.zeros(n_tokens + 128, np.int32),
-        np.zeros(n_tokens + 128, np.uint16),
-        np.zeros(n_columns, np.uint16),
-        np.zeros((n_columns + 63) // 64, np.uint64),
-    )
 
 
 def _tokens_of(genes: tuple[str, ...], vocab: Vocab) -> NDArray[np.int32]:

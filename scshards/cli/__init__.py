@@ -37,7 +37,7 @@ COMMANDS = {
     "warm": "Compile all loops beforehand, for an image or a node.",
     "train": "Train a model on a shard set.",
     "evaluate": "Measure a model on held-out cells, beside the baselines.",
-    "genes": "Find the genes that vary most.",
+    "genes": "Find the most variable genes, or each gene's median.",
     "replay": "Show the cells of one step of a run, and the loss of each.",
     "embed": "Write a model's cell embeddings into an h5ad file.",
     "annotate": "Write the classes that a model predicts into an h5ad file.",

@@ -2,6 +2,8 @@
 
     rows       rows of a matrix -> members             members     bytes of members <-> arrays
     cells      members -> the tokens of rows           finish      rows: masked, split, marked
+    counts     members -> rows of counts              ranks       members -> genes by falling value
+    own        members -> what a user's function says
     bits       draws, bits of words                    order, store: which cell when
     cache      where what was compiled is kept         vectors     in the compiler's own terms
     warm       all of them compiled beforehand
@@ -10,7 +12,7 @@ Read first: cache.py, then members.py. Compiling is what a first batch waits for
 (logarithms, large counts, unexpressed genes) is a kernel of its own, compiled when it is met. Kernels
 are plain: few functions, loops in place of slices that are assigned, no numpy functions.
 
-Who checks what, as nothing is compiled with bounds checks:
+Who checks what, as nothing is compiled with bounds checks but a user's function:
 
 * Bytes, places and values from outside are the kernel's to check, before it uses them. What it finds
   ends in a status (0 is good) and the place where it stopped, of which the caller makes an error.

@@ -1,4 +1,5 @@
-"""Floor 9: what a person looks at: how well batches mix, how fast they come, how a run went.
+"""Floor 9: what a person looks at: how well batches mix, how fast they come, how a run went,
+what a machine has (doctor.py).
 
 Read first: mixing.py; of runs, plot.py.
 """

@@ -1,0 +1,49 @@
+"""Sphinx's settings for the pages of this folder: `tools/docs` builds them into docs/_build/html."""
+
+from __future__ import annotations
+
+from pygments.lexers.special import TextLexer
+from sphinx.application import Sphinx
+
+import scshards
+
+project = "scshards"
+author = "the authors of scshards"
+version = release = scshards.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+# A colleague's page is in the tree by its place; a place without a page is no fault.
+suppress_warnings = ["toc.empty_glob"]
+
+# Markdown as a git host reads it: links by file name, anchors by heading.
+myst_heading_anchors = 4
+myst_enable_extensions = ["deflist"]
+
+# Docstrings are NumPy's, and their single backquotes are code.
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_class_signature = "separated"
+napoleon_google_docstring = False
+napoleon_use_ivar = True
+# Types of other libraries lead nowhere: their sites are not asked while these pages are made.
+nitpick_ignore_regex = [("py:.*", ".*")]
+
+html_theme = "furo"
+html_title = f"scshards {release}"
+html_copy_source = False
+html_show_sourcelink = False
+copybutton_prompt_text = r"\$ |>>> "
+copybutton_prompt_is_regexp = True
+
+
+def setup(app: Sphinx) -> None:
+    """Dumps of bytes are text: pygments knows other layouts of them."""
+    for name in ("hex", "hexdump"):
+        app.add_lexer(name, TextLexer)

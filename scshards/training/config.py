@@ -72,14 +72,32 @@ MAY_CHANGE = frozenset(
 """Keys that a resumed run may set anew: none of them changes which batch a step sees, if all is well."""
 
 
+_NO_TASK = "no task of `scshards train` has {}: a loop of your own gets them, from {}"
+_BY_OBJECTIVE = "CellLoader(collate=CollateOptions(objective={!r}))"
+_NO_ARRAYS = _NO_TASK.format(
+    "a use for arrays beside the genes", "CellLoader(collate=CollateOptions(arrays=...))"
+)
+_NO_SETS = _NO_TASK.format("sets of cells", "CellLoader(sets=...)")
+_NO_OBJECTIVE = {
+    "counts": _NO_TASK.format("rows of counts", _BY_OBJECTIVE.format("counts")),
+    "ranks": _NO_TASK.format("ranked genes", _BY_OBJECTIVE.format("ranks")),
+    "own": _NO_TASK.format("tokens of a function", _BY_OBJECTIVE.format("own")),
+}
+"""{objective of a loader that no task has: what to do instead}."""
+
 _ELSEWHERE = {
     "objective": "task.objective says what is hidden",
     "storage_options": "give --storage-options; credentials are in no config",
     "device_collate": "a step takes whole batches: leave it out",
+    "arrays": _NO_ARRAYS,
+    "genes": _NO_OBJECTIVE["counts"],
+    **dict.fromkeys(("medians", "add_cls", "add_eos"), _NO_OBJECTIVE["ranks"]),
+    "tokenize": _NO_OBJECTIVE["own"],
 }
 """{field of a loader's options: why it is no key of [data]}."""
 
-_NO_SETS = "no task of `scshards train` is of sets of cells: CellLoader(sets=...) gives them"
+_SETS = dict.fromkeys(("sets", *(n for n, (part, _) in FIELDS.items() if part == "sets")), _NO_SETS)
+"""The same of the fields of sets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +127,10 @@ class DataSettings:
         if not isinstance(table, Mapping):
             raise Damaged(f"a table is needed, not {shown(table)}")
         tables, others = by_part(table)
-        sets = dict.fromkeys(tables.pop("sets", {}), _NO_SETS)
-        for name in (*others, *sets, *(n for n in _ELSEWHERE if n in table)):
-            why = (sets | _ELSEWHERE).get(name) or did_you_mean(name, FIELDS.keys() - _ELSEWHERE)
+        tables.pop("sets", None)
+        known = FIELDS.keys() - _ELSEWHERE.keys() - _SETS.keys()
+        for name in (*others, *(n for n in _SETS | _ELSEWHERE if n in table)):
+            why = (_SETS | _ELSEWHERE).get(name) or did_you_mean(name, known)
             raise Damaged(f"unknown key {name!r:.60}", advice=why)
         try:
             parts: dict[str, Any] = {
@@ -208,8 +227,9 @@ class TrainConfig:
         """
         tables = override(read_toml(_file(file)) if file is not None else {}, settings)
         _check_addresses(tables)
+        task = tables.get("task")
+        _check_tasks(tables, task)
         if base is None:
-            task = tables.get("task")
             start = task.get("start") if isinstance(task, dict) else None
             base = tables_of(start) if isinstance(start, str) else {}
         length = {"steps", "epochs"}  # who states one of them does not want the other
@@ -267,6 +287,22 @@ class TrainConfig:
             where="data.lanes",
             advice=f"data.lanes={fit} fits; many world sizes divide 240",
         )
+
+
+def _check_tasks(tables: Mapping[str, Any], task: Any) -> None:
+    """ConfigError for what loaders give and no task takes: to be told so, not which names are near."""
+    objective = task.get("objective") if isinstance(task, Mapping) else None
+    for is_asked, what, at, advice in (
+        ("sets" in tables, "there is no table [sets]", "sets", _NO_SETS),
+        (
+            objective in (*_NO_OBJECTIVE,),
+            f"no task has the objective {objective!r}",
+            "task.objective",
+            _NO_OBJECTIVE.get(str(objective)),
+        ),
+    ):
+        if is_asked:
+            raise ConfigError(what, where=at, advice=advice)
 
 
 def _check_addresses(tables: Any, at: str = "") -> None:

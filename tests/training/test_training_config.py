@@ -52,6 +52,38 @@ def test_a_wrong_setting_is_refused_with_what_is_right(setting, said):
     assert said in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "at", "instead"),
+    [
+        ('data.arrays=["X_pca"]', "data", "CollateOptions(arrays=...)"),
+        ("task.objective=counts", "task.objective", "CollateOptions(objective='counts')"),
+        ("task.objective=ranks", "task.objective", "CollateOptions(objective='ranks')"),
+        ("task.objective=own", "task.objective", "CollateOptions(objective='own')"),
+        ('data.genes=["G1"]', "data", "CollateOptions(objective='counts')"),
+        ("data.medians=m.json", "data", "CollateOptions(objective='ranks')"),
+        ("data.add_cls=true", "data", "CollateOptions(objective='ranks')"),
+        ("data.tokenize=f", "data", "CollateOptions(objective='own')"),
+        ('data.by=["line"]', "data", "CellLoader(sets=...)"),
+        ("data.sets.size=3", "data", "CellLoader(sets=...)"),
+        ("sets.size=3", "sets", "CellLoader(sets=...)"),
+    ],
+)
+def test_what_only_loaders_give_is_refused_and_where_to_get_it_is_said(
+    setting, at, instead, tmp_path
+):
+    name, _, value = setting.partition("=")
+    table, _, key = name.rpartition(".")
+    file = tmp_path / "run.toml"
+    is_list = value.startswith("[") or value in ("true", "3")
+    file.write_text(f"[{table}]\n{key} = {value if is_list else json.dumps(value)}\n")
+    for said in ((None, [setting]), (file,)):
+        with pytest.raises(ConfigError) as e:
+            TrainConfig.read(*said)
+        assert e.value.where.removeprefix("config.") == at
+        assert instead in e.value.advice.partition("a loop of your own gets them, from ")[2]
+    assert not {"arrays", "genes", "medians", "tokenize"} & TrainConfig().tables()["data"].keys()
+
+
 # [data] as the version before the option classes wrote it into config.json.
 OLD = {
     "max_length": 300, "mask_ratio": [0.25, 0.5], "tokens_per_batch": None, "include_zero_genes": 3,
@@ -104,7 +136,9 @@ def test_every_option_of_a_loader_is_a_key_or_says_why_not():
         with pytest.raises(ConfigError, match=f"unknown key {name!r}(.|\\n)*to do: "):
             TrainConfig.read(None, [f"data.{name}=1"])
     sets = {f.name for f in dataclasses.fields(SetOptions)}
-    assert FIELDS.keys() - keys == {"objective", "storage_options", "device_collate", *sets}
+    of_others = {"arrays", "genes", "medians", "add_cls", "add_eos", "tokenize"}
+    elsewhere = {"objective", "storage_options", "device_collate"}
+    assert FIELDS.keys() - keys == elsewhere | of_others | sets
 
 
 @pytest.mark.parametrize(

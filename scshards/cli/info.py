@@ -24,7 +24,7 @@ def command(root: str, sources: bool, storage_options: Any) -> Result:
 
     It reads the manifest only; `scshards verify` looks at the shards. The JSON holds all inputs.
     """
-    from scshards.cli import report
+    from scshards.cli import contents
     from scshards.shards.shardset import ShardSet
 
     shard_set = ShardSet(root, storage_options)
@@ -34,17 +34,17 @@ def command(root: str, sources: bool, storage_options: Any) -> Result:
         f"{printable(shard_set.storage.at(''))}: {manifest.value_kind} of a vocabulary of "
         f"{manifest.vocab_size:,} tokens, "
         + ("uncompressed" if manifest.compression == "none" else stored),
-        report.split_table(manifest),
-        *([report.label_table(manifest)] if manifest.labels else []),
-        *([report.array_table(manifest)] if manifest.arrays else []),
-        *report.source_parts(manifest, whole=sources),
+        contents.split_table(manifest),
+        *([contents.label_table(manifest)] if manifest.labels else []),
+        *([contents.array_table(manifest)] if manifest.arrays else []),
+        *contents.source_parts(manifest, whole=sources),
         f"packed with: {printable(_packed_with(manifest.options))}",
     ]
     made_of = manifest.options.get("made_of")
     if made_of:
         names = ", ".join(str(old.get("name")) for old in made_of)
         parts.append(f"made of: {printable(names)}")
-    return Result(report.summary(manifest), parts)
+    return Result(contents.summary(manifest), parts)
 
 
 def _packed_with(options: Mapping[str, Any]) -> str:

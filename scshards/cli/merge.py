@@ -28,8 +28,8 @@ def command(roots: Any, output: str, restart: bool, progress: bool, **chosen: An
     \b
     scshards merge lung gut s3://bucket/blood -o atlas --obs cell_type,donor_id
     """
-    from scshards.cli import report
+    from scshards.cli import contents
     from scshards.packing.reshard import merge
 
     asked = build(ReshardOptions, chosen)
-    return report.made(merge(roots, output, asked, restart=restart, progress=progress))
+    return contents.made(merge(roots, output, asked, restart=restart, progress=progress))

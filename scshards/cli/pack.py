@@ -100,7 +100,7 @@ def command(inputs: tuple[str, ...], output: str, progress: bool, **chosen: Any)
     scshards pack a.h5ad b.h5ad -o shards --vocab vocab.json \\
         --obs cell_type,donor_id --valid-fraction 0.1 --split-by donor_id
     """
-    from scshards.cli import report
+    from scshards.cli import contents
     from scshards.exporting.card import check_compression, write_card
     from scshards.packing import pack as packing
 
@@ -122,11 +122,11 @@ def command(inputs: tuple[str, ...], output: str, progress: bool, **chosen: Any)
             refused = [{"what": e.what, "where": e.where, "advice": e.advice} for e in plan.refused]
             tree = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
             tree |= {"hours": plan.hours, "refused": refused}
-            return Result(tree, report.plan_parts(plan), exit_code=1 if plan.refused else 0)
+            return Result(tree, contents.plan_parts(plan), exit_code=1 if plan.refused else 0)
         if run.share is not None:
             done = packing.pack_share(inputs, output, run.vocab, asked, progress, share=run.share)
             return progress_of(done)
         manifest = packing.pack(inputs, output, run.vocab, asked, finish=run.finish, **call)
     if run.hf_card:
         write_card(output, stores)
-    return report.made(manifest, seconds)
+    return contents.made(manifest, seconds)

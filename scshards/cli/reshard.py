@@ -27,8 +27,8 @@ def command(root: str, output: str, restart: bool, progress: bool, **chosen: Any
     \b
     scshards reshard shards -o lung --where "tissue == 'lung'" --compression zstd
     """
-    from scshards.cli import report
+    from scshards.cli import contents
     from scshards.packing.reshard import reshard
 
     asked = build(ReshardOptions, chosen)
-    return report.made(reshard(root, output, asked, restart=restart, progress=progress))
+    return contents.made(reshard(root, output, asked, restart=restart, progress=progress))

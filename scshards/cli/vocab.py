@@ -156,7 +156,7 @@ def _matched(report: GeneReport) -> dict[str, Any]:
 
 
 def _parts(reports: Sequence[GeneReport]) -> list[str | Table]:
-    from scshards.cli.report import left_out
+    from scshards.cli.contents import left_out
 
     header = ("input", "by", "genes", "found", "unmatched", "merged", "matched", "shared",
               "not matched")  # fmt: skip

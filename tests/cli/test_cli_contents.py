@@ -11,7 +11,7 @@ import pytest
 from pack_support import counts, index, quiet_pack, vocab_of, write
 
 from scshards.base.progress import display_width
-from scshards.cli import report
+from scshards.cli import contents
 from scshards.cli.command import Result
 from scshards.shards.manifest import LabelInfo, Manifest, SourceInfo
 
@@ -25,7 +25,7 @@ def made(*sources: SourceInfo, **more: Any) -> Manifest:
 
 
 def text_of(manifest: Manifest, *args: Any, wide: bool = False, **more: Any) -> str:
-    parts = report.source_parts(manifest, *args, **more)
+    parts = contents.source_parts(manifest, *args, **more)
     return "\n\n".join(p if isinstance(p, str) else p.text(wide=wide) for p in parts)
 
 
@@ -83,7 +83,7 @@ def test_two_hundred_inputs(whole: bool) -> None:
     text = text_of(manifest, {i: 0.5 for i in range(200)}, whole=whole, wide=True)
     lines = text.splitlines()
     names = [line.split()[0] for line in lines[2 : lines.index(lines[1], 2)]]
-    wanted = [f"{i}.h5ad" for i, n in enumerate(rows) if whole or n > 200 - report.MAX_SOURCES]
+    wanted = [f"{i}.h5ad" for i, n in enumerate(rows) if whole or n > 200 - contents.MAX_SOURCES]
     assert names == wanted
     total = next(line.split() for line in lines if line.startswith("all 200 inputs"))
     assert total[3:5] == ["20,100", "20,100"] and total[-2:] == ["603,000", "100"]
@@ -122,7 +122,7 @@ def test_labels_of_every_kind() -> None:
         "age\n": LabelInfo(kind="number"),
         "long": LabelInfo(kind="category", categories=("y" * 500, "z\n")),
     }
-    lines = report.label_table(made(labels=labels)).text().splitlines()
+    lines = contents.label_table(made(labels=labels)).text().splitlines()
     assert lines[2].split()[:4] == ["type", "category", "100,000", "c0,"] and lines[2].endswith(
         "c4, ..."
     )
@@ -132,7 +132,7 @@ def test_labels_of_every_kind() -> None:
 
 def test_the_summary_as_json() -> None:
     manifest = made(source("\udcff 細胞.h5ad", 10, few=3), source("b", 5))
-    text = Result(report.summary(manifest, {1: 2.5}), ()).text(as_json=True, wide=False)
+    text = Result(contents.summary(manifest, {1: 2.5}), ()).text(as_json=True, wide=False)
     assert "\n" not in text and "細胞" in text
     tree = json.loads(text.encode())
     first, second = tree["sources"]
@@ -142,7 +142,7 @@ def test_the_summary_as_json() -> None:
         "bytes": 300, "seconds": None, "left_out": {}, "rounded": 0, "gene_column": None, "ids": None, "shared": None,
     }  # fmt: skip
     assert second["seconds"] == 2.5
-    assert "seconds" not in report.summary(manifest)["sources"][0]
+    assert "seconds" not in contents.summary(manifest)["sources"][0]
 
 
 def test_bytes_are_those_of_the_members(tmp_path: Path) -> None:

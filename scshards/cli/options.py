@@ -244,7 +244,7 @@ def field_texts(cls: type, section: str = "Attributes") -> dict[str, str]:
     return texts
 
 
-class _Listed(click.ParamType):
+class _Listed(click.ParamType):  # type: ignore[type-arg]
     """Names with commas between, as a tuple."""
 
     name = "names"
@@ -259,7 +259,7 @@ class _Listed(click.ParamType):
         return tuple(self._item(name, param, ctx) for name in names if name)
 
 
-class ShareType(click.ParamType):
+class ShareType(click.ParamType):  # type: ignore[type-arg]
     """I/N, as two numbers."""
 
     name = "share"

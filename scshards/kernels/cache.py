@@ -33,7 +33,7 @@ import llvmlite.binding
 import numba as nb
 import platformdirs
 from numba.core import caching, config
-from numba.core.runtime import rtsys
+from numba.core.runtime.nrt import rtsys
 
 _log = logging.getLogger(__name__)
 

@@ -144,7 +144,7 @@ def telling() -> Iterator[bool]:
             store.set("told", "")
 
 
-def _meeting(name: str) -> dist.Store | None:
+def _meeting(name: str) -> dist.Store | None:  # type: ignore[name-defined]
     """A part of the store by which these processes meet; None where there is none."""
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
     # torchrun has a store; without it the first rank makes one when the group is made.
@@ -153,12 +153,14 @@ def _meeting(name: str) -> dist.Store | None:
         return None
     try:
         # A connection of its own: others wait in theirs.
-        store = dist.TCPStore(
+        store = dist.TCPStore(  # type: ignore[attr-defined]
             host, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10)
         )
     except RuntimeError:
         return None
-    return dist.PrefixStore(f"scshards/{name}", store)
+    return dist.PrefixStore(  # type: ignore[attr-defined]
+        f"scshards/{name}", store
+    )
 
 
 def _wait_until(is_so: Callable[[], bool], seconds: float) -> bool:

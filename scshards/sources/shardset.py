@@ -22,12 +22,12 @@ from scshards.base.errors import SourceError
 from scshards.base.storage import Storage
 from scshards.cells.batch import cell_keys
 from scshards.cells.tokenizer import TokenRows, ValueKind
+from scshards.shards import Compression
 from scshards.shards.arrays import ArrayReader, Rows, SparseRows
 from scshards.shards.chunks import read_cells
 from scshards.shards.index import ARRAY_COLUMNS, OBS_PREFIX
 from scshards.shards.manifest import ArrayInfo, LabelInfo, Manifest, ShardInfo
 from scshards.shards.shardset import ShardSet, checked_index
-from scshards.shards.tar import Compression
 from scshards.sources.matrix import cut_block, row_cuts
 from scshards.sources.rows import SOURCE, Block, Source
 

@@ -46,7 +46,7 @@ def open_zarr(storage: Storage, name: str) -> zarr.Group:
         ) from None
 
 
-def direct(array: zarr.Array, *, whole: bool = False) -> _Array:
+def direct(array: zarr.Array[Any], *, whole: bool = False) -> _Array:
     """The array as sources.matrix reads it; `whole` is whether a chunk that is not there was lost."""
     if whole:
         cast(_ReadStore, array.store).required.add(array.path)
@@ -125,7 +125,7 @@ class _ReadStore(Store):
 class _Array:
     """A zarr array as sources.matrix reads it; whatever a damaged chunk raises becomes an OSError."""
 
-    def __init__(self, array: zarr.Array):
+    def __init__(self, array: zarr.Array[Any]):
         self._array = array
         self.shape, self.dtype, self.chunks = array.shape, array.dtype, array.chunks
 
@@ -146,7 +146,7 @@ class _Vector(_Array):
     kept: the next read begins there.
     """
 
-    def __init__(self, array: zarr.Array):
+    def __init__(self, array: zarr.Array[Any]):
         super().__init__(array)
         self._kept_from, self._kept = 0, np.empty(0, self.dtype)
 

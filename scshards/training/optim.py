@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scshards.base.errors import ConfigError
 from scshards.model.transformer import CellModel
-from scshards.training.config import OptimSettings
+from scshards.training.settings import OptimSettings
 from scshards.training.trained import rate_share
 
 

@@ -35,7 +35,7 @@ from scshards.model.adapters import merged, scales
 from scshards.model.transformer import CellModel
 from scshards.ranks.ranks import Ranks
 from scshards.ranks.watch import NO_END
-from scshards.training.config import RunSettings
+from scshards.training.settings import RunSettings
 
 
 def prepare(model: CellModel, ranks: Ranks, settings: RunSettings) -> None:

@@ -16,8 +16,8 @@ from scshards.base.storage import Storage, name_of
 from scshards.cells.vocab import Vocab
 from scshards.model.classes import CLASSES, DOMAINS, read_names, write_names
 from scshards.model.config import ModelConfig
-from scshards.model.scgpt import EMBEDDING, VOCAB, load_weights
-from scshards.model.scgpt_files import read_object
+from scshards.model.scgpt import EMBEDDING, load_weights
+from scshards.model.scgpt_files import VOCAB, read_object
 from scshards.model.transformer import CellModel
 from scshards.shards.shardset import ShardSet
 from scshards.tasks.base import Task

@@ -144,7 +144,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         reader = TensorReader(folder)
         _check_fit(reader.read_metadata().state_dict_metadata, tensors, folder.at(""))
         self._run(
-            lambda: dcp.load(
+            lambda: dcp.load(  # type: ignore[attr-defined]
                 dict(tensors),
                 storage_reader=reader,
                 process_group=self._group,
@@ -193,7 +193,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
             publish=lambda index: self._publish(name, index, text),
         )
         self._in_flight = self._run(
-            lambda: dcp.async_save(
+            lambda: dcp.async_save(  # type: ignore[attr-defined]
                 dict(tensors),
                 storage_writer=writer,
                 process_group=self._group,
@@ -299,7 +299,9 @@ def read_tensors(folder: str | Path, kind: str = "model") -> dict[str, Tensor]:
         if isinstance(about, TensorStorageMetadata) and name.startswith(f"{kind}/")
     }
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-    dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
+    dcp.load(  # type: ignore[attr-defined]
+        dict(tensors), storage_reader=reader, no_dist=True
+    )
     return {name.removeprefix(f"{kind}/"): t for name, t in tensors.items()}
 
 

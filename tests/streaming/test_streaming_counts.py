@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,20 @@ def test_a_state_tells_lists_of_genes_apart(known: Known, tmp_path: Path) -> Non
     old = loader_of(known.root).state_dict()
     del old["collate"]["genes"]
     loader_of(known.root).load_state_dict(old)
+
+
+def test_of_many_genes_a_repr_names_three_and_counts_them(known: Known, tmp_path: Path) -> None:
+    names = [f"g{i}" for i in range(59, -1, -1)]
+    (tmp_path / "genes.txt").write_text("\n".join(names))
+    for genes in (names, tmp_path / "genes.txt"):
+        loader = loader_of(known.root, objective="counts", genes=genes)
+        assert "genes=('g59', 'g58', 'g57', ... 60 in all)" in repr(loader)
+        assert "g56" not in repr(loader) and "g56" not in repr(loader.options)
+        copied = pickle.loads(pickle.dumps(loader.options["collate"]))  # noqa: S301
+        assert copied == loader.options["collate"] and loader.genes == tuple(names)
+    assert "genes=('g2', 'g1')" in repr(
+        loader_of(known.root, objective="counts", genes=["g2", "g1"])
+    )
 
 
 def test_what_makes_no_sense_is_refused(known: Known, tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def test_the_parts_of_cell_loads_example(root: Path, toml: Path) -> None:
     assert train | valid | test == every == groups(root)
     loader = loader_of(root, **SETS, objective="counts", holdout=toml)
     assert (loader.sets.groups, loader.sets.other_groups, loader.sets.other_cells) == (4, 8, 320)
+    assert "holdout=Holdout of 2 lines, and of 2 perturbations of 1 line" in repr(loader)
 
 
 def test_one_line_may_be_told_without_its_data_set(root: Path) -> None:

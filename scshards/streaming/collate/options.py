@@ -41,14 +41,28 @@ _ONLY_OF: dict[str, frozenset[str]] = {
 _SHARED = frozenset({"max_length", "mask_ratio", "pad_to", "pad_value"})
 """Options of these that scGPT's objectives have too."""
 
+_NAMED = 3
+"""Genes that a repr names."""
+
 DIGESTS = ("genes", "medians", "tokenize")
 """Options that a state tells by a digest: they may be long."""
 
 
-def _read_genes(value: Any) -> tuple[str, ...] | None:
+class GeneNames(tuple[str, ...]):
+    """Names of genes, in order; a repr has the first ones and how many there are."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        if len(self) <= _NAMED:
+            return tuple.__repr__(self)
+        return f"({', '.join(map(repr, self[:_NAMED]))}, ... {len(self):,} in all)"
+
+
+def _read_genes(value: Any) -> GeneNames | None:
     """Names of genes, or a file that has one on each line."""
-    if value is None:
-        return None
+    if value is None or isinstance(value, GeneNames):
+        return value
     if isinstance(value, str | Path):
         try:
             lines = Path(value).read_text("utf-8-sig").splitlines()
@@ -61,7 +75,7 @@ def _read_genes(value: Any) -> tuple[str, ...] | None:
         value = [line.strip() for line in lines if line.strip()]
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
         raise Damaged(f"names of genes or a file of them are needed, not {shown(value)}")
-    return tuple(value)
+    return GeneNames(value)
 
 
 def _read_function(value: Any) -> Callable[..., Any] | None:
@@ -71,7 +85,7 @@ def _read_function(value: Any) -> Callable[..., Any] | None:
     return function
 
 
-Genes = Annotated[tuple[str, ...] | str | Path | None, Form(_read_genes)]
+Genes = Annotated[GeneNames | tuple[str, ...] | str | Path | None, Form(_read_genes)]
 
 
 class GeneMedians(tuple[tuple[str, float], ...]):

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from scshards.base.config import read_toml
 from scshards.base.errors import ConfigError
+from scshards.base.progress import counted
 from scshards.base.records import Damaged, shown
 from scshards.base.text import did_you_mean
 
@@ -31,7 +32,7 @@ _PARTS: dict[str, Part] = {"val": "valid", "valid": "valid", "test": "test"}
 _TABLES = ("datasets", "training", "zeroshot", "fewshot")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Holdout:
     """What is held out; see this file's head.
 
@@ -48,6 +49,13 @@ class Holdout:
     zeroshot: Mapping[str, Part]
     fewshot: Mapping[str, Mapping[str, tuple[Part, ...]]]
     datasets: tuple[str, ...] = field(default=(), repr=False)
+
+    def __repr__(self) -> str:
+        perturbations = counted(sum(map(len, self.fewshot.values())), "perturbations")
+        return (
+            f"Holdout of {counted(len(self.zeroshot), 'lines')}, and of {perturbations} of "
+            f"{counted(len(self.fewshot), 'lines')}"
+        )
 
     def digest(self) -> str:
         """SHA-256 (hex) of what it says, in whatever order."""

@@ -18,8 +18,6 @@ extensions = [
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
-# A colleague's page is in the tree by its place; a place without a page is no fault.
-suppress_warnings = ["toc.empty_glob"]
 
 # Markdown as a git host reads it: links by file name, anchors by heading.
 myst_heading_anchors = 4

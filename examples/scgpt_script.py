@@ -3,7 +3,7 @@
     python examples/scgpt_script.py cells.h5ad shards --celltype cell_type --batch donor
 
 The file has counts in X and the two columns in obs; the shard set was packed from it, with both columns
-(--obs cell_type,donor) and a valid split. Its parts are the blocks of docs/compat.md.
+(--obs cell_type,donor) and a valid split. Its parts are the blocks of docs/tutorials/from_scgpt.md.
 """
 
 import argparse

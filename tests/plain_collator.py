@@ -1,4 +1,4 @@
-"""The batches of docs/streaming.md in plain numpy, cell by cell: what the compiled collator is compared with."""
+"""The batches of docs/reference/batches.md in plain numpy, cell by cell: what the compiled collator is compared with."""
 
 from __future__ import annotations
 

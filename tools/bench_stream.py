@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--beside", type=Path, metavar="TREE", help="another checkout of scshards, measured too"
     )
-    parser.add_argument("--markdown", action="store_true", help="tables for docs/performance.md")
+    parser.add_argument("--markdown", action="store_true", help="tables for the page Performance")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     unknown = set(args.parts) - {*PARTS, "all"}

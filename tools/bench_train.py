@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument(
         "--beside", type=Path, metavar="TREE", help="another checkout of scshards, measured too"
     )
-    parser.add_argument("--markdown", action="store_true", help="tables for docs/performance.md")
+    parser.add_argument("--markdown", action="store_true", help="tables for the page Performance")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     device = args.device or ("cuda" if in_process(_has_cuda) else "cpu")

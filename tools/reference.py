@@ -1,4 +1,4 @@
-"""Writes docs/reference.md from the docstrings: all public names, and all options field by field.
+"""Writes docs/reference/options.md: all public names, and all options field by field.
 
 python tools/reference.py            # a test says when it is to be run again
 """
@@ -14,7 +14,7 @@ from typing import Any
 import scshards
 from scshards.cli.options import field_texts
 
-PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "options.md"
 KEYWORDS = {
     "ChoiceOptions": "choose",
     "CollateOptions": "collate",

@@ -6,8 +6,9 @@
     TransformerModel                                       as in scgpt.model
 
 `prepare_dataloader` takes the root of a shard set (or a CellLoader) as well as a dictionary of tensors,
-and gives the same dictionaries. docs/compat.md has a script before and after, and what differs. It
-is imported as scshards.train.compat too. Read first: loader.py, then trainer.py.
+and gives the same dictionaries. docs/tutorials/from_scgpt.md has a script before and after,
+docs/explanation/scgpt.md what differs. It is imported as scshards.train.compat too.
+Read first: loader.py, then trainer.py.
 """
 
 from scshards.compat.data import SeqDataset, prepare_data

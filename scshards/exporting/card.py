@@ -94,6 +94,6 @@ cells = datasets.load_dataset("PATH", split={json.dumps(splits[0])}, streaming=T
 cell = next(iter(cells))["cell.mp"]  # n, genes, values, and labels where they were kept
 ```
 
-`genes` and `values` are packed numbers: scshards' docs/format.md says how. `scshards.CellLoader` streams
-the same folder as masked, padded batches.
+`genes` and `values` are packed numbers: scshards' docs/reference/format.md says how.
+`scshards.CellLoader` streams the same folder as masked, padded batches.
 """

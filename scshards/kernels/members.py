@@ -1,8 +1,8 @@
 """Compiled loops of shard bytes: members read and written, their labels, tar headers; format 1.
 
-Called by shards, packing, exporting and other kernels; they release the GIL. docs/format.md says what
-format 1 is. Every reader takes explicit bounds and returns a status instead of reading past them, so
-that hostile bytes end in an error code, which shards.members makes an error of.
+Called by shards, packing, exporting and other kernels; they release the GIL. Format 1 is told in
+docs/reference/format.md. Every reader takes explicit bounds and returns a status instead of reading
+past them, so that hostile bytes end in an error code, which shards.members makes an error of.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Floor 2: the bytes on disk (docs/format.md). Packing and stream meet only here.
+"""Floor 2: the bytes on disk (docs/reference/format.md). Packing and stream meet only here.
 
     members   a cell <-> the payload of a tar member       index      one row per cell, beside each tar
     tar       members one after another, in chunks         manifest   what a set holds, written last

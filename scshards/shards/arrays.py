@@ -1,4 +1,4 @@
-"""The arrays of a cell <-> bytes: the payload of its second tar member (format 1.1, docs/format.md).
+"""The arrays of a cell <-> bytes: the payload of its second tar member (format 1.1).
 
     {name: Rows} --encode_arrays--> payloads        decode_arrays(bytes, infos, places) -> {name: Rows}
 

@@ -1,6 +1,6 @@
 """The manifest: what a shard set holds. Written last: without it there is no shard set.
 
-It grows with shards, never with cells. Specified in docs/format.md.
+It grows with shards, never with cells. Specified in docs/reference/format.md.
 """
 
 from __future__ import annotations

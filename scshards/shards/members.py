@@ -1,4 +1,4 @@
-"""Cell <-> bytes: the payload of one tar member (format 1, docs/format.md).
+"""Cell <-> bytes: the payload of one tar member (format 1, docs/reference/format.md).
 
 A member is the msgpack map {"n", "genes", "values"[, "labels"]} in this order, every item in its
 shortest form. `pack_block` makes members of rows of a matrix, by the kernel that pack has, `encode_rows`

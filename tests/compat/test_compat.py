@@ -26,8 +26,8 @@ from scshards.train import compat
 
 GENES = [f"G{i:02d}" for i in range(24)]
 VOCAB = Vocab.from_genes(GENES)
-DOCS = Path(__file__).parents[2] / "docs" / "compat.md"
-SCRIPT = DOCS.parents[1] / "examples" / "scgpt_script.py"
+DOCS = Path(__file__).parents[2] / "docs" / "tutorials" / "from_scgpt.md"
+SCRIPT = DOCS.parents[2] / "examples" / "scgpt_script.py"
 
 
 def config(**changes: Any) -> SimpleNamespace:

@@ -112,7 +112,7 @@ def test_a_split_file(
 
 
 def test_the_example_of_the_docs(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "packing.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "howto" / "cells.md").read_text()
     block = text.partition("    # split.toml\n")[2].partition("\n\n")[0]
     (tmp_path / "split.toml").write_text(textwrap.dedent(block))
     said = read_split_file(str(tmp_path / "split.toml"))

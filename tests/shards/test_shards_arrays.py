@@ -27,7 +27,7 @@ from scshards.shards.arrays import (
 from scshards.shards.index import ARRAY_COLUMNS
 from scshards.shards.manifest import DENSE_DTYPES, ArrayInfo
 
-DOC = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+DOC = (Path(__file__).parents[2] / "docs" / "reference" / "format.md").read_text()
 
 
 def info_of(kind: Any, dtype: str, width: int) -> ArrayInfo:
@@ -67,7 +67,7 @@ def sets_of_arrays(draw: Any) -> tuple[dict[str, ArrayInfo], dict[str, Any], int
 
 
 def plainly(payload: bytes, infos: dict[str, ArrayInfo]) -> dict[str, Any]:
-    """The arrays of a member by msgpack alone, as docs/format.md says it."""
+    """The arrays of a member by msgpack alone, as docs/reference/format.md says it."""
     member = msgpack.unpackb(payload)
     assert list(member) == list(infos)
     out = {}

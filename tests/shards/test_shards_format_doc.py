@@ -1,4 +1,4 @@
-"""docs/format.md says what the code does: its examples are run, its tables are read.
+"""docs/reference/format.md says what the code does: its examples are run, its tables are read.
 
 Nothing here but the shard set under test is made with scshards' own readers.
 """
@@ -26,7 +26,7 @@ from scshards.shards.index import OWN_COLUMNS
 from scshards.shards.manifest import Manifest, seal_holds
 from scshards.shards.tar import CHUNK_BYTES, MAX_ROWS, MAX_SOURCES, build_tar
 
-DOC = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+DOC = (Path(__file__).parents[2] / "docs" / "reference" / "format.md").read_text()
 
 
 def block(language: str) -> str:
@@ -107,7 +107,7 @@ def test_the_reader_in_fifteen_lines(
 ) -> None:
     known = make_set(tmp_path / "shards", [4, 3])
     monkeypatch.chdir(tmp_path)
-    exec(compile(block("python"), "docs/format.md", "exec"), {})
+    exec(compile(block("python"), "docs/reference/format.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
     assert printed == [
         f"000000-{row:010d} "

@@ -1,4 +1,4 @@
-"""Story: the blocks of docs/geneformer.md, run as they stand there."""
+"""Story: the blocks of docs/howto/geneformer.md, run as they stand there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-PAGE = (Path(__file__).parents[2] / "docs" / "geneformer.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "geneformer.md").read_text()
 
 
 def blocks(language: str) -> list[str]:

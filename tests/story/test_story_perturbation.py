@@ -1,4 +1,4 @@
-"""Story: the blocks of docs/perturbation.md, run as they stand there, on the cells of its example."""
+"""Story: the blocks of docs/howto/perturbation.md, run as they stand there, on the cells of its example."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "perturbation.md").read_text()
+PAGE = (ROOT / "docs" / "howto" / "perturbation.md").read_text()
 
 
 def blocks(language: str) -> list[str]:

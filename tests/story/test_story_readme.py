@@ -121,10 +121,3 @@ def test_s3(folder: Path, s3, python: str) -> None:
     out = run("S3", folder, commands, python, **s3.env)
     assert "150 cells" in out
     assert (folder / "run-s3" / "best_model.pt").exists()
-
-
-def test_links_lead_somewhere() -> None:
-    for document in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
-            if not target.startswith("http"):
-                assert (document.parent / target).exists(), f"{document.name}: {target}"

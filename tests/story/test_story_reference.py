@@ -1,4 +1,4 @@
-"""docs/reference.md is what the docstrings say, and it has every public name and option."""
+"""docs/reference/options.md is what the docstrings say, and it has every public name and option."""
 
 from __future__ import annotations
 

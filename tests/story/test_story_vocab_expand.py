@@ -70,7 +70,7 @@ def test_ids_and_their_symbols(tmp_path: Path, real_data: Path, published: Path)
 
 
 def test_shard_sets_of_the_old_and_the_new_vocabulary(tmp_path: Path) -> None:
-    """What docs/inputs.md says of them: the same tokens in the same cells, but not in one stream."""
+    """What docs/howto/genes.md says of them: the same tokens in the same cells, but not in one stream."""
     genes = ["c", "a", "x", "b"]
     counts = np.array([[1, 2, 3, 4], [0, 5, 0, 6], [7, 0, 8, 9]], np.float32)
     anndata.AnnData(counts, var=pd.DataFrame(index=genes)).write_h5ad(tmp_path / "a.h5ad")

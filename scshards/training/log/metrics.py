@@ -3,8 +3,8 @@
     {"kind": "train", "step": 20, "epoch": 0.4, "loss": ..., "masked_mse": ..., "cells_per_s": ...}
     {"kind": "valid", "step": 20, "epoch": 0.4, "masked_mse": ..., "mvc_mse": ..., "is_best": true}
 
-Every line goes to the run's trackers as well. `docs/training.md` lists every field. Called by the loop;
-read by plot.
+Every line goes to the run's trackers as well. `docs/reference/metrics.md` lists every field.
+Called by the loop; read by plot.
 """
 
 from __future__ import annotations

@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from arrays_support import ALL, N_GENES, packed
 from pack_support import counts, quiet_pack, read_back, tree_sums, vocab_of, write
 from test_packing_reshard import quiet_reshard
 from test_packing_reshard_merge import quiet_merge
 
-from scshards import verify
+from scshards import ShardSet, verify
 from scshards.base import files
 from scshards.base.errors import OutputExistsError, StorageError
 from scshards.base.storage import Storage
@@ -40,7 +41,7 @@ OPTIONS = {"cells_per_shard": 9, "obs": ("donor",), "valid_fraction": 0.3}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three inputs, a vocabulary, and two sets."""
+    """Three inputs, a vocabulary, and two sets; one of each with arrays beside the genes."""
     folder = tmp_path_factory.mktemp("durable")
     for i in range(3):
         donors = [f"d{(i + j) % 5}" for j in range(30)]
@@ -48,6 +49,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "vocab.json").write_bytes(vocab_of(GENES).to_json())
     quiet_pack(inputs(folder)[:2], folder / "a", vocab_of(GENES), **OPTIONS)
     quiet_pack(inputs(folder)[2:], folder / "b", vocab_of(GENES), **OPTIONS)
+    packed(folder, 40, name="with-arrays", cells_per_shard=9)  # of a.h5ad
+    (folder / "vocab-arrays.json").write_bytes(vocab_of(N_GENES).to_json())
     return folder
 
 
@@ -512,6 +515,10 @@ def command(name: str, folder: Path, out: Path) -> list[str]:
         "pack": ["pack", *paths, "-o", str(out), "--vocab", vocab, *more],
         "scratch": ["pack", *paths, "-o", str(out), "--vocab", vocab, *more]
         + ["--scratch", f"{out}.scratch"],
+        "arrays": ["pack", str(folder / "a.h5ad"), "-o", str(out), *more]
+        + ["--vocab", str(folder / "vocab-arrays.json"), "--obsm", ",".join(ALL["obsm"])]
+        + ["--feature-array", ALL["feature_arrays"][0], "--obs", "donor"],
+        "arrays-reshard": ["reshard", str(folder / "with-arrays"), "-o", str(out), *more],
         "append": ["pack", *paths[2:], "-o", str(out), "--append", "--workers", "1"],
         "reshard": ["reshard", a, "-o", str(out), *more],
         "merge": ["merge", a, b, "-o", str(out), *more],
@@ -523,7 +530,7 @@ def command(name: str, folder: Path, out: Path) -> list[str]:
 
 
 COMMANDS = {
-    "pack": "out", "scratch": "out", "append": "out", "reshard": "out", "merge": "out",
+    "pack": "out", "scratch": "out", "arrays": "out", "arrays-reshard": "out", "append": "out", "reshard": "out", "merge": "out",
     "parquet": "out", "scbank": "out.scb", "h5ad": "out.h5ad",
 }  # fmt: skip
 
@@ -544,6 +551,9 @@ def test_killed_at_random_steps_and_ended_by_the_same_command(
     assert first["code"] == 0, first["said"]
     expected, steps = result(out), first["steps"]
     assert steps > 10
+    if name.startswith("arrays"):
+        assert {*ShardSet(out).manifest.arrays} == {*ALL["obsm"], *ALL["feature_arrays"]}
+        assert verify(out, progress=False).ok
     # Half of them while it publishes and cleans up.
     moments = rng.choices(range(1, steps + 1), k=kills // 2)
     moments += rng.choices(range(max(1, steps - 30), steps + 1), k=kills - kills // 2)

@@ -73,13 +73,13 @@ class Block:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EpochReader:
-    """Reads this rank's share of what is left of an epoch.
+class Reader:
+    """What reads this rank's share of what is left of an epoch is made of.
 
     Attributes
     ----------
-    choice, order, position
-        Which cells.
+    order, position
+        What comes when, and from where on.
     indexes, fetcher, fetchers
         Where indexes and chunks come from, and what runs the reads.
     stores
@@ -88,7 +88,6 @@ class EpochReader:
         Decides over chunks and indexes that are bad.
     """
 
-    choice: Choice
     order: Order
     position: Position
     indexes: IndexCache
@@ -96,6 +95,19 @@ class EpochReader:
     fetcher: ChunkFetcher
     fetchers: Executor
     quarantine: Quarantine
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochReader(Reader):
+    """Reads single cells.
+
+    Attributes
+    ----------
+    choice
+        Which cells, and how often.
+    """
+
+    choice: Choice
 
     def blocks(self) -> Iterator[Block]:
         """The blocks, in the order of the turns.

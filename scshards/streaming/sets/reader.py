@@ -21,13 +21,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from scshards.streaming.mix.blocks import BLOCK_CELLS, Block
-from scshards.streaming.mix.store import CellStore, CellStores
+from scshards.streaming.mix.blocks import BLOCK_CELLS, Block, Reader
+from scshards.streaming.mix.store import CellStore
 from scshards.streaming.order.plan import EpochPlan, Share
-from scshards.streaming.order.state import Order, Position
-from scshards.streaming.quarantine import BAD, Quarantine
-from scshards.streaming.read.fetch import ChunkFetcher, Piece
-from scshards.streaming.read.source import ChunkCells, IndexCache, Kept
+from scshards.streaming.order.state import Order
+from scshards.streaming.quarantine import BAD
+from scshards.streaming.read.fetch import Piece
+from scshards.streaming.read.source import ChunkCells, Kept
 from scshards.streaming.sets.groups import SetGroups
 from scshards.streaming.sets.plan import EpochSets
 
@@ -53,33 +53,20 @@ class SetBlock(Block):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SetReader:
-    """Reads this rank's share of what is left of an epoch.
+class SetReader(Reader):
+    """Reads sets of cells and their controls.
 
     Attributes
     ----------
-    choice, order, position
+    choice
         Which sets.
     first, step
         Only the batches first, first + step, ... are wanted: a block of which none is has no cells.
-    indexes, fetcher, fetchers
-        Where indexes and chunks come from, and what runs the reads.
-    stores
-        Where memory for cells comes from.
-    quarantine
-        Decides over chunks and indexes that are bad.
     """
 
     choice: SetGroups
-    order: Order
-    position: Position
     first: int
     step: int
-    indexes: IndexCache
-    stores: CellStores
-    fetcher: ChunkFetcher
-    fetchers: Executor
-    quarantine: Quarantine
 
     def blocks(self) -> Iterator[SetBlock]:
         """The blocks, in order; the first one is a batch, and each of the next has twice as many.

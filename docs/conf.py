@@ -26,14 +26,16 @@ myst_enable_extensions = ["deflist"]
 # Docstrings are NumPy's, and their single backquotes are code.
 default_role = "code"
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
-autodoc_class_signature = "separated"
+maximum_signature_line_length = 88
 napoleon_google_docstring = False
 napoleon_use_ivar = True
 # Types of other libraries lead nowhere: their sites are not asked while these pages are made.
 nitpick_ignore_regex = [("py:.*", ".*")]
 
+highlight_language = "none"
+
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"scshards {release}"
 html_copy_source = False
 html_show_sourcelink = False

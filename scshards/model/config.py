@@ -29,6 +29,7 @@ class ModelSettings:
     d_hid: int = 512
     """Width of the feed-forward part of a layer."""
     n_layers: int = 12
+    """Layers of the encoder."""
     dropout: float = 0.2
     """Probability, in [0, 1), for attention weights, residuals, feed-forward and value embeddings. 0
     lets CPU attention take its fast path. The attention weights of a PackedBatch are never

@@ -41,6 +41,7 @@ class TaskSettings:
     """What a run trains for, from which weights, by which labels, and what each loss weighs."""
 
     name: TaskName = "pretrain"
+    """pretrain, integrate or annotate; `--task` is short for it."""
     objective: Literal["mask", "generate"] = "mask"
     """pretrain: predict masked values, or the values of genes that are not shown at all."""
     start: str | None = None

@@ -25,15 +25,19 @@ class OptimSettings:
     name: Literal["adamw", "adam"] = "adamw"
     """With a `weight_decay`, adamw shrinks the weights by it and adam adds it to the gradient."""
     lr: float = 1e-4
+    """The highest learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the moving averages of the gradient and of its square."""
     eps: float = 1e-8
+    """Added to the root of the latter, so that nothing is divided by zero."""
     weight_decay: float = 0.0
     """Of matrices only: never of embeddings, biases and norms. 0 makes AdamW plain Adam."""
     warmup_steps: int | None = None
     """Steps of linear warm-up; None: 3% of the run, at most 10,000."""
     schedule: Literal["cosine", "step", "wsd", "constant"] = "cosine"
+    """How the rate falls after the warm-up: along a cosine, in steps, at the very end, or not at all."""
     min_lr_ratio: float = 0.0
-    """Where cosine and wsd end and below which step does not fall, as a share of `lr`."""
+    """Lowest learning rate, as a fraction of `lr`."""
     decay_every: int | None = None
     """step: steps between two decays; None: an epoch."""
     decay_factor: float = 0.9
@@ -148,13 +152,17 @@ class RunSettings:
     steps: int | None = None
     """Optimizer steps; or give `epochs`. Neither: one epoch."""
     epochs: int | None = None
+    """How long to train, in passes over the training cells."""
     batch_size: int = 64
     """Cells per optimizer step, over all ranks."""
     micro_batch: int | None = None
     """Cells per rank and forward pass; None: the rank's whole share of the batch at once."""
     log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
     eval_every: int = 500
+    """Steps between two evaluations."""
     save_every: int = 1000
+    """Steps between two checkpoints."""
     keep_last: int = 2
     """Checkpoints that are kept; older ones are removed after each save."""
     keep_every: int | None = None
@@ -164,6 +172,7 @@ class RunSettings:
     checkpoints: str | None = None
     """Where checkpoints go, a folder or a URL (s3://bucket/run); None: RUN/checkpoints."""
     seed: int = 0
+    """Of weights, order, masks and dropout."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or, for one process, `cuda:N`; of several each takes its own GPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

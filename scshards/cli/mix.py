@@ -89,7 +89,7 @@ def command(root: str, progress: bool, **chosen: Any) -> Result:
     return Result(tree, parts)
 
 
-OF_ALL = ("cells", "steps", "sampled", "is_packed_shuffled")
+OF_ALL = ("cells", "steps", "sampled", "is_packed_shuffled", "grouped_by")
 OF_COLUMNS = ("column", "window", "cells", "categories", "whole", "ideal", "mean", "low", "score")
 OF_DRIFT = ("stratum", "share", "low", "high")
 """What of the report is in the JSON."""
@@ -137,6 +137,12 @@ def _advice(report: MixReport, shuffle: bool, shuffle_buffer: int) -> str:
     text = f"{'; '.join(whats)} mix {how}, "
     if not shuffle:
         return text + "because cells are read in the order of the shards: leave out --no-shuffle"
+    if report.grouped_by:
+        return text + (
+            f"because the shards are grouped by {', '.join(report.grouped_by)}: sets of cells are read "
+            "best so (CellLoader(sets=...)), and for single cells `scshards reshard --shuffle` makes a "
+            "shuffled set of them"
+        )
     if not report.is_packed_shuffled:
         return text + (
             "because the shards were packed without shuffling, in the order of the inputs: `scshards "

@@ -135,6 +135,8 @@ class MixReport:
         How many global batches were looked at one by one.
     is_packed_shuffled
         Whether pack or reshard shuffled the cells of all sources together.
+    grouped_by
+        Labels by which `reshard --group-by` sorted the cells.
     columns
         By column: with more ranks than one, in batches of one rank; then in windows of global batches.
     drift
@@ -145,6 +147,7 @@ class MixReport:
     steps: int
     sampled: int
     is_packed_shuffled: bool
+    grouped_by: tuple[str, ...]
     columns: tuple[Mixed, ...]
     drift: tuple[Drift, ...] = ()
 
@@ -239,6 +242,13 @@ def mix(
             bool(s.manifest.options.get("shuffle", False))
             and not s.manifest.options.get("group_by")
             for s in shards.shardsets
+        ),
+        grouped_by=tuple(
+            dict.fromkeys(
+                str(name)
+                for s in shards.shardsets
+                for name in s.manifest.options.get("group_by") or ()
+            )
         ),
         columns=tuple(found),
         drift=_drift(plan, [a.stratum.name for a in appearances], n_steps, batch),

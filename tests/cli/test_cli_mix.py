@@ -58,6 +58,19 @@ def test_the_advice_names_the_cause(in_order, mixed_up):
     assert "badly" in text
 
 
+def test_of_a_grouped_set_it_says_by_what(in_order):
+    path = in_order / "manifest.json"
+    manifest = Manifest.from_json(path.read_bytes())
+    manifest.options |= {"shuffle": True, "group_by": ["donor"]}
+    path.write_bytes(manifest.to_json())
+    few = ("--lanes", 2, "--shuffle-buffer", 16)
+    text = " ".join(run(in_order, *few).stdout.split())
+    assert "because the shards are grouped by donor: sets of cells are read best so" in text
+    assert "reshard --shuffle" in text and "inputs" not in text
+    tree = json.loads(run(in_order, *few, "--json").stdout)
+    assert tree["grouped_by"] == ["donor"] and not tree["is_packed_shuffled"]
+
+
 def test_json_and_the_options_that_reach_it(in_order):
     args = ("--json", "--batch-size", 8, "--world-size", 2, "--batches", 20, "--seed", 1)
     tree = json.loads(run(in_order, *args, "--by", "source, donor").stdout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,38 @@ def test_verify_finds_cells_that_are_not_sorted(old: Path, tmp_path: Path) -> No
     manifest.options["group_by"] = ["age"]
     path.write_bytes(manifest.to_json())
     assert "not all labels of categories" in verify(tmp_path / "new", progress=False).faults[0].what
+
+
+def test_verify_finds_shards_that_do_not_follow_each_other(old: Path, tmp_path: Path) -> None:
+    """Two shards of one group order each, exchanged: within each, all is as it was promised."""
+    from scshards.shards.manifest import Manifest
+
+    by = ["line", "drug"]
+    quiet_reshard(old, tmp_path / "new", group_by=by, cells_per_shard=50)
+    path = tmp_path / "new" / "manifest.json"
+    manifest = Manifest.from_json(path.read_bytes())
+    shards = list(manifest.splits["train"])
+    first, last = shards[0], shards[-1]
+    for a, b in ((first.path, last.path), (first.index_path, last.index_path)):
+        here, there = path.parent / a, path.parent / b
+        one, other = here.read_bytes(), there.read_bytes()
+        here.write_bytes(other)
+        there.write_bytes(one)
+    names = [{"path": s.path, "index_path": s.index_path} for s in (first, last)]
+    shards[0], shards[-1] = (
+        dataclasses.replace(s, **n) for s, n in zip((last, first), names, strict=True)
+    )
+    manifest.splits["train"] = tuple(shards)
+    path.write_bytes(manifest.to_json())
+    report = verify(tmp_path / "new", progress=False)
+    assert [f.what for f in report.faults] == [
+        "this shard and the one before it are not sorted by line, drug"
+    ] * 2
+    assert [f.shard for f in report.faults] == [shards[1].path, shards[-1].path]
+    # Nothing of it is promised of a set that was shuffled.
+    del manifest.options["group_by"]
+    path.write_bytes(manifest.to_json())
+    assert verify(tmp_path / "new", progress=False).ok
 
 
 @given(

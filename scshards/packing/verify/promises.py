@@ -3,7 +3,7 @@
     genes and counts     no cell has fewer or more than `min_genes`, `max_genes` and `min_counts` say
     splits               no value of `split_by` is in two splits; values that are held out are in theirs
     unique               no value of the column is there twice
-    order                cells are sorted by the labels of `group_by`
+    order                the cells of a split are sorted by the labels of `group_by`, shard after shard
     the options          are such as a pack can have, and fit what the manifest says beside them
 
 A set that was added to has the options of the first pack, and under "added" those that differ, with the
@@ -62,6 +62,7 @@ class Promises:
         for part in self._parts:
             self._check_part(part)
         self._group_by = self._sorted_by()
+        self._last: dict[str, int] = {}  # of each split, the code of the last cell that was seen
         part_of_source = np.zeros(len(manifest.sources), np.intp)
         for i, (first, _) in enumerate(parts):
             part_of_source[first:] = i
@@ -93,9 +94,13 @@ class Promises:
         if self._group_by:
             sizes = [len(self._manifest.labels[name].categories) for name in self._group_by]
             codes = group_codes([index[OBS_PREFIX + name] for name in self._group_by], sizes)
-            for i in np.flatnonzero(np.diff(codes) < 0).tolist()[:1]:
-                names = ", ".join(self._group_by)
-                faults.add(path, str(index["key"][i + 1]), f"cells are not sorted by {names}")
+            before = self._last.get(split, int(codes[0]) if len(codes) else 0)
+            names = ", ".join(self._group_by)
+            for i in np.flatnonzero(np.diff(codes, prepend=before) < 0).tolist()[:1]:
+                what = "this shard and the one before it are" if i == 0 else "cells are"
+                faults.add(path, str(index["key"][i]), f"{what} not sorted by {names}")
+            if len(codes):
+                self._last[split] = int(codes[-1])
         for name, values in self._splits.items():
             values.add(split, index[OBS_PREFIX + name])
         for name, values in self._unique.items():

@@ -61,7 +61,7 @@ def test_the_advice_names_the_cause(in_order, mixed_up):
 def test_of_a_grouped_set_it_says_by_what(in_order):
     path = in_order / "manifest.json"
     manifest = Manifest.from_json(path.read_bytes())
-    manifest.options |= {"shuffle": True, "group_by": ["donor"]}
+    manifest.options.update(shuffle=True, group_by=["donor"])
     path.write_bytes(manifest.to_json())
     few = ("--lanes", 2, "--shuffle-buffer", 16)
     text = " ".join(run(in_order, *few).stdout.split())

@@ -23,6 +23,7 @@ from plain_reader import read_back as read_back
 
 from scshards import PackOptions, Vocab
 from scshards.packing.pack import pack
+from scshards.packing.reshard import ReshardOptions, merge, reshard
 from scshards.sources.rows import Source
 
 
@@ -89,6 +90,14 @@ def dense(source: Source, start: int = 0, stop: int | None = None, **limits: int
 def quiet_pack(inputs: Any, root: Path | str, vocab: Any, **options: Any) -> Any:
     """Pack in this process without a word."""
     return pack(inputs, root, vocab, PackOptions(**({"workers": 1} | options)), progress=False)
+
+
+def quiet_reshard(root: Path | str, new: Path | str, **options: Any) -> Any:
+    return reshard(root, new, ReshardOptions(**({"workers": 1} | options)), progress=False)
+
+
+def quiet_merge(roots: list[Path], new: Path | str, **options: Any) -> Any:
+    return merge(roots, new, ReshardOptions(**({"workers": 1} | options)), progress=False)
 
 
 def vocab_of(n_genes: int) -> Vocab:

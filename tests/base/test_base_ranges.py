@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import FAULTS, MIXED, FaultProxy
+from fault_proxy import FAULTS, MIXED, FaultProxy
 
 from scshards.base.access import Access
 from scshards.base.errors import ConfigError, MissingDataError, StorageError

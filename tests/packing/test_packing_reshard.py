@@ -12,11 +12,10 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pack_support import counts, quiet_pack, read_back, tree_sums, vocab_of, write
+from pack_support import counts, quiet_pack, quiet_reshard, read_back, tree_sums, vocab_of, write
 
 from scshards import ShardSet, verify
 from scshards.packing import decide
-from scshards.packing.reshard import ReshardOptions, reshard
 
 GENES = 6
 ROWS = (50, 31, 44)
@@ -49,10 +48,6 @@ def old(folder: Path) -> Path:
     """A set that is shuffled and split by donor."""
     quiet_pack(inputs(folder), folder / "old", vocab_of(GENES), **FIRST)
     return folder / "old"
-
-
-def quiet_reshard(root: Path | str, new: Path | str, **options: Any) -> Any:
-    return reshard(root, new, ReshardOptions(**({"workers": 1} | options)), progress=False)
 
 
 def shard_files(root: Path) -> dict[str, str]:

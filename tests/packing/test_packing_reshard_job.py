@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pack_support import counts, quiet_pack, tree_sums, vocab_of, write
+from pack_support import counts, quiet_merge, quiet_pack, quiet_reshard, tree_sums, vocab_of, write
 from python_host import kill
 from test_packing_executors import until
 from test_packing_job import fail_at
-from test_packing_reshard import assert_good, quiet_reshard, shard_files
-from test_packing_reshard_merge import quiet_merge
+from test_packing_reshard import assert_good, shard_files
 
 from scshards import ShardSet
 from scshards.base.errors import ChecksumError, OutputExistsError, StorageError

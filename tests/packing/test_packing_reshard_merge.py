@@ -9,8 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from pack_support import counts, quiet_pack, read_back, tree_sums, vocab_of, write
-from test_packing_reshard import assert_good, named, quiet_reshard, shard_files
+from pack_support import (
+    counts,
+    quiet_merge,
+    quiet_pack,
+    quiet_reshard,
+    read_back,
+    tree_sums,
+    vocab_of,
+    write,
+)
+from test_packing_reshard import assert_good, named, shard_files
 
 from scshards import ShardSet, Vocab
 from scshards.base.errors import (
@@ -22,7 +31,6 @@ from scshards.base.errors import (
     VocabError,
 )
 from scshards.packing.pack import append
-from scshards.packing.reshard import ReshardOptions, merge
 
 GENES = 6
 ROWS = (40, 33, 27, 21)
@@ -44,10 +52,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def inputs(folder: Path, *which: int) -> list[Path]:
     return [folder / f"{i}.h5ad" for i in which]
-
-
-def quiet_merge(roots: list[Path], new: Path | str, **options: Any) -> Any:
-    return merge(roots, new, ReshardOptions(**({"workers": 1} | options)), progress=False)
 
 
 PLAIN = {"obs": ("type", "age", "donor"), "cells_per_shard": 9, "seed": 5}

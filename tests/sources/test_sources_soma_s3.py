@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from faults import FaultProxy
+from fault_proxy import FaultProxy
 from pack_support import quiet_pack, tree_sums
 from soma_census import Census
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from arrays_support import N_GENES, packed
-from faults import FaultProxy
+from fault_proxy import FaultProxy
 from loaders import loader_of
 from rank_host import RankTeam
 from s3_start import S3

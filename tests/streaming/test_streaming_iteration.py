@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from faults import FaultProxy
+from fault_proxy import FaultProxy
 from loaders import loader_of
 from shardsets import Known, make_set
 from torch.utils.data import DataLoader

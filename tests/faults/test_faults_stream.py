@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import FLIP, FaultProxy
+from fault_proxy import FLIP, FaultProxy
 from loaders import loader_of
 from shardsets import Known, make_set
 

@@ -12,18 +12,24 @@ import os
 import random
 import shutil
 import stat
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from arrays_support import ALL, N_GENES, packed
-from pack_support import counts, quiet_pack, read_back, tree_sums, vocab_of, write
-from test_packing_reshard import quiet_reshard
-from test_packing_reshard_merge import quiet_merge
+from kill_driver import Driver
+from pack_support import (
+    counts,
+    quiet_merge,
+    quiet_pack,
+    quiet_reshard,
+    read_back,
+    tree_sums,
+    vocab_of,
+    write,
+)
 
 from scshards import ShardSet, verify
 from scshards.base import files
@@ -476,35 +482,6 @@ def test_a_manifest_of_an_older_version_says_nothing_of_it(folder: Path, tmp_pat
     quiet_append(inputs(folder)[2:], out)
     assert verify(out, progress=False).ok
     quiet_append(inputs(folder)[2:], out)
-
-
-class Driver:
-    """tests/kill_driver.py: runs commands, and kills them at a step."""
-
-    def __init__(self) -> None:
-        script = Path(__file__).parents[1] / "kill_driver.py"
-        self._process = subprocess.Popen(
-            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def run(self, args: list[str], watch: Path, at: int | None = None) -> Any:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        asked = {"args": args, "watch": str(watch), "at": at}
-        print(json.dumps(asked), file=self._process.stdin, flush=True)
-        return json.loads(self._process.stdout.readline())
-
-    def close(self) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait(timeout=60)
-
-
-@pytest.fixture(scope="module")
-def driver() -> Iterator[Driver]:
-    driver = Driver()
-    yield driver
-    driver.close()
 
 
 def command(name: str, folder: Path, out: Path) -> list[str]:

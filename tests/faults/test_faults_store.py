@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from faults import FAULTS, FLIP, FaultProxy
+from fault_proxy import FAULTS, FLIP, FaultProxy
 from loaders import loader_of
 from shardsets import Known, make_set
 

@@ -1,4 +1,4 @@
-"""Makers of small h5ad files, sound and broken, for test_story_bad_inputs.py."""
+"""Makers of small h5ad files, sound and broken, for test_faults_inputs.py."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def test_spoiled_members_are_refused_by_name_or_are_cells(name: str) -> None:
 THOUSANDS = """
 import sys
 sys.path[:0] = sys.argv[1:]
-from test_kernels_hostile import OPTIONS, attack
+from test_faults_members import OPTIONS, attack
 found = {name: sum(attack(name, 1000 + seed) for seed in range(2000)) for name in OPTIONS}
 assert all(800 < refused < 2000 for refused in found.values()), found
 """

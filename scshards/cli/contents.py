@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -9,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from scshards.base.progress import Table, counted, duration, printable, shorten, size
 from scshards.base.records import to_tree
 from scshards.cli.command import Result
+from scshards.cli.options import flags_of
+from scshards.packing.options import PackOptions, parts_of
 
 if TYPE_CHECKING:
     from scshards.packing.dry_run import PackPlan
@@ -218,6 +223,65 @@ def plan_parts(plan: PackPlan) -> list[str | Table]:
         told = ["\n".join(map(printable, str(e).splitlines())) for e in plan.refused]
         parts.append("\n".join([f"{counted(len(told), 'refusals')}:", *told]))
     return parts
+
+
+def rebuilt_by(manifest: Manifest, root: str) -> str:
+    """The commands that make a set like this one at `root`, as a shell takes them.
+
+    Of options it has those that differ from the default; workers, scratch and the like are not told by a
+    manifest. A split file, where values were held out, stands above in comments.
+    """
+    made_of = [str(old.get("name")) for old in manifest.options.get("made_of") or ()]
+    if made_of:
+        command = ["scshards", "merge" if len(made_of) > 1 else "reshard", *made_of, "-o", root]
+        head, flags = _given(manifest.options)
+        return "\n".join([*head, _lines([*map(shlex.quote, command)], flags)])
+    parts = parts_of(manifest, root)
+    ends = [start for start, _ in parts[1:]] + [len(manifest.sources)]
+    out: list[str] = []
+    for (start, options), end in zip(parts, ends, strict=True):
+        inputs = [s.name for s in manifest.sources[start:end]]
+        head, flags = _given(options)
+        first = ["scshards", "pack", *inputs, "-o", root]
+        flags = [["--append"] if start else ["--vocab", f"{root.rstrip('/')}/vocab.json"], *flags]
+        if start:
+            flags = [f for f in flags if f[0] in _OF_APPEND]
+        out += [*head, _lines([*map(shlex.quote, first)], flags)]
+    return "\n".join(out)
+
+
+_OF_APPEND = ("--append", *(flags_of(name)[-1] for name in (
+    "gene_column", "layer", "raw", "where", "min_match", "strip_versions", "ids_vocab", "list_columns",
+)))  # fmt: skip
+"""What is said of a pack that adds to a set; the rest is as in the set."""
+
+
+def _given(options: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Lines of a split file, as comments, and each option that is not the default, with its value."""
+    default = {f.name: f.default for f in dataclasses.fields(PackOptions)}
+    head: list[str] = []
+    flags: list[list[str]] = []
+    for name, value in options.items():
+        plain = tuple(value) if isinstance(value, list) else value
+        if name not in default or plain in (default[name], None, ()):
+            continue
+        flag = flags_of(name)[-1]
+        if name == "held_out":
+            head.append("# split.toml:")
+            head += [f"# {k} = {json.dumps(v, ensure_ascii=False)}" for k, v in value.items()]
+            value = "split.toml"
+        if isinstance(value, bool):
+            flags.append([flag if value else f"--no-{flag[2:]}"])
+        elif isinstance(value, list):
+            flags.append([flag, ",".join(map(str, value))])
+        else:
+            flags.append([flag, str(value)])
+    return head, flags
+
+
+def _lines(command: list[str], flags: list[list[str]]) -> str:
+    """A command with its options below it."""
+    return " \\\n  ".join([" ".join(command), *(" ".join(map(shlex.quote, f)) for f in flags)])
 
 
 def _split(manifest: Manifest, split: str) -> dict[str, Any]:

@@ -1,0 +1,239 @@
+"""Figures as Vega-Lite specifications: what is drawn, its rows, and the table below it.
+
+A figure's fields have names of ours; names of labels, categories and inputs are values of fields alone,
+which Vega draws as text. Called by report.page.shard_sets and report.page.runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Row = tuple[Any, ...]
+Spec = dict[str, Any]
+
+STEP = 22
+"""Pixels of a row of bars."""
+
+_OF_LOG = (
+    "indexof([1, 2, 5], round(datum.value / pow(10, floor(log(datum.value) / LN10 + 1e-9)))) >= 0"
+    " ? format(datum.value, '~s') : ''"
+)
+"""The labels of a logarithmic axis: 1, 2, 5, 10, ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A figure, with the same numbers as a table.
+
+    Attributes
+    ----------
+    name
+        Of the element; small letters and hyphens.
+    title, about
+        Over the figure, and in words what it shows.
+    spec
+        Vega-Lite without data.
+    columns
+        {field of the rows: (header in the table, how it is written)}; "text", "number", "percent" or
+        "size". A field with the header "" is not in the table.
+    choices
+        {what is chosen: rows}, or {"": rows} where there is nothing to choose.
+    choose
+        What is chosen, in a word.
+    legend
+        The field whose values are buttons that hide and show their rows.
+    is_wide
+        Whether it takes the whole width.
+    """
+
+    name: str
+    title: str
+    about: str
+    spec: Spec
+    columns: Mapping[str, tuple[str, str]]
+    choices: Mapping[str, Sequence[Row]]
+    choose: str = ""
+    legend: str = ""
+    is_wide: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """What the page draws it from, ready for JSON."""
+        return {
+            "title": self.title,
+            "about": self.about,
+            "spec": self.spec,
+            "fields": list(self.columns),
+            "columns": [list(c) for c in self.columns.values()],
+            "choices": {c: [list(row) for row in rows] for c, rows in self.choices.items()},
+            "legend": self.legend,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """A field on an axis.
+
+    Attributes
+    ----------
+    of
+        The field.
+    title
+        Beside the axis.
+    form
+        How numbers are written, as d3-format has it.
+    domain
+        From where to where it goes; None: as far as the numbers.
+    log
+        Whether equal factors are equally long.
+    """
+
+    of: str
+    title: str = ""
+    form: str = "~s"
+    domain: tuple[float, float] | None = None
+    log: bool = False
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def number(self, **more: Any) -> Spec:
+        """As an encoding of numbers."""
+        scale: Spec = {"type": "log"} if self.log else {}
+        if self.domain is not None:
+            scale |= {"domain": list(self.domain)}
+        axis: Spec = {"format": self.form}
+        if self.log:
+            axis = {"labelExpr": _OF_LOG}
+        elif self.form == "~s":  # of which d3 makes 0k beside 5k
+            axis = {"labelExpr": "datum.value === 0 ? '0' : format(datum.value, '~s')"}
+        return {
+            "field": self.of, "type": "quantitative", "title": self.title, "axis": axis,
+            **({"scale": scale} if scale else {}), **self.more, **more,
+        }  # fmt: skip
+
+
+def nominal(of: str, **more: Any) -> Spec:
+    """A field of names, in the order of the rows."""
+    return {"field": of, "type": "nominal", "sort": None, "title": None, **more}
+
+
+def bars(
+    y: str, x: Axis, *, color: str = "", share: bool = False, tips: Sequence[str] = ()
+) -> Spec:
+    """Bars to the right, a name each; with `color` their parts behind one another, as shares or sums."""
+    encoding: Spec = {"y": nominal(y), "x": x.number()}
+    if color:
+        encoding["x"]["stack"] = "zero"
+        encoding["color"] = nominal(color, legend={"orient": "top"})
+        # The parts of a bar in the order of the legend, which is that of the rows.
+        encoding["order"] = {"field": "order", "type": "quantitative"}
+    if tips:
+        encoding["tooltip"] = [_tip(t) for t in tips]
+    return {
+        "height": {"step": STEP},
+        "mark": {"type": "bar", "tooltip": True},
+        "encoding": encoding,
+    }
+
+
+def grouped(y: str, x: Axis, color: str, *, step: int = 12, tips: Sequence[str] = ()) -> Spec:
+    """Bars to the right, of each name one for each `color`, below each other."""
+    spec = bars(y, x, color=color, tips=tips)
+    spec["encoding"]["x"]["stack"] = None
+    spec["encoding"]["yOffset"] = {"field": color, "type": "nominal", "sort": None}
+    del spec["encoding"]["order"]
+    return {**spec, "height": {"step": step, "for": "offset"}}
+
+
+def histogram(x: Axis, y: Axis, *, color: str = "") -> Spec:
+    """Bars from `x.of` to the field `end`, as high as `y`; with `color` those of several."""
+    encoding: Spec = {
+        "x": x.number(),
+        "x2": {"field": "end"},
+        "y": y.number(stack=None),
+        "y2": {"datum": 0},
+    }
+    if color:
+        encoding["color"] = nominal(color, legend={"orient": "top"})
+    return {
+        "height": 200,
+        "mark": {"type": "bar", "tooltip": True, "opacity": 0.6, "binSpacing": 0},
+        "encoding": encoding,
+    }
+
+
+def strips(y: str, x: Axis) -> Spec:
+    """Of each name a thin bar from 5% to 95%, a thick one from 25% to 75%, and a tick at the median."""
+    thin = {"x": x.number() | {"field": "q05"}, "x2": {"field": "q95"}}
+    thick = {"x": x.number() | {"field": "q25"}, "x2": {"field": "q75"}}
+    middle = {"x": x.number() | {"field": "q50"}}
+    return {
+        "height": {"step": STEP},
+        "encoding": {"y": nominal(y)},
+        "layer": [
+            {"mark": {"type": "bar", "height": 3, "tooltip": True}, "encoding": thin},
+            {"mark": {"type": "bar", "height": 11, "tooltip": True}, "encoding": thick},
+            {
+                "mark": {
+                    "type": "tick",
+                    "size": 17,
+                    "thickness": 3,
+                    "style": "median",
+                    "tooltip": True,
+                },
+                "encoding": middle,
+            },
+        ],
+    }
+
+
+def heat(
+    y: str, x: str, of: Axis, *, tips: Sequence[str] = (), labels: bool = True, angle: int = 0
+) -> Spec:
+    """A square for each pair of names, coloured by a number, which is written in it."""
+    low, high = of.domain or (0, 1)
+    middle = low + 0.55 * (high - low)
+    color = {
+        "field": of.of, "type": "quantitative", "title": of.title,
+        "scale": {"domain": [low, high]}, "legend": None,
+    }  # fmt: skip
+    squares: Spec = {
+        "mark": {"type": "rect", "tooltip": True},
+        "encoding": {"color": color, **({"tooltip": [_tip(t) for t in tips]} if tips else {})},
+    }
+    text = {"field": of.of, "type": "quantitative", "format": of.form}
+    numbers: list[Spec] = [
+        {
+            "transform": [{"filter": f"datum.{of.of} !== null && datum.{of.of} {side}"}],
+            "mark": {"type": "text", "aria": False, "style": style, "fontSize": 11},
+            "encoding": {"text": text},
+        }
+        for style, side in (("pale", f"<= {middle}"), ("strong", f"> {middle}"))
+    ]
+    return {
+        "height": {"step": STEP + 6},
+        "encoding": {
+            "y": nominal(y),
+            "x": nominal(x, axis={"labelAngle": angle, "orient": "bottom"}),
+        },
+        "layer": [squares, *(numbers if labels else [])],
+    }
+
+
+def lines(x: Axis, y: Axis, color: str, *, dash: str = "", points: bool = False) -> Spec:
+    """A line for each name."""
+    encoding: Spec = {
+        "x": x.number(),
+        "y": y.number(),
+        "color": nominal(color, legend={"orient": "top", "columns": 2}),
+    }
+    if dash:
+        encoding["strokeDash"] = nominal(dash, legend={"orient": "top", "columns": 2})
+    mark: Spec = {"type": "line", "tooltip": True, "clip": True}
+    if points:
+        mark |= {"point": {"size": 28}}
+    return {"height": 220, "mark": mark, "encoding": encoding}
+
+
+def _tip(of: str) -> Spec:
+    return {"field": of, "type": "nominal"}

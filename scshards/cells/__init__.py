@@ -1,4 +1,4 @@
-"""Floor 1: what a cell is: vocabulary, tokens, and the batch that stream and model share.
+"""Floor 1: what a cell is: vocabulary, tokens, groups, and the batch that stream and model share.
 
-Read first: vocab.py, then tokenizer.py.
+Read first: vocab.py, then tokenizer.py; of groups and holdouts, group_options.py.
 """

@@ -42,6 +42,7 @@ GROUPS = {
     "epoch_cells:CELLS domain_by:LABEL stratify:LABEL on_small_domain unique:COL min_genes:N "
     "max_genes:N "
     "min_counts:X partitions:I domain_column:COL max_length:N balanced:LABEL by:COL,COL "
+    "control:CATEGORY match:COL,COL holdout:FILE "
     "batch_by:LABEL top:N medians from_pickle:FILE",
     "Labels and splits": "obs:COL,COL max_categories:N valid_fraction:SHARE test_fraction:SHARE "
     "split_by:COL split_file:FILE one_split",
@@ -126,7 +127,9 @@ def output(metavar: str, text: str, *, required: bool = True) -> Callable[[F], F
     return option("-o", "--output", required=required, metavar=metavar, help=text)
 
 
-def options(cls: type, *, only: str = "", but: str = "") -> Callable[[F], F]:
+def options(
+    cls: type, *, only: str = "", but: str = "", optional: bool = False
+) -> Callable[[F], F]:
     """The fields of a dataclass as options: all of them, `only` some, or all `but` some.
 
     Parameters
@@ -135,6 +138,8 @@ def options(cls: type, *, only: str = "", but: str = "") -> Callable[[F], F]:
         The dataclass.
     only, but
         Names of fields, with blanks between.
+    optional
+        Whether those without a default may be left out, too, and are None then.
     """
     hints, texts = typing.get_type_hints(cls), field_texts(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -146,6 +151,8 @@ def options(cls: type, *, only: str = "", but: str = "") -> Callable[[F], F]:
                 command = _OF_FIELDS[name](command)
                 continue
             attrs, flags = _attributes(hints[name], fields[name]), flags_of(name)
+            if optional:
+                attrs.pop("required", None)
             if attrs.get("is_flag") and attrs["default"] is not False:
                 flags = (f"{flags[0]}/--no-{flags[0][2:]}",)
             # Fields become options, other code loses its quotes.

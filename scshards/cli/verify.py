@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from scshards.base.progress import Table, counted, size
+from scshards.cells.group_options import GroupOptions
 from scshards.cli.command import Command, Result
-from scshards.cli.options import option, store_options
+from scshards.cli.options import build, option, options, store_options
+
+if TYPE_CHECKING:
+    from scshards.packing.verify.whole import VerifyReport
 
 LISTED = 20
 """So many faults stand in the table."""
@@ -34,6 +38,7 @@ LISTED = 20
     is_flag=True,
     help="Look at the manifest, the size of every file and a sample of chunks alone.",
 )
+@options(GroupOptions, optional=True)
 @store_options
 def command(
     root: str,
@@ -44,16 +49,23 @@ def command(
     quick: bool,
     storage_options: Any,
     progress: bool,
+    **chosen: Any,
 ) -> Result:
     """Check every checksum, count, index row and payload of the shard set ROOT.
 
     Each fault is named with its shard and its cell. The exit code is 0 when there is none, else 1.
+
+    With --holdout, --by and --control it checks what `SetOptions` of a loader hold out, too: that each
+    name is that of some cells, that no group is in two parts, and that each has controls that match.
     """
     from scshards.packing.verify import repair as repairing
     from scshards.packing.verify.whole import verify
 
     if inputs and not repair:
         raise click.UsageError("inputs after ROOT are for --repair alone")
+    groups = _groups(chosen)
+    if groups is not None and (quick or repair or repair_from):
+        raise click.UsageError("--holdout goes without --quick and --repair: it reads all labels")
     if quick and (repair or repair_from):
         raise click.UsageError("--quick finds too little to repair by")
     if repair or repair_from:
@@ -66,13 +78,14 @@ def command(
             click.echo(f"not repaired: {path}: {why}", err=True)
         report = done.report
     else:
-        report = verify(root, storage_options, progress, workers=workers, quick=quick)
+        report = verify(root, storage_options, progress, workers=workers, quick=quick, sets=groups)
     tree = {"ok": report.ok, **dataclasses.asdict(report)}
     if not report.ok:
         rows = [(f.shard or "(all)", f.cell or "-", f.what) for f in report.faults[:LISTED]]
         more = report.n_faults - len(rows)
         text = f"faults: {report.n_faults:,}" + (f", {more:,} of them not listed" if more else "")
-        return Result(tree, [Table(("shard", "cell", "fault"), rows), text], exit_code=1)
+        parts = [*_parts(report), Table(("shard", "cell", "fault"), rows), text]
+        return Result(tree, parts, exit_code=1)
     verdict = "every byte, count and cell is as it was packed"
     if quick:
         verdict = (
@@ -81,4 +94,25 @@ def command(
         )
     cells, shards = counted(report.cells, "cells"), counted(report.shards, "shards")
     lines = [f"{cells} in {shards} ({size(report.bytes)}): {verdict}"]
-    return Result(tree, ["\n".join([*lines, *report.unchecked, *report.notes])])
+    return Result(tree, [*_parts(report), "\n".join([*lines, *report.unchecked, *report.notes])])
+
+
+def _groups(chosen: dict[str, Any]) -> GroupOptions | None:
+    """What the holdout is of; None without one."""
+    asked = {name: value for name, value in chosen.items() if value is not None}
+    if not asked:
+        return None
+    missing = [name for name in ("holdout", "by", "control") if name not in asked]
+    if missing:
+        said = " and ".join(f"--{name}" for name in missing)
+        raise click.UsageError(
+            f"a holdout is checked by --holdout, --by and --control: give {said}"
+        )
+    return build(GroupOptions, asked)
+
+
+def _parts(report: VerifyReport) -> list[str | Table]:
+    """The parts of a holdout, if there is one."""
+    names = ("split", "part", "groups", "cells", "controls")
+    rows = [tuple(getattr(part, name) for name in names) for part in report.parts]
+    return [Table(names, rows)] if rows else []

@@ -24,7 +24,9 @@ from scshards.base.progress import Progress
 from scshards.base.storage import Storage
 from scshards.base.threads import all_cores, in_order
 from scshards.cells.batch import KEY_ROW_BITS, key_text
+from scshards.cells.group_options import GroupOptions
 from scshards.cells.vocab import SPECIALS
+from scshards.packing.verify.holdout import HeldOut, HeldOutPart
 from scshards.packing.verify.promises import Promises
 from scshards.packing.verify.shard import Fault, Faults, ShardCheck
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, ShardInfo
@@ -55,6 +57,8 @@ class VerifyReport:
         What the options promise and can't be checked, because no label was kept of it.
     notes
         What is no fault and may be good to know: files that others put beside the shards.
+    parts
+        Of a holdout: what each part of it has in each split.
     """
 
     faults: tuple[Fault, ...]
@@ -66,6 +70,7 @@ class VerifyReport:
     chunks_checked: int = 0
     unchecked: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    parts: tuple[HeldOutPart, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -79,6 +84,7 @@ def verify(
     *,
     workers: int | None = None,
     quick: bool = False,
+    sets: GroupOptions | None = None,
 ) -> VerifyReport:
     """Check a shard set: checksums, counts, tar members, index rows, payloads, sums, keys, and what
     its options promise of cells and splits.
@@ -96,15 +102,23 @@ def verify(
     quick
         Look only at the manifest, the vocabulary, the size of every file, and a sample of chunks with
         their indexes, evenly over the set.
+    sets
+        The `SetOptions` of a loader: check its holdout, too. Each name is that of some cells, no group
+        is in two parts, all cells have a control that matches, and nothing that is trained on differs
+        from what is held out by spaces or the case of letters alone.
 
     Raises
     ------
+    ConfigError
+        For `sets` without a holdout, whose labels the set lacks, or with `quick`.
     StorageError
         When there is no shard set at `root`. Whatever is wrong with one that is there, its manifest
         included, is a fault in the report.
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"{workers} is not at least 1", where="workers")
+    if quick and sets is not None:
+        raise ConfigError("a holdout is checked by the labels of all cells", where="quick")
     faults = Faults()
     try:
         shard_set = ShardSet(root, storage_options)
@@ -118,7 +132,8 @@ def verify(
     notes = _check_files(manifest, storage, faults, sizes=quick)
     _check_manifest(manifest, faults)
     promises = Promises(manifest)
-    checks: list[Sums | Promises] = [] if quick else [Sums(manifest), promises]
+    held_out = [] if sets is None else [HeldOut(manifest, sets)]
+    checks: list[Sums | Promises | HeldOut] = [] if quick else [Sums(manifest), promises, *held_out]
     shards = [(split, info) for split, infos in manifest.splits.items() for info in infos]
     n_chunks = [len(info.chunks) for _, info in shards]
     sample: list[list[int] | None] = _sample(n_chunks) if quick else [None for _ in shards]
@@ -149,7 +164,8 @@ def verify(
         chunks=sum(n_chunks),
         chunks_checked=sum(len(info.chunks) if s is None else len(s) for _, info, s in looked_at),
         unchecked=() if quick else tuple(promises.unchecked),
-        notes=tuple(notes),
+        notes=(*notes, *(note for one in held_out for note in one.notes)),
+        parts=tuple(part for one in held_out for part in one.parts),
     )
 
 

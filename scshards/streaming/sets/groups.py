@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from scshards.base.errors import ConfigError
 from scshards.base.progress import counted
 from scshards.base.progress import size as size_text
+from scshards.cells.holdout import Holdout
 from scshards.shards.shardlist import ShardList
 from scshards.streaming.order.choose import check_category, choose, misfit, scan
 from scshards.streaming.order.options import ChoiceOptions
 from scshards.streaming.order.strata import category_column, made_once
-from scshards.streaming.sets.holdout import Holdout
 from scshards.streaming.sets.options import SetOptions
 from scshards.streaming.sets.plan import Entries, SetPlan
 

@@ -7,8 +7,9 @@
     val = ["AARS"]
     test = ["AARS", "NUP107"]
 
-A line is a category of the first label of `SetOptions.by`, with or without the data set in front of it;
-a perturbation is one of the last label. Read by sets.options, used by sets.groups.
+A line is a category of the first label of `GroupOptions.by`, with or without the data set in front of
+it; a perturbation is one of the last label. Read by cells.group_options; used by streaming.sets.groups,
+which refuses what is wrong, and by packing.verify.holdout, which tells all of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -30,6 +31,10 @@ Part = Literal["train", "valid", "test"]
 
 _PARTS: dict[str, Part] = {"val": "valid", "valid": "valid", "test": "test"}
 _TABLES = ("datasets", "training", "zeroshot", "fewshot")
+
+
+def _raised(error: ConfigError) -> None:
+    raise error
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -62,38 +67,46 @@ class Holdout:
         told = [dict(self.zeroshot), {k: dict(v) for k, v in self.fewshot.items()}]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
-    def resolved(self, lines: Sequence[str], perturbations: Sequence[str], control: str) -> Held:
+    def resolved(
+        self,
+        lines: Sequence[str],
+        perturbations: Sequence[str],
+        control: str,
+        wrong: Callable[[ConfigError], None] = _raised,
+    ) -> Held:
         """The same in the words of a shard set.
 
-        Raises
-        ------
-        ConfigError
-            For a name that is no category: a misspelled one would be held out of nothing. For a control,
-            and where two data sets say different things of one line.
+        `wrong` gets an error, and raises it unless told otherwise, for a name that is no category: a
+        misspelled one would be held out of nothing. For a control, and where two data sets say different
+        things of one line. What is wrong is left out.
         """
         known, held = set(perturbations), Held(zeroshot={}, fewshot={})
         for name, part in self.zeroshot.items():
-            line = self._line(name, lines)
-            if held.zeroshot.setdefault(line, part) != part:
-                raise _misfit(f"the line {line!r} is in two parts", f"zeroshot.{name}")
+            line = self._line(name, lines, wrong)
+            if line is not None and held.zeroshot.setdefault(line, part) != part:
+                wrong(_misfit(f"the line {line!r} is in two parts", f"zeroshot.{name}"))
         for name, of_line in self.fewshot.items():
-            line, at = self._line(name, lines), f"fewshot.{name}"
-            if line in held.zeroshot:
-                raise _misfit(f"the line {line!r} is held out as a whole already", at)
-            if held.fewshot.setdefault(line, dict(of_line)) != of_line:
-                raise _misfit(f"two data sets hold out other perturbations of {line!r}", at)
-            for perturbation in of_line:
+            line, at = self._line(name, lines, wrong), f"fewshot.{name}"
+            right: dict[str, tuple[Part, ...]] = {}
+            for perturbation, parts in of_line.items():
                 if perturbation not in known:
-                    raise _misfit(
-                        f"no cell has the perturbation {perturbation!r}",
-                        at,
-                        did_you_mean(perturbation, perturbations),
-                    )
-                if perturbation == control:
-                    raise _misfit("controls are in every part, and can't be held out", at)
+                    what = f"no cell has the perturbation {perturbation!r}"
+                    wrong(_misfit(what, at, did_you_mean(perturbation, perturbations)))
+                elif perturbation == control:
+                    wrong(_misfit("controls are in every part, and can't be held out", at))
+                else:
+                    right[perturbation] = parts
+            if line is None:
+                continue
+            if line in held.zeroshot:
+                wrong(_misfit(f"the line {line!r} is held out as a whole already", at))
+            elif held.fewshot.setdefault(line, right) != right:
+                wrong(_misfit(f"two data sets hold out other perturbations of {line!r}", at))
         return held
 
-    def _line(self, name: str, lines: Sequence[str]) -> str:
+    def _line(
+        self, name: str, lines: Sequence[str], wrong: Callable[[ConfigError], None]
+    ) -> str | None:
         """The category that a name of the file means."""
         if name in lines:
             return name
@@ -101,9 +114,9 @@ class Holdout:
         is_dataset = not self.datasets or dataset in self.datasets
         if dot and is_dataset and line in lines:
             return line
-        raise _misfit(
-            f"no cell is of a line {name!r}", "holdout", did_you_mean(line or name, lines)
-        )
+        advice = did_you_mean(line or name, lines)
+        wrong(_misfit(f"no cell is of a line {name!r}", "holdout", advice))
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +133,12 @@ class Held:
         return self.fewshot.get(line, {}).get(perturbation, ("train",))
 
     def check_train(self, groups: Sequence[tuple[str, str]]) -> None:
-        """ConfigError if one of these (line, perturbation), which are trained on, is held out.
+        """The first of `leaks`, raised."""
+        for leak in self.leaks(groups):
+            raise leak
+
+    def leaks(self, groups: Sequence[tuple[str, str]]) -> Iterator[ConfigError]:
+        """An error for each of these (line, perturbation), which are trained on, that is held out.
 
         One that differs in spaces or the case of letters alone is taken for the same.
         """
@@ -134,7 +152,7 @@ class Held:
             pair = some.get((_folded(line), _folded(perturbation)))
             found = f"{pair[0]}, {pair[1]}" if pair else whole.get(_folded(line))
             if found:
-                raise ConfigError(
+                yield ConfigError(
                     f"cells of {line}, {perturbation} would be trained on, and {found} is held out",
                     where="holdout",
                     advice="spell them alike in the shard set, or name both in the file",

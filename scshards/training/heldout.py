@@ -163,7 +163,10 @@ class HeldOut:
         measure = None
         if t.metric_cells and t.name == "integrate":
             measure = IntegrationMetrics(once, t, self._here)
-        return _Set(loader=once(), task=task, measure=measure, probe=probe, n_other=n_other)
+        loader, most = once(), self._config.evaluate.cells
+        if most is not None and loader.cells > most:
+            loader = once(choose={"take": most})
+        return _Set(loader=loader, task=task, measure=measure, probe=probe, n_other=n_other)
 
     def _named(self, at: str, asked: HeldOutSettings, kind: str) -> _Set:
         """A set of the config; ConfigError when the model can't be scored on it."""

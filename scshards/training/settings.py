@@ -118,6 +118,8 @@ class EvaluateSettings:
     sets: dict[str, HeldOutSettings] = field(default_factory=dict)
     """Further cells to score, by name: `sets.NAME.root`, another shard set, or `sets.NAME.split`, a
     split of the one that is trained on, or both."""
+    cells: int | None = None
+    """Cells of valid, and of each further set, to score at most, the same each time; None: all."""
     probe: str | None = None
     """A label column that nearest neighbours and a linear map are to tell from embeddings."""
     probe_cells: int = 2000
@@ -136,6 +138,7 @@ class EvaluateSettings:
             own = (cells.root, cells.split) == (None, VALID)
             check(not own, at, "these are the cells of valid: give another root or split")
             check("" not in (cells.root, cells.split), at, "root and split must not be empty")
+        check(self.cells is None or self.cells >= 1, "evaluate.cells", "must be at least 1")
         check(self.probe_cells >= 1, "evaluate.probe_cells", "must be at least 1")
         default = type(self).probe_cells
         check(

@@ -76,6 +76,21 @@ def test_each_set_has_the_score_that_evaluate_finds(cells, other, tmp_path):
     assert config["evaluate"]["sets"]["other"] == {"root": other, "split": "valid"}
 
 
+def test_of_large_sets_some_cells_are_scored_the_same_every_time(cells, other, tmp_path):
+    more = [f"evaluate.sets.other.root={other}", "evaluate.sets.seen.split=train"]
+    lines = valid_lines(cells, tmp_path / "run", *more, "evaluate.cells=30")
+    assert [m[f"{name}n_cells"] for m in lines for name in ("", "other/", "seen/")] == [30] * 9
+    assert len({m["n_masked"] for m in lines}) == 1
+    few, every = valid_lines(cells, tmp_path / "few", "evaluate.cells=29"), 10**9
+    assert [m["n_masked"] for m in few] < [m["n_masked"] for m in lines]
+    whole = valid_lines(cells, tmp_path / "whole", f"evaluate.cells={every}")
+    assert whole == valid_lines(cells, tmp_path / "all")
+    with pytest.raises(ConfigError, match=r"evaluate\.cells"):
+        valid_lines(cells, tmp_path / "run", *more, "run.steps=16", "evaluate.cells=31")
+    with pytest.raises(ConfigError, match="at least 1"):
+        TrainConfig.read(None, ["evaluate.cells=0"])
+
+
 def test_classes_of_another_set_go_by_name_and_unknown_ones_are_counted(
     cells, other, tmp_path, capsys
 ):

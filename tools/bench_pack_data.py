@@ -56,14 +56,18 @@ def write_h5ad(
     *,
     compression: str | None,
     obs: dict[str, list[str]] | None = None,
+    prefix: str = "c",
 ) -> None:
-    """Write a matrix as h5ad. Genes lie in no order of the vocabulary, as in real files."""
+    """Write a matrix as h5ad. Genes lie in no order of the vocabulary, as in real files.
+
+    Cells are called `prefix` and their number.
+    """
     import anndata
     import pandas as pd
 
     names = np.random.default_rng(0).permutation(NAMES)
     frame = anndata.AnnData(x, var=pd.DataFrame(index=names))
-    frame.obs_names = [f"c{i}" for i in range(x.shape[0])]
+    frame.obs_names = [f"{prefix}{i}" for i in range(x.shape[0])]
     for name, values in (obs or {}).items():
         frame.obs[name] = pd.Categorical(values)
     frame.write_h5ad(path, compression=compression)

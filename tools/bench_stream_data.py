@@ -9,10 +9,9 @@ import shutil
 import sys
 from pathlib import Path
 
-import msgpack
 import numpy as np
-import scipy.sparse as sp
-from bench_pack_data import GENES, NAMES, dense_cells, write_h5ad
+from bench_pack_data import NAMES, dense_cells, write_h5ad
+from peers import rows, webdataset
 
 from scshards.cells.vocab import Vocab
 from scshards.packing.options import ReshardOptions
@@ -37,12 +36,12 @@ class Data:
         Their shard set, of SHARDS plain tars.
     stock
         Folder of as many tars for stock webdataset.
-    annbatch
-        Where annbatch's own script keeps its collection of the cells, and the Python that runs it.
-    medians, ranked
-        The cells' medians of genes, and their ranked tokens: see `make_ranks`.
-    datasets, datasets_python
-        Where the peer's script keeps its data set of these, and the Python that runs it.
+    peers
+        Where other loaders keep the stores that they make of the cells.
+    annbatch_python, datasets_python
+        The Pythons that run annbatch and datasets.
+    medians
+        The cells' medians of genes: see `make_medians`.
     beside
         Another checkout of scshards that is measured too, or None.
     """
@@ -59,9 +58,8 @@ class Data:
         self.cells = cells
         self._folder = folder / f"recipe{RECIPE}-{cells}"
         self.own, self.stock = self._folder / "own", self._folder / "stock"
-        self.annbatch, self.annbatch_python = self._folder / "annbatch.zarr", annbatch_python
-        self.medians, self.ranked = self._folder / "medians.json", self._folder / "ranked.npz"
-        self.datasets, self.datasets_python = self._folder / "datasets", datasets_python
+        self.peers, self.medians = self._folder / "peers", self._folder / "medians.json"
+        self.annbatch_python, self.datasets_python = annbatch_python, datasets_python
         if not self._folder.exists():
             print(f"making {cells:,} cells in {self._folder}", file=sys.stderr, flush=True)
             making = self._folder.with_suffix(f".making{os.getpid()}")
@@ -116,30 +114,12 @@ class Data:
             reshard(str(root / "mixed"), str(root / "grouped"), asked, progress=False)
         return root / "mixed", root / "grouped"
 
-    def make_ranks(self, max_length: int) -> None:
-        """Write the medians, and all cells as rows of ranked tokens, unless they are there."""
-        from scshards import CellLoader, CollateOptions, gene_medians
+    def make_medians(self) -> None:
+        """Write the medians, unless they are there."""
+        from scshards import gene_medians
 
         if not self.medians.exists():
             self.medians.write_text(json.dumps(gene_medians(self.own).by_gene))
-        if self.ranked.exists():
-            return
-        ranks = CollateOptions(
-            objective="ranks",
-            medians=self.medians,
-            max_length=max_length,
-            mask_ratio=0.0,
-            add_cls=False,
-            add_eos=False,
-        )
-        rows = [
-            row[~is_pad].numpy()
-            for batch in CellLoader(self.own, collate=ranks, drop_last=False)
-            for row, is_pad, weight in zip(batch.genes, batch.is_pad, batch.weight, strict=True)
-            if weight > 0
-        ]
-        indptr = np.cumsum([0, *map(len, rows)])
-        np.savez(self.ranked, tokens=np.concatenate(rows), indptr=indptr)
 
     def manifest_only(self, shards: int, cells: int) -> Path:
         """A set of which there is the manifest alone, as pack would write it: chunks of about 1 MiB."""
@@ -188,29 +168,16 @@ class Data:
                 path.read_bytes()
 
 
+def write_source(source: Path, cells: int) -> None:
+    """The cells as h5ad."""
+    write_h5ad(source, dense_cells(cells, seed=0), compression=None)
+
+
 def _make(folder: Path, cells: int) -> None:
-    x = dense_cells(cells, seed=0)
     folder.mkdir(parents=True)
     source = folder / "cells.h5ad"
-    write_h5ad(source, x, compression=None)
+    write_source(source, cells)
     options = PackOptions(workers=1, cells_per_shard=-(-cells // SHARDS))
     pack([str(source)], str(folder / "own"), Vocab.from_genes(NAMES), options, progress=False)
+    webdataset.write(folder / "stock", rows.cells([source]), cells, SHARDS)
     source.unlink()
-    write_stock(folder / "stock", x, SHARDS)
-
-
-def write_stock(folder: Path, x: sp.csr_matrix, shards: int) -> None:
-    """What a user of stock webdataset would write: one msgpack a cell, arrays as their bytes."""
-    import webdataset as wds
-
-    assert GENES < 1 << 16
-    folder.mkdir()
-    cells = x.shape[0]
-    with wds.ShardWriter(
-        f"file:{folder}/%06d.tar", maxcount=-(-cells // shards), verbose=0
-    ) as writer:
-        for i in range(cells):
-            row = slice(x.indptr[i], x.indptr[i + 1])
-            genes, counts = x.indices[row].astype(np.uint16), x.data[row].astype(np.uint16)
-            packed = msgpack.packb({"genes": genes.tobytes(), "values": counts.tobytes()})
-            writer.write({"__key__": f"{i:08d}", "mp": packed})

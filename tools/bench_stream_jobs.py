@@ -108,26 +108,21 @@ def stock(folder: str, cells: int, do_binning: bool, in_memory: bool) -> Figures
 
     torch.set_num_threads(1)
     from bench_pack_data import GENES
-    from bench_stream_peers import ScgptCollator, stock_batches, stock_samples
+    from peers import webdataset
+    from peers.scgpt import CellCollator
 
     before = _memory_of_imports()
     batch_size, max_length = 64, 1200
-    collator = ScgptCollator(pad_id=GENES + 1, max_length=max_length, do_binning=do_binning)
+    collator = CellCollator(GENES, max_length, do_binning)
+    urls = webdataset.local_urls(Path(folder))
     if in_memory:
-        samples = stock_samples(Path(folder), n_tokens=GENES)
-        stream = iter(samples)
-        kept = [next(stream) for _ in range(cells)]
+        stream = iter(webdataset.samples(urls))
+        kept = [collator.example(next(stream)) for _ in range(cells)]
         batches: Iterator[Any] = (
-            collator(kept[i : i + batch_size]) for i in range(0, cells, batch_size)
+            collator.collate(kept[i : i + batch_size]) for i in range(0, cells, batch_size)
         )
     else:
-        batches = stock_batches(
-            Path(folder),
-            n_tokens=GENES,
-            max_length=max_length,
-            batch_size=batch_size,
-            do_binning=do_binning,
-        )
+        batches = webdataset.batches(urls, collator, batch_size)
     start = time.perf_counter()
     next(batches)
     first_batch = time.perf_counter() - start

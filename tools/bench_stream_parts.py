@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -15,8 +16,9 @@ from typing import Any
 import bench_stream_jobs as jobs
 from bench_pack_data import NAMES
 from bench_process import in_process
-from bench_stream_data import Data
+from bench_stream_data import Data, write_source
 from bench_stream_report import Figures, Part, in_turn
+from peers.contract import Peer, Work, job
 
 STOCK_CELLS = 4000
 """Of the slow peers: two seconds' worth."""
@@ -139,18 +141,52 @@ def _version(python: str, package: str) -> str:
 
 
 def _annbatch(data: Data, cores: int, batch_size: int) -> Figures:
-    return _peer(data.annbatch_python, "annbatch", data.annbatch, data.cells, cores, batch_size)
+    return _peer(data, data.annbatch_python, "annbatch", "counts", cores, batch_size)
 
 
-def _peer(python: str, name: str, *arguments: object) -> Figures:
-    """The figures of a script of a peer, run by a Python that has it."""
-    script = Path(__file__).with_name(f"bench_stream_{name}.py")
-    command = [python, "-W", "ignore", str(script), *map(str, arguments)]
+def _peer(data: Data, python: str, name: str, kind: str, threads: int, batch_size: int) -> Figures:
+    """The figures of another loader of tools/peers, run by a Python that has it.
+
+    Its store is made of the cells on the first call.
+    """
+    peer: Peer = importlib.import_module(f"peers.{name}").PEER
+    folder = data.peers / name
+    for store in peer.stores[kind]:
+        if peer.convert is not None and not (folder / store).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix="scshards-bench-") as own:
+                source = Path(own) / "cells.h5ad"
+                write_source(source, data.cells)
+                told = {"files": [str(source)], "folder": str(folder), "store": store}
+                _job(python, name, job("convert", threads=threads, **told))
+    stores = {store: str(folder / store) for store in peer.stores[kind]}
+    with tempfile.TemporaryDirectory(prefix="scshards-bench-") as own:
+        work = Work(
+            kind=kind,
+            stores=stores,
+            files=[],
+            scratch=own,
+            batch=batch_size,
+            threads=threads,
+            cells=data.cells,
+            cores=threads,
+        )
+        said = _job(python, name, job("stream", work))
+    wanted = ("cells/s", "µs of processor a cell", "first batch, s", "cells")
+    return {figure: said[figure] for figure in wanted}
+
+
+def _job(python: str, name: str, asked: str) -> dict[str, Any]:
+    """What a job of a peer says."""
+    command = [python, "-W", "ignore", "-m", f"peers.{name}", asked]
     # Its Python need not be ours, nor have what ours has.
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=env)
-    figures: Figures = json.loads(said.stdout)
-    return figures
+    folder = Path(__file__).parent
+    ran = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True, env=env, cwd=folder
+    )
+    said: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return said
 
 
 def counts(data: Data, runs: int) -> Part:
@@ -204,7 +240,7 @@ def sets(data: Data, runs: int) -> Part:
 def ranks(data: Data, runs: int) -> Part:
     """Cells by ranked genes, beside masked values, and beside Geneformer's way on ranked tokens."""
     root = str(data.repeated(10 * data.cells))
-    data.make_ranks(RANKED)
+    data.make_medians()
     options: dict[str, dict[str, Any]] = {
         "masked values": {},
         "ranks": {"objective": "ranks", "medians": str(data.medians)},
@@ -221,9 +257,7 @@ def ranks(data: Data, runs: int) -> Part:
     version = _version(data.datasets_python, "datasets")
     rival = f"datasets {version}, ranked tokens, two workers"
     if version:
-        measured[rival] = partial(
-            _peer, data.datasets_python, "datasets", data.ranked, data.datasets, 2, 64
-        )
+        measured[rival] = partial(_peer, data, data.datasets_python, "datasets", "ranked", 2, 64)
     rows = in_turn(measured, runs)
     each = "µs of processor a cell"
     own = rows["ranks, 2 threads"]

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from bench_pack_data import NAMES, dense_cells, write_h5ad
-from bench_stream_data import write_stock
+from peers import rows, webdataset
 
 from scshards.cells.vocab import Vocab
 from scshards.packing.pack import PackOptions, pack
@@ -36,7 +36,7 @@ def shards(cache: Path, depth: int) -> Path:
         write_h5ad(source, x, compression=None)
         options = PackOptions(workers=1, cells_per_shard=-(-CELLS // SHARDS))
         pack([str(source)], str(making / "own"), Vocab.from_genes(NAMES), options, progress=False)
+        webdataset.write(making / "stock", rows.cells([source]), CELLS, SHARDS)
         source.unlink()
-        write_stock(making / "stock", x, SHARDS)
         making.rename(folder)
     return folder

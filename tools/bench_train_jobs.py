@@ -170,17 +170,14 @@ def _batches(stock: str, config: Any, model: Any) -> Iterator[Any]:
     """int64 genes, float32 values and targets and bool masks, all [B, L]."""
     import torch
     from bench_pack_data import GENES
-    from bench_stream_peers import MASK_VALUE, stock_batches
+    from peers import webdataset
+    from peers.scgpt import MASK_VALUE, CellCollator
 
     assert model.pad_id == GENES, "special tokens come after the genes, <pad> first"
     torch.manual_seed(PEER_SEED)
-    for batch in stock_batches(
-        Path(stock),
-        n_tokens=GENES,
-        max_length=config.collate.max_length,
-        batch_size=config.run.batch_size,
-        do_binning=True,
-    ):
+    urls = webdataset.local_urls(Path(stock))
+    collator = CellCollator(GENES, config.collate.max_length)
+    for batch in webdataset.batches(urls, collator, config.run.batch_size):
         # The collator of the benchmark has <cls> and <pad> the other way round.
         genes = batch["gene"]
         swapped = torch.where(genes == GENES, GENES + 1, torch.where(genes > GENES, GENES, genes))

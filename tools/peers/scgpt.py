@@ -1,14 +1,12 @@
-"""What the stream is measured against: stock webdataset with scGPT's collation, cell by cell.
+"""scGPT's collator, cell by cell, as it is: what peers that hand out single cells make batches with.
 
-The collator does what scGPT's DataCollator does in its pretraining style "pcpt" (scgpt/data_collator.py
-and scgpt/preprocess.py of bowang-lab/scGPT): for each cell in turn, torch tensors are binned by their
+It does what scGPT's DataCollator does in its pretraining style "pcpt" (scgpt/data_collator.py and
+scgpt/preprocess.py of bowang-lab/scGPT): for each cell in turn, torch tensors are binned by their
 quantiles with numpy, sampled with torch.randperm, padded and stacked; then the batch is masked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +14,6 @@ import torch
 
 N_BINS, MASK_RATIO = 51, 0.4
 PAD_VALUE, MASK_VALUE = -2.0, -1.0
-SHUFFLE_BUFFER = 1000
-"""Samples in webdataset's buffer: what its own examples take."""
 
 Example = dict[str, torch.Tensor]
 
@@ -69,30 +65,32 @@ def binning(row: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.digitize(values, edges))
 
 
-def example(sample: dict[str, Any], cls_id: int) -> Example:
-    """A stock sample's arrays as scGPT's scBank has them: `<cls>` first, with the padding value."""
-    cell = sample["mp"]
-    genes = np.frombuffer(cell["genes"], np.uint16).astype(np.int64)
-    values = np.frombuffer(cell["values"], np.uint16).astype(np.float32)
-    return {
-        "genes": torch.from_numpy(np.insert(genes, 0, cls_id)),
-        "expressions": torch.from_numpy(np.insert(values, 0, PAD_VALUE)),
-    }
+class CellCollator:
+    """Cells of `genes` and `values` -> scGPT's batch; ids from `n_tokens` on are the special tokens'."""
+
+    def __init__(self, n_tokens: int, max_length: int, do_binning: bool = True) -> None:
+        self.cls_id = n_tokens
+        self.collate = ScgptCollator(
+            pad_id=n_tokens + 1, max_length=max_length, do_binning=do_binning
+        )
+
+    def __call__(self, cells: list[dict[str, Any]]) -> Example:
+        return self.collate([self.example(cell) for cell in cells])
+
+    def example(self, cell: dict[str, Any]) -> Example:
+        """A cell's arrays as scGPT's scBank has them: `<cls>` first, with the padding value."""
+        genes, values = (np.asarray(cell[name]) for name in ("genes", "values"))
+        return {
+            "genes": torch.from_numpy(np.insert(genes.astype(np.int64), 0, self.cls_id)),
+            "expressions": torch.from_numpy(np.insert(values.astype(np.float32), 0, PAD_VALUE)),
+        }
 
 
-def stock_samples(folder: Path, *, n_tokens: int) -> Any:
-    """Stock webdataset over the folder's tars: shuffled shards, a shuffle buffer, decoded examples."""
-    import webdataset as wds
-
-    urls = sorted(str(path) for path in folder.glob("*.tar"))
-    samples = wds.WebDataset(urls, shardshuffle=len(urls), seed=0).shuffle(SHUFFLE_BUFFER)
-    return samples.decode().map(lambda sample: example(sample, n_tokens))
+def size(made: Example) -> int:
+    """Cells of a batch."""
+    return len(made["gene"])
 
 
-def stock_batches(
-    folder: Path, *, n_tokens: int, max_length: int, batch_size: int, do_binning: bool
-) -> Iterator[Example]:
-    """Batches of stock webdataset and the collator; ids from `n_tokens` on are the special tokens'."""
-    collator = ScgptCollator(pad_id=n_tokens + 1, max_length=max_length, do_binning=do_binning)
-    samples = stock_samples(folder, n_tokens=n_tokens)
-    yield from samples.batched(batch_size, collation_fn=collator, partial=False)
+def tokens(made: Example) -> int:
+    """Tokens of a batch that are no padding, and `<cls>`."""
+    return int((made["expr"] != PAD_VALUE).sum()) + len(made["gene"])

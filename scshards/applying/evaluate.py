@@ -1,28 +1,37 @@
 """How well a run's model does its task on held-out cells, and beside it what needs no model.
 
-Called by `scshards evaluate`; the verdict goes into RUN/evaluation.json.
+evaluate_run    a verdict, by `scshards evaluate`; it goes into RUN/evaluation.json
+embed_some      the embeddings of some held-out cells, by `scshards report`
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scshards.base.errors import ScshardsError
 from scshards.base.progress import Progress
 from scshards.evaluation.baselines import baseline_errors, gene_means
-from scshards.evaluation.embeddings import NOTHING_HIDDEN, IntegrationMetrics
+from scshards.evaluation.embeddings import (
+    NOTHING_HIDDEN,
+    IntegrationMetrics,
+    embedded,
+    some_cells,
+)
 from scshards.evaluation.score import Score, validate
 from scshards.evaluation.verdict import Annotation, Evaluation
 from scshards.model.classes import CLASSES, DOMAINS, read_names
 from scshards.model.scgpt import load_model
-from scshards.ranks.ranks import ranks
+from scshards.ranks.ranks import Ranks, ranks
 from scshards.shards.shardset import ShardSet
 from scshards.streaming.loader import CellLoader
+from scshards.tasks.base import Task
 from scshards.tasks.confusion import Confusion
 from scshards.tasks.labels import Column, column
 from scshards.tasks.make import TaskLabels, check_vocab, known_codes, make_task
@@ -73,21 +82,8 @@ def evaluate_run(
                 print(note, file=sys.stderr)
         shardset = ShardSet(root, storage_options)
         check_split(shardset, split, root)
-        loaded = load_model(str(run.path))
-        check_vocab(loaded.vocab, config.collate.conditions, shardset, f"{folder}, {root}", folder)
-        known = None
-        if t.needed is not None:
-            names = read_names(run.path, CLASSES if t.name == "annotate" else DOMAINS).names
-            known = known_codes(t, names, shardset, split)
-        task = make_task(t, loaded.model.to(here.device), known and known.codes)
-        once = partial(
-            once_loader,
-            root,
-            config,
-            here,
-            batch_size=batch_size,
-            storage_options=storage_options,
-        )
+        loaded = _load(folder, config, root, shardset, split, here, batch_size, storage_options)
+        task, once, known, names = loaded.task, loaded.once, loaded.known, loaded.names
         scored = once(split)
         score = validate(task, scored, here)
         assert score is not None, "nobody asks to stop"
@@ -126,6 +122,94 @@ def evaluate_run(
         if here.is_main:
             run.write(EVALUATION, found.tables())
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddedCells:
+    """Some cells of a split as a run's model sees them.
+
+    Attributes
+    ----------
+    vectors
+        float32 [cells, dimensions]: unit vectors.
+    labels
+        {column: the category of each, "missing" where there is none}, of all labels of categories.
+    """
+
+    vectors: NDArray[np.float32]
+    labels: Mapping[str, NDArray[Any]]
+
+
+def embed_some(
+    folder: str,
+    root: str,
+    *,
+    cells: int,
+    split: str = "valid",
+    device: str = "auto",
+    storage_options: Mapping[str, Any] | None = None,
+) -> EmbeddedCells:
+    """The embeddings of so many cells of a split at most, drawn by hash, by RUN's best model.
+
+    Raises what `evaluate_run` does, for the same reasons.
+    """
+    config = RunFolder(folder).config()
+    with ranks(device, config.run.precision) as here:
+        shardset = ShardSet(root, storage_options)
+        check_split(shardset, split, root)
+        loaded = _load(folder, config, root, shardset, split, here, 64, storage_options)
+        infos = {n: i for n, i in shardset.manifest.labels.items() if i.kind == "category"}
+
+        def codes(batch: Any) -> NDArray[np.int64]:
+            columns = [batch.labels[n].numpy() for n in infos]
+            return np.stack(columns, axis=1) if columns else np.empty((len(batch), 0), np.int64)
+
+        loader = some_cells(partial(loaded.once, split), (config.task.needed,), cells)
+        found = embedded(loaded.task, loader, here, codes)
+        assert found is not None, "it is one process"
+    vectors, codes_NC = found
+    return EmbeddedCells(
+        vectors=vectors,
+        labels={
+            n: np.array([*info.categories, "missing"])[codes_NC[:, i]]
+            for i, (n, info) in enumerate(infos.items())
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """A run's best model as its task, on a device, and loaders of a set's cells for it."""
+
+    task: Task
+    once: Callable[..., CellLoader]
+    known: TaskLabels | None
+    names: tuple[str, ...]
+
+
+def _load(
+    folder: str,
+    config: TrainConfig,
+    root: str,
+    shardset: ShardSet,
+    split: str,
+    here: Ranks,
+    batch_size: int,
+    storage_options: Mapping[str, Any] | None,
+) -> _Loaded:
+    t, home = config.task, RunFolder(folder).path
+    loaded = load_model(str(home))
+    check_vocab(loaded.vocab, config.collate.conditions, shardset, f"{folder}, {root}", folder)
+    known: TaskLabels | None = None
+    names: tuple[str, ...] = ()
+    if t.needed is not None:
+        names = read_names(home, CLASSES if t.name == "annotate" else DOMAINS).names
+        known = known_codes(t, names, shardset, split)
+    task = make_task(t, loaded.model.to(here.device), known and known.codes)
+    once = partial(
+        once_loader, root, config, here, batch_size=batch_size, storage_options=storage_options
+    )
+    return _Loaded(task=task, once=once, known=known, names=names)
 
 
 def _whole(once: Callable[..., CellLoader], shardset: ShardSet, config: TrainConfig) -> CellLoader:

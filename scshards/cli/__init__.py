@@ -29,7 +29,7 @@ COMMANDS = {
     "export": "Write the cells of a shard set as scBank, AnnData or parquet.",
     "verify": "Check every byte, count and cell of a shard set.",
     "info": "Show what a shard set holds.",
-    "report": "Write a page of HTML that shows a shard set.",
+    "report": "Write a page of HTML that shows a shard set, and runs on it.",
     "card": "Write a card by which load_dataset takes the cells.",
     "status": "Show how far a pack is, and what to run next.",
     "show": "Show cells of a shard set, or a batch, as a person reads them.",

@@ -48,7 +48,7 @@ GROUPS = {
     "split_by:COL split_file:FILE one_split",
     "Output": "output:PATH to append values round_within:OFF dtype "
     "cells_per_shard:N max_cells:N compression hf_card column:COL key:NAME probabilities confidence:P "
-    "truth:COL plot:FILE embeddings:FILE colors:COL layout:OBSM dry_run",
+    "truth:COL plot:FILE runs:RUN embeddings:FILE colors:COL layout:OBSM embed_cells:N dry_run",
     "Training and batches": "root:ROOT task start:DIR config:FILE settings:KEY=VALUE "
     "branch:RUN[@STEP] demand:CELLS seconds:S epoch:N batches:N batch_size:N "
     "tokens_per_batch:N world_size:N lanes:N shuffle_buffer:CELLS n_bins:N include_zero_genes:N",

@@ -70,7 +70,7 @@ def some_cells(
     """
 
     def made(take: int | None) -> CellLoader:
-        choose = {"where": having(*columns), "take": take}
+        choose = {"where": having(*columns) or None, "take": take}
         return loader(choose=choose, collate=NOTHING_HIDDEN | collate)
 
     return made(min(most, made(None).cells))

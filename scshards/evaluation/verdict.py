@@ -1,13 +1,16 @@
 """What is said of a model beside what needs no model: predicted values, and predicted classes.
 
-Called by applying.evaluate, which publishes them as RUN/evaluation.json.
+Called by applying.evaluate, which publishes them as RUN/evaluation.json, and by report.page.runs.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from scshards.base.progress import Table
 from scshards.tasks.confusion import Confusion
@@ -124,3 +127,18 @@ class Annotation:
             f"the model is {side} always saying {self.majority!r}: right for "
             f"{100 * self.accuracy:.1f}% of cells against {100 * self.majority_accuracy:.1f}%",
         ]
+
+
+def read_verdict(tables: Mapping[str, Any]) -> Evaluation | Annotation | None:
+    """What `tables` of either has written; None for what is neither, such as that of another version."""
+    try:
+        if "confusion" in tables:
+            named = {f.name for f in dataclasses.fields(Annotation)} - {"confusion"}
+            names = tuple(c["name"] for c in tables["classes"])
+            counts = np.array(tables["confusion"], np.int64).reshape(len(names), len(names))
+            return Annotation(**{n: tables[n] for n in named}, confusion=Confusion(names, counts))
+        fields = {f.name for f in dataclasses.fields(Evaluation)} - {"figures"}
+        figures = {k: v for k, v in tables.items() if k not in (*fields, "margin")}
+        return Evaluation(**{n: tables[n] for n in fields}, figures=figures)
+    except (KeyError, TypeError, ValueError):
+        return None

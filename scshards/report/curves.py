@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scshards.base.errors import ConfigError
 from scshards.base.pictures import GRID, SOFT
-from scshards.training.log.metrics import MEASURED, TERMS
+from scshards.training.log.metrics import MEASURED, TERMS, read_metrics
+from scshards.training.save.folder import RunFolder
 
 COLORS = (
     *("#08519c", "#d95f0e", "#31a354", "#c51b8a", "#756bb1"),
@@ -125,6 +129,37 @@ class Panel:
     top: float = 0.0
 
 
+def read_runs(folders: Sequence[str]) -> list[Curves]:
+    """The runs in these folders, named by as much of their paths as tells them apart.
+
+    Raises
+    ------
+    ConfigError
+        When a folder is no run, or has no metrics yet.
+    """
+    paths = [Path(f).resolve() for f in folders]
+    depth = 1
+    while len({p.parts[-depth:] for p in paths}) < len(set(paths)):
+        depth += 1
+    out = []
+    for folder, path in zip(folders, paths, strict=True):
+        run = RunFolder(folder)
+        run.config()  # refuses a folder that is no run
+        metrics = read_metrics(run.metrics)
+        if not metrics:
+            raise ConfigError("the run has no metrics yet", where=run.metrics)
+        out.append(
+            Curves(
+                name="/".join(path.parts[-depth:]),
+                data=run.root().rstrip("/").rpartition("/")[2],
+                day=date.fromtimestamp(run.metrics.stat().st_mtime).isoformat(),
+                metrics=metrics,
+                baselines=run.evaluation(),
+            )
+        )
+    return out
+
+
 def panels(runs: Sequence[Curves]) -> list[Panel]:
     """What there is to draw of these runs: the loss that chooses the best model comes first."""
     train = _fields(runs, "train")
@@ -152,6 +187,37 @@ def panels(runs: Sequence[Curves]) -> list[Panel]:
         Panel(key="memory_bytes", title="Memory", unit="GB", scale=1e-9),
     )
     return found + [p for p in rest if p.key in train]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """From where to where an axis goes; None: as far as the values do."""
+
+    low: float | None = None
+    high: float | None = None
+    is_log: bool = False
+
+
+def limits(panel: Panel, shown: Sequence[NDArray[Any]]) -> Limits | None:
+    """The axis of a panel with these values, so that few high ones do not flatten the rest.
+
+    None where no value is finite.
+    """
+    values = np.concatenate([np.zeros(0), *shown])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
+    low, high = float(values.min()), float(values.max())
+    if panel.is_loss:
+        high = max(float(np.quantile(values, 0.98)), *(float(v[-1]) for v in shown if len(v)))
+        room = max(high - low, 0.02 * abs(high))
+        bottom = low - 0.1 * room
+        return Limits(low=max(0.0, bottom) if low >= 0 else bottom, high=high + 0.1 * room)
+    if panel.may_be_log and low > 0 and high > 30 * low:
+        return Limits(is_log=True)
+    if low >= 0:
+        return Limits(low=0.0, high=max(1.12 * high, panel.top) or 1.0)
+    return Limits()
 
 
 def legend(figure: Any, runs: Sequence[Curves], line: Any) -> None:
@@ -258,20 +324,13 @@ def _baselines(ax: Any, runs: Sequence[Curves]) -> list[NDArray[Any]]:
 
 
 def _limits(ax: Any, panel: Panel, shown: list[NDArray[Any]]) -> None:
-    values = np.concatenate([np.zeros(0), *shown])
-    values = values[np.isfinite(values)]
-    if not len(values):
+    bounds = limits(panel, shown)
+    if bounds is None:
         return
-    low, high = float(values.min()), float(values.max())
-    if panel.is_loss:
-        high = max(float(np.quantile(values, 0.98)), *(float(v[-1]) for v in shown if len(v)))
-        room = max(high - low, 0.02 * abs(high))
-        bottom = low - 0.1 * room
-        ax.set_ylim(max(0.0, bottom) if low >= 0 else bottom, high + 0.1 * room)
-    elif panel.may_be_log and low > 0 and high > 30 * low:
+    if bounds.is_log:
         ax.set_yscale("log")
-    elif low >= 0:
-        ax.set_ylim(0, max(1.12 * high, panel.top) or 1.0)
+    elif bounds.low is not None:
+        ax.set_ylim(bounds.low, bounds.high)
     if panel.is_exact:
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 

@@ -6,7 +6,6 @@ Needs matplotlib (the extra `plot`). Called by `scshards plot`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,7 @@ from numpy.typing import NDArray
 from scshards.base.errors import ConfigError, SourceError
 from scshards.base.pictures import STYLE, pyplot, save
 from scshards.base.text import did_you_mean
-from scshards.report.curves import Curves, draw, legend, panels
-from scshards.training.log.metrics import read_metrics
-from scshards.training.save.folder import RunFolder
+from scshards.report.curves import Curves, draw, legend, panels, read_runs
 
 KEY = "X_scshards"
 PALETTE = (
@@ -70,36 +67,11 @@ def plot(
             advice="give one --color for each --embedding, one for all, or none",
         )
     per_panel = list(colors) if len(colors) == len(embeddings) else [*colors] * len(embeddings)
-    runs = _runs(folders)
+    runs = read_runs(folders)
     path = Path(output) if output is not None else Path(folders[0]) / "curves.png"
     with plt.rc_context(STYLE):
         _draw(plt, runs, embeddings, per_panel, layout, str(path))
     return path
-
-
-def _runs(folders: Sequence[str]) -> list[Curves]:
-    """The runs, named by as much of their paths as tells them apart."""
-    paths = [Path(f).resolve() for f in folders]
-    depth = 1
-    while len({p.parts[-depth:] for p in paths}) < len(set(paths)):
-        depth += 1
-    out = []
-    for folder, path in zip(folders, paths, strict=True):
-        run = RunFolder(folder)
-        run.config()  # refuses a folder that is no run
-        metrics = read_metrics(run.metrics)
-        if not metrics:
-            raise ConfigError("the run has no metrics yet", where=run.metrics)
-        out.append(
-            Curves(
-                name="/".join(path.parts[-depth:]),
-                data=run.root().rstrip("/").rpartition("/")[2],
-                day=date.fromtimestamp(run.metrics.stat().st_mtime).isoformat(),
-                metrics=metrics,
-                baselines=run.evaluation(),
-            )
-        )
-    return out
 
 
 def _draw(
@@ -158,7 +130,8 @@ def principal_components(x: NDArray[Any], n: int = 2) -> tuple[NDArray[Any], NDA
 
 def _embedding(ax: Any, path: str, column: str | None, layout: str | None) -> None:
     """A file's cells: the first two principal components of their embeddings, or an obsm of the file."""
-    x, labels = _read(path, column, layout or KEY)
+    x, found = read_cells(path, layout or KEY, [] if column is None else [column])
+    labels = None if column is None else found[column]
     if layout is not None:
         xy, axes = x, (f"{layout} 1", f"{layout} 2")
     else:
@@ -209,8 +182,21 @@ def _categories(ax: Any, xy: NDArray[Any], labels: NDArray[Any], dots: dict[str,
         handle.set_alpha(1)
 
 
-def _read(path: str, column: str | None, key: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """An obsm of an h5ad, and a column: float64 when it holds numbers, else strings."""
+def read_cells(
+    path: str, key: str, columns: Sequence[str] | None
+) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    """An obsm of an h5ad, and columns of its obs: float64 where they hold numbers, else strings.
+
+    Parameters
+    ----------
+    columns
+        Which ones; None: all.
+
+    Raises
+    ------
+    SourceError
+        When the file can't be read, or lacks one of them.
+    """
     import anndata
     import pandas as pd
 
@@ -231,19 +217,21 @@ def _read(path: str, column: str | None, key: str) -> tuple[NDArray[Any], NDArra
             raise SourceError(
                 f"obsm[{key!r}] has the shape {x.shape}, and a layout has two columns", where=path
             )
-        if column is None:
-            return x, None
-        if column not in data.obs:
-            raise SourceError(
-                f"there is no obs column {column!r}",
-                where=path,
-                advice=did_you_mean(column, map(str, data.obs.columns)),
-            )
-        values = data.obs[column]
-        if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
-            return x, values.to_numpy(dtype=np.float64)
-        missing = values.isna().to_numpy()
-        return x, np.where(missing, "missing", values.astype(str).to_numpy(dtype=str))
+        found: dict[str, NDArray[Any]] = {}
+        for column in map(str, data.obs.columns) if columns is None else columns:
+            if column not in data.obs:
+                raise SourceError(
+                    f"there is no obs column {column!r}",
+                    where=path,
+                    advice=did_you_mean(column, map(str, data.obs.columns)),
+                )
+            values = data.obs[column]
+            if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values):
+                found[column] = values.to_numpy(dtype=np.float64, na_value=np.nan)
+            else:
+                texts = values.astype(str).to_numpy(dtype=str)
+                found[column] = np.where(values.isna().to_numpy(), "missing", texts)
+        return x, found
     finally:
         data.file.close()
 

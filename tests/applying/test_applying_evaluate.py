@@ -4,13 +4,15 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pytest
 import torch
 from loaders import loader_of
 from train_support import small_config
 
-from scshards.applying.evaluate import Evaluation, evaluate_run
+from scshards.applying.embed import EmbedOptions, embed
+from scshards.applying.evaluate import Evaluation, embed_some, evaluate_run
 from scshards.base.errors import ConfigError
 from scshards.model.scgpt import load_model
 from scshards.shards.shardset import ShardSet
@@ -76,6 +78,24 @@ def test_the_model_and_the_baselines_against_plain_formulas(shards, run):
     better = min(expected["gene_mean"], expected["cell_mean"])
     assert found.margin == pytest.approx(1 - expected["model"] / better, rel=1e-4)
     assert json.loads(Path(run, "evaluation.json").read_text()) == found.tables()
+
+
+def test_some_cells_are_embedded_as_the_whole_split_is(shards, run, tmp_path):
+    """Beside `embed`, for the cells that are not sampled."""
+    embed(
+        run, shards, tmp_path / "all.h5ad", EmbedOptions(split="valid", device="cpu"), shown=False
+    )
+    every = anndata.read_h5ad(tmp_path / "all.h5ad")
+    every = every[np.argsort(every.obs_names.to_numpy(str))]
+    found = embed_some(run, shards, cells=1000, device="cpu")
+    assert found.labels["kind"].tolist() == every.obs["kind"].tolist()
+    shardset = ShardSet(shards)
+    whole = [i for i, key in enumerate(every.obs_names) if len(shardset.cell(key).genes) < 30]
+    assert len(whole) > 3
+    wanted = every.obsm["X_scshards"][whole]
+    np.testing.assert_allclose(found.vectors[whole], wanted, atol=1e-5)
+    few = embed_some(run, shards, cells=7, device="cpu")
+    assert few.vectors.shape == (7, found.vectors.shape[1])
 
 
 def test_the_loop_found_the_same_error_for_its_best_model(shards, run):

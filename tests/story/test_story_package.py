@@ -63,7 +63,7 @@ def test_the_wheel_has_the_package_and_its_data_and_no_more(wheel: Path) -> None
     mine = {
         str(file.relative_to(ROOT))
         for file in (ROOT / "scshards").rglob("*")
-        if file.suffix in {".py", ".toml"} or file.name == "py.typed"
+        if file.suffix in {".py", ".toml", ".css", ".js"} or file.name == "py.typed"
     }
     assert {name for name in names if ".dist-info/" not in name} == mine
     assert any(name.endswith("licenses/LICENSE") for name in names)

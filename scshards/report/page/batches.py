@@ -207,4 +207,18 @@ def _picture(p: Picture) -> Figure:
         },
         choices={"": rows},
         is_wide=True,
+        told=(
+            {
+                "cell": ("cell", "text"),
+                "genes": ("tokens", "number"),
+                "masked": ("of them masked", "number"),
+                "padding": ("padding", "number"),
+            },
+            {
+                "": [
+                    (key, length - of.count(PADDING), of.count(MASKED), of.count(PADDING))
+                    for key, of in zip(p.keys, p.states, strict=True)
+                ]
+            },
+        ),
     )

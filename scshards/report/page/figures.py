@@ -16,6 +16,9 @@ Spec = dict[str, Any]
 STEP = 22
 """Pixels of a row of bars."""
 
+_OF_NUMBER = "abs(datum.value) >= 1000 ? format(datum.value, '~s') : format(datum.value, '~g')"
+"""The labels of an axis of numbers: 0, 0.5, 900, 1.5k; d3's own make 500m of a half."""
+
 _OF_LOG = (
     "indexof([1, 2, 5], round(datum.value / pow(10, floor(log(datum.value) / LN10 + 1e-9)))) >= 0"
     " ? format(datum.value, '~s') : ''"
@@ -46,6 +49,8 @@ class Figure:
         The field whose values are buttons that hide and show their rows.
     is_wide
         Whether it takes the whole width.
+    told
+        What stands in the table in place of the rows: (its columns, {choice: rows}).
     """
 
     name: str
@@ -57,6 +62,7 @@ class Figure:
     choose: str = ""
     legend: str = ""
     is_wide: bool = False
+    told: tuple[Mapping[str, tuple[str, str]], Mapping[str, Sequence[Row]]] | None = None
 
     def facts(self) -> dict[str, Any]:
         """What the page draws it from, ready for JSON."""
@@ -104,8 +110,8 @@ class Axis:
         axis: Spec = {"format": self.form}
         if self.log:
             axis = {"labelExpr": _OF_LOG}
-        elif self.form == "~s":  # of which d3 makes 0k beside 5k
-            axis = {"labelExpr": "datum.value === 0 ? '0' : format(datum.value, '~s')"}
+        elif self.form == "~s":
+            axis = {"labelExpr": _OF_NUMBER}
         return {
             "field": self.of, "type": "quantitative", "title": self.title, "axis": axis,
             **({"scale": scale} if scale else {}), **self.more, **more,
@@ -220,19 +226,46 @@ def heat(
     }
 
 
-def lines(x: Axis, y: Axis, color: str, *, dash: str = "", points: bool = False) -> Spec:
+def lines(x: Axis, y: Axis, color: str) -> Spec:
     """A line for each name."""
     encoding: Spec = {
         "x": x.number(),
         "y": y.number(),
-        "color": nominal(color, legend={"orient": "top", "columns": 2}),
+        "color": nominal(color, legend={"orient": "top"}),
     }
-    if dash:
-        encoding["strokeDash"] = nominal(dash, legend={"orient": "top", "columns": 2})
-    mark: Spec = {"type": "line", "tooltip": True, "clip": True}
-    if points:
-        mark |= {"point": {"size": 28}}
-    return {"height": 220, "mark": mark, "encoding": encoding}
+    return {
+        "height": 220,
+        "mark": {"type": "line", "tooltip": True, "clip": True},
+        "encoding": encoding,
+    }
+
+
+THIN, DOTTED, LEVEL = "training", "held out", "level"
+"""Kinds of lines of `curves`: a thin one, a strong one with dots, and a dashed one."""
+
+
+def curves(x: Axis, y: Axis, color: str, kind: str, domain: Sequence[str]) -> Spec:
+    """Lines of three kinds; `domain` are the names, whose colours go by their order."""
+    marks: dict[str, Spec] = {
+        THIN: {"strokeWidth": 1.4, "opacity": 0.7},
+        DOTTED: {"strokeWidth": 2.2, "point": {"size": 34}},
+        LEVEL: {"strokeWidth": 1.6, "strokeDash": [5, 4]},
+    }
+    return {
+        "height": 220,
+        "encoding": {
+            "x": x.number(),
+            "y": y.number(),
+            "color": nominal(color, legend={"orient": "top"}, scale={"domain": list(domain)}),
+        },
+        "layer": [
+            {
+                "transform": [{"filter": f"datum.{kind} === '{name}'"}],
+                "mark": {"type": "line", "tooltip": True, "clip": True, **mark},
+            }
+            for name, mark in marks.items()
+        ],
+    }
 
 
 def _tip(of: str) -> Spec:

@@ -234,21 +234,22 @@ def _section(section: Section) -> str:
 
 
 def _figure(figure: Figure) -> str:
-    name = figure.name
+    at = figure.name
     names = list(figure.choices)
     choose = legend = ""
     if len(names) > 1:
         options = "".join(f'<option value="{i}">{text(c)}</option>' for i, c in enumerate(names))
         choose = (
-            f'<p class="choose"><label for="{name}-choice">{text(figure.choose)}</label> '
-            f'<select id="{name}-choice" data-of="{name}">{options}</select></p>'
+            f'<p class="choose"><label for="{at}-choice">{text(figure.choose)}</label> '
+            f'<select id="{at}-choice" data-of="{at}">{options}</select></p>'
         )
     if figure.legend:
-        legend = f'<div class="legend" id="{name}-legend" role="group" aria-label="Shown"></div>'
-    shown = [i for i, (header, _) in enumerate(figure.columns.values()) if header]
-    header, kinds = zip(*(list(figure.columns.values())[i] for i in shown), strict=True)
+        legend = f'<div class="legend" id="{at}-legend" role="group" aria-label="Shown"></div>'
+    columns, of_choices = figure.told or (figure.columns, figure.choices)
+    shown = [i for i, (header, _) in enumerate(columns.values()) if header]
+    header, kinds = zip(*(list(columns.values())[i] for i in shown), strict=True)
     tables = []
-    for i, rows in enumerate(figure.choices.values()):
+    for i, rows in enumerate(of_choices[name] for name in names):
         listed = table(
             header,
             [[row[j] for j in shown] for row in rows[:MOST_ROWS]],
@@ -260,10 +261,10 @@ def _figure(figure: Figure) -> str:
         hidden = " hidden" if i else ""
         tables.append(f'<div data-choice="{i}"{hidden}>{listed}{rest}</div>')
     return (
-        f'<figure id="{name}"><figcaption><h3 id="{name}-title">{text(figure.title)}</h3>'
-        f'<p id="{name}-about">{text(figure.about)}</p></figcaption>{choose}{legend}'
-        f'<div class="chart" id="{name}-chart" role="group" aria-labelledby="{name}-title" '
-        f'aria-describedby="{name}-about"></div>'
+        f'<figure id="{at}"><figcaption><h3 id="{at}-title">{text(figure.title)}</h3>'
+        f'<p id="{at}-about">{text(figure.about)}</p></figcaption>{choose}{legend}'
+        f'<div class="chart" id="{at}-chart" role="group" aria-labelledby="{at}-title" '
+        f'aria-describedby="{at}-about"></div>'
         f"<details><summary>Numbers</summary>{''.join(tables)}</details></figure>"
     )
 

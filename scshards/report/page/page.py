@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scshards.base.progress import counted
 from scshards.base.storage import Storage, path_of
+from scshards.report.curves import read_runs
 from scshards.report.page.batches import batch_section
+from scshards.report.page.clouds import Cloud
 from scshards.report.page.html import Html, Section, document, library, para
 from scshards.report.page.known import SetFacts, gather
 from scshards.report.page.labels import label_section, length_section
+from scshards.report.page.runs import run_facts, run_sections, run_warnings
 from scshards.report.page.shard_sets import (
     file_section,
     gene_section,
@@ -52,10 +55,12 @@ def report(
     output: str | os.PathLike[str],
     *,
     rebuild: str,
+    runs: Sequence[str] = (),
+    clouds: Sequence[Cloud] = (),
     storage_options: Mapping[str, Any] | None = None,
     shown: bool = True,
 ) -> PageReport:
-    """Write the page of a shard set.
+    """Write the page of a shard set, and of runs on it.
 
     Parameters
     ----------
@@ -65,6 +70,10 @@ def report(
         The page, an HTML file.
     rebuild
         The command that makes the set.
+    runs
+        Folders of runs, to show beside each other.
+    clouds
+        Embeddings to show.
     storage_options
         How the store is reached.
     shown
@@ -73,19 +82,20 @@ def report(
     Raises
     ------
     ConfigError
-        When the library that draws figures is not installed.
+        When the library that draws figures is not installed, or a folder is no run or has no metrics.
     ChecksumError, FormatError, StorageError
         When the set can't be read, or is not what was packed.
     """
     library()  # before anything is read
+    curves = read_runs(runs)
     f = gather(root, storage_options, shown=shown)
-    warned = warnings(f)
+    warned = [*run_warnings(runs, curves), *warnings(f)]
     data = document(
-        f"{f.title}: a shard set",
+        f"{f.title}: a shard set" + (f" and {counted(len(runs), 'runs')}" if runs else ""),
         Html(para(_about(f)) + overview(f)),
         warned,
-        _sections(f, rebuild),
-        {"set": _facts(f)},
+        [*run_sections(runs, curves, clouds), *_sections(f, rebuild)],
+        {"set": _facts(f), "runs": run_facts(curves)},
     )
     path = path_of(os.fspath(output))
     Storage(path.parent).write(path.name, data)

@@ -16,10 +16,9 @@ from scshards.base import seeds
 from scshards.cells.batch import Batch, GenerateBatch, PackedBatch
 from scshards.kernels.cells import SLACK
 from scshards.kernels.finish import MaskRules, SplitRules, mark_genes, mask_rows, split_rows
-from scshards.streaming.collate.base import Cells, TokenCollator, share_of
+from scshards.streaming.collate.base import Cells, TokenCells, TokenCollator, share_of
 from scshards.streaming.collate.device import Layout, RaggedBatch
 from scshards.streaming.collate.pinned import as_tensor
-from scshards.streaming.read.source import CellBytes
 
 AnyBatch = Batch | GenerateBatch | PackedBatch | RaggedBatch
 
@@ -27,24 +26,8 @@ _MASKED_KINDS = [np.int32, np.float32, np.float32, np.bool_, np.bool_]
 """Of genes, values, targets, is_masked and is_pad."""
 
 
-class Collator(TokenCollator):
-    """Makes batches from members.
-
-    Parameters
-    ----------
-    options
-        See CollateOptions.
-    vocab
-        Gives `<cls>`, `<pad>`, the genes, and the bound on gene ids.
-    kind
-        "counts" or "float", as the manifest says.
-    seed
-        Of masks, samples, ties and all other draws.
-    labels
-        The label columns that come with each member, in order.
-    pin_memory
-        Whether batches, but not their keys, lie in page-locked memory, which `to(device,
-        non_blocking=True)` copies from while the host goes on; None: where there is a CUDA device.
+class Collator(TokenCollator[AnyBatch]):
+    """Makes batches of tokens and values; parameters as of CollatorBase.
 
     Attributes
     ----------
@@ -57,48 +40,16 @@ class Collator(TokenCollator):
         For options that make no sense with these values or labels, or pin_memory=True without a device.
     """
 
-    def collate(
-        self,
-        read: CellBytes,
-        epoch: int,
-        position: int = 0,
-        copies: NDArray[np.int64] | None = None,
-        batches: int = 1,
-    ) -> list[AnyBatch]:
-        """So many batches of as many cells each, one behind another.
-
-        They share memory, which is used again when all of them are gone. One call for 8 batches takes
-        a fifth of the time in Python, which only one thread can spend at a time, of 8 calls.
-
-        Parameters
-        ----------
-        read
-            The members. A size of 0 makes a row of weight 0; keys, with seed and epoch, decide masks,
-            samples and ties.
-        position
-            Of the first batch in its epoch: with seed and epoch, it decides which of several ratios is
-            used.
-        copies
-            int64 [B]: how often each cell appeared before in this epoch; another appearance has
-            another sample and other masks.
-        batches
-            More than one only if `makes_several`.
-
-        Raises
-        ------
-        FormatError
-            For a member that is not a cell of format 1, naming its key; there is no batch then.
-        """
-        assert batches == 1 or self.makes_several
-        cells = self._cells(read, epoch, position, copies)
+    def _batches(self, cells: Cells, batches: int) -> list[AnyBatch]:
+        rows = self._with_tokens(cells)
         if self._packed_tokens is not None:
-            return [self._packed(cells, self._packed_tokens)]
+            return [self._packed(rows, self._packed_tokens)]
         if self.options.device_collate:
-            return [self._ragged(cells)]
+            return [self._ragged(rows)]
         if self.options.objective == "generate":
-            return [self._generated(cells)]
-        longest = cells.tokens.reshape(batches, -1).max(axis=1).tolist()
-        return list(self._masked(cells, list(map(self._length, longest))))
+            return [self._generated(rows)]
+        longest = rows.tokens.reshape(batches, -1).max(axis=1).tolist()
+        return list(self._masked(rows, list(map(self._length, longest))))
 
     @property
     def makes_several(self) -> bool:
@@ -106,7 +57,7 @@ class Collator(TokenCollator):
         is_padded = self.options.objective != "generate" and self._packed_tokens is None
         return is_padded and not self.options.device_collate and len(self.options.ratios) < 2
 
-    def _masked(self, cells: Cells, lengths: Sequence[int]) -> Iterator[Batch]:
+    def _masked(self, cells: TokenCells, lengths: Sequence[int]) -> Iterator[Batch]:
         """The cells as one batch for each length, with as many cells each."""
         rows = len(cells.keys) // len(lengths)
         at = np.zeros(len(cells.keys) + 1, np.int64)
@@ -127,7 +78,7 @@ class Collator(TokenCollator):
                 **next(about),
             )
 
-    def _packed(self, cells: Cells, total: int) -> PackedBatch:
+    def _packed(self, cells: TokenCells, total: int) -> PackedBatch:
         out = self._outputs([(1, total + SLACK)] * 5, _MASKED_KINDS)
         at = np.zeros(len(cells.keys) + 1, np.int64)
         np.cumsum(cells.tokens, out=at[1:])
@@ -148,7 +99,9 @@ class Collator(TokenCollator):
             **next(self._about(cells.read, cells.is_cell)),
         )
 
-    def _fill_masked(self, cells: Cells, at: NDArray[np.int64], out: list[NDArray[Any]]) -> None:
+    def _fill_masked(
+        self, cells: TokenCells, at: NDArray[np.int64], out: list[NDArray[Any]]
+    ) -> None:
         """Fill genes, values, targets, is_masked and is_pad: cell b's from at[b] to at[b + 1]."""
         options, genes, values, targets, is_masked, is_pad = (
             self.options,
@@ -171,7 +124,7 @@ class Collator(TokenCollator):
             targets, is_masked, is_pad,
         )  # fmt: skip
 
-    def _generated(self, cells: Cells) -> GenerateBatch:
+    def _generated(self, cells: TokenCells) -> GenerateBatch:
         length = self._length(int(cells.tokens.max()))
         n_unknown, at_least = self._split(length, cells.ratio)
         kinds = [np.int32, np.float32, np.bool_]
@@ -203,7 +156,7 @@ class Collator(TokenCollator):
             **next(self._about(cells.read, cells.is_cell)),
         )
 
-    def _ragged(self, cells: Cells) -> RaggedBatch:
+    def _ragged(self, cells: TokenCells) -> RaggedBatch:
         options = self.options
         is_split = options.objective == "generate"
         length = self._length(int(cells.tokens.max()))
@@ -253,7 +206,7 @@ class Collator(TokenCollator):
         return np.uint16 if whole and values.max() < 1 << 16 else np.float32
 
     def _flat(
-        self, cells: Cells
+        self, cells: TokenCells
     ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
         """The genes and values of all cells, one after another, and where each begins, in room of this
         thread; at least one of each: a place that is read of and not used."""

@@ -21,7 +21,7 @@ from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
 from scshards.kernels.counts import new_scratch, read_counts
 from scshards.kernels.members import LARGE, decode_members
-from scshards.streaming.collate.base import CollatorBase
+from scshards.streaming.collate.base import Cells, CollatorBase
 from scshards.streaming.collate.lead_tokens import gene_ids
 from scshards.streaming.collate.pinned import as_tensor
 from scshards.streaming.read.source import CellBytes
@@ -75,8 +75,8 @@ class CountsBatch(CellBatch):
         ).dense()
 
 
-class CountsCollator(CollatorBase):
-    """Makes a CountsBatch of members; parameters as of Collator.
+class CountsCollator(CollatorBase[CountsBatch]):
+    """Makes a CountsBatch of members; parameters as of CollatorBase.
 
     Attributes
     ----------
@@ -106,20 +106,9 @@ class CountsCollator(CollatorBase):
         self._rules = (n_tokens, first, bool((steps > 0).all()))
         self._kind = np.uint16 if len(tokens) <= _SMALL else np.int32
 
-    def collate(
-        self,
-        read: CellBytes,
-        epoch: int,
-        position: int = 0,
-        copies: NDArray[np.int64] | None = None,
-        batches: int = 1,
-    ) -> list[CountsBatch]:
-        """One batch of these cells; parameters and errors as of Collator.collate.
-
-        Nothing is drawn: epoch, position and copies change nothing.
-        """
-        assert batches == 1
-        read, is_cell, fields = self._measured(read)
+    def _batches(self, cells: Cells, batches: int) -> list[CountsBatch]:
+        """Nothing is drawn."""
+        read, fields = cells.read, cells.fields
         room = int(fields[:, 0].sum())
         genes, counts = (x[0] for x in self._outputs([(1, room + 1)] * 2, [self._kind, np.uint16]))
         ends, library = np.zeros((2, len(fields)), np.int64)
@@ -138,7 +127,7 @@ class CountsCollator(CollatorBase):
                 counts=as_tensor(counts[:end]),
                 library=self._kept(library),
                 n_genes=len(self.genes),
-                **next(self._about(read, is_cell)),
+                **next(self._about(read, cells.is_cell)),
             )
         ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
@@ -25,8 +26,8 @@ def collator_of(
     *,
     pin_memory: bool | None = False,
     arrays: Mapping[str, ArrayInfo] = MappingProxyType({}),
-) -> CollatorBase:
-    """The collator of an objective; parameters and errors as of Collator.
+) -> CollatorBase[Any]:
+    """The collator of an objective; parameters and errors as of CollatorBase.
 
     `arrays` are what members have beside the genes, where the options ask for some of it.
     """

@@ -25,9 +25,8 @@ from scshards.base.errors import ConfigError
 from scshards.cells.batch import CellBatch, key_text
 from scshards.cells.tokenizer import ValueKind
 from scshards.kernels.own import WRONG_LENGTH, loop_of, new_scratch
-from scshards.streaming.collate.base import CollatorBase
+from scshards.streaming.collate.base import Cells, CollatorBase
 from scshards.streaming.collate.pinned import as_tensor
-from scshards.streaming.read.source import CellBytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -51,8 +50,8 @@ class TokenBatch(CellBatch):
     is_pad: Tensor
 
 
-class OwnCollator(CollatorBase):
-    """Makes a TokenBatch of members; parameters as of Collator.
+class OwnCollator(CollatorBase[TokenBatch]):
+    """Makes a TokenBatch of members; parameters as of CollatorBase.
 
     Raises
     ------
@@ -74,31 +73,16 @@ class OwnCollator(CollatorBase):
                 advice="it takes (genes, counts, key, tokens, values) and returns how many it wrote",
             ) from None
 
-    def collate(
-        self,
-        read: CellBytes,
-        epoch: int,
-        position: int = 0,
-        copies: NDArray[np.int64] | None = None,
-        batches: int = 1,
-    ) -> list[TokenBatch]:
-        """One batch of these cells; parameters and errors as of Collator.collate.
-
-        Raises
-        ------
-        ConfigError
-            When the function raises, writes behind its room, or returns no length, naming the cell.
-        """
-        assert batches == 1
-        read, is_cell, fields = self._measured(read)
+    def _batches(self, cells: Cells, batches: int) -> list[TokenBatch]:
+        """ConfigError when the function raises, writes behind its room, or returns no length."""
+        read, fields, is_cell = cells.read, cells.fields, cells.is_cell
         rows, room = len(fields), self.options.max_length
-        drawn_by = self._drawn_by(read.keys, copies)
         tokens, values = self._outputs([(rows, room)] * 2, [np.int32, np.float32])
         lengths, at = np.zeros(rows, np.int64), np.zeros(1, np.int64)
-        key = np.uint64(seeds.key(self._seed, "tokenize", epoch))
+        key = np.uint64(seeds.key(self._seed, "tokenize", cells.epoch))
         try:
             status, cell = self._run(
-                read.data, fields, drawn_by, len(self.vocab), key, self._pad, self._as_counts,
+                read.data, fields, cells.drawn_by, len(self.vocab), key, self._pad, self._as_counts,
                 self._scratch(), tokens, values, lengths, at,
             )  # fmt: skip
         except Exception as e:

@@ -8,7 +8,6 @@ streaming.loader through collate.make.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,11 +20,10 @@ from scshards.cells.batch import RankBatch
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import CLS, EOS, MASK, PAD, Vocab
 from scshards.kernels.ranks import RankScratch, fill_ranks, new_scratch, rank_cells, rank_rules
-from scshards.streaming.collate.base import CollatorBase, share_of
+from scshards.streaming.collate.base import Cells, CollatorBase, share_of
 from scshards.streaming.collate.lead_tokens import gene_ids
 from scshards.streaming.collate.options import CollateOptions, GeneMedians
 from scshards.streaming.collate.pinned import as_tensor
-from scshards.streaming.read.source import CellBytes
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +31,8 @@ _KINDS = [np.int32, np.int32, np.bool_]
 """Of genes, targets and is_pad."""
 
 
-class RankCollator(CollatorBase):
-    """Makes RankBatches of members; parameters as of Collator.
+class RankCollator(CollatorBase[RankBatch]):
+    """Makes RankBatches of members; parameters as of CollatorBase.
 
     Attributes
     ----------
@@ -64,17 +62,8 @@ class RankCollator(CollatorBase):
         """Whether several batches can be made at once: those with one ratio."""
         return len(self.options.ratios) < 2
 
-    def collate(
-        self,
-        read: CellBytes,
-        epoch: int,
-        position: int = 0,
-        copies: NDArray[np.int64] | None = None,
-        batches: int = 1,
-    ) -> Sequence[RankBatch]:
-        """So many batches of as many cells each; parameters and errors as of Collator.collate."""
-        assert batches == 1 or self.makes_several
-        read, is_cell, fields = self._measured(read)
+    def _batches(self, cells: Cells, batches: int) -> list[RankBatch]:
+        read, fields = cells.read, cells.fields
         scratch, ranked = self._work(int(np.minimum(fields[:, 0], self._rules.room).sum()))
         starts = np.zeros(len(fields) + 1, np.int64)
         np.cumsum(np.minimum(fields[:, 0], self._rules.room), out=starts[1:])
@@ -88,13 +77,13 @@ class RankCollator(CollatorBase):
         np.cumsum(np.repeat(lengths, rows), out=at[1:])
         flat = [x[0] for x in self._outputs([(1, int(at[-1]))] * 3, _KINDS)]
         keys = tuple(
-            np.uint64(seeds.key(self._seed, name, epoch)) for name in ("ranks", "ranks shown")
+            np.uint64(seeds.key(self._seed, name, cells.epoch)) for name in ("ranks", "ranks shown")
         )
         fill_ranks(
-            self._drawn_by(read.keys, copies), kept, starts, ranked, at, self._specials,
-            share_of(self._ratio(epoch, position)), keys, self._known, scratch.bits, *flat,
+            cells.drawn_by, kept, starts, ranked, at, self._specials,
+            share_of(cells.ratio), keys, self._known, scratch.bits, *flat,
         )  # fmt: skip
-        about = self._about(read, is_cell, batches)
+        about = self._about(read, cells.is_cell, batches)
         left_out = self._kept((fields[:, 0] - known).astype(np.int32)).split(rows)
         tensor = torch.from_numpy if self._pinned is None else as_tensor
         made = []

@@ -2,7 +2,7 @@
 
 `tokens_of` does what Geneformer's TranscriptomeTokenizer does with a cell, `collate` what its
 precollator and transformers' DataCollatorForLanguageModeling do with cells: lists are padded, made
-tensors, and masked by BERT's rule.
+tensors, looked through for special tokens one by one, and masked by BERT's rule.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
     inputs, attention = torch.tensor(padded), torch.tensor(seen)
     labels = inputs.clone()
     chance = torch.full(labels.shape, MASK_RATIO)
-    chance.masked_fill_(inputs < SPECIALS, 0.0)
+    chance.masked_fill_(torch.tensor(list(map(_is_special, labels.tolist()))), 0.0)
     hidden = torch.bernoulli(chance).bool()
     labels[~hidden] = -100
     is_mask = torch.bernoulli(torch.full(labels.shape, 0.8)).bool() & hidden
@@ -71,3 +71,9 @@ def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
     is_other = torch.bernoulli(torch.full(labels.shape, 0.5)).bool() & hidden & ~is_mask
     inputs[is_other] = torch.randint(N_TOKENS, labels.shape)[is_other]
     return {"input_ids": inputs, "attention_mask": attention, "labels": labels}
+
+
+def _is_special(tokens: list[int]) -> list[bool]:
+    """Of each token, as transformers' get_special_tokens_mask, called for each cell."""
+    special = set(range(SPECIALS))
+    return [int(token) in special for token in tokens]

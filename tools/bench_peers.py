@@ -7,6 +7,7 @@ measured once, each in a process of its own, in an environment of its own.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -48,7 +49,8 @@ class Found:
     runs
         {name: {kind: {place: a list of figures, one a round}}}.
     resumes
-        {name: "yes", "no" and why, or "none"}.
+        {name: whether it goes on exactly after a stop, with as many threads and with one more}: "yes",
+        "no", "failed", or "none" without a state.
     """
 
     about: dict[str, Any]
@@ -56,7 +58,7 @@ class Found:
     failed: dict[str, dict[str, str]] = field(default_factory=dict)
     stores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     runs: dict[str, dict[str, dict[str, list[dict[str, float]]]]] = field(default_factory=dict)
-    resumes: dict[str, str] = field(default_factory=dict)
+    resumes: dict[str, list[str]] = field(default_factory=dict)
 
     def fail(self, name: str, what: str, error: Failed) -> None:
         print(f"{name}, {what}: {error}", file=sys.stderr, flush=True)
@@ -96,6 +98,13 @@ class Bench:
         for name in self.args.peers:
             peer: Peer = importlib.import_module(f"peers.{name}").PEER
             kinds = [kind for kind in peer.stores if kind in self.args.kinds]
+            if not kinds:
+                print(
+                    f"{name} does no {' and no '.join(self.args.kinds)}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                continue
             self.found.peers[name] = {
                 "title": peer.title,
                 "ways": {kind: peer.ways[kind] for kind in kinds},
@@ -149,25 +158,34 @@ class Bench:
         for name, peer in self.peers.items():
             kind = next(iter(self._kinds(name)))
             if peer.save is None:
-                self.found.resumes[name] = "none"
+                self.found.resumes[name] = ["none", "none"]
                 continue
             print(f"resuming: {peer.title}", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(prefix="scshards-peers-") as own:
                 state = str(Path(own) / "state")
-                digests = []
-                try:
-                    for task in ("save", "resume"):
-                        work = self._work(name, kind, Path(own) / task)
-                        said = self.runner.run(
-                            name, self.pythons[name], job(task, work, state=state)
-                        )
-                        digests.append(said["digests"])
-                except Failed as error:
-                    self.found.fail(name, "resume", error)
-                    self.found.resumes[name] = "failed"
-                    continue
-            before, after = digests
-            self.found.resumes[name] = "yes" if before and before == after else "no"
+                before = self._digests("save", name, kind, Path(own) / "save", state)
+                answers = []
+                for i, threads in enumerate((self.args.threads, self.args.threads + 1)):
+                    place = Path(own) / f"resume{i}"
+                    after = self._digests("resume", name, kind, place, state, threads)
+                    same = "yes" if after == before else "no"
+                    answers.append(same if before and after else "failed")
+                self.found.resumes[name] = answers
+
+    def _digests(
+        self, task: str, name: str, kind: str, own: Path, state: str, threads: int = 0
+    ) -> list[str]:
+        """What a loader gives next, before or after a stop; nothing where that failed."""
+        work = self._work(name, kind, own)
+        if threads:
+            work = dataclasses.replace(work, threads=threads)
+        try:
+            said = self.runner.run(name, self.pythons[name], job(task, work, state=state))
+        except Failed as error:
+            self.found.fail(name, f"{task} with {work.threads} threads", error)
+            return []
+        digests: list[str] = said["digests"]
+        return digests
 
     def rounds(self, place: str, runs: int, kinds: Iterable[str]) -> None:
         """Measure everything once in each round; what fails is not tried again."""
@@ -240,7 +258,7 @@ class Bench:
                 bad = {what.partition(", ")[2] for what in failures if what.startswith("warm")}
                 left = {k: s for k, s in self.peers[name].stores.items() if k not in bad}
                 if left:
-                    self.peers[name] = _with_stores(self.peers[name], left)
+                    self.peers[name] = dataclasses.replace(self.peers[name], stores=left)
                 else:
                     del self.peers[name]
 
@@ -280,7 +298,7 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=6.0, help="of streaming in a run")
     parser.add_argument("--threads", type=int, default=2, help="threads or workers of each")
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds that a job may take")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds that a job may take")
     parser.add_argument("--cache", type=Path, default=_cache(), metavar="FOLDER")
     parser.add_argument(
         "--python3.12",
@@ -335,12 +353,6 @@ def main() -> None:
         write_page(found, args.markdown, args.images or args.markdown.parent / "images")
     for line in found.lines():
         print(line)
-
-
-def _with_stores(peer: Peer, stores: dict[str, tuple[str, ...]]) -> Peer:
-    import dataclasses
-
-    return dataclasses.replace(peer, stores=stores)
 
 
 def _command(parser: argparse.ArgumentParser, said: list[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench_stream_report import markdown
-from peers.contract import BATCH, HEAD, KINDS
+from peers.contract import BATCH, COUNTS, HEAD, KINDS, MASKED, RANKED, SETS
 
 if TYPE_CHECKING:
     from bench_peers import Found
@@ -17,6 +17,12 @@ OWN = "scshards"
 SPEED, TOKENS, FIRST = "cells/s", "tokens/s", "first batch, s"
 HELD, ALL = "memory, MB", "with files, MB"
 
+HEADINGS = {
+    COUNTS: "Rows of counts",
+    MASKED: "Masked values",
+    RANKED: "Ranked genes",
+    SETS: "Sets beside controls",
+}
 PLACES = {
     "warm": "files in the page cache",
     "cold": "files dropped from the page cache before each run, one epoch at most",
@@ -84,45 +90,41 @@ def _parts(found: Found, plots: Sequence[str]) -> Iterator[str]:
     about = found.about
     yield "# Beside other loaders"
     yield (
-        "scshards and installs of other loaders on the same cells, one after the other in each round, "
-        "in the same "
-        "run of `tools/bench_peers`, which also wrote this page. Figures are of one machine and of the "
-        "settings "
-        "below; on another machine, run it again."
+        "scshards and installs of other loaders on the same cells, one after the other in each "
+        "round, in the same run of `tools/bench_peers`, which also wrote this page. Figures are of "
+        "one machine and of the settings below; on another machine, run it again."
     )
     yield "\n".join(f"* {line}" for line in about["machine"])
-    yield f"    {about['command']}"
+    yield f"```\n{about['command']}\n```"
     yield from plots
     yield "## How it was measured"
     yield "\n".join(f"* {line}" for line in _method(found))
     for kind in KINDS:
         if _ranking(found, kind, "warm"):
-            yield f"## {KINDS[kind][0].upper()}{KINDS[kind][1:]}"
+            yield f"## {HEADINGS[kind]}"
             for place, words in PLACES.items():
                 if _ranking(found, kind, place):
-                    yield f"Medians, {words}; batches of {_batch(kind)}."
+                    yield f"What: {KINDS[kind]}; {words}. Batches of {_batch(kind)}; medians."
                     yield _speeds(found, kind, place)
     yield "## Writing it, and the disk"
     yield (
-        "Each store was written once from the h5ad files, in a process of its own, imports included. "
-        "Where a kind "
-        "of work needs two stores, both count."
+        "Each store was written once from the h5ad files, in a process of its own, imports "
+        "included. Where a kind of work needs two stores, both count."
     )
     yield _stores(found)
     yield "## Going on after a stop"
     yield (
-        "Five batches, the loader's state into a file, five more batches; then a new process loads the "
-        "state. Yes: "
-        "its next five batches were the same numbers in the same order. None: it has no state to save."
+        "Five batches, the loader's state into a file, five more batches; then a new process loads "
+        "the state. Yes: its next five batches were the same numbers in the same order. None: it "
+        "has no state to save."
     )
-    yield markdown(
-        ("", "goes on exactly"), [(_title(found, n), v) for n, v in found.resumes.items()]
-    )
+    threads = found.about["threads"]
+    header = ("", f"goes on exactly, {threads} threads or workers", f"with {threads + 1}")
+    yield markdown(header, [(_title(found, n), *v) for n, v in found.resumes.items()])
     yield "## What others do better"
     yield (
         "First what this run measured against scshards, then what its documentation or source says "
-        "that nothing "
-        "here measures."
+        "that nothing here measures."
     )
     yield "\n".join(_better(found))
     yield "## How each was set up"
@@ -140,48 +142,39 @@ def _method(found: Found) -> Iterator[str]:
     about = found.about
     yield (
         f"One data set for all: {about['cells']:,} made-up cells of about 3,500 genes each, in four "
-        f"h5ad files of a "
-        f"cell line each, {about['h5ad, bytes'] / 1e6:,.0f} MB, uncompressed as anndata writes them, "
-        f"sorted by "
-        "perturbation, of which one in ten cells is a control."
+        f"h5ad files of a cell line each, {about['h5ad, bytes'] / 1e6:,.0f} MB, uncompressed as "
+        "anndata writes them, sorted by perturbation, of which one in ten cells is a control."
     )
     yield (
-        "Each loader has an environment of its own and is set up as its documentation recommends for "
-        "one process; "
-        f"all have {about['threads']} threads or worker processes. scGPT's collator and Geneformer's "
-        f"are theirs, "
-        "cell by cell, as their users run them."
+        "Each loader has an environment of its own and is set up as its documentation recommends "
+        f"for one process; all have {about['threads']} threads or worker processes. scGPT's "
+        "collator and Geneformer's are theirs, cell by cell, as their users run them."
     )
     yield (
         f"A run streams for {about['seconds']:g} s after its first batch, epoch after epoch. Whole "
-        f"epochs are "
-        "counted, but not the first where there are more; where the first did not end in time, what "
-        "came after "
-        "its first batch. So an epoch's start is in it where epochs are short beside a run, which "
-        "weighs more "
-        "here than in training."
+        "epochs are counted, but not the first where there are more; where the first did not end "
+        "in time, what came after its first batch. So an epoch's start is in it where epochs are "
+        "short beside a run, which weighs more here than in training."
     )
     yield (
-        f"{about['runs']} rounds with files in memory, {about['few runs']} of the others; before them "
-        f"a short run of "
-        "everything, which is not counted. Times is scshards' median over the peer's."
+        f"{about['runs']} rounds with files in memory, {about['few runs']} of the others; before "
+        "them a short run of everything, which is not counted. Ratios are of medians."
     )
     yield (
-        "Tokens a second are real ones: values, or tokens that are no padding, counted in the first "
-        f"{HEAD} batches, for which the clock stops. First batch is from making the loader on, the "
-        f"library being "
-        "imported. Memory is the most that all its processes held together, each "
-        "shared page counted once, without mapped files and with them."
+        "Tokens a second are real ones: values, or tokens that are no padding, counted in the "
+        f"first {HEAD} batches, for which the clock stops. First batch is from making the loader "
+        "on, the library being imported. Memory is the most that all its processes held together, "
+        "each shared page counted once, without mapped files and with them."
     )
     yield (
         "Cold: posix_fadvise drops the files, and mincore says that at most a twentieth stayed. S3: "
-        "OpenStack Swift "
-        "on the same machine, so that the server takes processor time from the loaders."
+        "OpenStack Swift on the same machine, so that the server takes processor time from the "
+        "loaders."
     )
 
 
 def _speeds(found: Found, kind: str, place: str) -> str:
-    header = ("", SPEED, "from", "to", TOKENS, "times", FIRST, HELD, ALL)
+    header = ("", SPEED, "from", "to", TOKENS, f"{OWN} / it", FIRST, HELD, ALL)
     own = _median(found, OWN, kind, place, SPEED)
     rows = []
     for name in _ranking(found, kind, place):
@@ -197,7 +190,19 @@ def _speeds(found: Found, kind: str, place: str) -> str:
                 *(_median(found, name, kind, place, column) for column in (FIRST, HELD, ALL)),
             )
         )
+    for name, peer in found.peers.items():
+        reason = _not_run(found, name, kind, place)
+        if kind in peer["stores"] and reason:
+            rows.append((peer["title"], reason, *[None] * (len(header) - 2)))
     return markdown(header, rows)
+
+
+def _not_run(found: Found, name: str, kind: str, place: str) -> str:
+    """Why a peer has no figures, "" where it has, or nobody asked for them."""
+    stores = found.peers[name]["stores"].get(kind, ())
+    jobs = ("install", *(f"convert to {store}" for store in stores), f"{place}, {kind}")
+    failed = found.failed.get(name, {})
+    return next((failed[what].replace("|", "/") for what in jobs if what in failed), "")
 
 
 def _stores(found: Found) -> str:

@@ -104,7 +104,9 @@ def test_whole_epochs_are_counted_and_not_the_first(tools):
         kind="counts", stores={}, files=[], scratch="", batch=4, seconds=0.05, cells=7
     )
     found = contract.stream(peer, **dataclasses.asdict(work))
-    assert found["cells"] == sum(given) and found["epochs"] == len(given) // 2 > 2
+    assert found["cells"] == sum(given) and len(given) > 6
+    # The last may have been left between its last batch and its end.
+    assert (len(given) - 1) // 2 <= found["epochs"] <= len(given) // 2
     assert found["tokens a cell"] == 2.0
 
 
@@ -180,7 +182,7 @@ def test_the_page_has_tables_plots_and_what_did_not_run(tools, tmp_path):
         ]
         found.runs[name] = {"counts": {"warm": rounds}}
         found.stores[name] = {"store": {"seconds": 2.0, "bytes": 500, "memory, MB": 5.0}}
-        found.resumes[name] = "none"
+        found.resumes[name] = ["yes", "no"]
     found.peers["broken"] = {**found.peers["other"], "title": "Broken"}
     found.failed["broken"] = {"install": "did not install: no such thing"}
     page = tmp_path / "docs" / "explanation" / "page.md"
@@ -189,6 +191,7 @@ def test_the_page_has_tables_plots_and_what_did_not_run(tools, tmp_path):
     assert "| Other | 400 | 200 | 1,200 | 800 | 0.25 | 1 | 10 | 20 |" in text
     assert "4 times the cells a second (counts, warm)" in text and "It is red." in text
     assert "* Broken, install: did not install: no such thing" in text
+    assert "| Other | yes | no |" in text
     assert "(../images/peers-speed.svg)" in text and str(tmp_path) not in text
     for name in ("peers-speed.svg", "peers-costs.svg"):
         assert "Other" in (tmp_path / "docs" / "images" / name).read_text()

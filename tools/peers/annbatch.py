@@ -48,9 +48,9 @@ PEER = Peer(
     ways={
         COUNTS: "pre-shuffled sharded zarr, zarrs' codecs, default chunks; scipy's CSR on the CPU"
     },
-    better="Its files are AnnData in zarr, which scanpy and anndata open as they are. With a GPU it "
-    "gathers, "
-    "shuffles and widens rows there, which nothing here measures, and classes can be weighted.",
+    better="Its files are AnnData in zarr, which scanpy and anndata open as they are. With a GPU "
+    "it gathers, shuffles and widens rows there, which nothing here measures, and classes can be "
+    "weighted.",
     convert=convert,
     loader=loader,
     cells=lambda batch: rows.csr_size(batch["X"]),

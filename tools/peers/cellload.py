@@ -53,12 +53,10 @@ PEER = Peer(
     imports=("cell_load.data_modules",),
     ways={
         SETS: '`PerturbationDataModule(use_consecutive_loading=True, output_space="all")` over h5ad '
-        "files that are "
-        "sorted by perturbation, DataLoader's workers; dense rows of all genes"
+        "files that are sorted by perturbation, DataLoader's workers; dense rows of all genes"
     },
-    better="It needs no conversion where files are a line each and sorted. Lines and perturbations are "
-    "held out by "
-    "a file of settings, and STATE takes its batches as they are.",
+    better="It needs no conversion where files are a line each and sorted. Lines and perturbations "
+    "are held out by a file of settings, and STATE takes its batches as they are.",
     loader=loader,
     cells=cells,
     tokens=tokens,

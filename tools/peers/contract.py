@@ -208,7 +208,8 @@ def stream(peer: Peer, **asked: Any) -> dict[str, Any]:
                 heads.append((now, cells))
                 with clock.paused():
                     tokens += peer.tokens(batch)
-        if now - heads[0][0] >= work.seconds:
+        # A second epoch that was begun is ended: what is fetched for it at once must be counted with it.
+        if now - heads[0][0] >= work.seconds and len(marks) != 2:
             break
     del batches, loader, batch
     gc.collect()  # its workers end, and are counted

@@ -71,9 +71,8 @@ PEER = Peer(
         RANKED: "cells that were ranked before, as Geneformer's tokenizer writes them, and its "
         "collator",
     },
-    better="Any row can be taken by its number, so a shuffle is over all cells at once, and `map` and "
-    "`filter` of "
-    "Python functions are kept on disk. Hugging Face's Trainer takes it as it is.",
+    better="Any row can be taken by its number, so a shuffle is over all cells at once, and `map` "
+    "and `filter` of Python functions are kept on disk. Hugging Face's Trainer takes it as it is.",
     convert=convert,
     loader=loader,
     cells=mixed.cells,

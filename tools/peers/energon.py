@@ -83,13 +83,11 @@ PEER = Peer(
     imports=("megatron.energon",),
     ways={
         COUNTS: f"webdataset's tars after `energon prepare`, runs of {SEQUENCE} cells, a buffer of "
-        f"{BUFFER:,} in "
-        "each worker, `get_savable_loader`",
+        f"{BUFFER:,} in each worker, `get_savable_loader`",
         MASKED: "the same, with scGPT's DataCollator as the task encoder's batch",
     },
     better="Data sets of text, pictures and sound that are blended by weight, samples packed into "
-    "sequences, and "
-    "parts of samples that are fetched when they are needed.",
+    "sequences, and parts of samples that are fetched when they are needed.",
     convert=convert,
     loader=loader,
     cells=mixed.cells,

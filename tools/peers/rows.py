@@ -58,19 +58,21 @@ def n_genes(file: Path) -> int:
 def batch(examples: list[dict[str, Any]]) -> dict[str, Any]:
     """Cells of `genes` and `values`, arrays or tensors, as rows one behind another, in tensors.
 
-    Of tensors, since a worker hands these over in shared memory and pickles all else.
+    Of tensors, since a worker hands these over in shared memory and pickles all else. The first is as
+    long as the batch: loaders that count samples look there.
     """
     import numpy as np
     import torch
 
-    lengths = [len(example["genes"]) for example in examples]
+    lengths = torch.tensor([len(example["genes"]) for example in examples])
     indptr = torch.zeros(len(examples) + 1, dtype=torch.int64)
-    torch.cumsum(torch.tensor(lengths), 0, out=indptr[1:])
+    torch.cumsum(lengths, 0, out=indptr[1:])
 
     def joined(name: str) -> Any:
         return torch.from_numpy(np.concatenate([np.asarray(e[name]) for e in examples]))
 
-    return {"indptr": indptr, "genes": joined("genes"), "values": joined("values")}
+    found = {"lengths": lengths, "indptr": indptr}
+    return {**found, "genes": joined("genes"), "values": joined("values")}
 
 
 def size(made: dict[str, Any]) -> int:

@@ -45,9 +45,8 @@ PEER = Peer(
     ways={
         COUNTS: "memory-mapped arrays, DataLoader's shuffle and workers, `collate_sparse_matrix_batch`"
     },
-    better="Any row can be taken by its number, so a shuffle is over all cells at once, and one cell "
-    "costs one "
-    "read. Neighbours of cells can come along.",
+    better="Any row can be taken by its number, so a shuffle is over all cells at once, and one "
+    "cell costs one read. Neighbours of cells can come along.",
     convert=convert,
     loader=loader,
     cells=rows.csr_size,

@@ -36,9 +36,8 @@ PEER = Peer(
     stores={COUNTS: ()},
     imports=("scvi.dataloaders",),
     ways={COUNTS: "`AnnDataLoader(load_sparse_tensor=True)` over one AnnData in memory"},
-    better="It needs no conversion and reads no disk after the start, and it feeds scvi-tools' models "
-    "as they are. "
-    "All cells have to fit into memory.",
+    better="It needs no conversion and reads no disk after the start, and it feeds scvi-tools' "
+    "models as they are. All cells have to fit into memory.",
     loader=loader,
     cells=lambda batch: rows.csr_size(batch["X"]),
     tokens=lambda batch: rows.csr_stored(batch["X"]),

@@ -10,6 +10,8 @@ from peers import rows
 from peers.contract import COUNTS, Peer, Work, serve
 
 MEASUREMENT, LAYER = "RNA", "data"
+CHUNK, CAPACITY = 64, 1 << 16
+"""Rows that its shuffle leaves together, and values of a tile."""
 
 
 def convert(files: list[Path], folder: Path, store: str, threads: int) -> None:
@@ -19,7 +21,10 @@ def convert(files: list[Path], folder: Path, store: str, threads: int) -> None:
 
     uri = str(folder / store)
     names = [str(file) for file in files]
-    io.from_h5ad(uri, names[0], MEASUREMENT, ingest_mode="schema_only")
+    # As its guidelines for this loader have it: tiles of a shuffle chunk by all genes.
+    tiles = {"soma_dim_0": {"tile": CHUNK}, "soma_dim_1": {"tile": rows.n_genes(files[0])}}
+    layout = {"tiledb": {"create": {"capacity": CAPACITY, "dims": tiles}}}
+    io.from_h5ad(uri, names[0], MEASUREMENT, ingest_mode="schema_only", platform_config=layout)
     registered = io.register_h5ads(
         uri, names, measurement_name=MEASUREMENT, obs_field_name="obs_id", var_field_name="var_id"
     )
@@ -27,7 +32,9 @@ def convert(files: list[Path], folder: Path, store: str, threads: int) -> None:
         context = experiment.context
     registered.prepare_experiment(uri, context=context)
     for name in names:
-        io.from_h5ad(uri, name, MEASUREMENT, registration_mapping=registered)
+        io.from_h5ad(
+            uri, name, MEASUREMENT, registration_mapping=registered, platform_config=layout
+        )
 
 
 def loader(work: Work) -> Any:
@@ -64,13 +71,11 @@ PEER = Peer(
     remote=(COUNTS,),
     imports=("tiledbsoma_ml",),
     ways={
-        COUNTS: "a SOMA experiment, `ExperimentDataset(shuffle=True, return_sparse_X=True)`, no "
-        "workers: "
-        "TileDB has threads of its own"
+        COUNTS: "a SOMA experiment tiled as its guidelines say, `ExperimentDataset(shuffle=True, "
+        "return_sparse_X=True)`, no workers: TileDB has threads of its own"
     },
-    better="Queries of cells and genes are made when it reads, from S3 and of the whole Census, with "
-    "no file "
-    "written before.",
+    better="Queries of cells and genes are made when it reads, from S3 and of the whole Census, "
+    "with no file written before.",
     convert=convert,
     loader=loader,
     cells=lambda batch: rows.csr_size(batch[0]),

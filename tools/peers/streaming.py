@@ -51,13 +51,12 @@ PEER = Peer(
     imports=("streaming",),
     ways={
         COUNTS: "MDS shards of two uint16 arrays a cell, `StreamingDataset(shuffle=True)`, "
-        "StreamingDataLoader's "
-        "workers; from S3 with an empty local cache",
+        "StreamingDataLoader's workers; from S3 with an empty local cache",
         MASKED: "the same, with scGPT's DataCollator in the workers",
     },
-    better="Samples of any kind, streams that are mixed by weight, an order that is the same for any "
-    "number of "
-    "ranks, and any sample by its number. It is used in training of language models at large scale.",
+    better="Samples of any kind, streams that are mixed by weight, an order that is the same for "
+    "any number of ranks, and any sample by its number. It is used in training of language models "
+    "at large scale.",
     convert=convert,
     loader=loader,
     cells=mixed.cells,

@@ -94,13 +94,12 @@ PEER = Peer(
     imports=("webdataset",),
     ways={
         COUNTS: "tars of one msgpack a cell, shards shuffled, a buffer of 1,000 cells, WebLoader's "
-        "workers; "
-        "from S3 by `pipe:aws s3 cp`",
+        "workers; from S3 by `pipe:aws s3 cp`",
         MASKED: "the same, with scGPT's DataCollator in the workers",
     },
-    better="It is the format that everybody reads, of any Python object: a map or a filter is a line "
-    "of Python, "
-    "and nothing is compiled. A pass starts as soon as its buffer has a thousand cells.",
+    better="It is the format that everybody reads, of any Python object: a map or a filter is a "
+    "line of Python, and nothing is compiled. A pass starts as soon as its buffer has a thousand "
+    "cells.",
     convert=convert,
     loader=loader,
     cells=mixed.cells,

@@ -56,6 +56,7 @@ def write_h5ad(
     *,
     compression: str | None,
     obs: dict[str, list[str]] | None = None,
+    obsm: dict[str, np.ndarray] | None = None,
     prefix: str = "c",
 ) -> None:
     """Write a matrix as h5ad. Genes lie in no order of the vocabulary, as in real files.
@@ -70,4 +71,6 @@ def write_h5ad(
     frame.obs_names = [f"{prefix}{i}" for i in range(x.shape[0])]
     for name, values in (obs or {}).items():
         frame.obs[name] = pd.Categorical(values)
+    for name, rows in (obsm or {}).items():
+        frame.obsm[name] = rows
     frame.write_h5ad(path, compression=compression)

@@ -114,6 +114,26 @@ class Data:
             reshard(str(root / "mixed"), str(root / "grouped"), asked, progress=False)
         return root / "mixed", root / "grouped"
 
+    def with_arrays(self) -> Path:
+        """The cells with arrays beside the genes: X_pca, 50 numbers, and protein, 200 counts."""
+        root = self._folder / "arrays"
+        if not (root / MANIFEST).exists():
+            print(f"making cells with arrays in {root}", file=sys.stderr, flush=True)
+            shutil.rmtree(root, ignore_errors=True)
+            rng = np.random.default_rng(0)
+            obsm = {
+                "X_pca": rng.normal(size=(self.cells, 50)).astype(np.float32),
+                "protein": rng.poisson(3.0, (self.cells, 200)).astype(np.int32),
+            }
+            source = self._folder / "arrays.h5ad"
+            write_h5ad(source, dense_cells(self.cells, seed=0), compression=None, obsm=obsm)
+            options = PackOptions(
+                workers=1, cells_per_shard=-(-self.cells // SHARDS), obsm=tuple(obsm)
+            )
+            pack([str(source)], str(root), Vocab.from_genes(NAMES), options, progress=False)
+            source.unlink()
+        return root
+
     def make_medians(self) -> None:
         """Write the medians, unless they are there."""
         from scshards import gene_medians

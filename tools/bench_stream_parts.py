@@ -274,6 +274,31 @@ def ranks(data: Data, runs: int) -> Part:
     return Part(rows, bars, missing)
 
 
+def arrays(data: Data, runs: int) -> Part:
+    """Masked values of cells that have arrays beside the genes, which are asked for or not."""
+    plain, more = data.own, data.with_arrays()
+
+    def epoch(root: Path, *names: str) -> Callable[[], Figures]:
+        return partial(in_process, jobs.epoch, str(root), 2, {"arrays": names})
+
+    without, ignored = "cells without arrays", "cells with arrays that are not asked for"
+    measured = {
+        without: epoch(plain),
+        ignored: epoch(more),
+        "... X_pca, 50 numbers a cell": epoch(more, "X_pca"),
+        "... X_pca, and protein, 200 counts a cell": epoch(more, "X_pca", "protein"),
+    }
+    rows = in_turn(measured, runs)
+    spent = "µs of processor a cell"
+    times = rows[ignored][spent] / rows[without][spent]
+    size, size_without = (sum(p.stat().st_size for p in r.rglob("*.tar")) for r in (more, plain))
+    note = (
+        f"Arrays that are not asked for cost {times:.2f} times the processor time; their shards have "
+        f"{size / size_without:.2f} times the bytes."
+    )
+    return Part(rows, notes=[note])
+
+
 def memory(data: Data, runs: int) -> Part:
     """The default loader's peak for sets of more and more cells, and for more and more epochs.
 
@@ -381,6 +406,7 @@ PARTS: dict[str, Callable[[Data, int], Part]] = {
     "counts": counts,
     "sets": sets,
     "ranks": ranks,
+    "arrays": arrays,
     "memory": memory,
     "start": start,
     "plan": plan,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 
@@ -43,7 +46,19 @@ copybutton_prompt_text = r"\$ |>>> "
 copybutton_prompt_is_regexp = True
 
 
+def lead_out(app: Sphinx, page: str, source: list[str]) -> None:
+    """Links to Markdown outside of this folder, which git hosts show, lead to a copy of the file."""
+
+    def led(link: re.Match[str]) -> str:
+        target = (Path(app.srcdir) / page).parent / link[1]
+        is_page = target.resolve().is_relative_to(Path(app.srcdir).resolve())
+        return link[0] if is_page else f"](path:{link[1]})"
+
+    source[0] = re.sub(r"\]\((\.\./[^)\s#]+\.md)(?:#[^)\s]*)?\)", led, source[0])
+
+
 def setup(app: Sphinx) -> None:
     """Dumps of bytes are text: pygments knows other layouts of them."""
     for name in ("hex", "hexdump"):
         app.add_lexer(name, TextLexer)
+    app.connect("source-read", lead_out)

@@ -456,7 +456,7 @@ def _split(
             raise ConfigError(
                 f"{n_missing:,} cells have no value of {options.split_by!r}, so no split",
                 where=source.name,
-                advice=f'drop them with --where "`{options.split_by}` == `{options.split_by}`" '
+                advice=f"drop them with --where '`{options.split_by}` == `{options.split_by}`' "
                 "(true where there is a value)",
             )
         texts, held_out = label.categories, options.held_out

@@ -80,7 +80,7 @@ def write_hashes(
         raise ConfigError(
             f"{n_missing:,} cells have no value, so it can't be told whether they are unique",
             where=where,
-            advice=f'drop them with --where "`{column}` == `{column}`" (true where there is a '
+            advice=f"drop them with --where '`{column}` == `{column}`' (true where there is a "
             "value), or choose another column",
         )
     records = np.empty(len(rows), RECORD)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +112,11 @@ def test_a_split_file(
 
 def test_the_example_of_the_docs(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "howto" / "cells.md").read_text()
-    block = text.partition("    # split.toml\n")[2].partition("\n\n")[0]
-    (tmp_path / "split.toml").write_text(textwrap.dedent(block))
+    block = text.partition("# split.toml\n")[2].partition("```")[0]
+    (tmp_path / "split.toml").write_text(block)
     said = read_split_file(str(tmp_path / "split.toml"))
     assert PackOptions(**said).splits == ("train", "valid", "test")
-    where = text.partition('    --where "')[2].partition('"\n')[0]
+    where = text.partition("    --where '")[2].partition("' \\\n")[0]
     assert parse(where).columns == ("tissue", "is_doublet", "pct mito")
 
 

@@ -1,16 +1,163 @@
-"""The pages of docs/ and what else is in Markdown: every link and anchor leads somewhere."""
+"""The pages of docs/: their blocks run as they stand there, and every link and anchor leads somewhere.
+
+The blocks of a page run in order, in a folder of its own with generated cells, the shard set `shards` and the
+run `run`; tests/docs_support.py says how a page tells what can't be run, and what was printed.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import re
+import shutil
+import tomllib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+from docs_support import Block, blocks, make_cells, run_shell
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)
+DOCS = ROOT / "docs"
+PAGES = sorted(p for p in DOCS.rglob("*.md") if "_build" not in p.parts)
 OTHERS = [*ROOT.glob("*.md"), ROOT / "examples" / "README.md"]
+
+FOLDERS = ("tutorials", "howto", "reference", "explanation")
+OURS = [p for p in PAGES if p.parent.name in FOLDERS or p.stem in ("index", "faq")]
+"""Pages whose blocks run, or say why not."""
+
+SHOWN = {"", "text", "toml", "json", "hex", "hexdump", "{eval-rst}", "{toctree}"}
+"""Languages of blocks that are looked at, or read, and not run."""
+
+ELSEWHERE = re.compile(r"^<!-- run by (tests/\S+\.py) -->$", re.M)
+SLOW = re.compile(r"^<!-- slow: .+ -->$", re.M)
+EMPTY = "<!-- starts in an empty folder -->"
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def runs_here(page: Path) -> bool:
+    text = page.read_text()
+    return ELSEWHERE.search(text) is None and any(b.is_run for b in blocks(text))
+
+
+RUN = [
+    pytest.param(p, id=name_of(p), marks=[pytest.mark.slow] if SLOW.search(p.read_text()) else [])
+    for p in OURS
+    if runs_here(p)
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, python: str) -> Path:
+    """A folder with cells, `vocab.json`, `shards` and `run`, as the first two tutorials make them."""
+    folder = tmp_path_factory.mktemp("docs")
+    make_cells(folder)
+    commands = """
+        scshards vocab build a.h5ad b.h5ad -o vocab.json
+        scshards pack a.h5ad b.h5ad -o shards --vocab vocab.json --obs cell_type,donor_id,tissue \\
+            --valid-fraction 0.2 --split-by donor_id
+        scshards train shards -o run --config quickstart
+    """
+    run_shell(commands, folder, python)
+    return folder
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_the_blocks_run(
+    page: Path,
+    world: Path,
+    python: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    folder = tmp_path / "world"
+    if EMPTY in page.read_text():
+        folder.mkdir()
+    else:
+        shutil.copytree(world, folder)
+    (folder / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(folder)
+    url = "s3://bucket"
+    found = blocks(page.read_text())
+    env: dict[str, str] = {}
+    if any(b.is_run and url in b.text for b in found):
+        s3 = request.getfixturevalue("s3")
+        url, env = s3.url, dict(s3.env)
+        run_shell(f"scshards reshard shards -o {url}/shards", folder, python, env)
+    names: dict[str, Any] = {"__name__": "page"}
+    printed = ""
+    for block in found:
+        text = block.text.replace("s3://bucket", url)
+        at = f"{name_of(page)}, line {block.line}"
+        if block.note == "output":
+            assert not unlike(block.text, printed), (
+                f"{at}: {unlike(block.text, printed)}\n{printed}"
+            )
+        elif block.language == "toml":
+            tomllib.loads(text)
+            if of := re.match(r"# (\w+\.toml)\n", text):
+                Path(of[1]).write_text(text)
+        elif block.language == "json":
+            json.loads(text)
+        elif block.is_run and block.language == "sh":
+            printed = run_shell(text, folder, python, env)
+        elif block.is_run:
+            script = tmp_path / f"line{block.line}.py"
+            script.write_text(text)
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile(text, str(script), "exec"), names)
+            printed = out.getvalue()
+
+
+def unlike(shown: str, printed: str) -> str | None:
+    """The first line that a page shows and that was not printed, in order; ... stands for anything."""
+    lines = [" ".join(line.split()) for line in printed.splitlines()]
+    for line in shown.splitlines():
+        wanted = ".*".join(re.escape(" ".join(part.split())) for part in line.split("..."))
+        while lines and not re.fullmatch(wanted, lines[0]):
+            lines.pop(0)
+        if not lines and wanted not in ("", ".*"):
+            return line
+    return None
+
+
+def complaints(text: str) -> list[str]:
+    """What blocks of a page have neither run nor a reason, or can't be told."""
+    found = []
+    for block in blocks(text):
+        if block.language in ("sh", "python"):
+            if block.reason == "":
+                found.append(f"line {block.line}: a reason is missing")
+        elif block.language not in SHOWN:
+            found.append(f"line {block.line}: {block.language} is neither run nor shown")
+        elif block.reason is not None:
+            found.append(f"line {block.line}: {block.language} is never run")
+    bare = re.sub(r"^(`{3,}).*?^\1`*$", "", text, flags=re.S | re.M)
+    found += [f"indented: {line.strip()}" for line in re.findall(r"(?<=\n\n)    .*", bare)]
+    return found
+
+
+@pytest.mark.parametrize("page", OURS, ids=name_of)
+def test_every_block_runs_or_says_why_not(page: Path) -> None:
+    text = page.read_text()
+    assert not complaints(text)
+    if of := ELSEWHERE.search(text):
+        assert page.name in (ROOT / of[1]).read_text(), f"{of[1]} does not name the page"
+
+
+def test_what_is_not_run_is_found() -> None:
+    text = "# P\n\n```sh\nls\n```\n\n<!-- not run: -->\n```python\n1\n```\n\n```bat\nx\n```\n\n    indented\n"
+    assert [c.split(":")[0] for c in complaints(text)] == ["line 8", "line 12", "indented"]
+    assert blocks(text)[0] == Block(3, "sh", "ls\n", "")
+    assert blocks("<!-- not run: it is\nlong -->\n\n```sh\nls\n```\n")[0].reason == "it is long"
+    assert unlike("a ... c\nend\n", "x\na b  c\ny\nend\n") is None
+    assert unlike("a ... c\nend\n", "end\na b c\n") == "end"
 
 
 def prose(text: str) -> str:
@@ -49,7 +196,7 @@ def faults(page: Path, text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES + OTHERS, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES + OTHERS, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     assert not faults(page, page.read_text())
 

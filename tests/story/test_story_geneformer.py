@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import anndata
+import docs_support
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -18,7 +18,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "howto" / "geneformer.md").read_tex
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
+    return [b.text for b in docs_support.blocks(PAGE) if b.language == language and not b.reason]
 
 
 def test_the_how_to_runs_as_it_stands(tmp_path: Path) -> None:

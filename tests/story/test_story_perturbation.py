@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
+
+import docs_support
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "howto" / "perturbation.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
+    return [b.text for b in docs_support.blocks(PAGE) if b.language == language and not b.reason]
 
 
 def test_the_how_to_runs_as_it_stands(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from scshards.tasks.base import Task
 from scshards.training.data import train_loader
 from scshards.training.micro import cut, padded_tokens
 from scshards.training.plan import TaskPlan
-from scshards.training.save.checkpoint import complete, read_state, read_tensors, step_of
+from scshards.training.save.checkpoint import Checkpoints, complete, step_of
 from scshards.training.save.folder import RunFolder
 from scshards.training.trained import choose_trained
 
@@ -132,10 +132,10 @@ def replay(
         model = plan.fresh()
         choose_trained(model, config.optim, seed=config.run.seed)
         if before:
-            at = f"{run.place(config).rstrip('/')}/{before[-1]}"
-            state = read_state(at)
+            weights = {f"model/{name}": t for name, t in model.state_dict().items()}
+            checkpoints = Checkpoints(run.place(config), alone, keep_last=1)
+            state = checkpoints.load(before[-1], weights)
             loader.load_state_dict(state.loader)
-            model.load_state_dict(read_tensors(at))
             taken = state.step
         elif config.run.branch is not None:
             raise ConfigError(

@@ -71,8 +71,9 @@ def parse_member(src, start, end, out):
         return BAD_STRUCTURE
     out[0], out[1], out[2] = n, genes, genes + gene_bytes
     out[3], out[4], out[5] = values, p, labels
-    # Each gene takes a byte or more, so this bounds n before anything is allocated for it.
-    return BAD_COUNT if n > gene_bytes else OK
+    # Each gene takes a byte or more, so this bounds n before anything is allocated for it; and where
+    # there are none, nobody decodes what stands in the values' place.
+    return BAD_COUNT if n > gene_bytes or (n == 0 and value_bytes > 0) else OK
 
 
 @kernel

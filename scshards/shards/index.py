@@ -63,14 +63,22 @@ def write_index(*, labels: Mapping[str, NDArray[Any]], **own: NDArray[Any]) -> b
 
 
 def read_index(
-    data: bytes, columns: Sequence[str] | None = None, *, where: object = None
+    data: bytes,
+    columns: Sequence[str] | None = None,
+    *,
+    rows: int | None = None,
+    where: object = None,
 ) -> dict[str, NDArray[Any]]:
     """Columns of an index as numpy arrays, by name; all of them when `columns` is None.
+
+    `rows` is how many it has to have, which is looked at before any column is read: a small file can
+    stand for more rows than there is memory for.
 
     Raises
     ------
     FormatError
-        When the bytes are no parquet file, or a column is missing or holds something else.
+        When the bytes are no parquet file or one of other rows, or a column is missing, there twice, or
+        holds something else.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -82,9 +90,19 @@ def read_index(
         missing = [c for c in columns or OWN_COLUMNS if c not in names]
         if missing:
             raise FormatError(f"the index has no column {missing[0]!r}", where=where)
+        if len(set(names)) < len(names):
+            twice = next(n for n in names if names.count(n) > 1)
+            raise FormatError(f"the index has several columns {twice!r:.80}", where=where)
+        about = file.metadata
+        # The whole file's number is not what is read: that of its groups is.
+        found_rows = sum(about.row_group(i).num_rows for i in range(about.num_row_groups))
+        if rows is not None and found_rows != rows:
+            raise FormatError(f"the index has {found_rows} rows for {rows} cells", where=where)
         # use_threads=False: the readers are threads already, and a pool of pools helps nobody.
         table = file.read(None if columns is None else list(columns), use_threads=False)
         found = {name: _array(table.column(name)) for name in table.column_names}
+        if rows is not None and any(len(values) != rows for values in found.values()):
+            raise FormatError(f"a column of the index has not {rows} rows", where=where)
     except FormatError:
         raise
     except (pa.ArrowException, OSError, ValueError) as e:

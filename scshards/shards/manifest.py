@@ -32,8 +32,9 @@ from scshards.base.records import (
     to_tree,
 )
 from scshards.cells.tokenizer import ValueKind
+from scshards.kernels.members import MEMBER_BOUND
 from scshards.shards import Compression
-from scshards.shards.tar import Chunks
+from scshards.shards.tar import CHUNK_BYTES, Chunks
 
 MANIFEST = "manifest.json"
 VOCAB = "vocab.json"
@@ -57,6 +58,12 @@ _OPEN = 4
 _SEAL = ',\n "sha256": "'
 
 _PATH, _NAME = re.compile(r"\w[\w-]*/\w[\w.-]*"), re.compile(r"\w[\w-]*")
+
+_HEX, _SURROGATE = re.compile("[0-9a-f]{64}"), re.compile("[\ud800-\udfff]")
+
+_LARGEST_VOCAB = 1 << 31
+_LEAST_CELL = 1024
+"""Bytes of a cell in a tar: a header and a block, at the least."""
 
 _LARGE = 1 << 20
 """Bytes of a manifest that becomes so many objects that collecting garbage takes a third of the time."""
@@ -83,10 +90,10 @@ class ShardInfo:
     tokens: Count
     max_genes: Count
     bytes: Count
-    sha256: str
+    sha256: _Sum
     index_path: Annotated[_Path, At("index.path")]
     index_bytes: Annotated[Count, At("index.bytes")]
-    index_sha256: Annotated[str, At("index.sha256")]
+    index_sha256: Annotated[_Sum, At("index.sha256")]
     chunks: Annotated[Chunks, Form(_read_chunks, _write_chunks)]
 
     def __post_init__(self) -> None:
@@ -100,7 +107,7 @@ class LabelInfo:
     """An obs column that was kept: `category` (codes into `categories`) or `number`."""
 
     kind: Literal["category", "number"]
-    categories: tuple[str, ...] = ()
+    categories: tuple[_Text, ...] = ()
 
     def named(self, value: float) -> str | float | None:
         """A number as it is; of a code its category, None where it is missing."""
@@ -131,7 +138,7 @@ class ArrayInfo:
     kind: Literal["dense", "sparse"]
     dtype: str
     width: Annotated[int, Within(1, MAX_WIDTH)]
-    columns: tuple[str, ...] | None = None
+    columns: tuple[_Text, ...] | None = None
     source: Literal["obsm", "feature_type"]
 
     def __post_init__(self) -> None:
@@ -243,15 +250,15 @@ class Manifest:
     """
 
     vocab_size: Annotated[Count, At("vocab.size")]
-    vocab_fingerprint: Annotated[str, At("vocab.fingerprint")]
+    vocab_fingerprint: Annotated[_Sum, At("vocab.fingerprint")]
     value_kind: Annotated[ValueKind, At("values.kind")]
     compression: Compression
-    labels: Mapping[str, LabelInfo]
+    labels: Mapping[_Text, LabelInfo]
     splits: Annotated[Mapping[str, tuple[ShardInfo, ...]], Form(_read_splits, _write_splits)]
     sources: tuple[SourceInfo, ...]
     options: Mapping[str, Any]
     requests: tuple[str, ...] = ()
-    arrays: Mapping[str, ArrayInfo] = field(default_factory=dict)
+    arrays: Mapping[_Text, ArrayInfo] = field(default_factory=dict)
 
     def cells(self, split: str) -> int:
         """Cells of a split."""
@@ -268,6 +275,48 @@ class Manifest:
         parts += [f"{s.path} {s.cells} {s.sha256}" for s in self.splits[split]]
         h.update("\n".join(parts).encode())
         return h.hexdigest()
+
+    def check_sizes(self, where: object) -> None:
+        """FormatError for sizes that no set of format 1 has: memory is taken by them, unread.
+
+        A chunk is CHUNK_BYTES and a cell at most, a cell takes 1,024 bytes of tar at least, and an index
+        some 64 bytes for each number.
+        """
+        try:
+            if self.vocab_size > _LARGEST_VOCAB:
+                raise Damaged("no vocabulary is so large", "vocab.size")
+            most = CHUNK_BYTES + self._largest_cell()
+            for split, shards in self.splits.items():
+                for i, shard in enumerate(shards):
+                    if wrong := self._wrong_size(shard, most):
+                        raise Damaged(wrong, f"splits.{split}.shards[{i}]")
+        except Damaged as e:
+            raise FormatError(
+                f"the manifest can't be: {e}", where=where, advice="get the set from who made it"
+            ) from None
+
+    def _wrong_size(self, shard: ShardInfo, most: int) -> str | None:
+        """What is wrong with the sizes of a shard whose chunks have `most` bytes."""
+        cells, raw, stored = shard.chunks.cells, shard.chunks.raw, shard.chunks.stored
+        # zstd makes what can't be compressed longer by a 256th.
+        if max(raw.max(initial=0), stored.max(initial=0)) > most + most // 256 + 512:
+            return "a chunk is larger than a mebibyte and a cell"
+        if self.compression == "none" and not np.array_equal(raw, stored):
+            return "its raw_bytes are not its bytes, though it is a plain tar"
+        if (cells > raw // _LEAST_CELL).any():
+            return "a chunk has no room for its cells"
+        if shard.index_bytes > (1 << 20) + (shard.cells + 1000) * (16 + len(self.labels)) * 64:
+            return "no index of so few cells is so large"
+        return None
+
+    def _largest_cell(self) -> int:
+        """Bytes that a cell can take in a tar, with the closing blocks."""
+        labels = sum(len(name.encode()) + 16 for name in self.labels)
+        size = 2 * MEMBER_BOUND + 15 * self.vocab_size + labels
+        for name, info in self.arrays.items():
+            row = info.row_bytes if info.kind == "dense" else MEMBER_BOUND + 15 * info.width
+            size += len(name.encode()) + 16 + row
+        return size + 4 * _LEAST_CELL
 
     def to_json(self) -> bytes:
         """The file's bytes: indented, one line for each shard, and last the SHA-256 of all before it."""
@@ -452,6 +501,17 @@ def _read_name(value: Any) -> str:
     return _matched(value, _NAME, "name of a split")
 
 
+def _read_sum(value: Any) -> str:
+    return _matched(value, _HEX, "SHA-256")
+
+
+def _read_text(value: Any) -> str:
+    """A text that can be written: a file's name alone may be no Unicode."""
+    if isinstance(value, str) and (value.isascii() or not _SURROGATE.search(value)):
+        return value
+    raise Damaged(f"a text is needed, not {shown(value)}")
+
+
 def _matched(value: Any, pattern: re.Pattern[str], what: str) -> str:
     """A text that is safe as a path below the root: a manifest must not lead its reader elsewhere."""
     if not isinstance(value, str) or not pattern.fullmatch(value):
@@ -461,5 +521,7 @@ def _matched(value: Any, pattern: re.Pattern[str], what: str) -> str:
 
 _Path = Annotated[str, Form(_read_path)]
 _Name = Annotated[str, Form(_read_name)]
+_Sum = Annotated[str, Form(_read_sum)]
+_Text = Annotated[str, Form(_read_text)]
 _Numbers = Annotated[NDArray[np.int64], Form(_read_numbers)]
 _SUMS = ("cells", "tokens", "bytes")

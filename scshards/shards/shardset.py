@@ -100,6 +100,7 @@ class ShardSet:
                 where=self.storage.at(MANIFEST),
                 advice="restore it from a good copy, or pack again; it is not to be edited by hand",
             )
+        self.manifest.check_sizes(self.storage.at(MANIFEST))
         self.manifest_sha256 = hashlib.sha256(manifest).hexdigest()
 
     @cached_property
@@ -112,6 +113,11 @@ class ShardSet:
                 "the vocabulary is not the one that these shards were packed with",
                 where=where,
                 advice="restore vocab.json from a good copy",
+            )
+        if len(vocab) != self.manifest.vocab_size:
+            raise FormatError(
+                f"it has {len(vocab)} tokens, and the manifest says {self.manifest.vocab_size}",
+                where=where,
             )
         return vocab
 
@@ -267,9 +273,6 @@ def checked_index(
     where = storage.at(shard.index_path)
     data = storage.read(shard.index_path) if data is None else data
     check_index_bytes(storage, shard, data)
-    table = read_index(data, columns, where=where)
-    n = len(next(iter(table.values())))
-    if n != shard.cells:
-        raise FormatError(f"the index has {n} rows for {shard.cells} cells", where=where)
+    table = read_index(data, columns, rows=shard.cells, where=where)
     check_bounds(table, labels, n_sources, where)
     return table

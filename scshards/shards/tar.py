@@ -219,7 +219,8 @@ def open_chunk(
     try:
         # The frame's own word for its size is what the decompressor allocates: check it first.
         size = zstandard.frame_content_size(stored.data)
-        if size != raw_size or size > len(stored) * _ZSTD_MOST:
+        # One that says 0 is not even looked into by the decompressor.
+        if size != raw_size or not 0 < size <= len(stored) * _ZSTD_MOST:
             raise FormatError(f"a chunk has {size} bytes instead of {raw_size}", where=where)
         raw = zstandard.ZstdDecompressor().decompress(stored.data, allow_extra_data=False)
     except zstandard.ZstdError as e:

@@ -249,7 +249,7 @@ def shard0(tree: Any) -> Any:
         (lambda t: shard0(t).update(tokens=71), "splits.train.tokens: the tokens of its shards do not add up"),
         (lambda t: t["splits"]["train"].update(cells=3), "cells of its shards do not add up"),
         (lambda t: t["splits"]["train"].update(bytes=3), "bytes of its shards do not add up"),
-        (lambda t: shard0(t).update(sha256=None), "shards[0].sha256: a text is needed, not null"),
+        (lambda t: shard0(t).update(sha256=None), "shards[0].sha256: null is no SHA-256"),
         (lambda t: shard0(t).update(path="../secret.tar"), "is no path of a shard"),
         (lambda t: shard0(t).update(path="/etc/passwd"), "is no path of a shard"),
         (lambda t: shard0(t).update(path="train/../../x"), "is no path of a shard"),

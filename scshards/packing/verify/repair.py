@@ -15,6 +15,7 @@ import hashlib
 import io
 import itertools
 import os
+import re
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.config import build
-from scshards.base.errors import ConfigError
+from scshards.base.errors import ConfigError, FormatError
 from scshards.base.files import temporary_folder
 from scshards.base.progress import Progress
 from scshards.base.storage import Storage
@@ -40,6 +41,7 @@ from scshards.shards.chunks import read_run
 from scshards.shards.index import OBS_PREFIX, write_index
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, ShardInfo
 from scshards.shards.members import (
+    EXTENSION,
     check_status,
     decode_labels,
     decode_rows,
@@ -56,6 +58,9 @@ AT_ONCE = 16
 
 _TYPES: Mapping[str, Any] = {"number": np.float64, "category": np.int64}
 """Labels as members have them."""
+
+_NAME = re.compile(rf"(\d{{6}})-(\d{{10}})\.{re.escape(EXTENSION)}")
+"""Of a cell's member in a tar: its source and its row."""
 
 _Index = Mapping[str, NDArray[Any]]
 _Parts = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -146,7 +151,11 @@ def repair(
                 work.publish(path, data, copy.at(""))
     for info in shards:
         if info.index_path in work.bad and info.path not in work.bad:
-            made = _index_of(shard_set.manifest, info, shard_set.storage)
+            try:
+                made = _index_of(shard_set.manifest, info, shard_set.storage)
+            except FormatError as e:
+                work.left[info.index_path] = f"its tar is no shard of format 1: {e.what}"
+                continue
             work.publish(info.index_path, made, "its tar")
     tars = [i for i in shards if i.path in work.bad and i.index_path not in work.bad]
     if inputs and tars:
@@ -316,10 +325,16 @@ def _index_of(manifest: Manifest, info: ShardInfo, storage: Storage) -> bytes:
     """The index of a shard, from its members."""
     ends = np.array([0, info.cells - 1])
     raw, _ = read_run(storage, info, manifest.compression, ends)
-    with tarfile.open(fileobj=io.BytesIO(raw.tobytes())) as tar:
-        every = tar.getmembers()
+    try:
+        with tarfile.open(fileobj=io.BytesIO(raw.tobytes()), mode="r:") as tar:
+            every = tar.getmembers()
+    except tarfile.TarError as e:
+        raise FormatError(f"it is no tar: {e}", where=info.path) from None
     step = 2 if manifest.arrays else 1
     members, beside = every[::step], {}
+    keys = [_NAME.fullmatch(m.name) for m in members]
+    if len(every) != step * info.cells or not all(keys):
+        raise FormatError("its members are not those of its cells", where=info.path)
     if manifest.arrays:
         beside = {
             "arrays_offset": np.array([m.offset_data for m in every[1::2]], np.int64),
@@ -335,13 +350,15 @@ def _index_of(manifest: Manifest, info: ShardInfo, storage: Storage) -> bytes:
         decode_labels(raw[m.offset_data : m.offset_data + m.size].tobytes(), where=info.path)
         for m in members
     ]
+    if any(cell.keys() != manifest.labels.keys() for cell in cells):
+        raise FormatError("its cells have other labels than the manifest", where=info.path)
     return write_index(
         offset=starts,
         size=sizes,
         n_genes=np.diff(rows.indptr),
         total=totals,
-        source=np.array([int(m.name[:6]) for m in members], np.int64),
-        row=np.array([int(m.name.partition(".")[0][7:]) for m in members], np.int64),
+        source=np.array([int(k[1]) for k in keys if k], np.int64),
+        row=np.array([int(k[2]) for k in keys if k], np.int64),
         **beside,
         labels={
             name: np.array([cell[name] for cell in cells], _TYPES[label.kind])

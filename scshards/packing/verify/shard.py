@@ -158,7 +158,7 @@ class ShardCheck:
         if data is None:
             return None
         try:
-            index = read_index(data.tobytes(), where=path)
+            index = read_index(data.tobytes(), rows=n, where=path)
         except FormatError as e:
             self._fault(e.what, path)
             return None
@@ -171,8 +171,6 @@ class ShardCheck:
         )
         if said != found:
             self._fault(f"its columns are {', '.join(found)}, not {', '.join(said)}", path)
-        elif len(index["key"]) != n:
-            self._fault(f"it has {len(index['key']):,} rows for {n:,} cells", path)
         else:
             return index
         return None

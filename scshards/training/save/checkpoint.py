@@ -263,8 +263,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         try:
             return function()
         except CheckpointException as e:
-            causes = [cause for cause, _ in e.failures.values()]
-            cause = next((c for c in causes if isinstance(c, ScshardsError)), causes[0])
+            cause = _cause(e)
             if isinstance(cause, OSError) and getattr(cause, "advice", None) is None:
                 what = getattr(cause, "what", None) or cause.strerror or type(cause).__name__
                 raise StorageError(
@@ -299,9 +298,12 @@ def read_tensors(folder: str | Path, kind: str = "model") -> dict[str, Tensor]:
         if isinstance(about, TensorStorageMetadata) and name.startswith(f"{kind}/")
     }
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-    dcp.load(  # type: ignore[attr-defined]
-        dict(tensors), storage_reader=reader, no_dist=True
-    )
+    try:
+        dcp.load(  # type: ignore[attr-defined]
+            dict(tensors), storage_reader=reader, no_dist=True
+        )
+    except CheckpointException as e:
+        raise _cause(e) from e
     return {name.removeprefix(f"{kind}/"): t for name, t in tensors.items()}
 
 
@@ -327,6 +329,12 @@ def _as_figures(tree: dict[str, Any]) -> None:
     loss = tree.pop("best_loss", None)
     if loss is not None and not tree.get("best"):
         tree["best"] = {LOSS: loss}
+
+
+def _cause(error: CheckpointException) -> BaseException:
+    """What torch wraps: of several ranks' errors one of ours, where there is one."""
+    causes = [cause for cause, _ in error.failures.values()]
+    return next((c for c in causes if isinstance(c, ScshardsError)), causes[0])
 
 
 def _hidden(name: str) -> str:

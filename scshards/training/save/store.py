@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,12 @@ MEND = "remove this folder; the same command goes on from the checkpoint before"
 
 FILE_BYTES = 1 << 26
 """A file is closed once it has this many: what a rank holds twice while it writes."""
+
+_MOST_PIECES = 1 << 12
+"""Of a tensor: one for each rank that shared it."""
+
+_FILE = re.compile(r"\w[\w.-]*")
+"""A name in the folder of the checkpoint, and nowhere else."""
 
 DTYPES = {
     str(d).removeprefix("torch."): d
@@ -186,6 +193,7 @@ class TensorReader(StorageReader):
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._pieces: dict[MetadataIndex, tuple[Piece, torch.dtype, torch.Size]] = {}
+        self._ends: dict[str, int] = {}  # of what each file has to hold
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Nothing is kept: each checkpoint has its own reader."""
@@ -203,6 +211,14 @@ class TensorReader(StorageReader):
             mend=MEND,
         )
         found = {n: self._tensor(n, t) for n, t in index.tensors.items()}
+        # Before memory is taken for what the index promises.
+        for file, end in self._ends.items():
+            try:
+                size = self._storage.size(file)
+            except (MissingDataError, ValueError):
+                raise self._damaged(file, "no such file") from None
+            if size < end:
+                raise self._damaged(file, f"it ends early: {size} bytes of {end}")
         return Metadata(dict(found))
 
     def set_up_storage_reader(
@@ -248,12 +264,18 @@ class TensorReader(StorageReader):
                 o + s <= n for o, s, n in zip(chunk.offsets, chunk.sizes, shape, strict=True)
             )
             fits = math.prod(chunk.sizes) * dtype.itemsize == piece.nbytes
-            if not inside or not fits or "/" in piece.file:
+            if not inside or not fits or not _FILE.fullmatch(piece.file):
                 raise self._damaged(INDEX, f"a piece of {name} can't be")
+            if piece.nbytes:
+                end = max(self._ends.get(piece.file, 0), piece.start + piece.nbytes)
+                self._ends[piece.file] = end
             self._pieces[MetadataIndex(name, chunk.offsets)] = piece, dtype, chunk.sizes
             chunks.append(chunk)
-        if sum(math.prod(c.sizes) for c in chunks) != math.prod(shape):
-            raise self._damaged(INDEX, f"the pieces of {name} are not all of it")
+        if len(chunks) > _MOST_PIECES:
+            raise self._damaged(INDEX, f"{name} is in {len(chunks):,} pieces")
+        is_all = sum(math.prod(c.sizes) for c in chunks) == math.prod(shape)
+        if not is_all or _overlap([(c.offsets, c.sizes) for c in chunks]):
+            raise self._damaged(INDEX, f"the pieces of {name} are not all of it, each number once")
         return TensorStorageMetadata(TensorProperties(dtype=dtype), shape, chunks)
 
     def _read(self, index: MetadataIndex) -> Tensor:
@@ -274,6 +296,24 @@ class TensorReader(StorageReader):
             where=self._storage.at(file),
             advice=MEND,
         )
+
+
+def _overlap(boxes: Sequence[tuple[Sequence[int], Sequence[int]]]) -> bool:
+    """Whether two boxes share a place.
+
+    They are sorted by where they begin, so that each is compared with those alone that reach there.
+    """
+    some = sorted((o, s) for o, s in boxes if math.prod(s))
+    open_: list[tuple[Sequence[int], Sequence[int]]] = []
+    for offsets, sizes in some:
+        open_ = [(o, s) for o, s in open_ if not o or o[0] + s[0] > offsets[0]]
+        for o, s in open_:
+            if all(
+                a < b + n and b < a + m for a, m, b, n in zip(offsets, sizes, o, s, strict=True)
+            ):
+                return True
+        open_.append((offsets, sizes))
+    return False
 
 
 def _raw(tensor: Tensor) -> memoryview:

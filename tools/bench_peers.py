@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -333,6 +334,7 @@ def main() -> None:
         "threads": args.threads,
         "command": _command(parser, sys.argv[1:]),
     }
+    begin = time.monotonic()
     found = Found(about)
     bench = Bench(args, found)
     about["h5ad, bytes"] = bytes_of(bench.files[0].parent)
@@ -347,6 +349,7 @@ def main() -> None:
     }
     for place in args.places:
         steps[place]()
+    about["minutes"] = round((time.monotonic() - begin) / 60)
     if args.json:
         args.json.write_text("\n".join(found.lines()) + "\n")
     if args.markdown:

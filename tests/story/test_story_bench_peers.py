@@ -160,7 +160,14 @@ def test_the_page_has_tables_plots_and_what_did_not_run(tools, tmp_path):
     from bench_peers import Found
     from bench_peers_page import write_page
 
-    about = {"machine": ["a machine"], "cells": CELLS, "runs": 3, "few runs": 2, "seconds": 6.0}
+    about = {
+        "minutes": 7,
+        "machine": ["a machine"],
+        "cells": CELLS,
+        "runs": 3,
+        "few runs": 2,
+        "seconds": 6.0,
+    }
     found = Found({**about, "threads": 2, "command": "tools/bench_peers", "h5ad, bytes": 1000})
     for name, speed in (("scshards", 100.0), ("other", 400.0)):
         found.peers[name] = {

@@ -1,6 +1,7 @@
 """Pages of Markdown whose blocks are run: their blocks, and a folder with what the blocks name.
 
 <!-- not run: it needs a GPU -->        before a block of sh or python: why no test runs it
+<!-- needs: vl_convert -->             the same: it is run where this module is installed
 <!-- output -->                         before a block of text: what the block before printed, where
                                         ... stands for anything
 # NAME.toml                             as the first line of a block of toml: a file of that name
@@ -8,6 +9,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -42,6 +44,12 @@ class Block:
     @property
     def is_run(self) -> bool:
         return self.language in ("sh", "python") and self.reason is None
+
+    @property
+    def can_run(self) -> bool:
+        """Whether it is run here: what it needs is installed."""
+        needed = self.note.removeprefix("needs: ")
+        return self.is_run and (needed == self.note or importlib.util.find_spec(needed) is not None)
 
 
 def blocks(page: str) -> list[Block]:

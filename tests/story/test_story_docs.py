@@ -105,9 +105,9 @@ def test_the_blocks_run(
                 Path(of[1]).write_text(text)
         elif block.language == "json":
             json.loads(text)
-        elif block.is_run and block.language == "sh":
+        elif block.can_run and block.language == "sh":
             printed = run_shell(text, folder, python, env)
-        elif block.is_run:
+        elif block.can_run:
             script = tmp_path / f"line{block.line}.py"
             script.write_text(text)
             with contextlib.redirect_stdout(io.StringIO()) as out:

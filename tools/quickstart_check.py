@@ -37,6 +37,7 @@ def main(folder: Path, seconds: float, setup: float) -> None:
         ("time, environment and download", duration(setup)),
         ("time, all", duration(seconds)),
         ("picture", str(folder / "quickstart.png")),
+        ("report, for a browser", str(folder / "report.html")),
     ]
     print("\n" + Table(("quickstart", ""), rows).text())
     if scores["margin"] < MARGIN:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from scshards.base.progress import size
 from scshards.cli.command import Command, Result
 from scshards.cli.options import option, output, store_options
+
+if TYPE_CHECKING:
+    from scshards.report.page.clouds import Cloud
 
 
 @click.command("report", cls=Command)
@@ -58,7 +61,6 @@ def command(
     scshards report shards -o run.html --run run --run other-run --embed-cells 500
     """
     from scshards.cli.contents import rebuilt_by
-    from scshards.report.page.clouds import of_vectors, read_cloud
     from scshards.report.page.html import library
     from scshards.report.page.page import report
     from scshards.shards.shardset import ShardSet
@@ -69,16 +71,7 @@ def command(
         raise click.UsageError("--embed-cells is of the cells of a --run, and there is none")
     library()  # before anything takes long
     rebuild = rebuilt_by(ShardSet(root, storage_options).manifest, root)
-    clouds = [read_cloud(path, layout) for path in embeddings]
-    if embed_cells:
-        from scshards.applying.evaluate import embed_some
-
-        for run in runs:
-            found = embed_some(
-                run, root, cells=embed_cells, split=split, storage_options=storage_options
-            )
-            title = f"{split} cells by {run.rstrip('/').rpartition('/')[2]}"
-            clouds.append(of_vectors(title, found.vectors, found.labels))
+    clouds = _clouds(runs, embeddings, layout, root, embed_cells, split, storage_options)
     made = report(
         root,
         output,
@@ -92,3 +85,28 @@ def command(
     return Result(
         dataclasses.asdict(made), ["\n".join([*told, f"wrote {made.page} ({size(made.bytes)})"])]
     )
+
+
+def _clouds(
+    runs: tuple[str, ...],
+    embeddings: tuple[str, ...],
+    layout: str | None,
+    root: str,
+    cells: int,
+    split: str,
+    storage_options: Any,
+) -> list[Cloud]:
+    """The embeddings of files, and those that runs make of some cells."""
+    if not embeddings and not cells:
+        return []  # and torch is not loaded for them
+    from scshards.report.page.clouds import of_vectors, read_cloud
+
+    clouds = [read_cloud(path, layout) for path in embeddings]
+    if cells:
+        from scshards.applying.evaluate import embed_some
+
+        for run in runs:
+            found = embed_some(run, root, cells=cells, split=split, storage_options=storage_options)
+            title = f"{split} cells by {run.rstrip('/').rpartition('/')[2]}"
+            clouds.append(of_vectors(title, found.vectors, found.labels))
+    return clouds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import builtins
 import hashlib
 import json
 import re
@@ -300,6 +299,24 @@ def test_a_set_without_labels_or_held_out_cells(tmp_path):
     assert rows == [["a.h5ad", "train", 30, 1.0, 0]]
 
 
+def test_fractions_that_are_compressed_in_the_order_of_the_inputs(tmp_path):
+    x = np.log1p(counts(80, 20))
+    obs = {"kind": pd.Categorical(["a"] * 40 + ["b"] * 40), "age": [np.nan] * 80}
+    adata(x, obs=obs).write_h5ad(tmp_path / "a.h5ad")
+    options = {"values": "float", "compression": "zstd", "shuffle": False, "obs": ("kind", "age")}
+    quiet_pack(
+        [str(tmp_path / "a.h5ad")], tmp_path / "set", vocab_of(20), valid_fraction=0.2, **options
+    )
+    made = report(str(tmp_path / "set"), tmp_path / "r.html", rebuild="", shown=False)
+    page = Page(tmp_path / "r.html")
+    assert "Float of 23 tokens, zstd compression" in page.text
+    assert "numbers" not in page.facts["figures"], "a label without a number has no histogram"
+    cells = pd.concat([pd.read_parquet(p) for p in (tmp_path / "set").glob("*/*.parquet")])
+    (low, *_), *_ = page.rows("counts-per-cell")
+    assert low <= cells.total.min() < low * 1.4
+    assert not any("mix" in w for w in made.warnings)
+
+
 def test_the_command_makes_the_set_again(root, tmp_path):
     manifest = ShardSet(root).manifest
     said = rebuilt_by(manifest, str(root))
@@ -349,15 +366,11 @@ def test_the_command(root, tmp_path):
 def test_without_the_library_the_extra_is_named(root, tmp_path, monkeypatch):
     from scshards.report.page import html
 
-    real = builtins.__import__
-
-    def absent(name, *args, **kwargs):
-        if name == "vl_convert":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
+    real = html.importlib.util.find_spec
     html.library.cache_clear()
-    monkeypatch.setattr(builtins, "__import__", absent)
+    monkeypatch.setattr(
+        html.importlib.util, "find_spec", lambda name: None if name == "vl_convert" else real(name)
+    )
     with pytest.raises(ConfigError) as e:
         report(str(root), tmp_path / "r.html", rebuild="", shown=False)
     assert "pip install 'scshards[report]'" in str(e.value)

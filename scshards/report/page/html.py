@@ -12,8 +12,12 @@ import base64
 import functools
 import hashlib
 import html
+import importlib.util
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +33,9 @@ Html = NewType("Html", str)
 
 FACTS = "facts"
 """The id of the JSON that all that is drawn comes from."""
+
+BUNDLE_TIMEOUT = 300.0
+"""Seconds after which nobody waits for the library any longer; it takes two."""
 
 MOST_ROWS = 200
 """Rows of a table below a figure."""
@@ -182,7 +189,10 @@ def document(
     alarm = f'<ul class="warnings">{first}</ul>' if warnings else ""
     links = "".join(f'<li><a href="#{s.name}">{text(s.title)}</a></li>' for s in sections)
     body = "".join(map(_section, sections))
-    made_by = f"Made by scshards {__version__} report. It loads nothing from the network."
+    made_by = (
+        f"Made by scshards {__version__} report. It loads nothing from the network. Figures are drawn "
+        "by Vega-Lite, which is in it (BSD 3-Clause, University of Washington Interactive Data Lab)."
+    )
     parts = [
         "<!DOCTYPE html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -209,14 +219,28 @@ def document(
 @functools.cache
 def library() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script; ConfigError where they are not installed."""
-    try:
-        import vl_convert
-    except ImportError:
+    if importlib.util.find_spec("vl_convert") is None:
         raise ConfigError(
             "vl-convert, which has the library that draws figures, is not installed",
             advice="pip install 'scshards[report]'",
-        ) from None
-    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+        )
+    # In a process of its own, because it brings an engine of JavaScript that takes 100 MB.
+    asked = "import sys, vl_convert; sys.stdout.write(vl_convert.javascript_bundle(sys.argv[1]))"
+    made = subprocess.run(
+        [sys.executable, "-c", asked, "window.vegaEmbed = vegaEmbed;"],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=BUNDLE_TIMEOUT,
+        check=False,
+        env=os.environ | {"PYTHONUTF8": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    if made.returncode:
+        said = made.stderr.strip().rpartition("\n")[2]
+        raise ConfigError(
+            f"vl-convert makes no script of the library that draws figures: {said}",
+            advice="pip install --upgrade 'scshards[report]'",
+        )
+    bundle = made.stdout
     # Within a script these would end it, or begin what hides its end.
     return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 

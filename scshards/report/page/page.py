@@ -9,18 +9,16 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scshards.base.progress import counted
 from scshards.base.storage import Storage, path_of
-from scshards.report.curves import read_runs
 from scshards.report.page.batches import batch_section
-from scshards.report.page.clouds import Cloud
-from scshards.report.page.html import Html, Section, document, library, para
+from scshards.report.page.html import Html, Section, Warned, document, library, para
 from scshards.report.page.known import SetFacts, gather
 from scshards.report.page.labels import label_section, length_section
-from scshards.report.page.runs import run_facts, run_sections, run_warnings
 from scshards.report.page.shard_sets import (
+    LISTED_INPUTS,
     file_section,
     gene_section,
     input_section,
@@ -29,6 +27,9 @@ from scshards.report.page.shard_sets import (
     use_section,
 )
 from scshards.report.page.warned import warnings
+
+if TYPE_CHECKING:
+    from scshards.report.page.clouds import Cloud
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,19 +88,41 @@ def report(
         When the set can't be read, or is not what was packed.
     """
     library()  # before anything is read
-    curves = read_runs(runs)
+    of_runs = _of_runs(runs, clouds) if runs or clouds else _OfRuns()
     f = gather(root, storage_options, shown=shown)
-    warned = [*run_warnings(runs, curves), *warnings(f)]
+    warned = [*of_runs.warnings, *warnings(f)]
     data = document(
         f"{f.title}: a shard set" + (f" and {counted(len(runs), 'runs')}" if runs else ""),
         Html(para(_about(f)) + overview(f)),
         warned,
-        [*run_sections(runs, curves, clouds), *_sections(f, rebuild)],
-        {"set": _facts(f), "runs": run_facts(curves)},
+        [*of_runs.sections, *_sections(f, rebuild)],
+        {"set": _facts(f), "runs": of_runs.facts},
     )
     path = path_of(os.fspath(output))
     Storage(path.parent).write(path.name, data)
     return PageReport(page=str(path), bytes=len(data), warnings=tuple(w.what for w in warned))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfRuns:
+    """What runs have to say, before the set."""
+
+    sections: Sequence[Section] = ()
+    warnings: Sequence[Warned] = ()
+    facts: Sequence[Mapping[str, Any]] = ()
+
+
+def _of_runs(folders: Sequence[str], clouds: Sequence[Cloud]) -> _OfRuns:
+    # Imported where there are runs: training takes half of the memory that a page may take.
+    from scshards.report.curves import read_runs
+    from scshards.report.page.runs import run_facts, run_sections, run_warnings
+
+    runs = read_runs(folders)
+    return _OfRuns(
+        sections=run_sections(folders, runs, clouds),
+        warnings=list(run_warnings(folders, runs)),
+        facts=run_facts(runs),
+    )
 
 
 def _sections(f: SetFacts, rebuild: str) -> list[Section]:
@@ -144,7 +167,7 @@ def _facts(f: SetFacts) -> dict[str, Any]:
         },
         "sources": [
             {"name": s.name, "rows": s.rows, "kept": s.kept, "dropped": dict(s.dropped)}
-            for s in m.sources
+            for s in m.sources[:LISTED_INPUTS]
         ],
         "fits": [dataclasses.asdict(x) for x in f.fits],
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from scshards._version import __version__
 from scshards.base.progress import counted, size
 from scshards.cells.vocab import SPECIALS
 from scshards.report.page.cells import INPUT
@@ -25,14 +26,14 @@ from scshards.report.page.html import (
     tiles,
 )
 from scshards.report.page.known import SetFacts
-from scshards.shards.manifest import SourceInfo
+from scshards.shards.manifest import FORMAT_VERSION, SourceInfo
 
 MOST_INPUTS = 20
 """Inputs with a bar of their own: the largest ones."""
 
 TOP_GENES = 20
 NAMED_GENES = 14
-LISTED_SHARDS = 200
+LISTED_SHARDS, LISTED_INPUTS = 200, 500
 
 KEPT = "packed"
 
@@ -74,7 +75,12 @@ def input_section(f: SetFacts) -> Section:
     parts.append(_overlap(f))
     skipped = [s for s in sources if s.skipped]
     parts += [para(f"Left out: {s.name}: {s.skipped}") for s in skipped]
-    parts.append(folded(f"All {counted(len(sources), 'inputs')}", _input_table(sources, reasons)))
+    title = f"All {counted(len(sources), 'inputs')}"
+    if len(sources) > LISTED_INPUTS:
+        title = (
+            f"The first {LISTED_INPUTS} of {counted(len(sources), 'inputs')}; scshards info has all"
+        )
+    parts.append(folded(title, _input_table(sources, reasons)))
     return Section(name="inputs", title="Where the cells come from", parts=parts)
 
 
@@ -226,6 +232,10 @@ def use_section(f: SetFacts, rebuild: str) -> Section:
             heading("Batches for training"),
             code(snippet, "Python that streams the set"),
             heading("The command that makes it"),
+            para(
+                f"Format {FORMAT_VERSION}, read by scshards {__version__}. The bytes are the same for "
+                "any number of workers."
+            ),
             code(rebuild, "The command that makes the set"),
             folded("All options of the manifest, seed included", code(options, "Options as JSON")),
         ],
@@ -366,7 +376,7 @@ def _input_table(sources: Sequence[SourceInfo], reasons: Sequence[str]) -> Html:
               "matched", "shared", "by", "values", "values of other genes", "size")  # fmt: skip
     kinds = ("text", "number", "number", *["number"] * len(reasons), "number", "percent", "percent",
              "text", "number", "number", "size")  # fmt: skip
-    rows = [row(s.name, [s]) for s in sources]
+    rows = [row(s.name, [s]) for s in sources[:LISTED_INPUTS]]
     total = row(f"all {len(sources):,}", sources) if len(sources) > 1 else None
     return table(header, rows, kinds, label="Inputs", total=total)
 

@@ -108,7 +108,7 @@ def _parts(found: Found, plots: Sequence[str]) -> Iterator[str]:
     )
     yield "\n".join(f"* {line}" for line in about["machine"])
     yield f"```\n{about['command']}\n```"
-    yield f"It took {about['minutes']} minutes, with what was installed and converted in it."
+    yield f"It took {about['minutes']} minutes, installing and converting included."
     yield from plots
     yield "## How it was measured"
     yield "\n".join(f"* {line}" for line in _method(found))

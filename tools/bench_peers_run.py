@@ -137,7 +137,8 @@ class Runner:
                     watching.join()
         said = out.read_text(errors="replace")
         if process.returncode != 0:
-            raise Failed(_reason(log, said, process.returncode))
+            reason = _reason(log, said, process.returncode)
+            raise Failed(reason.replace(str(self.folder), "FOLDER"))
         return said
 
 

@@ -6,6 +6,7 @@ import ctypes
 import json
 import mmap
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -219,10 +220,10 @@ def _environment(own: Path, python: str) -> dict[str, str]:
 
 def _reason(log: Path, said: str, code: int) -> str:
     """The last line that says what went wrong."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     lines = lines or said.splitlines() or [f"ended with {code} and no word"]
-    told = [line for line in lines if "Error" in line or "ERROR" in line] or lines
-    return told[-1][:300]
+    raised = [line for line in lines if re.match(r"(ERROR: |[\w.]*(Error|Exception)\b)", line)]
+    return (raised or lines)[-1].strip()[:300]
 
 
 def _family(root: int) -> list[int]:

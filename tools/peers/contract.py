@@ -179,7 +179,8 @@ def stream(peer: Peer, **asked: Any) -> dict[str, Any]:
     """Cells a second, epoch after epoch, and what a user waits for before.
 
     Whole epochs are counted, but not the first where there are more. Where the first did not come to its
-    end in time, what came after the first batch is; or all where only one epoch was asked for.
+    end in time, what came after the first batch is. Where only one epoch was asked for, it is that, from
+    the making of the loader on.
     """
     work = Work(**asked)
     if work.cores:
@@ -190,9 +191,8 @@ def stream(peer: Peer, **asked: Any) -> dict[str, Any]:
     clock = _Clock()
     imports, start, processor = clock.now() - begin, clock.now(), _processor_seconds()
     loader = peer.loader(work)
-    marks = [
-        (clock.now(), 0)
-    ]  # the begin, and the end of each whole epoch: when, and how many cells
+    # The begin, and the end of each whole epoch: when, and how many cells.
+    marks = [(start if work.is_once else clock.now(), 0)]
     heads: list[tuple[float, int]] = []  # the same after each of the first batches
     tokens = cells = 0
     batches = _epochs(peer, loader, work.cells)

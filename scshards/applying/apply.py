@@ -31,6 +31,7 @@ from scshards.applying.output import Result, RowFile, fill
 from scshards.base.errors import ConfigError, OutputExistsError, ScshardsError, StorageError
 from scshards.base.files import claimed
 from scshards.base.progress import Progress
+from scshards.base.remote import advised
 from scshards.base.storage import is_local, path_of
 from scshards.cells.batch import Batch
 from scshards.census.address import is_cells
@@ -341,4 +342,4 @@ def _writing(target: Path) -> Iterator[None]:
         raise
     except OSError as e:
         what = f"the output can't be written: {e.strerror or e}"
-        raise StorageError(what, where=target) from None
+        raise StorageError(what, where=target, advice=advised(e)) from None

@@ -9,6 +9,7 @@ No array of all cells is in memory. Called by applying.apply.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from scshards.base.errors import SourceError
 from scshards.base.storage import Storage
 from scshards.cells.batch import format_key
+from scshards.census.h5ad import writable
 from scshards.shards.index import OBS_PREFIX
 from scshards.shards.shardset import ShardSet
 from scshards.sources.hdf5 import text
@@ -97,7 +99,7 @@ def copy_of(source: str, path: Path, storage_options: Mapping[str, Any] | None) 
 
     with Storage(source, storage_options).open() as original, path.open("wb") as copy:
         shutil.copyfileobj(original, copy, 1 << 22)
-    with h5py.File(path, "r+") as f:
+    with writable(path, "r+") as (f, _):
         if "obsm" not in f:
             write_elem(f, "obsm", {})
         for name in ("obs", "obsm"):
@@ -162,10 +164,8 @@ def fill(
     path: Path, n: int, blocks: Iterable[NDArray[np.float32]], results: Sequence[Result]
 ) -> list[str]:
     """Add results to a file, from rows that come in blocks; the names of those that it replaced."""
-    import h5py
-
     replaced = []
-    with h5py.File(path, "r+") as f:
+    with writable(path, "r+") as (f, _):
         arrays = []
         for result in results:
             group = f[result.frame]
@@ -187,18 +187,18 @@ def fill(
     return replaced
 
 
-def _new(path: Path) -> Any:
+@contextlib.contextmanager
+def _new(path: Path) -> Iterator[Any]:
     """An open h5ad file with everything but obs, and nothing in it."""
-    import h5py
     import pandas as pd
     from anndata.io import write_elem
 
-    f = h5py.File(path, "w")
-    f.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-    for name in _GROUPS:
-        write_elem(f, name, {})
-    write_elem(f, "var", pd.DataFrame(index=pd.Index([], dtype=object)))
-    return f
+    with writable(path, "w") as (f, _):
+        f.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        for name in _GROUPS:
+            write_elem(f, name, {})
+        write_elem(f, "var", pd.DataFrame(index=pd.Index([], dtype=object)))
+        yield f
 
 
 def _writable(values: Any) -> Any:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from scshards.base.errors import OutputExistsError, StorageError
 from scshards.base.records import read_json
+from scshards.base.remote import advised
 
 if TYPE_CHECKING:
     from scshards.base.storage import Storage
@@ -79,7 +80,8 @@ def locked(
     try:
         file = path.open("a+")
     except OSError as e:
-        raise StorageError(f"a lock can't be made: {e.strerror}", where=path) from None
+        what = f"a lock can't be made: {e.strerror}"
+        raise StorageError(what, where=path, advice=advised(e)) from None
     with file:
         _open_locks.add(file)
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
@@ -100,9 +102,13 @@ def locked(
         if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
             raise _busy(at or path, "it has just finished")
         if not shared:
-            file.truncate(0)
-            file.write(_me())
-            file.flush()
+            try:
+                # Not through the file's own buffer, which would be written once more when it is closed.
+                os.ftruncate(file.fileno(), 0)
+                os.write(file.fileno(), _me().encode())
+            except OSError as e:
+                what = f"a lock can't be written: {e.strerror}"
+                raise StorageError(what, where=path, advice=advised(e)) from None
         yield
 
 

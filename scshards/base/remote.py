@@ -69,7 +69,7 @@ def _told(error: Exception, where: str) -> Exception | None:
     elif _host_is_unknown(error):
         what = "there is no such host"
     elif isinstance(error, OSError):
-        what, advice = f"the storage failed: {error.strerror or name}", None
+        what, advice = f"the storage failed: {error.strerror or name}", advised(error)
     elif library == "aiohttp":
         what = f"no answer: {name}"
     elif library in ("botocore", "aiobotocore"):
@@ -86,6 +86,13 @@ _CREDENTIALS = (
     "check endpoint, region and credentials: AWS_* variables or a profile where scshards runs, on each "
     "worker too, or --storage-options @FILE"
 )
+
+
+def advised(error: OSError) -> str:
+    """What to do about a disk that fails, or is full."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space there, then run the same command again"
+    return "check the disk and its permissions, then run the same command again"
 
 
 def _denied(status: int | None, code: str | None, where: str) -> StorageError:

@@ -10,11 +10,12 @@ for 20,000 cells of 2,000 values anndata takes 3.0 s (LZF: 2.0 s, larger by a th
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,32 +63,21 @@ class H5adWriter:
         dtype: np.dtype[Any],
         uns: Mapping[str, Any] | None = None,
     ) -> None:
-        import h5py
-
         self.cells = self.values = 0
         self._n_genes = len(var)
-        self._disk = NewFile(path)
-        self.file = h5py.File(self._disk, "w")
-        try:
+        with contextlib.ExitStack() as stack:
+            self.file, self._disk = stack.enter_context(writable(path, "w"))
             _lay_out(self.file, obs, var, dtype, dict(uns or {}))
-        except BaseException as e:
-            self.__exit__(type(e))
-            raise
-        self._data, self._indices, self._indptr = (
-            self.growing(f"X/{name}") for name in ("data", "indices", "indptr")
-        )
+            self._data, self._indices, self._indptr = (
+                self.growing(f"X/{name}") for name in ("data", "indices", "indptr")
+            )
+            self._open = stack.pop_all()
 
     def __enter__(self) -> H5adWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None = None, *error: object) -> None:
-        try:
-            self.file.close()
-        finally:
-            self._disk.close()
-            # What HDF5 says of bytes that a full disk did not take is of no use to anybody.
-            if kind is None or issubclass(kind, OSError | RuntimeError):
-                self._disk.check()
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
 
     def growing(self, name: str) -> Growing:
         """A dataset to append to."""
@@ -135,17 +125,35 @@ def _lay_out(
     write_elem(file, "uns", uns)
 
 
-class NewFile(io.FileIO):
-    """A new file for h5py.File, whose writing fails in a way that can be reported.
+@contextlib.contextmanager
+def writable(path: Path | int, mode: Literal["w", "r+"]) -> Iterator[tuple[Any, Disk]]:
+    """An h5py.File to write to, and the Disk below it; a new one ("w"), or one that is there ("r+").
+
+    OSError at the end when the disk failed, or was full.
+    """
+    import h5py
+
+    with Disk(path, "r+b" if mode == "r+" else "w+b") as disk:
+        try:
+            with h5py.File(disk, mode) as file:
+                yield file, disk
+        except Exception:
+            disk.check()  # what HDF5 says of bytes that a full disk did not take is of no use to anybody
+            raise
+        disk.check()
+
+
+class Disk(io.FileIO):
+    """A file for h5py.File, whose writing fails in a way that can be reported.
 
     HDF5 can't close a file whose disk is full: it fails again and again, and may end the process. So it
     is told that all is well, nothing more is written, and `check` raises what happened.
 
-    A file that is there is replaced; one that is named by its descriptor stays open.
+    A file that is named by its descriptor stays open.
     """
 
-    def __init__(self, path: Path | int) -> None:
-        super().__init__(path, "w+b", closefd=not isinstance(path, int))
+    def __init__(self, path: Path | int, mode: str) -> None:
+        super().__init__(path, mode, closefd=not isinstance(path, int))
         self._error: OSError | None = None
 
     def check(self) -> None:

@@ -33,7 +33,7 @@ from scshards.base import files, locks
 from scshards.base.errors import OutputExistsError, ScshardsError, StorageError
 from scshards.base.files import discard, scratch_writes, temporary_folder
 from scshards.base.locks import LOCK, Lease, locked
-from scshards.base.remote import translated
+from scshards.base.remote import advised, translated
 from scshards.base.storage import Storage, path_of, redact
 from scshards.packing.marks import publish, read_mark
 from scshards.packing.options import PackOptions
@@ -287,7 +287,7 @@ class Job:
         except OSError as e:
             if self.storage.is_local and folder == self._folders[-1]:
                 what = f"the output can't be made: {e.strerror}"
-                raise StorageError(what, where=folder.parent) from None
+                raise StorageError(what, where=folder.parent, advice=advised(e)) from None
             with scratch_writes(folder):
                 raise
         if folder.stat().st_uid != os.getuid():

@@ -9,9 +9,10 @@ Called by the loop; read by plot.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,26 +70,31 @@ class MetricsLog:
             return
         kept = [m for m in read_metrics(path) if m["step"] <= step] if step else []
         temporary = path.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(m) + "\n" for m in kept))
-        temporary.replace(path)
+        with self._told():
+            temporary.write_text("".join(json.dumps(m) + "\n" for m in kept))
+            temporary.replace(path)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append one line; NaN and infinity become null. StorageError when the disk is full."""
         if not self._enabled:
             return
         line = {"kind": kind, "step": step} | {k: _plain(v) for k, v in values.items()}
+        with self._told(), self._path.open("a") as f:
+            f.write(json.dumps(line, allow_nan=False) + "\n")
+        if numbers := numbers_of({k: line[k] for k in values}):
+            for tracker in self._trackers:
+                tracker(kind, step, numbers)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
         try:
-            with self._path.open("a") as f:
-                f.write(json.dumps(line, allow_nan=False) + "\n")
+            yield
         except OSError as e:
             raise StorageError(
                 f"the metrics can't be written: {e.strerror}",
                 where=self._path,
                 advice="free some space; the same command goes on from the latest checkpoint",
             ) from None
-        if numbers := numbers_of({k: line[k] for k in values}):
-            for tracker in self._trackers:
-                tracker(kind, step, numbers)
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
                 no_dist=self._group is None,
             ),
             folder.at(""),
+            is_written=False,
         )
         self._check_finite(
             tensors,
@@ -257,19 +258,20 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
                 f"{what}: {', '.join(names[:3])}{more}", where=where, advice=advice
             )
 
-    def _run(self, function: Any, where: str) -> Any:
+    def _run(self, function: Any, where: str, *, is_written: bool = True) -> Any:
         if self._group is None:  # torch warns that there is no group; it has been told
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:
             return function()
         except CheckpointException as e:
             cause = _cause(e)
-            if isinstance(cause, OSError) and getattr(cause, "advice", None) is None:
+            if is_written and isinstance(cause, OSError):
                 what = getattr(cause, "what", None) or cause.strerror or type(cause).__name__
                 raise StorageError(
                     f"the checkpoint can't be written: {what}",
                     where=where,
-                    advice="free some space; the same command goes on from the checkpoint before",
+                    advice=f"{getattr(cause, 'advice', None) or 'free some space'}; the same command "
+                    "goes on from the checkpoint before",
                 ) from None
             raise cause from e
 

@@ -26,6 +26,7 @@ from scshards._version import __version__
 from scshards.base.errors import CheckpointError, ConfigError, OutputExistsError, StorageError
 from scshards.base.locks import LOCK, locked
 from scshards.base.records import Damaged, Form, read_json, shown
+from scshards.base.remote import advised
 from scshards.base.storage import Storage, is_local, redact
 from scshards.training.config import (
     MAY_CHANGE,
@@ -118,7 +119,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise StorageError(f"the folder can't be made: {e.strerror}", where=self.path) from None
+            what = f"the folder can't be made: {e.strerror}"
+            raise StorageError(what, where=self.path, advice=advised(e)) from None
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(locked(self.path / LOCK, needed=False, at=self.path))

@@ -30,6 +30,7 @@ PACKAGES = (
     "numpy", "numba", "llvmlite", "torch", "anndata", "scipy", "pandas", "h5py", "zarr", "pyarrow",
     "fsspec", "s3fs", "aiohttp", "webdataset", "msgpack", "isal", "zstandard", "xxhash", "click",
     "safetensors", "tiledbsoma", "dask", "scikit-learn", "scikit-misc", "matplotlib",
+    "vl-convert-python",
 )  # fmt: skip
 """What scshards needs, and behind it what its extras do."""
 

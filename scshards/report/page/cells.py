@@ -33,8 +33,8 @@ MOST_COUNTED = 1 << 22
 MEASURES = ("n_genes", "total")
 """Of each cell: its genes, and the sum of its values."""
 
-INPUT = "input"
-"""Stands for the input that a cell is from, beside the labels."""
+INPUT = "\0input"
+"""Stands for the input that a cell is from, beside the labels, of which none can have this name."""
 
 _KEYS = 1 << 16
 

@@ -113,7 +113,7 @@ def _parts(found: Found, plots: Sequence[str]) -> Iterator[str]:
     yield "## How it was measured"
     yield "\n".join(f"* {line}" for line in _method(found))
     for kind in KINDS:
-        if _ranking(found, kind, "warm"):
+        if any(_ranking(found, kind, place) for place in PLACES):
             yield f"## {HEADINGS[kind]}"
             for place, words in PLACES.items():
                 if _ranking(found, kind, place):

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from pack_support import adata, counts, quiet_pack, vocab_of
 from report_support import FIRST, HOSTILE, Page, make_set
 
-from scshards import CellLoader, CollateOptions, ShardSet
+from scshards import CellLoader, CollateOptions, ShardSet, Vocab
 from scshards.base.errors import ConfigError
 from scshards.cli import main
 from scshards.cli.contents import rebuilt_by
@@ -288,6 +288,21 @@ def test_donors_in_two_splits_are_warned_of(tmp_path):
     )
     made = report(str(tmp_path / "set"), tmp_path / "r.html", rebuild="", shown=False)
     assert any("3 of 3 values of patient are in more than one split" in w for w in made.warnings)
+
+
+def test_symbols_beside_ensembl_ids_are_warned_of(tmp_path):
+    """The mistake of the first hours: both kinds in one vocabulary, and no gene in common."""
+    ids, symbols = [f"ENSG{i:011d}" for i in range(20)], [f"G{i:03d}" for i in range(20)]
+    for name, genes in (("a", ids), ("b", symbols)):
+        adata(counts(40, 20), genes=genes).write_h5ad(tmp_path / f"{name}.h5ad")
+    files = [str(tmp_path / f"{name}.h5ad") for name in "ab"]
+    vocab = Vocab.from_genes([*ids, *symbols])
+    quiet_pack(files, tmp_path / "set", vocab, allow_mixed=True, valid_fraction=0.2)
+    made = report(str(tmp_path / "set"), tmp_path / "r.html", rebuild="", shown=False)
+    assert made.warnings[0] == "2 inputs have few genes in common with another: a.h5ad, b.h5ad"
+    assert "by Ensembl ids and others by symbols" in made.warnings[1]
+    shares = {(a, b): share for a, b, share, *_ in Page(tmp_path / "r.html").rows("overlap")}
+    assert shares["1 a.h5ad", "2"] == 0 and shares["1 a.h5ad", "1"] == 1
 
 
 def test_a_set_without_labels_or_held_out_cells(tmp_path):

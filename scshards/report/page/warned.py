@@ -31,6 +31,18 @@ def _named(names: list[str]) -> str:
     return ", ".join(names[:_MOST]) + more
 
 
+def _has(n: int, units: str) -> str:
+    return f"{counted(n, units)} {_have(n)}"
+
+
+def _have(n: int) -> str:
+    return "has" if n == 1 else "have"
+
+
+def _are(n: int) -> str:
+    return "is" if n == 1 else "are"
+
+
 def _of_inputs(f: SetFacts) -> Iterator[Warned]:
     sources = f.shardset.manifest.sources
     names = f.names[INPUT]
@@ -44,7 +56,7 @@ def _of_inputs(f: SetFacts) -> Iterator[Warned]:
     apart = [name for name, s in used if s.shared is not None and s.shared < SHARED]
     if apart:
         yield Warned(
-            what=f"{counted(len(apart), 'inputs')} share few genes with another: {_named(apart)}",
+            what=f"{_has(len(apart), 'inputs')} few genes in common with another: {_named(apart)}",
             to_do="look whether they name genes differently (symbols, Ensembl ids); --gene-column "
             "chooses the column",
         )
@@ -76,7 +88,7 @@ def _of_inputs(f: SetFacts) -> Iterator[Warned]:
     rounded = sum(s.rounded for s in sources)
     if rounded:
         yield Warned(
-            what=f"{counted(rounded, 'values')} were off whole numbers, and were rounded",
+            what=f"values that were off whole numbers, and were rounded: {rounded:,}",
             to_do="look whether the matrix holds raw counts",
         )
 
@@ -95,8 +107,9 @@ def _of_splits(f: SetFacts) -> Iterator[Warned]:
         _, several, names = leaks(f, label)
         if several:
             yield Warned(
-                what=f"{several:,} of {len(f.names[label]):,} values of {label} are in more than one "
-                f"split, such as {_named(names)}: held-out cells are of individuals that are trained on",
+                what=f"{several:,} of {len(f.names[label]):,} values of {label} {_are(several)} in more "
+                f"than one split, such as {_named(names)}: held-out cells are of individuals that are "
+                "trained on",
                 to_do=f"scshards reshard ROOT --split-by {label} --valid-fraction 0.1 keeps them apart",
             )
     at = f.counts.splits.index(f.split)
@@ -107,8 +120,8 @@ def _of_splits(f: SetFacts) -> Iterator[Warned]:
         is_apart = label in (by, INPUT) or bool(_INDIVIDUAL.search(label))
         if unseen and not is_apart and counts[at].any() and len(unseen) <= len(called) / 2:
             yield Warned(
-                what=f"{counted(len(unseen), 'categories')} of {label} have held-out cells and none in "
-                f"{f.split}: {_named(unseen)}",
+                what=f"categories of {label} that held-out cells have, and no cell of {f.split}: "
+                f"{_named(unseen)}",
                 to_do="a model that predicts this label can't know them; leave them out with --where",
             )
 
@@ -127,8 +140,8 @@ def _of_labels(f: SetFacts) -> Iterator[Warned]:
         rare = [f.names[label][i] for i in ((per > 0) & (per < RARE)).nonzero()[0].tolist()]
         if label != INPUT and rare and len(rare) < len(f.names[label]):
             yield Warned(
-                what=f"{len(rare):,} of {len(f.names[label]):,} categories of {label} have fewer than "
-                f"{RARE} cells: {_named(rare)}",
+                what=f"{len(rare):,} of {len(f.names[label]):,} categories of {label} "
+                f"{_have(len(rare))} fewer than {RARE} cells: {_named(rare)}",
                 to_do="scores of them mean little; weights={'"
                 + label
                 + "': 'balanced'} draws them as "
@@ -154,6 +167,6 @@ def _of_batches(f: SetFacts) -> Iterator[Warned]:
     empty = sum(int(n[0]) for n in f.counts.lengths.values())
     if empty:
         yield Warned(
-            what=f"{counted(empty, 'cells')} have no gene at all",
+            what=f"{_has(empty, 'cells')} no gene at all",
             to_do="leave them out with scshards reshard ROOT --where 'n_genes > 0'",
         )

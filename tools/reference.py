@@ -1,6 +1,7 @@
 """Writes the pages of docs/reference that the code itself says.
 
-    python tools/reference.py            # a test says when it is to be run again
+    python tools/reference.py            # writes those that are stale, and names them
+    python tools/reference.py --check    # writes nothing; ends with 1 where one is stale
 
 options.md has all public names and all options field by field, from docstrings; cli.md all commands,
 from click; settings.md the tables of a config, from the dataclasses that hold them; errors.md all
@@ -14,6 +15,7 @@ import dataclasses
 import inspect
 import json
 import re
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Set
 from itertools import takewhile
@@ -316,5 +318,9 @@ def _opening(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    for path, text in pages().items():
-        path.write_text(text)
+    stale = {path: text for path, text in pages().items() if path.read_text() != text}
+    for path, text in stale.items():
+        print(f"docs/reference/{path.name} is not what the code says: python tools/reference.py")
+        if "--check" not in sys.argv:
+            path.write_text(text)
+    sys.exit("--check" in sys.argv and bool(stale))

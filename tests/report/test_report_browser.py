@@ -13,6 +13,7 @@ from test_report_runs import CLASSES, VERDICT, make_run
 
 from scshards.report.page.clouds import Cloud
 from scshards.report.page.page import report
+from scshards.report.page.runs import MOST_POINTS
 
 BROWSER = program()
 pytestmark = pytest.mark.skipif(
@@ -72,10 +73,11 @@ def bars(tab, figure):
     """[{field: text}], [width] of the bars that are drawn of a figure."""
     drawn = tab.run(
         f"""[...document.querySelectorAll('#{figure}-chart [aria-roledescription="bar"]')].map(
-          (p) => [p.getAttribute('aria-label'), p.getBBox().width])"""
+          (p) => [p.getAttribute('aria-label'), p.getBBox().width, p.getBBox().x])"""
     )
-    told = [dict(part.split(": ", 1) for part in label.split("; ")) for label, _ in drawn]
-    return told, [width for _, width in drawn]
+    told = [dict(part.split(": ", 1) for part in label.split("; ")) for label, _, _ in drawn]
+    assert min(x for *_, x in drawn) >= -1, "no bar begins left of its axis"
+    return told, [width for _, width, _ in drawn]
 
 
 def number(text):
@@ -170,6 +172,39 @@ def test_the_funnel_and_shares_that_are_drawn(root, wide):
         pd.Series(map(number, (t["cells"] for t in told))).groupby([t["input"] for t in told]).sum()
     )
     assert by_input.to_dict() == {s["name"].rpartition("/")[2]: s["cells"]["rows"] for s in sources}
+
+
+def test_histograms_are_as_high_as_their_numbers(root, wide):
+    drawn = wide.run(
+        """[...document.querySelectorAll('#genes-per-cell-chart [aria-roledescription="bar"]')].map(
+          (p) => [p.getBBox().x, p.getBBox().height, p.getAttribute('aria-label')])"""
+    )
+    of_split = {}
+    for path in sorted(root.glob("*/*.parquet")):
+        of_split.setdefault(path.parent.name, []).append(pd.read_parquet(path).n_genes)
+    for split, parts in of_split.items():
+        bars = [(x, height) for x, height, label in drawn if f"split: {split}" in label]
+        assert len(bars) > 10
+        genes = np.concatenate(parts)
+        rows = wide.run(
+            f"""JSON.parse(document.getElementById('facts').textContent).figures['genes-per-cell']
+            .choices[''].filter((r) => r[3] === '{split}').map((r) => [r[0], r[1]])"""
+        )
+        counted = [((low <= genes) & (genes < high)).sum() for low, high in rows]
+        heights = [height for _, height in sorted(bars)]
+        np.testing.assert_allclose(
+            np.array(heights) / max(heights), np.array(counted) / max(counted), atol=0.02
+        )
+
+
+def test_lines_have_the_points_of_the_metrics(wide):
+    paths = wide.run(
+        """[...document.querySelectorAll('#curve-lr-chart .mark-line path')].map((p) => p.getAttribute('d'))"""
+    )
+    points = sorted(d.count("L") + 1 for d in paths if d.count("L"))
+    assert points == [MOST_POINTS, MOST_POINTS], "a line for each run"
+    heights = {float(d.split("L")[0].split(",")[1]) for d in paths if d.count("L")}
+    assert len(heights) == 2, "their rates differ"
 
 
 def test_large_figures_in_text(root, wide):

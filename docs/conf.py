@@ -26,8 +26,8 @@ exclude_patterns = ["_build"]
 myst_heading_anchors = 4
 myst_enable_extensions = ["deflist"]
 
-# Docstrings are NumPy's, and their single backquotes are code; `--` is two dashes of an option.
-smartquotes = False
+# Docstrings are NumPy's, and their single backquotes are code.
+smartquotes_action = "D"  # dashes alone: quotes stay as they are to be typed
 default_role = "code"
 autodoc_member_order = "bysource"
 maximum_signature_line_length = 88

@@ -14,7 +14,6 @@ import ast
 import dataclasses
 import inspect
 import json
-import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Set
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from reference_errors import errors_page
+from reference_errors import errors_page, table_cell
 
 import scshards
 from scshards.cli import COMMANDS, main
@@ -95,7 +94,7 @@ def _table(cls: Any, defaults: dict[str, str]) -> Iterator[str]:
     yield "| option | default | |"
     yield "|---|---|---|"
     for name, default in defaults.items():
-        yield f"| `{name}` | {default} | {_cell(texts[name])} |"
+        yield f"| `{name}` | {default} | {table_cell(texts[name])} |"
 
 
 def _parameters(cls: Any) -> dict[str, str]:
@@ -119,13 +118,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 def _first(what: Any) -> str:
     """The first paragraph of a docstring."""
-    return _cell((inspect.getdoc(what) or "").split("\n\n")[0])
-
-
-def _cell(text: str) -> str:
-    """A text as a cell of a table of Markdown, in which code stays code."""
-    parts = re.split(r"(`[^`]*`)", " ".join(text.split()).replace("|", "\\|"))
-    return "".join(p if p.startswith("`") else re.sub(r"([<*\[])", r"\\\1", p) for p in parts)
+    return table_cell((inspect.getdoc(what) or "").split("\n\n")[0])
 
 
 def _commands() -> Iterator[str]:
@@ -142,7 +135,7 @@ def _commands() -> Iterator[str]:
     yield "|---|---|"
     found = list(_walk())
     for name, line in COMMANDS.items():
-        yield f"| [`scshards {name}`](#scshards-{name}) | {_cell(line)} |"
+        yield f"| [`scshards {name}`](#scshards-{name}) | {table_cell(line)} |"
     shared = {"help", "as_json", "wide", "quiet", "verbose", "no_progress"}
     stores = {"storage_options", "retries", "timeout"}
     for path, command in found:
@@ -193,7 +186,7 @@ def _help(command: click.Command) -> Iterator[str]:
             yield paragraph.removeprefix("\b").strip("\n")
             yield "```"
         else:
-            yield _cell(paragraph)
+            yield table_cell(paragraph)
         yield ""
 
 
@@ -220,7 +213,7 @@ def _rows(
             yield f"| {group} | |"
             yield "|---|---|"
             for flags, text in rows:
-                yield f"| `{flags.replace('|', chr(92) + '|')}` | {_cell(text)} |"
+                yield f"| `{flags.replace('|', chr(92) + '|')}` | {table_cell(text)} |"
 
 
 SETTINGS: dict[str, tuple[type, str]] = {
@@ -247,7 +240,7 @@ def _settings() -> Iterator[str]:
     yield "| `--config` | |"
     yield "|---|---|"
     for path in sorted((Path(scshards.__file__).parent / "training" / "configs").glob("*.toml")):
-        yield f"| `{path.stem}` | {_cell(_opening(path))} |"
+        yield f"| `{path.stem}` | {table_cell(_opening(path))} |"
     yield ""
     yield (
         "`--set table.key=value` overrides one key; values are written as in TOML. `RUN/config.json` "
@@ -281,7 +274,7 @@ def _setting_rows(
     yield "|---|---|---|"
     for name, default in defaults.items():
         anew = " *anew*" if f"{table}.{name}" in MAY_CHANGE else ""
-        yield f"| `{name}` | {default} | {_cell(texts[name])}{anew} |"
+        yield f"| `{name}` | {default} | {table_cell(texts[name])}{anew} |"
 
 
 def attribute_texts(cls: type) -> dict[str, str]:

@@ -59,7 +59,7 @@ def errors_page(package: Path, written: str) -> Iterator[str]:
         yield "| message | to do |"
         yield "|---|---|"
         for what in sorted(found[kind], key=lambda text: re.sub(r"[^a-z]", "", text.lower())):
-            yield f"| {_cell(what)} | {_cell(found[kind][what])} |"
+            yield f"| {table_cell(what)} | {table_cell(found[kind][what])} |"
 
 
 def messages(source: str) -> Iterator[tuple[str, str, str]]:
@@ -113,6 +113,16 @@ def _text(node: ast.expr, constants: Mapping[str, ast.expr]) -> str:
     return GAP
 
 
-def _cell(text: str) -> str:
-    parts = re.split(r"(`[^`]*`)", text.replace("|", "\\|"))
-    return "".join(p if p.startswith("`") else re.sub(r"([<*\[_])", r"\\\1", p) for p in parts)
+def table_cell(text: str) -> str:
+    """A text as a cell of a table of Markdown: code stays code, and options become it."""
+    parts = re.split(
+        r"(`[^`]*`|(?<![\w-])--[a-z][\w-]*)", " ".join(text.split()).replace("|", "\\|")
+    )
+    return "".join(
+        part
+        if part.startswith("`")
+        else f"`{part}`"
+        if part.startswith("--")
+        else re.sub(r"([<*\[]|(?<=\w)_)", r"\\\1", part)
+        for part in parts
+    )

@@ -13,7 +13,7 @@ import re
 import shutil
 import tomllib
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -199,6 +199,26 @@ def faults(page: Path, text: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES + OTHERS, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     assert not faults(page, page.read_text())
+
+
+def test_every_page_is_in_the_tree_of_the_site() -> None:
+    """And what the tree names is there: Sphinx refuses anything else."""
+    trees = [b.text for b in blocks((DOCS / "index.md").read_text()) if b.language == "{toctree}"]
+    assert len(trees) == 5
+    entries = [e for tree in trees for e in tree.splitlines() if e and not e.startswith(":")]
+    names = {p.relative_to(DOCS).with_suffix("").as_posix() for p in PAGES}
+    named = {e for e in entries if "*" not in e}
+    assert named <= names
+    # A star stands for what is in its folder and in no entry, and has to stand for something.
+    for star in (e for e in entries if "*" in e):
+        found = {
+            n
+            for n in names - {"index"}
+            if PurePosixPath(n).match(star) and n.count("/") == star.count("/")
+        }
+        assert found - named, star
+        named |= found
+    assert named == names - {"index"}
 
 
 def test_a_link_that_leads_nowhere_is_found() -> None:

@@ -155,8 +155,12 @@ def complaints(text: str) -> list[str]:
 
 @pytest.mark.parametrize("page", OURS, ids=name_of)
 def test_every_block_runs_or_says_why_not(page: Path) -> None:
+    """`pytest -rP -k says_why_not` lists those that are not run."""
     text = page.read_text()
     assert not complaints(text)
+    for block in blocks(text):
+        if block.reason is not None:
+            print(f"{name_of(page)}, line {block.line}: {block.reason}")
     if of := ELSEWHERE.search(text):
         assert page.name in (ROOT / of[1]).read_text(), f"{of[1]} does not name the page"
 

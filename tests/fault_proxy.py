@@ -5,7 +5,8 @@
         proxy.faults, proxy.requests          # what was done, and what was asked for
 
 Which requests it spoils, and how, is drawn from a seed by the number of the request. Only GET is
-spoiled. It listens on 127.0.0.1 and stops with its context.
+spoiled, unless `writes` says that PUT, POST and DELETE are, too. It listens on 127.0.0.1 and stops with
+its context.
 """
 
 from __future__ import annotations
@@ -36,12 +37,18 @@ and indexes: the manifest, which has all checksums, has none itself."""
 MIXED = "mixed"
 """The answer is to another request: its head says so. Seen where a connection was used again too soon."""
 
+LOST = "lost"
+"""What was asked for is done, and the answer never comes."""
+
+WRITE_FAULTS = ("500", "503", "refuse", LOST)
+"""What becomes of a write."""
+
 _SLOW_DOWN = b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>later</Message></Error>'
 
 
 @dataclass(frozen=True)
 class Request:
-    """One GET: its path without query, the first byte it asked for, and how it was spoiled, if it was."""
+    """One GET, or a write where those are spoiled: its path without query, the first byte it asked for, and how it was spoiled, if it was."""
 
     path: str
     start: int
@@ -60,11 +67,24 @@ class FaultProxy:
         Of requests that are spoiled; or a function of a path that says which fault it gets, if any.
     kinds
         Faults to draw from.
+    writes
+        Spoil writes, by WRITE_FAULTS, as often as reads; with the attribute `hangs` none is answered, nor asked
+        for its body.
     stall_s
         How long a stalled answer stands still before its connection is closed.
     """
 
-    def __init__(self, endpoint, *, share=0.1, seed=0, kinds=FAULTS, stall_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        endpoint,
+        *,
+        share=0.1,
+        seed=0,
+        kinds=FAULTS,
+        stall_s: float = 30.0,
+        writes: bool = False,
+    ) -> None:
+        self.writes, self.hangs = writes, False
         upstream = urllib.parse.urlsplit(endpoint)
         self.upstream = (upstream.hostname, upstream.port)
         self.share, self.seed, self.kinds, self.stall_s = share, seed, kinds, stall_s
@@ -85,14 +105,16 @@ class FaultProxy:
         with self.lock:
             return collections.Counter(r.fault for r in self.requests if r.fault is not None)
 
-    def decide(self, path: str, start: int, headers: dict[str, str]) -> str | None:
+    def decide(
+        self, path: str, start: int, headers: dict[str, str], kinds: tuple[str, ...] | None = None
+    ) -> str | None:
         """Note a request and draw its fault."""
         with self.lock:
             drawn = random.Random(f"{self.seed} {len(self.requests)}")
             if callable(self.share):
                 fault = self.share(path)
             else:
-                fault = drawn.choice(self.kinds) if drawn.random() < self.share else None
+                fault = drawn.choice(kinds or self.kinds) if drawn.random() < self.share else None
             if fault == FLIP and "/train/" not in path:
                 fault = None
             self.requests.append(Request(path, start, fault, headers))
@@ -142,15 +164,39 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._send(*self._forward(), fault)
 
-    def _forward(self) -> tuple[int, dict[str, str], bytes]:
+    def do_PUT(self) -> None:
+        if self.owner.writes and self.owner.hangs:
+            self._stall()
+            return
+        self.wfile.flush()  # who says Expect: 100-continue waits for that before it sends
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+        fault = None
+        if self.owner.writes:
+            fault = self.owner.decide(path, 0, dict(self.headers), WRITE_FAULTS)
+        if fault == "refuse":
+            self._hang_up()
+        elif fault in ("500", "503"):
+            self._send(int(fault), {"Content-Type": "application/xml"}, _SLOW_DOWN, None)
+        else:
+            answer = self._forward(body)
+            if fault == LOST:
+                self._hang_up()
+            else:
+                self._send(*answer, None)
+
+    do_POST = do_DELETE = do_PUT
+
+    def _forward(self, sent: bytes | None = None) -> tuple[int, dict[str, str], bytes]:
         if self._upstream is None:
             self._upstream = http.client.HTTPConnection(*self.owner.upstream, timeout=60)
         self._upstream.putrequest(
             self.command, self.path, skip_host=True, skip_accept_encoding=True
         )
         for name, value in self.headers.items():
-            self._upstream.putheader(name, value)
-        self._upstream.endheaders()
+            if name.lower() != "expect":
+                self._upstream.putheader(name, value)
+        self._upstream.endheaders(sent or None)
         answer = self._upstream.getresponse()
         body = answer.read()
         skipped = ("transfer-encoding", "connection", "content-length", "keep-alive")
@@ -173,7 +219,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         is_cut = fault in ("reset", "stall", "cut")

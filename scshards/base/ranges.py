@@ -39,6 +39,9 @@ from scshards.base.remote import (
 from scshards.base.retry import Limit, Requests, Retry
 from scshards.base.threads import LOOK_S, Stop, Stopped
 
+SLOWEST = 50_000
+"""Bytes a second: what a store takes more slowly, it does not take."""
+
 CONNECTIONS = 64
 """Connections to a store that a process keeps at most, unless its options say otherwise."""
 
@@ -148,6 +151,13 @@ class Ranges:
         if read.start != read.end:
             self._requests.ask(where, lambda limit: self._go_on(read, limit, stop), stop)
         return read
+
+    def within(self, work: Coroutine[Any, Any, Any], size: int = 0) -> None:
+        """Run what writes or removes so many bytes; TimeoutError when that takes far too long.
+
+        A store that never says that it is ready to receive would be waited for without an end.
+        """
+        self._wait(_within(work, 2 * self._requests.retry.timeout + size / SLOWEST))
 
     def _go_on(self, read: Read, limit: Limit, stop: Stop | None) -> None:
         had = read.got
@@ -327,6 +337,11 @@ async def _receive(body: Any, read: Read, limit: asyncio.Timeout, patience: floa
         if not piece:
             return
         read.put(piece)
+
+
+async def _within(work: Coroutine[Any, Any, Any], seconds: float) -> None:
+    async with asyncio.timeout(seconds):
+        await work
 
 
 async def _from_loop(fs: Any, read: Read, patience: float) -> None:

@@ -203,7 +203,7 @@ class Storage:
         """Publish `data` at `path`: all of it or nothing, replacing what was there."""
         full = self._full(path)
         if not self.is_local:
-            self._ask(path, lambda: self._fs.pipe_file(full, bytes(data)))
+            self._ask(path, lambda: self._change("pipe_file", full, bytes(data), size=len(data)))
             return
         with translated(self.at(path)):
             Path(full).parent.mkdir(parents=True, exist_ok=True)
@@ -261,7 +261,8 @@ class Storage:
 
     def upload(self, path: str, file: Path) -> None:
         """Publish a local file at `path` in a store, read in parts: all of it or nothing."""
-        self._ask(path, lambda: self._fs.put_file(str(file), self._full(path)))
+        full, size = self._full(path), file.stat().st_size
+        self._ask(path, lambda: self._change("put_file", str(file), full, size=size))
 
     def remove(self, path: str) -> None:
         """Delete a file; nothing happens when it is not there."""
@@ -272,7 +273,7 @@ class Storage:
         elif self.exists(path):
             # It is gone when an answer was lost and it is asked again.
             with contextlib.suppress(MissingDataError):
-                self._ask(path, lambda: self._fs.rm_file(full))
+                self._ask(path, lambda: self._change("rm_file", full))
 
     def remove_tree(self, path: str) -> None:
         """Delete everything below `path`, folders too."""
@@ -293,6 +294,14 @@ class Storage:
         """What a store answers."""
         with translated(self.at(path)):
             return self._requests.ask(self.at(path), lambda _: call())
+
+    def _change(self, name: str, *args: Any, size: int = 0) -> None:
+        """Write or remove so many bytes; it has an end where the file system would wait for ever."""
+        work = getattr(self._fs, f"_{name}", None)
+        if work is None or not getattr(self._fs, "async_impl", False):
+            getattr(self._fs, name)(*args)
+        elif self._ranges is not None:
+            self._ranges.within(work(*args), size)
 
     def _info(self, path: str) -> dict[str, Any]:
         """Size, type and version of a file or a folder."""

@@ -7,7 +7,7 @@ Nothing is written before config, shard set and folder are known to fit together
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -103,10 +103,18 @@ class Run:
         # Resume: every rank looks at RUN before the first one writes there; nobody else does meanwhile.
         here.first(lambda: stack.enter_context(run.lock()))
         changed = run.check(config)  # it may have been another's since
-        place = run.place(config)
+        held: list[Callable[[], None] | None] = []
+        here.first(lambda: held.append(stack.enter_context(run.lock_place(config))))
         self.checkpoints = stack.enter_context(
-            Checkpoints(place, here, keep_last=every.keep_last, keep_every=every.keep_every)
+            Checkpoints(
+                run.place(config),
+                here,
+                keep_last=every.keep_last,
+                keep_every=every.keep_every,
+                held=next(iter(held), None),
+            )
         )
+        here.first(self.checkpoints.clear)
         self.state = TrainState()
         if saved := self.checkpoints.latest():
             self.state = self.checkpoints.load(saved, self._tensors(shared=True))

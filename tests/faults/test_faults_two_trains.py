@@ -14,11 +14,14 @@ import torch
 from train_support import small_config
 
 from scshards.base.errors import ConfigError, OutputExistsError
+from scshards.base.storage import Storage
 from scshards.ranks.ranks import Ranks
 from scshards.training.config import TrainConfig
 from scshards.training.log.metrics import read_metrics
 from scshards.training.loop import train
+from scshards.training.save.checkpoint import complete
 from scshards.training.save.folder import RunFolder
+from scshards.training.step import Stepper
 
 SETTINGS = ("run.steps=6", "run.save_every=2", "run.eval_every=6", "run.log_every=1")
 
@@ -29,6 +32,7 @@ import torch
 torch.set_num_threads(1)
 from train_support import small_config
 from scshards.training.loop import train
+from scshards.training.save.checkpoint import complete
 from scshards.training.step import Stepper
 step = Stepper.step
 def stops(self, batch, n, **kw):
@@ -124,3 +128,67 @@ def test_what_the_first_rank_is_refused_every_rank_is(monkeypatch):
     other = Ranks(1, 2, torch.device("cpu"))
     with pytest.raises(OutputExistsError, match="another process"):
         other.first(lambda: pytest.fail("only the first rank locks"))
+
+
+@pytest.mark.parametrize("kind", ["folder", "store"])
+def test_two_runs_with_one_place_for_checkpoints(shards, tmp_path, monkeypatch, request, kind):
+    """Folders of their own do not part runs that write their checkpoints to one place."""
+    place = str(tmp_path / "place")
+    if kind == "store":
+        place = f"{request.getfixturevalue('s3').url}/place"
+    settings = ("run.steps=4", "run.save_every=2", "run.eval_every=4", f"run.checkpoints={place}")
+    step, refused = Stepper.step, []
+
+    def beside(self, batch, n, **kw):
+        if n == 3 and not refused:
+            refused.append(None)
+            with pytest.raises(OutputExistsError, match="another process is writing there") as e:
+                train(shards, tmp_path / "b", small_config(*settings), shown=False)
+            refused[0] = str(e.value)
+        return step(self, batch, n, **kw)
+
+    with monkeypatch.context() as m:
+        m.setattr(Stepper, "step", beside)
+        m.setattr("scshards.base.locks.WATCH_S", 5.0)
+        m.setattr("scshards.base.locks.BEAT_S", 0.2)
+        assert train(shards, tmp_path / "a", small_config(*settings), shown=False).step == 4
+    assert "run.checkpoints" in refused[0] and place in refused[0]
+    assert complete(place) == ["step-00000002", "step-00000004"]
+    # When it has ended, another may go on there.
+    more = ("run.steps=5", *settings[1:])
+    assert train(shards, tmp_path / "b", small_config(*more), shown=False).start == 4
+    assert not [n for n in Storage(place).list() if "lock" in n]
+
+
+def test_a_run_that_was_taken_for_dead_publishes_no_more(shards, tmp_path, s3, monkeypatch):
+    place = f"{s3.url}/place"
+    settings = ("run.steps=4", "run.save_every=2", "run.eval_every=4", f"run.checkpoints={place}")
+    step = Stepper.step
+
+    def late(self, batch, n, **kw):
+        for name in Storage(place).list("lock"):
+            Storage(place).remove(name)
+        return step(self, batch, n, **kw)
+
+    with monkeypatch.context() as m:
+        m.setattr(Stepper, "step", late)
+        with pytest.raises(OutputExistsError, match="another process"):
+            train(shards, tmp_path / "a", small_config(*settings), shown=False)
+    assert complete(place) == []
+
+
+def test_what_a_killed_run_has_left_goes_when_it_begins(shards, tmp_path):
+    settings = ("run.steps=2", "run.save_every=2", "run.eval_every=2")
+    run = tmp_path / "run"
+    train(shards, run, small_config(*settings), shown=False)
+    left = [
+        run / ".args.json.abc.tmp",
+        run / "checkpoints" / ".step-00000001.partial" / "index.json",
+    ]
+    left.append(run / "checkpoints" / "step-00000002" / ".state.json.xyz.tmp")
+    kept = run / ".evaluation.json.abc.tmp"  # evaluate may be at it right now
+    for path in (*left, kept):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{")
+    train(shards, run, small_config(*settings), shown=False)  # it has nothing left to do
+    assert not any(path.exists() for path in left) and kept.exists()

@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from scshards._version import __version__
-from scshards.base.errors import CheckpointError, ScshardsError, StorageError
+from scshards.base.errors import CheckpointError, OutputExistsError, ScshardsError, StorageError
 from scshards.base.files import sync
 from scshards.base.records import Count, Form, to_tree
 from scshards.base.storage import Storage
@@ -95,12 +95,20 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
     keep_last, keep_every
         After each save go all but the last so many and those of steps that are multiples of
         `keep_every`.
+    held
+        Raises when another run has taken the place over, before a checkpoint is published there.
     """
 
     def __init__(
-        self, root: str | Path, ranks: Ranks, *, keep_last: int, keep_every: int | None = None
+        self,
+        root: str | Path,
+        ranks: Ranks,
+        *,
+        keep_last: int,
+        keep_every: int | None = None,
+        held: Callable[[], None] | None = None,
     ) -> None:
-        self._storage, self._ranks = Storage(root), ranks
+        self._storage, self._ranks, self._held = Storage(root), ranks, held
         self._keep_last, self._keep_every = keep_last, keep_every
         # Its own group: what a save says in the background must not mix with what training says.
         self._group = (
@@ -190,7 +198,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         writer = TensorWriter(
             self._storage,
             _hidden(name) if self._storage.is_local else name,
-            begin=self._clear,
+            begin=self.clear,
             publish=lambda index: self._publish(name, index, text),
         )
         self._in_flight = self._run(
@@ -211,12 +219,14 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
 
     # On one rank.
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         """Remove what saves that were killed have left, of this step or another."""
         root = self._storage.local_path
         if root is not None:
-            root.mkdir(parents=True, exist_ok=True)
+            if not root.is_dir():
+                return
             left = [p.name for p in root.glob(_hidden("step-*"))]
+            self._storage.remove_temporaries()
         else:
             folders = [n for n in self._storage.folder()[0] if _NAME.fullmatch(n)]
             left = sorted(set(folders) - set(complete(self._storage)))
@@ -227,6 +237,8 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
         """Make a checkpoint visible, whole; remove what it takes the place of."""
         root = self._storage.local_path
         folder = name if root is None else _hidden(name)
+        if self._held is not None:
+            self._held()
         self._storage.write(f"{folder}/{STATE}", state)
         self._storage.write(f"{folder}/{INDEX}", index)
         if root is not None:
@@ -265,6 +277,8 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
             return function()
         except CheckpointException as e:
             cause = _cause(e)
+            if isinstance(cause, OutputExistsError):
+                raise cause from e
             if is_written and isinstance(cause, OSError):
                 what = getattr(cause, "what", None) or cause.strerror or type(cause).__name__
                 raise StorageError(
@@ -361,5 +375,7 @@ def _check_fit(found: Mapping[str, Any], wanted: Mapping[str, Tensor], where: st
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(
-            f"the checkpoint is of another model: {', '.join(wrong[:3])}{more}", where=where
+            f"the checkpoint is of another model: {', '.join(wrong[:3])}{more}",
+            where=where,
+            advice=f"train with the config that it was written with; if it is damaged, {MEND}",
         )

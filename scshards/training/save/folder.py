@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from scshards._version import __version__
 from scshards.base.errors import CheckpointError, ConfigError, OutputExistsError, StorageError
-from scshards.base.locks import LOCK, locked
+from scshards.base.files import TEMPORARY
+from scshards.base.locks import LOCK, Lease, locked
 from scshards.base.records import Damaged, Form, read_json, shown
-from scshards.base.remote import advised
+from scshards.base.remote import advised, translated
 from scshards.base.storage import Storage, is_local, redact
 from scshards.training.config import (
     MAY_CHANGE,
@@ -132,12 +133,46 @@ class RunFolder:
                     "(-o). The ranks of one run are started by torchrun, not by srun or mpirun alone: "
                     "torchrun --nproc-per-node N -m scshards train ...",
                 ) from None
+            for left in self.path.glob(f".*{TEMPORARY}"):  # of a run that was killed
+                if not left.name.startswith(f".{EVALUATION}."):  # that is written without this lock
+                    left.unlink(missing_ok=True)
             try:
                 yield
             finally:
                 (self.path / LOCK).unlink(missing_ok=True)
                 with contextlib.suppress(OSError):  # it was not trained at all: nothing is left
                     self.path.rmdir()
+
+    @contextlib.contextmanager
+    def lock_place(self, config: TrainConfig) -> Iterator[Callable[[], None] | None]:
+        """No other run keeps its checkpoints at `run.checkpoints` meanwhile, where that is given.
+
+        Yields
+        ------
+        What raises when another has taken the place over; None where that can't be.
+
+        Raises
+        ------
+        OutputExistsError
+            When another run keeps them there.
+        """
+        place = config.run.checkpoints
+        if place is None:
+            yield None
+            return
+        storage, advice = Storage(place), "give each run a place of its own with run.checkpoints"
+        with contextlib.ExitStack() as stack:
+            try:
+                if (root := storage.local_path) is None:
+                    lease = stack.enter_context(Lease(storage, LOCK))
+                else:
+                    with translated(storage.at("")):
+                        root.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(locked(root / LOCK, needed=False, at=place))
+                    stack.callback((root / LOCK).unlink, missing_ok=True)
+            except OutputExistsError as e:
+                raise OutputExistsError(e.what, where=redact(place), advice=advice) from None
+            yield None if root is not None else lease.check
 
     def claim(self, tables: dict[str, Any], root: str) -> None:
         """Write the config, and that the run is not stopped; called by one rank, after `check`.

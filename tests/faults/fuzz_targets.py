@@ -310,7 +310,7 @@ class Chunk(Target):
 class Shard(Target):
     """A tar that is another, under right checksums: verify, repair, cells, and the stream."""
 
-    runs = 30
+    runs = 20
 
     def seeds(self) -> list[bytes]:
         self.root, _ = packed(self.folder, 9, name="set")
@@ -394,6 +394,7 @@ class CheckpointIndex(Target):
 
     change = staticmethod(change_json)
     NAME = "index.json"
+    runs = 200
 
     def seeds(self) -> list[bytes]:
         save(self.folder)
@@ -451,6 +452,7 @@ class State(CheckpointIndex):
     """state.json of a checkpoint."""
 
     NAME = "state.json"
+    runs = 150
 
     def check(self, data: bytes) -> bool:
         (self.at / self.NAME).write_bytes(data)

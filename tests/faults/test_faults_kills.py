@@ -56,7 +56,7 @@ def line(shards: str, run: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "stops", [4, pytest.param(40, marks=pytest.mark.slow)], ids=["few", "forty"]
+    "stops", [3, pytest.param(40, marks=pytest.mark.slow)], ids=["few", "forty"]
 )
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
 def test_a_run_that_is_stopped_at_random_steps_is_the_same_run(

@@ -160,7 +160,7 @@ def test_cells_without_a_value_to_split_by(tmp_path: Path) -> None:
     write(tmp_path / "a.h5ad", counts(6, 6), obs=obs)
     options = {"split_by": "donor", "valid_fraction": 0.5}
     text = refused(tmp_path, ConfigError, "1 cells have no value", "--where", **options)
-    where = text.split('--where "')[1].split('"')[0]
+    where = text.split("--where '")[1].split("'")[0]
     manifest = quiet_pack(
         tmp_path / "a.h5ad", tmp_path / "out", vocab_of(6), where=where, **options
     )

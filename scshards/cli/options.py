@@ -21,7 +21,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -78,6 +78,13 @@ FLAGS: dict[str, tuple[str, ...]] = {
 """The flags of fields whose flag is not their name with dashes."""
 
 
+_TOGETHER = {
+    "where": "join them in one: --where '(...) and (...)'",
+    "split_file": "give one file, which names all values to hold out",
+}
+"""What to do where one of these options is given twice; give any other one once."""
+
+
 class Option(click.Option):
     """An option of click that has a help text and a place in GROUPS."""
 
@@ -89,6 +96,33 @@ class Option(click.Option):
         if self.multiple:
             commas = isinstance(self.type, _Listed)
             self.help = f"{self.help} Repeatable{', or with commas between' if commas else ''}."
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Let the parser keep all values that are given, where click alone keeps the last one."""
+        super().add_to_parser(cast(Any, _KeepingAll(parser)), ctx)
+
+    def consume_value(self, ctx: click.Context, opts: Any) -> Any:
+        """The value that was given, and a usage error where several were and one is taken.
+
+        A plain flag may come several times, as long as it says the same each time.
+        """
+        if self.multiple or self.name not in opts:
+            return super().consume_value(ctx, opts)
+        values = opts[self.name]
+        if len(values) > 1 and not ctx.resilient_parsing:
+            if not self.is_flag:
+                raise click.UsageError(
+                    f"{self.opts[-1]} is given {_times(len(values))}, and one value is taken\n"
+                    f"  to do: {_TOGETHER.get(str(self.name), 'give it once')}",
+                    ctx,
+                )
+            if len(set(values)) > 1:
+                raise click.UsageError(
+                    f"{self.opts[-1]} and {self.secondary_opts[-1]} contradict each other\n"
+                    "  to do: leave one of them out",
+                    ctx,
+                )
+        return super().consume_value(ctx, {**opts, self.name: values[-1]})
 
     def get_help_extra(self, ctx: click.Context) -> Any:
         """Defaults in one style: numbers as tables have them, and no ranges."""
@@ -249,6 +283,20 @@ def field_texts(cls: type, section: str = "Attributes") -> dict[str, str]:
             for name in names.split(", "):
                 texts[name] = elsewhere[name] + as_in[2] if as_in else said
     return texts
+
+
+class _KeepingAll:
+    """A parser of click whose options keep every value that is given, in a list."""
+
+    def __init__(self, parser: Any) -> None:
+        self._parser = parser
+
+    def add_option(self, *, action: str, **attrs: Any) -> None:
+        self._parser.add_option(action=action.replace("store", "append"), **attrs)
+
+
+def _times(n: int) -> str:
+    return "twice" if n == 2 else f"{n} times"
 
 
 class _Listed(click.ParamType):  # type: ignore[type-arg]

@@ -153,11 +153,55 @@ def test_the_help_of_a_dataclass(asked: tuple[Command, list[Any]]) -> None:
         (["--partition", "1,x"], "'x' is not a valid integer"),
         (["--share", "0/2"], "give I/N, I from 1 to N"),
         (["--compression", "zip"], "'zip' is not one of"),
+        (
+            ["--where", "a == 1", "--raw", "--where", "b == 2"],
+            "--where is given twice, and one value is taken\n  to do: join them in one: --where '(",
+        ),
+        (
+            ["--min-genes", "3", "--min-genes=3", "--min-genes", "4"],
+            "--min-genes is given 3 times, and one value is taken\n  to do: give it once\n",
+        ),
+        (["--share", "1/2", "--share", "2/2"], "--share is given twice"),
+        (["--shuffle", "--no-shuffle"], "--shuffle and --no-shuffle contradict each other"),
+        (
+            ["--no-shuffle", "--raw", "--shuffle"],
+            "--shuffle and --no-shuffle contradict each other",
+        ),
     ],
 )
 def test_what_is_refused(asked: tuple[Command, list[Any]], line: list[str], says: str) -> None:
     done = CliRunner().invoke(asked[0], line)
     assert done.exit_code == 2 and says in done.stderr
+
+
+def test_a_flag_may_say_the_same_twice(asked: tuple[Command, list[Any]]) -> None:
+    command, seen = asked
+    line = ["--raw", "--no-shuffle", "--raw", "--no-shuffle", "-q", "-q", "--where", "x"]
+    assert CliRunner().invoke(command, line, catch_exceptions=False).exit_code == 0
+    assert seen == [
+        {"raw": True, "shuffle": False, "where": "x", "storage_options": {}},
+        Asked(raw=True, shuffle=False, where="x"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "flag"),
+    [
+        (
+            ["pack", "a.h5ad", "--split-file", "a", "--vocab", "v", "--split-file", "b"],
+            "--split-file",
+        ),
+        (["reshard", "root", "-o", "out", "--where", "x", "-o", "other"], "--output"),
+        (["verify", "root", "--workers", "1", "--workers", "1"], "--workers"),
+        (["train", "root", "-o", "a", "--output", "b"], "--output"),
+    ],
+)
+def test_commands_refuse_an_option_that_is_given_twice(line: list[str], flag: str) -> None:
+    done = CliRunner().invoke(cli.main, line)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(
+        f"error: {flag} is given twice, and one value is taken\n  to do: "
+    )
 
 
 def test_errors_name_options() -> None:

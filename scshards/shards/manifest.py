@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -270,11 +270,21 @@ class Manifest:
 
     def fingerprint(self, split: str) -> str:
         """SHA-256 (hex) of what makes the stream of a split what it is: vocabulary and shards."""
-        h = hashlib.sha256()
+        return list(self._fingerprints(split))[-1]
+
+    def shards_at(self, split: str, fingerprint: str) -> int | None:
+        """How many shards a split had when this was its fingerprint; None if it never was."""
+        each = enumerate(self._fingerprints(split))
+        return next((n for n, one in each if one == fingerprint), None)
+
+    def _fingerprints(self, split: str) -> Iterator[str]:
+        """The fingerprint of a split of no shard, of its first one, of its first two, and so on."""
         parts = [str(FORMAT_VERSION), self.vocab_fingerprint, self.value_kind, split]
-        parts += [f"{s.path} {s.cells} {s.sha256}" for s in self.splits[split]]
-        h.update("\n".join(parts).encode())
-        return h.hexdigest()
+        h = hashlib.sha256("\n".join(parts).encode())
+        yield h.hexdigest()
+        for s in self.splits[split]:
+            h.update(f"\n{s.path} {s.cells} {s.sha256}".encode())
+            yield h.hexdigest()
 
     def check_sizes(self, where: object) -> None:
         """FormatError for sizes that no set of format 1 has: memory is taken by them, unread.

@@ -136,6 +136,23 @@ class ShardList:
         each += [f"without {shard}" for shard in sorted(self._left_out)]
         return each[0] if len(each) == 1 else hashlib.sha256("\n".join(each).encode()).hexdigest()
 
+    def set_at(self, fingerprint: str) -> tuple[tuple[SourceInfo, ...], int] | None:
+        """What the set had when this was its fingerprint: its sources, and how many additions.
+
+        None where that can't be said: of several sets, of a set that was made anew, or of another one.
+        """
+        if len(self.shardsets) > 1:
+            return None
+        manifest = self.shardsets[0].manifest
+        n = manifest.shards_at(self.split, fingerprint)
+        if not n or n == len(self.shards):
+            return None
+        # Each addition has shards of its own: the first one that is new says which addition it is of.
+        new = self.index(n, [SOURCE])[SOURCE].min()
+        began = [added["first_source"] for added in manifest.options["added"]]
+        additions = sum(first <= new for first in began) - 1
+        return self.sources[: began[additions]], additions
+
     def storage(self, shard: int) -> Storage:
         """Where a shard lies."""
         return self.shardsets[self.set_of[shard]].storage

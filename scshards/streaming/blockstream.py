@@ -7,6 +7,7 @@ What a batch is made of a block is the caller's business. Called by streaming.lo
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 import weakref
@@ -414,11 +415,47 @@ class BlockStream:
             raise _unknown(unknown)
         for name, own in self._asked.items():
             if state.get(name) != own:
+                if name == "fingerprint":
+                    if state.get("split") == self._asked["split"]:
+                        raise self._of_another_set(str(state.get(name)))
+                    continue  # the split is what differs
                 raise StateError(
                     f"the state has another {_difference(name, state.get(name), own)}",
                     where=self._shards.name(),
                     advice="make the loader as it was made when the state was taken",
                 )
+
+    def _of_another_set(self, fingerprint: str) -> StateError:
+        """What is said where the shards are not those that a state was taken on."""
+        shards = self._shards
+        root = shards.name()
+        if shards.left_out:
+            return StateError(
+                "the state was taken with other shards: some are left out here, whose indexes are bad",
+                where=root,
+                advice=f"mend it: scshards verify {root} --repair INPUT...",
+            )
+        anew = "or begin a new run on this set from the model of the old one: scshards train --start RUN"
+        if had := shards.set_at(fingerprint):
+            sources, additions = had
+            names = json.dumps([s.name for s in sources], ensure_ascii=False)
+            where = f"--where 'source in {names}'"
+            again = (
+                f"scshards reshard {root} -o NEW {where} (of the same bytes, unless the pack left "
+            )
+            again += "cells out for their genes or counts)"
+            if additions:
+                again = f"the same pack into another folder, and {additions} of its additions (--append)"
+            return StateError(
+                "cells were added to the shard set since the state was taken",
+                where=root,
+                advice=f"make the set as it was, and go on with it: {again}; {anew}",
+            )
+        return StateError(
+            "the shard set is not the one that the state was taken on: it was made anew, or is another",
+            where=root,
+            advice=f"go on with the set that the run began with; {anew}",
+        )
 
 
 class Pass(Iterator[Made]):

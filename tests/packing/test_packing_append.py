@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from loaders import loader_of
 from pack_support import counts, quiet_pack, read_back, tree_sums, vocab_of, write
 
-from scshards import ShardSet, verify
+from scshards import ShardSet, cli, verify
 from scshards.base.errors import (
     ConfigError,
     OutputExistsError,
     ScshardsError,
     SourceError,
+    StateError,
     StorageError,
 )
 from scshards.base.storage import Storage
@@ -92,6 +96,52 @@ def test_the_cells_are_those_of_one_pack_and_old_files_stay(tmp_path: Path, path
     assert second.labels["type"].categories == ("b", "d", "a", "c", "e"), "old codes stay"
     assert [s.name for s in second.sources] == [str(p) for p in paths]
     assert [a["first_source"] for a in second.options["added"]] == [1, 2]
+
+
+def test_a_state_from_before_says_how_to_go_on(tmp_path: Path, paths: Any) -> None:
+    options = {"batch_size": 4, "n_bins": 0, "lanes": 2}
+    root = tmp_path / "set"
+    quiet_pack(paths[:1], root, vocab_of(GENES), **OPTIONS)
+    states, sums = [loader_of(root, **options).state_after(2)], [tree_sums(root)]
+    for path in paths[1:]:
+        quiet_append([path], root)
+        states.append(loader_of(root, **options).state_after(2))
+        sums.append(tree_sums(root))
+    loader = loader_of(root, **options)
+    loader.load_state_dict(states[2])
+    for n, again in (
+        (0, "scshards reshard"),
+        (1, "the same pack into another folder, and 1 of its"),
+    ):
+        with pytest.raises(StateError, match="cells were added to the shard set since") as e:
+            loader.load_state_dict(states[n])
+        said = str(e.value.advice)
+        assert again in said and said.endswith("scshards train --start RUN")
+        assert "fingerprint" not in str(e.value)
+        # What is told to be run is run, and the state goes on there.
+        made = tmp_path / f"old-{n}"
+        if n == 0:
+            _, *line = shlex.split(re.search(r"scshards reshard .*\]'", said)[0])  # type: ignore[index]
+            line[line.index("NEW")] = str(made)
+            done = CliRunner().invoke(cli.main, [*line, "-q", "--workers", "1"])
+            assert done.exit_code == 0, done.stderr
+        else:
+            quiet_pack(paths[:1], made, vocab_of(GENES), **OPTIONS)
+            quiet_append(paths[1:2], made)
+        tars = [{k: v for k, v in x.items() if ".tar" in k} for x in (tree_sums(made), sums[n])]
+        assert tars[0] == tars[1]
+        rescued = loader_of(made, **options)
+        rescued.load_state_dict(states[n])
+        assert rescued.state_dict() == states[n]
+
+    quiet_pack(paths, tmp_path / "once", vocab_of(GENES), **OPTIONS)
+    other = loader_of(tmp_path / "once", **options)
+    for state in states:
+        with pytest.raises(StateError, match="it was made anew, or is another") as e:
+            other.load_state_dict(state)
+        assert "the set that the run began with" in str(e.value) and "--start RUN" in str(e.value)
+    with pytest.raises(StateError, match="another split: 'train' instead of 'valid'"):
+        loader_of(root, split="valid", **options | {"drop_last": False}).load_state_dict(states[2])
 
 
 def test_bytes_do_not_depend_on_workers_or_stops(

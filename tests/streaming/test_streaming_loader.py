@@ -239,7 +239,7 @@ def test_states_that_do_not_belong_are_refused(known: Known, tmp_path: Path) -> 
         with pytest.raises(StateError, match=next(iter(change))):
             loader(known, **change).load_state_dict(state)
     other = make_set(tmp_path, SIZES, seed=5)
-    with pytest.raises(StateError, match="fingerprint"):
+    with pytest.raises(StateError, match="made anew, or is another"):
         loader(other).load_state_dict(state)
     for damage in (
         {"position": 201},

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from scshards.packing.verify.whole import VerifyReport
 
 LISTED = 20
-"""So many faults stand in the table."""
+"""So many faults are printed."""
 
 
 @click.command("verify", cls=Command)
@@ -81,10 +81,17 @@ def command(
         report = verify(root, storage_options, progress, workers=workers, quick=quick, sets=groups)
     tree = {"ok": report.ok, **dataclasses.asdict(report)}
     if not report.ok:
-        rows = [(f.shard or "(all)", f.cell or "-", f.what) for f in report.faults[:LISTED]]
-        more = report.n_faults - len(rows)
+        # As lines, which are wrapped: what is wrong is never cut out of the middle.
+        lines = [
+            f"{f.shard or '(all)'}{f', cell {f.cell}' if f.cell else ''}: {f.what}"
+            for f in report.faults[:LISTED]
+        ]
+        more = report.n_faults - len(lines)
         text = f"faults: {report.n_faults:,}" + (f", {more:,} of them not listed" if more else "")
-        parts = [*_parts(report), Table(("shard", "cell", "fault"), rows), text]
+        mending = ""
+        if not (repair or repair_from):  # else it is said of each file why it is left
+            mending = repairing.how_to_mend(root, report, storage_options)
+        parts = [*_parts(report), "\n".join(lines), "\n".join(filter(None, [text, mending]))]
         return Result(tree, parts, exit_code=1)
     verdict = "every byte, count and cell is as it was packed"
     if quick:

@@ -251,7 +251,7 @@ def check_index_bytes(storage: Storage, shard: ShardInfo, data: bytes | memoryvi
         raise ChecksumError(
             "the index is not the one that was packed",
             where=storage.at(shard.index_path),
-            advice="restore it from a good copy, or pack the shard set again",
+            advice="mend it: scshards verify ROOT --repair makes an index from its tar",
         )
 
 

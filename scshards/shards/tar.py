@@ -210,7 +210,8 @@ def open_chunk(
         raise ChecksumError(
             "the bytes of a chunk are not those that were packed",
             where=where,
-            advice="restore the shard from a good copy, or pack it again",
+            advice="mend it: scshards verify ROOT --repair INPUT..., with the inputs of its cells, "
+            "which scshards verify ROOT names; or copy the shard from another copy of the set",
         )
     if compression == "none":
         return stored

@@ -148,5 +148,5 @@ class Quarantine:
                 f"{total} cells of epoch {made.epoch} are lost, more than max_bad_cells="
                 f"{self._limit} allows; the last ones: {made.reason}",
                 where=made.shard,
-                advice="restore the shards that the log names from a good copy, or pack them again",
+                advice="mend them: scshards verify ROOT says how, and which inputs that needs",
             )

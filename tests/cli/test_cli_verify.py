@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -58,10 +60,45 @@ def test_faults_are_listed_and_the_exit_code_is_1(
     assert "train/000001.tar" in result.stdout and "SHA-256" in result.stdout
     monkeypatch.setattr("scshards.cli.verify.LISTED", 1)
     few = run(root)
-    assert few.exit_code == 1 and len(few.stdout.strip().splitlines()) == 5
+    assert few.exit_code == 1 and len(few.stdout.strip().splitlines()) == 4
     assert "of them not listed" in few.stdout
     tree = json.loads(run(root, "--json").stdout)
     assert not tree["ok"] and tree["faults"][0]["shard"] == "train/000001.tar"
+
+
+def test_its_last_line_is_the_command_that_mends(root: Path) -> None:
+    whole = (root / "train" / "000001.tar").read_bytes()
+    flip(root)
+    for more in ([], ["--quick"]):
+        last = run(root, *more).stdout.strip().splitlines()[-1]
+        line = shlex.split(last.removeprefix("mend it: ").partition("; or from another copy")[0])
+        assert line[:2] == ["scshards", "verify"] and line[-1].endswith("a.h5ad")
+    assert CliRunner().invoke(command, line[2:]).exit_code == 0
+    assert (root / "train" / "000001.tar").read_bytes() == whole
+    assert "mend it" not in run(root).stdout
+
+
+def test_an_index_alone_needs_no_inputs_and_both_files_a_copy(root: Path) -> None:
+    index = root / "train" / "000001.parquet"
+    index.write_bytes(index.read_bytes()[:-1] + b"?")
+    assert f"\nmend it: scshards verify {root} --repair; or from" in run(root).stdout
+    flip(root)
+    both = run(root).stdout
+    assert "a shard whose tar and index are both damaged comes from another copy alone" in both
+
+
+def test_faults_are_whole_on_a_narrow_terminal(
+    root: Path,
+) -> None:
+    flip(root)
+    wide = run(root).stdout.split()
+    script = "import sys; sys.stdout.isatty = lambda: True; from scshards.cli import main; main()"
+    args = [sys.executable, "-c", script, "verify", str(root), "-q"]
+    env = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1"}
+    done = subprocess.run(args, capture_output=True, text=True, timeout=600, env=env)
+    assert done.returncode == 1 and done.stdout.split() == wide
+    lines = done.stdout.splitlines()
+    assert "..." not in done.stdout and max(len(x) for x in lines if str(root) not in x) <= 80
 
 
 def test_no_shard_set(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import io
 import itertools
 import os
 import re
+import shlex
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.config import build
-from scshards.base.errors import ConfigError, FormatError
+from scshards.base.errors import ConfigError, FormatError, StorageError
 from scshards.base.files import temporary_folder
 from scshards.base.progress import Progress
 from scshards.base.storage import Storage
@@ -55,6 +56,9 @@ from scshards.sources.rows import Block, Source
 
 AT_ONCE = 16
 """Shards that are packed again in one pass over the inputs: they are in memory."""
+
+SHOWN_INPUTS = 10
+"""So many inputs are named in what mends a set."""
 
 _TYPES: Mapping[str, Any] = {"number": np.float64, "category": np.int64}
 """Labels as members have them."""
@@ -169,6 +173,46 @@ def repair(
     if work.repaired:
         report = verify(root, storage_options, progress, workers=workers)
     return Repair(repaired=work.repaired, left=work.left, report=report)
+
+
+def how_to_mend(
+    root: str | os.PathLike[str],
+    report: VerifyReport,
+    storage_options: Mapping[str, Any] | None = None,
+) -> str:
+    """What mends the shards that `verify` found to be damaged; "" where none is.
+
+    It names the inputs that `repair` needs, as far as the indexes of these shards can be read.
+    """
+    faulty = {f.shard for f in report.faults}
+    if faulty & {MANIFEST, VOCAB}:
+        return ""
+    shard_set = ShardSet(root, storage_options)
+    shards = [
+        info
+        for infos in shard_set.manifest.splits.values()
+        for info in infos
+        if faulty & {info.path, info.index_path}
+    ]
+    if not shards:
+        return ""
+    at, codes, unread = shard_set.storage.at(""), set[int](), False
+    if is_listed := report.n_faults == len(report.faults):
+        for info in shards:
+            try:
+                codes.update(np.unique(shard_set.index(info, ["source"])["source"]).tolist())
+            except (FormatError, StorageError):
+                unread |= info.path in faulty
+    names = list(dict.fromkeys(shard_set.manifest.sources[code].name for code in sorted(codes)))
+    repairing = f"scshards verify {shlex.quote(at)} --repair"
+    if not is_listed or len(names) > SHOWN_INPUTS:
+        told = f"{repairing} INPUT..., with all inputs that have cells in the damaged shards"
+        told += f" ({len(names):,} of them)" if names else ""
+    else:
+        told = " ".join([repairing, *map(shlex.quote, names)])
+    if unread:
+        told += "; a shard whose tar and index are both damaged comes from another copy alone"
+    return f"mend it: {told}; or from another copy of the set: --repair-from ROOT2"
 
 
 @dataclass(slots=True)

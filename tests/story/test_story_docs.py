@@ -61,7 +61,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, python: str) -> Path:
     make_cells(folder)
     commands = """
         scshards vocab build a.h5ad b.h5ad -o vocab.json
-        scshards pack a.h5ad b.h5ad -o shards --vocab vocab.json --obs cell_type,donor_id,tissue \\
+        scshards pack a.h5ad b.h5ad -o shards --vocab vocab.json --obs cell_type,donor_id \\
             --valid-fraction 0.2 --split-by donor_id
         scshards train shards -o run --config quickstart
     """

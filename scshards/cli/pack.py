@@ -125,7 +125,7 @@ def command(inputs: tuple[str, ...], output: str, progress: bool, **chosen: Any)
             return Result(tree, contents.plan_parts(plan), exit_code=1 if plan.refused else 0)
         if run.share is not None:
             done = packing.pack_share(inputs, output, run.vocab, asked, progress, share=run.share)
-            return progress_of(done)
+            return progress_of(done, run.share)
         manifest = packing.pack(inputs, output, run.vocab, asked, finish=run.finish, **call)
     if run.hf_card:
         write_card(output, stores)

@@ -32,13 +32,13 @@ def command(root: str, scratch: str | None, storage_options: Any) -> Result:
     return progress_of(status(root, scratch, storage_options))
 
 
-def progress_of(found: Status) -> Result:
-    """How far a pack is."""
+def progress_of(found: Status, share: tuple[int, int] | None = None) -> Result:
+    """How far a pack is; behind a share that has just ended well, that it did."""
     tree = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
-    return Result(tree | {"manifest": found.manifest is not None}, _parts(found))
+    return Result(tree | {"manifest": found.manifest is not None}, _parts(found, share))
 
 
-def _parts(found: Status) -> list[str | Table]:
+def _parts(found: Status, share: tuple[int, int] | None) -> list[str | Table]:
     first = []
     if found.manifest is not None:
         splits = found.manifest.splits
@@ -49,7 +49,13 @@ def _parts(found: Status) -> list[str | Table]:
     if found.asked is None:
         return ["\n".join(first or [f"{found.root}: {found.next}"])]
     what = "what is added to it is" if found.manifest is not None else f"{found.root} is"
-    first.append(f"{what} not finished")
+    if share is None:
+        first.append(f"{what} not finished")
+    else:
+        first.append(
+            f"share {share[0]}/{share[1]} is done for this round; the whole is not finished yet: "
+            f"{found.root}"
+        )
     rows = [
         ("1/3 reading headers", "inputs", found.inputs_done, found.inputs),
         ("2/3 reading cells", "slices", found.slices_done, found.slices),

@@ -27,7 +27,10 @@ LISTED = 20
     is_flag=True,
     help="Make damaged shards again, from the inputs that follow ROOT: the same bytes, or none.",
 )
-@option("--repair-from", help="Copy damaged files from another copy of the set.")
+@option(
+    "--repair-from",
+    help="Copy damaged files from another copy of the set, its manifest and vocabulary included.",
+)
 @option(
     "--workers",
     type=click.IntRange(min=1),

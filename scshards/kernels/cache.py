@@ -169,8 +169,8 @@ def _say_once() -> None:
     Numba asks for what is kept under its lock, so that of several threads one says it.
     """
     _log.warning(
-        "compiling kernels, for some ten seconds, once: they are kept in %s (scshards warm makes them "
-        "all beforehand)", folder(),
+        "compiling kernels, for some ten seconds, once for each kind of work: they are kept in %s "
+        "(scshards warm makes those of all kinds beforehand)", folder(),
     )  # fmt: skip
 
 

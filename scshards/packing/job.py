@@ -33,12 +33,14 @@ from scshards.base import files, locks
 from scshards.base.errors import OutputExistsError, ScshardsError, StorageError
 from scshards.base.files import discard, scratch_writes, temporary_folder
 from scshards.base.locks import LOCK, Lease, locked
+from scshards.base.progress import counted
 from scshards.base.remote import advised, translated
 from scshards.base.storage import Storage, path_of, redact
 from scshards.packing.marks import publish, read_mark
 from scshards.packing.options import PackOptions
 from scshards.packing.refusals import has_failed
 from scshards.shards.manifest import MANIFEST, VOCAB, Manifest
+from scshards.shards.shardset import shards_there
 
 _log = logging.getLogger(__name__)
 
@@ -199,6 +201,16 @@ class Job:
                 "it looks like what did not finish and whose temporary files are gone: remove it with "
                 "--restart, name them with --scratch, or choose another output"
             )
+            if self._base is None and not others and (n := shards_there(self.storage)):
+                # They may be all of a set whose manifest was lost: nobody is told to throw them away.
+                raise OutputExistsError(
+                    f"the output holds {counted(n, 'shards')} and no manifest.json",
+                    where=at,
+                    advice="if they are those of a set whose manifest was lost, the same command into "
+                    "another folder makes the same one: copy its manifest.json here, and run scshards "
+                    "verify; if a pack did not finish, name its temporary files with --scratch, or "
+                    "choose another output",
+                )
             name = (others or ours)[0]
             raise OutputExistsError(
                 f"the output is not empty: it holds {name}"

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from scshards._version import __version__
+from scshards.base.progress import counted
 from scshards.cells.vocab import Vocab
 from scshards.packing.executors import Executor
 from scshards.packing.job import ADDS_TO, JOB, SHARES, Job
@@ -22,6 +23,7 @@ from scshards.packing.marks import read_mark
 from scshards.packing.options import PackOptions
 from scshards.packing.phases import Phases, Request
 from scshards.shards.manifest import VOCAB, Manifest
+from scshards.shards.shardset import shards_there
 from scshards.shards.spill import CELLS
 
 
@@ -100,6 +102,13 @@ def status(
             f"{job.folder}. Look on the machine where it ran, and name their folder with --scratch if "
             "it was given one"
         )
+        if manifest is None and (n := shards_there(job.storage)):
+            absent = (
+                f"no manifest.json is here, beside {counted(n, 'shards')}. If it was lost, the same "
+                "pack into another folder makes the same one: copy its manifest.json here, and run "
+                "scshards verify. If a pack did not finish, its temporary files are elsewhere, not in "
+                f"{job.folder}: look on the machine where it ran, and name them with --scratch"
+            )
         return found if manifest is not None else replace(found, next=absent)
     if asked.get("scshards") != __version__:
         begun = f"it was begun with scshards {asked.get('scshards')}"
@@ -165,13 +174,27 @@ def _next(found: Status) -> str:
     if found.n_shares > 1:
         if found.shares:
             some = list(map(str, found.shares))
-            told = ", ".join(some[:20]) + (", ..." if len(some) > 20 else "")
-            return f"run --share I/{found.n_shares} for I = {told}"
+            if len(some) > 20:
+                told = f"{', '.join(some[:20])}, ..."
+                one = f"--share I/{found.n_shares}"
+                return f"run the same command with {one} for {len(some):,} I: {told}"
+            return (
+                f"run the same command for each share that is left: {_loop(some, found.n_shares)}"
+            )
         if found.shards is None:
-            return f"run --share I/{found.n_shares} for all I once more: they write the shards"
+            every = [f"$(seq {found.n_shares})"]
+            return (
+                "run the same command for every share once more, which writes the shards: "
+                f"{_loop(every, found.n_shares)}"
+            )
         return "run the same command with --finish in place of --share"
     if found.holders:
         return "wait: it is being worked on"
     what = "reshard or merge" if "manifests" in found.asked else "pack"
     what = "pack --append" if ADDS_TO in found.asked else what
     return f"run the same {what} command again: it goes on with what is left"
+
+
+def _loop(shares: Sequence[str], n: int) -> str:
+    """The line of a shell that runs some shares, one after the other."""
+    return f"for I in {' '.join(shares)}; do scshards pack ... --share $I/{n}; done"

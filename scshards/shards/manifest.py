@@ -376,7 +376,8 @@ class Manifest:
             raise FormatError(
                 f"the manifest is damaged: {e}",
                 where=where,
-                advice="restore it from a good copy, or pack again",
+                advice="the same pack into another folder makes the same manifest.json: copy it here; "
+                "or take that of another copy of the set: scshards verify ROOT --repair-from ROOT2",
             ) from None
 
     @classmethod

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ChecksumError, ConfigError, FormatError, StorageError
+from scshards.base.progress import counted
 from scshards.base.storage import Storage
 from scshards.base.text import did_you_mean
 from scshards.base.threads import in_order
@@ -27,6 +28,7 @@ from scshards.shards.index import ARRAY_COLUMNS, OBS_PREFIX, check_bounds, read_
 from scshards.shards.manifest import MANIFEST, VOCAB, LabelInfo, Manifest, ShardInfo, seal_holds
 
 _KEY = re.compile(r"(\d{1,6})-(\d{1,10})")
+_TAR = re.compile(r"(train|valid|test)/\d{6,}\.tar(\.zst)?")
 _PLACE = ("source", "row", "offset", "size", "n_genes")
 _AT_ONCE = 8
 """Indexes that are read at a time, to find a cell."""
@@ -87,6 +89,15 @@ class ShardSet:
     ) -> None:
         self.storage = Storage(root, storage_options)
         manifest = self.storage.read_if_there(MANIFEST)
+        if manifest is None and (n := shards_there(self.storage)):
+            raise StorageError(
+                "there is no complete shard set here: manifest.json is missing, beside "
+                f"{counted(n, 'shards')}",
+                where=self.storage.at(""),
+                advice="if packing was interrupted, run the same command again; if the manifest was "
+                "lost, the same pack into another folder makes the same one: copy its manifest.json "
+                "here, or that of another copy of the set: scshards verify ROOT --repair-from ROOT2",
+            )
         if manifest is None:
             raise StorageError(
                 "there is no complete shard set here: manifest.json is missing",
@@ -98,7 +109,9 @@ class ShardSet:
             raise ChecksumError(
                 "the manifest's bytes are not those that were written: its own checksum is of others",
                 where=self.storage.at(MANIFEST),
-                advice="restore it from a good copy, or pack again; it is not to be edited by hand",
+                advice="the same pack into another folder makes the same manifest.json: copy it here; "
+                "or take that of another copy of the set: scshards verify ROOT --repair-from ROOT2; it "
+                "is not to be edited by hand",
             )
         self.manifest.check_sizes(self.storage.at(MANIFEST))
         self.manifest_sha256 = hashlib.sha256(manifest).hexdigest()
@@ -112,7 +125,9 @@ class ShardSet:
             raise ChecksumError(
                 "the vocabulary is not the one that these shards were packed with",
                 where=where,
-                advice="restore vocab.json from a good copy",
+                advice="the same pack into another folder makes the same vocab.json, and the file that "
+                "was given to --vocab is the same, special tokens aside; "
+                "or take that of another copy of the set: scshards verify ROOT --repair-from ROOT2",
             )
         if len(vocab) != self.manifest.vocab_size:
             raise FormatError(
@@ -243,6 +258,15 @@ def _read_key(key: str | SupportsIndex) -> tuple[int, int]:
         advice="it is the input's number, a hyphen and the row, such as 000002-0000001234, or a "
         "number of batch.key, which is -1 in rows without a cell",
     )
+
+
+def shards_there(storage: Storage) -> int:
+    """How many tars of shards are there, whatever a manifest says; 0 where nothing can be listed."""
+    try:
+        each = [storage.list(split) for split in ("train", "valid", "test")]
+    except StorageError:
+        return 0
+    return sum(_TAR.fullmatch(name) is not None for names in each for name in names)
 
 
 def check_index_bytes(storage: Storage, shard: ShardInfo, data: bytes | memoryview) -> None:

@@ -235,6 +235,11 @@ class CellLoader(BlockStream):
             f"{counted(self.order.cells, self._units)} an epoch, {counted(len(self), 'batches')} of "
             f"{self.batch_size} {self._units} on each of {ranks}; this is rank {self.rank}",
         ]
+        if left := self.order.dropped(self.order.begin(0)):
+            lines.append(
+                f"left out of each epoch: {counted(left, self._units)} that fill no batch on all ranks "
+                "(drop_last)"
+            )
         for name, options in {"": self._own, **self.options}.items():
             said = ", ".join(f"{option}={value!r}" for option, value in options.changes().items())
             lines += [f"{name}: {said}" if name else said] if said else []

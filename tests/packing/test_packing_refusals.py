@@ -305,7 +305,7 @@ def test_outputs_that_exist(tmp_path: Path) -> None:
         quiet_pack(path, root, vocab_of(6), seed=1)
     assert tree_sums(root) == before
     (root / "manifest.json").unlink()
-    with pytest.raises(OutputExistsError, match="not empty"):
+    with pytest.raises(OutputExistsError, match="the output holds 1 shard and no manifest"):
         quiet_pack(path, root, vocab_of(6))
     with pytest.raises(OutputExistsError, match="a file"):
         quiet_pack(path, path, vocab_of(6))

@@ -108,10 +108,13 @@ def test_shares(files: list[Path], tmp_path: Path) -> None:
     found = looked_at(root)
     assert found.n_shares == 3 and list(found.shares) == [1, 3]
     assert sum(n for n, _ in found.shares.values()) == 12 - found.slices_done == len(found.missing)
-    assert found.next == "run --share I/3 for I = 1, 3"
+    assert found.next == (
+        "run the same command for each share that is left: "
+        "for I in 1 3; do scshards pack ... --share $I/3; done"
+    )
     assert re.search(r"^1/3 +\d+ +0$", text(root), re.M)
     share(1)
-    assert looked_at(root).next == "run --share I/3 for I = 3"
+    assert "for I in 3; do scshards pack ... --share $I/3; done" in looked_at(root).next
     share(3)  # the last one of pass 1 writes its shards, too
     found = looked_at(root)
     assert found.slices_done == found.slices and found.shards_done > 0
@@ -186,4 +189,4 @@ def test_a_lease_in_a_store(files: list[Path], tmp_path: Path) -> None:
     Storage(url).write(".packing/0123.json", json.dumps(claim).encode())
     found = status(url, str(tmp_path))
     assert found.holders == ("process 1 on nodeB, if it still runs",)
-    assert found.next == "run --share I/2 for I = 2"
+    assert found.next.endswith(": for I in 2; do scshards pack ... --share $I/2; done")

@@ -13,10 +13,11 @@ from click.testing import CliRunner, Result
 from pack_support import counts, quiet_pack, tree_sums, vocab_of, write
 
 from scshards import PackOptions, ShardSet, verify
-from scshards.base.errors import ChecksumError, ConfigError
+from scshards.base.errors import ChecksumError, ConfigError, OutputExistsError, StorageError
 from scshards.cli.verify import command
 from scshards.packing.pack import append
 from scshards.packing.reshard import ReshardOptions, reshard
+from scshards.packing.status import status
 from scshards.packing.verify import repair as repair_module
 from scshards.packing.verify.repair import Repair, repair
 from scshards.shards.manifest import Manifest
@@ -130,6 +131,80 @@ def test_both_files_and_the_manifest(made: tuple[list[Path], Path]) -> None:
     (root / "manifest.json").write_text(text.replace('"seed": 0', '"seed": 1'))
     with pytest.raises(ChecksumError, match="manifest"):
         mend(root, inputs)
+
+
+@pytest.mark.parametrize("how", ["lost", "damaged"])
+def test_the_manifest_and_the_vocabulary_of_another_copy(
+    made: tuple[list[Path], Path], how: str, tmp_path: Path
+) -> None:
+    inputs, root = made
+    shutil.copytree(root, tmp_path / "copy")
+    before, shard = tree_sums(root), ShardSet(root).manifest.splits["train"][0]
+    for names in (
+        ["manifest.json"],
+        ["vocab.json"],
+        ["manifest.json", "vocab.json", shard.index_path],
+    ):
+        for name in names:
+            if how == "lost":
+                (root / name).unlink()
+            else:
+                flip(root / name)
+        done = mend(root, other=tmp_path / "copy")
+        assert done.report.ok and tree_sums(root) == before
+        assert done.repaired == dict.fromkeys(names, str(tmp_path / "copy"))
+
+    # Neither a damaged one nor that of another set is taken.
+    options = {"obs": ("donor", "q"), "cells_per_shard": 20, "valid_fraction": 0.2}
+    quiet_pack(inputs, tmp_path / "other", vocab_of(28), seed=9, **options)
+    flip(tmp_path / "copy" / "manifest.json")
+    (root / "manifest.json").unlink()
+    lost = tree_sums(root)
+    for other in ("copy", "other"):
+        with pytest.raises(ConfigError, match="damaged too, or of other shards"):
+            mend(root, other=tmp_path / other)
+        assert tree_sums(root) == lost
+
+
+def test_a_vocabulary_of_another_set_is_not_taken(
+    made: tuple[list[Path], Path], tmp_path: Path
+) -> None:
+    inputs, root = made
+    quiet_pack(inputs, tmp_path / "other", vocab_of(27))
+    flip(root / "vocab.json")
+    spoiled = tree_sums(root)
+    with pytest.raises(ConfigError, match="not as it was written"):
+        mend(root, other=tmp_path / "other")
+    assert tree_sums(root) == spoiled
+
+
+def test_a_lost_manifest_is_made_by_the_same_pack(tmp_path: Path) -> None:
+    """Whoever looks at such a set is told so, and nobody is told to throw the shards away."""
+    path = write(tmp_path / "a.h5ad", counts(50, 12))
+    root = tmp_path / "set"
+    quiet_pack(path, root, vocab_of(12), cells_per_shard=10)
+    before = tree_sums(root)
+    (root / "manifest.json").unlink()
+    told = [str(status(root).next)]
+    with pytest.raises(StorageError, match=r"manifest\.json is missing, beside 5 shards") as e:
+        verify(root, progress=False)
+    told.append(str(e.value))
+    with pytest.raises(OutputExistsError, match=r"5 shards and no manifest\.json") as e:
+        quiet_pack(path, root, vocab_of(12), cells_per_shard=10)
+    told.append(str(e.value))
+    assert all("into another folder makes the same one" in t and "--restart" not in t for t in told)
+    quiet_pack(path, tmp_path / "again", vocab_of(12), cells_per_shard=10)
+    shutil.copy(tmp_path / "again" / "manifest.json", root)
+    assert verify(root, progress=False).ok and tree_sums(root) == before
+
+    for name, said in (
+        ("manifest.json", "manifest.json: copy it here"),
+        ("vocab.json", "vocab.json: copy it"),
+    ):
+        flip(root / name)
+        shown = CliRunner().invoke(command, [str(root)])
+        assert shown.exit_code == 1 and said in shown.stdout.splitlines()[-1], shown.output
+        shutil.copy(tmp_path / "again" / name, root)
 
 
 def test_counts_that_were_rounded(tmp_path: Path) -> None:

@@ -282,7 +282,7 @@ def test_damage(change: Callable[[Any], None], what: str) -> None:
     with pytest.raises(FormatError) as caught:
         Manifest.from_json(json.dumps(tree), where="root/manifest.json")
     assert what in caught.value.what and "root/manifest.json" in str(caught.value.where)
-    assert "pack again" in str(caught.value.advice)
+    assert "the same pack into another folder" in str(caught.value.advice)
 
 
 def test_truncation_at_every_byte_and_flipped_bits() -> None:

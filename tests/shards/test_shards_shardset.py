@@ -97,7 +97,7 @@ def test_a_manifest_whose_seal_does_not_hold(known: Known, old: str, new: str) -
     path.write_text(head + new + tail)
     with pytest.raises(ChecksumError, match="manifest") as caught:
         ShardSet(known.root)
-    assert caught.value.where == str(path) and "good copy" in str(caught.value)
+    assert caught.value.where == str(path) and "copy it here" in str(caught.value)
 
 
 def test_the_wrong_vocabulary(known: Known) -> None:

@@ -32,6 +32,7 @@ def test_the_slurm_example(tmp_path: Path, python: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "submitted: 1 (cells), then 2 (shards), then 3 (manifest)" in done.stdout
     assert jobs(tmp_path) == [0, 0, 0], log(tmp_path)
-    assert "next: run --share I/3" in log(tmp_path) and "--finish in place of" in log(tmp_path)
+    assert "share 1/3 is done for this round; the whole is not finished yet:" in log(tmp_path)
+    assert "--share $I/3; done" in log(tmp_path) and "--finish in place of" in log(tmp_path)
     report = verify(tmp_path / "out", progress=False)
     assert report.ok and report.cells == 150

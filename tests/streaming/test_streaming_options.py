@@ -182,6 +182,15 @@ def test_a_loader_says_what_it_is(known: Known) -> None:
     plain = str(CellLoader(known.root, batch_size=8))
     assert "split 'train'" in plain and "100 cells an epoch, 12 batches of 8 cells" in plain
     assert "on each of 1 rank; this is rank 0" in plain and "=" not in plain
+    assert (
+        "\n  left out of each epoch: 4 cells that fill no batch on all ranks (drop_last)" in plain
+    )
+    for whole in ({"batch_size": 8, "drop_last": False}, {"batch_size": 10}):
+        made = CellLoader(known.root, **whole)
+        assert "left out" not in str(made) and made.dropped_cells == 0
+    halfway = CellLoader(known.root, batch_size=8)
+    next(iter(halfway))
+    assert str(halfway) == plain
     loader = CellLoader(
         known.root,
         batch_size=8,

@@ -27,11 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.config import build
-from scshards.base.errors import ConfigError, FormatError, StorageError
+from scshards.base.errors import ConfigError, FormatError, StorageError, VocabError
 from scshards.base.files import temporary_folder
 from scshards.base.progress import Progress
 from scshards.base.storage import Storage
 from scshards.cells.tokenizer import kernel_values, round_values
+from scshards.cells.vocab import Vocab
 from scshards.kernels import rows as row_kernels
 from scshards.packing.options import PackOptions, known, parts_of
 from scshards.packing.scatter import as_stored
@@ -40,7 +41,7 @@ from scshards.packing.verify.whole import VerifyReport, verify
 from scshards.shards.arrays import encode_arrays, rows_of
 from scshards.shards.chunks import read_run
 from scshards.shards.index import OBS_PREFIX, write_index
-from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, ShardInfo
+from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, ShardInfo, seal_holds
 from scshards.shards.members import (
     EXTENSION,
     check_status,
@@ -107,7 +108,7 @@ def repair(
     inputs
         What it was packed from, or as much as has cells in damaged tars, under the same names.
     other
-        Another copy of the set, which is tried first.
+        Another copy of the set, which is tried first; also for its manifest and vocabulary.
     storage_options
         For all file systems.
     progress, workers
@@ -116,11 +117,15 @@ def repair(
     Raises
     ------
     StorageError, FormatError
-        When there is no shard set, or its manifest or vocabulary is damaged: nobody can say what
-        the shards should be.
+        When there is no shard set, or its manifest is damaged and not taken from `other`: nobody can
+        say what the shards should be.
     ConfigError
-        When inputs that are needed are missing.
+        When inputs that are needed are missing, or the vocabulary is damaged.
     """
+    restored: dict[str, str] = {}
+    if other is not None:
+        copy = Storage(other, storage_options)
+        restored = _restored_head(Storage(root, storage_options), copy)
     report = verify(root, storage_options, progress, workers=workers)
     shard_set = ShardSet(root, storage_options)
     faulty = {f.shard for f in report.faults}
@@ -128,7 +133,8 @@ def repair(
         raise ConfigError(
             "the manifest or the vocabulary is not as it was written",
             where=shard_set.storage.at(""),
-            advice="restore them from a good copy: they say what the shards should be",
+            advice="they say what the shards should be: the same pack into another folder makes the "
+            "same two files, copy them here; or take those of another copy with --repair-from",
         )
     is_listed = report.n_faults == len(report.faults)
     shards = [
@@ -137,7 +143,7 @@ def repair(
         for info in infos
         if not is_listed or faulty & {info.path, info.index_path}
     ]
-    work = _Repair(shard_set, storage_options, progress)
+    work = _Repair(shard_set, storage_options, progress, repaired=restored)
     for info in shards:
         files = {info.path: info.sha256, info.index_path: info.index_sha256}
         bad = {p: s for p, s in files.items() if _read(shard_set.storage, p, s) is None}
@@ -148,7 +154,6 @@ def repair(
                 "again"
             )
     if other is not None:
-        copy = Storage(other, storage_options)
         for path, sha256 in sorted(work.bad.items()):
             data = _read(copy, path, sha256)
             if data is not None:
@@ -185,9 +190,18 @@ def how_to_mend(
     It names the inputs that `repair` needs, as far as the indexes of these shards can be read.
     """
     faulty = {f.shard for f in report.faults}
-    if faulty & {MANIFEST, VOCAB}:
-        return ""
-    shard_set = ShardSet(root, storage_options)
+    try:
+        shard_set = ShardSet(root, storage_options)
+    except FormatError as e:
+        return f"mend it: {e.advice}" if e.advice else ""
+    if VOCAB in faulty:
+        return (
+            "mend it: the same pack into another folder makes the same vocab.json: copy it here; or "
+            f"from another copy of the set: scshards verify {shlex.quote(shard_set.storage.at(''))} "
+            "--repair-from ROOT2"
+        )
+    if MANIFEST in faulty:
+        return ""  # it was so when it was written
     shards = [
         info
         for infos in shard_set.manifest.splits.values()
@@ -363,6 +377,66 @@ def _read(storage: Storage, path: str, sha256: str) -> bytes | None:
     """A file that is as it was packed; None when it is not there or is another."""
     data = storage.read_if_there(path)
     return data if data is not None and hashlib.sha256(data).hexdigest() == sha256 else None
+
+
+def _restored_head(storage: Storage, copy: Storage) -> dict[str, str]:
+    """Copy manifest.json and vocab.json where they are lost or damaged; {file: where it came from}.
+
+    A manifest is taken when it is whole by its own checksum and is that of the shards that are here, by
+    their indexes; a vocabulary when it is the manifest's, by the fingerprint.
+    """
+    restored = {}
+    data = storage.read_if_there(MANIFEST)
+    manifest = None if data is None else _whole_manifest(data)
+    if manifest is None:
+        data = copy.read_if_there(MANIFEST)
+        manifest = None if data is None else _whole_manifest(data)
+        if data is None or manifest is None or not _is_of(manifest, storage):
+            raise ConfigError(
+                "the manifest is lost or damaged, and that of the other copy is damaged too, or of "
+                "other shards than are here",
+                where=f"{storage.at(MANIFEST)}, {copy.at(MANIFEST)}",
+                advice="the same pack into another folder makes the same manifest.json: copy it here",
+            )
+        storage.write(MANIFEST, data)
+        restored[MANIFEST] = copy.at("")
+    data = storage.read_if_there(VOCAB)
+    if data is None or not _is_vocab(data, manifest):
+        data = copy.read_if_there(VOCAB)
+        if data is not None and _is_vocab(data, manifest):
+            storage.write(VOCAB, data)
+            restored[VOCAB] = copy.at("")
+    return restored
+
+
+def _whole_manifest(data: bytes) -> Manifest | None:
+    """The manifest that these bytes are; None when they are not those that were written."""
+    try:
+        manifest = Manifest.from_json(data)
+    except FormatError:
+        return None
+    return manifest if seal_holds(data) and manifest.to_json() == data else None
+
+
+def _is_of(manifest: Manifest, storage: Storage) -> bool:
+    """Whether a manifest is that of the shards that are there: it names all of them, and most indexes
+    have the checksums that it says. Damaged ones and lost ones do not count."""
+    shards = [info for infos in manifest.splits.values() for info in infos]
+    named = {path for info in shards for path in (info.path, info.index_path)}
+    found = [n for split in ("train", "valid", "test") for n in storage.list(split)]
+    there = [n for n in found if n.endswith((".tar", ".tar.zst", ".parquet"))]
+    known = [i for i in shards if i.index_path in there]
+    right = sum(_read(storage, i.index_path, i.index_sha256) is not None for i in known)
+    return named.issuperset(there) and 2 * right > len(known)
+
+
+def _is_vocab(data: bytes, manifest: Manifest) -> bool:
+    """Whether these are the bytes of a set's vocabulary."""
+    try:
+        vocab = Vocab.from_json(data)
+    except VocabError:
+        return False
+    return vocab.fingerprint == manifest.vocab_fingerprint and vocab.to_json() == data
 
 
 def _index_of(manifest: Manifest, info: ShardInfo, storage: Storage) -> bytes:

@@ -138,8 +138,8 @@ def test_slurm_and_dask(census: Census, tmp_path: Path, python: str) -> None:
     assert sum(cells.n_obs for cells in made) == sum(s.rows for s in sources)
 
     if importlib.util.find_spec("distributed") is not None:
-        script("dask.sh", "local", atlas, "-o", tmp_path / "dask", "--cells-per-shard", "50",
-               "--workers", "1", env=env)  # fmt: skip
+        script("dask.sh", "local", atlas, "--cells-per-shard", "50", "--workers", "1",
+               env={**env, "OUTPUT": str(tmp_path / "dask")})  # fmt: skip
         assert shard_files(tmp_path / "dask") == shard_files(atlas / "shards")
 
 

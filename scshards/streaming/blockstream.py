@@ -452,7 +452,8 @@ class BlockStream:
                 advice=f"make the set as it was, and go on with it: {again}; {anew}",
             )
         return StateError(
-            "the shard set is not the one that the state was taken on: it was made anew, or is another",
+            "the shard set is not the one that the state was taken on: it was made anew, or is "
+            "another, or shards with bad indexes were left out then",
             where=root,
             advice=f"go on with the set that the run began with; {anew}",
         )

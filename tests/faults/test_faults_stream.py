@@ -229,7 +229,7 @@ def test_an_index_that_is_bad_when_cells_are_chosen(
         assert sorted(found) == sorted(set(whole) - gone)
     assert len(keys(reading)) == len(reading) and len(reading.lost) == 1
     # Whoever goes on with the index restored would meet other cells: a state says so.
-    with pytest.raises(StateError, match="fingerprint"):
+    with pytest.raises(StateError, match="were left out then"):
         loader(good.root, **choice).load_state_dict(reading.state_dict())
 
 

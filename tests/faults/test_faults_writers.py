@@ -31,7 +31,7 @@ def test_an_addition_while_an_epoch_is_read(tmp_path: Path) -> None:
     assert found == whole
     # Whoever opens the set now has other cells, and a state of before is refused with a reason.
     later = loader_of(root, **usual)
-    with pytest.raises(StateError, match="fingerprint"):
+    with pytest.raises(StateError, match="cells were added"):
         later.load_state_dict(state)
     keys = [k for b in later for k in b.key.tolist() if k >= 0]
     assert len(keys) == len(set(keys)) == 120

@@ -96,6 +96,6 @@ def test_under_torchrun_an_error_is_said_once(python, run, shards, tmp_path, cas
     assert done.returncode != 0
     what = {"all": "exists already", "first": "can't be written"}[case]
     assert done.stderr.count("error: ") == done.stderr.count(what) == 1, done.stderr
-    # torchrun reports by a traceback of its own that a rank has failed; there is no other.
-    assert done.stderr.count("Traceback") == 1 and "scshards/" not in done.stderr
+    # torchrun reports by tracebacks of its own that a rank has failed; there are none of ours.
+    assert "scshards/" not in done.stderr
     assert "interrupted" not in done.stderr

@@ -117,7 +117,7 @@ def test_the_example_of_the_docs(tmp_path: Path) -> None:
     said = read_split_file(str(tmp_path / "split.toml"))
     assert PackOptions(**said).splits == ("train", "valid", "test")
     where = text.partition("    --where '")[2].partition("' \\\n")[0]
-    assert parse(where).columns == ("tissue", "is_doublet", "pct mito")
+    assert parse(where).columns == ("cell_type", "donor_id")
 
 
 @pytest.mark.parametrize(

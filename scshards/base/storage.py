@@ -298,9 +298,9 @@ class Storage:
     def _change(self, name: str, *args: Any, size: int = 0) -> None:
         """Write or remove so many bytes; it has an end where the file system would wait for ever."""
         work = getattr(self._fs, f"_{name}", None)
-        if work is None or not getattr(self._fs, "async_impl", False):
+        if work is None or self._ranges is None or not getattr(self._fs, "async_impl", False):
             getattr(self._fs, name)(*args)
-        elif self._ranges is not None:
+        else:
             self._ranges.within(work(*args), size)
 
     def _info(self, path: str) -> dict[str, Any]:

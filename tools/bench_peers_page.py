@@ -102,9 +102,10 @@ def _parts(found: Found, plots: Sequence[str]) -> Iterator[str]:
     about = found.about
     yield "# Beside other loaders"
     yield (
-        "scshards and installs of other loaders on the same cells, one after the other in each "
-        "round, in the same run of `tools/bench_peers`, which also wrote this page. Figures are of "
-        "one machine and of the settings below; on another machine, run it again."
+        "This page is for whoever chooses a loader. scshards and others do the same work on the same "
+        "cells, one after the other in each round, in one run of `tools/bench_peers`, which also wrote "
+        "this page. Figures are of one machine and of the settings below; on another machine, run "
+        "it again."
     )
     yield "\n".join(f"* {line}" for line in about["machine"])
     yield f"```\n{about['command']}\n```"

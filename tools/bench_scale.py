@@ -18,6 +18,8 @@ from bench_process import in_process, machine
 from bench_stream_data import Data
 from bench_stream_report import markdown, plain
 
+from scshards.base.progress import counted
+
 Figures = dict[str, float]
 Rows = dict[int, Figures]
 """Figures by what grows."""
@@ -90,7 +92,8 @@ def main() -> None:
     if args.json:
         print(json.dumps({"machine": about.splitlines(), **found}))
     if args.markdown:
-        write_page(args.markdown, about, found, " ".join(map(str, sys.argv[1:])))
+        size = [] if args.cells == parser.get_default("cells") else ["--cells", str(args.cells)]
+        write_page(args.markdown, about, found, " ".join([*args.parts, *size, "--markdown FILE"]))
 
 
 def measure_cells(folder: Path, cells: int) -> Rows:
@@ -207,7 +210,7 @@ def table(rows: Rows, part: str, make: Callable[..., str]) -> str:
         for name in first
     ]
     unit = "ranks" if part == "simulated" else part
-    return make(("", *(f"{n:,} {unit}" for n in rows), "slope"), body)
+    return make(("", *(counted(n, unit) for n in rows), "slope"), body)
 
 
 def shown_slope(found: float) -> str:
@@ -265,9 +268,10 @@ def write_page(path: Path, about: str, found: Mapping[str, Rows], asked: str) ->
     images.mkdir(exist_ok=True)
     largest = max(found["cells"]) if "cells" in found else 0
     parts = [
-        "# What grows with what",
-        "This page shows how time, memory, bytes and requests grow with cells, source files, "
-        "shards and ranks. It is\nmade by one command, which measures all of it on one machine:",
+        "# How cost grows",
+        "This page is for whoever plans a larger set than the last one. It shows how time, memory, "
+        "bytes and requests\ngrow with cells, source files, shards and ranks. One command measured all "
+        "of it, on one machine, and wrote this page:",
         f"    tools/bench_scale {asked}".rstrip(),
         "\n".join(f"* {line}" for line in about.splitlines()),
         _READ,

@@ -48,7 +48,7 @@ def plain(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table for docs/explanation/performance.md: three digits of each number."""
+    """A table for docs/explanation/measurements.md: three digits of each number."""
 
     def show(value: object) -> str:
         if value is None:

@@ -41,11 +41,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="all without it")
     parser.add_argument("--seconds", type=int, default=60, help="for each target")
+    parser.add_argument("--seed", type=int, help="the same inputs each time; without it, others")
     parser.add_argument("--list", action="store_true", help="show the targets")
     parser.add_argument("--within", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.within:
-        return fuzz(asked.targets[0], asked.seconds)
+        return fuzz(asked.targets[0], asked.seconds, asked.seed)
     from fuzz_targets import TARGETS
 
     if asked.list:
@@ -54,12 +55,13 @@ def main() -> int:
     unknown = [name for name in asked.targets if name not in TARGETS]
     if unknown:
         parser.error(f"no such target: {unknown[0]}; there are {', '.join(TARGETS)}")
-    return max(ran(name, asked.seconds) for name in asked.targets or TARGETS)
+    return max(ran(name, asked.seconds, asked.seed) for name in asked.targets or TARGETS)
 
 
-def ran(name: str, seconds: int) -> int:
+def ran(name: str, seconds: int, seed: int | None = None) -> int:
     """Fuzz one target in a process, and say how it went."""
     args = [sys.executable, __file__, name, "--seconds", str(seconds), "--within"]
+    args += [] if seed is None else ["--seed", str(seed)]
     code, said = 1, ""
     with tempfile.TemporaryFile() as log, contextlib.suppress(subprocess.TimeoutExpired):
         try:
@@ -90,7 +92,7 @@ def ran(name: str, seconds: int) -> int:
     return int(bool(found or code or not tried))
 
 
-def fuzz(name: str, seconds: int) -> int:
+def fuzz(name: str, seconds: int, seed: int | None = None) -> int:
     """The process: libFuzzer's loop; it ends the process."""
     import atheris
 
@@ -109,9 +111,9 @@ def fuzz(name: str, seconds: int) -> int:
         setattr(KERNELS, loop, atheris.instrument_func(getattr(KERNELS, loop)))
     with tempfile.TemporaryDirectory(prefix="scshards-fuzz-") as folder:
         target: Any = TARGETS[name](Path(folder))
-        for seed in target.seeds():
-            (kept / "corpus" / hashlib.sha1(seed).hexdigest()).write_bytes(seed)
-            target.check(seed)  # compiles what has to be, before memory is bounded
+        for first in target.seeds():
+            (kept / "corpus" / hashlib.sha1(first).hexdigest()).write_bytes(first)
+            target.check(first)  # compiles what has to be, before memory is bounded
 
         def one(data: bytes) -> None:
             try:
@@ -138,6 +140,7 @@ def fuzz(name: str, seconds: int) -> int:
             "-max_len=65536",
             f"-timeout={SECONDS}",
             "-rss_limit_mb=0",
+            *([] if seed is None else [f"-seed={seed}"]),
         ]
         atheris.Setup(["fuzz", *options, str(kept / "corpus")], one, custom_mutator=change)
         atheris.Fuzz()

@@ -37,7 +37,7 @@ from scshards.cells.batch import Batch
 from scshards.census.address import is_cells
 from scshards.model.transformer import CellModel
 from scshards.ranks.ranks import Ranks
-from scshards.sources.inputs import expand
+from scshards.sources.inputs import InputFile, expand
 from scshards.training.micro import cells_of
 
 UNIT = 32
@@ -91,6 +91,7 @@ class Job:
 class FileReport:
     """One input and its output: cells; gene columns, and those with a token; cells without any gene.
 
+    `gene_column` is the column of var that names its genes, "index" its index; None of a shard set.
     `replaced` names what the input held under the names of the results.
     """
 
@@ -99,6 +100,7 @@ class FileReport:
     cells: int
     columns: int
     matched: int
+    gene_column: str | None
     empty_cells: int
     replaced: tuple[str, ...]
 
@@ -124,16 +126,16 @@ def apply(job: Job, inputs: str | Sequence[str], output: str | os.PathLike[str])
     here = job.here
     given = _inputs(inputs, job.wants.storage_options)
     target = _target(output)
-    names = _names([url for url, _ in given], target)
+    names = _names([file.url for file, _ in given], target)
     with _work_folder(target, here) as work:
         (work / "out").mkdir(exist_ok=True)
         files: list[FileReport] = []
         seconds = 0.0
-        for i, ((url, is_set), name) in enumerate(zip(given, names, strict=True)):
+        for i, ((file, is_set), name) in enumerate(zip(given, names, strict=True)):
             scratch = work / f"{i:06d}"
             scratch.mkdir(exist_ok=True)
             final = target if len(given) == 1 else target / name
-            report, took = _file(job, url, is_set, work / "out" / name, str(final), scratch)
+            report, took = _file(job, file, is_set, work / "out" / name, str(final), scratch)
             files.append(report)
             seconds += took
             here.barrier()
@@ -172,14 +174,18 @@ def shares(
 
 
 def _file(
-    job: Job, url: str, is_set: bool, path: Path, final: str, scratch: Path
+    job: Job, file: InputFile, is_set: bool, path: Path, final: str, scratch: Path
 ) -> tuple[FileReport, float]:
     """Write the file of one input, on all ranks together; its report, and how long it took."""
     here = job.here
     # The first rank writes what has to be written before rows can be read; then all open it.
     if not here.is_main:
         here.barrier()
-    made = ShardCells(url, job.wants) if is_set else SourceCells(url, job.wants, scratch / "matrix")
+    made: Cells
+    if is_set:
+        made = ShardCells(file.url, job.wants)
+    else:
+        made = SourceCells(file, job.wants, scratch / "matrix")
     with contextlib.closing(made) as cells:
         if here.is_main:
             job.look(cells)
@@ -197,11 +203,12 @@ def _file(
             rows = itertools.chain.from_iterable(file.read() for file in files)
             replaced = fill(path, sum(cells.parts), rows, job.results)
         report = FileReport(
-            input=url,
+            input=file.url,
             output=final,
             cells=sum(cells.parts),
             columns=cells.columns,
             matched=cells.matched,
+            gene_column=cells.gene_column,
             empty_cells=int(n_empty),
             replaced=tuple(replaced),
         )
@@ -270,22 +277,14 @@ def _one_thread_each(on_cpu: bool) -> Iterator[None]:
 
 def _inputs(
     inputs: str | Sequence[str], storage_options: Mapping[str, Any] | None
-) -> list[tuple[str, bool]]:
-    """Each input's address, and whether it is a shard set."""
-    out: list[tuple[str, bool]] = []
+) -> list[tuple[InputFile, bool]]:
+    """Each input, and whether it is a shard set."""
+    out: list[tuple[InputFile, bool]] = []
     for one in [inputs] if isinstance(inputs, str) else inputs:
         if not is_cells(one) and is_shard_set(one, storage_options):
-            out.append((one, True))
+            out.append((InputFile(one, one), True))
         else:
-            files = expand(one, storage_options)
-            named = next((f for f in files if f.gene_column is not None), None)
-            if named is not None:
-                raise ConfigError(
-                    f"the gene column {named.gene_column!r} can't be chosen for one input here",
-                    where=named.name,
-                    advice="choose one for all inputs with --gene-column",
-                )
-            out += [(file.url, False) for file in files]
+            out += [(file, False) for file in expand(one, storage_options)]
     if not out:
         raise ConfigError("there is nothing to read: no input was given")
     return out

@@ -25,7 +25,7 @@ from scshards.base.config import build
 from scshards.base.errors import CheckpointError, ConfigError, SourceError
 from scshards.base.storage import Storage
 from scshards.cells.batch import Batch, key_text
-from scshards.cells.tokenizer import GeneMatch, ValueKind, match_genes
+from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
 from scshards.model.classes import DOMAINS, LabelNames, read_names
 from scshards.model.scgpt import LoadedModel
@@ -35,7 +35,9 @@ from scshards.shards.manifest import MANIFEST, LabelInfo
 from scshards.shards.members import pack_block
 from scshards.shards.shardset import ShardSet
 from scshards.sources.anndata import AnnDataSource
+from scshards.sources.genes import NamedMatch, match_source
 from scshards.sources.ids import GENE_VOCAB
+from scshards.sources.inputs import InputFile
 from scshards.sources.open import open_source
 from scshards.sources.options import GENES_ALONE
 from scshards.sources.rows import Source, missing_column
@@ -139,12 +141,15 @@ class Cells(abc.ABC):
         How many cells each part has; the parts lie one behind another.
     columns, matched
         Gene columns (of a shard set: tokens), and those that the model's vocabulary has.
+    gene_column
+        The column of var that names the genes, "index" for its index; None of a shard set.
     """
 
     name: str
     parts: tuple[int, ...]
     columns: int
     matched: int
+    gene_column: str | None = None
 
     @abc.abstractmethod
     def batches(self, part: int, begin: int, end: int, size: int) -> Iterator[Batch]:
@@ -185,11 +190,12 @@ class SourceCells(Cells):
     Raises
     ------
     SourceError
-        When the input can't be used, has no cells, or too few of its genes have a token.
+        When the input can't be used, has no cells, or too few of its genes have a token; when two of
+        its columns name genes, and not the same.
     """
 
-    def __init__(self, url: str, wants: ModelInput, scratch: Path) -> None:
-        options, collate = wants.options, wants.collate
+    def __init__(self, file: InputFile, wants: ModelInput, scratch: Path) -> None:
+        options, collate, url = wants.options, wants.collate, file.url
         if options.split is not None:
             raise ConfigError("only a shard set has splits", where=url, advice="leave --split out")
         if collate.conditions:
@@ -202,7 +208,8 @@ class SourceCells(Cells):
         self._url, self._storage_options = url, wants.storage_options
         self._source = open_source(
             url,
-            gene_column=options.gene_column,
+            name=file.name,
+            gene_column=file.gene_column or options.gene_column,
             layer=options.layer,
             raw=options.raw,
             storage_options=wants.storage_options,
@@ -215,7 +222,8 @@ class SourceCells(Cells):
         try:
             self.name, self.parts = self._source.name, (self._source.n_rows,)
             self.columns = self._source.n_columns
-            self._match = _matched(self._source, wants.vocab, options)
+            named = _matched(self._source, wants.vocab, options)
+            self._match, self.gene_column = named.match, named.column
             self.matched = self._match.matched
             self._kind = _kind(self._source, collate)
             self._collator = Collator(collate, wants.vocab, self._kind, options.seed)
@@ -294,7 +302,7 @@ class ShardCells(Cells):
         self._url, self._wants = url, wants
         self._shardset = ShardSet(url, wants.storage_options)
         self.name = self._shardset.storage.at("")
-        choices = ("gene_column", "layer", "raw", "ids_vocab", "trust_pickle")
+        choices = ("gene_column", "strip_versions", "layer", "raw", "ids_vocab", "trust_pickle")
         others = [n for n in choices if getattr(options, n)]
         others += ["feature_types"] if options.feature_types != GENES_ALONE else []
         if others:
@@ -414,22 +422,17 @@ def _collate_options(args: Mapping[str, Any], options: EmbedOptions) -> CollateO
         raise CheckpointError(f"args.json can't be used: {e.what}", where=e.where) from None
 
 
-def _matched(cells: Source, vocab: Vocab, options: EmbedOptions) -> GeneMatch:
+def _matched(cells: Source, vocab: Vocab, options: EmbedOptions) -> NamedMatch:
+    """As pack matches them, but that one gene has to be known, whatever `min_match` is."""
     if not cells.n_rows:
         raise SourceError("the input has no cells", where=cells.name)
-    match = match_genes(cells.genes, vocab)
-    missing = [cells.genes[i] for i in np.flatnonzero(match.tokens < 0)[:5]]
-    if match.matched < options.min_match * cells.n_columns or not match.matched:
-        raise SourceError(
-            f"{match.matched:,} of {cells.n_columns:,} gene columns are in the model's vocabulary; "
-            f"not among them: {', '.join(missing)}",
-            where=cells.name,
-            advice="name the column of var that holds the genes as the model knows them with "
-            "--gene-column"
-            + (f" ({', '.join(cells.gene_columns)})" if cells.gene_columns else "")
-            + ", or lower --min-match",
-        )
-    return match
+    return match_source(
+        cells,
+        vocab,
+        cells.gene_column,
+        strip_versions=options.strip_versions,
+        min_match=max(options.min_match, 1 / max(cells.n_columns, 1)),
+    )
 
 
 def _kind(cells: Source, options: CollateOptions) -> ValueKind:

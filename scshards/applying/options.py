@@ -17,7 +17,9 @@ class EmbedOptions:
 
     Attributes
     ----------
-    gene_column, layer, raw, ids_vocab, list_columns, trust_pickle, feature_types, min_match
+    gene_column, strip_versions, min_match, layer, raw, feature_types
+        As in PackOptions.
+    ids_vocab, list_columns, trust_pickle
         As in PackOptions.
     split
         Of a shard set, the split whose cells are taken. Without it, all of them.
@@ -41,6 +43,7 @@ class EmbedOptions:
     """
 
     gene_column: str | None = None
+    strip_versions: bool = False
     layer: str | None = None
     raw: bool = False
     ids_vocab: str | None = None

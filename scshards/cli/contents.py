@@ -61,10 +61,18 @@ def summary(manifest: Manifest, seconds: Mapping[int, float] | None = None) -> d
     }
 
 
-def made(manifest: Manifest, seconds: Mapping[int, float] | None = None) -> Result:
-    """What a set that was made holds: its inputs, then its splits."""
-    parts = [*source_parts(manifest, seconds), split_table(manifest)]
+def made(manifest: Manifest, root: str, seconds: Mapping[int, float] | None = None) -> Result:
+    """What a set that was made holds: its inputs, then its splits; and how to see it on a page."""
+    shown = f"on one page: {page_command(root)}"
+    parts = [*source_parts(manifest, seconds), split_table(manifest), shown]
     return Result(summary(manifest, seconds), parts)
+
+
+def page_command(root: str, run: str | None = None) -> str:
+    """The command that shows a shard set, and a run on it, on a page."""
+    name = (run or root).rstrip("/").rpartition("/")[2].lstrip(".") or "report"
+    of_run = () if run is None else ("--run", run)
+    return shlex.join(["scshards", "report", root, *of_run, "-o", f"{name}.html"])
 
 
 def source_parts(

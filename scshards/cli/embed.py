@@ -51,7 +51,7 @@ def applied(report: ApplyReport) -> Result | None:
         lines.append(
             f"{counted(file.cells, 'cells')} as {counted(report.dimensions, 'numbers')} each in "
             f"{file.output} ({', '.join(report.names)}); {file.matched:,} of "
-            f"{counted(file.columns, 'gene columns')} matched"
+            f"{counted(file.columns, 'gene columns')} matched{_by(file.gene_column)}"
         )
         if file.replaced:
             lines.append(f"the input's own {', '.join(file.replaced)} were replaced there")
@@ -59,3 +59,10 @@ def applied(report: ApplyReport) -> Result | None:
         cells = counted(report.empty_cells, "cells")
         lines.append(f"{cells} without a gene in the vocabulary: <cls> alone")
     return Result(report, ["\n".join(lines)])
+
+
+def _by(gene_column: str | None) -> str:
+    """Which column of var named the genes, where it was not the index."""
+    from scshards.sources.rows import INDEX
+
+    return "" if gene_column in (None, INDEX) else f", by var's column {gene_column}"

@@ -32,4 +32,5 @@ def command(roots: Any, output: str, restart: bool, progress: bool, **chosen: An
     from scshards.packing.reshard import merge
 
     asked = build(ReshardOptions, chosen)
-    return contents.made(merge(roots, output, asked, restart=restart, progress=progress))
+    manifest = merge(roots, output, asked, restart=restart, progress=progress)
+    return contents.made(manifest, output)

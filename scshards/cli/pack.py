@@ -129,4 +129,4 @@ def command(inputs: tuple[str, ...], output: str, progress: bool, **chosen: Any)
         manifest = packing.pack(inputs, output, run.vocab, asked, finish=run.finish, **call)
     if run.hf_card:
         write_card(output, stores)
-    return contents.made(manifest, seconds)
+    return contents.made(manifest, output, seconds)

@@ -31,4 +31,5 @@ def command(root: str, output: str, restart: bool, progress: bool, **chosen: Any
     from scshards.packing.reshard import reshard
 
     asked = build(ReshardOptions, chosen)
-    return contents.made(reshard(root, output, asked, restart=restart, progress=progress))
+    manifest = reshard(root, output, asked, restart=restart, progress=progress)
+    return contents.made(manifest, output)

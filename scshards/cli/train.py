@@ -69,6 +69,7 @@ def command(
     scshards train shards -o cooled --from run@9000 --set run.steps=10000 \\
         --set optim.schedule=wsd --set optim.decay_steps=1000
     """
+    from scshards.cli.contents import page_command
     from scshards.ranks.launch import is_first_process
     from scshards.training.config import TrainConfig
     from scshards.training.loop import train
@@ -83,4 +84,6 @@ def command(
     else:
         asked = TrainConfig.read(config, settings)
     summary = train(root, output, asked, storage_options=storage_options, shown=progress)
-    return Result(summary, [summary.text()]) if is_first_process() else None
+    if not is_first_process():
+        return None
+    return Result(summary, [f"{summary.text()}\npage:       {page_command(root, output)}"])

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from scshards.base import seeds
 from scshards.base.errors import ConfigError
-from scshards.base.progress import Progress
+from scshards.base.progress import Progress, counted
 from scshards.base.text import did_you_mean
 from scshards.report.entropy import entropy, expected_entropy
 from scshards.report.mix_options import MixOptions
@@ -211,7 +211,7 @@ def mix(
     position = order.begin(o.epoch)
     if not order.steps(position):
         raise ConfigError(
-            f"{order.cells} cells are fewer than one global batch of {order.global_batch}",
+            f"one global batch of {order.global_batch} is more than {counted(order.cells, 'cells')}",
             where=shards.name(),
             advice="use a smaller batch size or fewer ranks",
         )

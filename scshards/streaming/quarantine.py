@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import FormatError, MissingDataError, ScshardsError
+from scshards.base.progress import counted
 from scshards.shards.shardlist import ShardList
 from scshards.streaming.read.options import OnBadShard
 
@@ -145,7 +146,7 @@ class Quarantine:
             )  # fmt: skip
         if total > self._limit:
             raise FormatError(
-                f"{total} cells of epoch {made.epoch} are lost, more than max_bad_cells="
+                f"{counted(total, 'cells')} lost in epoch {made.epoch}, more than max_bad_cells="
                 f"{self._limit} allows; the last ones: {made.reason}",
                 where=made.shard,
                 advice="mend them: scshards verify ROOT says how, and which inputs that needs",

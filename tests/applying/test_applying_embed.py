@@ -374,6 +374,46 @@ def test_fractions_are_binned_like_counts_of_the_same_order(
     assert np.abs(a - b).max() < 1e-5
 
 
+def test_genes_are_matched_as_pack_matches_them(
+    tmp_path: Path, checkpoint: str, counts: np.ndarray
+) -> None:
+    """By the column of var that fits best; one input's own choice; ids with their versions."""
+    symbols = write(tmp_path / "symbols.h5ad", csr_matrix(counts))
+    ids = [f"ENSG{i:011d}" for i in range(len(GENES))]
+    cells = anndata.read_h5ad(symbols)
+    cells.var["called"] = list(cells.var_names)
+    cells.var_names = [f"{name}.3" for name in ids]
+    cells.write_h5ad(tmp_path / "one.h5ad")
+    cells.var["other"] = [*cells.var["called"][1:], cells.var["called"].iloc[0]]
+    cells.write_h5ad(tmp_path / "two.h5ad")
+    by_ids = tmp_path / "by_ids"
+    by_ids.mkdir()
+    id_of = dict(zip(GENES, ids, strict=True))
+    vocab = {id_of.get(token, token): i for token, i in VOCAB.to_dict().items()}
+    write_folder(str(by_ids), load_model(checkpoint).model, vocab)
+    wanted = plain(checkpoint, counts)
+
+    def embedded(*words: str) -> tuple[int, str]:
+        out = tmp_path / f"out{len([*tmp_path.glob('out*')])}.h5ad"
+        result = CliRunner().invoke(command, [*words, "-o", str(out)])
+        if result.exit_code == 0:
+            np.testing.assert_allclose(vectors(out), wanted, atol=1e-6)
+        return result.exit_code, f"{result.output}{result.exception or ''}"
+
+    one, two = str(tmp_path / "one.h5ad"), str(tmp_path / "two.h5ad")
+    code, said = embedded(checkpoint, str(symbols))
+    assert code == 0 and "matched" in said and "by var's column" not in said
+    code, said = embedded(checkpoint, one)
+    assert code == 0 and "matched, by var's column called" in said
+    code, said = embedded(checkpoint, two)
+    assert code == 1 and "and not the same" in said and f"{two}::called" in said
+    assert embedded(checkpoint, f"{two}::called")[0] == 0
+    assert embedded(checkpoint, two, "--gene-column", "called")[0] == 0
+    code, said = embedded(str(by_ids), one)
+    assert code == 1 and "--strip-versions would match" in said
+    assert embedded(str(by_ids), one, "--strip-versions")[0] == 0
+
+
 def test_what_cannot_be_is_refused_and_leaves_nothing(
     tmp_path: Path, checkpoint: str, counts: np.ndarray
 ) -> None:
@@ -381,7 +421,7 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(
     (tmp_path / "there.h5ad").write_bytes(b"")
     with pytest.raises(OutputExistsError):
         embed(checkpoint, source, tmp_path / "there.h5ad", shown=False)
-    with pytest.raises(SourceError, match="in the model's vocabulary"):
+    with pytest.raises(SourceError, match="in the vocabulary"):
         embed(checkpoint, source, tmp_path / "o.h5ad", EmbedOptions(min_match=0.95), shown=False)
     with pytest.raises(SourceError, match="layer"):
         embed(checkpoint, source, tmp_path / "o.h5ad", EmbedOptions(layer="nope"), shown=False)

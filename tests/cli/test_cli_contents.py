@@ -156,3 +156,15 @@ def test_bytes_are_those_of_the_members(tmp_path: Path) -> None:
             for i in range(2):
                 members[i] += int(table["size"][table["source"] == i].sum())
         assert [s.bytes for s in manifest.sources] == members
+
+
+@pytest.mark.parametrize(
+    "root, run, words",
+    [
+        ("shards", None, "scshards report shards -o shards.html"),
+        ("s3://bucket/atlas/", "my run", "scshards report s3://bucket/atlas/ --run 'my run' -o 'my run.html'"),
+        (".", None, "scshards report . -o report.html"),
+    ],
+)  # fmt: skip
+def test_the_command_of_the_page(root: str, run: str | None, words: str) -> None:
+    assert contents.page_command(root, run) == words

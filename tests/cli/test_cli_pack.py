@@ -51,7 +51,8 @@ def test_a_pack_and_its_tables(folder: Path) -> None:
         "donor", "--cells-per-shard", 9, "--seed", 5, "--compression", "zstd", "--workers", 1,
     )  # fmt: skip
     assert result.exit_code == 0
-    table, reasons, splits = result.stdout.split("\n\n")
+    table, reasons, splits, page = result.stdout.split("\n\n")
+    assert page == f"on one page: scshards report {folder / 'out'} -o out.html\n"
     header, _, first, second, _, total = table.splitlines()
     assert header.split()[:6] == ["input", "cells", "kept", "matched", "shared", "values"]
     names = [shorten(str(folder / f"{name}.h5ad"), 48) for name in "ab"]

@@ -51,7 +51,9 @@ def test_tables_and_info(folder: Path, tmp_path: Path) -> None:
         "--valid-fraction", 0.3, "--cells-per-shard", 9, "--compression", "zstd", "--workers", 1,
     )  # fmt: skip
     assert result.exit_code == 0
-    table, reasons, splits = result.stdout.split("\n\n")
+    table, reasons, splits, page = result.stdout.split("\n\n")
+    root = tmp_path / "new"
+    assert page == f"on one page: scshards report {root} -o new.html\n"
     header, _, row = table.splitlines()
     assert header.split()[:4] == ["input", "cells", "kept", "matched"]
     assert row.split()[1:3] == ["30", "20"] and "seconds" not in header

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError
+from scshards.base.progress import counted
 from scshards.streaming.collate.options import CollateOptions
 
 
@@ -41,8 +42,8 @@ def cells_per_batch(
         return max(1, int(tokens / max(typical, least)))
     if wanted * least > tokens:
         raise ConfigError(
-            f"{wanted} cells need {wanted * least} tokens for one gene each, and tokens_per_batch "
-            f"is {tokens}",
+            f"one gene each of {counted(wanted, 'cells')} takes {wanted * least} tokens, and "
+            f"tokens_per_batch is {tokens}",
             advice="use a smaller batch_size, or leave it out",
         )
     return wanted

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from scshards.base import seeds
 from scshards.base.errors import ConfigError
+from scshards.base.progress import counted
 from scshards.base.text import did_you_mean
 from scshards.base.where import Where, parse
 from scshards.shards.index import OBS_PREFIX
@@ -269,7 +270,7 @@ def _taken(chosen: Chosen, take: int) -> Chosen:
     shards, total = chosen.shards, int(chosen.cells.sum())
     if take > total:
         raise ConfigError(
-            f"take={take} is more than the {total} cells there are",
+            f"take={take} is more than there is: {counted(total, 'cells')}",
             where=f"{shards.name()}, split {shards.split!r}",
         )
 

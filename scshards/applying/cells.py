@@ -222,8 +222,8 @@ class SourceCells(Cells):
         try:
             self.name, self.parts = self._source.name, (self._source.n_rows,)
             self.columns = self._source.n_columns
-            named = _matched(self._source, wants.vocab, options)
-            self._match, self.gene_column = named.match, named.column
+            match = _matched(self._source, wants.vocab, options)
+            self._match, self.gene_column = match.match, match.column
             self.matched = self._match.matched
             self._kind = _kind(self._source, collate)
             self._collator = Collator(collate, wants.vocab, self._kind, options.seed)

@@ -272,7 +272,7 @@ def write_page(path: Path, about: str, found: Mapping[str, Rows], asked: str) ->
         "This page is for whoever plans a larger set than the last one. It shows how time, memory, "
         "bytes and requests\ngrow with cells, source files, shards and ranks. One command measured all "
         "of it, on one machine, and wrote this page:",
-        f"    tools/bench_scale {asked}".rstrip(),
+        f"```\ntools/bench_scale {asked}\n```",
         "\n".join(f"* {line}" for line in about.splitlines()),
         _READ,
     ]

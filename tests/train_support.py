@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from scshards.base.storage import Storage
 from scshards.cells.batch import Batch
 from scshards.model.config import ModelConfig
 from scshards.model.transformer import CellModel
 from scshards.training.config import TrainConfig
 from scshards.training.micro import AnyBatch
+from scshards.training.save.store import TensorReader
 from scshards.training.step import Stepper, StepResult
 
 N_GENES = 40
@@ -85,3 +93,19 @@ def take(stepper: Stepper, batch: AnyBatch, step: int) -> StepResult:
     result = stepper.settle()
     assert result is not None
     return result
+
+
+def read_tensors(folder: str | Path, kind: str = "model") -> dict[str, Tensor]:
+    """The tensors of a checkpoint's folder on the CPU: of the "model", "optimizer" or "average"."""
+    reader = TensorReader(Storage(folder))
+    tensors = {
+        name: torch.empty(about.size, dtype=about.properties.dtype)
+        for name, about in reader.read_metadata().state_dict_metadata.items()
+        if isinstance(about, TensorStorageMetadata) and name.startswith(f"{kind}/")
+    }
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+    try:
+        dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
+    except CheckpointException as e:
+        raise next(cause for cause, _ in e.failures.values()) from e
+    return {name.removeprefix(f"{kind}/"): t for name, t in tensors.items()}

@@ -39,15 +39,15 @@ _IN_MEMORY = ("tmpfs", "ramfs")
 
 
 @contextlib.contextmanager
-def publishing(path: Path, *, mode: int = 0o644, is_last: bool = True) -> Iterator[BinaryIO]:
+def publishing(path: Path, *, is_last: bool = True) -> Iterator[BinaryIO]:
     """A file to write into, which takes the name `path` when all went well, and is gone otherwise.
 
     Two processes may write it at the same time: the one that ends last has it.
 
     Parameters
     ----------
-    path, mode
-        The file and its permissions.
+    path
+        The file.
     is_last
         False where another file, published into the same folder afterwards, says that this one is there:
         its name reaches the disk with that one's.
@@ -63,7 +63,7 @@ def publishing(path: Path, *, mode: int = 0o644, is_last: bool = True) -> Iterat
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(mode)  # mkstemp makes it 0600
+        Path(temporary).chmod(0o644)  # mkstemp makes it 0600
         os.replace(temporary, path)  # noqa: PTH105
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

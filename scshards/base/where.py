@@ -204,9 +204,6 @@ _QUOTED = "_scshards_quoted_"
 """What a quoted name is called until it is parsed, before its number."""
 
 
-_COLUMN = "_column_"
-
-
 def _placeholder(number: int, *, compared: bool = False) -> str:
     """What a column is called inside pandas, so that its own name can be anything."""
     return f"_compared_{number}_" if compared else f"_column_{number}_"

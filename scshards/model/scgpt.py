@@ -143,12 +143,7 @@ def tables_of(start: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def load_weights(
-    model: CellModel,
-    path: str,
-    vocab: Mapping[str, int],
-    options: Mapping[str, Any] | None = None,
-) -> WeightsReport:
+def load_weights(model: CellModel, path: str, vocab: Mapping[str, int]) -> WeightsReport:
     """Start a model from a checkpoint folder, as fine-tuning does; other heads stay fresh.
 
     Token embeddings go by token, not by id: the vocabularies may differ in order and content. The
@@ -158,7 +153,7 @@ def load_weights(
     ----------
     model
         The bare model, on any device; changed in place, or not at all.
-    path, options
+    path
         As for `read_folder`.
     vocab
         {token: id} of the model.
@@ -170,7 +165,7 @@ def load_weights(
         there or of another shape, and when what is loaded is not finite, each tensor named; when
         heads of attention or the value style differ; when the vocabularies have no gene in common.
     """
-    folder = read_folder(path, options)
+    folder = read_folder(path)
     theirs, state = _config(folder)
     where = folder.weights_at
     _check_size(vocab, model.config, "the vocabulary given")
@@ -208,7 +203,6 @@ def write_folder(
     model: CellModel,
     vocab: Mapping[str, int],
     extra_args: Mapping[str, Any] | None = None,
-    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Publish a model as a checkpoint folder that scGPT's tools and `load_model` read.
 
@@ -216,7 +210,7 @@ def write_folder(
 
     Parameters
     ----------
-    path, options
+    path
         As for `read_folder`; files of the same name are replaced.
     model
         The bare model, not wrapped.
@@ -231,7 +225,7 @@ def write_folder(
     CheckpointError
         For weights that are not finite, or a vocabulary of another size; nothing is written then.
     """
-    storage = Storage(path, options)
+    storage = Storage(path)
     config = model.config
     _check_size(vocab, config, storage.at(VOCAB))
     pad_token = next(token for token, i in vocab.items() if i == config.pad_id)

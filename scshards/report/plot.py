@@ -114,8 +114,8 @@ def _draw(
     save(figure, output)
 
 
-def principal_components(x: NDArray[Any], n: int = 2) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Each row's first `n` principal components, float64 [N, n], and their shares of the variance.
+def principal_components(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Each row's first two principal components, float64 [N, 2], and their shares of the variance.
 
     By the singular values of the D x D scatter matrix, so that any number of cells will do. Signs
     are fixed: the largest loading of a component is positive.
@@ -123,9 +123,9 @@ def principal_components(x: NDArray[Any], n: int = 2) -> tuple[NDArray[Any], NDA
     centred = np.asarray(x, dtype=np.float64)
     centred = centred - centred.mean(axis=0)
     axes, variance, _ = np.linalg.svd(centred.T @ centred)
-    axes = axes[:, :n]
+    axes = axes[:, :2]
     axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
-    return centred @ axes, variance[:n] / max(variance.sum(), 1e-300)
+    return centred @ axes, variance[:2] / max(variance.sum(), 1e-300)
 
 
 def _embedding(ax: Any, path: str, column: str | None, layout: str | None) -> None:
@@ -236,5 +236,5 @@ def read_cells(
         data.file.close()
 
 
-def _short(name: str, most: int = 28) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+def _short(name: str) -> str:
+    return name if len(name) <= 28 else name[:27] + "…"

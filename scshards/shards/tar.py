@@ -60,11 +60,6 @@ class Chunks:
         return len(self.cells)
 
 
-def member_name(source: int, row: int) -> str:
-    """The tar name of a cell: its key and the extension."""
-    return f"{format_key(source, row)}.{EXTENSION}"
-
-
 def build_tar(
     payload: NDArray[np.uint8],
     starts: NDArray[np.int64],

@@ -28,9 +28,6 @@ from scshards.streaming.order.options import ChoiceOptions
 from scshards.streaming.read.options import ReadOptions
 from scshards.streaming.variable import all_counts, counts_loader
 
-MEDIAN_ERROR = 1 / 129
-"""How far a median is off at most, as a share of it."""
-
 _GENES = 512
 """Genes whose medians are worked out at a time."""
 

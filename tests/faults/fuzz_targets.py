@@ -33,6 +33,7 @@ from arrays_support import packed
 from fuzz_changes import change_bytes, change_json, change_msgpack, change_parquet
 from fuzz_plain import plain_kernels, read_arrays, read_member
 from shardsets import encode_cell, make_set
+from train_support import read_tensors
 
 from scshards.base.errors import CheckpointError, FormatError, ScshardsError, VocabError
 from scshards.cells.vocab import Vocab
@@ -51,7 +52,6 @@ from scshards.training.save.checkpoint import (
     Checkpoints,
     TrainState,
     read_state,
-    read_tensors,
 )
 from scshards.training.save.store import DTYPES
 

@@ -16,9 +16,10 @@ import pytest
 from kill_driver import Driver
 from pack_support import tree_sums
 from test_faults_disk import sets
+from train_support import read_tensors
 
 from scshards.training.log.metrics import read_metrics
-from scshards.training.save.checkpoint import complete, read_tensors
+from scshards.training.save.checkpoint import complete
 
 MEASURED = {"cells_per_s", "tokens_per_s", "padded_tokens_per_s", "data_wait", "memory_bytes", "seconds"}  # fmt: skip
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from fault_proxy import LOST, WRITE_FAULTS, FaultProxy
 from pack_support import counts, quiet_pack, tree_sums, vocab_of, write
-from train_support import small_config
+from train_support import read_tensors, small_config
 
 from scshards import verify
 from scshards.base.access import Access
@@ -27,7 +27,7 @@ from scshards.exporting.export import export
 from scshards.exporting.options import ExportOptions
 from scshards.packing.pack import append
 from scshards.training.loop import train
-from scshards.training.save.checkpoint import complete, read_tensors
+from scshards.training.save.checkpoint import complete
 
 GENES = 8
 

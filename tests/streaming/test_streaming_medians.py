@@ -21,8 +21,11 @@ from scshards.cli import main
 from scshards.kernels.ranks import OCTAVES, tally_values
 from scshards.streaming import medians as module
 from scshards.streaming import variable
-from scshards.streaming.medians import MEDIAN_ERROR, gene_medians, published_medians
+from scshards.streaming.medians import gene_medians, published_medians
 from scshards.streaming.read.options import ReadOptions
+
+MEDIAN_ERROR = 1 / 129
+"""How far a median is off at most, as a share of it: half a bin of 64 to a factor of two."""
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from train_support import small_config
+from train_support import read_tensors, small_config
 
 from scshards.base.errors import ConfigError
 from scshards.cli import main
 from scshards.training.log.metrics import read_metrics
 from scshards.training.loop import train
 from scshards.training.save.branch import branch_config
-from scshards.training.save.checkpoint import read_tensors
 
 KEEPS = ("run.keep_every=5", "run.save_every=5", "run.log_every=1", "optim.ema=0.9")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from rank_host import RankFailed
-from train_support import small_model
+from train_support import read_tensors, small_model
 
 from scshards.base.errors import CheckpointError, StorageError
 from scshards.base.storage import Storage
@@ -18,7 +18,7 @@ from scshards.ranks.ranks import Ranks
 from scshards.training.config import OptimSettings
 from scshards.training.optim import make_optimizer, moments
 from scshards.training.save import store as checkpoint_store
-from scshards.training.save.checkpoint import Checkpoints, TrainState, complete, read_tensors
+from scshards.training.save.checkpoint import Checkpoints, TrainState, complete
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 

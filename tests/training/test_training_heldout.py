@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from finetune_support import FINE, pack_cells
+from train_support import read_tensors
 
 from scshards.applying.evaluate import evaluate_run
 from scshards.base.errors import ConfigError
@@ -23,7 +24,6 @@ from scshards.shards.shardset import ShardSet
 from scshards.training.config import TrainConfig
 from scshards.training.log.metrics import read_metrics
 from scshards.training.loop import train
-from scshards.training.save.checkpoint import read_tensors
 
 SHORT = ("run.steps=12", "run.eval_every=4", "run.log_every=4", "run.save_every=4")
 ANNOTATE = ("task.name=annotate", "task.label=kind", "run.steps=80", "run.eval_every=20")

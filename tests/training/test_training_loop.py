@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_support import small_config
+from train_support import read_tensors, small_config
 
 from scshards.base.errors import ConfigError, StateError
 from scshards.model.scgpt import load_model
@@ -19,7 +19,7 @@ from scshards.training.config import TrainConfig
 from scshards.training.data import endless
 from scshards.training.log.metrics import read_metrics
 from scshards.training.loop import train
-from scshards.training.save.checkpoint import complete, read_tensors
+from scshards.training.save.checkpoint import complete
 from scshards.training.step import Stepper
 
 DROPOUT = "model.dropout=0.1"

@@ -17,11 +17,10 @@ from typing import Any
 import pytest
 import torch
 import train_worker
-from train_support import small_config
+from train_support import read_tensors, small_config
 
 from scshards.base.errors import ConfigError
 from scshards.training.log.metrics import read_metrics
-from scshards.training.save.checkpoint import read_tensors
 
 COMMON = (
     "data.max_length=30",

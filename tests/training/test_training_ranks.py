@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from rank_host import RankTeam
-from train_support import small_config
+from train_support import read_tensors, small_config
 
 from scshards.model.scgpt import load_model
 from scshards.training.log.metrics import read_metrics
 from scshards.training.loop import train
-from scshards.training.save.checkpoint import complete, read_tensors
+from scshards.training.save.checkpoint import complete
 
 # Adam divides by the root of a mean square: where that is nearly 0, rounding decides the step unless
 # `eps` is large. No dropout: it is drawn by rank.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_support import small_batch, small_config, small_model, take
+from train_support import read_tensors, small_batch, small_config, small_model, take
 
 from scshards.base.errors import ConfigError
 from scshards.model.adapters import scales
@@ -21,7 +21,7 @@ from scshards.training.log.metrics import read_metrics
 from scshards.training.loop import train
 from scshards.training.optim import make_optimizer, moments, update
 from scshards.training.parallel import unsharded
-from scshards.training.save.checkpoint import Checkpoints, TrainState, read_tensors
+from scshards.training.save.checkpoint import Checkpoints, TrainState
 from scshards.training.step import Stepper
 from scshards.training.trained import choose_trained, keeps
 

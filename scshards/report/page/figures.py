@@ -123,10 +123,8 @@ def nominal(of: str, **more: Any) -> Spec:
     return {"field": of, "type": "nominal", "sort": None, "title": None, **more}
 
 
-def bars(
-    y: str, x: Axis, *, color: str = "", share: bool = False, tips: Sequence[str] = ()
-) -> Spec:
-    """Bars to the right, a name each; with `color` their parts behind one another, as shares or sums."""
+def bars(y: str, x: Axis, *, color: str = "", tips: Sequence[str] = ()) -> Spec:
+    """Bars to the right, a name each; with `color` their parts behind one another."""
     encoding: Spec = {"y": nominal(y), "x": x.number()}
     if color:
         encoding["x"]["stack"] = "zero"
@@ -142,13 +140,13 @@ def bars(
     }
 
 
-def grouped(y: str, x: Axis, color: str, *, step: int = 12, tips: Sequence[str] = ()) -> Spec:
+def grouped(y: str, x: Axis, color: str, *, tips: Sequence[str] = ()) -> Spec:
     """Bars to the right, of each name one for each `color`, below each other."""
     spec = bars(y, x, color=color, tips=tips)
     spec["encoding"]["x"]["stack"] = None
     spec["encoding"]["yOffset"] = {"field": color, "type": "nominal", "sort": None}
     del spec["encoding"]["order"]
-    return {**spec, "height": {"step": step, "for": "offset"}}
+    return {**spec, "height": {"step": 12, "for": "offset"}}
 
 
 def histogram(x: Axis, y: Axis, *, color: str = "") -> Spec:

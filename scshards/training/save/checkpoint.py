@@ -21,12 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from scshards._version import __version__
 from scshards.base.errors import CheckpointError, OutputExistsError, ScshardsError, StorageError
@@ -303,24 +301,6 @@ def complete(root: str | Path | Storage) -> list[str]:
 def step_of(name: str) -> int:
     """The step of a checkpoint, by its name."""
     return int(name.removeprefix("step-"))
-
-
-def read_tensors(folder: str | Path, kind: str = "model") -> dict[str, Tensor]:
-    """The tensors of a checkpoint's folder on the CPU: of the "model", "optimizer" or "average"."""
-    reader = TensorReader(Storage(folder))
-    tensors = {
-        name: torch.empty(about.size, dtype=about.properties.dtype)
-        for name, about in reader.read_metadata().state_dict_metadata.items()
-        if isinstance(about, TensorStorageMetadata) and name.startswith(f"{kind}/")
-    }
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-    try:
-        dcp.load(  # type: ignore[attr-defined]
-            dict(tensors), storage_reader=reader, no_dist=True
-        )
-    except CheckpointException as e:
-        raise _cause(e) from e
-    return {name.removeprefix(f"{kind}/"): t for name, t in tensors.items()}
 
 
 def read_state(folder: str | Storage) -> TrainState:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scshards.base.progress import counted
 from scshards.report.mixing import MixReport
-from scshards.report.page.figures import Axis, Figure, Row, bars, grouped, lines
+from scshards.report.page.figures import Axis, Figure, Row, bars, columns, grouped, lines, nominal
 from scshards.report.page.html import Html, Section, para
 from scshards.report.page.known import SetFacts
 from scshards.report.page.sample import MASKED, PADDING, Picture
@@ -53,15 +53,15 @@ def _mixing(m: MixReport) -> Figure:
         about="Entropy of a label in batches in a row, as a share of that of as many cells drawn at "
         "random: at 100% they mix as well as they can.",
         spec=grouped("column", Axis(of="score", title="of random", form="%"), "window"),
-        columns={
-            "column": ("label", "text"),
-            "window": ("in a row", "text"),
-            "score": ("of random", "percent"),
-            "mean": ("bits, mean", "number"),
-            "ideal": ("bits at random", "number"),
-            "cells": ("cells looked at", "number"),
-            "order": ("", "number"),
-        },
+        columns=columns(
+            column=("label", "text"),
+            window=("in a row", "text"),
+            score=("of random", "percent"),
+            mean=("bits, mean", "number"),
+            ideal=("bits at random", "number"),
+            cells=("cells looked at", "number"),
+            order=("", "number"),
+        ),
         choices={"": rows},
     )
 
@@ -83,11 +83,11 @@ def _along(m: MixReport) -> Figure:
         about="The same for each batch, or batches in a row, that was looked at. A part of the epoch "
         "where points fall is one of few categories.",
         spec=spec | mark,
-        columns={
-            "at": ("of the epoch", "percent"),
-            "share": ("of random", "percent"),
-            "window": ("in a row", "text"),
-        },
+        columns=columns(
+            at=("of the epoch", "percent"),
+            share=("of random", "percent"),
+            window=("in a row", "text"),
+        ),
         choices=choices or {"": []},
         choose="Label",
     )
@@ -100,15 +100,15 @@ def _drift(m: MixReport) -> Figure:
         title="Shares of strata along the epoch",
         about="Which share of the batches each set, addition or category has.",
         spec=lines(
-            Axis(of="at", title="of the epoch", form="%", domain=(0, 1)),
+            OF_EPOCH,
             Axis(of="share", title="of the cells", form="%"),
             "stratum",
         ),
-        columns={
-            "at": ("of the epoch", "percent"),
-            "share": ("of the cells", "percent"),
-            "stratum": ("share of", "text"),
-        },
+        columns=columns(
+            at=("of the epoch", "percent"),
+            share=("of the cells", "percent"),
+            stratum=("share of", "text"),
+        ),
         choices={
             "": [
                 ((i + 0.5) / len(d.shares), float(s), d.stratum)
@@ -126,11 +126,11 @@ def _room(fits: tuple[Fit, ...]) -> Figure:
         about="The share of all genes of all cells that has room in max_length tokens, <cls> included. "
         "Of longer cells other genes are sampled in each epoch.",
         spec=bars("length", Axis(of="genes", form="%", domain=(0, 1))),
-        columns={
-            "length": ("max_length", "text"),
-            "genes": ("genes that fit", "percent"),
-            "whole": ("cells that fit whole", "percent"),
-        },
+        columns=columns(
+            length=("max_length", "text"),
+            genes=("genes that fit", "percent"),
+            whole=("cells that fit whole", "percent"),
+        ),
         choices={"": [(f"{x.max_length:,}", x.genes, x.whole) for x in fits]},
     )
 
@@ -147,14 +147,14 @@ def _padding(fits: tuple[Fit, ...]) -> Figure:
         about=f"Side by side: {BATCH_SIZE} cells, as long as the longest. Packed (tokens_per_batch): as "
         "many cells behind one another, of which some genes are left out where they do not fit.",
         spec=grouped("length", Axis(of="padding", title="of the tokens", form="%"), "mode"),
-        columns={
-            "length": ("max_length", "text"),
-            "mode": ("batch", "text"),
-            "padding": ("padding", "percent"),
-            "cut": ("genes left out", "percent"),
-            "tokens": ("tokens_per_batch", "number"),
-            "order": ("", "number"),
-        },
+        columns=columns(
+            length=("max_length", "text"),
+            mode=("batch", "text"),
+            padding="percent",
+            cut=("genes left out", "percent"),
+            tokens=("tokens_per_batch", "number"),
+            order=("", "number"),
+        ),
         choices={"": rows},
     )
 
@@ -181,7 +181,7 @@ def _picture(p: Picture) -> Figure:
             "transform": [{"calculate": "datum.place - 1", "as": "begin"}],
             "mark": {"type": "rect", "aria": False, "tooltip": True},
             "encoding": {
-                "y": {"field": "cell", "type": "nominal", "sort": None, "title": None},
+                "y": nominal("cell"),
                 "x": place | {"field": "begin"},
                 "x2": {"field": "place"},
                 "color": {
@@ -198,22 +198,22 @@ def _picture(p: Picture) -> Figure:
                 ],
             },
         },
-        columns={
-            "cell": ("cell", "text"),
-            "place": ("token", "number"),
-            "state": ("is", "text"),
-            "value": ("value", "number"),
-            "gene": ("gene", "text"),
-        },
+        columns=columns(
+            cell="text",
+            place=("token", "number"),
+            state=("is", "text"),
+            value="number",
+            gene="text",
+        ),
         choices={"": rows},
         is_wide=True,
         told=(
-            {
-                "cell": ("cell", "text"),
-                "genes": ("tokens", "number"),
-                "masked": ("of them masked", "number"),
-                "padding": ("padding", "number"),
-            },
+            columns(
+                cell="text",
+                genes=("tokens", "number"),
+                masked=("of them masked", "number"),
+                padding="number",
+            ),
             {
                 "": [
                     (key, length - of.count(PADDING), of.count(MASKED), of.count(PADDING))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from scshards.base import seeds
 from scshards.base.progress import counted
-from scshards.report.page.figures import Figure, Row
+from scshards.report.page.figures import Figure, Row, columns
 from scshards.report.plot import KEY, principal_components, read_cells
 
 MOST_CELLS, MOST_LABELS, MOST_CATEGORIES = 1500, 8, 9
@@ -110,12 +110,12 @@ def cloud_figure(cloud: Cloud, name: str) -> Figure:
                 "tooltip": [{"field": "category", "type": "nominal"}],
             },
         },
-        columns={"x": ("x", "number"), "y": ("y", "number"), "category": ("category", "text")},
+        columns=columns(x="number", y="number", category="text"),
         choices=choices,
         choose="Colour by",
         legend="category",
         is_wide=True,
-        told=({"category": ("category", "text"), "cells": ("cells", "number")}, counts),
+        told=(columns(category="text", cells="number"), counts),
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Figures as Vega-Lite specifications: what is drawn, its rows, and the table below it.
 
 A figure's fields have names of ours; names of labels, categories and inputs are values of fields alone,
-which Vega draws as text. Called by report.page.shard_sets and report.page.runs.
+which Vega draws as text.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 Row = tuple[Any, ...]
 Spec = dict[str, Any]
+Columns = Mapping[str, tuple[str, str]]
 
 STEP = 22
 """Pixels of a row of bars."""
@@ -40,7 +41,7 @@ class Figure:
         Vega-Lite without data.
     columns
         {field of the rows: (header in the table, how it is written)}; "text", "number", "percent" or
-        "size". A field with the header "" is not in the table.
+        "size". A field with the header "" is not in the table. See `columns`.
     choices
         {what is chosen: rows}, or {"": rows} where there is nothing to choose.
     choose
@@ -57,12 +58,12 @@ class Figure:
     title: str
     about: str
     spec: Spec
-    columns: Mapping[str, tuple[str, str]]
+    columns: Columns
     choices: Mapping[str, Sequence[Row]]
     choose: str = ""
     legend: str = ""
     is_wide: bool = False
-    told: tuple[Mapping[str, tuple[str, str]], Mapping[str, Sequence[Row]]] | None = None
+    told: tuple[Columns, Mapping[str, Sequence[Row]]] | None = None
 
     def facts(self) -> dict[str, Any]:
         """What the page draws it from, ready for JSON."""
@@ -75,6 +76,11 @@ class Figure:
             "choices": {c: [list(row) for row in rows] for c, rows in self.choices.items()},
             "legend": self.legend,
         }
+
+
+def columns(**fields: str | tuple[str, str]) -> Columns:
+    """Figure.columns of {field: how it is written} under its own name, or of {field: (header, how)}."""
+    return {f: (f, how) if isinstance(how, str) else how for f, how in fields.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.progress import counted
 from scshards.report.page.cells import BINS, EDGES, INPUT, MEASURES, Numbers, quantiles
-from scshards.report.page.figures import Axis, Figure, Row, bars, grouped, histogram, strips
+from scshards.report.page.figures import (
+    Axis,
+    Figure,
+    Row,
+    bars,
+    columns,
+    grouped,
+    histogram,
+    strips,
+)
 from scshards.report.page.html import Html, Section, para, table
 from scshards.report.page.known import SetFacts
 
@@ -28,15 +37,6 @@ _BINS = 40
 Bin = tuple[float, float, int]
 """From, below, cells."""
 
-OF_CELLS = Axis(of="share", form="%", title="cells")
-HISTOGRAM = {
-    "from": ("from", "number"),
-    "end": ("below", "number"),
-    "cells": ("cells", "number"),
-    "split": ("split", "text"),
-    "share": ("share of the split", "percent"),
-}
-
 
 def length_section(f: SetFacts) -> Section:
     """Genes and counts of cells, over all and by label."""
@@ -47,29 +47,19 @@ def length_section(f: SetFacts) -> Section:
     parts: list[Html | Figure] = []
     if genes:
         parts += [
-            Figure(
-                name="genes-per-cell",
-                title="Genes of a cell",
-                about="How many genes of the vocabulary cells have a value of, by split.",
-                spec=histogram(
-                    Axis(of="from", title="genes"),
-                    OF_CELLS,
-                    color="split",
-                ),
-                columns=HISTOGRAM,
-                choices={"": _histograms(genes)},
+            _histogram(
+                "genes-per-cell",
+                "Genes of a cell",
+                "How many genes of the vocabulary cells have a value of, by split.",
+                Axis(of="from", title="genes"),
+                {"": _histograms(genes)},
             ),
-            Figure(
-                name="counts-per-cell",
-                title=f"{what.capitalize()} of a cell",
-                about=f"The sum of a cell's {what} over the genes of the vocabulary, by split.",
-                spec=histogram(
-                    Axis(of="from", title=what, log=True),
-                    OF_CELLS,
-                    color="split",
-                ),
-                columns=HISTOGRAM,
-                choices={"": _histograms({s: _rebinned(n) for s, n in totals.items()})},
+            _histogram(
+                "counts-per-cell",
+                f"{what.capitalize()} of a cell",
+                f"The sum of a cell's {what} over the genes of the vocabulary, by split.",
+                Axis(of="from", title=what, log=True),
+                {"": _histograms({s: _rebinned(n) for s, n in totals.items()})},
             ),
         ]
     for measure, name, title in zip(
@@ -80,11 +70,6 @@ def length_section(f: SetFacts) -> Section:
             for label in _ordered(f)
             if label in f.counts.spread
         }
-        columns = {
-            "category": ("category", "text"),
-            "cells": ("cells", "number"),
-            **{f"q{100 * q:02.0f}": (f"{100 * q:.0f}%", "number") for q in SHARES},
-        }
         parts.append(
             Figure(
                 name=name,
@@ -92,7 +77,11 @@ def length_section(f: SetFacts) -> Section:
                 about="Of the cells of each category the middle half (thick), nine in ten (thin) and "
                 "the median (line); to within 4%.",
                 spec=strips("category", Axis(of="q05", title=title.lower(), log=True)),
-                columns=columns,
+                columns=columns(
+                    category="text",
+                    cells="number",
+                    **{f"q{100 * q:02.0f}": (f"{100 * q:.0f}%", "number") for q in SHARES},
+                ),
                 choices={k: rows for k, rows in choices.items() if rows} or {"": []},
                 choose="Label",
             )
@@ -103,26 +92,13 @@ def length_section(f: SetFacts) -> Section:
 def label_section(f: SetFacts) -> Section:
     """Categories across splits, values that are in several, and labels of numbers."""
     c = f.counts
-    labels = _ordered(f)
-    columns = {
-        "category": ("category", "text"),
-        "split": ("split", "text"),
-        "cells": ("cells", "number"),
-        "share": ("share of the split", "percent"),
-        "order": ("", "number"),
-    }
-    choices = {_called(n): _balance_rows(f, n) for n in labels}
     parts: list[Html | Figure] = [
         Figure(
             name="splits",
             title="Cells of each split",
             about="How many cells are for training, and how many are held out.",
             spec=bars("split", Axis(of="cells", title="cells")),
-            columns={
-                "split": ("split", "text"),
-                "cells": ("cells", "number"),
-                "share": ("share", "percent"),
-            },
+            columns=columns(split="text", cells="number", share="percent"),
             choices={
                 "": [
                     (s, int(c.lengths[s].sum()), int(c.lengths[s].sum()) / max(c.cells, 1))
@@ -140,8 +116,14 @@ def label_section(f: SetFacts) -> Section:
                 "split",
                 tips=("category", "split", "cells", "share"),
             ),
-            columns=columns,
-            choices=choices,
+            columns=columns(
+                category="text",
+                split="text",
+                cells="number",
+                share=("share of the split", "percent"),
+                order=("", "number"),
+            ),
+            choices={_called(n): _balance_rows(f, n) for n in _ordered(f)},
             choose="Label",
         ),
     ]
@@ -150,18 +132,12 @@ def label_section(f: SetFacts) -> Section:
     numbers = {n: rows for n, rows in numbers.items() if rows}
     if numbers:
         parts.append(
-            Figure(
-                name="numbers",
-                title="Labels of numbers",
-                about="How the numbers of a label are spread, by split; each to within 1%.",
-                spec=histogram(
-                    Axis(of="from", title="value"),
-                    OF_CELLS,
-                    color="split",
-                ),
-                columns=HISTOGRAM,
-                choices=numbers,
-                choose="Label",
+            _histogram(
+                "numbers",
+                "Labels of numbers",
+                "How the numbers of a label are spread, by split; each to within 1%.",
+                Axis(of="from", title="value"),
+                numbers,
             )
         )
     return Section(name="labels", title="Labels and splits", parts=parts)
@@ -207,6 +183,27 @@ def leak_table(f: SetFacts) -> Html:
     elif len(m.splits) == 1:
         told = "There is one split."
     return Html(para(told) + table(header, rows, kinds, label="Labels across splits"))
+
+
+def _histogram(
+    name: str, title: str, about: str, x: Axis, choices: Mapping[str, Sequence[Row]]
+) -> Figure:
+    """Shares of each split's cells along an axis; `choices` are by label, or the one of ""."""
+    return Figure(
+        name=name,
+        title=title,
+        about=about,
+        spec=histogram(x, Axis(of="share", form="%", title="cells"), color="split"),
+        columns=columns(
+            **{"from": "number"},
+            end=("below", "number"),
+            cells="number",
+            split="text",
+            share=("share of the split", "percent"),
+        ),
+        choices=choices,
+        choose="" if "" in choices else "Label",
+    )
 
 
 def _ordered(f: SetFacts) -> list[str]:

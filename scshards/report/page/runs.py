@@ -24,6 +24,7 @@ from scshards.report.page.figures import (
     Axis,
     Figure,
     Row,
+    columns,
     curves,
     heat,
     lines,
@@ -168,12 +169,8 @@ def _confusion(run: Curves, found: Annotation, number: int) -> Figure:
         "of a row.",
         spec=heat("class", "predicted", Axis(of="share", form=".0%"),
                   tips=("class", "predicted", "cells", "share"), labels=len(order) <= 12, angle=-50),
-        columns={
-            "class": ("class", "text"),
-            "predicted": ("predicted", "text"),
-            "share": ("of the class", "percent"),
-            "cells": ("cells", "number"),
-        },
+        columns=columns(**{"class": "text"}, predicted="text", share=("of the class", "percent"),
+                        cells="number"),
         choices={"": rows},
         is_wide=True,
     )  # fmt: skip
@@ -181,15 +178,15 @@ def _confusion(run: Curves, found: Annotation, number: int) -> Figure:
 
 def _scores(runs: Sequence[Curves]) -> Html | None:
     """The figures of the evaluation that each best model is from, or else of the last one."""
-    columns = []
+    of_runs = []
     for run in runs:
         valid = [m for m in run.metrics if m["kind"] == "valid"]
         best = [m for m in valid if m["step"] == run.best_step] or valid[-1:]
-        columns.append({k: v for m in best for k, v in m.items() if _is_number(v)})
-    names = [n for n in dict.fromkeys(k for c in columns for k in c) if n not in ("step", "epoch")]
+        of_runs.append({k: v for m in best for k, v in m.items() if _is_number(v)})
+    names = [n for n in dict.fromkeys(k for c in of_runs for k in c) if n not in ("step", "epoch")]
     if not names:
         return None
-    rows = [(n, *(c.get(n) for c in columns)) for n in names]
+    rows = [(n, *(c.get(n) for c in of_runs)) for n in names]
     title = para("Scores on held-out cells while it was trained, of the best model:")
     listed = table(
         ("score", *(r.name for r in runs)), rows, ("text", *["number"] * len(runs)), label="Scores"
@@ -252,12 +249,12 @@ def _panel(panel: Panel, runs: Sequence[Curves]) -> Figure:
         title=panel.title,
         about=about or "By step.",
         spec=curves(Axis(of="step", title="step"), y, "line", "kind", domain),
-        columns={
-            "step": ("step", "number"),
-            "value": (panel.unit or panel.title, "number"),
-            "line": ("of", "text"),
-            "kind": ("cells", "text"),
-        },
+        columns=columns(
+            step="number",
+            value=(panel.unit or panel.title, "number"),
+            line=("of", "text"),
+            kind=("cells", "text"),
+        ),
         choices={"": rows},
     )
 
@@ -279,12 +276,9 @@ def _spread(runs: Sequence[Curves]) -> Figure | None:
         spec=lines(
             Axis(of="step", title="step"), Axis(of="value", title="slower by", form="%"), "line"
         ),
-        columns={
-            "step": ("step", "number"),
-            "value": ("slower by", "percent"),
-            "line": ("run", "text"),
-            "kind": ("", "text"),
-        },
+        columns=columns(
+            step="number", value=("slower by", "percent"), line=("run", "text"), kind=("", "text")
+        ),
         choices={"": rows},
     )
 

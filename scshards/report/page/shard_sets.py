@@ -13,7 +13,7 @@ from scshards._version import __version__
 from scshards.base.progress import counted, size
 from scshards.cells.vocab import SPECIALS
 from scshards.report.page.cells import INPUT
-from scshards.report.page.figures import Axis, Figure, Row, bars, heat
+from scshards.report.page.figures import Axis, Figure, Row, bars, columns, heat
 from scshards.report.page.html import (
     Html,
     Section,
@@ -100,11 +100,7 @@ def gene_section(f: SetFacts) -> Section:
         title="Genes of the vocabulary that inputs have",
         about=f"Of {genes:,} genes. Inputs with few leave the others at zero for all of their cells.",
         spec=bars("input", Axis(of="share", form="%", domain=(0, 1))),
-        columns={
-            "input": ("input", "text"),
-            "share": ("of the vocabulary", "percent"),
-            "genes": ("genes", "number"),
-        },
+        columns=columns(input="text", share=("of the vocabulary", "percent"), genes="number"),
         choices={"": rows},
     )
     tokens = f.shardset.vocab.tokens
@@ -118,12 +114,12 @@ def gene_section(f: SetFacts) -> Section:
         spec=bars(
             "gene", Axis(of="share", form="%", domain=(0, 1)), tips=("gene", "cells", "mean")
         ),
-        columns={
-            "gene": ("gene", "text"),
-            "share": ("share of cells", "percent"),
-            "cells": ("cells", "number"),
-            "mean": ("mean value where expressed", "number"),
-        },
+        columns=columns(
+            gene="text",
+            share=("share of cells", "percent"),
+            cells="number",
+            mean=("mean value where expressed", "number"),
+        ),
         choices={
             "": [
                 (tokens[i], int(n) / per, int(n), float(sample.sums[i] / n))
@@ -261,11 +257,7 @@ def _funnel(sources: Sequence[SourceInfo], reasons: Sequence[str]) -> Figure:
         title="From the inputs to the shards",
         about="All cells of the inputs; those that were left out, by reason; those that are packed.",
         spec=spec,
-        columns={
-            "step": ("step", "text"),
-            "cells": ("cells", "number"),
-            "kind": ("", "text"),
-        },
+        columns=columns(step="text", cells="number", kind=("", "text")),
         choices={"": rows},
     )
 
@@ -289,12 +281,7 @@ def _cells_by_input(
         title="Cells of each input",
         about="Packed, and left out by reason.",
         spec=bars("input", Axis(of="cells", title="cells"), color="what"),
-        columns={
-            "input": ("input", "text"),
-            "what": ("what", "text"),
-            "cells": ("cells", "number"),
-            "order": ("", "number"),
-        },
+        columns=columns(input="text", what="text", cells="number", order=("", "number")),
         choices={"": rows},
     )
 
@@ -313,12 +300,9 @@ def _genes_by_input(
         title="Gene columns of each input",
         about="Columns with a gene of the vocabulary, those that name a gene again, and those without.",
         spec=bars("input", Axis(of="columns", title="gene columns"), color="what"),
-        columns={
-            "input": ("input", "text"),
-            "what": ("what", "text"),
-            "columns": ("gene columns", "number"),
-            "order": ("", "number"),
-        },
+        columns=columns(
+            input="text", what="text", columns=("gene columns", "number"), order=("", "number")
+        ),
         choices={"": rows},
     )
 
@@ -341,20 +325,20 @@ def _overlap(f: SetFacts) -> Figure:
         spec=heat(
             "input", "other", Axis(of="share", form=".0%"), tips=("first", "second", "share")
         ),
-        columns={
-            "input": ("", "text"),
-            "other": ("", "text"),
-            "share": ("genes shared", "percent"),
-            "first": ("input", "text"),
-            "second": ("other input", "text"),
-        },
+        columns=columns(
+            input=("", "text"),
+            other=("", "text"),
+            share=("genes shared", "percent"),
+            first=("input", "text"),
+            second=("other input", "text"),
+        ),
         choices={"": rows},
     )
 
 
 def _input_table(sources: Sequence[SourceInfo], reasons: Sequence[str]) -> Html:
     def row(name: str, of: Sequence[SourceInfo]) -> list[Any]:
-        columns = [sum(s.dropped.get(r, 0) for s in of) for r in reasons]
+        left_out = [sum(s.dropped.get(r, 0) for s in of) for r in reasons]
         n_genes = (
             [of[0].columns, of[0].matched / max(of[0].columns, 1)] if len(of) == 1 else [None] * 2
         )
@@ -363,7 +347,7 @@ def _input_table(sources: Sequence[SourceInfo], reasons: Sequence[str]) -> Html:
             name,
             sum(s.rows for s in of),
             sum(s.kept for s in of),
-            *columns,
+            *left_out,
             *n_genes,
             one.shared if one else None,
             one.gene_column if one else None,

@@ -1,11 +1,11 @@
-"""Texts: the rule by which numbers name genes, cells, categories and splits; nearest names; sizes."""
+"""Texts: the rule by which numbers name genes, cells and categories; some of many names; sizes."""
 
 from __future__ import annotations
 
 import difflib
 import numbers
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from scshards.base.errors import ConfigError
@@ -39,8 +39,18 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if near:
         return "did you mean " + " or ".join(repr(n) for n in near) + "?"
-    shown = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-    return f"known names: {shown}"
+    return f"known names: {first_of(known, 20)}"
+
+
+def first_of(names: Sequence[str], most: int) -> str:
+    """The first names, and dots where there are more: "a, b, ..."."""
+    return ", ".join([*names[:most], "..."] if len(names) > most else names)
+
+
+def first_and_rest(names: Sequence[str], most: int) -> str:
+    """The first names, and how many more there are: "a, b and 1,200 more"."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def size_of(size: int | str) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scshards.base.progress import Table, counted
+from scshards.base.text import first_of
 from scshards.cli.command import Command, Result
 from scshards.cli.options import option, store_options
 
@@ -67,7 +68,6 @@ def _parts(found: Status, share: tuple[int, int] | None) -> list[str | Table]:
         left = [(f"{i}/{found.n_shares}", *both) for i, both in list(found.shares.items())[:MOST]]
         parts.append(Table(("share", "slices left", "shards left"), left))
     if found.missing:
-        names = ", ".join(found.missing[:MOST]) + (", ..." if len(found.missing) > MOST else "")
-        parts.append(f"missing: {names}")
+        parts.append(f"missing: {first_of(found.missing, MOST)}")
     holders = "; ".join(found.holders) or "nobody"
     return [*parts, f"held by: {holders}\nnext: {found.next}"]

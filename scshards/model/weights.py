@@ -28,6 +28,7 @@ from torch import Tensor, _weights_only_unpickler
 
 from scshards.base.errors import CheckpointError
 from scshards.base.records import read_json
+from scshards.base.text import first_and_rest
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16) + (
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool
@@ -129,9 +130,8 @@ def check_finite(tensors: Mapping[str, Tensor], at: str, advice: str | None = No
     """CheckpointError, at `at`, naming each tensor that holds NaN or infinity, or the first of them."""
     wrong = not_finite(tensors.items())
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(
-            f"the weights are not finite: NaN or infinity in {', '.join(wrong[:3])}{more}",
+            f"the weights are not finite: NaN or infinity in {first_and_rest(wrong, 3)}",
             where=at,
             advice=advice or "take another checkpoint of the run that these weights are from",
         )

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import ConfigError, ScshardsError, SourceError, ValueKindError
 from scshards.base.files import publish_array
-from scshards.base.text import did_you_mean
+from scshards.base.text import did_you_mean, first_and_rest, first_of
 from scshards.base.where import parse
 from scshards.cells.tokenizer import ValueKind
 from scshards.cells.vocab import Vocab
@@ -203,7 +203,7 @@ def check_splits(
     (source, reason, cells) of what is not in `cells`.
     """
     names = list(dict.fromkeys(names))
-    inputs = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    inputs = first_of(names, 3)
     if sum(cells) == 0:
         reasons: dict[str, int] = {}
         for _, reason, n in dropped:
@@ -246,11 +246,10 @@ def _check_held_out(options: PackOptions, columns: Sequence[LabelSurvey]) -> Non
     for split, values in (options.held_out or {}).items():
         missing = [value for value in values if value not in found]
         if missing:
-            named = ", ".join(map(repr, missing[:_NAMED]))
-            more = f" and {len(missing) - _NAMED:,} more" if len(missing) > _NAMED else ""
+            named = first_and_rest([*map(repr, missing)], _NAMED)
             near = [f"{v!r}: {did_you_mean(v, found)}" for v in missing[:_NAMED]]
             raise ConfigError(
-                f"no cell that is packed has the value {named}{more} of {options.split_by!r}, "
+                f"no cell that is packed has the value {named} of {options.split_by!r}, "
                 f"to be held out for {split}",
                 where=f"held_out: {split}",
                 advice="; ".join(near) if found else "the column has no value at all",

@@ -20,6 +20,7 @@ from scshards.base.errors import (
 )
 from scshards.base.locks import LOCK, locked
 from scshards.base.progress import Progress
+from scshards.base.text import first_and_rest
 from scshards.packing.executors import Executor
 from scshards.packing.marks import Marked, perform, read_record
 from scshards.packing.survey import BAD, Survey, identity_of
@@ -88,8 +89,7 @@ def together(
         places.setdefault((e.what, e.advice), []).append(e.where or "?")
     told = []
     for (what, advice), where in list(places.items())[:_NAMED]:
-        more = f" and {len(where) - _NAMED:,} more" if len(where) > _NAMED else ""
-        told.append(f"\n  {what}\n    where: {', '.join(where[:_NAMED])}{more}")
+        told.append(f"\n  {what}\n    where: {first_and_rest(where, _NAMED)}")
         told += [f"\n    to do: {advice}"] if advice else []
     if len(places) > _NAMED:
         told.append(f"\n  and {len(places) - _NAMED:,} more")

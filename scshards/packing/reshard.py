@@ -14,7 +14,7 @@ from typing import Any
 
 from scshards.base import where as where_
 from scshards.base.errors import ConfigError, SourceError, VocabError
-from scshards.base.text import did_you_mean
+from scshards.base.text import did_you_mean, first_of
 from scshards.cells.vocab import Vocab
 from scshards.packing.decide import known_by
 from scshards.packing.options import HELD_OUT, KEPT, OF_ARRAYS, PackOptions, known, parts_of
@@ -193,9 +193,9 @@ def _check_kinds(first: OldSet, vocab: Vocab, other: OldSet, other_vocab: Vocab)
         return
     ids, other_ids = vocab.to_dict().items(), other_vocab.to_dict().items()
     differ = sorted(token for token, _ in ids ^ other_ids)
-    some = ", ".join(differ[:_NAMED]) + (", ..." if len(differ) > _NAMED else "")
     raise VocabError(
-        f"its vocabulary is not that of {first.name}: one lacks, or has other ids for, {some}",
+        f"its vocabulary is not that of {first.name}: one lacks, or has other ids for, "
+        f"{first_of(differ, _NAMED)}",
         where=other.name,
         advice="pack the inputs of one of them again with the vocabulary of the other",
     )

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scshards.base.errors import ConfigError, FormatError, StorageError, VocabError
 from scshards.base.progress import Progress
 from scshards.base.storage import Storage
+from scshards.base.text import first_of
 from scshards.base.threads import all_cores, in_order
 from scshards.cells.batch import KEY_ROW_BITS, key_text
 from scshards.cells.group_options import GroupOptions
@@ -225,8 +226,7 @@ def _check_files(manifest: Manifest, storage: Storage, faults: Faults, *, sizes:
                 others.append(name)
             else:
                 faults.add(name, None, "the manifest does not name this file")
-    first = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-    return [f"files of other readers beside the shards: {first}"] if others else []
+    return [f"files of other readers beside the shards: {first_of(others, 3)}"] if others else []
 
 
 def _files(info: ShardInfo) -> Iterator[tuple[str, int]]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scshards.base.progress import counted
+from scshards.base.text import first_of
 from scshards.report.page.cells import BINS, EDGES, INPUT, MEASURES, Numbers, quantiles
 from scshards.report.page.figures import (
     Axis,
@@ -163,7 +164,7 @@ def leak_table(f: SetFacts) -> Html:
                 len(f.names[label]),
                 one,
                 several,
-                ", ".join(names[:3]) + (", ..." if several > 3 else "") if several else "",
+                first_of(names, 3),
                 int(per[0]) / max(int(per.sum()), 1),
                 int(((per[1:] > 0) & (per[1:] < RARE)).sum()),
             )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from scshards.base.progress import counted
+from scshards.base.text import first_and_rest
 from scshards.report.page.cells import INPUT
 from scshards.report.page.html import Warned
 from scshards.report.page.known import SetFacts
@@ -17,8 +18,6 @@ MATCHED, SHARED, DROPPED, MISSING, MIXED, ROOM = 0.5, 0.1, 0.1, 0.1, 0.8, 0.5
 _INDIVIDUAL = re.compile(r"donor|patient|individual|subject|participant", re.I)
 """Names of labels whose values should be in one split."""
 
-_MOST = 3
-
 
 def warnings(f: SetFacts) -> list[Warned]:
     """What a person should know first."""
@@ -27,8 +26,7 @@ def warnings(f: SetFacts) -> list[Warned]:
 
 
 def _named(names: list[str]) -> str:
-    more = f" and {len(names) - _MOST:,} more" if len(names) > _MOST else ""
-    return ", ".join(names[:_MOST]) + more
+    return first_and_rest(names, 3)
 
 
 def _has(n: int, units: str) -> str:

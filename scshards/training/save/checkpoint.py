@@ -31,6 +31,7 @@ from scshards.base.errors import CheckpointError, OutputExistsError, ScshardsErr
 from scshards.base.files import sync
 from scshards.base.records import Count, Form, to_tree
 from scshards.base.storage import Storage
+from scshards.base.text import first_and_rest
 from scshards.model.weights import not_finite
 from scshards.ranks.ranks import Ranks
 from scshards.ranks.watch import NO_END, is_lost
@@ -353,9 +354,8 @@ def _check_fit(found: Mapping[str, Any], wanted: Mapping[str, Tensor], where: st
         if name in found and found[name].size != t.shape
     ]
     if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(
-            f"the checkpoint is of another model: {', '.join(wrong[:3])}{more}",
+            f"the checkpoint is of another model: {first_and_rest(wrong, 3)}",
             where=where,
             advice=f"train with the config that it was written with; if it is damaged, {MEND}",
         )

@@ -55,6 +55,11 @@ EMBEDDING = "encoder.embedding.weight"
 TRUNK = ("encoder", "value_encoder", "transformer_encoder")
 """What makes a cell embedding; `load_weights` has to find all of it."""
 
+SIZES = ("d_model", "d_hid", "n_heads", "n_layers", "value_style")
+"""What the embedding's parts must have in common with a checkpoint's, as args.json states it."""
+
+_ONE_RUN = f"check that {ARGS}, {VOCAB} and {WEIGHTS} come from one training run"
+
 
 class LoadedModel(NamedTuple):
     """A model in eval mode on the CPU, what came with it, and the names of tensors not loaded."""
@@ -113,7 +118,7 @@ def load_model(path: str, options: Mapping[str, Any] | None = None) -> LoadedMod
             f"the weights are not those of the model that {ARGS} and {VOCAB} describe\n    "
             + "\n    ".join(wrong),
             where=folder.weights_at,
-            advice=f"check that {ARGS}, {VOCAB} and {WEIGHTS} come from one training run",
+            advice=_ONE_RUN,
         )
     used = {name: _plain(tensor) for name, tensor in used.items()}
     check_finite(used, folder.weights_at)
@@ -161,31 +166,25 @@ def load_weights(model: CellModel, path: str, vocab: Mapping[str, int]) -> Weigh
     Raises
     ------
     CheckpointError
-        As `load_model` does for what args ask for; when encoder, value encoder or layers are missing
-        there or of another shape, and when what is loaded is not finite, each tensor named; when
-        heads of attention or the value style differ; when the vocabularies have no gene in common.
+        As `load_model` does for what args ask for; when sizes differ, all of them named; when encoder,
+        value encoder or layers are missing there or are not of these sizes, and when what is loaded is
+        not finite, each tensor named; when the vocabularies have no gene in common.
     """
     folder = read_folder(path)
     theirs, state = _config(folder)
     where = folder.weights_at
     _check_size(vocab, model.config, "the vocabulary given")
-    for name in ("n_heads", "value_style"):
-        if getattr(theirs, name) != getattr(model.config, name):
-            raise CheckpointError(
-                f"the checkpoint has {name} = {getattr(theirs, name)!r}, "
-                f"the model {getattr(model.config, name)!r}",
-                where=where,
-                advice=f"build the model with model.{name} as in the checkpoint",
-            )
+    _check_shape(theirs, model.config, where)
     own = model.state_dict()
     trunk = {n: t for n, t in own.items() if n.split(".")[0] in TRUNK and n != EMBEDDING}
     trunk[EMBEDDING] = torch.empty(theirs.n_tokens, model.config.d_model, device="meta")
     wrong = _misfits(trunk, {n: t for n, t in state.items() if n in trunk})
     if wrong:
         raise CheckpointError(
-            "the checkpoint's encoder is not of the model's shape\n    " + "\n    ".join(wrong),
+            f"the checkpoint's encoder is not the one that its {ARGS} describes\n    "
+            + "\n    ".join(wrong),
             where=where,
-            advice="take d_model, d_hid and n_layers from the checkpoint's args.json",
+            advice=_ONE_RUN,
         )
     state[EMBEDDING] = _by_token(model, state[EMBEDDING], folder, theirs, vocab)
     fits = {n: _plain(t) for n, t in state.items() if n in own and own[n].shape == t.shape}
@@ -277,6 +276,23 @@ def _check_size(vocab: Mapping[str, int], config: ModelConfig, where: str) -> No
     if len(vocab) != config.n_tokens:
         raise CheckpointError(
             f"the vocabulary has {len(vocab)} tokens, the model {config.n_tokens}", where=where
+        )
+
+
+def _check_shape(theirs: ModelConfig, own: ModelConfig, where: str) -> None:
+    """CheckpointError for sizes that differ: the words for all of them at once, before any tensor's."""
+    tables = dict.fromkeys(SIZES, "model")
+    if theirs.value_style == own.value_style == "category":
+        tables["n_bins"] = "data"  # each bin is a row
+    other = [name for name in tables if getattr(theirs, name) != getattr(own, name)]
+    if other:
+        told = [f"{n} = {getattr(theirs, n)!r} (the model: {getattr(own, n)!r})" for n in other]
+        keys = ", ".join(f"{tables[name]}.{name}" for name in other)
+        raise CheckpointError(
+            f"the checkpoint has {', '.join(told)}",
+            where=where,
+            advice=f"leave {keys} out, or the --config that states them: a model to start from brings "
+            "its own sizes",
         )
 
 

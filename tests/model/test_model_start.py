@@ -110,24 +110,18 @@ def edited(folder: str, to: Path, drop: str = "", **tensors: Tensor) -> str:
     return str(copy)
 
 
-def test_an_encoder_that_does_not_fit_is_refused(
-    folder: str, config: ModelConfig, tmp_path: Path
-) -> None:
-    model = CellModel(dataclasses.replace(config, d_hid=24, n_layers=4), seed=5)
+def test_all_sizes_that_differ_are_named_at_once(folder: str, config: ModelConfig) -> None:
+    others = {"d_model": 16, "d_hid": 24, "n_heads": 2, "n_layers": 4, "value_style": "scaling"}
+    model = CellModel(dataclasses.replace(config, **others), seed=5)  # type: ignore[arg-type]
     before = {n: t.clone() for n, t in model.state_dict().items()}
     with pytest.raises(CheckpointError) as e:
         load_weights(model, folder, vocab_of(folder))
-    for line in (
-        "missing: transformer_encoder.layers.3.self_attn.Wqkv.weight",
-        "shape of transformer_encoder.layers.0.linear1.weight: [48, 32] instead of [24, 32]",
-        "best_model.pt",
-        "args.json",
-    ):
-        assert line in str(e.value)
+    for name, other in others.items():
+        assert f"{name} = {getattr(config, name)!r} (the model: {other!r})" in e.value.what
+        assert f"model.{name}" in str(e.value.advice)
+    assert "the --config that states them" in str(e.value.advice)
+    assert "[" not in e.value.what, "no shapes of tensors beside them"
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
-    spoiled = edited(folder, tmp_path, drop="encoder.embedding.weight")
-    with pytest.raises(CheckpointError, match=r"missing: encoder\.embedding\.weight"):
-        load_weights(CellModel(config), spoiled, vocab_of(folder))
 
 
 @pytest.mark.parametrize(
@@ -137,8 +131,28 @@ def test_what_shapes_do_not_show_is_compared(
     folder: str, config: ModelConfig, changes: dict[str, object], named: str
 ) -> None:
     model = CellModel(dataclasses.replace(config, **changes))  # type: ignore[arg-type]
-    with pytest.raises(CheckpointError, match=f"checkpoint has {named}"):
+    with pytest.raises(CheckpointError, match=f"checkpoint has {named}") as e:
         load_weights(model, folder, vocab_of(folder))
+    assert str(e.value.advice).startswith(f"leave model.{named} out")
+
+
+def test_a_table_of_bins_is_of_a_size_too(tmp_path: Path, small: ModelConfig) -> None:
+    vocab = {"<pad>" if i == small.pad_id else f"G{i}": i for i in range(small.n_tokens)}
+    bins = {"value_style": "category", "n_bins": 9, "pad_value": 9.0, "mask_value": 10.0}
+    write_folder(str(tmp_path), CellModel(dataclasses.replace(small, **bins)), vocab)  # type: ignore[arg-type]
+    more = bins | {"n_bins": 7, "pad_value": 7.0, "mask_value": 8.0}
+    with pytest.raises(CheckpointError, match=r"n_bins = 9 \(the model: 7\)") as e:
+        load_weights(CellModel(dataclasses.replace(small, **more)), str(tmp_path), vocab)  # type: ignore[arg-type]
+    assert "leave data.n_bins out" in str(e.value.advice)
+
+
+def test_weights_that_args_do_not_describe_are_refused(
+    folder: str, config: ModelConfig, tmp_path: Path
+) -> None:
+    spoiled = edited(folder, tmp_path, drop="encoder.embedding.weight")
+    with pytest.raises(CheckpointError, match=r"missing: encoder\.embedding\.weight") as e:
+        load_weights(CellModel(config), spoiled, vocab_of(folder))
+    assert "best_model.pt" in str(e.value) and "come from one training run" in str(e.value)
 
 
 def test_vocabularies_that_have_nothing_in_common(folder: str, config: ModelConfig) -> None:

@@ -296,7 +296,8 @@ class PackOptions(_Options):
             (
                 has_lists and has_fractions,
                 "held_out, valid_fraction, test_fraction",
-                "choose either values that are held out, or fractions",
+                "choose either values that are held out, or fractions: "
+                "of two splits, name the values of both",
             ),
             (
                 self.split_by is not None and not has_lists and not has_fractions,

@@ -22,7 +22,7 @@ from plain_reader import members as members
 from plain_reader import read_back as read_back
 
 from scshards import PackOptions, Vocab
-from scshards.packing.pack import pack
+from scshards.packing.pack import append, pack
 from scshards.packing.reshard import ReshardOptions, merge, reshard
 from scshards.sources.rows import Source
 
@@ -92,6 +92,12 @@ def quiet_pack(inputs: Any, root: Path | str, vocab: Any, **options: Any) -> Any
     return pack(inputs, root, vocab, PackOptions(**({"workers": 1} | options)), progress=False)
 
 
+def quiet_append(
+    inputs: Any, root: Path | str, *, vocab: Any = None, restart: bool = False, **changes: Any
+) -> Any:
+    return append(inputs, root, {"workers": 1} | changes, vocab, False, restart=restart)
+
+
 def quiet_reshard(root: Path | str, new: Path | str, **options: Any) -> Any:
     return reshard(root, new, ReshardOptions(**({"workers": 1} | options)), progress=False)
 
@@ -130,3 +136,25 @@ def tree_sums(root: Path) -> dict[str, str]:
         for p in sorted(root.rglob("*"))
         if p.is_file()
     }
+
+
+def shard_sums(root: Path) -> dict[str, str]:
+    """The same of all but the manifest, which names the inputs."""
+    return {path: sum_ for path, sum_ in tree_sums(root).items() if path != "manifest.json"}
+
+
+def three_inputs_two_sets(folder: Path, n_cells: int, n_genes: int, **options: Any) -> Path:
+    """0.h5ad to 2.h5ad with donors, and vocab.json; a set of the first two, and one of the third: a and b."""
+    paths = [
+        write(
+            folder / f"{i}.h5ad",
+            counts(n_cells, n_genes, seed=i),
+            obs={"donor": [f"d{(i + j) % 5}" for j in range(n_cells)]},
+        )
+        for i in range(3)
+    ]
+    vocab = vocab_of(n_genes)
+    (folder / "vocab.json").write_bytes(vocab.to_json())
+    for name, some in (("a", paths[:2]), ("b", paths[2:])):
+        quiet_pack(some, folder / name, vocab, obs=("donor",), valid_fraction=0.3, **options)
+    return folder

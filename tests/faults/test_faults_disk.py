@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pack_support import counts, quiet_pack, tree_sums, vocab_of, write
+from pack_support import three_inputs_two_sets, tree_sums
 from test_faults_inputs import Done, command_line, process
 from train_support import SMALL
 
@@ -73,15 +73,7 @@ def disk(mounted: Path) -> Iterator[Disk]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three inputs, a vocabulary, two sets, and a short run, on a disk with room."""
     folder = tmp_path_factory.mktemp("inputs")
-    for i in range(3):
-        donors = [f"d{(i + j) % 5}" for j in range(120)]
-        write(folder / f"{i}.h5ad", counts(120, GENES, seed=i), obs={"donor": donors})
-    (folder / "vocab.json").write_bytes(vocab_of(GENES).to_json())
-    for name, some in (("a", "01"), ("b", "2")):
-        paths = [folder / f"{i}.h5ad" for i in some]
-        quiet_pack(
-            paths, folder / name, vocab_of(GENES), obs=("donor",), valid_fraction=0.3, cells_per_shard=40
-        )  # fmt: skip
+    three_inputs_two_sets(folder, 120, GENES, cells_per_shard=40)
     assert command_line("train", folder / "a", "-o", folder / "run", *sets(4)).code == 0
     return folder
 

@@ -22,10 +22,12 @@ from arrays_support import ALL, N_GENES, packed
 from kill_driver import Driver
 from pack_support import (
     counts,
+    quiet_append,
     quiet_merge,
     quiet_pack,
     quiet_reshard,
     read_back,
+    three_inputs_two_sets,
     tree_sums,
     vocab_of,
     write,
@@ -38,7 +40,7 @@ from scshards.base.storage import Storage
 from scshards.packing import phases
 from scshards.packing.job import Job
 from scshards.packing.options import PackOptions
-from scshards.packing.pack import append, pack, pack_share
+from scshards.packing.pack import pack, pack_share
 from scshards.shards import spill
 
 GENES = 6
@@ -49,12 +51,7 @@ OPTIONS = {"cells_per_shard": 9, "obs": ("donor",), "valid_fraction": 0.3}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three inputs, a vocabulary, and two sets; one of each with arrays beside the genes."""
     folder = tmp_path_factory.mktemp("durable")
-    for i in range(3):
-        donors = [f"d{(i + j) % 5}" for j in range(30)]
-        write(folder / f"{i}.h5ad", counts(30, GENES, seed=i), obs={"donor": donors})
-    (folder / "vocab.json").write_bytes(vocab_of(GENES).to_json())
-    quiet_pack(inputs(folder)[:2], folder / "a", vocab_of(GENES), **OPTIONS)
-    quiet_pack(inputs(folder)[2:], folder / "b", vocab_of(GENES), **OPTIONS)
+    three_inputs_two_sets(folder, 30, GENES, cells_per_shard=9)
     packed(folder, 40, name="with-arrays", cells_per_shard=9)  # of a.h5ad
     (folder / "vocab-arrays.json").write_bytes(vocab_of(N_GENES).to_json())
     return folder
@@ -62,10 +59,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def inputs(folder: Path) -> list[Path]:
     return [folder / f"{i}.h5ad" for i in range(3)]
-
-
-def quiet_append(paths: list[Path], root: Path | str, **changes: Any) -> Any:
-    return append(paths, root, {"workers": 1} | changes, progress=False)
 
 
 Call = Callable[[Path, Path], Any]

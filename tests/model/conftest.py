@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +26,12 @@ def _one_thread() -> Iterator[None]:
 def golden() -> Path:
     """tests/golden: what scGPT's own code computes (README there)."""
     return Path(__file__).parent.parent / "golden"
+
+
+@pytest.fixture
+def copy(golden: Path, tmp_path: Path) -> Path:
+    """A checkpoint folder to spoil."""
+    return Path(shutil.copytree(golden / "mask_in_proj", tmp_path / "checkpoint"))
 
 
 @pytest.fixture

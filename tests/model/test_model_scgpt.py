@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,12 +15,6 @@ from scshards.base.errors import CheckpointError
 from scshards.model.config import ModelConfig
 from scshards.model.scgpt import load_model, read_folder, to_own_layout, write_folder
 from scshards.model.transformer import CellModel
-
-
-@pytest.fixture
-def copy(golden: Path, tmp_path: Path) -> Path:
-    """A checkpoint folder to spoil."""
-    return Path(shutil.copytree(golden / "mask_in_proj", tmp_path / "checkpoint"))
 
 
 def edit_args(folder: Path, **changes: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,12 +19,6 @@ from scshards.model.config import ModelConfig
 from scshards.model.scgpt import load_model, load_weights, tables_of, write_folder
 from scshards.model.transformer import CellModel
 from scshards.model.weights import not_finite, read_weights
-
-
-@pytest.fixture
-def copy(golden: Path, tmp_path: Path) -> Path:
-    """A checkpoint folder to spoil."""
-    return Path(shutil.copytree(golden / "mask_in_proj", tmp_path / "checkpoint"))
 
 
 def saved(state: object, **options: Any) -> bytes:

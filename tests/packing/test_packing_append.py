@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from loaders import loader_of
-from pack_support import counts, quiet_pack, read_back, tree_sums, vocab_of, write
+from pack_support import counts, quiet_append, quiet_pack, read_back, tree_sums, vocab_of, write
 
 from scshards import ShardSet, cli, verify
 from scshards.base.errors import (
@@ -26,7 +26,6 @@ from scshards.base.errors import (
     StorageError,
 )
 from scshards.base.storage import Storage
-from scshards.packing.pack import append
 
 GENES = 6
 OPTIONS = {
@@ -51,11 +50,6 @@ def paths(tmp_path: Path) -> list[Path]:
         write(tmp_path / "b.h5ad", counts(40, GENES, seed=1), obs=obs(40, "acd", 30)),
         write(tmp_path / "c.h5ad", counts(30, GENES, seed=2), obs=obs(30, "eb", 65), form="csc"),
     ]
-
-
-def quiet_append(inputs: Any, root: Path | str, **more: Any) -> Any:
-    changes = {"workers": 1} | more.pop("changes", {})
-    return append(inputs, root, changes, progress=False, **more)
 
 
 def cells(root: Path) -> dict[str, tuple[Any, ...]]:
@@ -154,7 +148,7 @@ def test_bytes_do_not_depend_on_workers_or_stops(
         root.mkdir()
         quiet_pack(paths[:1], root, vocab_of(GENES), **OPTIONS)
     quiet_append(paths[1:], roots[0])
-    quiet_append(paths[1:], roots[1], changes={"workers": 2})
+    quiet_append(paths[1:], roots[1], workers=2)
     real = job_phases.perform
     for _ in range(100):
         calls: list[int] = []
@@ -190,7 +184,7 @@ def test_what_a_set_was_packed_with_holds(tmp_path: Path, paths: Any) -> None:
         ({"min_genes": 3}, "min_genes=1"),
     ):
         with pytest.raises(ConfigError, match=words):
-            quiet_append(paths[1:], root, changes=changes)
+            quiet_append(paths[1:], root, **changes)
     with pytest.raises(SourceError, match="already"):
         quiet_append(paths[:2], root)
     with pytest.raises(ConfigError, match="vocabulary"):
@@ -206,9 +200,7 @@ def test_what_a_set_was_packed_with_holds(tmp_path: Path, paths: Any) -> None:
         quiet_append([path], root)
     assert tree_sums(root) == before
     # How inputs are read may differ.
-    manifest = quiet_append(
-        paths[1:], root, changes={"where": "age < 10", "seed": 3}, vocab=vocab_of(GENES)
-    )
+    manifest = quiet_append(paths[1:], root, where="age < 10", seed=3, vocab=vocab_of(GENES))
     assert [s.dropped.get("where", 0) for s in manifest.sources] == [0, 30, 20]
     assert manifest.options["added"][0]["where"] == "age < 10"
     assert verify(root, progress=False).ok

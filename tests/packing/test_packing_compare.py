@@ -11,11 +11,19 @@ import numpy as np
 import pytest
 import scipy.io
 import scipy.sparse as sp
-from pack_support import adata, counts, quiet_pack, read_back, tree_sums, vocab_of, write_10x
+from pack_support import (
+    adata,
+    counts,
+    quiet_append,
+    quiet_pack,
+    read_back,
+    tree_sums,
+    vocab_of,
+    write_10x,
+)
 
 from scshards import Vocab, verify
 from scshards.base.errors import ConfigError, SourceError
-from scshards.packing.pack import append
 from scshards.packing.reshard import ReshardOptions, merge
 from scshards.shards.manifest import Manifest
 from scshards.sources.vocabulary import build_vocab
@@ -33,10 +41,6 @@ def written(
         made.var[column] = values
     made.write_h5ad(path)
     return path
-
-
-def quiet_append(inputs: Any, root: Path, **changes: Any) -> Manifest:
-    return append(inputs, root, {"workers": 1} | changes, progress=False)
 
 
 def manifest_of(root: Path) -> dict[str, Any]:

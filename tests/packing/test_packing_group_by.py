@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pack_support import counts, quiet_pack, read_back, tree_sums, vocab_of, write
+from pack_support import counts, quiet_pack, quiet_reshard, read_back, tree_sums, vocab_of, write
 
 from scshards import CellLoader, CollateOptions, ReadOptions, SetOptions, ShardSet, verify
 from scshards.base import seeds
 from scshards.base.errors import ConfigError
 from scshards.packing import plan
 from scshards.packing.pack import append
-from scshards.packing.reshard import ReshardOptions, merge, reshard
+from scshards.packing.reshard import ReshardOptions, merge
 
 GENES = 6
 
@@ -44,10 +43,6 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
         obs=("line", "drug", "age"), cells_per_shard=50, seed=3, valid_fraction=0.3,
     )  # fmt: skip
     return folder / "old"
-
-
-def quiet_reshard(root: Path, new: Path, **options: Any) -> Any:
-    return reshard(root, new, ReshardOptions(**({"workers": 1} | options)), progress=False)
 
 
 def table(root: Path, split: str) -> pd.DataFrame:

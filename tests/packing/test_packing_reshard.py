@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pack_support import counts, quiet_pack, quiet_reshard, read_back, tree_sums, vocab_of, write
+from pack_support import counts, quiet_pack, quiet_reshard, read_back, shard_sums, vocab_of, write
 
 from scshards import ShardSet, verify
 from scshards.packing import decide
@@ -48,11 +48,6 @@ def old(folder: Path) -> Path:
     """A set that is shuffled and split by donor."""
     quiet_pack(inputs(folder), folder / "old", vocab_of(GENES), **FIRST)
     return folder / "old"
-
-
-def shard_files(root: Path) -> dict[str, str]:
-    """{path: SHA-256} of all but the manifest."""
-    return {p: s for p, s in tree_sums(root).items() if p != "manifest.json"}
 
 
 def assert_good(root: Path) -> None:
@@ -102,7 +97,7 @@ def test_the_shards_are_those_of_a_pack(
 ) -> None:
     quiet_pack(inputs(folder), tmp_path / "packed", vocab_of(GENES), **packed)
     quiet_reshard(old, tmp_path / "new", **changes)
-    assert shard_files(tmp_path / "new") == shard_files(tmp_path / "packed")
+    assert shard_sums(tmp_path / "new") == shard_sums(tmp_path / "packed")
     new, want = (ShardSet(tmp_path / name).manifest for name in ("new", "packed"))
     assert new.labels == want.labels and list(new.labels) == list(want.labels)
     for a, b in zip(new.sources, want.sources, strict=True):
@@ -119,10 +114,10 @@ def test_cells_split_by_themselves(folder: Path, tmp_path: Path) -> None:
     quiet_reshard(tmp_path / "plain", tmp_path / "new", valid_fraction=0.2, test_fraction=0.3)
     more = {"valid_fraction": 0.2, "test_fraction": 0.3}
     quiet_pack(inputs(folder), tmp_path / "want", vocab_of(GENES), **options, **more)
-    assert shard_files(tmp_path / "new") == shard_files(tmp_path / "want")
+    assert shard_sums(tmp_path / "new") == shard_sums(tmp_path / "want")
     # And back: what has gone through two sets is what it was.
     quiet_reshard(tmp_path / "new", tmp_path / "back", one_split=True)
-    assert shard_files(tmp_path / "back") == shard_files(tmp_path / "plain")
+    assert shard_sums(tmp_path / "back") == shard_sums(tmp_path / "plain")
 
 
 def test_float_values_and_zstd_back_to_none(folder: Path, tmp_path: Path) -> None:
@@ -133,7 +128,7 @@ def test_float_values_and_zstd_back_to_none(folder: Path, tmp_path: Path) -> Non
     quiet_reshard(tmp_path / "old", tmp_path / "new", compression="none", shuffle=False)
     more = options | {"compression": "none", "shuffle": False}
     quiet_pack([tmp_path / "a.h5ad"], tmp_path / "want", vocab_of(GENES), **more)
-    assert shard_files(tmp_path / "new") == shard_files(tmp_path / "want")
+    assert shard_sums(tmp_path / "new") == shard_sums(tmp_path / "want")
     assert ShardSet(tmp_path / "new").manifest.value_kind == "float"
     assert_good(tmp_path / "new")
 
@@ -152,9 +147,9 @@ def test_splits_stay_with_another_seed(old: Path, tmp_path: Path) -> None:
     options = ShardSet(tmp_path / "new").manifest.options
     assert (options["seed"], options["order_seed"]) == (1, 77)
     quiet_reshard(tmp_path / "new", tmp_path / "again")
-    assert shard_files(tmp_path / "again") == shard_files(tmp_path / "new")
+    assert shard_sums(tmp_path / "again") == shard_sums(tmp_path / "new")
     quiet_reshard(tmp_path / "new", tmp_path / "back", seed=1)
-    assert shard_files(tmp_path / "back") == shard_files(old)
+    assert shard_sums(tmp_path / "back") == shard_sums(old)
     assert "order_seed" not in ShardSet(tmp_path / "back").manifest.options
 
 
@@ -266,7 +261,7 @@ def test_codes_of_many_widths(tmp_path: Path) -> None:
     quiet_reshard(tmp_path / "zstd", tmp_path / "all", shuffle=False, compression="none")
     want = more | {"obs": ("even", "name"), "shuffle": False}
     quiet_pack([tmp_path / "a.h5ad"], tmp_path / "want", vocab_of(2), **want)
-    assert shard_files(tmp_path / "all") == shard_files(tmp_path / "want")
+    assert shard_sums(tmp_path / "all") == shard_sums(tmp_path / "want")
 
 
 def test_promises_that_are_kept(folder: Path, tmp_path: Path) -> None:
@@ -285,7 +280,7 @@ def test_promises_that_are_kept(folder: Path, tmp_path: Path) -> None:
     quiet_pack(paths, tmp_path / "old", vocab_of(GENES), **more)
     quiet_reshard(tmp_path / "old", tmp_path / "new", cells_per_shard=4)
     quiet_pack(paths, tmp_path / "want", vocab_of(GENES), **(more | {"cells_per_shard": 4}))
-    assert shard_files(tmp_path / "new") == shard_files(tmp_path / "want")
+    assert shard_sums(tmp_path / "new") == shard_sums(tmp_path / "want")
     options = ShardSet(tmp_path / "new").manifest.options
     assert options["held_out"] == {"valid": ["d1"], "test": ["d3", "d4"]}
     assert options["unique"] == "name"
@@ -321,7 +316,7 @@ def test_cells_without_genes(tmp_path: Path) -> None:
     quiet_reshard(tmp_path / "old", tmp_path / "new", shuffle=False)
     more |= {"shuffle": False}
     quiet_pack([tmp_path / "a.h5ad"], tmp_path / "want", vocab_of(GENES), **more)
-    assert shard_files(tmp_path / "new") == shard_files(tmp_path / "want")
+    assert shard_sums(tmp_path / "new") == shard_sums(tmp_path / "want")
     quiet_reshard(tmp_path / "new", tmp_path / "some", where="n_genes > 0")
     assert len(read_back(tmp_path / "some")) == 20
     manifest = ShardSet(tmp_path / "some").manifest

@@ -14,16 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from pack_support import (
-    adata,
-    assert_holds,
-    counts,
-    key,
-    quiet_pack,
-    tree_sums,
-    write,
-    write_10x,
-)
+from pack_support import adata, assert_holds, counts, key, quiet_pack, shard_sums, write, write_10x
 
 from scshards import Vocab
 from scshards.base.errors import SourceError
@@ -154,7 +145,7 @@ def test_the_column_that_matches_best_names_the_genes(tmp_path: Path) -> None:
                 path, root / "option" / path.name, vocab, gene_column=columns[path is by_symbol]
             )
         sums = [
-            {k: v for k, v in tree_sums(root / sub / path.name).items() if k != "manifest.json"}
+            shard_sums(root / sub / path.name)
             for path in (by_id, by_symbol)
             for sub in ("", "named", "option")
         ]

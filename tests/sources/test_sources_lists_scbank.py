@@ -20,7 +20,7 @@ from list_tables import (
     write_saved,
     write_scbank,
 )
-from pack_support import counts, quiet_pack, read_back, tree_sums, vocab_of, write
+from pack_support import counts, quiet_pack, read_back, shard_sums, vocab_of, write
 
 from scshards import Vocab
 from scshards.base.errors import ConfigError, MissingDataError, ScshardsError, SourceError
@@ -29,10 +29,6 @@ from scshards.sources.inputs import expand
 from scshards.sources.open import open_source
 
 GENES = [f"G{i:03d}" for i in range(30)]
-
-
-def shards(root: Path) -> dict[str, str]:
-    return {path: s for path, s in tree_sums(root).items() if path != "manifest.json"}
 
 
 def bank(folder: Path, name: str, *, seed: int = 0, **more: Any) -> Path:
@@ -52,7 +48,8 @@ def test_a_scbank_is_the_h5ad_that_it_came_from(tmp_path: Path) -> None:
     first = quiet_pack(h5ad, tmp_path / "one", vocab, **options)
     second = quiet_pack(made, tmp_path / "two", vocab, **options)
     assert (
-        shards(tmp_path / "one") == shards(tmp_path / "two") and len(shards(tmp_path / "one")) > 4
+        shard_sums(tmp_path / "one") == shard_sums(tmp_path / "two")
+        and len(shard_sums(tmp_path / "one")) > 4
     )
     for of in (first, second):
         s = of.sources[0]
@@ -126,7 +123,7 @@ def test_all_counts_is_the_banks(tmp_path: Path) -> None:
             str(folder / f"{name}.datatable.parquet") for name in "ab"
         ]
     quiet_pack(folder, tmp_path / "all", vocab_of(30), **options)
-    assert shards(tmp_path / "all") == shards(tmp_path / "banks")
+    assert shard_sums(tmp_path / "all") == shard_sums(tmp_path / "banks")
     table, ids = folder / "cls_prefix_data.parquet", str(banks[0] / "gene_vocab.json")
     prefixed = quiet_pack(table, tmp_path / "cls", vocab_of(30), shuffle=False, ids_vocab=ids)
     assert prefixed.sources[0].rows == 22
@@ -278,7 +275,7 @@ def test_tables_on_s3(tmp_path: Path, s3: Any) -> None:
     ):
         quiet_pack(local, tmp_path / f"{name}-1", vocab_of(30), **options)
         quiet_pack(remote, tmp_path / f"{name}-2", vocab_of(30), **options)
-        assert shards(tmp_path / f"{name}-1") == shards(tmp_path / f"{name}-2"), name
+        assert shard_sums(tmp_path / f"{name}-1") == shard_sums(tmp_path / f"{name}-2"), name
     saved = write_saved(tmp_path / "set", [as_table(ragged(5, 30))])
     for path in saved.iterdir():
         storage.write(f"set/{path.name}", path.read_bytes())

@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import scipy.sparse as sp
-from pack_support import dense, index, quiet_pack, tree_sums
+from pack_support import dense, index, quiet_pack, shard_sums, tree_sums
 from soma_census import OLDER, STABLE, UNSORTED, Census
 
 from scshards import PackOptions, Vocab, verify
@@ -70,11 +70,6 @@ def partition_files(census: Census, tmp_path_factory: pytest.TempPathFactory) ->
     return files
 
 
-def shards(root: Path) -> dict[str, str]:
-    """All of a set but its manifest, which names its sources."""
-    return {p: s for p, s in tree_sums(root).items() if p != "manifest.json"}
-
-
 def manifest(root: Path) -> dict[str, Any]:
     tree: dict[str, Any] = json.loads((root / "manifest.json").read_bytes())
     return tree
@@ -113,8 +108,8 @@ def test_the_shards_are_those_of_the_downloaded_partitions(
     straight = quiet_pack(query(census), tmp_path / "straight", vocab, **options)
     kept = options["obs"] + (() if "soma_joinid" in options["obs"] else ("soma_joinid",))
     quiet_pack(partition_files, tmp_path / "files", vocab, **{**options, "obs": kept})
-    assert len(partition_files) > 1 and len(shards(tmp_path / "files")) > 4
-    assert shards(tmp_path / "straight") == shards(tmp_path / "files")
+    assert len(partition_files) > 1 and len(shard_sums(tmp_path / "files")) > 4
+    assert shard_sums(tmp_path / "straight") == shard_sums(tmp_path / "files")
     a, b = manifest(tmp_path / "straight"), manifest(tmp_path / "files")
     for tree in (a, b):
         del tree["options"]["record"]["requests"]
@@ -228,7 +223,7 @@ def test_the_only_layer_is_taken_and_named(
     caplog.clear()
     quiet_pack(url, tmp_path / "set", vocab)
     assert "its only layer, counts, is taken" in caplog.text
-    assert shards(tmp_path / "set") == shards(tmp_path / "asked")
+    assert shard_sums(tmp_path / "set") == shard_sums(tmp_path / "asked")
     with pytest.raises(SourceError, match="no layer 'raw'"):
         expand(f"{url}&layer=raw")
 
@@ -408,7 +403,7 @@ def test_a_read_that_fails_in_a_worker_is_gone_on_with(
         quiet_pack(query(census), tmp_path / "out", vocab)
     away.rename(data)
     quiet_pack(url, tmp_path / "out", vocab, **options)
-    assert shards(tmp_path / "out") == shards(tmp_path / "whole")
+    assert shard_sums(tmp_path / "out") == shard_sums(tmp_path / "whole")
 
 
 def test_vocabularies_are_made_of_queries_and_checked_with_them(census: Census) -> None:

@@ -3,7 +3,7 @@
     file.toml --read_toml--> dict --override(["a.b=c"])--> dict --build(cls)--> frozen dataclass
 
 A config class is a frozen, keyword-only dataclass beside what it configures and checks itself in
-`__post_init__`, raising ConfigError; Options is a base for those. Called by train and the command line.
+`__post_init__`, raising ConfigError; Options is a base for those.
 """
 
 from __future__ import annotations

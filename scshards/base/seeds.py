@@ -3,7 +3,7 @@
 Nothing here has state. A `key` folds a seed and names ("order", epoch, lane, ...) into 64 bits; draw
 `i` of a key is `mix64(key + (i + 1) * GOLDEN)`, which is the SplitMix64 generator (Steele, Lea and
 Flood, OOPSLA 2014) entered at any position. `kernels.bits.draw` is the compiled twin of `draws`;
-a test keeps them equal. Called by pack (shuffle, splits), stream (order, masks) and train.
+a test keeps them equal.
 """
 
 from __future__ import annotations

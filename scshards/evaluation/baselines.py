@@ -47,7 +47,7 @@ def gene_means(loader: CellLoader, n_tokens: int, ranks: Ranks, progress: Progre
 
 
 def baseline_errors(
-    loader: CellLoader, means: GeneMeans, ranks: Ranks, n_leads: int = 1
+    loader: CellLoader, means: GeneMeans, ranks: Ranks, n_leads: int
 ) -> tuple[float, float, int]:
     """Mean squared errors of the gene-mean and the cell-mean baseline, and the values scored.
 

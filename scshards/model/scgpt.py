@@ -5,7 +5,7 @@
     CellModel --write_folder--> folder
 
 A tensor is never dropped without a word: it is loaded, listed as unused, or the cause of a
-CheckpointError. Called by train (best_model.pt, embedding, starting from a checkpoint).
+CheckpointError.
 """
 
 from __future__ import annotations

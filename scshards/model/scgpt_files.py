@@ -1,7 +1,7 @@
 """The files of a scGPT checkpoint folder, checked, and its tensors under CellModel's names.
 
 `scshards publish` writes model.safetensors in place of best_model.pt. The weights' bytes are
-model.weights' matter. Called by model.scgpt.
+model.weights' matter.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@
     values ---> value_encoder ---'        `-> cell_embeddings -> cls_decoder, adversary
 
 The unknown genes of a GenerateBatch have `flag_encoder` in the place of a value. The state_dict has
-the keys and shapes of the official checkpoints (attention as `Wqkv`). Called by train and by
-model.scgpt.
+the keys and shapes of the official checkpoints (attention as `Wqkv`).
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ def check_splits(
     dropped: Iterable[tuple[int, str, int]],
     work: Work,
     *,
-    is_addition: bool = False,
+    is_addition: bool,
 ) -> None:
     """Refuse an empty split: it is a mistake somewhere, and better known now than in training.
 

@@ -202,7 +202,7 @@ def check_size(name: str, categories: Sequence[str], most: int, *, where: object
         )
 
 
-def distinct_texts(values: Any, where: object = None) -> tuple[NDArray[np.int64], list[str]]:
+def distinct_texts(values: Any, where: object) -> tuple[NDArray[np.int64], list[str]]:
     """The distinct values of a column without missing ones, as text.
 
     Returns

@@ -2,7 +2,7 @@
 
 torchrun tells each process by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. srun and mpirun
 tell it otherwise, and not where the first one is to be met: what they started is refused, with the line
-to write, as each process would take itself for a whole run. Called by ranks.ranks.
+to write, as each process would take itself for a whole run.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@
                           ended, as nothing else ends a wait for a GPU
 
 So a wait for another rank needs no end of its own (NO_END): a first rank may copy an atlas for hours.
-A rank that is killed leaves no error; gloo then tells the others that it is gone. Called by ranks.ranks
-and by the command line.
+A rank that is killed leaves no error; gloo then tells the others that it is gone.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The curves of runs, off their metrics.jsonl: losses, learning rate, gradient, throughput, validation.
 
-Every loss term that a run has gets a panel of its own, whatever its name. Called by plot.
+Every loss term that a run has gets a panel of its own, whatever its name.
 """
 
 from __future__ import annotations

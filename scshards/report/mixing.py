@@ -5,7 +5,7 @@
     order.plan --> how each stratum's share goes along the epoch
 
 A batch that mixes well says little of a stretch of training: ten in a row may all hold the same donors.
-No byte of a cell is read. Called by `scshards mix`.
+No byte of a cell is read.
 """
 
 from __future__ import annotations

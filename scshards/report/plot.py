@@ -1,6 +1,6 @@
 """Runs as a picture: their curves with the baselines, and embeddings in two dimensions.
 
-Needs matplotlib (the extra `plot`). Called by `scshards plot`.
+Needs matplotlib (the extra `plot`).
 """
 
 from __future__ import annotations

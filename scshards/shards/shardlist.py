@@ -4,7 +4,6 @@
 
 What sets do not share is made to fit where an index is read: ordinals of sources are shifted, codes are
 those of the united categories, and a column that a set does not have is missing in all its cells.
-Called by streaming.loader, streaming.read.source, streaming.read.fetch and what chooses cells.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Open a shard set: its manifest, its vocabulary, its indexes. Called by stream, pack, CLI, users."""
+"""Open a shard set: its manifest, its vocabulary, its indexes."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     find_ids(folders, ids_vocab, where=...) -> Ids
 
 Ids are never guessed: they are named by a `gene_vocab.json` that belongs to the input, or by
---ids-vocab. Called by sources.open.
+--ids-vocab.
 """
 
 from __future__ import annotations

@@ -178,15 +178,13 @@ def read_vocab(
     return Vocab.from_json(storage.read(""), where=storage.at(""))
 
 
-def write_vocab(url: str, vocab: Vocab, storage_options: Mapping[str, Any] | None = None) -> None:
+def write_vocab(url: str, vocab: Vocab, storage_options: Mapping[str, Any] | None) -> None:
     """Publish a vocabulary file where there is none, local or remote."""
     storage, name = refuse_existing(url, storage_options)
     storage.write(name, vocab.to_json())
 
 
-def refuse_existing(
-    url: str, storage_options: Mapping[str, Any] | None = None
-) -> tuple[Storage, str]:
+def refuse_existing(url: str, storage_options: Mapping[str, Any] | None) -> tuple[Storage, str]:
     """Where a file can be made: its folder, and its name.
 
     Raises

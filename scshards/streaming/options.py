@@ -5,7 +5,7 @@
     ReadOptions     read=       how shards are read and shuffled     streaming.read.options
     SetOptions      sets=       sets of cells beside controls        streaming.sets.options
 
-Called by streaming.loader, streaming.blockstream and training.config.
+Every kind of loader takes them, and the table [data] of a config is made of their fields.
 """
 
 from __future__ import annotations

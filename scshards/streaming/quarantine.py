@@ -1,8 +1,7 @@
 """What becomes of chunks and indexes that stay bad: an error, or rows of weight 0 and a report.
 
 A lost cell keeps its place in the order and in its batch, as a row of weight 0, so that no other cell
-moves and all ranks take the same steps. Called by streaming.read.source, from several threads, and
-streaming.loader.
+moves and all ranks take the same steps. Several threads add to it at once.
 """
 
 from __future__ import annotations

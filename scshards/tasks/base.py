@@ -5,7 +5,7 @@
 
 Sums and counts, never means: they add up over micro-batches and ranks. A task is what is wrapped for
 several ranks, so that all forward passes of a step happen in one. pretrain and finetune
-have the tasks; make makes the one that a config asks for. Called by step and evaluate.
+have the tasks; make makes the one that a config asks for.
 """
 
 from __future__ import annotations

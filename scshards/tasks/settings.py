@@ -4,7 +4,7 @@
     integrate   masked values, and cells of different domains made to look alike
     annotate    the class of a cell
 
-Called by training.config.
+training.config reads it, and tasks.make makes the task of it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
     [evaluate] what it is scored on, and which model is the best
 
 [task] is in tasks.settings, [model] in model.config, the last three in training.settings. The
-resolved config goes into RUN/config.json. Called by the loop, `evaluate` and the command line.
+resolved config goes into RUN/config.json.
 """
 
 from __future__ import annotations

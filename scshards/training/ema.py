@@ -1,6 +1,6 @@
 """A moving average of the weights, which often scores better than the weights of any one step.
 
-Called by the loop: `update` after each optimizer step, `swapped` around an evaluation.
+`update` follows each optimizer step, `swapped` stands around an evaluation.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Batches of any kind cut into fewer cells, or padded to one width; how many tokens they have room for.
-
-Called by the step, and by applying.
-"""
+"""Batches of any kind cut into fewer cells, or padded to one width; how many tokens fit into them."""
 
 from __future__ import annotations
 

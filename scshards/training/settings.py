@@ -1,7 +1,4 @@
-"""The tables [optim], [run] and [evaluate] of a config: optimizer, the run itself, what it is scored on.
-
-Called by training.config.
-"""
+"""The tables [optim], [run] and [evaluate] of a config: optimizer, the run itself, what is scored."""
 
 from __future__ import annotations
 

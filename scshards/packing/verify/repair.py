@@ -183,7 +183,7 @@ def repair(
 def how_to_mend(
     root: str | os.PathLike[str],
     report: VerifyReport,
-    storage_options: Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, Any] | None,
 ) -> str:
     """What mends the shards that `verify` found to be damaged; "" where none is.
 

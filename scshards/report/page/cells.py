@@ -146,7 +146,7 @@ def quantiles(counts: NDArray[np.int64], shares: tuple[float, ...]) -> list[floa
     return found
 
 
-def look_at(of_splits: Mapping[str, ShardList], *, shown: bool = True) -> CellCounts:
+def look_at(of_splits: Mapping[str, ShardList], *, shown: bool) -> CellCounts:
     """Count the cells of all splits.
 
     Raises

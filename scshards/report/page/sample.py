@@ -4,7 +4,7 @@
     some_cells(set, split) -> a few cells by name
     one_batch(root, split) -> Picture   what a model sees of a few cells
 
-At most _CHUNKS chunks are read of an input, and of _INPUTS inputs. Called by report.page.page.
+At most _CHUNKS chunks are read of an input, and of _INPUTS inputs.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A category's token is spelled `<column:category>`, a missing value's `<column:>`. Tokens that the
 vocabulary lacks are appended to it, column by column, categories in the manifest's order and the
-missing value last. Called by streaming.collate.base.
+missing value last.
 """
 
 from __future__ import annotations

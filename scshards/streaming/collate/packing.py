@@ -2,8 +2,7 @@
 
 Every batch has the same number of cells, on every rank, so that packing changes nothing about which
 cells come when. The number is chosen by the mean length of the split's cells. Where the cells of a batch
-do not fit, its longest ones are sampled to a common, shorter length. Called by streaming.loader and
-streaming.collate.base.
+do not fit, its longest ones are sampled to a common, shorter length.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Metrics to TensorBoard and Weights & Biases, for those who ask: `run.trackers`.
 
 They get every number of every line of metrics.jsonl, which is written whether there are trackers or
-not. Neither library is imported unless it was asked for. Called by the loop and by metrics.
+not. Neither library is imported unless it was asked for.
 """
 
 from __future__ import annotations

@@ -11,11 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pack_support import counts, quiet_merge, quiet_pack, quiet_reshard, tree_sums, vocab_of, write
+from pack_support import (
+    counts,
+    quiet_merge,
+    quiet_pack,
+    quiet_reshard,
+    shard_sums,
+    tree_sums,
+    vocab_of,
+    write,
+)
 from python_host import kill
 from test_packing_executors import until
 from test_packing_job import fail_at
-from test_packing_reshard import assert_good, shard_files
+from test_packing_reshard import assert_good
 
 from scshards import ShardSet
 from scshards.base.errors import ChecksumError, OutputExistsError, StorageError
@@ -263,7 +272,7 @@ def test_s3_to_s3_stopped_and_gone_on_with(
     assert "manifest.json" not in Storage(f"{s3.url}/new").list()
     quiet_merge(roots, f"{s3.url}/new", **CHANGES)  # type: ignore[arg-type]
     found = Storage(f"{s3.url}/new")
-    for path in shard_files(folder / "expected"):
+    for path in shard_sums(folder / "expected"):
         assert found.read(path) == (folder / "expected" / path).read_bytes(), path
     made = ShardSet(f"{s3.url}/new").manifest.options["made_of"]
     assert [m["name"] for m in made] == roots

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loaders import dataset_of, loader_of
+from loaders import cell_bytes, dataset_of, loader_of
 from s3_start import S3
 from shardsets import Known, encode_cell, make_set
 
@@ -41,17 +41,8 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
 
 def collate(cells: list[dict[str, int]], vocab: Vocab, **options: Any) -> CountsBatch:
     """A batch of cells told as {gene: count}; an empty one fills up the batch."""
-    members = []
-    for cell in cells:
-        found = sorted((vocab[gene], count) for gene, count in cell.items())
-        members.append(encode_cell(*map(list, zip(*found, strict=True))) if found else b"")
-    sizes = np.array([len(m) for m in members], np.int64)
-    labels = np.zeros((len(cells), 1), np.int64)
-    data = np.frombuffer(b"".join(members) or b"\0", np.uint8)
-    keys = np.arange(len(cells), dtype=np.int64)
-    read = CellBytes(data, np.cumsum(sizes) - sizes, sizes, keys, labels)
     made = CountsCollator(CollateOptions(objective="counts", **options), vocab, "counts", 0, LABELS)
-    return made.collate(read, 0)[0]
+    return made.collate(cell_bytes(cells, vocab), 0)[0]
 
 
 def plain(cells: list[dict[str, int]], genes: list[str]) -> np.ndarray:

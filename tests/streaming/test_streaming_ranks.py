@@ -18,7 +18,7 @@ import torch
 import webdataset as wds
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loaders import dataset_of, loader_of
+from loaders import cell_bytes, dataset_of, loader_of
 from s3_start import S3
 from shardsets import Known, encode_cell, make_set
 
@@ -45,18 +45,6 @@ MEDIANS = {f"g{i}": 1 + (i * 7 % 11) / 3 for i in range(60)}
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
     return make_set(tmp_path_factory.mktemp("set"), [40, 7, 23, 31], n_genes=60, longest=50)
-
-
-def cell_bytes(cells: list[dict[str, int]], vocab: Vocab, keys: Any = None) -> CellBytes:
-    members = []
-    for cell in cells:
-        found = sorted((vocab[gene], count) for gene, count in cell.items())
-        members.append(encode_cell(*map(list, zip(*found, strict=True))) if found else b"")
-    sizes = np.array([len(m) for m in members], np.int64)
-    data = np.frombuffer(b"".join(members) or b"\0", np.uint8)
-    keys = np.arange(len(cells), dtype=np.int64) if keys is None else np.array(keys, np.int64)
-    labels = np.zeros((len(cells), 1), np.int64)
-    return CellBytes(data, np.cumsum(sizes) - sizes, sizes, keys, labels)
 
 
 def collator(

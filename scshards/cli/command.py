@@ -112,14 +112,18 @@ class Commands(click.Group):
 
 
 def _wrapped(text: str) -> str:
-    """The text in lines that a terminal does not break within words; as it is where there is none."""
+    """The text in lines that a terminal does not break within words; as it is where there is none.
+
+    A command on a line of its own stays one line, so that it can be copied.
+    """
     if not sys.stdout.isatty():
         return text
     width = shutil.get_terminal_size().columns
     wrap = textwrap.TextWrapper(
         width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
-    return "\n".join(map(wrap.fill, text.split("\n")))
+    lines = text.split("\n")
+    return "\n".join(x if x.startswith("scshards ") else wrap.fill(x) for x in lines)
 
 
 _NO_PROGRESS = Option(["--no-progress"], is_flag=True, help="Show no progress.")

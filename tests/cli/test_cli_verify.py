@@ -60,7 +60,7 @@ def test_faults_are_listed_and_the_exit_code_is_1(
     assert "train/000001.tar" in result.stdout and "SHA-256" in result.stdout
     monkeypatch.setattr("scshards.cli.verify.LISTED", 1)
     few = run(root)
-    assert few.exit_code == 1 and len(few.stdout.strip().splitlines()) == 4
+    assert few.exit_code == 1 and len(few.stdout.strip().splitlines()) == 5
     assert "of them not listed" in few.stdout
     tree = json.loads(run(root, "--json").stdout)
     assert not tree["ok"] and tree["faults"][0]["shard"] == "train/000001.tar"
@@ -70,9 +70,10 @@ def test_its_last_line_is_the_command_that_mends(root: Path) -> None:
     whole = (root / "train" / "000001.tar").read_bytes()
     flip(root)
     for more in ([], ["--quick"]):
-        last = run(root, *more).stdout.strip().splitlines()[-1]
-        line = shlex.split(last.removeprefix("mend it: ").partition("; or from another copy")[0])
-        assert line[:2] == ["scshards", "verify"] and line[-1].endswith("a.h5ad")
+        *_, told, last = run(root, *more).stdout.splitlines()
+        assert "another copy of the set by --repair-from ROOT2, or by this command:" in told
+        line = shlex.split(last)
+        assert line == ["scshards", "verify", str(root), "--repair", str(root.parent / "a.h5ad")]
     assert CliRunner().invoke(command, line[2:]).exit_code == 0
     assert (root / "train" / "000001.tar").read_bytes() == whole
     assert "mend it" not in run(root).stdout
@@ -81,7 +82,7 @@ def test_its_last_line_is_the_command_that_mends(root: Path) -> None:
 def test_an_index_alone_needs_no_inputs_and_both_files_a_copy(root: Path) -> None:
     index = root / "train" / "000001.parquet"
     index.write_bytes(index.read_bytes()[:-1] + b"?")
-    assert f"\nmend it: scshards verify {root} --repair; or from" in run(root).stdout
+    assert run(root).stdout.endswith(f"\nscshards verify {root} --repair\n")
     flip(root)
     both = run(root).stdout
     assert "a shard whose tar and index are both damaged comes from another copy alone" in both
@@ -98,6 +99,7 @@ def test_faults_are_whole_on_a_narrow_terminal(
     done = subprocess.run(args, capture_output=True, text=True, timeout=600, env=env)
     assert done.returncode == 1 and done.stdout.split() == wide
     lines = done.stdout.splitlines()
+    assert lines[-1] == f"scshards verify {root} --repair {root.parent / 'a.h5ad'}"
     assert (
         "..." not in done.stdout and max(len(x) for x in lines if str(root.parent) not in x) <= 80
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from scshards import PackOptions, ShardSet, verify
 from scshards.base.errors import ChecksumError, ConfigError, OutputExistsError, StorageError
 from scshards.cli.verify import command
 from scshards.packing.pack import append
-from scshards.packing.reshard import ReshardOptions, reshard
+from scshards.packing.reshard import ReshardOptions, merge, reshard
 from scshards.packing.status import status
 from scshards.packing.verify import repair as repair_module
-from scshards.packing.verify.repair import Repair, repair
+from scshards.packing.verify.repair import Repair, how_to_mend, repair
 from scshards.shards.manifest import Manifest
 
 
@@ -118,6 +119,74 @@ def test_inputs_that_lie_elsewhere_now(made: tuple[list[Path], Path], tmp_path: 
     (tmp_path / "inputs.tsv").write_text("".join(lines))
     flip(root / ShardSet(root).manifest.splits["train"][0].path)
     assert mend(root, tmp_path / "inputs.tsv").report.ok and tree_sums(root) == before
+
+
+def test_inputs_are_known_by_their_address_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed by relative names, two of them in turn under the same one, from a folder that is left."""
+    folder, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    for one in (folder, elsewhere, folder / "sub"):
+        one.mkdir()
+    inputs = [write(folder / f"{i}.h5ad", counts(30, 12, seed=i)) for i in range(2)]
+    monkeypatch.chdir(folder)
+    root = tmp_path / "set"
+    quiet_pack(["0.h5ad", "1.h5ad"], root, vocab_of(12), cells_per_shard=10)
+    inputs.append(write(folder / "sub" / "0.h5ad", counts(30, 12, seed=2)))
+    monkeypatch.chdir(folder / "sub")
+    quiet_pack(["0.h5ad"], tmp_path / "more", vocab_of(12), cells_per_shard=10)
+    before, shard = tree_sums(root), ShardSet(root).manifest.splits["train"][0]
+    monkeypatch.chdir(elsewhere)
+    for given in (inputs[:2], ["../data/0.h5ad", "../data/1.h5ad"]):
+        flip(root / shard.path)
+        assert mend(root, given).report.ok and tree_sums(root) == before
+    (elsewhere / "linked.h5ad").symlink_to(inputs[0])
+    flip(root / shard.path)
+    assert mend(root, ["linked.h5ad", inputs[1]]).report.ok and tree_sums(root) == before
+
+    flip(root / shard.path)
+    with pytest.raises(ConfigError, match="were not given") as e:
+        mend(root, inputs[2])
+    assert f"0.h5ad (packed from {inputs[0]}), 1.h5ad (packed from {inputs[1]})" in str(e.value)
+    assert "@FILE" in str(e.value)
+
+    # The command that verify prints can be pasted here, and where the files lie.
+    for place in (elsewhere, folder):
+        monkeypatch.chdir(place)
+        command_line = how_to_mend(root, verify(root, progress=False)).splitlines()[-1]
+        assert shlex.split(command_line)[3:] == ["--repair", *map(str, inputs[:2])]
+    # Where all has moved, it names what is here.
+    for path in inputs[:2]:
+        path.rename(elsewhere / path.name)
+    monkeypatch.chdir(elsewhere)
+    command_line = how_to_mend(root, verify(root, progress=False)).splitlines()[-1]
+    assert shlex.split(command_line)[3:] == ["--repair", "0.h5ad", "1.h5ad"]
+    assert mend(root, ["0.h5ad", "1.h5ad"]).report.ok and tree_sums(root) == before
+
+
+def test_inputs_of_one_name_are_told_apart_by_their_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = []
+    for i in range(2):
+        (tmp_path / str(i)).mkdir()
+        monkeypatch.chdir(tmp_path / str(i))
+        inputs.append(write(tmp_path / str(i) / "a.h5ad", counts(30, 12, seed=i)))
+        quiet_pack("a.h5ad", tmp_path / f"set{i}", vocab_of(12), cells_per_shard=10)
+    root = tmp_path / "both"
+    options = ReshardOptions(workers=1, same_names=True)
+    merge([tmp_path / "set0", tmp_path / "set1"], root, options, progress=False)
+    before, shard = tree_sums(root), ShardSet(root).manifest.splits["train"][0]
+    flip(root / shard.path)
+    monkeypatch.chdir(tmp_path / "0")
+    with pytest.raises(ConfigError, match="were not given"):
+        mend(root, "a.h5ad")
+    assert mend(root, inputs).report.ok and tree_sums(root) == before
+    # A file that has moved is named by its old address in a list.
+    flip(root / shard.path)
+    inputs[1].rename(tmp_path / "moved.h5ad")
+    (tmp_path / "list.tsv").write_text(f"0/a.h5ad\nmoved.h5ad\t{inputs[1]}\n")
+    assert mend(root, tmp_path / "list.tsv").report.ok and tree_sums(root) == before
 
 
 def test_both_files_and_the_manifest(made: tuple[list[Path], Path]) -> None:

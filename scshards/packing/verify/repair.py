@@ -19,8 +19,10 @@ import re
 import shlex
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,18 +32,19 @@ from scshards.base.config import build
 from scshards.base.errors import ConfigError, FormatError, StorageError, VocabError
 from scshards.base.files import temporary_folder
 from scshards.base.progress import Progress
-from scshards.base.storage import Storage
+from scshards.base.storage import Storage, is_local, path_of
+from scshards.base.text import first_and_rest
 from scshards.cells.tokenizer import kernel_values, round_values
 from scshards.cells.vocab import Vocab
 from scshards.kernels import rows as row_kernels
 from scshards.packing.options import PackOptions, known, parts_of
 from scshards.packing.scatter import as_stored
-from scshards.packing.survey import Work, open_input
+from scshards.packing.survey import Work, open_input, place_of
 from scshards.packing.verify.whole import VerifyReport, verify
 from scshards.shards.arrays import encode_arrays, rows_of
 from scshards.shards.chunks import read_run
 from scshards.shards.index import OBS_PREFIX, write_index
-from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, ShardInfo, seal_holds
+from scshards.shards.manifest import MANIFEST, VOCAB, Manifest, ShardInfo, SourceInfo, seal_holds
 from scshards.shards.members import (
     EXTENSION,
     check_status,
@@ -106,7 +109,8 @@ def repair(
     root
         Of the shard set.
     inputs
-        What it was packed from, or as much as has cells in damaged tars, under the same names.
+        What it was packed from, or as much as has cells in damaged tars: under the same names, at the
+        same addresses, or in a list with their old name or address behind a tab.
     other
         Another copy of the set, which is tried first; also for its manifest and vocabulary.
     storage_options
@@ -187,7 +191,8 @@ def how_to_mend(
 ) -> str:
     """What mends the shards that `verify` found to be damaged; "" where none is.
 
-    It names the inputs that `repair` needs, as far as the indexes of these shards can be read.
+    Its last line is a command for any folder, which names the inputs that `repair` needs, as far as the
+    indexes of these shards can be read.
     """
     faulty = {f.shard for f in report.faults}
     try:
@@ -210,23 +215,28 @@ def how_to_mend(
     ]
     if not shards:
         return ""
-    at, codes, unread = shard_set.storage.at(""), set[int](), False
+    storage, codes, unread = shard_set.storage, set[int](), False
+    at = storage.at("") if storage.local_path is None else str(storage.local_path)
     if is_listed := report.n_faults == len(report.faults):
         for info in shards:
             try:
                 codes.update(np.unique(shard_set.index(info, ["source"])["source"]).tolist())
             except (FormatError, StorageError):
                 unread |= info.path in faulty
-    names = list(dict.fromkeys(shard_set.manifest.sources[code].name for code in sorted(codes)))
-    repairing = f"scshards verify {shlex.quote(at)} --repair"
-    if not is_listed or len(names) > SHOWN_INPUTS:
-        told = f"{repairing} INPUT..., with all inputs that have cells in the damaged shards"
-        told += f" ({len(names):,} of them)" if names else ""
+    names = list(dict.fromkeys(_typed(shard_set.manifest, code) for code in sorted(codes)))
+    line, inputs = f"scshards verify {shlex.quote(at)} --repair", ""
+    if is_listed and len(names) <= SHOWN_INPUTS:
+        line = " ".join([line, *map(shlex.quote, names)])
     else:
-        told = " ".join([repairing, *map(shlex.quote, names)])
+        line += " INPUT..."
+        inputs = ", with all inputs that have cells in the damaged shards"
+        inputs += f" ({len(names):,} of them)" if names else ""
+    told = (
+        f"mend it from another copy of the set by --repair-from ROOT2, or by this command{inputs}:"
+    )
     if unread:
-        told += "; a shard whose tar and index are both damaged comes from another copy alone"
-    return f"mend it: {told}; or from another copy of the set: --repair-from ROOT2"
+        told = f"a shard whose tar and index are both damaged comes from another copy alone\n{told}"
+    return f"{told}\n{line}"
 
 
 @dataclass(slots=True)
@@ -255,19 +265,17 @@ class _Repair:
     def make_tars(self, shards: Sequence[ShardInfo], files: Sequence[InputFile]) -> None:
         """Pack shards again, whose indexes are good."""
         storage, manifest = self.shard_set.storage, self.shard_set.manifest
-        given, names = {f.name: f for f in files}, [s.name for s in manifest.sources]
         columns = [self.shard_set.index(info, ["source"])["source"] for info in shards]
-        needed = [names[i] for i in np.unique(np.concatenate(columns)).tolist()]
-        missing = [name for name in needed if name not in given]
-        wrong = missing or [name for name in needed if names.count(name) > 1]
-        if wrong:
-            what = "are needed to repair its shards and were not given"
+        needed = np.unique(np.concatenate(columns)).tolist()
+        given = _given(manifest, files)
+        if missing := [_told(manifest.sources[i]) for i in needed if i not in given]:
             raise ConfigError(
-                f"inputs {what if missing else 'are several'}: {', '.join(wrong[:5])}",
+                "inputs are needed to repair its shards and were not given: "
+                f"{first_and_rest(missing, SHOWN_INPUTS)}",
                 where=storage.at(""),
-                advice="name them after --repair as they were named to pack, or in a list with a tab "
-                "and that name behind where they lie now; or give another copy of the set with "
-                "--repair-from",
+                advice="name them after --repair; a file that has moved is named in a list (@FILE), by "
+                "a line with its address now, a tab, and its name or address as it is said here; or "
+                "give another copy of the set with --repair-from",
             )
         for start in range(0, len(shards), AT_ONCE):
             some = shards[start : start + AT_ONCE]
@@ -276,7 +284,7 @@ class _Repair:
             members, arrays = [b""] * len(index["row"]), [b""] * len(index["row"])
             with Progress("repair", len(members), "cells", shown=self.shown) as bar:
                 for source in np.unique(index["source"]).tolist():
-                    found = self._members(given[names[source]], source, index)
+                    found = self._members(given[source], source, index)
                     for places, *parts in found:
                         for into, (data, ends) in zip((members, arrays), parts, strict=True):
                             bounds = itertools.pairwise([0, *ends.tolist()])
@@ -371,6 +379,38 @@ class _Repair:
         recorded = [options for first, options in parts if first <= source][-1]
         options = build(PackOptions, known(recorded), "options")
         return dataclasses.replace(options, storage_options=self.options or {})
+
+
+def _given(manifest: Manifest, files: Sequence[InputFile]) -> dict[int, InputFile]:
+    """{source of the manifest: the file that it was packed from}, of the files that are given.
+
+    It is found by its name, where no other source has it, else by its address: names are as they were
+    typed in the folder of the pack.
+    """
+    by = {place_of(file): file for file in files} | {file.name: file for file in files}
+    counts = Counter(source.name for source in manifest.sources)
+    found = {}
+    for i, source in enumerate(manifest.sources):
+        file = by.get(source.name) if counts[source.name] == 1 else None
+        file = file or by.get(source.identity.get("at", ""))
+        if file is not None:
+            found[i] = file
+    return found
+
+
+def _told(source: SourceInfo) -> str:
+    """A source's name, and its address where that is another."""
+    at = source.identity.get("at", source.name)
+    return source.name if at == source.name else f"{source.name} (packed from {at})"
+
+
+def _typed(manifest: Manifest, i: int) -> str:
+    """A source as one types it in any folder, which is its address; its name where the file is not there
+    and may have moved with the folder that one is in."""
+    name = manifest.sources[i].name
+    at: str = manifest.sources[i].identity.get("at", name)
+    has_moved = is_local(at) and not path_of(at).exists() and Path(name).exists()
+    return name if has_moved else at
 
 
 def _read(storage: Storage, path: str, sha256: str) -> bytes | None:

@@ -133,7 +133,8 @@ def read_run(
     parts = []
     for i in range(first, last + 1):
         piece = stored[ends[i] - at - int(chunks.stored[i]) : ends[i] - at]
-        parts.append(open_chunk(piece, int(chunks.raw[i]), int(chunks.sums[i]), compression, where))
+        size, checksum = int(chunks.raw[i]), int(chunks.sums[i])
+        parts.append(open_chunk(piece, size, checksum, compression, where, storage.at("")))
     raw = stored if compression == "none" else np.concatenate(parts)
     raw.setflags(write=False)  # as `stored` is: the kernels are compiled once
     return raw, np.append(0, np.cumsum(chunks.raw))[first : last + 2]

@@ -7,6 +7,7 @@ import hashlib
 import operator
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -275,7 +276,7 @@ def check_index_bytes(storage: Storage, shard: ShardInfo, data: bytes | memoryvi
         raise ChecksumError(
             "the index is not the one that was packed",
             where=storage.at(shard.index_path),
-            advice="mend it: scshards verify ROOT --repair makes an index from its tar",
+            advice=f"scshards verify {shlex.quote(storage.at(''))} --repair makes an index from its tar",
         )
 
 

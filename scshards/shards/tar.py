@@ -11,6 +11,7 @@ whole stays an ordinary `.tar.zst`).
 from __future__ import annotations
 
 import itertools
+import shlex
 import tarfile
 from dataclasses import dataclass
 from typing import Any
@@ -190,9 +191,21 @@ def cut(offsets: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArr
 
 
 def open_chunk(
-    stored: NDArray[np.uint8], raw_size: int, checksum: int, compression: Compression, where: str
+    stored: NDArray[np.uint8],
+    raw_size: int,
+    checksum: int,
+    compression: Compression,
+    where: str,
+    root: str = "ROOT",
 ) -> NDArray[np.uint8]:
     """The uncompressed bytes of one chunk, after its checksum was found right.
+
+    Parameters
+    ----------
+    stored, raw_size, checksum, compression
+        Its bytes, and what the manifest says of them.
+    where, root
+        The chunk and its shard set, for messages.
 
     Raises
     ------
@@ -205,8 +218,8 @@ def open_chunk(
         raise ChecksumError(
             "the bytes of a chunk are not those that were packed",
             where=where,
-            advice="mend it: scshards verify ROOT --repair INPUT..., with the inputs of its cells, "
-            "which scshards verify ROOT names; or copy the shard from another copy of the set",
+            advice=f"scshards verify {shlex.quote(root)} ends with the command that repairs it from the "
+            "inputs of its cells; or copy the shard from another copy of the set",
         )
     if compression == "none":
         return stored

@@ -170,8 +170,9 @@ def test_damage_leaves_nothing(tmp_path: Path, to: str, name: str) -> None:
     data[600] ^= 1
     tar.write_bytes(data)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ChecksumError, match="not those that were packed"):
+    with pytest.raises(ChecksumError, match="not those that were packed") as caught:
         quiet_export(root, tmp_path / name, to, max_cells=10 if name == "a" else None)
+    assert f"scshards verify {root} ends with the command" in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -207,6 +207,7 @@ class ChunkFetcher:
                     int(info.chunks.sums[part]),
                     self.shards.compression(shard),
                     f"{self.shards.at(shard)}, chunk {part}",
+                    self.shards.storage(shard).at(""),
                 )
             except BAD as e:
                 return e

@@ -63,27 +63,157 @@ def errors_page(package: Path, written: str) -> Iterator[str]:
 
 
 def messages(source: str) -> Iterator[tuple[str, str, str]]:
-    """(kind, what, advice) of each error that a module makes."""
+    """(kind, what, advice) of each error that a module makes.
+
+    A text that is given by the name of a variable is each of those that the function binds to it: by an
+    assignment, as an element of what a loop goes over, or as an argument of a call in the same module.
+    """
     tree = ast.parse(source)
     constants = {
         node.targets[0].id: node.value
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
+    functions: dict[ast.AST, ast.FunctionDef] = {}
+    for node in ast.walk(tree):  # from the outside in: a call is in the innermost one
+        if isinstance(node, ast.FunctionDef):
+            functions |= dict.fromkeys(ast.walk(node), node)
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or not node.args:
             continue
         if node.func.id in KINDS:
-            said = {k.arg: _said(k.value, constants) for k in node.keywords}
-            what, advice = _said(node.args[0], constants), said.get("advice", "")
-            kind = node.func.id
+            kind, first = node.func.id, node.args[0]
+            advice = next((k.value for k in node.keywords if k.arg == "advice"), ast.Constant(None))
         elif node.func.id == "check" and len(node.args) == 3:
-            where, must = (_said(a, constants) for a in node.args[1:])
-            kind, what, advice = "ConfigError", f"{where}: {must}", ""
+            kind, first, advice = "ConfigError", _joined(*node.args[1:]), ast.Constant(None)
         else:
             continue
-        if len(re.findall(r"[a-z]", what)) >= LETTERS:
-            yield kind, what, "" if len(re.findall(r"[a-z]", advice)) < LETTERS else advice
+        bound = _bound(functions[node], tree, constants, node) if node in functions else []
+        for what, cure in _choices(first, advice, bound):
+            told, todo = _said(what, constants), _said(cure, constants)
+            if len(re.findall(r"[a-z]", told)) >= LETTERS:
+                yield kind, told, "" if len(re.findall(r"[a-z]", todo)) < LETTERS else todo
+
+
+_Bound = list[tuple[int, dict[str, ast.expr]]]
+"""(line, {variable: what it is there}) of each place of a function that binds some."""
+
+
+def _joined(where: ast.expr, must: ast.expr) -> ast.expr:
+    """Two texts as one, as `check` says them."""
+    return ast.BinOp(ast.BinOp(where, ast.Add(), ast.Constant(": ")), ast.Add(), must)
+
+
+def _choices(
+    what: ast.expr, advice: ast.expr, bound: _Bound
+) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """What an error may say, each with what to do then."""
+    if (
+        isinstance(what, ast.IfExp)
+        and isinstance(advice, ast.IfExp)
+        and ast.dump(what.test) == ast.dump(advice.test)
+    ):
+        yield from _choices(what.body, advice.body, bound)
+        yield from _choices(what.orelse, advice.orelse, bound)
+        return
+    for line, said, row in _meant(what, bound):
+        cures = [(abs(line - at), cure, own) for at, cure, own in _meant(advice, bound)]
+        together = [c for c in cures if c[2] is not None and c[2] is row]
+        # Of several pieces of advice it is the one beside it: in the same row, or the nearest lines.
+        _, cure, _ = min(together or cures, key=lambda c: c[0])
+        yield said, cure
+
+
+def _meant(
+    node: ast.expr, bound: _Bound
+) -> Iterator[tuple[int, ast.expr, dict[str, ast.expr] | None]]:
+    """(line, text, where it was bound) of each text that an expression may be."""
+    if isinstance(node, ast.IfExp):
+        yield from _meant(node.body, bound)
+        yield from _meant(node.orelse, bound)
+        return
+    name = node.id if isinstance(node, ast.Name) else ""
+    rows = [one for one in bound if name in one[1]]
+    if not rows:
+        yield getattr(node, "lineno", 0), node, None
+    for line, row in rows:
+        for text in _branches(row[name]):
+            yield line, text, row
+
+
+def _branches(node: ast.expr) -> Iterator[ast.expr]:
+    if isinstance(node, ast.IfExp):
+        yield from _branches(node.body)
+        yield from _branches(node.orelse)
+    else:
+        yield node
+
+
+def _bound(
+    function: ast.FunctionDef, tree: ast.Module, constants: Mapping[str, ast.expr], call: ast.Call
+) -> _Bound:
+    """Where a function binds what an error in it may say."""
+    surely = _last_before(function, call)
+    found: _Bound = []
+
+    def bind(target: ast.expr, value: ast.expr) -> None:
+        for one in _branches(value):
+            if isinstance(target, ast.Tuple) and isinstance(one, ast.Tuple):
+                pairs = zip(target.elts, one.elts, strict=False)
+                row = {t.id: v for t, v in pairs if isinstance(t, ast.Name)}
+            else:
+                row = {target.id: one} if isinstance(target, ast.Name) else {}
+            if row and all(surely.get(n, 0) <= one.lineno < (call.end_lineno or 0) for n in row):
+                found.append((one.lineno, row))
+
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign):
+            bind(node.targets[0], node.value)
+        elif isinstance(node, ast.NamedExpr):
+            bind(node.target, node.value)
+        elif isinstance(node, ast.For):
+            over = node.iter
+            if isinstance(over, ast.Name):
+                over = constants.get(over.id, over)
+            for value in over.elts if isinstance(over, ast.Tuple | ast.List) else ():
+                bind(node.target, value)
+    taken = [a.arg for a in (*function.args.posonlyargs, *function.args.args)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and _name(node.func) == function.name:
+            names = taken[1:] if taken[:1] in (["self"], ["cls"]) else taken
+            row = dict(zip(names, node.args, strict=False))
+            row |= {k.arg: k.value for k in node.keywords if k.arg}
+            row = {name: value for name, value in row.items() if name not in surely}
+            if row:
+                found.append((node.lineno, row))
+    return found
+
+
+def _last_before(function: ast.FunctionDef, call: ast.Call) -> dict[str, int]:
+    """{variable: the line of the last assignment that was made on any way to a call}."""
+    found: dict[str, int] = {}
+    for node in ast.walk(function):
+        if isinstance(node, ast.For) and node.lineno <= call.lineno <= (node.end_lineno or 0):
+            names = [n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)]
+            found |= {n: max(node.lineno, found.get(n, 0)) for n in names}
+        for block in (getattr(node, name, None) for name in ("body", "orelse", "finalbody")):
+            if not isinstance(block, list):
+                continue
+            holds = [s.lineno <= call.lineno <= (s.end_lineno or s.lineno) for s in block]
+            for before in block[: holds.index(True)] if True in holds else ():
+                if isinstance(before, ast.Assign):
+                    names = [
+                        n.id for t in before.targets for n in ast.walk(t) if isinstance(n, ast.Name)
+                    ]
+                    found |= {n: max(before.lineno, found.get(n, 0)) for n in names}
+    return found
+
+
+def _name(function: ast.expr) -> str:
+    """What is called."""
+    if isinstance(function, ast.Attribute):
+        return function.attr
+    return function.id if isinstance(function, ast.Name) else ""
 
 
 def _said(node: ast.expr, constants: Mapping[str, ast.expr]) -> str:

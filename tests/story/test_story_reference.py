@@ -88,6 +88,48 @@ def f(name, n):
     ]
 
 
+def test_errors_lists_what_a_variable_says(tool: ModuleType) -> None:
+    """A message of a table that is gone through, of one branch or another, or of a caller."""
+    source = """
+def f(self, a, b):
+    what = "this was said before"
+    log(what)
+    for is_wrong, what, cure in (
+        (a > b, "choose either values or fractions", "leave one of them out"),
+        (a < 1, f"nothing is held out of {a}", None),
+    ):
+        if is_wrong:
+            raise ConfigError(what, where="held_out", advice=cure)
+
+def again(b):
+    if b:
+        what, cure = "the file is cut", "copy it again"
+    else:
+        what, cure = "the file is empty", "name another"
+    raise StorageError(what, advice=cure)
+
+def g(what):
+    raise SourceError(what if what else "the input is nameless")
+
+def h():
+    g("the column is twisted")
+"""
+    assert sorted(sys.modules["reference_errors"].messages(source)) == [
+        ("ConfigError", "choose either values or fractions", "leave one of them out"),
+        ("ConfigError", "nothing is held out of …", ""),
+        ("SourceError", "the column is twisted", ""),
+        ("SourceError", "the input is nameless", ""),
+        ("StorageError", "the file is cut", "copy it again"),
+        ("StorageError", "the file is empty", "name another"),
+    ]
+    text = (FOLDER / "errors.md").read_text()
+    for known in (
+        "choose either values that are held out",
+        "inputs are needed to repair its shards",
+    ):
+        assert f"| {known}" in text
+
+
 def test_errors_has_every_kind_that_is_raised() -> None:
     text = (FOLDER / "errors.md").read_text()
     source = "\n".join(p.read_text() for p in PACKAGE.rglob("*.py"))

@@ -103,6 +103,7 @@ def command(inputs: tuple[str, ...], output: str, progress: bool, **chosen: Any)
     from scshards.cli import contents
     from scshards.exporting.card import check_compression, write_card
     from scshards.packing import pack as packing
+    from scshards.shards.before import on_with_it, set_before
 
     run = build(PackRun, chosen)
     if run.hf_card and not run.append:
@@ -129,4 +130,11 @@ def command(inputs: tuple[str, ...], output: str, progress: bool, **chosen: Any)
         manifest = packing.pack(inputs, output, run.vocab, asked, finish=run.finish, **call)
     if run.hf_card:
         write_card(output, stores)
-    return contents.made(manifest, output, seconds)
+    made = contents.made(manifest, output, seconds)
+    if run.vocab is None or run.append:
+        before = (
+            "a run that began before goes on over the set as it was: "
+            f"{set_before(output, manifest)}; then, with the same options, {on_with_it('RUN')}"
+        )
+        made = dataclasses.replace(made, parts=[*made.parts, before])
+    return made

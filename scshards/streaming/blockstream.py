@@ -7,7 +7,6 @@ What a batch is made of a block is the caller's business. Called by streaming.lo
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 import weakref
@@ -18,6 +17,7 @@ from typing import Any, Self
 from scshards.base.errors import ConfigError, StateError
 from scshards.base.threads import Jobs, Stop
 from scshards.cells.tokenizer import ValueKind
+from scshards.shards.before import another_set
 from scshards.shards.manifest import LabelInfo, SourceInfo
 from scshards.shards.shardlist import ShardList
 from scshards.streaming.mix.blocks import Block, EpochReader
@@ -435,28 +435,9 @@ class BlockStream:
                 where=root,
                 advice=f"mend it: scshards verify {root} --repair INPUT...",
             )
-        anew = "or begin a new run on this set from the model of the old one: scshards train --start RUN"
-        if had := shards.set_at(fingerprint):
-            sources, additions = had
-            names = json.dumps([s.name for s in sources], ensure_ascii=False)
-            where = f"--where 'source in {names}'"
-            again = (
-                f"scshards reshard {root} -o NEW {where} (of the same bytes, unless the pack left "
-            )
-            again += "cells out for their genes or counts)"
-            if additions:
-                again = f"the same pack into another folder, and {additions} of its additions (--append)"
-            return StateError(
-                "cells were added to the shard set since the state was taken",
-                where=root,
-                advice=f"make the set as it was, and go on with it: {again}; {anew}",
-            )
-        return StateError(
-            "the shard set is not the one that the state was taken on: it was made anew, or is "
-            "another, or shards with bad indexes were left out then",
-            where=root,
-            advice=f"go on with the set that the run began with; {anew}",
-        )
+        error = another_set(shards, fingerprint)
+        assert error is not None
+        return error
 
 
 class Pass(Iterator[Made]):

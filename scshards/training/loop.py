@@ -209,4 +209,5 @@ def train(
             best_by=config.evaluate.best_by,
             best=state.best,
             stopped_by=(signals.caught or "a signal to another rank") if stopped else None,
+            refused=run.refused() if stopped and here.is_main else None,
         )

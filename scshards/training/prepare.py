@@ -14,9 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from scshards.base.errors import StateError
+from scshards.base.errors import ScshardsError, StateError
 from scshards.model.scgpt import write_folder
 from scshards.ranks.ranks import Ranks, check_packed
+from scshards.shards.before import another_set
+from scshards.shards.shardlist import ShardList
 from scshards.shards.shardset import ShardSet
 from scshards.training.config import TrainConfig, with_unknown
 from scshards.training.data import train_loader
@@ -40,6 +42,8 @@ class Run:
 
     Attributes
     ----------
+    shardset
+        The cells, as they were when this call began.
     loader
         A batch of it is this rank's share of one step, on any number of ranks.
     held_out
@@ -72,7 +76,8 @@ class Run:
 
         # Cells.
         rank_batch, self.micro_batch = config.rank_batch(here.world_size)
-        self.plan = TaskPlan(config, ShardSet(root, storage_options))
+        self.shardset, self._storage_options = ShardSet(root, storage_options), storage_options
+        self.plan = TaskPlan(config, self.shardset)
         self.loader = train_loader(root, config, here, rank_batch, storage_options)
         if len({*here.gather(self.loader.state_dict()["fingerprint"])}) > 1:
             raise StateError(
@@ -161,6 +166,19 @@ class Run:
             args = self.plan.args(self.state.step)
             write_folder(str(self.folder.path), whole, self.plan.vocab.to_dict(), args)
             self.plan.write_names(self.folder.path)
+
+    def refused(self) -> str | None:
+        """Why the same command can't go on with this run and what to do, None where it can.
+
+        The set may have grown while this run was reading it as it was.
+        """
+        began = self.shardset
+        try:
+            now = ShardList([began.storage.url], "train", self._storage_options)
+            told = another_set(now, began.manifest.fingerprint("train"), run=str(self.folder.path))
+        except ScshardsError as e:
+            return f"the shard set can't be opened now: {e.what}"
+        return None if told is None else f"{told.what}\n  to do: {told.advice}"
 
     def about(self) -> dict[str, Any]:
         """What is computed, and on what."""

@@ -105,12 +105,13 @@ def test_a_state_from_before_says_how_to_go_on(tmp_path: Path, paths: Any) -> No
     loader.load_state_dict(states[2])
     for n, again in (
         (0, "scshards reshard"),
-        (1, "the same pack into another folder, and 1 of its"),
+        (1, "the same pack into another folder, NEW, and 1 of its"),
     ):
         with pytest.raises(StateError, match="cells were added to the shard set since") as e:
             loader.load_state_dict(states[n])
         said = str(e.value.advice)
-        assert again in said and said.endswith("scshards train --start RUN")
+        assert again in said and said.endswith(f"scshards train {root} -o RUN2 --start RUN")
+        assert "scshards train NEW -o RUN, or CellLoader(NEW)" in said
         assert "fingerprint" not in str(e.value)
         # What is told to be run is run, and the state goes on there.
         made = tmp_path / f"old-{n}"
@@ -133,9 +134,53 @@ def test_a_state_from_before_says_how_to_go_on(tmp_path: Path, paths: Any) -> No
     for state in states:
         with pytest.raises(StateError, match="it was made anew, or is another") as e:
             other.load_state_dict(state)
-        assert "the set that the run began with" in str(e.value) and "--start RUN" in str(e.value)
+        assert "the set that it began with as NEW" in str(e.value)
+        assert "scshards train NEW -o RUN, or" in str(e.value) and "--start RUN" in str(e.value)
+    several = loader_of({str(root): 0.5, str(tmp_path / "once"): 0.5}, **options)
+    with pytest.raises(StateError, match="give the loader the sets as they were"):
+        several.load_state_dict(several.state_dict() | {"fingerprint": "0" * 64})
     with pytest.raises(StateError, match="another split: 'train' instead of 'valid'"):
         loader_of(root, split="valid", **options | {"drop_last": False}).load_state_dict(states[2])
+
+
+def test_an_addition_says_how_a_run_from_before_goes_on(tmp_path: Path, paths: Any) -> None:
+    root = tmp_path / "a set"
+    quiet_pack(paths[:1], root, vocab_of(GENES), **OPTIONS)
+    options = {"batch_size": 4, "n_bins": 0, "lanes": 2}
+    state = loader_of(root, **options).state_after(2)
+
+    def added(path: Path) -> str:
+        line = ["pack", str(path), "-o", str(root), "--append", "-q", "--workers", "1"]
+        done = CliRunner().invoke(cli.main, line)
+        assert done.exit_code == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    first = added(paths[1])
+    assert first.startswith(
+        "a run that began before goes on over the set as it was: scshards reshard"
+    )
+    assert first.endswith("; then, with the same options, scshards train NEW -o RUN")
+    with pytest.raises(StateError) as e:
+        loader_of(root, **options).load_state_dict(state)
+    again = re.search(r"scshards reshard .*\]'", first)[0]  # type: ignore[index]
+    assert again in str(e.value.advice), "the refusal names the same command"
+    assert shlex.split(again)[2] == str(root)
+    assert "into another folder, NEW, and 1 of its additions" in added(paths[2])
+
+
+def test_of_many_inputs_the_few_others_are_named(tmp_path: Path) -> None:
+    inputs = [write(tmp_path / f"{i}.h5ad", counts(3, GENES, seed=i)) for i in range(22)]
+    root, options = tmp_path / "set", {"batch_size": 4, "n_bins": 0, "lanes": 2}
+    quiet_pack(inputs[:21], root, vocab_of(GENES))
+    state = loader_of(root, **options).state_after(2)
+    quiet_append(inputs[21:], root)
+    with pytest.raises(StateError) as e:
+        loader_of(root, **options).load_state_dict(state)
+    said = re.search(r"scshards reshard .*\]'", str(e.value.advice))[0]  # type: ignore[index]
+    assert "source not in [" in said and said.count(".h5ad") == 1
+    _, *line = shlex.split(said.replace("NEW", str(tmp_path / "new")))
+    assert CliRunner().invoke(cli.main, [*line, "-q", "--workers", "1"]).exit_code == 0
+    loader_of(tmp_path / "new", **options).load_state_dict(state)
 
 
 def test_bytes_do_not_depend_on_workers_or_stops(

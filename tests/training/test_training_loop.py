@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from pack_support import counts, quiet_pack, vocab_of, write
 from train_support import read_tensors, small_config
 
 from scshards.base.errors import ConfigError, StateError
 from scshards.model.scgpt import load_model
+from scshards.packing.pack import append
 from scshards.ranks.ranks import Ranks
 from scshards.shards.shardset import ShardSet
 from scshards.training import heldout, loop
@@ -127,6 +129,34 @@ def test_a_signal_saves_and_the_same_call_goes_on(straight, shards, tmp_path, mo
     assert not (run / "STOPPED").exists()
     theirs = _weights(straight, 20)
     assert all(v.equal(theirs[k]) for k, v in _weights(run, 20).items())
+
+
+def test_a_stop_on_a_set_that_grew_meanwhile_says_what_to_do(tmp_path, monkeypatch):
+    files = [write(tmp_path / f"{i}.h5ad", counts(200, 40, seed=i)) for i in range(2)]
+    root, run = tmp_path / "set", tmp_path / "run"
+    quiet_pack(files[:1], root, vocab_of(40), cells_per_shard=50)
+    take, config = Stepper.step, small_config()
+    then = []
+
+    def signalled(self, share, step):
+        if step == 4:
+            for do in then:
+                do()
+            os.kill(os.getpid(), signal.SIGINT)
+        return take(self, share, step)
+
+    monkeypatch.setattr(Stepper, "step", signalled)
+    then[:] = [lambda: append(files[1:], str(root), {"workers": 1}, progress=False)]
+    said = train(str(root), run, config, shown=False).text()
+    assert "saved; the same command does not go on from there: cells were added" in said
+    assert f"scshards reshard {root} -o NEW --where " in said
+    assert f"scshards train NEW -o {run}, or" in said and f"--start {run}" in said
+    with pytest.raises(StateError, match="cells were added"):
+        train(str(root), run, config, shown=False)
+
+    then[:] = [lambda: (root / "manifest.json").rename(tmp_path / "manifest.json")]
+    said = train(str(root), tmp_path / "other", config, shown=False).text()
+    assert "does not go on from there: the shard set can't be opened now" in said
 
 
 def test_a_stop_during_an_evaluation_is_made_up_for(straight, shards, tmp_path, monkeypatch):

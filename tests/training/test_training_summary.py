@@ -55,6 +55,13 @@ def test_the_bar_keeps_the_loss_at_80_columns(monkeypatch, label, step, criterio
         assert ("valid 0.3124, 93.1% right" if len(terms) == 1 else "valid 0.3124") in shown
 
 
+def test_a_run_that_was_stopped_promises_only_what_can_be():
+    assert summary(stopped_by="SIGINT").endswith("saved; the same command goes on from there")
+    *_, line, then = summary(stopped_by="SIGINT", refused="it grew\n  to do: this").splitlines()
+    assert line.endswith("saved; the same command does not go on from there: it grew")
+    assert then == "  to do: this"
+
+
 def test_before_an_evaluation_nothing_is_said_of_one():
     assert found_note({}) == "" and found_note({"other/loss": 1.0}) == ""
     note = progress_note(3, "class_ce", {"class_ce": 2.0}, LINE)

@@ -56,6 +56,8 @@ class Summary:
         to start (unless it is the only one); {} when it took no step.
     stopped_by
         The signal that ended it, None when it reached its last step.
+    refused
+        Why the same command would not go on from there, and what to do; None where it does.
     """
 
     run: str
@@ -78,6 +80,7 @@ class Summary:
     terms: dict[str, float]
     rates: dict[str, float]
     stopped_by: str | None
+    refused: str | None = None
 
     def tables(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"best_loss": self.best_loss}
@@ -112,10 +115,10 @@ class Summary:
             by = self._words(figure)[0] + (f" of {at}" if at else "")
             lines.append(f"best:       step {self.best_step:,}, by {by} (best_model.pt)")
         if self.stopped_by is not None:
-            lines.append(
-                f"stopped by {self.stopped_by} after step {self.step:,}: saved; "
-                "the same command goes on from there"
-            )
+            then = "the same command goes on from there"
+            if self.refused is not None:
+                then = f"the same command does not go on from there: {self.refused}"
+            lines.append(f"stopped by {self.stopped_by} after step {self.step:,}: saved; {then}")
         elif self.start >= self.total_steps:
             lines.append("nothing was left to do: raise run.steps or run.epochs to train on")
         return "\n".join(lines)

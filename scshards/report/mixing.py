@@ -211,7 +211,8 @@ def mix(
     position = order.begin(o.epoch)
     if not order.steps(position):
         raise ConfigError(
-            f"one global batch of {order.global_batch} is more than {counted(order.cells, 'cells')}",
+            f"there are {counted(order.cells, 'cells')}, fewer than one global batch of "
+            f"{order.global_batch}",
             where=shards.name(),
             advice="use a smaller batch size or fewer ranks",
         )

@@ -35,7 +35,9 @@ def test_it_says_what_is_there() -> None:
     facts = tree()["facts"]
     versions = facts["versions"]
     assert versions["scshards"] == scshards.__version__
-    assert versions["numpy"] == np.__version__ and versions["torch"] == torch.__version__
+    assert versions["numpy"] == np.__version__
+    # What torch was built for stands in one of the two, or in both.
+    assert versions["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert platform.python_version() in versions["Python"]
     assert facts["machine"]["system"] == platform.platform()
     assert list(facts) == ["versions", "machine", "devices", "kernels", "folders", "environment"]

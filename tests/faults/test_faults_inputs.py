@@ -785,7 +785,7 @@ def test_a_name_that_is_no_utf8_can_be_written(
         (source,) = json.loads(done.out)["sources"]
         assert source["name"] == str(path)
     else:
-        assert r"caf\udce9\n.h5ad" in done.out and len(done.out.splitlines()) == 7
+        assert r"caf\udce9\n.h5ad" in done.out and len(done.out.splitlines()) == 9
     again = process(small_python, "-m", "scshards", *args, "--seed", "1")
     assert again.code == 1 and again.err.startswith("error: there is a shard set already")
     missing = process(

@@ -123,8 +123,8 @@ def test_a_store_that_takes_no_writes_is_told(
     s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (path, _) = inputs(tmp_path)
-    impatient = Access(retry=Retry(retries=2, first_wait=0.01, timeout=1.0))
-    options = {"scratch": str(tmp_path / "scratch"), "storage_options": impatient}
+    quick = Access(retry=Retry(retries=2, first_wait=0.01, timeout=60.0))
+    options = {"scratch": str(tmp_path / "scratch"), "storage_options": quick}
     with spoiled(s3, monkeypatch, 0, share=lambda path: "503" if "train/" in path else None):
         with pytest.raises(StorageError, match="503") as caught:
             quiet_pack([path], f"{s3.url}/set", vocab_of(GENES), **options)

@@ -270,7 +270,7 @@ def _taken(chosen: Chosen, take: int) -> Chosen:
     shards, total = chosen.shards, int(chosen.cells.sum())
     if take > total:
         raise ConfigError(
-            f"take={take} is more than there is: {counted(total, 'cells')}",
+            f"take={take} is more than the {counted(total, 'cells')} to take from",
             where=f"{shards.name()}, split {shards.split!r}",
         )
 

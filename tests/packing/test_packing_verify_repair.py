@@ -153,13 +153,13 @@ def test_inputs_are_known_by_their_address_from_any_folder(
     # The command that verify prints can be pasted here, and where the files lie.
     for place in (elsewhere, folder):
         monkeypatch.chdir(place)
-        command_line = how_to_mend(root, verify(root, progress=False)).splitlines()[-1]
+        command_line = how_to_mend(root, verify(root, progress=False), None).splitlines()[-1]
         assert shlex.split(command_line)[3:] == ["--repair", *map(str, inputs[:2])]
     # Where all has moved, it names what is here.
     for path in inputs[:2]:
         path.rename(elsewhere / path.name)
     monkeypatch.chdir(elsewhere)
-    command_line = how_to_mend(root, verify(root, progress=False)).splitlines()[-1]
+    command_line = how_to_mend(root, verify(root, progress=False), None).splitlines()[-1]
     assert shlex.split(command_line)[3:] == ["--repair", "0.h5ad", "1.h5ad"]
     assert mend(root, ["0.h5ad", "1.h5ad"]).report.ok and tree_sums(root) == before
 

@@ -131,7 +131,7 @@ def command(inputs: tuple[str, ...], output: str, progress: bool, **chosen: Any)
     if run.hf_card:
         write_card(output, stores)
     made = contents.made(manifest, output, seconds)
-    if run.vocab is None or run.append:
+    if run.append:
         before = (
             "a run that began before goes on over the set as it was: "
             f"{set_before(output, manifest)}; then, with the same options, {on_with_it('RUN')}"

@@ -270,7 +270,7 @@ class Failing:
 )
 def test_an_asynchronous_file_system(error: Exception | None, mended: bool) -> None:
     fs = Failing(b"0123456789", error)
-    requests = Requests(replace(QUICK, timeout=0.2), "other://")
+    requests = Requests(replace(QUICK, timeout=1), "other://")
     ranges = Ranges(fs, requests)
     if mended:
         assert ranges.read("x", "other://x", 3, 6).data == b"345"

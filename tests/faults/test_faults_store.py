@@ -122,7 +122,7 @@ def test_errors_hold_no_secrets(s3, tmp_path: Path, caplog) -> None:
                 with pytest.raises(ScshardsError) as caught:
                     if share:
                         loader = loader_of(
-                            f"{s3.url}/set", batch_size=8, retries=1, timeout=0.3,
+                            f"{s3.url}/set", batch_size=8, retries=1, timeout=1.0,
                             storage_options=options, lanes=2,
                         )  # fmt: skip
                         texts.append(str(loader.state_dict()))

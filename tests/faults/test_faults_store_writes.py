@@ -145,11 +145,11 @@ def test_a_store_that_never_answers_a_write_is_given_up(
     """Not even that it is ready for the body: no time limit of a client looks at that."""
     impatient = Access(retry=Retry(retries=1, first_wait=0.01, timeout=0.5))
     with spoiled(s3, monkeypatch, 0, share=0.0) as proxy:
-        storage = Storage(f"{s3.url}/set", impatient)
-        storage.write("a", b"before")
+        patient, storage = Storage(f"{s3.url}/set"), Storage(f"{s3.url}/set", impatient)
+        patient.write("a", b"before")
         proxy.hangs = True
         for write_it in (lambda: storage.write("a", b"x"), lambda: storage.remove("a")):
             with pytest.raises(StorageError, match="no answer in time"):
                 write_it()
         proxy.hangs = False
-        assert storage.read("a") == b"before"
+        assert patient.read("a") == b"before"

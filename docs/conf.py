@@ -15,7 +15,7 @@ author = "the authors of scshards"
 version = release = scshards.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",  # Markdown, and notebooks as they were run
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
@@ -25,6 +25,7 @@ exclude_patterns = ["_build"]
 # Markdown as a git host reads it: links by file name, anchors by heading.
 myst_heading_anchors = 4
 myst_enable_extensions = ["deflist"]
+nb_execution_mode = "off"  # `tools/notebook` runs them
 
 # Docstrings are NumPy's, and their single backquotes are code.
 smartquotes_action = "D"  # dashes alone: quotes stay as they are to be typed

@@ -1,4 +1,5 @@
 """The pages of docs/: their blocks run as they stand there, and every link and anchor leads somewhere.
+Notebooks show what their cells print and draw.
 
 The blocks of a page run in order, in a folder of its own with generated cells, the shard set `shards` and the
 run `run`; tests/docs_support.py says how a page tells what can't be run, and what was printed.
@@ -24,6 +25,7 @@ from scshards import Vocab
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(p for p in DOCS.rglob("*.md") if "_build" not in p.parts)
+NOTEBOOKS = sorted(p for p in DOCS.rglob("*.ipynb") if "_build" not in p.parts)
 OTHERS = [*ROOT.glob("*.md"), ROOT / "examples" / "README.md"]
 
 FOLDERS = ("tutorials", "howto", "reference", "explanation")
@@ -125,6 +127,43 @@ def test_the_blocks_run(
             printed = out.getvalue()
 
 
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=name_of)
+def test_a_notebook_shows_what_its_cells_do(
+    notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run here without Jupyter: the same lines are printed, and as many figures are drawn."""
+    import matplotlib
+    import matplotlib.pyplot as plt
+
+    assert notebook.stat().st_size < 400_000, "it is to be read"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plt, "show", lambda: None)
+    names: dict[str, Any] = {"__name__": "notebook"}
+    cells = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
+    with matplotlib.rc_context({"backend": "agg"}):
+        for number, cell in enumerate(cells, start=1):
+            text = "".join(cell["source"])
+            lines, pictures = shown_by(cell)
+            assert (cell["execution_count"], cell["metadata"]) == (number, {}), "tools/notebook"
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile(text, f"{notebook.name}, cell {number}", "exec"), names)
+            assert out.getvalue() == lines, text
+            assert len(plt.get_fignums()) == pictures, text
+            plt.close("all")
+
+
+def shown_by(cell: dict[str, Any]) -> tuple[str, int]:
+    """What a cell of a notebook printed, and how many pictures it has."""
+    lines, pictures = "", 0
+    for output in cell["outputs"]:
+        if output["output_type"] == "stream" and output["name"] == "stdout":
+            lines += "".join(output["text"])
+        else:
+            assert "image/png" in output.get("data", {}), output
+            pictures += 1
+    return lines, pictures
+
+
 def unlike(shown: str, printed: str) -> str | None:
     """The first line that a page shows and that was not printed, in order; ... stands for anything."""
     lines = [" ".join(line.split()) for line in printed.splitlines()]
@@ -210,9 +249,14 @@ def faults(page: Path, text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES + OTHERS, ids=name_of)
+@pytest.mark.parametrize("page", PAGES + NOTEBOOKS + OTHERS, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
-    assert not faults(page, page.read_text())
+    text = page.read_text()
+    if page in NOTEBOOKS:
+        cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "markdown"]
+        text = "\n\n".join("".join(c["source"]) for c in cells)
+    assert links(text) or page.name not in ("index.md", "pictures.ipynb")
+    assert not faults(page, text)
 
 
 def test_every_page_is_in_the_tree_of_the_site() -> None:
@@ -220,7 +264,7 @@ def test_every_page_is_in_the_tree_of_the_site() -> None:
     trees = [b.text for b in blocks((DOCS / "index.md").read_text()) if b.language == "{toctree}"]
     assert len(trees) == 5
     entries = [e for tree in trees for e in tree.splitlines() if e and not e.startswith(":")]
-    names = {p.relative_to(DOCS).with_suffix("").as_posix() for p in PAGES}
+    names = {p.relative_to(DOCS).with_suffix("").as_posix() for p in PAGES + NOTEBOOKS}
     named = {e for e in entries if "*" not in e}
     assert named <= names
     # A star stands for what is in its folder and in no entry, and has to stand for something.

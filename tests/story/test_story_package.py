@@ -91,7 +91,7 @@ def test_the_sdist_has_what_its_tests_need(dist: Path) -> None:
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     for folder in ("scshards", "tests", "docs", "examples", "tools"):
-        suffixes = {".py", ".md", ".toml", ".json", ".npz", ".jsonl", ".pt", ".cpp"}
+        suffixes = {".py", ".md", ".toml", ".json", ".npz", ".jsonl", ".pt", ".cpp", ".ipynb"}
         here = [f for f in (ROOT / folder).rglob("*") if f.suffix in suffixes and f.is_file()]
         missing = {str(f.relative_to(ROOT)) for f in here if "_build" not in f.parts} - names
         assert not missing

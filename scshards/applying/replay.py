@@ -127,13 +127,14 @@ def replay(
         whole = replace(config.data, collate=replace(config.data.collate, tokens_per_batch=None))
         padded, alone = replace(config, data=whole), Ranks(0, 1, here.device)
         loader = train_loader(root, padded, alone, config.run.batch_size, storage_options)
-        before = [name for name in complete(run.place(config)) if step_of(name) < step]
+        place = run.place(config, storage_options)
+        before = [name for name in complete(place) if step_of(name) < step]
         plan = TaskPlan(config, ShardSet(root, storage_options))
         model = plan.fresh()
         choose_trained(model, config.optim, seed=config.run.seed)
         if before:
             weights = {f"model/{name}": t for name, t in model.state_dict().items()}
-            checkpoints = Checkpoints(run.place(config), alone, keep_last=1)
+            checkpoints = Checkpoints(place, alone, keep_last=1)
             state = checkpoints.load(before[-1], weights)
             loader.load_state_dict(state.loader)
             taken = state.step

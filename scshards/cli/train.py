@@ -82,7 +82,7 @@ def command(
     if branch is not None:
         asked = branch_config(branch, config, settings)
     else:
-        asked = TrainConfig.read(config, settings)
+        asked = TrainConfig.read(config, settings, storage_options=storage_options)
     summary = train(root, output, asked, storage_options=storage_options, shown=progress)
     if not is_first_process():
         return None

@@ -126,15 +126,20 @@ def load_model(path: str, options: Mapping[str, Any] | None = None) -> LoadedMod
     return LoadedModel(model.eval(), folder.args, folder.vocab, unused)
 
 
-def tables_of(start: str) -> dict[str, dict[str, Any]]:
+def tables_of(start: str, options: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
     """What the args.json of a checkpoint folder says that a config has keys for: {table: {key: value}}.
+
+    Parameters
+    ----------
+    start, options
+        As for `read_folder`.
 
     Raises
     ------
     CheckpointError
         When the folder is no checkpoint in scGPT's layout.
     """
-    storage = Storage(start)
+    storage = Storage(start, options)
     args, vocab = read_object(storage, ARGS), read_object(storage, VOCAB)
     check_vocab(vocab, storage.at(VOCAB))
     where = storage.at(ARGS)
@@ -148,7 +153,12 @@ def tables_of(start: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def load_weights(model: CellModel, path: str, vocab: Mapping[str, int]) -> WeightsReport:
+def load_weights(
+    model: CellModel,
+    path: str,
+    vocab: Mapping[str, int],
+    options: Mapping[str, Any] | None = None,
+) -> WeightsReport:
     """Start a model from a checkpoint folder, as fine-tuning does; other heads stay fresh.
 
     Token embeddings go by token, not by id: the vocabularies may differ in order and content. The
@@ -158,7 +168,7 @@ def load_weights(model: CellModel, path: str, vocab: Mapping[str, int]) -> Weigh
     ----------
     model
         The bare model, on any device; changed in place, or not at all.
-    path
+    path, options
         As for `read_folder`.
     vocab
         {token: id} of the model.
@@ -170,7 +180,7 @@ def load_weights(model: CellModel, path: str, vocab: Mapping[str, int]) -> Weigh
         value encoder or layers are missing there or are not of these sizes, and when what is loaded is
         not finite, each tensor named; when the vocabularies have no gene in common.
     """
-    folder = read_folder(path)
+    folder = read_folder(path, options)
     theirs, state = _config(folder)
     where = folder.weights_at
     _check_size(vocab, model.config, "the vocabulary given")

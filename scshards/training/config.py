@@ -219,11 +219,13 @@ class TrainConfig:
         settings: Iterable[str] = (),
         *,
         base: Mapping[str, Any] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> TrainConfig:
         """The config of a TOML file (or the defaults) with `a.b=value` settings on top.
 
         `file` may be the name of a config that comes with scshards. What is not stated is as in the
-        tables `base`; without these, with `task.start`, sizes and values are those of that checkpoint.
+        tables `base`; without these, with `task.start`, sizes and values are those of that checkpoint,
+        which `storage_options` lead to.
         """
         tables = override(read_toml(_file(file)) if file is not None else {}, settings)
         _check_addresses(tables)
@@ -231,7 +233,7 @@ class TrainConfig:
         _check_tasks(tables, task)
         if base is None:
             start = task.get("start") if isinstance(task, dict) else None
-            base = tables_of(start) if isinstance(start, str) else {}
+            base = tables_of(start, storage_options) if isinstance(start, str) else {}
         length = {"steps", "epochs"}  # who states one of them does not want the other
         for name, old in base.items():
             if isinstance(stated := tables.get(name, {}), dict):

@@ -41,6 +41,9 @@ _DOMAIN_PARTS = ("batch_encoder.", "dsbn.", "grad_reverse_discriminator.")
 class TaskPlan:
     """What a config's task needs to know of a shard set; made before anything is written.
 
+    The checkpoint that a run starts from is read with the storage options that `shardset` was opened
+    with.
+
     Attributes
     ----------
     model
@@ -61,7 +64,7 @@ class TaskPlan:
 
     def __init__(self, config: TrainConfig, shardset: ShardSet) -> None:
         t = config.task
-        self.config = config
+        self.config, self._options = config, shardset.storage.options
         self.classes = self.domains = None
         notes: list[str] = []
         if t.label is not None:
@@ -80,7 +83,7 @@ class TaskPlan:
             check_several(self.classes, "classes", "task.label", shardset)
             notes.append(_of(self.classes, "classes"))
         self.vocab = model_vocab(config.collate.conditions, shardset)
-        self.notes = (*notes, *_shared_tokens(config, self.vocab))
+        self.notes = (*notes, *self._shared_tokens())
         self.model = _shape(config, self.vocab, self.classes, self.domains)
         self._shards = _told(shardset)
 
@@ -100,7 +103,7 @@ class TaskPlan:
         if start is None:
             return ()
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        report = load_weights(model, start, self.vocab.to_dict())
+        report = load_weights(model, start, self.vocab.to_dict(), self._options)
         # The tensors of a head fit whenever the numbers of names do; the names have to, too.
         other = [
             *(() if self._has_names(start, CLASSES, self.classes) else _CLASS_HEAD),
@@ -142,7 +145,33 @@ class TaskPlan:
     def _has_names(self, start: str, file: str, ours: Column | None) -> bool:
         if ours is None:
             return True
-        return Storage(start).exists(file) and read_names(start, file).names == ours.names
+        if not Storage(start, self._options).exists(file):
+            return False
+        return read_names(start, file, self._options).names == ours.names
+
+    def _shared_tokens(self) -> list[str]:
+        start = self.config.task.start
+        if start is None:
+            return []
+        theirs = read_object(Storage(start, self._options), VOCAB)
+        ours = self.vocab.to_dict()
+        missing = [token for token in ours if token not in theirs]
+        shared = len(ours) - len(missing)
+        if shared < MIN_SHARED * len(ours):
+            raise ConfigError(
+                f"the checkpoint's vocabulary has {shared:,} of the shard set's {len(ours):,} tokens",
+                where=f"task.start: {start}",
+                advice=f"pack the cells with --vocab {start}/vocab.json; missing are, for example: "
+                + ", ".join(missing[:5]),
+            )
+        if not missing:
+            return []
+        frozen = keeps(self.config.optim, EMBEDDING)
+        stay = ", and stay so, as embeddings are frozen" if frozen else ""
+        return [
+            f"{len(missing):,} of {len(ours):,} tokens are not in the checkpoint's vocabulary and "
+            f"start fresh{stay}: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
+        ]
 
 
 def _told(shardset: ShardSet) -> dict[str, Any]:
@@ -172,30 +201,6 @@ def _too_small(domains: Column, config: TrainConfig) -> list[str]:
     most = config.run.batch_size if config.task.domain_norm else 0
     pairs = zip(domains.names, domains.cells.tolist(), strict=True)
     return [f"{name} ({cells})" for name, cells in pairs if 0 < cells < most]
-
-
-def _shared_tokens(config: TrainConfig, vocab: Vocab) -> list[str]:
-    start = config.task.start
-    if start is None:
-        return []
-    theirs = read_object(Storage(start), VOCAB)
-    ours = vocab.to_dict()
-    missing = [token for token in ours if token not in theirs]
-    shared = len(ours) - len(missing)
-    if shared < MIN_SHARED * len(ours):
-        raise ConfigError(
-            f"the checkpoint's vocabulary has {shared:,} of the shard set's {len(ours):,} tokens",
-            where=f"task.start: {start}",
-            advice=f"pack the cells with --vocab {start}/vocab.json; missing are, for example: "
-            + ", ".join(missing[:5]),
-        )
-    if not missing:
-        return []
-    stay = ", and stay so, as embeddings are frozen" if keeps(config.optim, EMBEDDING) else ""
-    return [
-        f"{len(missing):,} of {len(ours):,} tokens are not in the checkpoint's vocabulary and "
-        f"start fresh{stay}: {', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
-    ]
 
 
 def _shape(

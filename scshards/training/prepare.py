@@ -109,10 +109,12 @@ class Run:
         here.first(lambda: stack.enter_context(run.lock()))
         changed = run.check(config)  # it may have been another's since
         held: list[Callable[[], None] | None] = []
-        here.first(lambda: held.append(stack.enter_context(run.lock_place(config))))
+        here.first(
+            lambda: held.append(stack.enter_context(run.lock_place(config, storage_options)))
+        )
         self.checkpoints = stack.enter_context(
             Checkpoints(
-                run.place(config),
+                run.place(config, storage_options),
                 here,
                 keep_last=every.keep_last,
                 keep_every=every.keep_every,
@@ -130,7 +132,7 @@ class Run:
                 best = self.state.best.items()
                 self.state.best = {n: v for n, v in best if not HeldOut.may_mean_another(n)}
         elif every.branch is not None:
-            self.state = branch_state(config, here, self._tensors(shared=True))
+            self.state = branch_state(config, here, self._tensors(shared=True), storage_options)
             notes.append(f"goes on from {every.branch}, after step {self.state.step:,}")
         else:
             config.check_lanes(here.world_size)

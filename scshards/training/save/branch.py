@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -48,7 +49,12 @@ def branch_config(
     return new
 
 
-def branch_state(config: TrainConfig, here: Ranks, tensors: Mapping[str, Tensor]) -> TrainState:
+def branch_state(
+    config: TrainConfig,
+    here: Ranks,
+    tensors: Mapping[str, Tensor],
+    storage_options: Mapping[str, Any] | None = None,
+) -> TrainState:
     """Where a new branch begins, its tensors copied into `tensors`; every rank must call it.
 
     Best score and counters are the branch's own: it has none yet.
@@ -56,7 +62,7 @@ def branch_state(config: TrainConfig, here: Ranks, tensors: Mapping[str, Tensor]
     branch = config.run.branch
     assert branch is not None
     run, step = _place(branch)
-    root = run.place(run.config())
+    root = run.place(run.config(), storage_options)
     names = here.gather(complete(root) if here.is_main else [])[0]
     steps = [step_of(name) for name in names]
     if not steps or (step is not None and step not in steps):

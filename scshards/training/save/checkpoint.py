@@ -90,7 +90,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
     Parameters
     ----------
     root
-        Their folder, on a disk that all ranks share, or a URL.
+        Their folder, on a disk that all ranks share, or a URL; a Storage where it has options.
     keep_last, keep_every
         After each save go all but the last so many and those of steps that are multiples of
         `keep_every`.
@@ -100,14 +100,14 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | Storage,
         ranks: Ranks,
         *,
         keep_last: int,
         keep_every: int | None = None,
         held: Callable[[], None] | None = None,
     ) -> None:
-        self._storage, self._ranks, self._held = Storage(root), ranks, held
+        self._storage, self._ranks, self._held = _storage(root), ranks, held
         self._keep_last, self._keep_every = keep_last, keep_every
         # Its own group: what a save says in the background must not mix with what training says.
         self._group = (
@@ -291,7 +291,7 @@ class Checkpoints(AbstractContextManager["Checkpoints"]):
 
 def complete(root: str | Path | Storage) -> list[str]:
     """The names of all complete checkpoints below `root`, oldest first."""
-    storage = root if isinstance(root, Storage) else Storage(root)
+    storage = _storage(root)
     if storage.local_path is not None and not storage.local_path.is_dir():
         return []
     folders, _ = storage.folder()
@@ -306,7 +306,7 @@ def step_of(name: str) -> int:
 
 def read_state(folder: str | Storage) -> TrainState:
     """What the state.json of a checkpoint's folder says; CheckpointError when it is damaged."""
-    folder = folder if isinstance(folder, Storage) else Storage(folder)
+    folder = _storage(folder)
     state, others = read_record(
         TrainState,
         folder.read(STATE),
@@ -319,6 +319,10 @@ def read_state(folder: str | Storage) -> TrainState:
     )
     state.others = others
     return state
+
+
+def _storage(root: str | Path | Storage) -> Storage:
+    return root if isinstance(root, Storage) else Storage(root)
 
 
 def _as_figures(tree: dict[str, Any]) -> None:

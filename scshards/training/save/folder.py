@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -144,7 +144,9 @@ class RunFolder:
                     self.path.rmdir()
 
     @contextlib.contextmanager
-    def lock_place(self, config: TrainConfig) -> Iterator[Callable[[], None] | None]:
+    def lock_place(
+        self, config: TrainConfig, storage_options: Mapping[str, Any] | None = None
+    ) -> Iterator[Callable[[], None] | None]:
         """No other run keeps its checkpoints at `run.checkpoints` meanwhile, where that is given.
 
         Yields
@@ -156,11 +158,11 @@ class RunFolder:
         OutputExistsError
             When another run keeps them there.
         """
-        place = config.run.checkpoints
+        place, storage = config.run.checkpoints, self.place(config, storage_options)
         if place is None:
             yield None
             return
-        storage, advice = Storage(place), "give each run a place of its own with run.checkpoints"
+        advice = "give each run a place of its own with run.checkpoints"
         with contextlib.ExitStack() as stack:
             try:
                 if (root := storage.local_path) is None:
@@ -196,9 +198,11 @@ class RunFolder:
         said = f"scshards {__version__} does not know what another version wrote of this run"
         return [f"{said}, leaves it aside and keeps it: {', '.join(names)}"]
 
-    def place(self, config: TrainConfig) -> str:
-        """Where the checkpoints of a run of that config are, a folder or a URL."""
-        return config.run.checkpoints or str(self.path / "checkpoints")
+    def place(
+        self, config: TrainConfig, storage_options: Mapping[str, Any] | None = None
+    ) -> Storage:
+        """Where the checkpoints of a run of that config are, on a disk or in a store."""
+        return Storage(config.run.checkpoints or self.path / "checkpoints", storage_options)
 
     def config(self) -> TrainConfig:
         """The config that the run was started with; ConfigError when this is no run."""

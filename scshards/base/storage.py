@@ -319,7 +319,9 @@ class Storage:
                 paths = (p for p in Path(full).rglob("*") if p.is_file() and not _is_temporary(p))
                 return {p.relative_to(self._root).as_posix(): _info_of(p) for p in paths}
         infos = self._listed(path, lambda fs: fs.find(full, detail=True).items())
-        return {n[len(self._root) :].lstrip("/"): info for n, info in infos}
+        # s3fs names the folder itself where its first file comes right after an empty listing.
+        files = ((name, info) for name, info in infos if info["type"] != "directory")
+        return {name[len(self._root) :].lstrip("/"): info for name, info in files}
 
     def _listed(self, path: str, call: Callable[[Any], Got]) -> Got | Sequence[Any]:
         """What a store lists; nothing when there is nothing, an error when there is no bucket."""

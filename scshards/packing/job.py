@@ -196,6 +196,8 @@ class Job:
         names = [n for n in self.storage.list() if not n.startswith(FOLDER) and n not in named]
         ours = [n for n in names if n == VOCAB or _OURS.fullmatch(n)]
         others = [] if self._base is not None else [n for n in names if n not in ours]
+        if (self.folder / JOB).exists():
+            return  # another process of this job began it, and wrote, while we listed
         if others or (ours and not self._restart):
             advice = (
                 "it looks like what did not finish and whose temporary files are gone: remove it with "

@@ -10,6 +10,7 @@ import textwrap
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -158,6 +159,24 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
     assert "No space left on device" in message(lambda: store.write("f", b"new" * 1000))
     assert store.read("f") == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_folder_that_another_begins_meanwhile_is_no_file(
+    s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first file is written between the two requests of one listing."""
+    import s3fs
+
+    store = Storage(f"{s3.url}/begun", s3.options)
+    listed, lists = s3fs.S3FileSystem._lsdir, []
+
+    async def early(self: Any, path: str, *args: Any, **kwargs: Any) -> Any:
+        lists.append(path)
+        return await listed(self, path, *args, **kwargs) if len(lists) > 1 else []
+
+    store.write("a.json", b"{}")
+    monkeypatch.setattr(s3fs.S3FileSystem, "_lsdir", early)
+    assert (store.list(), store.list()) == ([], ["a.json"])
 
 
 def test_a_killed_write_leaves_the_old_file_and_is_not_listed(tmp_path: Path) -> None:

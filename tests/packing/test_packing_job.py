@@ -336,6 +336,27 @@ def test_shares_in_two_rounds_and_finish(
     assert the_same(root, folder)
 
 
+def test_a_share_begins_while_another_writes(
+    folder: Path, tmp_path: Path, small_tasks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lists an output that was empty when it looked for the job."""
+    root, options = tmp_path / "out", PackOptions(**(OPTIONS | {"workers": 1}))
+    args = (inputs(folder), root, vocab_of(GENES), options, False)
+    listed = Storage.list
+
+    def list_late(storage: Storage, path: str = "") -> list[str]:
+        monkeypatch.setattr(Storage, "list", listed)
+        for i in (1, 2, 3):  # the last one goes on to its shards
+            pack_share(*args, share=(i, 3))
+        assert listed(storage)
+        return listed(storage, path)
+
+    monkeypatch.setattr(Storage, "list", list_late)
+    assert pack_share(*args, share=(1, 3)).shards_done
+    pack(*args, finish=True)
+    assert the_same(root, folder)
+
+
 def test_finish_does_what_shares_have_left(folder: Path, tmp_path: Path) -> None:
     root, options = tmp_path / "out", PackOptions(**(OPTIONS | {"workers": 1}))
     args = (inputs(folder), root, vocab_of(GENES), options, False)

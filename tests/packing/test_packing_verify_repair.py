@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from pack_support import counts, quiet_pack, tree_sums, vocab_of, write
+from pack_support import adata, counts, quiet_pack, tree_sums, vocab_of, write
 
 from scshards import PackOptions, ShardSet, verify
 from scshards.base.errors import ChecksumError, ConfigError, OutputExistsError, StorageError
@@ -162,6 +162,32 @@ def test_inputs_are_known_by_their_address_from_any_folder(
     command_line = how_to_mend(root, verify(root, progress=False), None).splitlines()[-1]
     assert shlex.split(command_line)[3:] == ["--repair", "0.h5ad", "1.h5ad"]
     assert mend(root, ["0.h5ad", "1.h5ad"]).report.ok and tree_sums(root) == before
+
+
+@pytest.mark.parametrize("by", ["input", "option", "best"])
+def test_an_input_is_read_by_the_column_that_named_its_genes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """However it was chosen: the command that verify prints need not name it."""
+    cells = adata(counts(30, 12), genes=[f"G{i:03d}" for i in range(12)])
+    cells.var["symbol"] = [f"G{i:03d}" for i in reversed(range(12))]
+    if by == "best":
+        cells.var.index = [f"E{i}" for i in range(12)]
+    cells.write_h5ad(tmp_path / "a.h5ad")
+    given = {"input": "::symbol"}.get(by, "")
+    options = {"gene_column": "symbol"} if by == "option" else {}
+    root = tmp_path / "set"
+    quiet_pack(f"{tmp_path / 'a.h5ad'}{given}", root, vocab_of(12), cells_per_shard=10, **options)
+    before, shard = tree_sums(root), ShardSet(root).manifest.splits["train"][0]
+    flip(root / shard.path)
+    command_line = how_to_mend(root, verify(root, progress=False), None).splitlines()[-1]
+    result = CliRunner().invoke(command, shlex.split(command_line)[2:])
+    assert result.exit_code == 0, result.output
+    assert tree_sums(root) == before
+    if by != "best":  # who names another column is believed
+        flip(root / shard.path)
+        done = mend(root, f"{tmp_path / 'a.h5ad'}::index")
+        assert set(done.left) == {shard.path}
 
 
 def test_inputs_of_one_name_are_told_apart_by_their_address(

@@ -385,7 +385,8 @@ def _given(manifest: Manifest, files: Sequence[InputFile]) -> dict[int, InputFil
     """{source of the manifest: the file that it was packed from}, of the files that are given.
 
     It is found by its name, where no other source has it, else by its address: names are as they were
-    typed in the folder of the pack.
+    typed in the folder of the pack. Its genes are named by the column that named them then, unless it
+    is given with another.
     """
     by = {place_of(file): file for file in files} | {file.name: file for file in files}
     counts = Counter(source.name for source in manifest.sources)
@@ -394,7 +395,7 @@ def _given(manifest: Manifest, files: Sequence[InputFile]) -> dict[int, InputFil
         file = by.get(source.name) if counts[source.name] == 1 else None
         file = file or by.get(source.identity.get("at", ""))
         if file is not None:
-            found[i] = file
+            found[i] = file._replace(gene_column=file.gene_column or source.gene_column)
     return found
 
 

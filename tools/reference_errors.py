@@ -13,6 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from scshards.base import errors
 
@@ -30,8 +31,13 @@ KINDS = {
 def errors_page(package: Path, written: str) -> Iterator[str]:
     """The lines of the page."""
     found: dict[str, dict[str, str]] = defaultdict(dict)
-    for path in sorted(package.rglob("*.py")):
-        for kind, what, advice in messages(path.read_text()):
+    sources = {path: path.read_text() for path in sorted(package.rglob("*.py"))}
+    texts = {
+        ".".join(path.relative_to(package.parent).with_suffix("").parts): _texts(ast.parse(source))
+        for path, source in sources.items()
+    }
+    for source in sources.values():
+        for kind, what, advice in messages(source, texts):
             if advice or what not in found[kind]:
                 found[kind][what] = advice
     yield "# Errors, and what to do"
@@ -62,18 +68,22 @@ def errors_page(package: Path, written: str) -> Iterator[str]:
             yield f"| {table_cell(what)} | {table_cell(found[kind][what])} |"
 
 
-def messages(source: str) -> Iterator[tuple[str, str, str]]:
-    """(kind, what, advice) of each error that a module makes.
+def messages(
+    source: str, texts: Mapping[str, Mapping[str, ast.expr]] = MappingProxyType({})
+) -> Iterator[tuple[str, str, str]]:
+    """(kind, what, advice) of each error that a module makes; `texts` are those of modules it imports.
 
     A text that is given by the name of a variable is each of those that the function binds to it: by an
     assignment, as an element of what a loop goes over, or as an argument of a call in the same module.
     """
     tree = ast.parse(source)
     constants = {
-        node.targets[0].id: node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
+        name.asname or name.name: texts[node.module or ""][name.name]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module in texts
+        for name in node.names
+        if name.name in texts[node.module]
+    } | _texts(tree)
     functions: dict[ast.AST, ast.FunctionDef] = {}
     for node in ast.walk(tree):  # from the outside in: a call is in the innermost one
         if isinstance(node, ast.FunctionDef):
@@ -93,6 +103,20 @@ def messages(source: str) -> Iterator[tuple[str, str, str]]:
             told, todo = _said(what, constants), _said(cure, constants)
             if len(re.findall(r"[a-z]", told)) >= LETTERS:
                 yield kind, told, "" if len(re.findall(r"[a-z]", todo)) < LETTERS else todo
+
+
+def _texts(tree: ast.Module) -> dict[str, ast.expr]:
+    """{name: what it says} of what a module has by name; of a function that does nothing but say it."""
+    found: dict[str, ast.expr] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            if not node.targets[0].id.startswith("__"):  # each version would have pages of its own
+                found[node.targets[0].id] = node.value
+        elif isinstance(node, ast.FunctionDef) and ast.get_docstring(node) and len(node.body) == 2:
+            said = node.body[1]
+            if isinstance(said, ast.Return) and said.value is not None:
+                found[node.name] = said.value
+    return found
 
 
 _Bound = list[tuple[int, dict[str, ast.expr]]]
@@ -228,7 +252,8 @@ def _text(node: ast.expr, constants: Mapping[str, ast.expr]) -> str:
     if isinstance(node, ast.JoinedStr):
         return "".join(_text(part, constants) for part in node.values)
     if isinstance(node, ast.FormattedValue):
-        is_plain = isinstance(node.value, ast.Name) and node.value.id in constants
+        named = node.value.func if isinstance(node.value, ast.Call) else node.value
+        is_plain = isinstance(named, ast.Name) and named.id in constants
         return _text(node.value, constants) if is_plain else GAP
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         return _text(node.left, constants) + _text(node.right, constants)
@@ -236,6 +261,8 @@ def _text(node: ast.expr, constants: Mapping[str, ast.expr]) -> str:
         return _text(node.values[-1], constants)
     if isinstance(node, ast.IfExp):
         return _text(node.body, constants) or _text(node.orelse, constants)
+    if isinstance(node, ast.Call):
+        node = node.func
     if isinstance(node, ast.Name):
         meant = constants.get(node.id)
         if isinstance(meant, ast.Constant | ast.JoinedStr | ast.BinOp):

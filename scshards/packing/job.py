@@ -145,7 +145,7 @@ class Job:
     def manifest(self) -> Manifest | None:
         """That of the set at the root, when there is one."""
         data = self.storage.read_if_there(MANIFEST)
-        return None if data is None else Manifest.from_json(data, where=self.storage.at(MANIFEST))
+        return None if data is None else Manifest.from_json(data, root=self.storage.at(""))
 
     def made(self, identities: Callable[[], Sequence[Mapping[str, Any]]]) -> Manifest | None:
         """The manifest of the output, when it is whole and what this job would make.

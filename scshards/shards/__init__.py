@@ -5,6 +5,7 @@
     shardset  a set that is opened                         chunks     cells of a shard, read in order
     arrays    what a cell has beside its genes <-> the payload of its second member
     spill     members in temporary files, grouped by shard
+    mending   what is to be done about damaged files, for the errors about them
 
 Read first: manifest.py, then members.py.
 """

@@ -34,6 +34,7 @@ from scshards.base.records import (
 from scshards.cells.tokenizer import ValueKind
 from scshards.kernels.members import MEMBER_BOUND
 from scshards.shards import Compression
+from scshards.shards.mending import manifest_again
 from scshards.shards.tar import CHUNK_BYTES, Chunks
 
 MANIFEST = "manifest.json"
@@ -358,8 +359,12 @@ class Manifest:
         return body + f'{_SEAL}{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
 
     @classmethod
-    def from_json(cls, data: bytes | str, *, where: object = None) -> Manifest:
-        """Parse a manifest; FormatError says what is wrong with it, and in which of its fields."""
+    def from_json(cls, data: bytes | str, *, root: str | None = None) -> Manifest:
+        """Parse a manifest; FormatError says what is wrong with it, and in which of its fields.
+
+        `root` is the address of its shard set, for messages.
+        """
+        where = None if root is None else f"{root}/{MANIFEST}"
         try:
             with collected_apart if len(data) > _LARGE else contextlib.nullcontext():
                 tree = read_json(data)
@@ -376,8 +381,7 @@ class Manifest:
             raise FormatError(
                 f"the manifest is damaged: {e}",
                 where=where,
-                advice="the same pack into another folder makes the same manifest.json: copy it here; "
-                "or take that of another copy of the set: scshards verify ROOT --repair-from ROOT2",
+                advice=manifest_again(root) if root is not None else None,
             ) from None
 
     @classmethod

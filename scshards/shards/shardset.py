@@ -7,7 +7,6 @@ import hashlib
 import operator
 import os
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +26,7 @@ from scshards.shards.arrays import ArrayReader, dense_rows
 from scshards.shards.chunks import read_cells
 from scshards.shards.index import ARRAY_COLUMNS, OBS_PREFIX, check_bounds, read_index
 from scshards.shards.manifest import MANIFEST, VOCAB, LabelInfo, Manifest, ShardInfo, seal_holds
+from scshards.shards.mending import index_again, manifest_again, vocab_again
 
 _KEY = re.compile(r"(\d{1,6})-(\d{1,10})")
 _TAR = re.compile(r"(train|valid|test)/\d{6,}\.tar(\.zst)?")
@@ -96,8 +96,7 @@ class ShardSet:
                 f"{counted(n, 'shards')}",
                 where=self.storage.at(""),
                 advice="if packing was interrupted, run the same command again; if the manifest was "
-                "lost, the same pack into another folder makes the same one: copy its manifest.json "
-                "here, or that of another copy of the set: scshards verify ROOT --repair-from ROOT2",
+                f"lost, {manifest_again(self.storage.at(''))}",
             )
         if manifest is None:
             raise StorageError(
@@ -105,14 +104,12 @@ class ShardSet:
                 where=self.storage.at(""),
                 advice="check the address; if packing was interrupted, pack it again",
             )
-        self.manifest = Manifest.from_json(manifest, where=self.storage.at(MANIFEST))
+        self.manifest = Manifest.from_json(manifest, root=self.storage.at(""))
         if not seal_holds(manifest):
             raise ChecksumError(
                 "the manifest's bytes are not those that were written: its own checksum is of others",
                 where=self.storage.at(MANIFEST),
-                advice="the same pack into another folder makes the same manifest.json: copy it here; "
-                "or take that of another copy of the set: scshards verify ROOT --repair-from ROOT2; it "
-                "is not to be edited by hand",
+                advice=f"{manifest_again(self.storage.at(''))}; it is not to be edited by hand",
             )
         self.manifest.check_sizes(self.storage.at(MANIFEST))
         self.manifest_sha256 = hashlib.sha256(manifest).hexdigest()
@@ -126,9 +123,7 @@ class ShardSet:
             raise ChecksumError(
                 "the vocabulary is not the one that these shards were packed with",
                 where=where,
-                advice="the same pack into another folder makes the same vocab.json, and the file that "
-                "was given to --vocab is the same, special tokens aside; "
-                "or take that of another copy of the set: scshards verify ROOT --repair-from ROOT2",
+                advice=vocab_again(self.storage.at("")),
             )
         if len(vocab) != self.manifest.vocab_size:
             raise FormatError(
@@ -276,7 +271,7 @@ def check_index_bytes(storage: Storage, shard: ShardInfo, data: bytes | memoryvi
         raise ChecksumError(
             "the index is not the one that was packed",
             where=storage.at(shard.index_path),
-            advice=f"scshards verify {shlex.quote(storage.at(''))} --repair makes an index from its tar",
+            advice=index_again(storage.at("")),
         )
 
 

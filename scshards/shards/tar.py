@@ -11,7 +11,6 @@ whole stays an ordinary `.tar.zst`).
 from __future__ import annotations
 
 import itertools
-import shlex
 import tarfile
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from scshards.cells.batch import format_key
 from scshards.kernels import members as kernels
 from scshards.shards import Compression
 from scshards.shards.members import ARRAYS_EXTENSION, EXTENSION
+from scshards.shards.mending import shard_again
 
 CHUNK_BYTES = 1 << 20
 """A chunk begins with the first member at or after each multiple of this in the uncompressed tar."""
@@ -196,7 +196,7 @@ def open_chunk(
     checksum: int,
     compression: Compression,
     where: str,
-    root: str = "ROOT",
+    root: str,
 ) -> NDArray[np.uint8]:
     """The uncompressed bytes of one chunk, after its checksum was found right.
 
@@ -218,8 +218,7 @@ def open_chunk(
         raise ChecksumError(
             "the bytes of a chunk are not those that were packed",
             where=where,
-            advice=f"scshards verify {shlex.quote(root)} ends with the command that repairs it from the "
-            "inputs of its cells; or copy the shard from another copy of the set",
+            advice=shard_again(root),
         )
     if compression == "none":
         return stored

@@ -19,6 +19,7 @@ from scshards.base.threads import Jobs, Stop
 from scshards.cells.tokenizer import ValueKind
 from scshards.shards.before import another_set
 from scshards.shards.manifest import LabelInfo, SourceInfo
+from scshards.shards.mending import index_again
 from scshards.shards.shardlist import ShardList
 from scshards.streaming.mix.blocks import Block, EpochReader
 from scshards.streaming.mix.store import CellStores
@@ -428,12 +429,12 @@ class BlockStream:
     def _of_another_set(self, fingerprint: str) -> StateError:
         """What is said where the shards are not those that a state was taken on."""
         shards = self._shards
-        root = shards.name()
         if shards.left_out:
+            bad = shards.storage(min(shards.left_out)).at("")
             return StateError(
                 "the state was taken with other shards: some are left out here, whose indexes are bad",
-                where=root,
-                advice=f"mend it: scshards verify {root} --repair INPUT...",
+                where=bad,
+                advice=index_again(bad),
             )
         error = another_set(shards, fingerprint)
         assert error is not None

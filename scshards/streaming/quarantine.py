@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from scshards.base.errors import FormatError, MissingDataError, ScshardsError
 from scshards.base.progress import counted
+from scshards.shards.mending import shard_again
 from scshards.shards.shardlist import ShardList
 from scshards.streaming.read.options import OnBadShard
 
@@ -148,5 +149,5 @@ class Quarantine:
                 f"{counted(total, 'cells')} lost in epoch {made.epoch}, more than max_bad_cells="
                 f"{self._limit} allows; the last ones: {made.reason}",
                 where=made.shard,
-                advice="mend them: scshards verify ROOT says how, and which inputs that needs",
+                advice=shard_again(self._shards.storage(shard).at("")),
             )

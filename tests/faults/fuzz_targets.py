@@ -254,9 +254,9 @@ class ManifestText(Target):
 
     def check(self, data: bytes) -> bool:
         try:
-            manifest = Manifest.from_json(data, where="here")
+            manifest = Manifest.from_json(data, root="here")
         except FormatError as e:
-            assert e.where == "here" and len(str(e)) < 2000
+            assert e.where == "here/manifest.json" and len(str(e)) < 2000
             return False
         text = manifest.to_json()
         assert Manifest.from_json(text).to_json() == text
@@ -299,7 +299,7 @@ class Chunk(Target):
         with contextlib.suppress(zstandard.ZstdError):
             size = zstandard.frame_content_size(data)
         try:
-            raw = open_chunk(stored, size, xxhash.xxh64_intdigest(data), "zstd", "here")
+            raw = open_chunk(stored, size, xxhash.xxh64_intdigest(data), "zstd", "here", "root")
         except FormatError:
             return False
         with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as stream:

@@ -164,8 +164,9 @@ def test_raising_is_the_default(bad: Path, damage) -> None:
 def test_too_many_are_an_error(bad: Path, damage) -> None:
     gone, _ = damage(bad)
     reading = loader(bad, on_bad_shard="quarantine", max_bad_cells=len(gone) - 1)
-    with pytest.raises(FormatError, match=f"max_bad_cells={len(gone) - 1}"):
+    with pytest.raises(FormatError, match=f"max_bad_cells={len(gone) - 1}") as caught:
         list(reading)
+    assert f"scshards verify {bad} ends with the command" in str(caught.value.advice)
     assert reading.lost
     list(loader(bad, on_bad_shard="quarantine", max_bad_cells=len(gone)))
 
@@ -231,6 +232,9 @@ def test_an_index_that_is_bad_when_cells_are_chosen(
     # Whoever goes on with the index restored would meet other cells: a state says so.
     with pytest.raises(StateError, match="were left out then"):
         loader(good.root, **choice).load_state_dict(reading.state_dict())
+    with pytest.raises(StateError, match="some are left out here") as caught:
+        reading.load_state_dict(loader(good.root, **choice).state_dict())
+    assert caught.value.advice == f"scshards verify {bad} --repair makes an index from its tar"
 
 
 @NOT_COMPRESSED

@@ -199,7 +199,7 @@ def test_fingerprint_by_its_definition() -> None:
 )
 def test_files_that_are_no_manifest(data: bytes, what: str) -> None:
     with pytest.raises(FormatError) as caught:
-        Manifest.from_json(data, where="root/manifest.json")
+        Manifest.from_json(data, root="root")
     assert what in caught.value.what and "root/manifest.json" in str(caught.value.where)
 
 
@@ -280,7 +280,7 @@ def test_damage(change: Callable[[Any], None], what: str) -> None:
     Manifest.from_json(json.dumps(tree))
     change(tree)
     with pytest.raises(FormatError) as caught:
-        Manifest.from_json(json.dumps(tree), where="root/manifest.json")
+        Manifest.from_json(json.dumps(tree), root="root")
     assert what in caught.value.what and "root/manifest.json" in str(caught.value.where)
     assert "the same pack into another folder" in str(caught.value.advice)
 

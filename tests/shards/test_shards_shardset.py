@@ -45,7 +45,7 @@ def test_the_index_points_at_the_members(tmp_path: Path, compression: Compressio
     stored = np.frombuffer(shards.storage.read(info.path), np.uint8)
     tar = np.concatenate(
         [
-            open_chunk(stored[end - n : end], int(raw), int(checksum), compression, "here")
+            open_chunk(stored[end - n : end], int(raw), int(checksum), compression, "here", "")
             for end, n, raw, checksum in zip(
                 np.cumsum(info.chunks.stored),
                 info.chunks.stored,
@@ -85,6 +85,7 @@ def test_a_damaged_manifest(known: Known) -> None:
     with pytest.raises(FormatError) as caught:
         ShardSet(known.root)
     assert caught.value.where == str(known.root / MANIFEST)
+    assert f"scshards verify {known.root} --repair-from ROOT2" in str(caught.value.advice)
 
 
 @pytest.mark.parametrize(

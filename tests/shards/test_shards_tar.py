@@ -162,7 +162,7 @@ def test_chunks_cover_the_file_by_the_rule(compression: Compression, sizes: list
     ):
         piece = stored[end - n : end]
         assert int(checksum) == xxhash.xxh64(piece.tobytes()).intdigest()
-        opened = open_chunk(piece, int(size), int(checksum), compression, "here")
+        opened = open_chunk(piece, int(size), int(checksum), compression, "here", "root")
         assert len(opened) == size
         if compression == "zstd":
             # Each chunk is one zstd frame that says how much it holds.
@@ -222,10 +222,15 @@ def test_any_changed_byte_is_found(compression: Compression) -> None:
         changed = stored.copy()
         changed[at] ^= 1
         with pytest.raises(ChecksumError) as caught:
-            open_chunk(changed, int(chunks.raw[0]), int(chunks.sums[0]), compression, "shard 5")
+            open_chunk(
+                changed, int(chunks.raw[0]), int(chunks.sums[0]), compression, "shard 5", "a set"
+            )
         assert caught.value.where == "shard 5"
+        assert "scshards verify 'a set' ends with the command" in str(caught.value.advice)
     with pytest.raises(ChecksumError):
-        open_chunk(stored[:-1], int(chunks.raw[0]), int(chunks.sums[0]), compression, "shard 5")
+        open_chunk(
+            stored[:-1], int(chunks.raw[0]), int(chunks.sums[0]), compression, "shard 5", "a set"
+        )
 
 
 @pytest.mark.parametrize(
@@ -245,7 +250,7 @@ def test_any_changed_byte_is_found(compression: Compression) -> None:
 def test_a_right_checksum_over_a_wrong_frame(frame: bytes) -> None:
     data = np.frombuffer(frame, np.uint8)
     with pytest.raises(FormatError, match="chunk") as caught:
-        open_chunk(data, 99, xxhash.xxh64_intdigest(data), "zstd", "shard 5")
+        open_chunk(data, 99, xxhash.xxh64_intdigest(data), "zstd", "shard 5", "a set")
     assert not isinstance(caught.value, ChecksumError)
 
 
@@ -253,4 +258,4 @@ def test_a_manifest_and_a_frame_that_both_claim_a_tebibyte() -> None:
     frame = b"\x28\xb5\x2f\xfd\xe0" + (1 << 40).to_bytes(8, "little") + b"\x01\x00\x00"
     data = np.frombuffer(frame, np.uint8)
     with pytest.raises(FormatError, match="chunk"):
-        open_chunk(data, 1 << 40, xxhash.xxh64_intdigest(data), "zstd", "shard 5")
+        open_chunk(data, 1 << 40, xxhash.xxh64_intdigest(data), "zstd", "shard 5", "a set")

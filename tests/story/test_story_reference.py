@@ -88,6 +88,28 @@ def f(name, n):
     ]
 
 
+def test_errors_lists_what_another_module_says(tool: ModuleType, tmp_path: Path) -> None:
+    """By a constant, or by a function that does nothing else."""
+    (tmp_path / "a.py").write_text("""
+from p.b import CURE, again
+def f(root):
+    raise ConfigError("the settings are odd", advice=CURE)
+    raise StorageError("the file is cut", advice=again(root))
+    raise SourceError("the file is empty", advice=f"first {again(root)}")
+""")
+    (tmp_path / "b.py").write_text("""
+CURE = "take another"
+def again(root):
+    \"\"\"What to do.\"\"\"
+    return f"copy {root} again"
+""")
+    package = tmp_path.rename(tmp_path.parent / "p")
+    text = "\n".join(sys.modules["reference_errors"].errors_page(package, ""))
+    assert "| the settings are odd | take another |" in text
+    assert "| the file is cut | copy … again |" in text
+    assert "| the file is empty | first copy … again |" in text
+
+
 def test_errors_lists_what_a_variable_says(tool: ModuleType) -> None:
     """A message of a table that is gone through, of one branch or another, or of a caller."""
     source = """

@@ -52,6 +52,7 @@ from scshards.shards.members import (
     decode_rows,
     pack_block,
 )
+from scshards.shards.mending import vocab_again
 from scshards.shards.shardset import ShardSet
 from scshards.shards.tar import build_tar, seal
 from scshards.sources.genes import match_source
@@ -200,11 +201,7 @@ def how_to_mend(
     except FormatError as e:
         return f"mend it: {e.advice}" if e.advice else ""
     if VOCAB in faulty:
-        return (
-            "mend it: the same pack into another folder makes the same vocab.json: copy it here; or "
-            f"from another copy of the set: scshards verify {shlex.quote(shard_set.storage.at(''))} "
-            "--repair-from ROOT2"
-        )
+        return f"mend it: {vocab_again(shard_set.storage.at(''))}"
     if MANIFEST in faulty:
         return ""  # it was so when it was written
     shards = [

@@ -215,7 +215,7 @@ class ShardCheck:
         info, compression = self._info, self._manifest.compression
         size, checksum = int(info.chunks.raw[i]), int(info.chunks.sums[i])
         try:
-            return open_chunk(stored, size, checksum, compression, info.path)
+            return open_chunk(stored, size, checksum, compression, info.path, self._storage.at(""))
         except FormatError as e:
             last = int(info.chunks.cells[: i + 1].sum()) - 1
             first = last + 1 - int(info.chunks.cells[i])

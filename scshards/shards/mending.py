@@ -32,7 +32,7 @@ def manifest_again(root: str) -> str:
 def vocab_again(root: str) -> str:
     """What mends the vocabulary of a set."""
     return (
-        "the same pack into another folder makes the same vocab.json, and the file that was given to "
-        "--vocab is the same, special tokens aside: copy it here; or take that of another copy of the "
-        f"set: scshards verify {shlex.quote(root)} --repair-from ROOT2"
+        "the same pack into another folder makes the same vocab.json: copy it here; the file that was "
+        "given to --vocab is the same, special tokens aside; or take that of another copy of the set: "
+        f"scshards verify {shlex.quote(root)} --repair-from ROOT2"
     )

@@ -1,6 +1,7 @@
 """One writer at a time: locks on files, and a lease on an output in an object store.
 
     with locked(path): ...               this host (and every host, where the file system says so)
+    with locked_name(folder, name): ...  the same, of names whose holders others may ask for
     with Lease(storage, prefix): ...     any host: an object that its holder rewrites
 
 A file lock ends with its process, however that ends. A store has no locks: each writer puts an object
@@ -145,6 +146,63 @@ def claims(storage: Storage, prefix: str) -> list[str]:
         if claim is not None and (claim.get("host") != _host() or _runs(claim.get("pid"))):
             sure = "" if claim.get("host") == _host() else ", if it still runs"
             found.append(f"{claim.get('holder')}{sure}")
+    return found
+
+
+@contextlib.contextmanager
+def locked_name(folder: Path, name: str, *, at: object = None) -> Iterator[None]:
+    """Hold the lock of a name, beside others that hold other names of the same folder.
+
+    Parameters
+    ----------
+    folder
+        It is there, and has nothing but such locks.
+    name
+        A file name.
+    at
+        What is locked, for the message.
+
+    Raises
+    ------
+    OutputExistsError, StorageError
+        As `locked`.
+    """
+    with contextlib.ExitStack() as stack:
+        # Who asks tries each lock for a moment, and must not be taken for a holder.
+        with locked(folder / LOCK, wait=True):
+            stack.enter_context(locked(folder / name, at=at))
+        yield
+
+
+def names_held(folder: Path) -> dict[str, str]:
+    """{name: who holds it, in words} of `locked_name`; nothing is changed.
+
+    Each lock is tried, so that one whose process has ended is not told, whatever its host was.
+
+    Raises
+    ------
+    StorageError
+        When the folder can't be read.
+    """
+    found: dict[str, str] = {}
+    try:
+        with (folder / LOCK).open() as asking:
+            _open_locks.add(asking)
+            fcntl.flock(asking, fcntl.LOCK_SH)
+            for path in sorted(folder.iterdir()):
+                if path.name == LOCK:
+                    continue
+                with path.open() as file:
+                    _open_locks.add(file)
+                    try:
+                        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        found[path.name] = file.read().strip() or "another process"
+    except FileNotFoundError:
+        return {}  # nobody has locked a name there yet, or all of it has just been removed
+    except OSError as e:
+        what = f"locks can't be read: {e.strerror}"
+        raise StorageError(what, where=folder, advice=advised(e)) from None
     return found
 
 

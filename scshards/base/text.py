@@ -42,6 +42,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"known names: {first_of(known, 20)}"
 
 
+def all_of(names: Sequence[str]) -> str:
+    """All names: "a", "a and b", "a, b and c"."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def first_of(names: Sequence[str], most: int) -> str:
     """The first names, and dots where there are more: "a, b, ..."."""
     return ", ".join([*names[:most], "..."] if len(names) > most else names)

@@ -53,10 +53,13 @@ def _parts(found: Status, share: tuple[int, int] | None) -> list[str | Table]:
     if share is None:
         first.append(f"{what} not finished")
     else:
+        idle = f"has nothing to do in this round: {found.idle}"
         first.append(
-            f"share {share[0]}/{share[1]} is done for this round; the whole is not finished yet: "
-            f"{found.root}"
+            f"share {share[0]}/{share[1]} {idle if found.idle else 'is done for this round'}; the whole "
+            f"is not finished yet: {found.root}"
         )
+        if found.idle:
+            return [f"{first[0]}\nnext: {found.next}"]
     rows = [
         ("1/3 reading headers", "inputs", found.inputs_done, found.inputs),
         ("2/3 reading cells", "slices", found.slices_done, found.slices),

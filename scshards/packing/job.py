@@ -7,6 +7,7 @@
              000000.bin .npy .json a spill, its directory, its mark
              train-000000.json     the mark of a shard
              shares.json           in how many shares it is done, for status
+             shares/               a lock for each share that is being done
              lock
 
 `folder` is `.packing` in a local root, or a folder of a name of its own below `--scratch` (or the
@@ -46,6 +47,9 @@ _log = logging.getLogger(__name__)
 
 FOLDER, JOB, PLAN, SHARES = ".packing", "job.json", "plan.json", "shares.json"
 
+AT_WORK = "shares"
+"""The folder of the locks of shares."""
+
 ADDS_TO = "adds to"
 """The key of what is asked for that names the manifest of the set that is added to."""
 
@@ -72,8 +76,8 @@ class Job:
         The manifest of the set that is added to, or None for a new set.
     restart
         Throw away what an earlier job has left.
-    shared
-        Whether other processes work on the same job at the same time (`--share`).
+    share
+        (i, n), i from 1 to n, when other processes do other shares of the same job (`--share`).
     begun_only
         Refuse when no job has begun (`--finish`).
 
@@ -93,7 +97,8 @@ class Job:
     Raises
     ------
     OutputExistsError
-        When there is something else at the root, another job, or a pack that runs.
+        When there is something else at the root, another job, a pack that runs, or another process
+        that does the same share.
     """
 
     def __init__(
@@ -104,14 +109,14 @@ class Job:
         *,
         base: Manifest | None = None,
         restart: bool = False,
-        shared: bool = False,
+        share: tuple[int, int] | None = None,
         begun_only: bool = False,
     ) -> None:
         self.storage = Storage(root, options.storage_options)
         self.folder = folder_of(self.storage, options.scratch)
         self._asked = {"scshards": __version__, **asked}
         self._base, self._restart = base, restart
-        self._shared, self._begun_only = shared, begun_only
+        self._share, self._shared, self._begun_only = share, share is not None, begun_only
         self._lease: Lease | None = None
         self.is_worthless = self.has_surveys = False
 
@@ -127,8 +132,18 @@ class Job:
         """Who works on it, in words; nobody is disturbed."""
         root = self.storage.local_path
         if root is None:
-            return tuple(locks.claims(self.storage, FOLDER))
-        return tuple(locks.holders(root / FOLDER / LOCK))
+            found = locks.claims(self.storage, FOLDER)
+        else:
+            found = locks.holders(root / FOLDER / LOCK)
+        shares = locks.names_held(self.folder / AT_WORK)
+        known = {*shares.values(), *(f"{who}, if it still runs" for who in shares.values())}
+        told = (f"{who} (share {_shown(name)})" for name, who in shares.items())
+        return (*told, *(who for who in found if who not in known))
+
+    def at_work(self, n: int) -> dict[int, str]:
+        """{number, from 1: who does it, in words} of n shares, those that are being done."""
+        held = locks.names_held(self.folder / AT_WORK)
+        return {i: held[name] for i in range(1, n + 1) if (name := _share_name(i, n)) in held}
 
     def request(self, identities: Sequence[Mapping[str, Any]]) -> str:
         """SHA-256 (hex) of what was asked for: the same for the same command and unchanged inputs.
@@ -242,6 +257,8 @@ class Job:
                 # What was looked at before it was locked may be another now.
                 self._refuse_another_base()
                 self._claim()
+                if self._share is not None:
+                    self._take_share(*self._share)
             except BaseException:
                 if not (self.folder / JOB).exists():
                     self._remove_folders()
@@ -355,6 +372,21 @@ class Job:
             self._remove_work()
         publish(self.folder / JOB, json.dumps(self._asked).encode())
 
+    def _take_share(self, i: int, n: int) -> None:
+        """Hold the lock of a share, beside those of other shares."""
+        folder, at = self.folder / AT_WORK, self.storage.at("")
+        with scratch_writes(folder):
+            folder.mkdir(exist_ok=True)
+        try:
+            self._locks.enter_context(locks.locked_name(folder, _share_name(i, n), at=at))
+        except OutputExistsError as e:
+            raise OutputExistsError(
+                f"share {i}/{n} is being done already: {e.what}",
+                where=at,
+                advice="wait until it has ended, or do another share: scshards status says which ones "
+                "nobody does",
+            ) from None
+
     def _is_worth_keeping(self, error: BaseException | None) -> bool:
         """Whether a later run could go on: not when an input was refused before any task was done."""
         if not isinstance(error, ScshardsError):
@@ -411,6 +443,16 @@ def _files(manifest: Manifest | None) -> set[str]:
         return set()
     shards = [s for split in manifest.splits.values() for s in split]
     return {VOCAB, *(path for s in shards for path in (s.path, s.index_path))}
+
+
+def _share_name(i: int, n: int) -> str:
+    """Of its lock."""
+    return f"{i}-of-{n}"
+
+
+def _shown(name: str) -> str:
+    """The share of a lock, as it was asked for."""
+    return name.replace("-of-", "/")
 
 
 def folder_of(storage: Storage, scratch: str | None) -> Path:

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from scshards.base.errors import ConfigError
+from scshards.base.progress import counted
 from scshards.cells.vocab import Vocab
 from scshards.census.address import JOINID
 from scshards.packing.executors import LOCAL, make_executor
@@ -116,11 +117,11 @@ def pack_share(
 
     Returns
     -------
-    How far all shares together are, and what to run next.
+    How far all shares together are, which are being done, and what to run next.
 
     Raises
     ------
-    As `pack`; what is done is kept.
+    As `pack`; what is done is kept. OutputExistsError also when another process does the same share.
     """
     i, n = share
     if not 1 <= i <= n:
@@ -128,11 +129,24 @@ def pack_share(
             f"{i}/{n} is no share", where="share", advice="give I/N with I from 1 to N"
         )
     request = requested(inputs, root, vocab, options)
-    with _working(request, progress, share=(i - 1, n)) as (done, phases):
+    with _working(request, progress, share=share) as (done, phases):
         if done is None:
             publish(phases.folder / SHARES, json.dumps({"shares": n}).encode())
             phases.run()
-    return status(root, request.options.scratch, request.options.storage_options)
+    found = status(root, request.options.scratch, request.options.storage_options)
+    if phases.did or not found.slices:  # not: the set is complete
+        return found
+    return dataclasses.replace(found, idle=_idle(found, phases.own))
+
+
+def _idle(found: Status, own: int) -> str:
+    """Why a share had nothing to do, when so many tasks fall to it."""
+    if own:
+        return "its part is done"
+    known = [
+        counted(n, unit) for n, unit in ((found.slices, "slices"), (found.shards, "shards")) if n
+    ]
+    return f"none of the {' and '.join(known)} falls to it"
 
 
 def requested(
@@ -197,7 +211,7 @@ def _working(
         dict(request.asked),
         base=request.base,
         restart=restart,
-        shared=share is not None,
+        share=share,
         begun_only=finish,
     )
     elsewhere = "--share" if share else None if dask in (None, LOCAL) else "--dask"
@@ -212,7 +226,7 @@ def _working(
         job,
         make_executor(workers, dask),
         automatic=workers is None and dask is None,
-        share=share or (0, 1),
+        share=(share[0] - 1, share[1]) if share else (0, 1),
         shown=progress,
     )
     done = job.finished(request.identities)

@@ -122,6 +122,8 @@ class Phases:
         Show progress.
     seconds
         {input: seconds that its tasks took}, also in earlier runs.
+    own, did
+        The slices and shards of this share so far, and how many of them this run has done.
     """
 
     request: Request
@@ -131,6 +133,8 @@ class Phases:
     share: tuple[int, int] = (0, 1)
     shown: bool = True
     seconds: dict[int, float] = dataclasses.field(default_factory=dict)
+    own: int = 0
+    did: int = 0
 
     def run(self) -> None:
         """Do all phases; of a share those that can be done, which ends with pass 1 until all shares
@@ -483,6 +487,7 @@ class Phases:
         """Do what is not marked as done, with progress."""
         sizes = {w.mark: cells(w.task) for w in works}
         missing = [w for w in works if not Path(w.mark).exists()]
+        self.own, self.did = self.own + len(works), self.did + len(missing)
         total = sum(sizes.values())
         done = total - sum(sizes[w.mark] for w in missing)
         with Progress(label, total, "cells", shown=self.shown, initial=done) as bar:

@@ -16,6 +16,7 @@ from typing import Any
 
 from scshards._version import __version__
 from scshards.base.progress import counted
+from scshards.base.text import all_of, first_and_rest, first_of
 from scshards.cells.vocab import Vocab
 from scshards.packing.executors import Executor
 from scshards.packing.job import ADDS_TO, JOB, SHARES, Job
@@ -25,6 +26,9 @@ from scshards.packing.phases import Phases, Request
 from scshards.shards.manifest import VOCAB, Manifest
 from scshards.shards.shardset import shards_there
 from scshards.shards.spill import CELLS
+
+_MOST = 20
+"""So many shares are named."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +57,10 @@ class Status:
         Of a pack in shares, {number, from 1: slices and shards that it has still to do}.
     n_shares
         In how many shares the pack is done; 1 when it is not.
+    at_work
+        {number, from 1: who does it, in words} of the shares that are being done.
+    idle
+        Of a share that has just ended and had nothing to do: why.
     next
         What to do now.
     """
@@ -70,6 +78,8 @@ class Status:
     missing: tuple[str, ...] = ()
     shares: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     n_shares: int = 1
+    at_work: Mapping[int, str] = field(default_factory=dict)
+    idle: str = ""
     next: str = ""
 
 
@@ -165,6 +175,7 @@ def _planned(found: Status, job: Job, options: PackOptions) -> Status:
             i + 1: (turns[i], writes[i]) for i in range(n) if n > 1 and (turns[i] or writes[i])
         },
         n_shares=n,
+        at_work=job.at_work(n),
     )
 
 
@@ -172,27 +183,45 @@ def _next(found: Status) -> str:
     """What to run now, in a line."""
     assert found.asked is not None
     if found.n_shares > 1:
-        if found.shares:
-            some = list(map(str, found.shares))
-            if len(some) > 20:
-                told = f"{', '.join(some[:20])}, ..."
-                one = f"--share I/{found.n_shares}"
-                return f"run the same command with {one} for {len(some):,} I: {told}"
-            return (
-                f"run the same command for each share that is left: {_loop(some, found.n_shares)}"
-            )
-        if found.shards is None:
-            every = [f"$(seq {found.n_shares})"]
-            return (
-                "run the same command for every share once more, which writes the shards: "
-                f"{_loop(every, found.n_shares)}"
-            )
-        return "run the same command with --finish in place of --share"
+        return _next_share(found)
     if found.holders:
         return "wait: it is being worked on"
     what = "reshard or merge" if "manifests" in found.asked else "pack"
     what = "pack --append" if ADDS_TO in found.asked else what
     return f"run the same {what} command again: it goes on with what is left"
+
+
+def _next_share(found: Status) -> str:
+    """What to run now of a pack in shares, and whom to wait for."""
+    n, busy = found.n_shares, list(map(str, found.at_work))
+    again = (
+        "run the same command for every share once more, which writes the shards: "
+        f"{_loop([f'$(seq {n})'], n)}"
+    )
+    finish = "run the same command with --finish in place of --share"
+    # Those that are left; every one when all cells are packed, and no share has gone on to its shards.
+    left = found.shares if found.shares or found.shards is not None else range(1, n + 1)
+    free = [str(i) for i in left if i not in found.at_work]
+    if not busy:
+        if not found.shares:
+            return again if found.shards is None else finish
+        return _run("that is left", free, n)
+    if len(busy) == 1:
+        told = f"wait for share {busy[0]}, which is being done"
+    else:
+        some = all_of(busy) if len(busy) <= _MOST else first_and_rest(busy, _MOST)
+        told = f"wait for shares {some}, which are being done"
+    if free:
+        return f"{told}; {_run('that nobody does, unless it is queued', free, n)}"
+    return f"{told}; then {again if found.shards is None else finish}"
+
+
+def _run(which: str, shares: Sequence[str], n: int) -> str:
+    """To run the same command for some shares."""
+    if len(shares) > _MOST:
+        many = f"{len(shares):,} of {n:,} (--share I/{n})"
+        return f"run the same command for each share {which}, {many}: {first_of(shares, _MOST)}"
+    return f"run the same command for each share {which}: {_loop(shares, n)}"
 
 
 def _loop(shares: Sequence[str], n: int) -> str:

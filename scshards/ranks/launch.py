@@ -15,6 +15,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from scshards.base.errors import ConfigError
+from scshards.base.text import all_of
 
 _OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 _MEETING = ("MASTER_ADDR", "MASTER_PORT")
@@ -67,7 +68,7 @@ def place() -> Place:
     missing = [name for name in needed if not os.environ.get(name)]
     if missing:
         raise ConfigError(
-            f"{_and(given)} {'is' if len(given) == 1 else 'are'} set, and {_and(missing)} "
+            f"{all_of(given)} {'is' if len(given) == 1 else 'are'} set, and {all_of(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not",
             where="the environment",
             advice="start several processes with torchrun, which sets them all; for one process, unset "
@@ -137,7 +138,3 @@ def _number(name: str, default: int | None = None) -> int:
             advice=f"unset it, or start the processes with torchrun, which sets {name}",
         )
     return int(text)
-
-
-def _and(names: list[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

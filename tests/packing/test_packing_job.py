@@ -23,7 +23,7 @@ from test_packing_executors import dask_cluster, until
 
 from scshards import PackOptions
 from scshards.base.errors import ConfigError, OutputExistsError, StorageError, ValueKindError
-from scshards.base.locks import LOCK, Lease, locked
+from scshards.base.locks import LOCK, Lease, locked, locked_name, names_held
 from scshards.base.storage import Storage
 from scshards.packing.decide import Decision
 from scshards.packing.job import Job
@@ -516,6 +516,27 @@ def test_a_lease_on_a_bucket(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not storage.list("held")
         with pytest.raises(OutputExistsError, match="did not answer"):
             lease.check()
+
+
+def test_who_asks_for_locked_names_refuses_nobody(tmp_path: Path) -> None:
+    ended, seen = threading.Event(), set()
+
+    def ask() -> None:
+        while not ended.is_set():
+            seen.update(names_held(tmp_path))
+
+    assert names_held(tmp_path / "absent") == {} == names_held(tmp_path)
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        for _ in range(300):
+            with locked_name(tmp_path, "a"), locked_name(tmp_path, "b"):
+                held = names_held(tmp_path)
+            assert list(held) == ["a", "b"] and str(os.getpid()) in held["a"]
+    finally:
+        ended.set()
+        thread.join()
+    assert seen <= {"a", "b"} and names_held(tmp_path) == {}
 
 
 def test_of_leases_that_begin_at_once_one_is_held(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:

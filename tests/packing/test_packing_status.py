@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,11 @@ from pack_support import counts, quiet_pack, tree_sums, vocab_of, write
 from test_packing_executors import until
 
 from scshards import PackOptions
+from scshards.base.errors import OutputExistsError
+from scshards.cli.pack import command as pack_command
 from scshards.cli.status import command
 from scshards.packing import marks, phases, refusals
-from scshards.packing.pack import append, pack_share
+from scshards.packing.pack import append, pack, pack_share
 from scshards.packing.status import Status, status
 
 OPTIONS: dict[str, Any] = {"cells_per_shard": 9, "valid_fraction": 0.3}
@@ -125,6 +130,138 @@ def test_shares(files: list[Path], tmp_path: Path) -> None:
     found = looked_at(root)
     assert not found.shares and not found.missing and found.shards == found.shards_done
     assert found.next == "run the same command with --finish in place of --share"
+
+
+def done_at_the_same_time(
+    call: Callable[[int], Status],
+    monkeypatch: pytest.MonkeyPatch,
+    first: int,
+    then: Callable[[], None],
+) -> Status:
+    """Do a share, and something else while it packs its first slice."""
+    real, calls = phases.perform, [then]
+
+    def beside(work: Any) -> Any:
+        if calls:
+            calls.pop()()
+        return real(work)
+
+    with monkeypatch.context() as m:
+        m.setattr(phases, "perform", beside)
+        found = call(first)
+    assert not calls, "the share has packed something"
+    return found
+
+
+@pytest.mark.parametrize("where", ["disk", "store"])
+def test_shares_at_the_same_time(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    root = str(tmp_path / "out") if where == "disk" else f"memory://{tmp_path.name}/out"
+    scratch = str(tmp_path / "scratch") if where == "store" else None
+    options = PackOptions(workers=1, scratch=scratch, **OPTIONS)
+    me = f"process {os.getpid()} on {socket.gethostname()}"
+    loop = "for I in {}; do scshards pack ... --share $I/3; done".format
+    once_more = "run the same command for every share once more, which writes the shards: "
+
+    def share(i: int) -> Status:
+        return pack_share(files, root, vocab_of(6), options, False, share=(i, 3))
+
+    def others() -> None:
+        found = share(3)
+        assert found.at_work == {2: me} and list(found.shares) == [1, 2]
+        assert f"{me} (share 2/3)" in found.holders
+        assert found.next == (
+            "wait for share 2, which is being done; run the same command for each share that nobody "
+            f"does, unless it is queued: {loop(1)}"
+        )
+        with pytest.raises(OutputExistsError) as caught:
+            share(2)
+        refused = str(caught.value)
+        assert (
+            f"share 2/3 is being done already: another process is writing there ({me})" in refused
+        )
+        assert f"where: {root}" in refused
+        assert "to do: wait until it has ended, or do another share" in refused
+        done_at_the_same_time(share, monkeypatch, 1, two_at_work)
+        found = status(root, scratch)
+        assert found.next == (
+            f"wait for share 2, which is being done; then {once_more}{loop('$(seq 3)')}"
+        )
+
+    def two_at_work() -> None:
+        found = status(root, scratch)
+        assert list(found.at_work) == [1, 2]
+        assert found.next == (
+            f"wait for shares 1 and 2, which are being done; then {once_more}{loop('$(seq 3)')}"
+        )
+
+    found = done_at_the_same_time(share, monkeypatch, 2, others)
+    assert found.at_work == {} and found.shards_done > 0, "the last one of pass 1 writes its shards"
+    assert found.next == f"run the same command for each share that is left: {loop('1 3')}"
+
+    def last() -> None:
+        assert share(1).next == (
+            "wait for share 3, which is being done; then run the same command with --finish in place "
+            "of --share"
+        )
+
+    found = done_at_the_same_time(share, monkeypatch, 3, last)
+    assert found.next == "run the same command with --finish in place of --share"
+    pack(files, root, vocab_of(6), options, False, finish=True)
+    assert status(root, scratch).manifest is not None
+
+
+def test_a_share_that_was_killed_is_done_by_nobody(files: list[Path], tmp_path: Path) -> None:
+    root = tmp_path / "out"
+    (tmp_path / "v.json").write_bytes(vocab_of(6).to_json())
+    program = (
+        "import sys, time; from scshards.packing import phases, plan; from scshards.cli import main\n"
+        "def perform(work):\n"
+        "    open(sys.argv[1], 'w').close()\n"
+        "    time.sleep(600)\n"
+        "plan.TASK_ROWS, phases.perform = 11, perform\n"
+        "main(sys.argv[2:])"
+    )
+    args = ["pack", *map(str, files), "-o", str(root), "--vocab", str(tmp_path / "v.json")]
+    line = [sys.executable, "-c", program, str(tmp_path / "begun"), *args]
+    line += ["--cells-per-shard", "9", "--valid-fraction", "0.3"]
+    process = subprocess.Popen([*line, "--share", "2/3"], stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: (tmp_path / "begun").exists())
+        assert status(root).at_work == {2: f"process {process.pid} on {socket.gethostname()}"}
+        assert looked_at(root).next.startswith("wait for share 2, which is being done; run ")
+        assert "(share 2/3)\nnext: wait for share 2" in text(root)
+    finally:
+        process.kill()
+        process.wait()
+    found = status(root)
+    assert not found.at_work and not found.holders and "wait" not in found.next
+    options = PackOptions(workers=1, **OPTIONS)
+    done = pack_share(files, root, vocab_of(6), options, False, share=(2, 3))
+    assert list(done.shares) == [1, 3]
+
+
+def test_a_share_with_nothing_to_do_says_so_in_a_line(files: list[Path], tmp_path: Path) -> None:
+    root, v = tmp_path / "out", tmp_path / "v.json"
+    v.write_bytes(vocab_of(6).to_json())
+    args = [*map(str, files), "-o", str(root), "--vocab", str(v), "--cells-per-shard", "9"]
+    yet = f"the whole is not finished yet: {root}"
+
+    def share(which: str) -> list[str]:
+        line = [*args, "--no-progress", "--share", which]
+        result = CliRunner().invoke(pack_command, line, catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout.splitlines()
+
+    assert share("1/20")[0] == f"share 1/20 is done for this round; {yet}"
+    first, then = share("1/20")
+    assert first == f"share 1/20 has nothing to do in this round: its part is done; {yet}"
+    assert then.startswith("next: run the same command for each share that is left: for I in 2 ")
+    first, _ = share("20/20")
+    assert first == (
+        f"share 20/20 has nothing to do in this round: none of the 12 slices falls to it; {yet}"
+    )
 
 
 def test_an_addition(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from scshards.base.errors import StateError
 from scshards.shards.manifest import Manifest, SourceInfo
+from scshards.shards.mending import index_again
 from scshards.shards.shardlist import ShardList
 
 _NAMED = 20
@@ -47,6 +48,13 @@ def another_set(shards: ShardList, fingerprint: str, run: str = "RUN") -> StateE
     """
     if shards.fingerprint() == fingerprint:
         return None
+    if shards.left_out:
+        bad = shards.storage(min(shards.left_out)).at("")
+        return StateError(
+            "the state was taken with other shards: some are left out here, whose indexes are bad",
+            where=bad,
+            advice=index_again(bad),
+        )
     root = shards.name()
     if len(shards.shardsets) > 1:  # no run has several
         return StateError(

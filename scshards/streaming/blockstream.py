@@ -19,7 +19,6 @@ from scshards.base.threads import Jobs, Stop
 from scshards.cells.tokenizer import ValueKind
 from scshards.shards.before import another_set
 from scshards.shards.manifest import LabelInfo, SourceInfo
-from scshards.shards.mending import index_again
 from scshards.shards.shardlist import ShardList
 from scshards.streaming.mix.blocks import Block, EpochReader
 from scshards.streaming.mix.store import CellStores
@@ -415,30 +414,17 @@ class BlockStream:
         if is_same_version and (unknown := sorted(set(state) - set(known))):
             raise _unknown(unknown)
         for name, own in self._asked.items():
-            if state.get(name) != own:
-                if name == "fingerprint":
-                    if state.get("split") == self._asked["split"]:
-                        raise self._of_another_set(str(state.get(name)))
-                    continue  # the split is what differs
+            if name == "fingerprint":
+                if state.get("split") != self._asked["split"]:
+                    continue  # that is what differs
+                if error := another_set(self._shards, str(state.get(name))):
+                    raise error
+            elif state.get(name) != own:
                 raise StateError(
                     f"the state has another {_difference(name, state.get(name), own)}",
                     where=self._shards.name(),
                     advice="make the loader as it was made when the state was taken",
                 )
-
-    def _of_another_set(self, fingerprint: str) -> StateError:
-        """What is said where the shards are not those that a state was taken on."""
-        shards = self._shards
-        if shards.left_out:
-            bad = shards.storage(min(shards.left_out)).at("")
-            return StateError(
-                "the state was taken with other shards: some are left out here, whose indexes are bad",
-                where=bad,
-                advice=index_again(bad),
-            )
-        error = another_set(shards, fingerprint)
-        assert error is not None
-        return error
 
 
 class Pass(Iterator[Made]):

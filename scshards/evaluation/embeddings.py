@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from scshards.evaluation.integration import (
     CLASS_SCORES,
     DOMAIN_SCORE,
+    leading_components,
     most_variable,
     need_sklearn,
-    principal_components,
     scores,
 )
 from scshards.ranks.ranks import Ranks
@@ -149,7 +149,7 @@ class IntegrationMetrics:
         keys, codes = keys[order], codes[order]
         cells = np.searchsorted(keys, of_cell)
         best = most_variable(cells, genes, values, len(keys))
-        own = self._scores(principal_components(best), codes)
+        own = self._scores(leading_components(best), codes)
         return {f"pca_{name}": value for name, value in own.items()}
 
     def _codes(self, batch: Any) -> NDArray[np.int64]:

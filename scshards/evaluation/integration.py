@@ -98,7 +98,7 @@ def most_variable(
     return dense
 
 
-def principal_components(values_NG: NDArray[np.floating]) -> NDArray[np.float64]:
+def leading_components(values_NG: NDArray[np.floating]) -> NDArray[np.float64]:
     """The first (at most) 50 principal components of [cells, genes], centred, not scaled."""
     from sklearn.decomposition import PCA
 

@@ -114,7 +114,7 @@ def _draw(
     save(figure, output)
 
 
-def principal_components(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def first_two_components(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Each row's first two principal components, float64 [N, 2], and their shares of the variance.
 
     By the singular values of the D x D scatter matrix, so that any number of cells will do. Signs
@@ -135,7 +135,7 @@ def _embedding(ax: Any, path: str, column: str | None, layout: str | None) -> No
     if layout is not None:
         xy, axes = x, (f"{layout} 1", f"{layout} 2")
     else:
-        xy, share = principal_components(x)
+        xy, share = first_two_components(x)
         axes = f"PC 1 ({100 * share[0]:.0f}% of the variance)", f"PC 2 ({100 * share[1]:.0f}%)"
     size = float(np.clip(6000 / max(len(xy), 1), 2, 26))
     dots: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.85, "rasterized": True}

@@ -10,9 +10,9 @@ import pytest
 from scshards.base.errors import ConfigError
 from scshards.evaluation.integration import (
     ks,
+    leading_components,
     most_variable,
     need_sklearn,
-    principal_components,
     scores,
 )
 
@@ -88,7 +88,7 @@ def test_the_genes_of_highest_variance_as_a_matrix():
 
 def test_principal_components_are_those_of_the_singular_values():
     x = np.random.default_rng(4).normal(size=(30, 8)) * np.arange(1, 9)
-    found = principal_components(x)
+    found = leading_components(x)
     centred = x - x.mean(axis=0)
     u, s, _ = np.linalg.svd(centred, full_matrices=False)
     np.testing.assert_allclose(np.abs(found), np.abs(u * s), atol=1e-9)

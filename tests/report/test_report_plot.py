@@ -12,7 +12,7 @@ import pytest
 from scshards.base.errors import ConfigError, SourceError
 from scshards.base.pictures import pyplot
 from scshards.report.curves import Curves, draw, panels
-from scshards.report.plot import plot, principal_components
+from scshards.report.plot import first_two_components, plot
 from scshards.training.config import TrainConfig
 from scshards.training.log.metrics import MetricsLog, read_metrics
 from scshards.training.save.folder import RunFolder
@@ -239,7 +239,7 @@ def test_without_matplotlib_the_extra_is_named(run, tmp_path, monkeypatch):
 def test_principal_components_are_those_of_the_covariance():
     rng = np.random.default_rng(1)
     x = rng.normal(size=(200, 5)) * [1, 5, 2, 0.5, 3] + 7
-    xy, share = principal_components(x)
+    xy, share = first_two_components(x)
     values, vectors = np.linalg.eigh(np.cov(x.T))
     top = values[::-1][:2]
     np.testing.assert_allclose(xy.var(axis=0, ddof=1), top, rtol=1e-9)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scshards.base import seeds
 from scshards.base.progress import counted
 from scshards.report.page.figures import Figure, Row, columns
-from scshards.report.plot import KEY, principal_components, read_cells
+from scshards.report.plot import KEY, first_two_components, read_cells
 
 MOST_CELLS, MOST_LABELS, MOST_CATEGORIES = 1500, 8, 9
 """Points, labels to choose from, and categories with a colour; the smaller ones share one."""
@@ -62,7 +62,7 @@ def read_cloud(path: str, layout: str | None) -> Cloud:
 
 def of_vectors(title: str, vectors: NDArray[Any], labels: Mapping[str, NDArray[Any]]) -> Cloud:
     """The first two principal components of embeddings."""
-    at, share = principal_components(vectors)
+    at, share = first_two_components(vectors)
     axes = f"PC 1 ({share[0]:.0%} of the variance)", f"PC 2 ({share[1]:.0%})"
     return Cloud(title=title, at=at, axes=axes, labels=labels)
 

@@ -249,7 +249,8 @@ def write_folder(
     torch.save(state, data)
     storage.write(ARGS, json.dumps(args, indent=2).encode())
     storage.write(VOCAB, json.dumps(dict(sorted(vocab.items(), key=lambda x: x[1]))).encode())
-    storage.write(WEIGHTS, data.getbuffer())
+    # Not getbuffer(): Python 3.12.1 dies where a view of a BytesIO is in the garbage of an error.
+    storage.write(WEIGHTS, data.getvalue())
 
 
 def _config(folder: ScgptFolder) -> tuple[ModelConfig, dict[str, Tensor]]:

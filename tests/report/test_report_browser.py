@@ -110,6 +110,27 @@ def test_nothing_is_wider_than_the_page(tab):
     assert beyond == []
 
 
+def test_a_large_figure_stands_in_one_line(tab):
+    """As wide as those of an atlas, all of them at once; afterwards they are as they were."""
+    found = tab.run(
+        """(() => {
+          const all = [...document.querySelectorAll('.tiles dd')], texts = all.map((d) => d.textContent);
+          const height = document.createElement('dd');
+          height.textContent = '1';
+          all[0].parentNode.append(height);
+          const line = height.getBoundingClientRect().height;
+          height.remove();
+          all.forEach((d) => { d.textContent = '100,003,826'; });
+          const broken = all.filter((d) => d.getBoundingClientRect().height > line + 1).length;
+          const out = all.filter((d) => d.scrollWidth > d.clientWidth + 1).length;
+          const page = document.documentElement.scrollWidth <= window.innerWidth;
+          all.forEach((d, i) => { d.textContent = texts[i]; });
+          return [all.length, broken, out, page];
+        })()"""
+    )
+    assert found[0] > 6 and found[1:] == [0, 0, True]
+
+
 def test_nothing_is_asked_of_a_network(tab):
     asked = {e["request"]["url"].split(":")[0] for e in tab.events("Network.requestWillBeSent")}
     assert asked <= {"file", "data"}

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from scshards.packing.verify.whole import verify as verify
     from scshards.shards.members import Cell as Cell
     from scshards.shards.members import decode_cell as decode_cell
+    from scshards.shards.shardset import NamedCell as NamedCell
     from scshards.shards.shardset import ShardSet as ShardSet
     from scshards.sources.vocabulary import build_vocab as build_vocab
     from scshards.streaming.collate.counts import CountsBatch as CountsBatch
@@ -55,6 +56,7 @@ _HOME = {
     "CountsBatch": "streaming.collate.counts",
     "ExportOptions": "exporting.options",
     "GenerateBatch": "cells.batch",
+    "NamedCell": "shards.shardset",
     "PackOptions": "packing.options",
     "PackPlan": "packing.dry_run",
     "PackedBatch": "cells.batch",

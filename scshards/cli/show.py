@@ -108,12 +108,15 @@ def _batch(root: str, split: str, cells: int, storage_options: Any) -> Result:
     names = ("genes", "values", "targets", "is_masked", "is_pad", "key", "weight")
     arrays = {name: getattr(batch, name) for name in names}
     arrays |= {f"labels[{name!r}]": values for name, values in batch.labels.items()}
+    words = {"key": batch.cell_keys[:5]} | {
+        f"labels[{name!r}]": batch.labels.text(name)[:5] for name in batch.labels.categories
+    }
     rows = [
         (
             name,
             " x ".join(map(str, a.shape)),
             str(a.dtype).removeprefix("torch."),
-            " ".join(_shown(v) for v in a.flatten()[:5].tolist()),
+            ", ".join(_shown(v) for v in words.get(name, a.flatten()[:5].tolist())),
         )
         for name, a in arrays.items()
     ]

@@ -488,6 +488,8 @@ class Phases:
         sizes = {w.mark: cells(w.task) for w in works}
         missing = [w for w in works if not Path(w.mark).exists()]
         self.own, self.did = self.own + len(works), self.did + len(missing)
+        if not works:
+            return
         total = sum(sizes.values())
         done = total - sum(sizes[w.mark] for w in missing)
         with Progress(label, total, "cells", shown=self.shown, initial=done) as bar:

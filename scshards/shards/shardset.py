@@ -75,6 +75,11 @@ class ShardSet:
     storage_options
         Passed to the file system.
 
+    Attributes
+    ----------
+    manifest
+        What there is: `manifest.splits`, `manifest.cells(split)`, `manifest.labels`, `manifest.sources`.
+
     Raises
     ------
     StorageError
@@ -191,14 +196,15 @@ class ShardSet:
             " says how many, and why"
         )
 
-    def cells(self, split: str, n: int) -> Iterator[NamedCell]:
-        """The first `n` cells of a split, in the order of its shards."""
+    def cells(self, split: str, n: int | None = None) -> Iterator[NamedCell]:
+        """The first `n` cells of a split, or all of them, in the order of its shards."""
+        left = self.manifest.cells(split) if n is None else n
         for shard in self.shards(split):
-            if n <= 0:
+            if left <= 0:
                 return
-            taken = np.arange(min(n, shard.cells))
+            taken = np.arange(min(left, shard.cells))
             yield from self._cells(split, shard, self._places(shard), taken)
-            n -= len(taken)
+            left -= len(taken)
 
     def _places(self, shard: ShardInfo) -> dict[str, NDArray[Any]]:
         """What `_cells` needs of an index."""

@@ -74,7 +74,8 @@ def warmup(settings: OptimSettings, total_steps: int) -> int:
         raise ConfigError(
             f"a warm-up of {settings.warmup_steps} steps is longer than the run ({total_steps})",
             where="optim.warmup_steps",
-            advice="give fewer, or leave it out for 3% of the run",
+            advice="give fewer, such as --set optim.warmup_steps=0; where no config has a number, it is "
+            "3% of the run",
         )
     return settings.warmup_steps
 

@@ -63,6 +63,11 @@ def test_a_batch_is_the_loaders(known: Known) -> None:
     batch: Any = next(iter(loader))
     shape = " x ".join(map(str, batch.genes.shape))
     assert re.search(rf"^genes +{shape} +int32 ", text, re.M)
+    assert re.search(rf"^key +3 +int64 +{', '.join(batch.cell_keys)}$", text, re.M)
+    assert batch.labels.categories
+    for name in batch.labels.categories:
+        texts = re.escape(", ".join(batch.labels.text(name)))
+        assert re.search(rf"^labels\['{name}'\] +3 +\w+ +{texts}$", text, re.M)
     for row, key in enumerate(batch.cell_keys):
         block = text.split(f"\n{key}: ")[1].split("\n\n")[0]
         n = int((~batch.is_pad[row]).sum())

@@ -12,6 +12,7 @@ import io
 import json
 import re
 import shutil
+import tempfile
 import tomllib
 from collections import Counter
 from pathlib import Path, PurePosixPath
@@ -137,6 +138,7 @@ def test_a_notebook_shows_what_its_cells_do(
 
     assert notebook.stat().st_size < 400_000, "it is to be read"
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(plt, "show", lambda: None)
     names: dict[str, Any] = {"__name__": "notebook"}
     cells = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]

@@ -36,7 +36,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 LOCK = "lock"
+
 """The name of the file that the lock of a folder is."""
+
+UNSURE = ", if it still runs"
+"""Behind a holder on another host, who can't be looked at."""
 
 BEAT_S = 10.0
 """How often a lease is rewritten; one that was not for WATCH_S is no longer held."""
@@ -134,7 +138,7 @@ def holders(path: Path) -> list[str]:
         if line[1] == "FLOCK" and line[5].rpartition(":")[2] == str(inode)
     }
     if not found and written and not written.endswith(f" on {here}"):
-        return [f"{written}, if it still runs"]
+        return [f"{written}{UNSURE}"]
     return sorted(found)
 
 
@@ -144,7 +148,7 @@ def claims(storage: Storage, prefix: str) -> list[str]:
     for path in storage.list(prefix):
         claim = _claim(storage, path)
         if claim is not None and (claim.get("host") != _host() or _runs(claim.get("pid"))):
-            sure = "" if claim.get("host") == _host() else ", if it still runs"
+            sure = "" if claim.get("host") == _host() else UNSURE
             found.append(f"{claim.get('holder')}{sure}")
     return found
 

@@ -15,9 +15,6 @@ from scshards.cli.options import option, store_options
 if TYPE_CHECKING:
     from scshards.packing.status import Status
 
-MOST = 20
-"""So many shares, or tasks that are missing, are named."""
-
 
 @click.command("status", cls=Command)
 @click.argument("root")
@@ -40,6 +37,8 @@ def progress_of(found: Status, share: tuple[int, int] | None = None) -> Result:
 
 
 def _parts(found: Status, share: tuple[int, int] | None) -> list[str | Table]:
+    from scshards.packing.status import MOST
+
     first = []
     if found.manifest is not None:
         splits = found.manifest.splits

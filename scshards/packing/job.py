@@ -116,7 +116,7 @@ class Job:
         self.folder = folder_of(self.storage, options.scratch)
         self._asked = {"scshards": __version__, **asked}
         self._base, self._restart = base, restart
-        self._share, self._shared, self._begun_only = share, share is not None, begun_only
+        self._share, self._begun_only = share, begun_only
         self._lease: Lease | None = None
         self.is_worthless = self.has_surveys = False
 
@@ -136,9 +136,14 @@ class Job:
         else:
             found = locks.holders(root / FOLDER / LOCK)
         shares = locks.names_held(self.folder / AT_WORK)
-        known = {*shares.values(), *(f"{who}, if it still runs" for who in shares.values())}
+        known = {*shares.values(), *(f"{who}{locks.UNSURE}" for who in shares.values())}
         told = (f"{who} (share {_shown(name)})" for name, who in shares.items())
         return (*told, *(who for who in found if who not in known))
+
+    @property
+    def _is_shared(self) -> bool:
+        """Whether other processes work on the same job at the same time."""
+        return self._share is not None
 
     def at_work(self, n: int) -> dict[int, str]:
         """{number, from 1: who does it, in words} of n shares, those that are being done."""
@@ -249,9 +254,9 @@ class Job:
             for folder in self._folders:
                 self._make(folder)
             lock, at = self._folders[-1] / LOCK, self.storage.at("")
-            self._locks.enter_context(locked(lock, shared=self._shared, at=at))
+            self._locks.enter_context(locked(lock, shared=self._is_shared, at=at))
             if root is None:
-                job = self.request(()) if self._shared else None
+                job = self.request(()) if self._is_shared else None
                 self._lease = self._locks.enter_context(Lease(self.storage, FOLDER, job=job))
             try:
                 # What was looked at before it was locked may be another now.
@@ -267,7 +272,7 @@ class Job:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        keep = self._shared or self._is_worth_keeping(error)
+        keep = self._is_shared or self._is_worth_keeping(error)
         if error is not None and not keep:
             with contextlib.suppress(StorageError):
                 self._remove_made()
@@ -359,7 +364,7 @@ class Job:
             )
         # A job that was not about this manifest had published it, and was killed before it was gone.
         is_over = self._base is not None and found and found.get(ADDS_TO) != self._asked[ADDS_TO]
-        is_begun = self.has_plan or self._shared or self._begun_only
+        is_begun = self.has_plan or self._is_shared or self._begun_only
         is_another = found is not None and found != self._asked
         if is_another and is_begun and not is_over and not self._restart:
             raise OutputExistsError(

@@ -27,8 +27,8 @@ from scshards.shards.manifest import VOCAB, Manifest
 from scshards.shards.shardset import shards_there
 from scshards.shards.spill import CELLS
 
-_MOST = 20
-"""So many shares are named."""
+MOST = 20
+"""So many shares, or tasks that are missing, are named."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -209,7 +209,7 @@ def _next_share(found: Status) -> str:
     if len(busy) == 1:
         told = f"wait for share {busy[0]}, which is being done"
     else:
-        some = all_of(busy) if len(busy) <= _MOST else first_and_rest(busy, _MOST)
+        some = all_of(busy) if len(busy) <= MOST else first_and_rest(busy, MOST)
         told = f"wait for shares {some}, which are being done"
     if free:
         return f"{told}; {_run('that nobody does, unless it is queued', free, n)}"
@@ -218,9 +218,9 @@ def _next_share(found: Status) -> str:
 
 def _run(which: str, shares: Sequence[str], n: int) -> str:
     """To run the same command for some shares."""
-    if len(shares) > _MOST:
+    if len(shares) > MOST:
         many = f"{len(shares):,} of {n:,} (--share I/{n})"
-        return f"run the same command for each share {which}, {many}: {first_of(shares, _MOST)}"
+        return f"run the same command for each share {which}, {many}: {first_of(shares, MOST)}"
     return f"run the same command for each share {which}: {_loop(shares, n)}"
 
 

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 LOCK = "lock"
-
 """The name of the file that the lock of a folder is."""
 
 UNSURE = ", if it still runs"
